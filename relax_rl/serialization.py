@@ -1,0 +1,149 @@
+"""State on disk: one safetensors file per state, JSON for what is not a tensor, nothing that can execute code.
+
+A file written here is a plain safetensors file. Its metadata carries the JSON of the rest of the state, a format
+version and a SHA-256 over both, so that damage is told from data. The digest is no signature: it guards against
+truncated and corrupted files, not against someone who rewrites it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relax_rl.errors import CheckpointError, RelaxRLError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["FORMAT_VERSION", "load_state", "save_state", "write_bytes_atomic", "write_text_atomic"]
+
+FORMAT = "relax_rl"
+FORMAT_VERSION = 1
+
+
+def save_state(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON-able state into one safetensors file, atomically.
+
+    Args:
+        path: the file; its folder must exist.
+        tensors: any dtypes, shapes and devices; they are stored as contiguous copies on the CPU.
+        state: nested dicts, lists, strings, numbers, booleans and None. Tuples come back as lists.
+
+    Raises:
+        TypeError: `state` holds something JSON has no word for, such as an array.
+        RelaxRLError: the file cannot be written.
+    """
+    from safetensors.torch import save
+
+    text = json.dumps(dict(state), sort_keys=True)
+    # A fresh copy each: safetensors refuses tensors that share memory, as tied weights do.
+    arrays = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    metadata = {
+        "format": FORMAT,
+        "version": str(FORMAT_VERSION),
+        "state": text,
+        "sha256": _digest(arrays, text),
+    }
+    write_bytes_atomic(path, save(arrays, metadata=metadata))
+
+
+def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what `save_state` wrote: `(tensors on the CPU, state)`.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, truncated, altered, or of a newer format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint {path} does not exist") from None
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
+    metadata = _metadata(path, data)
+    try:
+        tensors = load(data)
+        state = json.loads(metadata["state"])
+    except (SafetensorError, KeyError, ValueError, RecursionError):
+        raise CheckpointError(f"checkpoint {path} is damaged: its content does not fit its header") from None
+    if _digest(tensors, metadata["state"]) != metadata.get("sha256"):
+        raise CheckpointError(f"checkpoint {path} is damaged: its checksum does not match its content")
+    if not isinstance(state, dict):
+        raise CheckpointError(f"checkpoint {path} is damaged: its state is not a JSON object")
+    return tensors, state
+
+
+def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
+    """Write a UTF-8 text file so that a reader sees either the old file or the whole new one.
+
+    Raises:
+        RelaxRLError: the file cannot be written.
+    """
+    write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file so that a reader, or a crash in the middle, sees either the old file or the whole new one.
+
+    Raises:
+        RelaxRLError: the file cannot be written (no such folder, no permission, disk full).
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # the new name must never point at blocks that are not on disk yet
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise RelaxRLError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _metadata(path: str | os.PathLike[str], data: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file, read without trusting any number in it."""
+    try:
+        (size,) = struct.unpack_from("<Q", data)
+        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+        if metadata.get("format") != FORMAT:
+            raise CheckpointError(f"{path} is not a relax_rl checkpoint")
+        version = int(metadata.get("version", ""))
+    except (struct.error, ValueError, AttributeError, OverflowError, RecursionError):
+        raise CheckpointError(f"checkpoint {path} is damaged or not a checkpoint: its header cannot be read") from None
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"checkpoint {path} has format {version}, this relax_rl reads up to {FORMAT_VERSION}; update relax_rl"
+        )
+    return {str(key): str(value) for key, value in metadata.items()}
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
+    """SHA-256 over the JSON text and every tensor's name, dtype, shape and bytes, in the order of the names."""
+    import torch
+
+    digest = hashlib.sha256()
+    _update(digest, text.encode("utf-8"))
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        _update(digest, f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # Bytes through uint8: numpy knows no bfloat16.
+        _update(digest, tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _update(digest: hashlib._Hash, data: bytes | memoryview) -> None:
+    """Feed one field; its length goes first, so that no two sequences of fields read the same."""
+    digest.update(struct.pack("<Q", len(data)))
+    digest.update(data)

@@ -1,0 +1,58 @@
+"""relax_rl: reinforcement-learning agents with low-variance, unbiased policy gradients (RELAX, LAX, A2C, REINFORCE).
+
+The public names are imported when they are first used, so that importing the package stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Reinforce
+    from relax_rl.config import AgentConfig, EnvConfig, RunConfig, TrainConfig
+    from relax_rl.envs import make_envs
+    from relax_rl.presets import settings_for
+    from relax_rl.training import train
+
+_HOMES = {
+    "A2C": "relax_rl.agents",
+    "LAX": "relax_rl.agents",
+    "RELAX": "relax_rl.agents",
+    "ActorCritic": "relax_rl.agents",
+    "Reinforce": "relax_rl.agents",
+    "AgentConfig": "relax_rl.config",
+    "EnvConfig": "relax_rl.config",
+    "RunConfig": "relax_rl.config",
+    "TrainConfig": "relax_rl.config",
+    "make_envs": "relax_rl.envs",
+    "settings_for": "relax_rl.presets",
+    "train": "relax_rl.training",
+}
+
+__all__ = [
+    "A2C",
+    "LAX",
+    "RELAX",
+    "ActorCritic",
+    "AgentConfig",
+    "EnvConfig",
+    "Reinforce",
+    "RunConfig",
+    "TrainConfig",
+    "make_envs",
+    "settings_for",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

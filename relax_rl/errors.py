@@ -1,0 +1,22 @@
+"""The errors a user can cause, each told in one line."""
+
+__all__ = ["CheckpointError", "RelaxRLError", "SettingsError", "TrainingDiverged"]
+
+
+class RelaxRLError(Exception):
+    """Base of every error that a user can mend: what was wrong, what was expected, what to do.
+
+    The command line prints its message on one line and exits with code 2.
+    """
+
+
+class SettingsError(RelaxRLError, ValueError):
+    """A setting, or a combination of settings, that cannot work (an unknown environment, a negative count, ...)."""
+
+
+class CheckpointError(RelaxRLError):
+    """A checkpoint that is missing, unreadable, tampered with, or made for something else."""
+
+
+class TrainingDiverged(RelaxRLError):
+    """A loss, gradient or parameter stopped being a finite number."""

@@ -1,0 +1,81 @@
+"""Gradients of E[f(b)] at the parameters of a distribution, from tensors alone.
+
+These work for any distribution and any surrogate: the caller brings log p(b) and the controls, each differentiable in
+`params`. Rows are independent examples, so one gradient of a sum gives every row its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["lax_gradient", "reinforce_gradient", "relax_gradient", "score_function"]
+
+
+def score_function(log_prob: Tensor, params: Tensor) -> Tensor:
+    """`[B, P]` dlog p(b) / dparams, a constant; `log_prob` is `[B]` and keeps its graph."""
+    return _gradient(log_prob, params)
+
+
+def reinforce_gradient(value: Tensor, log_prob: Tensor, params: Tensor) -> Tensor:
+    """Score-function estimate (Williams 1992): g = f(b) dlog p(b).
+
+    Args:
+        value: `[B]` f(b), or f(b) minus a baseline that does not depend on b; no gradient flows into it.
+        log_prob: `[B]` log p(b), differentiable in `params`.
+        params: `[B, P]` parameters of the distribution.
+
+    Returns:
+        `[B, P]` the estimate, a constant.
+    """
+    return value.detach()[:, None] * score_function(log_prob, params)
+
+
+def lax_gradient(value: Tensor, log_prob: Tensor, control: Tensor, params: Tensor) -> Tensor:
+    """LAX estimate for a reparameterised b (Grathwohl et al. 2018, section 3).
+
+        g = (f(b) - c(b)) dlog p(b) + dc(b),    b = T(params, noise)
+
+    Unbiased for every c and differentiable in c's own parameters. Cost: one backward pass through c.
+
+    Args:
+        value: `[B]` f(b); no gradient flows into it.
+        log_prob: `[B]` log p(b) with b held constant, differentiable in `params`.
+        control: `[B]` c(b), differentiable in `params` through b = T(params, noise), for the very b that was drawn.
+        params: `[B, P]` parameters of the distribution.
+
+    Returns:
+        `[B, P]` the estimate. The score is constant; c(b) and dc(b) keep their graph.
+    """
+    score = score_function(log_prob, params)
+    pathwise = _gradient(control, params, create_graph=True)
+    return (value.detach() - control)[:, None] * score + pathwise
+
+
+def relax_gradient(
+    value: Tensor, log_prob: Tensor, control: Tensor, conditional_control: Tensor, params: Tensor
+) -> Tensor:
+    """RELAX estimate for a discrete b (Grathwohl et al. 2018, eq. 9).
+
+        g = (f(b) - c(z~)) dlog p(b) + dc(z) - dc(z~),    b = H(z),  z~ ~ p(z | b)
+
+    Unbiased for every c and differentiable in c's own parameters. Cost: one backward pass through c.
+
+    Args:
+        value: `[B]` f(b); no gradient flows into it.
+        log_prob: `[B]` log p(b), differentiable in `params`.
+        control: `[B]` c(z), differentiable in `params` through z.
+        conditional_control: `[B]` c(z~), differentiable in `params` through z~ with b held constant.
+        params: `[B, P]` parameters of the distribution.
+
+    Returns:
+        `[B, P]` the estimate. The score is constant; the controls and their gradients keep their graph.
+    """
+    score = score_function(log_prob, params)
+    pathwise = _gradient(control - conditional_control, params, create_graph=True)
+    return (value.detach() - conditional_control)[:, None] * score + pathwise
+
+
+def _gradient(output: Tensor, params: Tensor, *, create_graph: bool = False) -> Tensor:
+    (gradient,) = torch.autograd.grad(output.sum(), params, create_graph=create_graph, retain_graph=True)
+    return gradient

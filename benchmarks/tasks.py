@@ -1,0 +1,57 @@
+"""What every script here agrees on: the tasks, their thresholds and budgets, the folders, and how files are written."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["AGENT_RESULTS", "PEER_RESULTS", "RESULTS", "TASKS", "WINDOW", "Task", "write_json", "write_text"]
+
+RESULTS = Path(__file__).parent / "results"
+PEER_RESULTS = RESULTS / "peers"
+AGENT_RESULTS = RESULTS / "agents"
+
+WINDOW = 100
+"""Episodes in the mean return that every curve shows; a threshold counts only once this many have finished."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One environment and what is asked of an agent in it."""
+
+    env: str
+    """Gymnasium id."""
+    budget: int
+    """Environment steps, summed over all environments, at which a curve ends at the latest."""
+    threshold: float
+    """Mean raw return of the last `WINDOW` training episodes that is asked for."""
+    within: int
+    """Steps within which the threshold is asked for."""
+    stop_when_reached: bool
+    """Whether a run ends as soon as the threshold is reached."""
+
+
+TASKS: dict[str, Task] = {
+    task.env: task
+    for task in (
+        Task(env="CartPole-v1", budget=500_000, threshold=475.0, within=150_000, stop_when_reached=True),
+        Task(env="InvertedPendulum-v5", budget=300_000, threshold=950.0, within=150_000, stop_when_reached=True),
+        Task(env="LunarLander-v3", budget=1_000_000, threshold=100.0, within=1_000_000, stop_when_reached=False),
+    )
+}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing: a temporary file in the same folder, then a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".tmp")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,314 @@
+"""Observation and action spaces as the networks see them: one array in, one distribution out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from gymnasium import spaces
+
+from relax_rl.errors import SettingsError, TrainingDiverged
+
+__all__ = ["ActionEncoder", "Leaf", "ObservationEncoder"]
+
+ActionKind = Literal["categorical", "multi_categorical", "bernoulli", "gaussian"]
+
+SMALLEST_IMAGE_SIDE = 36
+"""Shortest side that the three convolutions of the Nature CNN (8/4, 4/2, 3/1) leave a pixel of."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One array inside an observation.
+
+    Attributes:
+        name: keys and indices on the way to it, joined by dots ("camera.left"); "obs" if the observation is one array.
+        kind: "image" for what a CNN should see, else "vector".
+        size: numbers it takes up in a flat encoding.
+        shape: `(C, H, W)` of an image, `(size,)` of a vector.
+    """
+
+    name: str
+    kind: Literal["vector", "image"]
+    size: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _LeafEncoder:
+    """How one leaf is found in a batch and written down: images to `[N, C, H, W]`, the rest to `[N, size]`."""
+
+    leaf: Leaf
+    path: tuple[str | int, ...]
+    ndim: int
+    encode: Callable[[np.ndarray], np.ndarray]
+
+    def find(self, observation: Any) -> np.ndarray:
+        for key in self.path:
+            observation = observation[key]
+        return np.asarray(observation)
+
+
+class ObservationEncoder:
+    """Turns a batch of observations of any supported space into one array.
+
+    A single image leaf stays an image, `uint8 [N, C, H, W]`. Everything else becomes `float32 [N, D]`: the leaves in
+    the order of the space, Box flattened, Discrete and MultiDiscrete one-hot, MultiBinary 0/1, images among other
+    leaves as 0..255 in CHW order.
+
+    An image is a uint8 Box whose spatial sides are at least 36: rank 2 (one channel), rank 3 (channels first or last,
+    the shorter of the two ends) or rank 4 (a stack of rank-3 frames, stacked along the channels).
+
+    Args:
+        space: Box, Discrete, MultiDiscrete or MultiBinary, or a Dict or Tuple of these, nested at will.
+
+    Attributes:
+        shape: of one encoded observation, `(C, H, W)` or `(D,)`.
+        dtype: uint8 if `is_image`, else float32.
+        leaves: in encoding order.
+        is_image: True if the only leaf is an image.
+
+    Raises:
+        SettingsError: for any other space, or one without a single number in it.
+    """
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        self.space = space
+        self._encoders = tuple(_leaf_encoder(path, part) for path, part in _walk(space, ()))
+        self.leaves: tuple[Leaf, ...] = tuple(encoder.leaf for encoder in self._encoders)
+        size = sum(leaf.size for leaf in self.leaves)
+        if size == 0:
+            raise SettingsError(f"the observation space {space} holds no numbers; give the agent something to see")
+        self.is_image: bool = len(self.leaves) == 1 and self.leaves[0].kind == "image"
+        self.shape: tuple[int, ...] = self.leaves[0].shape if self.is_image else (size,)
+        self.dtype: np.dtype[Any] = np.dtype(np.uint8 if self.is_image else np.float32)
+
+    def encode(self, batch: Any) -> np.ndarray:
+        """A batch of observations as one array `[N, *shape]` of `dtype`.
+
+        Args:
+            batch: arrays `[N, ...]`, nested like the space, as a vector environment returns them.
+
+        Returns:
+            A new array, or a view of the batch where nothing had to change.
+        """
+        if len(self._encoders) == 1:
+            only = self._encoders[0]
+            encoded = only.encode(only.find(batch))
+            return (
+                encoded if self.is_image else encoded.reshape(len(encoded), *self.shape).astype(np.float32, copy=False)
+            )
+        arrays = [encoder.find(batch) for encoder in self._encoders]
+        out = np.empty((len(arrays[0]), *self.shape), dtype=np.float32)
+        begin = 0
+        for encoder, array in zip(self._encoders, arrays, strict=True):
+            end = begin + encoder.leaf.size
+            out[:, begin:end] = encoder.encode(array).reshape(len(array), encoder.leaf.size)
+            begin = end
+        return out
+
+    def as_batch(self, observation: Any) -> tuple[Any, bool]:
+        """A batch from a single observation or a batch, and whether it was a single one.
+
+        Raises:
+            SettingsError: if the observation fits neither.
+        """
+        first = self._encoders[0]
+        try:
+            array = first.find(observation)
+        except (KeyError, IndexError, TypeError):
+            raise SettingsError(
+                f"an observation has no leaf {first.leaf.name!r}; expected one of {self.space}"
+            ) from None
+        if array.ndim == first.ndim:
+            return _map_leaves(lambda leaf: np.asarray(leaf)[None], self.space, observation), True
+        if array.ndim == first.ndim + 1:
+            return observation, False
+        raise SettingsError(f"an observation has shape {array.shape}; expected one of {self.space}, or a batch of them")
+
+
+class ActionEncoder:
+    """Names the distribution an action space asks for and turns its samples into environment actions.
+
+    Args:
+        space: Discrete, MultiDiscrete, MultiBinary or a Box of floats.
+
+    Attributes:
+        kind: "categorical", "multi_categorical", "bernoulli" or "gaussian".
+        sizes: `(n,)`, the `nvec` flattened, `(bits,)`, `(dims,)`.
+
+    Raises:
+        SettingsError: for any other space.
+    """
+
+    kind: ActionKind
+    sizes: tuple[int, ...]
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        self.space = space
+        self._shape: tuple[int, ...] = space.shape or ()
+        self._start: Any = 0
+        if isinstance(space, spaces.Discrete):
+            self.kind, self.sizes, self._start = "categorical", (int(space.n),), int(space.start)
+            self._limits: Any = int(space.n)
+        elif isinstance(space, spaces.MultiDiscrete):
+            self.kind, self.sizes = "multi_categorical", tuple(int(n) for n in space.nvec.reshape(-1))
+            self._start, self._limits = space.start.reshape(-1), space.nvec.reshape(-1)
+        elif isinstance(space, spaces.MultiBinary):
+            self.kind, self.sizes, self._limits = "bernoulli", (int(np.prod(self._shape)),), 2
+        elif isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+            self.kind, self.sizes = "gaussian", (int(np.prod(self._shape)),)
+            self._low, self._high = space.low.reshape(-1), space.high.reshape(-1)
+        else:
+            raise SettingsError(
+                f"the action space {space} is not supported; expected Discrete, MultiDiscrete, MultiBinary or a Box of floats"
+            )
+        if sum(self.sizes) == 0:
+            raise SettingsError(f"the action space {space} offers no action; expected at least one")
+
+    def require_bounded(self) -> None:
+        """Raises SettingsError unless every action dimension has finite bounds, as squashing needs."""
+        if self.kind != "gaussian":
+            raise SettingsError(f"squash needs a Box action space, not {self.space}; leave it off")
+        if not (np.isfinite(self._low).all() and np.isfinite(self._high).all()):
+            raise SettingsError(f"squash needs finite action bounds, not {self.space}; leave it off")
+
+    def to_env(self, action: np.ndarray, *, squashed: bool = False) -> np.ndarray:
+        """What `env.step` takes, from what the policy sampled.
+
+        Args:
+            action: whole numbers from 0, `[N]` (categorical), `[N, K]` (multi_categorical), `[N, D]` of 0 and 1
+                (bernoulli), or floats `[N, D]` (gaussian).
+            squashed: a gaussian action lies in (-1, 1) and is stretched linearly onto the bounds; otherwise it is
+                clipped to them.
+
+        Returns:
+            `[N, *space.shape]` in the space's dtype, inside the space.
+
+        Raises:
+            TrainingDiverged: if an action is not finite.
+            SettingsError: if it has the wrong shape or lies outside the choices.
+        """
+        action = np.asarray(action)
+        if action.dtype.kind == "f" and not np.isfinite(action).all():
+            raise TrainingDiverged("an action is not a finite number; lower the learning rates")
+        expected = (
+            ()
+            if self.kind == "categorical"
+            else (sum(self.sizes) if self.kind != "multi_categorical" else len(self.sizes),)
+        )
+        if action.shape[1:] != expected or action.ndim == 0:
+            raise SettingsError(f"actions have shape {action.shape}, expected {('N', *expected)}")
+        if self.kind == "gaussian":
+            moved = self._stretch(action) if squashed else action
+            moved = np.clip(moved.astype(self.space.dtype, copy=False), self._low, self._high)
+        else:
+            moved = self._choices(action)
+        return moved.reshape(len(action), *self._shape)
+
+    def _stretch(self, action: np.ndarray) -> np.ndarray:
+        # double precision, since high - low may overflow the space's own
+        low, high = self._low.astype(np.float64), self._high.astype(np.float64)
+        return low + 0.5 * (action.astype(np.float64) + 1.0) * (high - low)
+
+    def _choices(self, action: np.ndarray) -> np.ndarray:
+        whole = action.astype(np.int64, copy=False)
+        if (action.dtype.kind == "f" and (whole != action).any()) or ((whole < 0) | (whole >= self._limits)).any():
+            raise SettingsError(f"an action lies outside the choices of {self.space}; they are counted from 0")
+        return (whole + self._start).astype(self.space.dtype, copy=False)
+
+
+def _walk(space: spaces.Space[Any], path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Every leaf space with the keys that lead to it, in the order of the space."""
+    if isinstance(space, spaces.Dict):
+        for key, part in space.spaces.items():
+            yield from _walk(part, (*path, key))
+    elif isinstance(space, spaces.Tuple):
+        for index, part in enumerate(space.spaces):
+            yield from _walk(part, (*path, index))
+    else:
+        yield path, space
+
+
+def _map_leaves(function: Callable[[Any], np.ndarray], space: spaces.Space[Any], observation: Any) -> Any:
+    if isinstance(space, spaces.Dict) and isinstance(observation, Mapping):
+        return {key: _map_leaves(function, part, observation[key]) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_map_leaves(function, part, observation[i]) for i, part in enumerate(space.spaces))
+    return function(observation)
+
+
+def _leaf_encoder(path: tuple[str | int, ...], space: spaces.Space[Any]) -> _LeafEncoder:
+    name = ".".join(str(key) for key in path) or "obs"
+    shape: tuple[int, ...] = space.shape or ()
+    if isinstance(space, spaces.Box):
+        image = _image_encoder(space)
+        if image is not None:
+            (channels, height, width), encode = image
+            leaf = Leaf(name, "image", channels * height * width, (channels, height, width))
+            return _LeafEncoder(leaf, path, len(shape), encode)
+        size = int(np.prod(shape))
+        return _LeafEncoder(Leaf(name, "vector", size, (size,)), path, len(shape), _as_it_is)
+    if isinstance(space, spaces.MultiBinary):
+        size = int(np.prod(shape))
+        return _LeafEncoder(Leaf(name, "vector", size, (size,)), path, len(shape), _as_it_is)
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        choices = np.atleast_1d(space.n if isinstance(space, spaces.Discrete) else space.nvec).reshape(-1)
+        start = np.broadcast_to(np.reshape(space.start, -1), choices.shape)
+        size = int(choices.sum())
+        return _LeafEncoder(
+            Leaf(name, "vector", size, (size,)), path, len(shape), _one_hot_encoder(name, choices, start)
+        )
+    raise SettingsError(
+        f"the observation {name!r} of space {space} is not supported; "
+        "expected Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of them"
+    )
+
+
+def _as_it_is(batch: np.ndarray) -> np.ndarray:
+    return batch
+
+
+def _one_hot_encoder(name: str, choices: np.ndarray, start: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """`[N]` or `[N, ...]` whole numbers to `[N, sum of choices]`, one block of 0/1 per number."""
+    offsets = np.concatenate(([0], np.cumsum(choices)[:-1]))
+    size = int(choices.sum())
+
+    def encode(batch: np.ndarray) -> np.ndarray:
+        index = batch.reshape(len(batch), len(choices)).astype(np.int64) - start
+        if ((index < 0) | (index >= choices)).any():
+            raise SettingsError(
+                f"the environment's observation {name!r} lies outside its own space; mend the environment"
+            )
+        out = np.zeros((len(batch), size), dtype=np.float32)
+        np.put_along_axis(out, index + offsets, 1.0, axis=1)
+        return out
+
+    return encode
+
+
+def _image_encoder(space: spaces.Box) -> tuple[tuple[int, int, int], Callable[[np.ndarray], np.ndarray]] | None:
+    """Shape `(C, H, W)` and the way `[N, *space.shape]` becomes `[N, C, H, W]`, or None if it is no image."""
+    shape = space.shape
+    if space.dtype != np.uint8 or len(shape) not in (2, 3, 4):
+        return None
+    if len(shape) == 2:
+        height, width = shape
+        frames, channels, last = 1, 1, False
+    else:
+        frames = shape[0] if len(shape) == 4 else 1
+        last = shape[-1] <= shape[-3]
+        height, width = shape[-3:-1] if last else shape[-2:]
+        channels = shape[-1] if last else shape[-3]
+    if min(height, width) < SMALLEST_IMAGE_SIDE or frames * channels == 0:
+        return None
+    chw = (frames * channels, height, width)
+
+    def encode(batch: np.ndarray) -> np.ndarray:
+        if last:
+            batch = np.moveaxis(batch, -1, -3)
+        return batch.reshape(len(batch), *chw)
+
+    return chw, encode

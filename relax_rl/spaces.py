@@ -165,7 +165,8 @@ class ActionEncoder:
             raise SettingsError(
                 f"the action space {space} is not supported; expected Discrete, MultiDiscrete, MultiBinary or a Box of floats"
             )
-        if sum(self.sizes) == 0:
+        self._width = len(self.sizes) if self.kind == "multi_categorical" else sum(self.sizes)
+        if self._width == 0:
             raise SettingsError(f"the action space {space} offers no action; expected at least one")
 
     def require_bounded(self) -> None:
@@ -194,11 +195,7 @@ class ActionEncoder:
         action = np.asarray(action)
         if action.dtype.kind == "f" and not np.isfinite(action).all():
             raise TrainingDiverged("an action is not a finite number; lower the learning rates")
-        expected = (
-            ()
-            if self.kind == "categorical"
-            else (sum(self.sizes) if self.kind != "multi_categorical" else len(self.sizes),)
-        )
+        expected = () if self.kind == "categorical" else (self._width,)
         if action.shape[1:] != expected or action.ndim == 0:
             raise SettingsError(f"actions have shape {action.shape}, expected {('N', *expected)}")
         if self.kind == "gaussian":

@@ -26,7 +26,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from benchmarks.tasks import PEER_RESULTS, TASKS, WINDOW, Task, write_json
+from benchmarks.tasks import PEER_RESULTS, TASKS, WINDOW, Task, file_stem, write_json
 
 if TYPE_CHECKING:
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -225,7 +225,7 @@ def train_peer(peer: Peer, seed: int, path: Path) -> None:
 
 def result_path(peer: Peer, seed: int) -> Path:
     """Where the curve of this peer and seed lies."""
-    return PEER_RESULTS / f"{peer.env}-{peer.algo}-s{seed}.csv"
+    return PEER_RESULTS / f"{file_stem(peer.env, peer.algo, seed)}.csv"
 
 
 def write_settings() -> None:
@@ -237,7 +237,8 @@ def write_settings() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Train Stable-Baselines3 with rl-baselines3-zoo's settings.")
-    parser.add_argument("--envs", nargs="+", choices=list(TASKS), default=list(TASKS), help="environments, in order")
+    envs = list(dict.fromkeys(peer.env for peer in PEERS))
+    parser.add_argument("--envs", nargs="+", choices=envs, default=envs, help="environments, in order")
     parser.add_argument("--algos", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS), help="algorithms")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(10)), help="seeds (default 0 to 9)")
     return parser.parse_args()

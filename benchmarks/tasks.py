@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["AGENT_RESULTS", "PEER_RESULTS", "RESULTS", "TASKS", "WINDOW", "Task", "write_json", "write_text"]
+__all__ = [
+    "AGENT_RESULTS",
+    "PEER_RESULTS",
+    "RESULTS",
+    "TASKS",
+    "WINDOW",
+    "Task",
+    "file_stem",
+    "write_json",
+    "write_text",
+]
 
 RESULTS = Path(__file__).parent / "results"
 PEER_RESULTS = RESULTS / "peers"
@@ -40,8 +50,14 @@ TASKS: dict[str, Task] = {
         Task(env="CartPole-v1", budget=500_000, threshold=475.0, within=150_000, stop_when_reached=True),
         Task(env="InvertedPendulum-v5", budget=300_000, threshold=950.0, within=150_000, stop_when_reached=True),
         Task(env="LunarLander-v3", budget=1_000_000, threshold=100.0, within=1_000_000, stop_when_reached=False),
+        Task(env="ALE/Pong-v5", budget=2_000_000, threshold=0.0, within=2_000_000, stop_when_reached=False),
     )
 }
+
+
+def file_stem(env: str, contestant: str, seed: int) -> str:
+    """Name of the files of one run, such as `CartPole-v1-relax-s0` or `ALE-Pong-v5-a2c-s3`."""
+    return f"{env.replace('/', '-')}-{contestant}-s{seed}"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,8 +16,9 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -141,7 +142,7 @@ def count(*modules: torch.nn.Module) -> int:
     return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
 
 
-def fastest(makers: list[Callable[[], Contestant]], steps: int) -> tuple[Contestant, dict[str, float]]:
+def fastest(makers: Sequence[Callable[[], Contestant]], steps: int) -> tuple[Contestant, dict[str, float]]:
     """The contestant of the fastest options, warmed up, and the speed of every option that was tried."""
     entrants: list[tuple[float, Contestant]] = []
     for make in makers:
@@ -158,12 +159,12 @@ def fastest(makers: list[Callable[[], Contestant]], steps: int) -> tuple[Contest
 def measure(match: Match, rounds: int) -> dict[str, Any]:
     """Train in turns and summarise the speeds and their ratios to the peer."""
     peers = [
-        lambda vec_env=vec_env, threads=threads: make_peer(match, vec_env, threads)
+        partial(make_peer, match, vec_env, threads)
         for vec_env, threads in itertools.product((DummyVecEnv, SubprocVecEnv), THREADS)
     ]
     entrants = [fastest(peers, match.turn)]
     for estimator in match.estimators:
-        agents = [lambda name=estimator, threads=threads: make_agent(match, name, threads) for threads in THREADS]
+        agents = [partial(make_agent, match, estimator, threads) for threads in THREADS]
         entrants.append(fastest(agents, match.turn))
     contestants = [contestant for contestant, _ in entrants]
     speeds: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}

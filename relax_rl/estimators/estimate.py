@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-__all__ = ["Estimate", "variance_loss"]
+__all__ = ["Estimate", "row_variance", "variance_loss"]
 
 
 def variance_loss(grad: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -16,15 +17,30 @@ def variance_loss(grad: Tensor, weight: Tensor | None = None) -> Tensor:
 
     Args:
         grad: `[B, P]` estimates, differentiable in phi.
-        weight: `[B]` weight of each example (0 leaves it out); all equal by default.
+        weight: `[B]` weight of each example, not negative (0 leaves it out); all equal by default. Only their ratios
+            matter.
 
     Returns:
-        A scalar.
+        A scalar; 0 when no example has any weight.
     """
     squared_norm = grad.square().sum(-1)
     if weight is None:
         return squared_norm.mean()
-    return (weight * squared_norm).sum() / weight.sum().clamp(min=1.0)
+    return (weight * squared_norm).sum() / weight.sum().clamp(min=torch.finfo(grad.dtype).tiny)
+
+
+def row_variance(grad: Tensor, weight: Tensor) -> Tensor:
+    """Trace of the covariance of per-example estimates over a batch: mean squared norm less squared norm of the mean.
+
+    Args:
+        grad: `[B, P]` estimates.
+        weight: `[B]` weight of each example.
+
+    Returns:
+        A scalar.
+    """
+    mean = (weight[:, None] * grad).sum(0) / weight.sum().clamp(min=1.0)
+    return variance_loss(grad - mean, weight)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,34 @@
+"""A2C and REINFORCE: the score function with and without a baseline."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from relax_rl.agents.base import ActorCritic
+from relax_rl.agents.batch import Batch
+from relax_rl.estimators import reinforce_gradient
+
+__all__ = ["A2C", "Reinforce"]
+
+
+class A2C(ActorCritic):
+    """Advantage actor-critic (Mnih et al. 2016) with generalised advantage estimation: g = A dlog pi(a | s)."""
+
+    name: ClassVar[str] = "a2c"
+
+    def estimate(self, batch: Batch) -> Tensor:
+        return reinforce_gradient(batch.advantage, batch.dist.log_prob(batch.action), batch.dist.params)
+
+
+class Reinforce(ActorCritic):
+    """REINFORCE (Williams 1992): g = R dlog pi(a | s) with the lambda-return R and no baseline.
+
+    V serves only to bootstrap where a rollout cuts an episode; `gae_lambda=1` gives the observed return up to there.
+    """
+
+    name: ClassVar[str] = "reinforce"
+
+    def estimate(self, batch: Batch) -> Tensor:
+        return reinforce_gradient(batch.return_, batch.dist.log_prob(batch.action), batch.dist.params)

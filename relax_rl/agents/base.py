@@ -1,0 +1,378 @@
+"""The actor-critic that all agents share; an agent adds only how it forms its gradient."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from relax_rl.agents import persistence
+from relax_rl.agents.batch import Batch
+from relax_rl.agents.optimizers import make_optimizer
+from relax_rl.config import AgentConfig, agent_config_from
+from relax_rl.critics import ValueFunction, explained_variance
+from relax_rl.devices import resolve_device
+from relax_rl.errors import SettingsError, TrainingDiverged
+from relax_rl.estimators import row_variance
+from relax_rl.networks import make_torso
+from relax_rl.normalization import ObservationNormalizer, RewardScaler, RunningScale
+from relax_rl.policies import Policy
+from relax_rl.rollouts import Collector, Rollout, gae, successor_values
+from relax_rl.spaces import ActionEncoder, ObservationEncoder
+
+if TYPE_CHECKING:
+    from relax_rl.envs import Episode, VectorEnvs
+
+__all__ = ["ActorCritic", "Callback", "UpdateInfo"]
+
+AgentT = TypeVar("AgentT", bound="ActorCritic")
+
+
+@dataclass(frozen=True)
+class UpdateInfo:
+    """What callbacks hear after every update.
+
+    Attributes:
+        steps, updates: environment steps and updates of the agent so far.
+        episodes: the episodes that ended during this rollout.
+        metrics: scalars by name, as numbers or 0-d tensors.
+    """
+
+    steps: int
+    updates: int
+    episodes: tuple[Episode, ...]
+    metrics: Mapping[str, Tensor | float]
+
+
+Callback = Callable[["ActorCritic", UpdateInfo], "bool | None"]
+"""Called with the agent and an `UpdateInfo` after every update; returning False ends the training."""
+
+
+class ActorCritic:
+    """A policy, a value function and a way to estimate the gradient at the action distribution's parameters.
+
+    Args:
+        observation_space, action_space: of a single environment.
+        seed: of the initial weights and of all noise.
+        config: settings; single ones can be given or overridden as keyword arguments.
+
+    Attributes:
+        steps, updates, episodes: valid environment steps, updates and finished episodes learned from so far.
+
+    Raises:
+        SettingsError: for spaces or settings that cannot work.
+    """
+
+    name: ClassVar[str] = ""
+    action_kinds: ClassVar[tuple[str, ...]] = ("categorical", "multi_categorical", "bernoulli", "gaussian")
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        *,
+        seed: int = 0,
+        config: AgentConfig | None = None,
+        **settings: Any,
+    ) -> None:
+        self.config = agent_config_from(config, settings)
+        self.observation_space, self.action_space, self.seed = observation_space, action_space, seed
+        self.observations, self.actions = ObservationEncoder(observation_space), ActionEncoder(action_space)
+        self.check_action_kind(self.actions.kind)
+        if self.config.squash:
+            self.actions.require_bounded()
+        self.device = resolve_device(self.config.device)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.steps = self.updates = self.episodes = 0
+        self.schedule_start, self.schedule_end = 0, 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._build()
+
+    @classmethod
+    def check_action_kind(cls, kind: str) -> None:
+        """Raises SettingsError if this estimator is not for such actions."""
+        if kind not in cls.action_kinds:
+            other = "lax" if kind == "gaussian" else "relax"
+            actions = "continuous" if kind == "gaussian" else "discrete"
+            raise SettingsError(
+                f"estimator {cls.name!r} does not fit {actions} actions; use {other!r} (or auto, a2c, reinforce)"
+            )
+
+    def _build(self) -> None:
+        config, observations = self.config, self.observations
+        layers = {"hidden": config.hidden, "activation": config.activation, "cnn_features": config.cnn_features}
+        torso = make_torso(observations, **layers)
+        self.policy = Policy(
+            torso,
+            self.actions,
+            log_std_init=config.log_std_init,
+            state_dependent_std=config.state_dependent_std,
+            squash=config.squash,
+        ).to(self.device)
+        self.shared_torso = any(leaf.kind == "image" for leaf in observations.leaves)
+        self.value = ValueFunction(torso if self.shared_torso else make_torso(observations, **layers)).to(self.device)
+        own = self.value.head if self.shared_torso else self.value
+        groups = [(list(self.policy.parameters()), config.policy_lr), (list(own.parameters()), config.value_lr)]
+        self.optimizer = make_optimizer(config.optimizer, groups, self.device)
+        self._theta = [parameter for group, _ in groups for parameter in group]
+        normalize = config.normalize_obs and not self.shared_torso
+        self.obs_normalizer = ObservationNormalizer(observations.shape, self.device) if normalize else None
+        self.reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
+        self.advantage_scale = RunningScale() if config.advantage_scale == "running" else None
+
+    def components(self) -> dict[str, Any]:
+        """Everything that learns or counts, by name: modules, optimisers and statistics, each with a state_dict."""
+        everything = {
+            "policy": self.policy,
+            "value": self.value.head if self.shared_torso else self.value,
+            "optimizer": self.optimizer,
+            "obs_normalizer": self.obs_normalizer,
+            "reward_scaler": self.reward_scaler,
+            "advantage_scale": self.advantage_scale,
+        }
+        return {name: part for name, part in everything.items() if part is not None}
+
+    @property
+    def num_surrogate_features(self) -> int:
+        """Length of `Batch.features`."""
+        return self.policy.torso.num_features if self.shared_torso else self.observations.shape[0]
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """What the schedule multiplies learning rates by at the present step."""
+        if self.config.lr_schedule == "constant" or self.schedule_end <= self.schedule_start:
+            return 1.0
+        return max(0.0, (self.schedule_end - self.steps) / (self.schedule_end - self.schedule_start))
+
+    # Acting
+
+    def _normalized(self, obs: Tensor) -> Tensor:
+        return self.obs_normalizer(obs) if self.obs_normalizer is not None else obs
+
+    def sample_noise(self, *shape: int) -> Tensor:
+        """`[*shape, ...]` base noise for that many actions, from the agent's generator."""
+        blank = torch.zeros((math.prod(shape), self.policy.num_params), device=self.device)
+        return self.policy.distribution(blank).sample_noise(self.generator).unflatten(0, shape)
+
+    def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Outcomes `[N, ...]` of the policy for encoded observations `[N, ...]` and base noise `[N, ...]`."""
+        with torch.inference_mode():
+            dist = self.policy.distribution(self.policy(self._normalized(obs.to(self.device))))
+            return dist.threshold(dist.relax(noise))
+
+    def _to_env(self, outcome: np.ndarray) -> np.ndarray:
+        if self.config.squash:
+            return self.actions.to_env(np.tanh(outcome), squashed=True)
+        return self.actions.to_env(outcome)
+
+    def act(self, obs: Any, *, deterministic: bool = False) -> np.ndarray:
+        """Actions for a batch of raw observations, ready for `envs.step`; the mode of the policy if `deterministic`."""
+        encoded = torch.from_numpy(np.ascontiguousarray(self.observations.encode(obs)))
+        if deterministic:
+            with torch.inference_mode():
+                outcome = self.policy.distribution(self.policy(self._normalized(encoded.to(self.device)))).mode()
+        else:
+            outcome = self.sample(encoded, self.sample_noise(len(encoded)))
+        return self._to_env(outcome.cpu().numpy())
+
+    def predict(
+        self, obs: Any, state: Any = None, episode_start: np.ndarray | None = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        """Stable-Baselines3's `predict`: actions for one observation or a batch, and the state, which is passed through.
+
+        Args:
+            obs: one raw observation, or a batch of them.
+            state, episode_start: for recurrent policies, of which this is none.
+            deterministic: take the mode of the policy instead of a sample.
+        """
+        batch, single = self.observations.as_batch(obs)
+        actions = self.act(batch, deterministic=deterministic)
+        return (actions[0] if single else actions), state
+
+    # Learning
+
+    def learn(
+        self: AgentT,
+        envs: VectorEnvs,
+        total_steps: int,
+        callbacks: Iterable[Callback] = (),
+        *,
+        reset_schedule: bool = True,
+    ) -> AgentT:
+        """Train for `total_steps` more environment steps (at least: whole rollouts are used).
+
+        Args:
+            envs: environments with this agent's spaces.
+            total_steps: steps summed over the environments.
+            callbacks: called after every update; one that returns False ends the training.
+            reset_schedule: start schedules anew; False goes on with those of the last call, as after a load.
+
+        Raises:
+            SettingsError: if the environments have other spaces.
+            TrainingDiverged: if a gradient is not finite.
+        """
+        for ours, theirs in (
+            (self.observation_space, envs.single_observation_space),
+            (self.action_space, envs.single_action_space),
+        ):
+            if ours != theirs:
+                raise SettingsError(f"the agent was made for the space {ours}, these environments have {theirs}")
+        if reset_schedule:
+            self.schedule_start = self.steps
+        self.schedule_end = self.steps + total_steps
+        collector = Collector(envs, self.observations.encode, self._to_env, self.config.num_steps)
+        callbacks = list(callbacks)
+        while self.steps < self.schedule_end:
+            rollout = collector.collect(self.sample, self.sample_noise(self.config.num_steps, envs.num_envs))
+            metrics = self.update(rollout)
+            info = UpdateInfo(self.steps, self.updates, rollout.episodes, metrics)
+            if any([callback(self, info) is False for callback in callbacks]):
+                break
+        return self
+
+    def update(self, rollout: Rollout) -> dict[str, Tensor | float]:
+        """One step of policy, critics and statistics on a rollout of the present policy; returns metrics.
+
+        Raises:
+            TrainingDiverged: if a gradient is not finite; nothing has been changed then.
+        """
+        moved = rollout.to(self.device)
+        params, value, features = self._forward(moved)
+        batch = self._batch(moved, params, value.detach(), features)
+        estimate = self.estimate(batch)
+        metrics = self._train_actor_critic(batch, params, value[: len(batch.weight)], estimate.detach())
+        metrics |= self._train_surrogate(batch, estimate)
+        self._absorb(rollout, batch)
+        self.steps += int(rollout.valid.sum())
+        self.episodes += len(rollout.episodes)
+        self.updates += 1
+        return metrics
+
+    def estimate(self, batch: Batch) -> Tensor:
+        """`[B, P]` estimate of the gradient of the expected return at `batch.dist.params`, row by row."""
+        raise NotImplementedError
+
+    def _forward(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+        """Policy parameters `[T N, P]`, values `[(T + 1) N + K]` (all observations, then the final ones) and features."""
+        obs = self._normalized(torch.cat([rollout.obs.flatten(0, 1), rollout.final_obs]))
+        rows = rollout.num_steps * rollout.num_envs
+        if self.shared_torso:
+            features = self.policy.torso(obs)
+            return self.policy.params(features[:rows]), self.value.value(features), features[:rows].detach()
+        return self.policy(obs[:rows]), self.value(obs), obs[:rows]
+
+    def _batch(self, rollout: Rollout, params: Tensor, value: Tensor, features: Tensor) -> Batch:
+        config, steps, num_envs = self.config, rollout.num_steps, rollout.num_envs
+        reward = rollout.reward.clamp(-config.reward_clip, config.reward_clip)
+        if self.reward_scaler is not None:
+            reward = reward * self.reward_scaler.scale
+        body = (steps + 1) * num_envs
+        all_values = value[:body].unflatten(0, (steps + 1, num_envs))
+        advantage = gae(
+            reward,
+            all_values[:-1],
+            successor_values(all_values, value[body:], rollout.final_index),
+            rollout.terminated,
+            rollout.truncated,
+            rollout.valid,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+        ).flatten()
+        return_ = advantage + value[: steps * num_envs]
+        scale = 1.0 / self.advantage_scale.scale if self.advantage_scale is not None else 1.0
+        return Batch(
+            features=features,
+            action=rollout.action.flatten(0, 1),
+            noise=rollout.noise.flatten(0, 1),
+            advantage=advantage * scale,
+            return_=return_,
+            weight=rollout.valid.flatten().to(advantage.dtype),
+            dist=self.policy.distribution(params.detach().requires_grad_()),
+            scale=scale,
+        )
+
+    def _train_actor_critic(
+        self, batch: Batch, params: Tensor, value: Tensor, estimate: Tensor
+    ) -> dict[str, Tensor | float]:
+        """Pull the estimate back through the policy, regress V on returns, clip, step."""
+        config, weight, dist = self.config, batch.weight, batch.dist
+        rows = len(weight)
+        entropy = dist.entropy()
+        ascent = estimate
+        if config.entropy_coef:
+            ascent = ascent + config.entropy_coef * torch.autograd.grad(entropy.sum(), dist.params)[0]
+        # Rows without weight still count in `rows`: a divisor that depends on the batch would bias the mean.
+        pulled = -ascent * (weight / rows)[:, None]
+        value_loss = ((value - batch.return_).square() * weight).sum() / rows
+        self.optimizer.zero_grad()
+        torch.autograd.backward([params, config.value_coef * value_loss], [pulled, None])
+        norm = nn.utils.clip_grad_norm_(self._theta, config.max_grad_norm)
+        if not math.isfinite(float(norm)):
+            raise TrainingDiverged(
+                f"the gradient is not finite after {self.steps} steps; lower the learning rates or normalise"
+            )
+        factor = self.learning_rate_factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        self.optimizer.step()
+        return {
+            "losses/value": value_loss.detach(),
+            "policy/entropy": (entropy.detach() * weight).sum() / weight.sum().clamp(min=1.0),
+            "policy/grad_norm": norm,
+            "policy/learning_rate": config.policy_lr * factor,
+            "value/explained_variance": explained_variance(value.detach(), batch.return_, weight),
+            "estimate/variance": row_variance(estimate, weight),
+        }
+
+    def _train_surrogate(self, batch: Batch, estimate: Tensor) -> dict[str, Tensor | float]:
+        """Train what the estimate depends on beside the policy, if there is any; returns metrics."""
+        return {}
+
+    def _absorb(self, rollout: Rollout, batch: Batch) -> None:
+        """Let the running statistics take in the rollout, now that its update is done."""
+        if self.obs_normalizer is not None:
+            self.obs_normalizer.update(rollout.obs[:-1][rollout.valid].to(self.device))
+        if self.reward_scaler is not None:
+            reward = rollout.reward.clamp(-self.config.reward_clip, self.config.reward_clip)
+            self.reward_scaler.update(reward, rollout.terminated | rollout.truncated, rollout.valid)
+        if self.advantage_scale is not None:
+            self.advantage_scale.update(batch.advantage / batch.scale, batch.weight)
+
+    # State
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All tensors by name, and the rest as a JSON-able dictionary.
+
+        Raises:
+            TrainingDiverged: if a weight is not finite: such a state is never saved.
+        """
+        return persistence.agent_state(self)
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave, into an agent of the same kind, spaces and settings.
+
+        Raises:
+            CheckpointError: if it does not fit.
+        """
+        persistence.restore_agent(self, tensors, state)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole agent to one safetensors file, atomically."""
+        persistence.save_agent(self, path)
+
+    @classmethod
+    def load(cls: type[AgentT], path: str | os.PathLike[str], *, device: str = "cpu") -> AgentT:
+        """The agent saved at `path`; `ActorCritic.load` takes any kind, `RELAX.load` only its own.
+
+        Raises:
+            CheckpointError: if the file is unreadable or holds another kind of agent.
+        """
+        return persistence.load_agent(cls, path, device)

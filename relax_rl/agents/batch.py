@@ -1,0 +1,36 @@
+"""What an update sees of a rollout: flat rows, normalised, with the distribution's parameters as a leaf."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from relax_rl.distributions import Distribution
+
+__all__ = ["Batch"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`B = T * N` rows of experience.
+
+    Attributes:
+        features: `[B, F]` description of the state for the surrogate, without graph.
+        action: `[B, ...]` outcomes.
+        noise: `[B, ...]` the base noise each was made from.
+        advantage: `[B]` generalised advantage estimates with V from before the update, times `scale`.
+        return_: `[B]` advantage + value, what V is regressed on.
+        weight: `[B]` 1 for a transition, 0 for a row made up by autoreset.
+        dist: the action distribution at a leaf: `dist.params` `[B, P]` has no graph behind it.
+        scale: what advantages were multiplied by, the same for every term of an estimate.
+    """
+
+    features: Tensor
+    action: Tensor
+    noise: Tensor
+    advantage: Tensor
+    return_: Tensor
+    weight: Tensor
+    dist: Distribution
+    scale: float = 1.0

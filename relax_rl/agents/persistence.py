@@ -1,0 +1,108 @@
+"""An agent as tensors and JSON, and back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from relax_rl.agents.optimizers import load_optimizer, optimizer_state
+from relax_rl.config import AgentConfig
+from relax_rl.errors import CheckpointError, SettingsError, TrainingDiverged
+from relax_rl.serialization import load_state, save_state
+from relax_rl.space_json import space_from_json, space_to_json
+
+if TYPE_CHECKING:
+    from relax_rl.agents.base import ActorCritic
+
+__all__ = ["agent_state", "load_agent", "restore_agent", "save_agent"]
+
+AgentT = TypeVar("AgentT", bound="ActorCritic")
+
+_COUNTERS = ("steps", "updates", "episodes", "schedule_start", "schedule_end")
+
+
+def agent_state(agent: ActorCritic) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors of all components, counters, settings and spaces.
+
+    Raises:
+        TrainingDiverged: if a tensor is not finite.
+    """
+    tensors: dict[str, Tensor] = {"generator": agent.generator.get_state()}
+    for name, part in agent.components().items():
+        if isinstance(part, torch.optim.Optimizer):
+            tensors |= optimizer_state(name, part)
+        else:
+            tensors |= {f"{name}.{key}": x for key, x in part.state_dict().items()}
+    for name, x in tensors.items():
+        if not torch.isfinite(x).all():
+            raise TrainingDiverged(f"{name} is not finite after {agent.steps} steps; lower the learning rates")
+    state = {
+        "estimator": agent.name,
+        "seed": agent.seed,
+        "config": asdict(agent.config),
+        "observation_space": space_to_json(agent.observation_space),
+        "action_space": space_to_json(agent.action_space),
+        **{name: getattr(agent, name) for name in _COUNTERS},
+    }
+    return tensors, state
+
+
+def restore_agent(agent: ActorCritic, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Load what `agent_state` gave into an agent built alike.
+
+    Raises:
+        CheckpointError: if anything is missing or of another shape.
+    """
+    if state.get("estimator") != agent.name:
+        raise CheckpointError(f"the checkpoint holds a {state.get('estimator')!r} agent, not {agent.name!r}")
+    try:
+        for name, part in agent.components().items():
+            if isinstance(part, torch.optim.Optimizer):
+                load_optimizer(name, part, tensors)
+                continue
+            prefix = name + "."
+            part.load_state_dict({key[len(prefix) :]: x for key, x in tensors.items() if key.startswith(prefix)})
+        agent.generator.set_state(tensors["generator"].cpu())
+        for name in _COUNTERS:
+            setattr(agent, name, int(state[name]))
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"the checkpoint does not fit this agent ({reason}); was it made with other settings?") from None
+
+
+def save_agent(agent: ActorCritic, path: str | os.PathLike[str]) -> None:
+    """Write `agent_state` to one file."""
+    tensors, state = agent_state(agent)
+    save_state(path, tensors, {"agent": state})
+
+
+def load_agent(cls: type[AgentT], path: str | os.PathLike[str], device: str) -> AgentT:
+    """Build the agent that a file describes, on `device`.
+
+    Raises:
+        CheckpointError: if the file is unreadable, or holds an agent that is not a `cls`.
+    """
+    tensors, saved = load_state(path)
+    try:
+        state = saved["agent"]
+        name, seed, config = state["estimator"], int(state["seed"]), dict(state["config"])
+        observation_space, action_space = (space_from_json(state[k]) for k in ("observation_space", "action_space"))
+        lists = {key: tuple(value) for key, value in config.items() if isinstance(value, list)}
+        settings = replace(AgentConfig(**{**config, **lists}), device=device)
+    except (KeyError, TypeError, ValueError, SettingsError) as error:
+        raise CheckpointError(f"{path} does not describe an agent ({error})") from None
+    kinds = {kind.name: kind for kind in _family(cls)}
+    if name not in kinds:
+        raise CheckpointError(f"{path} holds a {name!r} agent, expected {' or '.join(sorted(k for k in kinds if k))}")
+    agent = kinds[name](observation_space, action_space, seed=seed, config=settings)
+    restore_agent(agent, tensors, state)
+    return agent
+
+
+def _family(cls: type[AgentT]) -> list[type[AgentT]]:
+    return [cls, *(kind for child in cls.__subclasses__() for kind in _family(child))]

@@ -1,0 +1,33 @@
+"""RELAX: an action-dependent control variate for discrete actions."""
+
+from __future__ import annotations
+
+from typing import ClassVar, cast
+
+from torch import Tensor
+
+from relax_rl.agents.batch import Batch
+from relax_rl.agents.surrogate import SurrogateActorCritic
+from relax_rl.distributions import RelaxedDistribution
+from relax_rl.estimators import relax_gradient
+
+__all__ = ["RELAX"]
+
+
+class RELAX(SurrogateActorCritic):
+    """Actor-critic whose gradient subtracts c^(s, z~) and puts back its reparameterised gradient.
+
+        g = (A - c^(s, z~)) dlog pi(a | s) + dc^(s, z) - dc^(s, z~)
+
+    (Grathwohl et al. 2018, eq. 9, with the advantage A for f.) For discrete, multi-discrete and binary actions.
+    """
+
+    name: ClassVar[str] = "relax"
+    action_kinds: ClassVar[tuple[str, ...]] = ("categorical", "multi_categorical", "bernoulli")
+
+    def estimate(self, batch: Batch) -> Tensor:
+        dist = cast(RelaxedDistribution, batch.dist)
+        z = dist.relax(batch.noise)
+        z_tilde = dist.relax_given(batch.action, dist.sample_noise(self.generator))
+        c, c_tilde = self.control(batch, z), self.control(batch, z_tilde)
+        return relax_gradient(batch.advantage, dist.log_prob(batch.action), c, c_tilde, dist.params)

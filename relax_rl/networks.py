@@ -1,0 +1,127 @@
+"""Building blocks of networks: layers, and torsos that read encoded observations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from relax_rl.spaces import Leaf, ObservationEncoder
+
+__all__ = [
+    "CombinedTorso",
+    "MLPTorso",
+    "NatureCNN",
+    "Torso",
+    "activation_named",
+    "make_torso",
+    "mlp",
+    "orthogonal",
+]
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU, "elu": nn.ELU}
+
+
+def activation_named(name: str) -> type[nn.Module]:
+    """The module class of an activation of `AgentConfig`."""
+    return _ACTIVATIONS[name]
+
+
+def orthogonal(layer: nn.Module, gain: float) -> nn.Module:
+    """Orthogonal weights at `gain` and zero bias, in place; returns the layer."""
+    nn.init.orthogonal_(layer.weight, gain)  # type: ignore[arg-type]
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+def mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
+    """Linear layers between consecutive `sizes`, each followed by the activation; orthogonal at gain sqrt 2."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [orthogonal(nn.Linear(fan_in, fan_out), math.sqrt(2)), activation()]
+    return nn.Sequential(*layers)
+
+
+class MLPTorso(nn.Module):
+    """`[B, D]` float observations -> `[B, hidden[-1]]`; without hidden layers, the observation itself."""
+
+    def __init__(self, size: int, hidden: Sequence[int], activation: type[nn.Module]) -> None:
+        super().__init__()
+        self.layers = mlp([size, *hidden], activation)
+        self.num_features = hidden[-1] if hidden else size
+
+    def forward(self, obs: Tensor) -> Tensor:
+        features: Tensor = self.layers(obs)
+        return features
+
+
+class NatureCNN(nn.Module):
+    """`[B, C, H, W]` images of 0..255 -> `[B, num_features]` (Mnih et al. 2015): 32x8/4, 64x4/2, 64x3/1, then linear."""
+
+    def __init__(self, shape: tuple[int, ...], num_features: int = 512) -> None:
+        super().__init__()
+        channels, height, width = shape
+        self.convolutions = nn.Sequential(
+            orthogonal(nn.Conv2d(channels, 32, 8, stride=4), math.sqrt(2)),
+            nn.ReLU(),
+            orthogonal(nn.Conv2d(32, 64, 4, stride=2), math.sqrt(2)),
+            nn.ReLU(),
+            orthogonal(nn.Conv2d(64, 64, 3, stride=1), math.sqrt(2)),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        size = 64 * _after_convolutions(height) * _after_convolutions(width)
+        self.linear = nn.Sequential(orthogonal(nn.Linear(size, num_features), math.sqrt(2)), nn.ReLU())
+        self.num_features = num_features
+        # Channels last is what oneDNN and cuDNN convolve fastest.
+        self.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, obs: Tensor) -> Tensor:
+        image = obs.to(torch.float32, memory_format=torch.channels_last) / 255.0
+        features: Tensor = self.linear(self.convolutions(image))
+        return features
+
+
+def _after_convolutions(side: int) -> int:
+    for kernel, stride in ((8, 4), (4, 2), (3, 1)):
+        side = (side - kernel) // stride + 1
+    return side
+
+
+class CombinedTorso(nn.Module):
+    """Images among other leaves: each image through a Nature CNN of its own, the rest and their features through an MLP.
+
+    Takes `[B, D]`, the flat encoding of `ObservationEncoder`, and gives `[B, num_features]`.
+    """
+
+    def __init__(
+        self, leaves: Sequence[Leaf], hidden: Sequence[int], activation: type[nn.Module], cnn_features: int
+    ) -> None:
+        super().__init__()
+        self.leaves = tuple(leaves)
+        images = [leaf for leaf in leaves if leaf.kind == "image"]
+        self.cnns = nn.ModuleList(NatureCNN(leaf.shape, cnn_features) for leaf in images)
+        size = cnn_features * len(images) + sum(leaf.size for leaf in leaves if leaf.kind == "vector")
+        self.trunk = MLPTorso(size, hidden, activation)
+        self.num_features = self.trunk.num_features
+
+    def forward(self, obs: Tensor) -> Tensor:
+        cnns, parts = iter(self.cnns), []
+        for leaf, part in zip(self.leaves, obs.split([leaf.size for leaf in self.leaves], -1), strict=True):
+            parts.append(next(cnns)(part.unflatten(-1, leaf.shape)) if leaf.kind == "image" else part)
+        features: Tensor = self.trunk(torch.cat(parts, -1))
+        return features
+
+
+Torso = MLPTorso | NatureCNN | CombinedTorso
+
+
+def make_torso(encoder: ObservationEncoder, *, hidden: Sequence[int], activation: str, cnn_features: int) -> Torso:
+    """The torso that fits an encoding: Nature CNN for an image, MLP for vectors, both for a mixture."""
+    if encoder.is_image:
+        return NatureCNN(encoder.shape, cnn_features)
+    if any(leaf.kind == "image" for leaf in encoder.leaves):
+        return CombinedTorso(encoder.leaves, hidden, activation_named(activation), cnn_features)
+    return MLPTorso(encoder.shape[0], hidden, activation_named(activation))

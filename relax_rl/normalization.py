@@ -1,0 +1,137 @@
+"""Running statistics of observations, returns and advantages: part of the agent, saved with it, frozen in evaluation.
+
+All of them are read during a rollout and its update, and take the rollout in afterwards: a statistic that moved within
+a batch would correlate with the batch and bias its gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+__all__ = ["ObservationNormalizer", "RewardScaler", "RunningMoments", "RunningScale"]
+
+
+class RunningMoments:
+    """Mean and variance of a stream of vectors, in float64 (Chan et al. 1979, parallel update)."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> None:
+        kind = torch.float32 if torch.device(device).type == "mps" else torch.float64
+        self.mean = torch.zeros(shape, dtype=kind, device=device)
+        self.var = torch.ones(shape, dtype=kind, device=device)
+        self.count = 0.0
+
+    def update(self, batch: Tensor) -> None:
+        """Take in `[B, *shape]`; an empty batch changes nothing."""
+        size = batch.shape[0]
+        if size == 0:
+            return
+        batch = batch.to(self.mean.dtype)
+        mean, var = batch.mean(0), batch.var(0, unbiased=False)
+        total = self.count + size
+        delta = mean - self.mean
+        spread = self.var * self.count + var * size + delta.square() * (self.count * size / total)
+        self.mean = self.mean + delta * (size / total)
+        self.var = spread / total
+        self.count = total
+
+    def state_dict(self) -> dict[str, Tensor]:
+        count = torch.tensor(self.count, dtype=torch.float64)
+        return {"mean": self.mean, "var": self.var, "count": count}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.mean.copy_(state["mean"])
+        self.var.copy_(state["var"])
+        self.count = float(state["count"])
+
+
+class ObservationNormalizer:
+    """(obs - mean) / std, clipped to [-10, 10]; the identity until it has seen a batch."""
+
+    clip = 10.0
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> None:
+        self.moments = RunningMoments(shape, device)
+        self._refresh()
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        """`[..., *shape]` float32 -> the same, normalised."""
+        return torch.clamp((obs - self._mean) * self._inverse_std, -self.clip, self.clip)
+
+    def update(self, obs: Tensor) -> None:
+        """Take in raw observations `[B, *shape]`."""
+        self.moments.update(obs)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self._mean = self.moments.mean.float()
+        self._inverse_std = torch.rsqrt(self.moments.var + 1e-8).float()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.moments.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.moments.load_state_dict(state)
+        self._refresh()
+
+
+class RewardScaler:
+    """Divides rewards by the running standard deviation of the discounted return of each environment."""
+
+    def __init__(self, gamma: float) -> None:
+        self.gamma = gamma
+        self.moments = RunningMoments(())
+        self.returns = torch.zeros(0, dtype=torch.float64)
+
+    @property
+    def scale(self) -> float:
+        """What rewards are multiplied by; 1 until a rollout was seen."""
+        return 1.0 / math.sqrt(float(self.moments.var) + 1e-8) if self.moments.count else 1.0
+
+    def update(self, reward: Tensor, ended: Tensor, valid: Tensor) -> None:
+        """Take in raw rewards of one rollout, all `[T, N]`: `ended` cuts the return, rows that are not `valid` are skipped."""
+        if self.returns.shape[0] != reward.shape[1]:
+            self.returns = torch.zeros(reward.shape[1], dtype=torch.float64)
+        seen = []
+        for r, end, ok in zip(reward.double().cpu(), ended.cpu(), valid.cpu(), strict=True):
+            self.returns = torch.where(ok, self.gamma * self.returns + r, self.returns)
+            seen.append(self.returns[ok])
+            self.returns = torch.where(end, torch.zeros_like(self.returns), self.returns)
+        self.moments.update(torch.cat(seen))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The moments alone: after a load the environments begin new episodes, and so do the returns."""
+        return self.moments.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.moments.load_state_dict(state)
+        self.returns = torch.zeros(0, dtype=torch.float64)
+
+
+class RunningScale:
+    """Slow running root mean square of a signal, for one common scale of all terms of an estimate."""
+
+    def __init__(self, decay: float = 0.99) -> None:
+        self.decay = decay
+        self.mean_square = 0.0
+        self.weight = 0.0
+
+    @property
+    def scale(self) -> float:
+        """What the signal is divided by; 1 until a batch was seen."""
+        return math.sqrt(self.mean_square / self.weight) + 1e-8 if self.weight else 1.0
+
+    def update(self, signal: Tensor, weight: Tensor) -> None:
+        """Take in `[B]` values, each with weight 0 or 1."""
+        mean_square = float((signal.square() * weight).sum() / weight.sum().clamp(min=1.0))
+        self.mean_square = self.decay * self.mean_square + (1 - self.decay) * mean_square
+        self.weight = self.decay * self.weight + (1 - self.decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"mean_square": torch.tensor(self.mean_square).double(), "weight": torch.tensor(self.weight).double()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.mean_square, self.weight = float(state["mean_square"]), float(state["weight"])

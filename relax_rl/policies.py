@@ -1,0 +1,79 @@
+"""The policy: a torso, and a head that gives the parameters of an action distribution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, Distribution, MultiCategorical, TanhGaussian
+from relax_rl.networks import Torso, orthogonal
+from relax_rl.spaces import ActionEncoder
+
+__all__ = ["Policy"]
+
+# State-dependent log standard deviations are kept in this range: outside it a density over- or underflows float32.
+_LOG_STD_RANGE = (-10.0, 2.0)
+
+
+class Policy(nn.Module):
+    """A torso and a head: observations to the parameters of the action distribution.
+
+    The head's weights start at 1/100 of the usual scale, so that a fresh policy is close to uniform (or, for
+    continuous actions, centred).
+
+    Args:
+        torso: reads encoded observations.
+        actions: names the distribution and its sizes.
+        log_std_init: initial log standard deviation of a Gaussian.
+        state_dependent_std: whether it is an output of the network or a free parameter.
+        squash: squash Gaussian actions by tanh.
+    """
+
+    def __init__(
+        self,
+        torso: Torso,
+        actions: ActionEncoder,
+        *,
+        log_std_init: float = 0.0,
+        state_dependent_std: bool = False,
+        squash: bool = False,
+    ) -> None:
+        super().__init__()
+        self.torso, self.kind, self.sizes, self.squash = torso, actions.kind, actions.sizes, squash
+        size = sum(actions.sizes)
+        gaussian = actions.kind == "gaussian"
+        self.state_dependent_std = gaussian and state_dependent_std
+        self.head = orthogonal(nn.Linear(torso.num_features, 2 * size if self.state_dependent_std else size), 0.01)
+        if self.state_dependent_std:
+            with torch.no_grad():
+                self.head.bias[size:] = log_std_init  # type: ignore[index, operator]
+        self.log_std = nn.Parameter(torch.full((size,), log_std_init)) if gaussian and not state_dependent_std else None
+
+    @property
+    def num_params(self) -> int:
+        """P, the number of parameters of one action distribution."""
+        return sum(self.sizes) * (2 if self.kind == "gaussian" else 1)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """`[B, P]` parameters from `[B, ...]` observations."""
+        return self.params(self.torso(obs))
+
+    def params(self, features: Tensor) -> Tensor:
+        """`[B, P]` parameters from the torso's `[B, F]` features."""
+        out: Tensor = self.head(features)
+        if self.log_std is not None:
+            return torch.cat([out, self.log_std.expand_as(out)], -1)
+        if self.state_dependent_std:
+            mean, log_std = out.chunk(2, -1)
+            return torch.cat([mean, log_std.clamp(*_LOG_STD_RANGE)], -1)
+        return out
+
+    def distribution(self, params: Tensor) -> Distribution:
+        """The action distribution at `params` `[B, P]`."""
+        if self.kind == "categorical":
+            return Categorical(params)
+        if self.kind == "multi_categorical":
+            return MultiCategorical(params, self.sizes)
+        if self.kind == "bernoulli":
+            return Bernoulli(params)
+        return TanhGaussian(params) if self.squash else DiagGaussian(params)

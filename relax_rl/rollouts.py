@@ -1,0 +1,169 @@
+"""Records of experience, how they are collected, and generalised advantage estimation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from relax_rl.envs import Episode, VectorEnvs
+
+__all__ = ["Collector", "Rollout", "gae", "successor_values"]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """`T` steps of `N` environments.
+
+    Attributes:
+        obs: `[T + 1, N, ...]` encoded observations that actions were chosen on; the last row starts the next rollout.
+        action: `[T, N, ...]` outcomes of the action distribution (before any mapping to the environment's space).
+        noise: `[T, N, ...]` base noise that each action was made from.
+        reward: `[T, N]` raw rewards.
+        terminated, truncated: `[T, N]` how an episode ended at this step, as in Gymnasium.
+        valid: `[T, N]` False on the rows that NEXT_STEP autoreset makes up: not transitions, without weight anywhere.
+        final_obs: `[K, ...]` true last observations of truncated episodes whose successor row shows a new episode.
+        final_index: `[K, 2]` (t, n) of each `final_obs`.
+        episodes: the episodes that ended during the rollout, with raw returns.
+    """
+
+    obs: Tensor
+    action: Tensor
+    noise: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    valid: Tensor
+    final_obs: Tensor
+    final_index: Tensor
+    episodes: tuple[Episode, ...] = ()
+
+    @property
+    def num_steps(self) -> int:
+        return self.reward.shape[0]
+
+    @property
+    def num_envs(self) -> int:
+        return self.reward.shape[1]
+
+    def to(self, device: torch.device | str) -> Rollout:
+        """The same rollout with every tensor on `device`."""
+        moved = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **moved)
+
+
+class Collector:
+    """Steps environments with a policy and hands out rollouts.
+
+    Args:
+        envs: the environments; they are not reset here.
+        encode: batch of raw observations -> `[N, ...]` array.
+        to_env: outcomes of the action distribution as an array -> actions of the environment.
+        num_steps: T.
+    """
+
+    def __init__(
+        self,
+        envs: VectorEnvs,
+        encode: Callable[[Any], np.ndarray],
+        to_env: Callable[[np.ndarray], np.ndarray],
+        num_steps: int,
+    ) -> None:
+        self.envs, self.encode, self.to_env, self.num_steps = envs, encode, to_env, num_steps
+
+    def collect(self, sample: Callable[[Tensor, Tensor], Tensor], noise: Tensor) -> Rollout:
+        """One rollout.
+
+        Args:
+            sample: (encoded observations `[N, ...]`, noise `[N, ...]`) -> outcomes `[N, ...]`.
+            noise: `[T, N, ...]` base noise, one row a step.
+        """
+        envs, steps, num_envs = self.envs, self.num_steps, self.envs.num_envs
+        first = self.encode(envs.obs)
+        obs = np.empty((steps + 1, *first.shape), first.dtype)
+        obs[0] = first
+        reward = np.empty((steps, num_envs), np.float32)
+        terminated, truncated, valid = (np.empty((steps, num_envs), np.bool_) for _ in range(3))
+        actions, final_obs, final_index = [], [], []
+        obs_tensor = torch.from_numpy(obs)
+        for t in range(steps):
+            action = sample(obs_tensor[t], noise[t])
+            step = envs.step(self.to_env(action.cpu().numpy()))
+            actions.append(action)
+            reward[t], terminated[t], truncated[t], valid[t] = step.reward, step.terminated, step.truncated, step.valid
+            obs[t + 1] = self.encode(envs.obs)
+            if step.next_obs is not envs.obs and step.truncated.any():
+                ends = np.flatnonzero(step.truncated)
+                final_obs.append(self.encode(step.next_obs)[ends])
+                final_index.append(np.stack([np.full_like(ends, t), ends], 1))
+        return Rollout(
+            obs=obs_tensor,
+            action=torch.stack(actions).cpu(),
+            noise=noise.cpu(),
+            reward=torch.from_numpy(reward),
+            terminated=torch.from_numpy(terminated),
+            truncated=torch.from_numpy(truncated),
+            valid=torch.from_numpy(valid),
+            final_obs=torch.from_numpy(np.concatenate(final_obs) if final_obs else obs[:0, 0]),
+            final_index=torch.from_numpy(np.concatenate(final_index) if final_index else np.empty((0, 2), np.int64)),
+            episodes=tuple(envs.drain_episodes()),
+        )
+
+
+def successor_values(value: Tensor, final_value: Tensor, final_index: Tensor) -> Tensor:
+    """V of the true successor of every step.
+
+    Args:
+        value: `[T + 1, N]` V at the observations of a rollout.
+        final_value: `[K]` V at its `final_obs`.
+        final_index: `[K, 2]` where they belong.
+
+    Returns:
+        `[T, N]`
+    """
+    next_value = value[1:]
+    if final_index.shape[0] == 0:
+        return next_value
+    next_value = next_value.clone()
+    next_value[final_index[:, 0], final_index[:, 1]] = final_value
+    return next_value
+
+
+def gae(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    valid: Tensor,
+    *,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16), cut at the ends of episodes.
+
+        delta_t = r_t + gamma V(s_{t+1}) (1 - terminated_t) - V(s_t)
+        A_t     = delta_t + gamma lambda (1 - terminated_t)(1 - truncated_t) A_{t+1}
+
+    A truncated episode bootstraps from its true last observation; a row that is not valid has advantage 0.
+
+    Args:
+        reward, value, next_value: `[T, N]` r_t, V(s_t) and V of the true successor.
+        terminated, truncated, valid: `[T, N]` booleans.
+
+    Returns:
+        `[T, N]` advantages.
+    """
+    delta = (reward + gamma * next_value * ~terminated - value) * valid
+    decay = (gamma * gae_lambda) * (valid & ~terminated & ~truncated)
+    advantage = torch.empty_like(delta)
+    last = torch.zeros_like(delta[0])
+    for t in range(delta.shape[0] - 1, -1, -1):
+        last = torch.addcmul(delta[t], decay[t], last)
+        advantage[t] = last
+    return advantage

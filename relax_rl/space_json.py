@@ -1,0 +1,63 @@
+"""Spaces as JSON, so that a saved agent knows what it saw and did without pickling anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from relax_rl.errors import CheckpointError
+
+__all__ = ["space_from_json", "space_to_json"]
+
+
+def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
+    """A JSON-able description of a Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple space."""
+    if isinstance(space, spaces.Box):
+        bounds = {"low": _bounds(space.low), "high": _bounds(space.high)}
+        return {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
+    if isinstance(space, spaces.Discrete):
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
+    if isinstance(space, spaces.MultiBinary):
+        return {"type": "MultiBinary", "shape": list(space.shape)}
+    if isinstance(space, spaces.Dict):
+        return {"type": "Dict", "spaces": [[key, space_to_json(part)] for key, part in space.spaces.items()]}
+    if isinstance(space, spaces.Tuple):
+        return {"type": "Tuple", "spaces": [space_to_json(part) for part in space.spaces]}
+    raise TypeError(f"no JSON form for {space}")
+
+
+def space_from_json(data: Any) -> spaces.Space[Any]:
+    """The space that `space_to_json` described.
+
+    Raises:
+        CheckpointError: if the description makes no sense.
+    """
+    try:
+        kind = data["type"]
+        if kind == "Box":
+            shape, dtype = tuple(data["shape"]), np.dtype(data["dtype"])
+            low, high = (np.broadcast_to(np.asarray(data[k], dtype), shape) for k in ("low", "high"))
+            return spaces.Box(low, high, shape, dtype.type)
+        if kind == "Discrete":
+            return spaces.Discrete(data["n"], start=data["start"])
+        if kind == "MultiDiscrete":
+            return spaces.MultiDiscrete(np.asarray(data["nvec"]), start=np.asarray(data["start"]))
+        if kind == "MultiBinary":
+            return spaces.MultiBinary(data["shape"])
+        if kind == "Dict":
+            return spaces.Dict([(key, space_from_json(part)) for key, part in data["spaces"]])
+        if kind == "Tuple":
+            return spaces.Tuple([space_from_json(part) for part in data["spaces"]])
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        raise CheckpointError(f"the saved description of a space makes no sense ({error})") from None
+    raise CheckpointError(f"the saved description of a space has the unknown type {kind!r}")
+
+
+def _bounds(array: np.ndarray) -> Any:
+    """All bounds, or the one they share."""
+    first = array.reshape(-1)[0].item() if array.size else 0
+    return first if (array == first).all() else array.tolist()

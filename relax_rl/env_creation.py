@@ -1,0 +1,305 @@
+"""From the id of an environment to a Gymnasium vector environment: registry, settings, Atari, one-line errors."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from importlib import import_module
+from typing import Any, Literal
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec, parse_env_id
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from relax_rl.env_workers import reported_worker_death, shielded_from_signals
+from relax_rl.errors import SettingsError
+
+__all__ = [
+    "Vectorization",
+    "autoreset_mode_named",
+    "create_vector_env",
+    "declared_autoreset_mode",
+    "find_spec",
+    "is_atari",
+]
+
+Vectorization = Literal["native", "sync", "async"]
+SubEnvWrapper = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
+
+INSTALL = {
+    "box2d": 'pip install "relax-rl[box2d]"',
+    "mujoco": 'pip install "relax-rl[mujoco]"',
+    "cv2": "pip install opencv-python-headless",
+    "opencv": "pip install opencv-python-headless",
+    "jax": 'pip install "gymnasium[jax]"',
+    "pygame": 'pip install "gymnasium[classic-control]"',
+}
+"""What to install when one of these words stands in the reason why an environment cannot be made."""
+
+SET_ELSEWHERE = {
+    "reward_clipping": "clip rewards in the agent with reward_clip, so that scores stay raw",
+    "episodic_life": "use life_loss_terminal, which does not restart the game",
+    "life_loss_info": "use life_loss_terminal",
+    "repeat_action_probability": "use sticky_actions",
+    "batch_size": "every environment answers every step",
+}
+"""Settings of ale-py's vector environment that would change what the adapter relies on."""
+
+
+def create_vector_env(
+    spec: EnvSpec,
+    *,
+    num_envs: int,
+    vectorization: Literal["auto", "native", "sync", "async"] = "auto",
+    autoreset_mode: AutoresetMode | None = None,
+    sticky_actions: float = 0.25,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> tuple[VectorEnv[Any, Any, Any], Vectorization]:
+    """`num_envs` environments of one kind, stepped together, and how they are.
+
+    Args:
+        vectorization: "auto" takes native vector code if the environment has it and it can do what is asked, else one
+            process.
+        autoreset_mode: None takes NEXT_STEP, the mode in which Gymnasium itself copies every observation.
+        sticky_actions: Atari only.
+        env_kwargs: passed on to the environment.
+
+    Raises:
+        SettingsError: if the environment cannot be made like this; the line says why and what to do.
+    """
+    kwargs = dict(env_kwargs or {})
+    if is_atari(spec):
+        for name in SET_ELSEWHERE.keys() & kwargs.keys():
+            raise SettingsError(f"{spec.id} does not take {name!r} here: {SET_ELSEWHERE[name]}")
+    with _one_line_errors(spec):
+        if vectorization == "native" or (vectorization == "auto" and _prefers_native(spec, kwargs)):
+            env = _native(spec, num_envs, autoreset_mode, sticky_actions, kwargs)
+            declared = declared_autoreset_mode(env)
+            if autoreset_mode in (None, declared):
+                return env, "native"
+            env.close()
+            if vectorization == "native":
+                raise SettingsError(
+                    f"the native vector code of {spec.id} autoresets by {declared.name}, not {autoreset_mode.name}; "
+                    "leave autoreset_mode out or use vectorization 'sync'"
+                )
+        mode = autoreset_mode or AutoresetMode.NEXT_STEP
+        chosen: Vectorization = "async" if vectorization == "async" else "sync"
+        return _one_by_one(spec, num_envs, chosen, mode, sticky_actions, kwargs), chosen
+
+
+def find_spec(env_id: str) -> EnvSpec:
+    """The registration of a Gymnasium id, of `module:EnvId`, or of a name without version (its highest).
+
+    Raises:
+        SettingsError: if there is none, naming near ones; or if the module cannot be imported.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        _import_module(module, env_id)
+    if name.startswith("ALE/") or name not in gym.registry:
+        _register_atari(name)
+    spec = gym.registry.get(name)
+    if spec is None:
+        versions = [other for other in gym.registry.values() if _base(other.id) == name]
+        spec = max(versions, key=lambda other: other.version or 0, default=None)
+    if spec is None:
+        near = _near_names(name)
+        advice = (
+            f"did you mean {', '.join(near)}?"
+            if near
+            else "expected a Gymnasium id such as CartPole-v1, or module:EnvId"
+        )
+        raise SettingsError(f"unknown environment {env_id!r}; {advice}")
+    return spec
+
+
+def is_atari(spec: EnvSpec | None) -> bool:
+    """Whether ale-py emulates it."""
+    return spec is not None and str(spec.entry_point).startswith("ale_py")
+
+
+def autoreset_mode_named(mode: AutoresetMode | str | None) -> AutoresetMode | None:
+    """An autoreset mode from its name, in Gymnasium's spelling ("NextStep") or the constant's ("NEXT_STEP").
+
+    Raises:
+        SettingsError: if there is no such mode.
+    """
+    if mode is None or isinstance(mode, AutoresetMode):
+        return mode
+    for known in AutoresetMode:
+        if mode in (known.value, known.name):
+            return known
+    raise SettingsError(
+        f"autoreset_mode is {mode!r}, expected one of {', '.join(known.name for known in AutoresetMode)}"
+    )
+
+
+def declared_autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
+    """The autoreset mode of a vector environment.
+
+    Its own attribute counts first: ale-py writes the metadata of every vector environment of the process at once.
+
+    Raises:
+        SettingsError: if it declares none.
+    """
+    mode = getattr(env.unwrapped, "autoreset_mode", None) or env.metadata.get("autoreset_mode")
+    found = autoreset_mode_named(mode)
+    if found is None:
+        raise SettingsError(f"{env} does not declare its autoreset mode; set metadata['autoreset_mode']")
+    return found
+
+
+def _prefers_native(spec: EnvSpec, kwargs: Mapping[str, Any]) -> bool:
+    renders = is_atari(spec) and kwargs.get("render_mode") is not None  # the native Atari code cannot
+    return spec.vector_entry_point is not None and not spec.additional_wrappers and not renders
+
+
+def _native(
+    spec: EnvSpec, num_envs: int, mode: AutoresetMode | None, sticky_actions: float, kwargs: Mapping[str, Any]
+) -> VectorEnv[Any, Any, Any]:
+    if spec.vector_entry_point is None:
+        raise SettingsError(f"{spec.id} has no native vector code; use vectorization 'auto', 'sync' or 'async'")
+    settings: dict[str, Any] = {}
+    if is_atari(spec):
+        settings = {
+            "reward_clipping": False,
+            "repeat_action_probability": sticky_actions,
+            # ale-py counts the cores of the host, not those this process may use
+            "num_threads": min(num_envs, _usable_cores()),
+        }
+        if mode is AutoresetMode.SAME_STEP:
+            settings["autoreset_mode"] = mode
+    return gym.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **{**settings, **kwargs})
+
+
+def _one_by_one(
+    spec: EnvSpec,
+    num_envs: int,
+    vectorization: Vectorization,
+    mode: AutoresetMode,
+    sticky_actions: float,
+    kwargs: Mapping[str, Any],
+) -> VectorEnv[Any, Any, Any]:
+    if spec.entry_point is None:
+        raise SettingsError(f"{spec.id} exists as native vector code only; use vectorization 'auto' or 'native'")
+    settings = dict(kwargs)
+    wrappers: list[Any] = []
+    if is_atari(spec):
+        settings, wrappers = _atari_classic(sticky_actions, settings)
+    if mode is AutoresetMode.SAME_STEP:
+        wrappers.append(_OwnObservation)
+    if vectorization == "async":
+        wrappers.append(shielded_from_signals())
+    with reported_worker_death(spec.id):
+        return gym.make_vec(
+            spec,
+            num_envs,
+            vectorization_mode=vectorization,
+            vector_kwargs={"autoreset_mode": mode},
+            wrappers=wrappers,
+            **settings,
+        )
+
+
+def _atari_classic(sticky_actions: float, kwargs: dict[str, Any]) -> tuple[dict[str, Any], list[SubEnvWrapper]]:
+    """The settings and wrappers that give a single Atari environment what the native vector code does."""
+    frameskip = kwargs.pop("frameskip", 4)
+    settings = {"repeat_action_probability": sticky_actions, "frameskip": 1, **kwargs}
+
+    def preprocess(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+        return gym.wrappers.AtariPreprocessing(env, frame_skip=frameskip, noop_max=30, screen_size=84)
+
+    def stack(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+        return gym.wrappers.FrameStackObservation(env, stack_size=4, padding_type="zero")
+
+    return settings, [preprocess, stack]
+
+
+class _OwnObservation(gym.ObservationWrapper[Any, Any, Any]):
+    """Copies every observation, so that the reset that follows within the same step cannot overwrite the last one."""
+
+    def observation(self, observation: Any) -> Any:
+        return deepcopy(observation)
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _import_module(module: str, env_id: str) -> None:
+    try:
+        import_module(module)
+    except (ImportError, ValueError) as missing:
+        raise SettingsError(
+            f"environment {env_id!r}: cannot import {module!r} ({_first_line(missing)}); "
+            "install it, or put its folder on PYTHONPATH"
+        ) from missing
+
+
+def _register_atari(name: str) -> None:
+    try:
+        import ale_py
+    except ImportError as missing:
+        if name.startswith("ALE/"):
+            raise SettingsError(f"{name} needs ale-py; pip install ale-py") from missing
+    else:
+        gym.register_envs(ale_py)
+
+
+def _base(env_id: str) -> str:
+    """An id without its version."""
+    try:
+        namespace, name, _ = parse_env_id(env_id)
+    except gym.error.Error:
+        return env_id
+    return f"{namespace}/{name}" if namespace else name
+
+
+def _near_names(env_id: str, count: int = 3) -> list[str]:
+    """Registered ids like this one: other versions first, the highest leading, then similar spellings."""
+    namespace, _, wanted = _base(env_id).casefold().rpartition("/")
+
+    def elsewhere_or_older(spec: EnvSpec) -> tuple[bool, int]:
+        return (spec.namespace or "").casefold() != namespace, -(spec.version or 0)
+
+    known = sorted(gym.registry.values(), key=elsewhere_or_older)
+    same = [spec.id for spec in known if spec.name.casefold() == wanted]
+    spelled = {spec.id.casefold(): spec.id for spec in known}
+    similar = difflib.get_close_matches(env_id.casefold(), list(spelled), n=count, cutoff=0.7)
+    return list(dict.fromkeys(same + [spelled[name] for name in similar]))[:count]
+
+
+@contextmanager
+def _one_line_errors(spec: EnvSpec) -> Iterator[None]:
+    try:
+        yield
+    except (ImportError, gym.error.DependencyNotInstalled) as missing:
+        raise SettingsError(_missing_line(spec, missing)) from missing
+    except gym.error.Error as wrong:
+        raise SettingsError(f"{spec.id} cannot be made: {_first_line(wrong)}") from wrong
+    except TypeError as wrong:
+        if "keyword argument" not in str(wrong):
+            raise
+        raise SettingsError(f"{spec.id} does not take these settings: {_first_line(wrong)}") from wrong
+
+
+def _missing_line(spec: EnvSpec, missing: Exception) -> str:
+    reason = _first_line(missing)
+    where = f"{spec.entry_point} {reason}".casefold()
+    newest = find_spec(_base(spec.id)).id
+    if newest != spec.id and "moved" in reason:  # the registrations of MuJoCo v2 and v3 only say so
+        return f"{spec.id} is gone; use {newest}"
+    for word, command in INSTALL.items():
+        if word in where:
+            return f"{spec.id} needs a package that is not installed ({reason}); {command}"
+    return f"{spec.id} needs a package that is not installed: {reason}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

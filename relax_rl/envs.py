@@ -1,0 +1,405 @@
+"""One adapter over vector environments: true successors and a validity mask, whatever the autoreset mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from relax_rl.env_creation import (
+    Vectorization,
+    autoreset_mode_named,
+    create_vector_env,
+    declared_autoreset_mode,
+    find_spec,
+    is_atari,
+)
+from relax_rl.env_workers import close_vector_env, reported_worker_death
+from relax_rl.errors import SettingsError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Episode", "Step", "VectorEnvs", "make_envs"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of N environments. Its arrays belong to the receiver: no environment writes to them later.
+
+    Attributes:
+        obs: what the action was chosen on, `[N, ...]`, nested like the observation space.
+        action: as the environment took it, `[N, ...]`.
+        reward: raw, `[N]` float64; 0 where not `valid`.
+        next_obs: the true successor, also at the end of an episode, where it is the last observation.
+        terminated: `[N]` bool, the episode ended in a final state (or, in Atari, a life was lost): bootstrap nothing.
+        truncated: `[N]` bool, it was cut off: bootstrap from `next_obs`. Never True together with `terminated`.
+        valid: `[N]` bool, False where the step was only an environment resetting itself and no transition.
+    """
+
+    obs: Any
+    action: Any
+    reward: np.ndarray
+    next_obs: Any
+    terminated: np.ndarray
+    truncated: np.ndarray
+    valid: np.ndarray
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A finished episode: the sum of its raw rewards and its number of steps (of a whole game in Atari)."""
+
+    return_: float
+    length: int
+
+
+class VectorEnvs:
+    """A Gymnasium vector environment of any autoreset mode, seen through `Step`.
+
+    The rows that NEXT_STEP autoreset makes up are marked as not valid, also across the borders of rollouts; under
+    SAME_STEP the last observation is put back in its place; under DISABLED finished environments are reset here.
+
+    Args:
+        vector_env: is owned from now on, and reset at once.
+        seed: of the first episodes; see `reset`.
+        env_id: its name in messages (default: that of its registration).
+        vectorization: how it steps (default: told from its class).
+        life_loss_terminal: report a lost life as `terminated`, while the game, its return and its length go on; needs
+            `lives` in the infos.
+
+    Attributes:
+        obs: `[N, ...]`, what the next action is chosen on.
+        solve_threshold: the mean return at which the registration calls the environment solved, if it says so.
+        vector_env: the wrapped environment.
+
+    Raises:
+        SettingsError: if the environment declares no autoreset mode, or one that it cannot keep.
+    """
+
+    def __init__(
+        self,
+        vector_env: VectorEnv[Any, Any, Any],
+        *,
+        seed: int | Sequence[int] | None = 0,
+        env_id: str | None = None,
+        vectorization: Vectorization | None = None,
+        life_loss_terminal: bool = False,
+    ) -> None:
+        inner = vector_env.unwrapped
+        self.vector_env = vector_env
+        self.env_id: str = env_id or (inner.spec.id if inner.spec is not None else type(inner).__name__)
+        self.num_envs: int = vector_env.num_envs
+        self.single_observation_space: spaces.Space[Any] = vector_env.single_observation_space
+        self.single_action_space: spaces.Space[Any] = vector_env.single_action_space
+        self.solve_threshold: float | None = inner.spec.reward_threshold if inner.spec is not None else None
+        self.vectorization: Vectorization = vectorization or _vectorization_of(inner)
+        self.autoreset_mode: AutoresetMode = declared_autoreset_mode(vector_env)
+        if isinstance(inner, CartPoleVectorEnv) and self.autoreset_mode is not AutoresetMode.NEXT_STEP:
+            raise SettingsError(
+                f"native CartPole cannot autoreset by {self.autoreset_mode.name}: it resets finished environments itself, "
+                "in the next step; use NEXT_STEP or vectorization 'sync'"
+            )
+        batch_size = getattr(inner, "batch_size", self.num_envs)
+        if batch_size != self.num_envs:
+            raise SettingsError(
+                f"batch_size is {batch_size}, expected {self.num_envs}: every environment answers every step"
+            )
+        self._life_loss_terminal = life_loss_terminal
+        self._copies = vector_env is not inner or not _hands_out_fresh_arrays(inner)
+        self._checked_action = _action_checker(self.single_action_space, self.num_envs)
+        self._lives: np.ndarray | None = None
+        self._resetting = np.zeros(self.num_envs, dtype=bool)
+        self._episodes: list[Episode] = []
+        self.reset(seed)
+
+    def reset(self, seed: int | Sequence[int] | None = None) -> Any:
+        """Starts a new episode in every environment and forgets the unfinished ones.
+
+        Args:
+            seed: non-negative numbers from which one well-separated seed per environment is derived, so that runs with
+                neighbouring seeds share no random stream (native CartPole has a single stream, and gets one seed).
+                None lets the environments' random streams go on.
+
+        Returns:
+            `obs`.
+
+        Raises:
+            SettingsError: for a negative seed.
+            RelaxRLError: if a worker process died.
+        """
+        with reported_worker_death(self.env_id):
+            obs, infos = self.vector_env.reset(seed=None if seed is None else self._seeds(seed))
+        # Workers without shared memory do not take back a pending autoreset: theirs still makes up the next row.
+        inner = self.vector_env.unwrapped
+        if not (isinstance(inner, AsyncVectorEnv) and not inner.shared_memory):
+            self._resetting = np.zeros(self.num_envs, dtype=bool)
+        self._lives = self._lives_in(infos)
+        self._returns = np.zeros(self.num_envs, dtype=np.float64)
+        self._lengths = np.zeros(self.num_envs, dtype=np.int64)
+        self.obs = self._owned(obs)
+        return self.obs
+
+    def step(self, action: Any) -> Step:
+        """Takes one action in every environment.
+
+        Args:
+            action: `[N, ...]` inside the action space. Ignored where an environment is about to reset itself.
+
+        Raises:
+            SettingsError: if an action has the wrong shape or lies outside the space (ale-py would wait for ever).
+            RelaxRLError: if a worker process died.
+        """
+        action = self._checked_action(action)
+        obs, valid = self.obs, ~self._resetting
+        with reported_worker_death(self.env_id):
+            found, rewards, terminations, truncations, infos = self.vector_env.step(action)
+        next_obs = self._owned(found)
+        reward = np.array(rewards, dtype=np.float64)
+        terminated = np.array(terminations, dtype=bool)
+        truncated = np.array(truncations, dtype=bool)
+        if self._resetting.any():
+            reward[self._resetting] = 0.0
+            terminated &= valid
+            truncated &= valid
+        truncated &= ~terminated
+        done = terminated | truncated
+        self._returns += reward
+        self._lengths += valid
+        lives = self._lives_in(infos)
+        self.obs = next_obs
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            self._resetting = done
+        if done.any():
+            self._finish_episodes(done)
+            if self.autoreset_mode is AutoresetMode.SAME_STEP:
+                next_obs = self._with_last_observations(next_obs, infos, done)
+            elif self.autoreset_mode is AutoresetMode.DISABLED:
+                lives = self._reset_finished(done, lives)
+        if lives is not None and self._lives is not None:
+            lost = (lives < self._lives) & valid
+            if lost.any():
+                terminated = terminated | lost
+                truncated &= ~lost
+        self._lives = lives
+        return Step(obs, action, reward, next_obs, terminated, truncated, valid)
+
+    def drain_episodes(self) -> list[Episode]:
+        """The episodes that finished since the last call, oldest first."""
+        episodes, self._episodes = self._episodes, []
+        return episodes
+
+    def render(self) -> tuple[np.ndarray, ...]:
+        """One RGB frame `[H, W, 3]` per environment; they must have been made with `render_mode="rgb_array"`.
+
+        Raises:
+            SettingsError: if the environments render nothing.
+        """
+        try:
+            frames = self.vector_env.render()
+        except NotImplementedError:
+            frames = None
+        if frames is None or any(frame is None for frame in frames):
+            raise SettingsError(
+                f"{self.env_id} ({self.vectorization}) renders no frames; "
+                'make it with render_mode="rgb_array" and vectorization "sync"'
+            )
+        return tuple(np.asarray(frame) for frame in frames)
+
+    def close(self) -> None:
+        """Ends the environments and their worker processes; a second call does nothing."""
+        close_vector_env(self.vector_env)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _seeds(self, seed: int | Sequence[int]) -> Any:
+        """Seeds in the form that the vector environment takes; also seeds the spaces, which sample on their own."""
+        try:
+            sequence = np.random.SeedSequence(seed)
+        except (TypeError, ValueError) as wrong:
+            raise SettingsError(f"seed is {seed!r}, expected whole numbers of 0 or above") from wrong
+        # 31 bits, since ale-py takes signed integers of 32 and reads negative ones as "no seed"
+        seeds = [int(word) >> 1 for word in sequence.generate_state(self.num_envs + 1)]
+        env = self.vector_env
+        for space in (env.single_action_space, env.single_observation_space, env.action_space, env.observation_space):
+            space.seed(seeds[-1])
+        inner = env.unwrapped
+        if isinstance(inner, SyncVectorEnv | AsyncVectorEnv):
+            return seeds[:-1]
+        if _is_native_atari(inner):
+            return np.array(seeds[:-1])
+        return seeds[0]
+
+    def _owned(self, obs: Any) -> Any:
+        return _copied(obs) if self._copies else obs
+
+    def _lives_in(self, infos: Mapping[str, Any]) -> np.ndarray | None:
+        if not self._life_loss_terminal or "lives" not in infos:
+            return None
+        return np.array(infos["lives"])
+
+    def _finish_episodes(self, done: np.ndarray) -> None:
+        for row in np.flatnonzero(done):
+            self._episodes.append(Episode(float(self._returns[row]), int(self._lengths[row])))
+        self._returns[done] = 0.0
+        self._lengths[done] = 0
+
+    def _with_last_observations(self, obs: Any, infos: Mapping[str, Any], done: np.ndarray) -> Any:
+        """The observations, where an episode ended its last one instead of the first of the next."""
+        last = infos.get("final_obs")
+        if last is None:
+            raise SettingsError(f"{self.env_id} autoresets by SAME_STEP but hands out no final_obs; use NEXT_STEP")
+        first = getattr(self.vector_env.unwrapped, "_env_obs", None)
+        successors = _copied(obs)
+        for row in map(int, np.flatnonzero(done)):
+            if first is not None and _share_memory(last[row], first[row]):
+                raise SettingsError(
+                    f"{self.env_id} reuses its observation array, so that under SAME_STEP the reset overwrote an "
+                    "episode's last observation; use NEXT_STEP"
+                )
+            _put_row(successors, row, last[row])
+        return successors
+
+    def _reset_finished(self, done: np.ndarray, lives: np.ndarray | None) -> np.ndarray | None:
+        """Resets the finished environments and returns the lives of all."""
+        with reported_worker_death(self.env_id):
+            # Gymnasium takes the mask out of the dictionary, so each call gets its own.
+            obs, infos = self.vector_env.reset(options={"reset_mask": done.copy()})
+        self.obs = self._owned(obs)
+        restored = self._lives_in(infos)
+        return lives if lives is None or restored is None else np.where(done, restored, lives)
+
+
+def make_envs(
+    env: str,
+    *,
+    num_envs: int = 8,
+    seed: int | Sequence[int] = 0,
+    vectorization: Literal["auto", "native", "sync", "async"] = "auto",
+    sticky_actions: float = 0.25,
+    life_loss_terminal: bool = True,
+    autoreset_mode: AutoresetMode | str | None = None,
+    **env_kwargs: Any,
+) -> VectorEnvs:
+    """Environments of one kind, stepped together, reset and ready.
+
+    Args:
+        env: Gymnasium id, or `module:EnvId` to import the module that registers it first.
+        num_envs: how many.
+        seed: one number or several; the environments' seeds are derived from it (see `VectorEnvs.reset`).
+        vectorization: "native" vector code, one process ("sync"), one process each ("async"), or "auto": native where
+            it exists and can do what is asked, else sync.
+        sticky_actions: Atari: probability that the last action is repeated, whatever the id says.
+        life_loss_terminal: Atari: report a lost life as `terminated`, while the game goes on.
+        autoreset_mode: "NEXT_STEP" (the default, right for every environment), "SAME_STEP" or "DISABLED".
+        env_kwargs: for the environment itself.
+
+    Raises:
+        SettingsError: for an unknown environment (naming near ones), a missing package (naming what to install), or
+            settings that do not go together.
+    """
+    if num_envs < 1:
+        raise SettingsError(f"num_envs is {num_envs}, expected at least 1")
+    if vectorization not in ("auto", "native", "sync", "async"):
+        raise SettingsError(f"vectorization is {vectorization!r}, expected auto, native, sync or async")
+    spec = find_spec(env)
+    vector_env, chosen = create_vector_env(
+        spec,
+        num_envs=num_envs,
+        vectorization=vectorization,
+        autoreset_mode=autoreset_mode_named(autoreset_mode),
+        sticky_actions=sticky_actions,
+        env_kwargs=env_kwargs,
+    )
+    module, colon, _ = env.rpartition(":")
+    return VectorEnvs(
+        vector_env,
+        seed=seed,
+        env_id=f"{module}{colon}{spec.id}",
+        vectorization=chosen,
+        life_loss_terminal=life_loss_terminal and is_atari(spec),
+    )
+
+
+def _is_native_atari(env: VectorEnv[Any, Any, Any]) -> bool:
+    return type(env).__module__.startswith("ale_py")  # ale-py itself is imported only when a game is asked for
+
+
+def _vectorization_of(env: VectorEnv[Any, Any, Any]) -> Vectorization:
+    if isinstance(env, SyncVectorEnv):
+        return "sync"
+    return "async" if isinstance(env, AsyncVectorEnv) else "native"
+
+
+def _hands_out_fresh_arrays(env: VectorEnv[Any, Any, Any]) -> bool:
+    if isinstance(env, SyncVectorEnv | AsyncVectorEnv):
+        return bool(env.copy)
+    return isinstance(env, CartPoleVectorEnv) or _is_native_atari(env)
+
+
+def _action_checker(space: spaces.Space[Any], num_envs: int) -> Callable[[Any], Any]:
+    """A function that returns a batch of actions in the space's dtype, or raises SettingsError."""
+    low: Any
+    high: Any
+    if isinstance(space, spaces.Discrete):
+        low, high = space.start, space.start + space.n - 1
+    elif isinstance(space, spaces.MultiDiscrete):
+        low, high = space.start, space.start + space.nvec - 1
+    elif isinstance(space, spaces.MultiBinary):
+        low, high = 0, 1
+    elif isinstance(space, spaces.Box):
+        low, high = space.low, space.high
+    else:
+        return lambda action: action
+    shape, dtype = (num_envs, *(space.shape or ())), space.dtype
+    kinds = "iub" if np.issubdtype(dtype, np.integer) else "iubf"
+
+    def check(action: Any) -> np.ndarray:
+        array = np.asarray(action)
+        if array.shape != shape or array.dtype.kind not in kinds:
+            raise SettingsError(f"actions are {array.dtype} of shape {array.shape}, expected {dtype} of shape {shape}")
+        inside = (array >= low) & (array <= high)
+        if not inside.all() or (array.dtype.kind == "f" and not np.isfinite(array).all()):
+            raise SettingsError(f"an action lies outside {space}; expected every action inside")
+        return array.astype(dtype, copy=False)
+
+    return check
+
+
+def _copied(obs: Any) -> Any:
+    if isinstance(obs, Mapping):
+        return {key: _copied(part) for key, part in obs.items()}
+    if isinstance(obs, tuple):
+        return tuple(_copied(part) for part in obs)
+    return np.array(obs)
+
+
+def _put_row(batch: Any, row: int, obs: Any) -> None:
+    if isinstance(batch, Mapping):
+        for key, part in batch.items():
+            _put_row(part, row, obs[key])
+    elif isinstance(batch, tuple):
+        for part, value in zip(batch, obs, strict=True):
+            _put_row(part, row, value)
+    else:
+        batch[row] = obs
+
+
+def _share_memory(left: Any, right: Any) -> bool:
+    if isinstance(left, Mapping):
+        return any(_share_memory(part, right[key]) for key, part in left.items())
+    if isinstance(left, tuple):
+        return any(_share_memory(one, other) for one, other in zip(left, right, strict=True))
+    return isinstance(left, np.ndarray) and isinstance(right, np.ndarray) and np.may_share_memory(left, right)

@@ -114,6 +114,8 @@ class RunConfig:
 
     estimator: Estimator = "auto"
     """Gradient estimator; auto takes relax for discrete actions and lax for continuous ones."""
+    preset: str = "none"
+    """Good settings under the ones given: auto goes by the environment, none takes the plain defaults, or a preset's name."""
     total_steps: int = 500_000
     """Environment steps, summed over all environments."""
     seed: int = 0

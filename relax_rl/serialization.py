@@ -12,7 +12,8 @@ import json
 import os
 import secrets
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from relax_rl.errors import CheckpointError, RelaxRLError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FORMAT_VERSION", "load_state", "save_state", "write_bytes_atomic", "write_text_atomic"]
+__all__ = ["FORMAT_VERSION", "load_state", "save_state", "write_bytes_atomic", "write_text_atomic", "writing"]
 
 FORMAT = "relax_rl"
 FORMAT_VERSION = 1
@@ -98,7 +99,7 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with writing(path):
         try:
             with open(temporary, "xb") as file:
                 file.write(data)
@@ -108,6 +109,17 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Tell what the system says against writing `path` (disk full, no permission) in one line.
+
+    Raises:
+        RelaxRLError: in place of any OSError inside the block.
+    """
+    try:
+        yield
     except OSError as error:
         raise RelaxRLError(f"cannot write {path}: {error.strerror or error}") from error
 

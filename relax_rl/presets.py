@@ -1,0 +1,192 @@
+"""Presets: good settings per family of environments, put under what the user sets.
+
+A preset is a list of overrides; each may hold for some environments or estimators only, later ones win. Environments
+are told by their ids, so that this module imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from relax_rl.config import AgentConfig, TrainConfig, did_you_mean
+from relax_rl.errors import SettingsError
+
+__all__ = ["PRESETS", "Override", "Preset", "find_preset", "preset_config", "settings_for", "with_settings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Override:
+    """Settings by name, for the environments and the estimators that match (shell patterns)."""
+
+    settings: Mapping[str, Any]
+    env: str = "*"
+    estimator: str = "*"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Settings for a family of environments."""
+
+    name: str
+    environments: tuple[str, ...]
+    """Shell patterns of the ids it is for."""
+    overrides: tuple[Override, ...] = ()
+
+    def settings(self, env: str, estimator: str = "auto") -> dict[str, Any]:
+        """Settings by name for one environment and estimator."""
+        env_id, estimator = _without_module(env), _likely_estimator(env, estimator)
+        result: dict[str, Any] = {}
+        for override in self.overrides:
+            if fnmatchcase(env_id, override.env) and fnmatchcase(estimator, override.estimator):
+                result.update(override.settings)
+        return result
+
+
+_NORMALIZED = {"normalize_obs": True, "normalize_reward": True}
+
+PRESETS: tuple[Preset, ...] = (
+    Preset(
+        name="classic-control",
+        environments=("CartPole-v*", "Acrobot-v*", "MountainCar-v*", "MountainCarContinuous-v*", "Pendulum-v*"),
+        overrides=(
+            Override(settings={"num_envs": 8, "num_steps": 5, "policy_lr": 1e-3, "value_lr": 1e-3}),
+            Override(env="Acrobot-v*", settings={"num_envs": 16, "normalize_obs": True}),
+            Override(env="MountainCar-v*", settings={"num_envs": 16, **_NORMALIZED}),
+            Override(env="MountainCarContinuous-v*", settings={"num_envs": 4, "num_steps": 100, **_NORMALIZED}),
+            Override(env="Pendulum-v*", settings={"num_steps": 8, "gamma": 0.9, "gae_lambda": 0.9, **_NORMALIZED}),
+        ),
+    ),
+    Preset(
+        name="box2d",
+        environments=("LunarLander-v*", "LunarLanderContinuous-v*", "BipedalWalker-v*", "BipedalWalkerHardcore-v*"),
+        overrides=(
+            Override(settings={"num_envs": 16, "num_steps": 5, "gamma": 0.995, "lr_schedule": "linear"}),
+            Override(env="LunarLander-v*", settings={"total_steps": 1_000_000}),
+            Override(env="LunarLanderContinuous-v*", settings={"total_steps": 1_000_000, **_NORMALIZED}),
+            Override(env="BipedalWalker*", settings={"total_steps": 5_000_000, "num_steps": 8, **_NORMALIZED}),
+        ),
+    ),
+    Preset(
+        name="mujoco",
+        environments=tuple(
+            f"{body}-v*"
+            for body in (
+                "Ant",
+                "HalfCheetah",
+                "Hopper",
+                "Humanoid",
+                "HumanoidStandup",
+                "InvertedDoublePendulum",
+                "InvertedPendulum",
+                "Pusher",
+                "Reacher",
+                "Swimmer",
+                "Walker2d",
+            )
+        ),
+        overrides=(
+            Override(settings={"num_envs": 8, "num_steps": 16, "total_steps": 1_000_000, **_NORMALIZED}),
+            Override(env="Swimmer-v*", settings={"gamma": 0.9999}),
+        ),
+    ),
+    Preset(
+        name="atari",
+        environments=("ALE/*", "*NoFrameskip-v4", "*Deterministic-v4"),
+        overrides=(
+            Override(
+                settings={
+                    "num_envs": 16,
+                    "num_steps": 5,
+                    "total_steps": 10_000_000,
+                    "policy_lr": 7e-4,
+                    "value_lr": 7e-4,
+                    "lr_schedule": "linear",
+                    "entropy_coef": 0.01,
+                    "reward_clip": 1.0,
+                    "threads": 0,
+                    "log_interval": 10_000,
+                    "checkpoint_interval": 250_000,
+                }
+            ),
+        ),
+    ),
+    Preset(name="default", environments=("*",)),
+)
+"""In order of precedence; the last one, the plain defaults, is for environments no other preset knows."""
+
+_CONTINUOUS = ("*Continuous-v*", "Pendulum-v*", "BipedalWalker*", "CarRacing-v*")
+
+
+def find_preset(env: str, preset: str = "auto") -> Preset:
+    """The preset of that name; for `auto` the first one made for the environment.
+
+    Raises:
+        SettingsError: there is no preset of that name.
+    """
+    names = [known.name for known in PRESETS]
+    if preset == "none":
+        return Preset(name="none", environments=("*",))
+    if preset == "auto":
+        return next(known for known in PRESETS if any(fnmatchcase(_without_module(env), p) for p in known.environments))
+    if preset not in names:
+        expected = ["auto", "none", *names]
+        raise SettingsError(
+            f"unknown preset {preset!r}, expected one of {', '.join(expected)}{did_you_mean(preset, expected)}"
+        )
+    return PRESETS[names.index(preset)]
+
+
+def settings_for(env: str, estimator: str = "auto", *, preset: str = "auto") -> dict[str, Any]:
+    """The preset's settings of the agent, as keyword arguments: `RELAX(obs, actions, **settings_for("CartPole-v1"))`.
+
+    Raises:
+        SettingsError: there is no preset of that name.
+    """
+    known = {f.name for f in fields(AgentConfig)}
+    settings = find_preset(env, preset).settings(env, estimator)
+    return {name: value for name, value in settings.items() if name in known}
+
+
+def preset_config(env: str, estimator: str = "auto", *, preset: str = "auto", **settings: Any) -> TrainConfig:
+    """A whole configuration from a preset, with single settings over it: `preset_config("CartPole-v1", seed=3)`.
+
+    Raises:
+        SettingsError: an unknown preset or setting, or a value that a setting cannot have.
+    """
+    found = find_preset(env, preset)
+    base = with_settings(TrainConfig(), {"env": env, "estimator": estimator, "preset": found.name})
+    return with_settings(base, {**found.settings(env, estimator), **settings})
+
+
+def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
+    """A copy with settings replaced by name, whichever section they stand in.
+
+    Raises:
+        SettingsError: an unknown name, or a value that a setting cannot have.
+    """
+    sections = {section.name: getattr(config, section.name) for section in fields(config)}
+    homes = {f.name: name for name, section in sections.items() for f in fields(section)}
+    changes: dict[str, dict[str, Any]] = {name: {} for name in sections}
+    for name, value in settings.items():
+        if name not in homes:
+            raise SettingsError(f"unknown setting {name!r}{did_you_mean(name, homes)}")
+        changes[homes[name]][name] = value
+    return replace(config, **{name: replace(section, **changes[name]) for name, section in sections.items()})
+
+
+def _without_module(env: str) -> str:
+    """`module:EnvId` without the module."""
+    return env.rpartition(":")[2]
+
+
+def _likely_estimator(env: str, estimator: str) -> str:
+    """What `auto` will turn out to be, as far as an id tells; the action space decides when the run starts."""
+    if estimator != "auto":
+        return estimator
+    env_id = _without_module(env)
+    mujoco = next(preset for preset in PRESETS if preset.name == "mujoco")
+    continuous = any(fnmatchcase(env_id, pattern) for pattern in (*_CONTINUOUS, *mujoco.environments))
+    return "lax" if continuous else "relax"

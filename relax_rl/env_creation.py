@@ -14,19 +14,12 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, parse_env_id
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from relax_rl.env_workers import reported_worker_death, shielded_from_signals
+from relax_rl.env_traits import Vectorization, declared_autoreset_mode
+from relax_rl.env_workers import WorkerDeathReport, shielded_from_signals
 from relax_rl.errors import SettingsError
 
-__all__ = [
-    "Vectorization",
-    "autoreset_mode_named",
-    "create_vector_env",
-    "declared_autoreset_mode",
-    "find_spec",
-    "is_atari",
-]
+__all__ = ["create_vector_env", "find_spec", "is_atari"]
 
-Vectorization = Literal["native", "sync", "async"]
 SubEnvWrapper = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
 
 INSTALL = {
@@ -122,37 +115,6 @@ def is_atari(spec: EnvSpec | None) -> bool:
     return spec is not None and str(spec.entry_point).startswith("ale_py")
 
 
-def autoreset_mode_named(mode: AutoresetMode | str | None) -> AutoresetMode | None:
-    """An autoreset mode from its name, in Gymnasium's spelling ("NextStep") or the constant's ("NEXT_STEP").
-
-    Raises:
-        SettingsError: if there is no such mode.
-    """
-    if mode is None or isinstance(mode, AutoresetMode):
-        return mode
-    for known in AutoresetMode:
-        if mode in (known.value, known.name):
-            return known
-    raise SettingsError(
-        f"autoreset_mode is {mode!r}, expected one of {', '.join(known.name for known in AutoresetMode)}"
-    )
-
-
-def declared_autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
-    """The autoreset mode of a vector environment.
-
-    Its own attribute counts first: ale-py writes the metadata of every vector environment of the process at once.
-
-    Raises:
-        SettingsError: if it declares none.
-    """
-    mode = getattr(env.unwrapped, "autoreset_mode", None) or env.metadata.get("autoreset_mode")
-    found = autoreset_mode_named(mode)
-    if found is None:
-        raise SettingsError(f"{env} does not declare its autoreset mode; set metadata['autoreset_mode']")
-    return found
-
-
 def _prefers_native(spec: EnvSpec, kwargs: Mapping[str, Any]) -> bool:
     renders = is_atari(spec) and kwargs.get("render_mode") is not None  # the native Atari code cannot
     return spec.vector_entry_point is not None and not spec.additional_wrappers and not renders
@@ -194,7 +156,7 @@ def _one_by_one(
         wrappers.append(_OwnObservation)
     if vectorization == "async":
         wrappers.append(shielded_from_signals())
-    with reported_worker_death(spec.id):
+    with WorkerDeathReport(spec.id):
         return gym.make_vec(
             spec,
             num_envs,
@@ -262,13 +224,14 @@ def _base(env_id: str) -> str:
 
 
 def _near_names(env_id: str, count: int = 3) -> list[str]:
-    """Registered ids like this one: other versions first, the highest leading, then similar spellings."""
+    """Registered ids like this one: the same name elsewhere or in other versions, then similar spellings."""
     namespace, _, wanted = _base(env_id).casefold().rpartition("/")
 
-    def elsewhere_or_older(spec: EnvSpec) -> tuple[bool, int]:
-        return (spec.namespace or "").casefold() != namespace, -(spec.version or 0)
+    def distance(spec: EnvSpec) -> tuple[bool, bool, int]:
+        other_version = not env_id.endswith(f"-v{spec.version}")
+        return other_version, (spec.namespace or "").casefold() != namespace, -(spec.version or 0)
 
-    known = sorted(gym.registry.values(), key=elsewhere_or_older)
+    known = sorted(gym.registry.values(), key=distance)
     same = [spec.id for spec in known if spec.name.casefold() == wanted]
     spelled = {spec.id.casefold(): spec.id for spec in known}
     similar = difflib.get_close_matches(env_id.casefold(), list(spelled), n=count, cutoff=0.7)

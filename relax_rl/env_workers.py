@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 from gymnasium import Env
@@ -13,7 +13,7 @@ from gymnasium.vector import AsyncVectorEnv, VectorEnv
 
 from relax_rl.errors import RelaxRLError
 
-__all__ = ["close_vector_env", "reported_worker_death", "shielded_from_signals"]
+__all__ = ["WorkerDeathReport", "close_vector_env", "shielded_from_signals"]
 
 SECONDS_TO_DIE = 5.0
 """How long a terminated worker may take before it is killed."""
@@ -36,20 +36,27 @@ def shielded_from_signals() -> Callable[[Env[Any, Any]], Env[Any, Any]]:
     return shield
 
 
-@contextmanager
-def reported_worker_death(env_id: str) -> Iterator[None]:
-    """Turns the broken pipe that a dead worker leaves behind into one line.
+class WorkerDeathReport:
+    """A context in which the broken pipe that a dead worker leaves behind becomes one line.
 
     Raises:
         RelaxRLError: if the other end of a pipe is gone.
     """
-    try:
-        yield
-    except (EOFError, ConnectionError) as broken:
-        raise RelaxRLError(
-            f"a worker process of {env_id} died (crashed, killed, or out of memory); "
-            "use fewer environments, or vectorization 'sync' to see the crash itself"
-        ) from broken
+
+    def __init__(self, env_id: str) -> None:
+        self._env_id = env_id
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, EOFError | ConnectionError):
+            raise RelaxRLError(
+                f"a worker process of {self._env_id} died (crashed, killed, or out of memory); "
+                "use fewer environments, or vectorization 'sync' to see the crash itself"
+            ) from error
 
 
 def close_vector_env(env: VectorEnv[Any, Any, Any]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,17 +11,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
-from relax_rl.env_creation import (
+from relax_rl.env_batches import action_checker, copied, put_row, share_memory
+from relax_rl.env_creation import create_vector_env, find_spec, is_atari
+from relax_rl.env_traits import (
     Vectorization,
     autoreset_mode_named,
-    create_vector_env,
     declared_autoreset_mode,
-    find_spec,
-    is_atari,
+    derived_seeds,
+    hands_out_fresh_arrays,
+    vectorization_of,
 )
-from relax_rl.env_workers import close_vector_env, reported_worker_death
+from relax_rl.env_workers import WorkerDeathReport, close_vector_env
 from relax_rl.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -99,7 +102,7 @@ class VectorEnvs:
         self.single_observation_space: spaces.Space[Any] = vector_env.single_observation_space
         self.single_action_space: spaces.Space[Any] = vector_env.single_action_space
         self.solve_threshold: float | None = inner.spec.reward_threshold if inner.spec is not None else None
-        self.vectorization: Vectorization = vectorization or _vectorization_of(inner)
+        self.vectorization: Vectorization = vectorization or vectorization_of(inner)
         self.autoreset_mode: AutoresetMode = declared_autoreset_mode(vector_env)
         if isinstance(inner, CartPoleVectorEnv) and self.autoreset_mode is not AutoresetMode.NEXT_STEP:
             raise SettingsError(
@@ -111,9 +114,11 @@ class VectorEnvs:
             raise SettingsError(
                 f"batch_size is {batch_size}, expected {self.num_envs}: every environment answers every step"
             )
+        is_async = isinstance(inner, AsyncVectorEnv)
+        self._worker_death_report = WorkerDeathReport(self.env_id) if is_async else nullcontext()
         self._life_loss_terminal = life_loss_terminal
-        self._copies = vector_env is not inner or not _hands_out_fresh_arrays(inner)
-        self._checked_action = _action_checker(self.single_action_space, self.num_envs)
+        self._copies = vector_env is not inner or not hands_out_fresh_arrays(inner)
+        self._checked_action = action_checker(self.single_action_space, self.num_envs)
         self._lives: np.ndarray | None = None
         self._resetting = np.zeros(self.num_envs, dtype=bool)
         self._episodes: list[Episode] = []
@@ -134,8 +139,8 @@ class VectorEnvs:
             SettingsError: for a negative seed.
             RelaxRLError: if a worker process died.
         """
-        with reported_worker_death(self.env_id):
-            obs, infos = self.vector_env.reset(seed=None if seed is None else self._seeds(seed))
+        with self._worker_death_report:
+            obs, infos = self.vector_env.reset(seed=None if seed is None else derived_seeds(self.vector_env, seed))
         # Workers without shared memory do not take back a pending autoreset: theirs still makes up the next row.
         inner = self.vector_env.unwrapped
         if not (isinstance(inner, AsyncVectorEnv) and not inner.shared_memory):
@@ -158,7 +163,7 @@ class VectorEnvs:
         """
         action = self._checked_action(action)
         obs, valid = self.obs, ~self._resetting
-        with reported_worker_death(self.env_id):
+        with self._worker_death_report:
             found, rewards, terminations, truncations, infos = self.vector_env.step(action)
         next_obs = self._owned(found)
         reward = np.array(rewards, dtype=np.float64)
@@ -173,7 +178,8 @@ class VectorEnvs:
         self._returns += reward
         self._lengths += valid
         lives = self._lives_in(infos)
-        self.obs = next_obs
+        lost = self._lost_a_life(lives, valid, done)
+        self._lives, self.obs = lives, next_obs
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
             self._resetting = done
         if done.any():
@@ -181,13 +187,10 @@ class VectorEnvs:
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
                 next_obs = self._with_last_observations(next_obs, infos, done)
             elif self.autoreset_mode is AutoresetMode.DISABLED:
-                lives = self._reset_finished(done, lives)
-        if lives is not None and self._lives is not None:
-            lost = (lives < self._lives) & valid
-            if lost.any():
-                terminated = terminated | lost
-                truncated &= ~lost
-        self._lives = lives
+                self._reset_finished(done)
+        if lost is not None and lost.any():
+            terminated = terminated | lost  # not in place: `done` must not see it
+            truncated &= ~lost
         return Step(obs, action, reward, next_obs, terminated, truncated, valid)
 
     def drain_episodes(self) -> list[Episode]:
@@ -224,31 +227,20 @@ class VectorEnvs:
     ) -> None:
         self.close()
 
-    def _seeds(self, seed: int | Sequence[int]) -> Any:
-        """Seeds in the form that the vector environment takes; also seeds the spaces, which sample on their own."""
-        try:
-            sequence = np.random.SeedSequence(seed)
-        except (TypeError, ValueError) as wrong:
-            raise SettingsError(f"seed is {seed!r}, expected whole numbers of 0 or above") from wrong
-        # 31 bits, since ale-py takes signed integers of 32 and reads negative ones as "no seed"
-        seeds = [int(word) >> 1 for word in sequence.generate_state(self.num_envs + 1)]
-        env = self.vector_env
-        for space in (env.single_action_space, env.single_observation_space, env.action_space, env.observation_space):
-            space.seed(seeds[-1])
-        inner = env.unwrapped
-        if isinstance(inner, SyncVectorEnv | AsyncVectorEnv):
-            return seeds[:-1]
-        if _is_native_atari(inner):
-            return np.array(seeds[:-1])
-        return seeds[0]
-
     def _owned(self, obs: Any) -> Any:
-        return _copied(obs) if self._copies else obs
+        return copied(obs) if self._copies else obs
 
     def _lives_in(self, infos: Mapping[str, Any]) -> np.ndarray | None:
         if not self._life_loss_terminal or "lives" not in infos:
             return None
         return np.array(infos["lives"])
+
+    def _lost_a_life(self, lives: np.ndarray | None, valid: np.ndarray, done: np.ndarray) -> np.ndarray | None:
+        if lives is None or self._lives is None:
+            return None
+        # under SAME_STEP, the lives that follow the end of a game are those of the next one
+        same_game = valid & ~done if self.autoreset_mode is AutoresetMode.SAME_STEP else valid
+        return (lives < self._lives) & same_game
 
     def _finish_episodes(self, done: np.ndarray) -> None:
         for row in np.flatnonzero(done):
@@ -262,24 +254,24 @@ class VectorEnvs:
         if last is None:
             raise SettingsError(f"{self.env_id} autoresets by SAME_STEP but hands out no final_obs; use NEXT_STEP")
         first = getattr(self.vector_env.unwrapped, "_env_obs", None)
-        successors = _copied(obs)
+        successors = copied(obs)
         for row in map(int, np.flatnonzero(done)):
-            if first is not None and _share_memory(last[row], first[row]):
+            if first is not None and share_memory(last[row], first[row]):
                 raise SettingsError(
                     f"{self.env_id} reuses its observation array, so that under SAME_STEP the reset overwrote an "
                     "episode's last observation; use NEXT_STEP"
                 )
-            _put_row(successors, row, last[row])
+            put_row(successors, row, last[row])
         return successors
 
-    def _reset_finished(self, done: np.ndarray, lives: np.ndarray | None) -> np.ndarray | None:
-        """Resets the finished environments and returns the lives of all."""
-        with reported_worker_death(self.env_id):
+    def _reset_finished(self, done: np.ndarray) -> None:
+        with self._worker_death_report:
             # Gymnasium takes the mask out of the dictionary, so each call gets its own.
             obs, infos = self.vector_env.reset(options={"reset_mask": done.copy()})
         self.obs = self._owned(obs)
-        restored = self._lives_in(infos)
-        return lives if lives is None or restored is None else np.where(done, restored, lives)
+        lives = self._lives_in(infos)
+        if lives is not None and self._lives is not None:
+            self._lives = np.where(done, lives, self._lives)
 
 
 def make_envs(
@@ -324,82 +316,14 @@ def make_envs(
         env_kwargs=env_kwargs,
     )
     module, colon, _ = env.rpartition(":")
-    return VectorEnvs(
-        vector_env,
-        seed=seed,
-        env_id=f"{module}{colon}{spec.id}",
-        vectorization=chosen,
-        life_loss_terminal=life_loss_terminal and is_atari(spec),
-    )
-
-
-def _is_native_atari(env: VectorEnv[Any, Any, Any]) -> bool:
-    return type(env).__module__.startswith("ale_py")  # ale-py itself is imported only when a game is asked for
-
-
-def _vectorization_of(env: VectorEnv[Any, Any, Any]) -> Vectorization:
-    if isinstance(env, SyncVectorEnv):
-        return "sync"
-    return "async" if isinstance(env, AsyncVectorEnv) else "native"
-
-
-def _hands_out_fresh_arrays(env: VectorEnv[Any, Any, Any]) -> bool:
-    if isinstance(env, SyncVectorEnv | AsyncVectorEnv):
-        return bool(env.copy)
-    return isinstance(env, CartPoleVectorEnv) or _is_native_atari(env)
-
-
-def _action_checker(space: spaces.Space[Any], num_envs: int) -> Callable[[Any], Any]:
-    """A function that returns a batch of actions in the space's dtype, or raises SettingsError."""
-    low: Any
-    high: Any
-    if isinstance(space, spaces.Discrete):
-        low, high = space.start, space.start + space.n - 1
-    elif isinstance(space, spaces.MultiDiscrete):
-        low, high = space.start, space.start + space.nvec - 1
-    elif isinstance(space, spaces.MultiBinary):
-        low, high = 0, 1
-    elif isinstance(space, spaces.Box):
-        low, high = space.low, space.high
-    else:
-        return lambda action: action
-    shape, dtype = (num_envs, *(space.shape or ())), space.dtype
-    kinds = "iub" if np.issubdtype(dtype, np.integer) else "iubf"
-
-    def check(action: Any) -> np.ndarray:
-        array = np.asarray(action)
-        if array.shape != shape or array.dtype.kind not in kinds:
-            raise SettingsError(f"actions are {array.dtype} of shape {array.shape}, expected {dtype} of shape {shape}")
-        inside = (array >= low) & (array <= high)
-        if not inside.all() or (array.dtype.kind == "f" and not np.isfinite(array).all()):
-            raise SettingsError(f"an action lies outside {space}; expected every action inside")
-        return array.astype(dtype, copy=False)
-
-    return check
-
-
-def _copied(obs: Any) -> Any:
-    if isinstance(obs, Mapping):
-        return {key: _copied(part) for key, part in obs.items()}
-    if isinstance(obs, tuple):
-        return tuple(_copied(part) for part in obs)
-    return np.array(obs)
-
-
-def _put_row(batch: Any, row: int, obs: Any) -> None:
-    if isinstance(batch, Mapping):
-        for key, part in batch.items():
-            _put_row(part, row, obs[key])
-    elif isinstance(batch, tuple):
-        for part, value in zip(batch, obs, strict=True):
-            _put_row(part, row, value)
-    else:
-        batch[row] = obs
-
-
-def _share_memory(left: Any, right: Any) -> bool:
-    if isinstance(left, Mapping):
-        return any(_share_memory(part, right[key]) for key, part in left.items())
-    if isinstance(left, tuple):
-        return any(_share_memory(one, other) for one, other in zip(left, right, strict=True))
-    return isinstance(left, np.ndarray) and isinstance(right, np.ndarray) and np.may_share_memory(left, right)
+    try:
+        return VectorEnvs(
+            vector_env,
+            seed=seed,
+            env_id=f"{module}{colon}{spec.id}",
+            vectorization=chosen,
+            life_loss_terminal=life_loss_terminal and is_atari(spec),
+        )
+    except BaseException:
+        close_vector_env(vector_env)
+        raise

@@ -1,0 +1,72 @@
+"""Nested batches of observations, and batches of actions, as vector environments take and give them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from relax_rl.errors import SettingsError
+
+__all__ = ["action_checker", "copied", "put_row", "share_memory"]
+
+
+def action_checker(space: spaces.Space[Any], num_envs: int) -> Callable[[Any], Any]:
+    """A function that returns a batch of actions in the space's dtype, or raises SettingsError."""
+    low: Any
+    high: Any
+    if isinstance(space, spaces.Discrete):
+        low, high = space.start, space.start + space.n - 1
+    elif isinstance(space, spaces.MultiDiscrete):
+        low, high = space.start, space.start + space.nvec - 1
+    elif isinstance(space, spaces.MultiBinary):
+        low, high = 0, 1
+    elif isinstance(space, spaces.Box):
+        low, high = space.low, space.high
+    else:
+        return lambda action: action
+    shape, dtype = (num_envs, *(space.shape or ())), space.dtype
+    kinds = "iub" if np.issubdtype(dtype, np.integer) else "iubf"
+
+    def check(action: Any) -> np.ndarray:
+        array = np.asarray(action)
+        if array.shape != shape or array.dtype.kind not in kinds:
+            raise SettingsError(f"actions are {array.dtype} of shape {array.shape}, expected {dtype} of shape {shape}")
+        inside = (array >= low) & (array <= high)
+        if not inside.all() or (array.dtype.kind == "f" and not np.isfinite(array).all()):
+            raise SettingsError(f"an action lies outside {space}; expected every action inside")
+        return array.astype(dtype)
+
+    return check
+
+
+def copied(obs: Any) -> Any:
+    """The same dictionaries and tuples with a new NumPy array in place of every array."""
+    if isinstance(obs, Mapping):
+        return {key: copied(part) for key, part in obs.items()}
+    if isinstance(obs, tuple):
+        return tuple(copied(part) for part in obs)
+    return np.array(obs)
+
+
+def put_row(batch: Any, row: int, obs: Any) -> None:
+    """Writes one observation into one row of a batch."""
+    if isinstance(batch, Mapping):
+        for key, part in batch.items():
+            put_row(part, row, obs[key])
+    elif isinstance(batch, tuple):
+        for part, value in zip(batch, obs, strict=True):
+            put_row(part, row, value)
+    else:
+        batch[row] = obs
+
+
+def share_memory(left: Any, right: Any) -> bool:
+    """Whether writing to one observation may change the other."""
+    if isinstance(left, Mapping):
+        return any(share_memory(part, right[key]) for key, part in left.items())
+    if isinstance(left, tuple):
+        return any(share_memory(one, other) for one, other in zip(left, right, strict=True))
+    return isinstance(left, np.ndarray) and isinstance(right, np.ndarray) and np.may_share_memory(left, right)

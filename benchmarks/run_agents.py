@@ -34,6 +34,8 @@ SETTINGS = AGENT_RESULTS / "settings.json"
 COLUMNS = ("step", "episodes", "return_mean", "seconds", "steps_per_second", "estimate/variance_ratio")
 DEFAULT_ENVS = ("CartPole-v1", "InvertedPendulum-v5", "LunarLander-v3")
 OWN_ESTIMATOR = {"InvertedPendulum-v5": "lax"}
+SECTIONS = ("run", "env", "agent", "versions")
+"""What is kept of a run's config.json, but for the entries that name the run."""
 PER_RUN = ("seed", "run_dir", "resume", "quiet")
 """Settings that differ between the runs of one contestant."""
 
@@ -116,8 +118,8 @@ def keep(started: Started, rows: list[dict[str, str]]) -> None:
 def record_settings(started: Started) -> None:
     """Add the run under its contestant in settings.json, beside earlier runs with equal settings."""
     run = started.run
-    config = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
-    config = without(config, PER_RUN)
+    saved = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
+    config = {name: without(saved[name], PER_RUN) for name in SECTIONS}
     settings: dict[str, Any] = json.loads(SETTINGS.read_text(encoding="utf-8")) if SETTINGS.exists() else {}
     groups = settings.setdefault(f"{run.task.env} {run.estimator}", [])
     for group in groups:
@@ -131,13 +133,9 @@ def record_settings(started: Started) -> None:
     write_json(SETTINGS, settings)
 
 
-def without(config: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """The nested dictionary without the named entries, at any depth."""
-    return {
-        name: without(value, names) if isinstance(value, dict) else value
-        for name, value in config.items()
-        if name not in names
-    }
+def without(section: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The section without the named entries."""
+    return {name: value for name, value in section.items() if name not in names}
 
 
 def commit() -> str:

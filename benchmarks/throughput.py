@@ -29,14 +29,16 @@ from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack
 
-from benchmarks.tasks import RESULTS, write_json, write_text
+from benchmarks.tasks import RESULTS, write_text
 from relax_rl import make_envs, settings_for
 from relax_rl.agents import AGENTS
+from relax_rl.runs import write_json
 
 __all__ = ["MATCHES", "Match", "main", "measure"]
 
 STICKY_ACTIONS = 0.25
 THREADS = (1, 2)
+VEC_ENVS: tuple[type[DummyVecEnv | SubprocVecEnv], ...] = (DummyVecEnv, SubprocVecEnv)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +160,7 @@ def fastest(makers: Sequence[Callable[[], Contestant]], steps: int) -> tuple[Con
 
 def measure(match: Match, rounds: int) -> dict[str, Any]:
     """Train in turns and summarise the speeds and their ratios to the peer."""
-    peers = [
-        partial(make_peer, match, vec_env, threads)
-        for vec_env, threads in itertools.product((DummyVecEnv, SubprocVecEnv), THREADS)
-    ]
+    peers = [partial(make_peer, match, vec_env, threads) for vec_env, threads in itertools.product(VEC_ENVS, THREADS)]
     entrants = [fastest(peers, match.turn)]
     for estimator in match.estimators:
         agents = [partial(make_agent, match, estimator, threads) for threads in THREADS]

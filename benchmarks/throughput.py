@@ -11,7 +11,6 @@ keeps its fastest. Then all train in turns, A B C A B C ..., and every round giv
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import platform
 import statistics
@@ -21,6 +20,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+import ale_py
 import gymnasium
 import stable_baselines3
 import torch
@@ -84,33 +84,36 @@ class Contestant:
 
     name: str
     options: str
-    threads: int
     train: Callable[[int], object]
     """Trains for that many more environment steps."""
     close: Callable[[], None]
     settings: dict[str, Any]
 
-    def speed(self, steps: int) -> float:
+    def speed(self, steps: int, threads: int) -> float:
         """Environment steps per second over one turn of training."""
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(threads)
         start = time.perf_counter()
         self.train(steps)
         return steps / (time.perf_counter() - start)
 
 
+def make_game(env: str) -> gymnasium.Env[Any, Any]:
+    """An Atari game for the peer's AtariWrapper: that skips the frames itself; stickiness is the game's own."""
+    gymnasium.register_envs(ale_py)
+    return gymnasium.make(env, frameskip=1, repeat_action_probability=STICKY_ACTIONS)
+
+
 def make_peer_envs(match: Match, vec_env: type[DummyVecEnv | SubprocVecEnv]) -> VecEnv:
-    """The peer's environments through its own helpers, playing the same game as ours.
-
-    The Atari wrapper skips the frames itself and so needs the game without frame-skip; stickiness is the game's own.
-    """
+    """The peer's environments through its own helpers, playing the same game as ours."""
+    options: dict[str, Any] = {"n_envs": match.num_envs, "seed": 0, "vec_env_cls": vec_env}
+    if vec_env is SubprocVecEnv:
+        options["vec_env_kwargs"] = {"start_method": "fork"}  # the others import torch once per environment
     if not match.env.startswith("ALE/"):
-        return make_vec_env(match.env, n_envs=match.num_envs, seed=0, vec_env_cls=vec_env)
-    game = {"frameskip": 1, "repeat_action_probability": STICKY_ACTIONS}
-    envs = make_atari_env(match.env, n_envs=match.num_envs, seed=0, env_kwargs=game, vec_env_cls=vec_env)
-    return VecFrameStack(envs, n_stack=4)
+        return make_vec_env(match.env, **options)
+    return VecFrameStack(make_atari_env(partial(make_game, match.env), **options), n_stack=4)
 
 
-def make_peer(match: Match, vec_env: type[DummyVecEnv | SubprocVecEnv], threads: int) -> Contestant:
+def make_peer(match: Match, vec_env: type[DummyVecEnv | SubprocVecEnv]) -> Contestant:
     """Stable-Baselines3's A2C with a logger that writes nowhere."""
     envs = make_peer_envs(match, vec_env)
     policy = "CnnPolicy" if match.env.startswith("ALE/") else "MlpPolicy"
@@ -121,10 +124,10 @@ def make_peer(match: Match, vec_env: type[DummyVecEnv | SubprocVecEnv], threads:
         model.learn(steps, reset_num_timesteps=False, log_interval=1_000_000)
 
     settings = {"n_steps": match.num_steps, "parameters": count(model.policy), "other": "the library's defaults"}
-    return Contestant("SB3 A2C", vec_env.__name__, threads, train, envs.close, settings)
+    return Contestant("SB3 A2C", vec_env.__name__, train, envs.close, settings)
 
 
-def make_agent(match: Match, estimator: str, threads: int) -> Contestant:
+def make_agent(match: Match, estimator: str) -> Contestant:
     """One of our agents with its preset, on the match's terms."""
     envs = make_envs(match.env, num_envs=match.num_envs, seed=0, sticky_actions=STICKY_ACTIONS)
     settings = {**settings_for(match.env, estimator), "num_steps": match.num_steps, "lr_schedule": "constant"}
@@ -136,7 +139,7 @@ def make_agent(match: Match, estimator: str, threads: int) -> Contestant:
 
     parameters = count(agent.policy, agent.value)
     effective = {**asdict(agent.config), "parameters": parameters}
-    return Contestant(estimator, f"{envs.vectorization} environments", threads, train, envs.close, effective)
+    return Contestant(estimator, f"{envs.vectorization} environments", train, envs.close, effective)
 
 
 def count(*modules: torch.nn.Module) -> int:
@@ -144,57 +147,79 @@ def count(*modules: torch.nn.Module) -> int:
     return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
 
 
-def fastest(makers: Sequence[Callable[[], Contestant]], steps: int) -> tuple[Contestant, dict[str, float]]:
-    """The contestant of the fastest options, warmed up, and the speed of every option that was tried."""
-    entrants: list[tuple[float, Contestant]] = []
-    for make in makers:
-        contestant = make()
-        contestant.speed(steps // 2)
-        entrants.append((contestant.speed(steps // 2), contestant))
-    _, best = max(entrants, key=lambda entrant: entrant[0])
-    for _, contestant in entrants:
-        if contestant is not best:
+@dataclass(frozen=True)
+class Entrant:
+    """A contestant at its fastest, and the speed of everything that was tried."""
+
+    contestant: Contestant
+    threads: int
+    tried: dict[str, float]
+
+    @property
+    def options(self) -> str:
+        """What it runs with."""
+        return describe(self.contestant, self.threads)
+
+    def speed(self, steps: int) -> float:
+        """Environment steps per second over one turn of training."""
+        return self.contestant.speed(steps, self.threads)
+
+
+def describe(contestant: Contestant, threads: int) -> str:
+    """Options of a contestant in words."""
+    return f"{contestant.options}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def fastest(contestants: Sequence[Contestant], steps: int) -> Entrant:
+    """The fastest contestant and thread count; every pair of them is warmed up and timed, the others are closed."""
+    speeds: dict[tuple[int, int], float] = {}
+    for index, contestant in enumerate(contestants):
+        for threads in THREADS:
+            contestant.speed(steps // 4, threads)
+            speeds[index, threads] = contestant.speed(steps // 2, threads)
+    best, best_threads = max(speeds, key=lambda pair: speeds[pair])
+    for index, contestant in enumerate(contestants):
+        if index != best:
             contestant.close()
-    return best, {f"{c.options}, {c.threads} thread(s)": round(speed, 1) for speed, c in entrants}
+    tried = {describe(contestants[index], threads): round(speed, 1) for (index, threads), speed in speeds.items()}
+    return Entrant(contestants[best], best_threads, tried)
 
 
 def measure(match: Match, rounds: int) -> dict[str, Any]:
     """Train in turns and summarise the speeds and their ratios to the peer."""
-    peers = [partial(make_peer, match, vec_env, threads) for vec_env, threads in itertools.product(VEC_ENVS, THREADS)]
-    entrants = [fastest(peers, match.turn)]
-    for estimator in match.estimators:
-        agents = [partial(make_agent, match, estimator, threads) for threads in THREADS]
-        entrants.append(fastest(agents, match.turn))
-    contestants = [contestant for contestant, _ in entrants]
-    speeds: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
+    entrants = [fastest([make_peer(match, vec_env) for vec_env in VEC_ENVS], match.turn)]
+    entrants += [fastest([make_agent(match, estimator)], match.turn) for estimator in match.estimators]
+    names = [entrant.contestant.name for entrant in entrants]
+    speeds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
-        for contestant in contestants:
-            speeds[contestant.name].append(contestant.speed(match.turn))
-    for contestant in contestants:
-        contestant.close()
-    peer = speeds[contestants[0].name]
+        for name, entrant in zip(names, entrants, strict=True):
+            speeds[name].append(entrant.speed(match.turn))
+    for entrant in entrants:
+        entrant.contestant.close()
+    peer = speeds[names[0]]
+    ratios = {name: [own / other for own, other in zip(speeds[name], peer, strict=True)] for name in names}
     return {
         "match": asdict(match),
         "rounds": rounds,
         "contestants": [
             {
-                "name": contestant.name,
-                "options": f"{contestant.options}, {contestant.threads} thread(s)",
-                "options_tried": tried,
-                "settings": contestant.settings,
-                **spread("steps_per_second", speeds[contestant.name], 1),
-                **spread("ratio", [own / other for own, other in zip(speeds[contestant.name], peer, strict=True)], 3),
+                "name": name,
+                "options": entrant.options,
+                "options_tried": entrant.tried,
+                "settings": entrant.contestant.settings,
+                "steps_per_second": spread(speeds[name], 1),
+                "ratio": spread(ratios[name], 3),
             }
-            for contestant, tried in entrants
+            for name, entrant in zip(names, entrants, strict=True)
         ],
     }
 
 
-def spread(name: str, values: list[float], digits: int) -> dict[str, Any]:
+def spread(values: list[float], digits: int) -> dict[str, Any]:
     """Every value, and their median, lowest and highest."""
     summary = {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
     rounded = {key: round(value, digits) for key, value in summary.items()}
-    return {name: {**rounded, "rounds": [round(value, digits) for value in values]}}
+    return {**rounded, "rounds": [round(value, digits) for value in values]}
 
 
 def table(result: dict[str, Any]) -> str:

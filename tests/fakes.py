@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from relax_rl.envs import VectorEnvs
 
 Ending = Literal["terminated", "truncated", "both"]
 
@@ -186,6 +189,22 @@ class KeywordEnv(GoldenEnv):
     def __init__(self, size: tuple[int, int] = (1, 2)) -> None:
         super().__init__()
         self.size = size
+
+
+def vector_of(
+    factories: Sequence[Callable[[], gym.Env]], mode: AutoresetMode, kind: str = "sync", **kwargs: Any
+) -> VectorEnv:
+    """A Gymnasium vector environment of one kind and autoreset mode."""
+    if kind == "sync":
+        return SyncVectorEnv(factories, autoreset_mode=mode, **kwargs)
+    return AsyncVectorEnv(factories, autoreset_mode=mode, **kwargs)
+
+
+def golden_envs(
+    mode: AutoresetMode, kind: str = "sync", env: type[GoldenEnv] = GoldenEnv, n: int = 3, **kwargs: Any
+) -> VectorEnvs:
+    """`n` golden environments behind the adapter."""
+    return VectorEnvs(vector_of([lambda i=i: env(i) for i in range(n)], mode, kind, **kwargs))
 
 
 gym.register("relax_rl_fakes/Golden-v0", GoldenEnv, kwargs={"cycle": ((20, "truncated"),)}, reward_threshold=7.0)

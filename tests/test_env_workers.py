@@ -1,0 +1,92 @@
+"""Worker processes: how they live through signals, die, and are closed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cloudpickle
+import numpy as np
+import pytest
+from gymnasium.vector import SyncVectorEnv
+
+from relax_rl.envs import VectorEnvs, make_envs
+from relax_rl.errors import RelaxRLError
+from tests.fakes import GoldenEnv
+
+
+def test_workers_are_daemons_and_their_factories_can_be_sent_to_a_new_process():
+    """Where processes are spawned instead of forked, a factory is all they get."""
+    with make_envs("Acrobot-v1", num_envs=2, vectorization="async") as envs:
+        assert all(process.daemon for process in envs.vector_env.processes)
+        assert envs.vector_env.shared_memory
+        factory = cloudpickle.loads(cloudpickle.dumps(envs.vector_env.env_fns[1]))
+    assert factory().observation_space == envs.single_observation_space
+
+
+def test_a_worker_that_dies_is_one_line_and_no_wait():
+    envs = make_envs("tests.fakes:relax_rl_fakes/Dying-v0", num_envs=2, vectorization="async")
+    envs.step(np.zeros(2, int))
+    with pytest.raises(RelaxRLError, match="a worker process of .*Dying-v0 died") as caught:
+        envs.step(np.zeros(2, int))
+    assert "\n" not in str(caught.value)
+    began = time.monotonic()
+    envs.close()
+    envs.close()
+    assert time.monotonic() - began < 5
+    assert not any(process.is_alive() for process in envs.vector_env.processes)
+
+
+def test_a_worker_that_was_killed_between_steps_is_reported_at_the_next():
+    envs = make_envs("Acrobot-v1", num_envs=2, vectorization="async")
+    os.kill(envs.vector_env.processes[1].pid, signal.SIGKILL)
+    envs.vector_env.processes[1].join()
+    with pytest.raises(RelaxRLError, match="died"):
+        envs.step(np.zeros(2, int))
+    envs.close()
+    assert not envs.vector_env.processes[0].is_alive()
+
+
+def test_workers_leave_ctrl_c_to_the_main_process():
+    """Ctrl-C reaches the whole process group; the main process still has a checkpoint to write."""
+    with make_envs("Acrobot-v1", num_envs=2, vectorization="async") as envs:
+        for process in envs.vector_env.processes:
+            os.kill(process.pid, signal.SIGINT)
+        for _ in range(3):
+            envs.step(np.zeros(2, int))
+        assert all(process.is_alive() for process in envs.vector_env.processes)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_workers_can_be_closed_when_a_step_was_interrupted():
+    """An interrupt in the middle of a step leaves answers in the pipes that nobody will read."""
+    envs = make_envs("Acrobot-v1", num_envs=2, vectorization="async")
+    envs.vector_env.step_async(np.zeros(2, int))
+    envs.vector_env.parent_pipes[0].recv()
+    envs.close()
+    assert not any(process.is_alive() for process in envs.vector_env.processes)
+
+
+def test_an_error_inside_an_environment_keeps_its_own_name():
+    """Only a broken pipe is a dead worker; and in one process nothing is one."""
+
+    class Offline(GoldenEnv):
+        def step(self, action):
+            raise ConnectionError("the robot is offline")
+
+    with VectorEnvs(SyncVectorEnv([Offline])) as envs, pytest.raises(ConnectionError, match="robot"):
+        envs.step(np.zeros(1, int))
+
+
+def test_environments_that_cannot_be_reset_are_closed_again():
+    code = (
+        "from relax_rl.envs import make_envs\n"
+        "try: make_envs('Acrobot-v1', num_envs=2, vectorization='async', seed=-1)\n"
+        "except Exception as wrong: print(type(wrong).__name__)\n"
+        "import multiprocessing; print(multiprocessing.active_children())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["SettingsError", "[]"]

@@ -14,7 +14,7 @@ from typing import Any
 from relax_rl.config import AgentConfig, TrainConfig, did_you_mean
 from relax_rl.errors import SettingsError
 
-__all__ = ["PRESETS", "Override", "Preset", "find_preset", "preset_config", "settings_for", "with_settings"]
+__all__ = ["PRESETS", "Override", "Preset", "find_preset", "is_atari", "preset_config", "settings_for", "with_settings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +137,11 @@ def find_preset(env: str, preset: str = "auto") -> Preset:
             f"unknown preset {preset!r}, expected one of {', '.join(expected)}{did_you_mean(preset, expected)}"
         )
     return PRESETS[names.index(preset)]
+
+
+def is_atari(env: str) -> bool:
+    """Whether an id is that of an Atari game."""
+    return find_preset(env).name == "atari"
 
 
 def settings_for(env: str, estimator: str = "auto", *, preset: str = "auto") -> dict[str, Any]:

@@ -121,7 +121,8 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RelaxRLError(f"cannot write {path}: {error.strerror or error}") from error
+        reason = (error.strerror or str(error)).partition("\n")[0]
+        raise RelaxRLError(f"cannot write {path}: {reason}") from error
 
 
 def _metadata(path: str | os.PathLike[str], data: bytes) -> dict[str, str]:

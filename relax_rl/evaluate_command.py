@@ -1,0 +1,153 @@
+"""The command `evaluate`: score a saved agent, write `evaluation.json`, record a video."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from relax_rl import runs
+from relax_rl.config import EnvConfig
+from relax_rl.errors import CheckpointError, SettingsError
+from relax_rl.options import parse
+from relax_rl.presets import is_atari
+from relax_rl.runs import RunFolder
+
+if TYPE_CHECKING:
+    from relax_rl.agents import ActorCritic
+    from relax_rl.envs import VectorEnvs
+
+__all__ = ["EvaluateConfig", "evaluate_command", "evaluate_run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Score a trained agent."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run."""
+    episodes: int = 20
+    """Episodes to play."""
+    deterministic: bool = True
+    """Take the most likely action instead of a sample (default: yes, but not in Atari)."""
+    checkpoint: str = "latest"
+    """Which agent: latest, best (by the evaluations during training), or a checkpoint file."""
+    video: bool = False
+    """Record a video of one more episode; needs the extra video."""
+    seed: int = 0
+    """Seed of the environments and of sampled actions."""
+    num_envs: int = 8
+    """Environments stepped side by side."""
+    device: str = "cpu"
+    """Device of the networks: cpu, cuda, cuda:1, mps, or auto."""
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "num_envs"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} is {getattr(self, name)!r}, expected at least 1")
+        if self.seed < 0:
+            raise SettingsError(f"seed is {self.seed!r}, expected 0 or above")
+
+
+def evaluate_command(args: Sequence[str], prog: str) -> int:
+    """`evaluate`: read the options, play, say the result."""
+    config = _evaluate_config(list(args), prog)
+    result = evaluate_run(config)
+    how = "deterministic" if result["deterministic"] else "sampled"
+    print(f"{result['env']} · {result['estimator']} · {result['checkpoint']}")
+    print(
+        f"return {result['return_mean']:.2f} ± {result['return_std']:.2f} (mean ± standard deviation of "
+        f"{result['episodes']} episodes, {how} actions, mean length {result['length_mean']:.0f})"
+    )
+    print(f"  written to  {RunFolder(Path(config.run)).evaluation}")
+    if result["video"] is not None:
+        print(f"  video       {result['video']} (return {result['video_return']:g})")
+    return 0
+
+
+def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
+    """Score the agent of a run, and record it if asked to; returns what `evaluation.json` then holds.
+
+    Raises:
+        CheckpointError: no such run or checkpoint, or none that can be read.
+        SettingsError: the environment cannot be made, or the extra `video` is missing.
+        RelaxRLError: the run's folder cannot be written.
+    """
+    from relax_rl.devices import resolve_device
+    from relax_rl.evaluation import evaluate, evaluation_envs
+    from relax_rl.training import set_threads
+
+    folder = RunFolder(Path(config.run))
+    trained = runs.read_config(folder)
+    settings = replace(trained.env, num_envs=config.num_envs)
+    agent, path = _load(config, folder, str(resolve_device(config.device)))
+    with ExitStack() as stack:
+        set_threads(trained.run.threads, stack)
+        # Before anything is played, so that a missing extra costs no time.
+        camera = stack.enter_context(_camera(settings, config)) if config.video else None
+        envs = stack.enter_context(evaluation_envs(settings, episodes=config.episodes, seed=config.seed))
+        scores = evaluate(agent, envs, episodes=config.episodes, seed=config.seed, deterministic=config.deterministic)
+        assert scores is not None  # nothing breaks it off
+        video = _film(agent, camera, folder, config) if camera is not None else {"video": None, "video_return": None}
+    result = {
+        "env": settings.env,
+        "estimator": agent.name,
+        "checkpoint": str(path),
+        "step": agent.steps,
+        "episodes": config.episodes,
+        "seed": config.seed,
+        "deterministic": config.deterministic,
+        "return_mean": scores.mean,
+        "return_std": scores.std,
+        "return_min": min(scores.returns),
+        "return_max": max(scores.returns),
+        "length_mean": scores.length_mean,
+        "returns": list(scores.returns),
+        "lengths": list(scores.lengths),
+        **video,
+    }
+    runs.write_json(folder.evaluation, result)
+    return result
+
+
+def _evaluate_config(args: list[str], prog: str) -> EvaluateConfig:
+    """The options; whether actions are sampled, if it is not given, goes by the run's environment."""
+    description = "Score a trained agent on fresh environments with raw rewards, and record a video of it."
+    given = parse(EvaluateConfig, args, prog=prog, description=description)
+    env = runs.read_config(RunFolder(Path(given.run))).env.env
+    default = replace(given, deterministic=not is_atari(env))
+    return parse(EvaluateConfig, args, default=default, prog=prog, description=description)
+
+
+def _load(config: EvaluateConfig, folder: RunFolder, device: str) -> tuple[ActorCritic, Path]:
+    from relax_rl.checkpoints import CheckpointFolder, load_checkpoint
+
+    checkpoints = CheckpointFolder(folder.checkpoints)
+    if config.checkpoint == "latest":
+        agent, _, path = checkpoints.load_newest(device, warn=lambda line: warnings.warn(line, stacklevel=3))
+        return agent, path
+    path = checkpoints.best if config.checkpoint == "best" else Path(config.checkpoint)
+    if config.checkpoint == "best" and not path.exists():
+        raise CheckpointError(
+            f"{folder.path} has no best checkpoint: it was trained without --eval-interval; use latest"
+        )
+    return load_checkpoint(path, device)[0], path
+
+
+def _camera(settings: EnvConfig, config: EvaluateConfig) -> VectorEnvs:
+    from relax_rl.video import rendering_env
+
+    return rendering_env(settings, seed=config.seed)
+
+
+def _film(agent: ActorCritic, camera: VectorEnvs, folder: RunFolder, config: EvaluateConfig) -> dict[str, Any]:
+    from relax_rl.video import record_video
+
+    path = folder.videos / f"step_{agent.steps:09d}-seed_{config.seed}.mp4"
+    scores = record_video(agent, camera, path, seed=config.seed, deterministic=config.deterministic)
+    return {"video": str(path), "video_return": scores.mean}

@@ -1,0 +1,65 @@
+"""Figures, drawn without a screen."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from relax_rl.serialization import write_bytes_atomic
+
+__all__ = ["Curve", "plot_curves"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Returns against environment steps.
+
+    Attributes:
+        steps, returns: of one length; NaN returns are left out.
+        label: what the legend says.
+        points: show the points themselves (few evaluations, say) besides the line.
+    """
+
+    steps: Sequence[float]
+    returns: Sequence[float]
+    label: str
+    points: bool = False
+
+
+def plot_curves(path: Path, curves: Sequence[Curve], *, title: str, threshold: float | None = None) -> None:
+    """Write learning curves as a PNG, atomically.
+
+    Args:
+        path: the file.
+        curves: what to draw, in this order.
+        title: above the figure.
+        threshold: the return at which the task counts as solved, drawn as a dashed line.
+
+    Raises:
+        RelaxRLError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure  # no pyplot: it would pick a screen and keep figures alive
+    from matplotlib.ticker import EngFormatter
+
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for curve in curves:
+        known = [(s, r) for s, r in zip(curve.steps, curve.returns, strict=True) if math.isfinite(r)]
+        # A single point draws no line.
+        marker = "o" if curve.points or len(known) == 1 else None
+        axes.plot([s for s, _ in known], [r for _, r in known], label=curve.label, marker=marker, markersize=3)
+    if threshold is not None:
+        axes.axhline(threshold, color="0.4", linestyle="--", linewidth=1, label=f"solved at {threshold:g}")
+    axes.set_title(title)
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel("return (sum of raw rewards per episode)")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.25)
+    axes.legend(loc="best", frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes_atomic(path, buffer.getvalue())

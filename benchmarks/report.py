@@ -254,8 +254,8 @@ with our settings. All numbers are means of raw returns over the last {WINDOW} *
 - Where a task ends once its threshold is reached, a run that reached it keeps its last value in the figure and under
   "at the end". A run whose own budget was shorter than the task's (`budget` in `learning.json`) keeps its last value
   too, and its line in the figure ends at its budget.
-- Own curves have a row about every 2,000 steps; the peers' runs are checked at every step for the threshold, which
-  favours them by up to 2,000 steps where their runs end there.
+- Curves have a row about every 2,000 steps. Where a task ends at its threshold there is one more at the very end: our
+  runs are checked after every update, the peers' after every step.
 - IQM is the mean of the middle half of the seeds. Intervals are 95% percentile bootstraps over seeds ({RESAMPLES:,}
   resamples); the median counts a run that never reached the threshold as later than all others.
 - "variance / A2C's" is the median over the run, then over seeds, of the variance of the gradient estimate divided by

@@ -101,7 +101,7 @@ def is_complete(run: Run, rows: list[dict[str, str]]) -> bool:
     if not rows:
         return False
     last = rows[-1]
-    solved = int(last["episodes"]) >= WINDOW and float(last["return_mean"]) >= run.task.threshold
+    solved = int(last["episodes"]) >= WINDOW and float(last["return_mean"] or "nan") >= run.task.threshold
     return int(last["step"]) >= run.task.budget or (run.task.stop_when_reached and solved)
 
 

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 Self = TypeVar("Self", bound="Distribution")
+GaussianSelf = TypeVar("GaussianSelf", bound="DiagGaussian")
 
 
 class Distribution(Protocol):
@@ -171,7 +172,7 @@ class MultiCategorical:
         """`[B, sum(nvec)]` -> `[B, K, max(nvec)]`, missing outcomes filled."""
         width = max(self.nvec)
         if all(n == width for n in self.nvec):
-            return flat.unflatten(-1, (len(self.nvec), width))
+            return flat.reshape(*flat.shape[:-1], len(self.nvec), width)
         return torch.stack([F.pad(x, (0, width - x.shape[-1]), value=fill) for x in flat.split(self.nvec, -1)], -2)
 
     def _flat(self, padded: Tensor) -> Tensor:
@@ -241,7 +242,9 @@ class Bernoulli:
         return F.logsigmoid((2 * sample - 1) * self.params).sum(-1)
 
     def entropy(self) -> Tensor:
-        return (F.softplus(self.params) - self.params * torch.sigmoid(self.params)).sum(-1)
+        # -(1 - p) log(1 - p) - p log p: a sum of positive terms, so that nothing cancels where p is close to 0 or 1.
+        x = self.params
+        return (torch.sigmoid(-x) * F.softplus(x) + torch.sigmoid(x) * F.softplus(-x)).sum(-1)
 
     def mode(self) -> Tensor:
         return self.threshold(self.params)
@@ -252,11 +255,14 @@ class Bernoulli:
 
 @dataclass(frozen=True)
 class DiagGaussian:
-    """Independent normals; `params` is `[B, 2 D]`, means then log standard deviations. Samples are z itself, `[B, D]`."""
+    """Independent normals; `params` is `[B, 2 D]`, means then log standard deviations.
+
+    Samples are z itself, `[B, D]`.
+    """
 
     params: Tensor
 
-    def with_params(self: DiagGaussian, params: Tensor) -> DiagGaussian:
+    def with_params(self: GaussianSelf, params: Tensor) -> GaussianSelf:
         return replace(self, params=params)
 
     @property
@@ -294,8 +300,10 @@ class DiagGaussian:
         return z
 
 
-# Gauss-Hermite rule for the standard normal: exact for polynomials to degree 31, 1e-6 on the smooth integrand below.
-_NODES = 16
+# Trapezoidal rule for the standard normal, which converges exponentially on the analytic integrand below: the error is
+# 1e-6 for standard deviations up to 2, 5e-4 at 4 and 1e-2 at 7.4, where Gauss-Hermite is 10 to 100 times as far off.
+_NODES = 33
+_REACH = 5.5
 
 
 @dataclass(frozen=True)
@@ -314,8 +322,8 @@ class TanhGaussian(DiagGaussian):
         return super().log_prob(sample) - _log_tanh_slope(sample).sum(-1)
 
     def entropy(self) -> Tensor:
-        """Gaussian entropy plus E[log tanh'(z)], by Gauss-Hermite quadrature."""
-        nodes, weights = _hermite_rule(self.params)
+        """`[B]` Gaussian entropy plus E[log tanh'(z)], by quadrature; negative once the outcome is concentrated."""
+        nodes, weights = _normal_rule(self.params)
         mean, log_std = self.params.chunk(2, -1)
         slopes = _log_tanh_slope(mean.unsqueeze(-1) + log_std.exp().unsqueeze(-1) * nodes)
         return super().entropy() + (slopes * weights).sum((-2, -1))
@@ -333,8 +341,7 @@ def _log_tanh_slope(z: Tensor) -> Tensor:
     return 2.0 * (math.log(2.0) - z - F.softplus(-2.0 * z))
 
 
-def _hermite_rule(like: Tensor) -> tuple[Tensor, Tensor]:
-    import numpy as np
-
-    nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
-    return like.new_tensor(nodes), like.new_tensor(weights / weights.sum())
+def _normal_rule(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Nodes and weights `[_NODES]` of an expectation over the standard normal."""
+    nodes = torch.linspace(-_REACH, _REACH, _NODES, dtype=like.dtype, device=like.device)
+    return nodes, torch.softmax(-0.5 * nodes.square(), dim=0)

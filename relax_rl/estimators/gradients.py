@@ -27,7 +27,11 @@ def reinforce_gradient(value: Tensor, log_prob: Tensor, params: Tensor) -> Tenso
 
     Returns:
         `[B, P]` the estimate, a constant.
+
+    Raises:
+        ValueError: when `value` or `log_prob` is not `[B]`.
     """
+    _check_rows(params, value=value, log_prob=log_prob)
     return value.detach()[:, None] * score_function(log_prob, params)
 
 
@@ -46,7 +50,11 @@ def lax_gradient(value: Tensor, log_prob: Tensor, control: Tensor, params: Tenso
 
     Returns:
         `[B, P]` the estimate. The score is constant; c(b) and dc(b) keep their graph.
+
+    Raises:
+        ValueError: when `value`, `log_prob` or `control` is not `[B]`.
     """
+    _check_rows(params, value=value, log_prob=log_prob, control=control)
     score = score_function(log_prob, params)
     pathwise = _gradient(control, params, create_graph=True)
     return (value.detach() - control)[:, None] * score + pathwise
@@ -70,10 +78,23 @@ def relax_gradient(
 
     Returns:
         `[B, P]` the estimate. The score is constant; the controls and their gradients keep their graph.
+
+    Raises:
+        ValueError: when `value`, `log_prob` or a control is not `[B]`.
     """
+    _check_rows(params, value=value, log_prob=log_prob, control=control, conditional_control=conditional_control)
     score = score_function(log_prob, params)
     pathwise = _gradient(control - conditional_control, params, create_graph=True)
     return (value.detach() - conditional_control)[:, None] * score + pathwise
+
+
+def _check_rows(params: Tensor, **per_row: Tensor) -> None:
+    """One number a row: `[B, 1]`, as a network gives it, would broadcast to `[B, B]` and mix the examples."""
+    rows = params.shape[:1]
+    for name, tensor in per_row.items():
+        if tensor.shape != rows:
+            shape = list(tensor.shape)
+            raise ValueError(f"{name} has shape {shape}, but one number a row of params is needed: {list(rows)}")
 
 
 def _gradient(output: Tensor, params: Tensor, *, create_graph: bool = False) -> Tensor:

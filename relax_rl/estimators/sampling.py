@@ -6,7 +6,7 @@ Each of them works at a detached copy of `dist.params`, so that nothing but `Est
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar, Union
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ __all__ = ["Objective", "Surrogate", "lax", "reinforce", "relax"]
 
 D = TypeVar("D", bound=Distribution)
 
-Objective = Union[Callable[[Tensor], Tensor], Tensor]
+Objective = Callable[[Tensor], Tensor] | Tensor
 """f: a function of a batch of samples, or its `[B]` values already known for the sample that `noise` gives."""
 
 Surrogate = Callable[[Tensor], Tensor]
@@ -43,7 +43,8 @@ def reinforce(
         noise: the base noise of the sample; drawn from `generator` by default.
 
     Raises:
-        ValueError: when f is given by its values but the noise of the sample is not.
+        ValueError: when f is given by its values but the noise of the sample is not, or f or the baseline does not give
+            one number a row.
     """
     at_leaf, _, sample, value = _draw(f, dist, noise, generator)
     grad = reinforce_gradient(value - baseline, at_leaf.log_prob(sample), at_leaf.params)
@@ -67,8 +68,12 @@ def lax(
         noise: the base noise of the sample; drawn from `generator` by default.
 
     Raises:
-        ValueError: when f is given by its values but the noise of the sample is not.
+        ValueError: when f is given by its values but the noise of the sample is not; when the outcomes are discrete
+            (their score is not that of z, and the estimate would be biased: `relax` is for them); when f or the
+            surrogate does not give one number a row.
     """
+    if hasattr(dist, "relax_given"):
+        raise ValueError(f"lax needs an outcome that is its own relaxed sample: use relax for {type(dist).__name__}")
     at_leaf, z, sample, value = _draw(f, dist, noise, generator)
     grad = lax_gradient(value, at_leaf.log_prob(sample), surrogate(z), at_leaf.params)
     return Estimate(sample, value, grad, dist.params)
@@ -93,8 +98,11 @@ def relax(
         conditional_noise: the noise of z~, independent of `noise`; drawn from `generator` by default.
 
     Raises:
-        ValueError: when f is given by its values but the noise of the sample is not.
+        ValueError: when f is given by its values but the noise of the sample is not; when z cannot be sampled given b
+            (`lax` is for those outcomes); when f or the surrogate does not give one number a row.
     """
+    if not hasattr(dist, "relax_given"):
+        raise ValueError(f"relax needs a sample of z given b, which {type(dist).__name__} lacks: use lax")
     at_leaf, z, sample, value = _draw(f, dist, noise, generator)
     if conditional_noise is None:
         conditional_noise = at_leaf.sample_noise(generator)

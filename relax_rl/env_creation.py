@@ -25,8 +25,8 @@ SubEnvWrapper = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
 INSTALL = {
     "box2d": 'pip install "relax-rl[box2d]"',
     "mujoco": 'pip install "relax-rl[mujoco]"',
-    "cv2": "pip install opencv-python-headless",
-    "opencv": "pip install opencv-python-headless",
+    "cv2": 'pip install "relax-rl[atari-wrappers]"',
+    "opencv": 'pip install "relax-rl[atari-wrappers]"',
     "jax": 'pip install "gymnasium[jax]"',
     "pygame": 'pip install "gymnasium[classic-control]"',
 }

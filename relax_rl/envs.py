@@ -120,7 +120,7 @@ class VectorEnvs:
         self._copies = vector_env is not inner or not hands_out_fresh_arrays(inner)
         self._checked_action = action_checker(self.single_action_space, self.num_envs)
         self._lives: np.ndarray | None = None
-        self._resetting = np.zeros(self.num_envs, dtype=bool)
+        self._resetting, self._some_resetting = np.zeros(self.num_envs, dtype=bool), False
         self._episodes: list[Episode] = []
         self.reset(seed)
 
@@ -144,7 +144,7 @@ class VectorEnvs:
         # Workers without shared memory do not take back a pending autoreset: theirs still makes up the next row.
         inner = self.vector_env.unwrapped
         if not (isinstance(inner, AsyncVectorEnv) and not inner.shared_memory):
-            self._resetting = np.zeros(self.num_envs, dtype=bool)
+            self._resetting, self._some_resetting = np.zeros(self.num_envs, dtype=bool), False
         self._lives = self._lives_in(infos)
         self._returns = np.zeros(self.num_envs, dtype=np.float64)
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
@@ -166,30 +166,31 @@ class VectorEnvs:
         with self._worker_death_report:
             found, rewards, terminations, truncations, infos = self.vector_env.step(action)
         next_obs = self._owned(found)
-        reward = np.array(rewards, dtype=np.float64)
+        reward = np.asarray(rewards).astype(np.float64)
         terminated = np.array(terminations, dtype=bool)
         truncated = np.array(truncations, dtype=bool)
-        if self._resetting.any():
+        if self._some_resetting:
             reward[self._resetting] = 0.0
             terminated &= valid
             truncated &= valid
-        truncated &= ~terminated
         done = terminated | truncated
+        some_done = bool(done.any())
         self._returns += reward
         self._lengths += valid
         lives = self._lives_in(infos)
         lost = self._lost_a_life(lives, valid, done)
         self._lives, self.obs = lives, next_obs
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
-            self._resetting = done
-        if done.any():
+            self._resetting, self._some_resetting = done, some_done
+        if some_done:
+            truncated &= ~terminated
             self._finish_episodes(done)
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
                 next_obs = self._with_last_observations(next_obs, infos, done)
             elif self.autoreset_mode is AutoresetMode.DISABLED:
                 self._reset_finished(done)
         if lost is not None and lost.any():
-            terminated = terminated | lost  # not in place: `done` must not see it
+            terminated |= lost
             truncated &= ~lost
         return Step(obs, action, reward, next_obs, terminated, truncated, valid)
 
@@ -240,7 +241,8 @@ class VectorEnvs:
             return None
         # under SAME_STEP, the lives that follow the end of a game are those of the next one
         same_game = valid & ~done if self.autoreset_mode is AutoresetMode.SAME_STEP else valid
-        return (lives < self._lives) & same_game
+        lost: np.ndarray = (lives < self._lives) & same_game
+        return lost
 
     def _finish_episodes(self, done: np.ndarray) -> None:
         for row in np.flatnonzero(done):

@@ -211,10 +211,11 @@ class ActionEncoder:
         return low + 0.5 * (action.astype(np.float64) + 1.0) * (high - low)
 
     def _choices(self, action: np.ndarray) -> np.ndarray:
-        whole = action.astype(np.int64, copy=False)
+        whole: np.ndarray = action.astype(np.int64, copy=False)
         if (action.dtype.kind == "f" and (whole != action).any()) or ((whole < 0) | (whole >= self._limits)).any():
             raise SettingsError(f"an action lies outside the choices of {self.space}; they are counted from 0")
-        return (whole + self._start).astype(self.space.dtype, copy=False)
+        whole = whole + self._start
+        return whole.astype(self.space.dtype, copy=False)
 
 
 def _walk(space: spaces.Space[Any], path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:

@@ -149,29 +149,34 @@ class TargetEnv(gym.Env):
 
 
 class LivesEnv(gym.Env):
-    """A game of `lives` lives of `life_length` steps each, worth 1 per step; `lives` in the infos, as in Atari.
+    """Games of a few lives of `life_length` steps each, worth 1 per step; `lives` in the infos, as in Atari.
 
-    With `lingers`, the game ends a step after the last life is gone, as some Atari games do.
+    Successive games start with the numbers of `lives` in turn. With `lingers`, a game ends a step after the last life
+    is gone, as some Atari games do. `limit` cuts games off.
     """
 
-    def __init__(self, lives: int = 3, life_length: int = 2, lingers: bool = False) -> None:
-        self.all_lives, self.life_length, self.lingers = lives, life_length, lingers
+    def __init__(
+        self, lives: Sequence[int] = (3,), life_length: int = 2, lingers: bool = False, limit: int | None = None
+    ) -> None:
+        self.games, self.life_length, self.lingers, self.limit = tuple(lives), life_length, lingers, limit
         self.observation_space = spaces.Box(0, np.inf, (1,), np.float32)
         self.action_space = spaces.Discrete(2)
         self.t = 0
+        self.game = -1
 
     def lives(self) -> int:
-        return max(0, self.all_lives - self.t // self.life_length)
+        return max(0, self.games[self.game % len(self.games)] - self.t // self.life_length)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self.t = 0
+        self.game += 1
         return np.zeros(1, np.float32), {"lives": self.lives()}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.t += 1
-        over = self.t == self.all_lives * self.life_length + self.lingers
-        return np.array([self.t], np.float32), 1.0, over, False, {"lives": self.lives()}
+        over = self.t == self.games[self.game % len(self.games)] * self.life_length + self.lingers
+        return np.array([self.t], np.float32), 1.0, over, self.t == self.limit, {"lives": self.lives()}
 
 
 class DyingEnv(GoldenEnv):

@@ -1,4 +1,4 @@
-"""Atari: native and classic, sticky actions, lives, raw scores."""
+"""Atari: lives, native and classic code, sticky actions, raw scores."""
 
 from __future__ import annotations
 
@@ -8,14 +8,69 @@ import ale_py
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from relax_rl import env_creation
-from relax_rl.envs import VectorEnvs, make_envs
+from relax_rl.envs import Episode, VectorEnvs, make_envs
 from relax_rl.errors import SettingsError
 from relax_rl.spaces import ObservationEncoder
+from tests.fakes import LivesEnv, vector_of
 
 gym.register_envs(ale_py)
+
+MODES = tuple(AutoresetMode)
+
+
+@pytest.mark.parametrize("lingers", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_lost_life_ends_an_episode_for_learning_and_nothing_else(mode, kind, lingers):
+    """The game goes on, no row is made up, and return and length are those of the whole game."""
+    factories = [lambda: LivesEnv(lives=(2,), life_length=2, lingers=lingers)] * 2
+    with VectorEnvs(vector_of(factories, mode, kind), life_loss_terminal=True) as envs:
+        steps = [envs.step(np.zeros(2, int)) for _ in range(12)]
+        episodes = envs.drain_episodes()
+    seen = [
+        (float(step.obs[0, 0]), float(step.next_obs[0, 0]), bool(step.terminated[0])) for step in steps if step.valid[0]
+    ]
+    game = [(0.0, 1.0, False), (1.0, 2.0, True), (2.0, 3.0, False), (3.0, 4.0, True)] + [(4.0, 5.0, True)] * lingers
+    assert len(seen) >= 8
+    assert seen == (game * 4)[: len(seen)]
+    assert set(episodes) == {Episode(float(len(game)), len(game))}
+    made_up = 0 if mode is not AutoresetMode.NEXT_STEP else len(episodes) // 2
+    assert sum(not step.valid[0] for step in steps) == made_up
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_fewer_lives_in_the_next_game_are_no_lost_life(mode):
+    """A game cut off with three lives left, followed by a game of two: that is a truncation and a fresh start."""
+    with VectorEnvs(
+        vector_of([lambda: LivesEnv(lives=(3, 2), life_length=9, limit=2)], mode), life_loss_terminal=True
+    ) as envs:
+        steps = [step for _ in range(9) if (step := envs.step(np.zeros(1, int))).valid[0]]
+    assert [bool(step.truncated[0]) for step in steps] == ([False, True] * 5)[: len(steps)]
+    assert not any(step.terminated[0] for step in steps)
+
+
+def test_made_up_rows_lose_no_life():
+    with VectorEnvs(
+        SyncVectorEnv([lambda: LivesEnv(lives=(3, 2), life_length=9, limit=2)]), life_loss_terminal=True
+    ) as envs:
+        steps = [envs.step(np.zeros(1, int)) for _ in range(3)]
+    assert not steps[2].valid[0] and not steps[2].terminated[0]
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+def test_a_life_lost_in_the_step_that_is_cut_off_is_terminated(mode):
+    with VectorEnvs(vector_of([lambda: LivesEnv(life_length=2, limit=2)], mode), life_loss_terminal=True) as envs:
+        steps = [envs.step(np.zeros(1, int)) for _ in range(2)]
+        assert steps[1].terminated[0] and not steps[1].truncated[0]
+        assert envs.drain_episodes() == [Episode(2.0, 2)]
+
+
+def test_lives_count_for_nothing_unless_asked_for():
+    with VectorEnvs(SyncVectorEnv([LivesEnv])) as envs:
+        assert [bool(envs.step(np.zeros(1, int)).terminated[0]) for _ in range(6)] == [False] * 5 + [True]
 
 
 def test_an_action_outside_an_atari_game_is_refused_where_ale_would_wait_for_ever():

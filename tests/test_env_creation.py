@@ -105,7 +105,7 @@ def test_an_environment_like_no_other_is_answered_with_what_is_expected(wrong):
 
 @pytest.mark.parametrize("wrong", ["no_such_module:Env-v0", "no.such:Env-v0", "a:b:Env-v0"])
 def test_a_module_that_cannot_be_imported_is_named(wrong):
-    with pytest.raises(SettingsError, match="cannot import .* PYTHONPATH") as caught:
+    with pytest.raises(SettingsError, match=r"cannot import .* PYTHONPATH") as caught:
         make_envs(wrong)
     assert "\n" not in str(caught.value)
 
@@ -121,7 +121,7 @@ def test_a_registration_that_only_says_it_is_gone_names_its_successor():
     [
         ("LunarLander-v3", "entry_point", "Box2D is not installed", 'pip install "relax-rl[box2d]"'),
         ("InvertedPendulum-v5", "entry_point", "No module named 'mujoco'", 'pip install "relax-rl[mujoco]"'),
-        ("PongNoFrameskip-v4", "entry_point", "No module named 'cv2'", "pip install opencv-python-headless"),
+        ("PongNoFrameskip-v4", "entry_point", "No module named 'cv2'", 'pip install "relax-rl[atari-wrappers]"'),
         ("phys2d/CartPole-v1", "vector_entry_point", "No module named 'jax'", 'pip install "gymnasium[jax]"'),
         ("Acrobot-v1", "entry_point", "No module named 'odd'", "No module named 'odd'"),
     ],
@@ -145,7 +145,7 @@ def test_atari_without_ale_py_says_what_to_install(monkeypatch):
 
 def test_a_setting_that_an_environment_does_not_have_is_refused():
     for vectorization in ("native", "sync"):
-        with pytest.raises(SettingsError, match="does not take these settings.*wings"):
+        with pytest.raises(SettingsError, match=r"does not take these settings.*wings"):
             make_envs("CartPole-v1", vectorization=vectorization, wings=2)
 
 

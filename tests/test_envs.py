@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from relax_rl.envs import Episode, VectorEnvs, make_envs
 from relax_rl.errors import SettingsError
 from relax_rl.spaces import ObservationEncoder
-from tests.fakes import BufferReusingEnv, DictEnv, GoldenEnv, LivesEnv, TupleEnv, golden_envs, vector_of
+from tests.fakes import BufferReusingEnv, DictEnv, GoldenEnv, TupleEnv, golden_envs, vector_of
 
 MODES = tuple(AutoresetMode)
 Transition = tuple[np.ndarray, int, float, np.ndarray, bool, bool]
@@ -121,6 +121,21 @@ def test_next_step_marks_the_row_after_an_end_and_empties_it():
         if not step.valid[0]:
             assert (step.reward[0], step.terminated[0], step.truncated[0]) == (0.0, False, False)
     assert steps[2].terminated[0] and steps[4].truncated[0]
+
+
+def test_whatever_an_environment_reports_on_the_row_it_makes_up_is_dropped():
+    class Sloppy(SyncVectorEnv):
+        def step(self, actions):
+            resetting = self._autoreset_envs
+            obs, reward, terminated, truncated, infos = super().step(actions)
+            return obs, reward + 50 * resetting, terminated | resetting, truncated | resetting, infos
+
+    with VectorEnvs(Sloppy([lambda: GoldenEnv(cycle=((2, "truncated"),))])) as envs:
+        steps = [envs.step(np.array([0])) for _ in range(6)]
+        assert envs.drain_episodes() == [Episode(10.0, 2), Episode(210.0, 2)]
+    assert [bool(step.valid[0]) for step in steps] == [True, True, False] * 2
+    for step in steps[2::3]:
+        assert (step.reward[0], step.terminated[0], step.truncated[0]) == (0.0, False, False)
 
 
 def test_an_end_on_the_last_row_of_a_rollout_masks_the_first_row_of_the_next():
@@ -266,10 +281,10 @@ def test_a_reset_forgets_unfinished_episodes_and_keeps_finished_ones():
         for _ in range(5):
             envs.step(np.array([0]))
         envs.reset()
-        assert [episode.length for episode in envs.drain_episodes()] == [3, 1]
+        assert envs.drain_episodes() == [Episode(30.0, 3), Episode(100.0, 1)]
         for _ in range(2):
             envs.step(np.array([0]))
-        assert [episode.length for episode in envs.drain_episodes()] == [2]
+        assert envs.drain_episodes() == [Episode(610.0, 2)]
 
 
 def test_nested_observations_reach_the_encoder():
@@ -290,28 +305,3 @@ def test_frames_come_from_environments_made_for_it():
         assert envs.render()[0].shape == (210, 160, 3)
     with make_envs("ALE/Pong-v5", num_envs=1) as envs, pytest.raises(SettingsError, match="renders no frames"):
         envs.render()
-
-
-@pytest.mark.parametrize("lingers", [False, True])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", ["sync", "async"])
-def test_a_lost_life_ends_an_episode_for_learning_and_nothing_else(mode, kind, lingers):
-    """The game goes on, no row is made up, and return and length are those of the whole game."""
-    factories = [lambda: LivesEnv(lives=2, life_length=2, lingers=lingers)] * 2
-    with VectorEnvs(vector_of(factories, mode, kind), life_loss_terminal=True) as envs:
-        steps = [envs.step(np.zeros(2, int)) for _ in range(12)]
-        episodes = envs.drain_episodes()
-    seen = [
-        (float(step.obs[0, 0]), float(step.next_obs[0, 0]), bool(step.terminated[0])) for step in steps if step.valid[0]
-    ]
-    game = [(0.0, 1.0, False), (1.0, 2.0, True), (2.0, 3.0, False), (3.0, 4.0, True)] + [(4.0, 5.0, True)] * lingers
-    assert len(seen) >= 8
-    assert seen == (game * 4)[: len(seen)]
-    assert set(episodes) == {Episode(float(len(game)), len(game))}
-    made_up = 0 if mode is not AutoresetMode.NEXT_STEP else len(episodes) // 2
-    assert sum(not step.valid[0] for step in steps) == made_up
-
-
-def test_lives_count_for_nothing_unless_asked_for():
-    with VectorEnvs(SyncVectorEnv([LivesEnv])) as envs:
-        assert [bool(envs.step(np.zeros(1, int)).terminated[0]) for _ in range(6)] == [False] * 5 + [True]

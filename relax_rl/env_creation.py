@@ -195,9 +195,11 @@ def _usable_cores() -> int:
 
 
 def _import_module(module: str, env_id: str) -> None:
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise SettingsError(f"environment {env_id!r}: {module!r} is no name of a module; expected module:EnvId")
     try:
         import_module(module)
-    except (ImportError, ValueError) as missing:
+    except ImportError as missing:
         raise SettingsError(
             f"environment {env_id!r}: cannot import {module!r} ({_first_line(missing)}); "
             "install it, or put its folder on PYTHONPATH"

@@ -103,11 +103,17 @@ def test_an_environment_like_no_other_is_answered_with_what_is_expected(wrong):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("wrong", ["no_such_module:Env-v0", "no.such:Env-v0", "a:b:Env-v0"])
+@pytest.mark.parametrize("wrong", ["no_such_module:Env-v0", "no.such:Env-v0"])
 def test_a_module_that_cannot_be_imported_is_named(wrong):
     with pytest.raises(SettingsError, match=r"cannot import .* PYTHONPATH") as caught:
         make_envs(wrong)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", ["a:b:Env-v0", ".fakes:Env-v0", "my env:Env-v0"])
+def test_what_cannot_be_a_module_is_named(wrong):
+    with pytest.raises(SettingsError, match="is no name of a module"):
+        make_envs(wrong)
 
 
 def test_a_registration_that_only_says_it_is_gone_names_its_successor():

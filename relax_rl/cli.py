@@ -5,6 +5,7 @@ Nothing heavy is imported before the options are known to be right, so that help
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import signal
@@ -56,6 +57,13 @@ COMMANDS: Mapping[str, Command] = {
 
 DEFAULT_COMMAND = "train"
 
+ENDS = {
+    "total_steps": "all steps taken",
+    "return": "reached a mean return of {target:g}",
+    "callback": "stopped by a callback",
+}
+"""What is said of a run that ended in one of these ways; all other ways are signals."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 after a mistake told in one line, 130 or 143 after a signal.
@@ -66,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     prog = _program()
     threading.excepthook = _thread_failed
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without "±" shows "?" instead of a traceback
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -146,7 +157,9 @@ def _train_config(args: list[str], prog: str) -> TrainConfig:
         config = read(args, base)
         return replace(config, run=replace(config.run, preset=base.run.preset))
     saved = runs.read_config(RunFolder(Path(given.run.resume)))
-    config = read(args, with_settings(saved, {"resume": given.run.resume, "run_dir": given.run.resume}))
+    # Whether progress is shown is a matter of this call, not of the run.
+    here = {"resume": given.run.resume, "run_dir": given.run.resume, "quiet": False}
+    config = read(args, with_settings(saved, here))
     if config.run.preset == "auto":
         config = replace(config, run=replace(config.run, preset=saved.run.preset))
     runs.check_resumable(saved, config)
@@ -157,12 +170,10 @@ def _summary(result: TrainingResult, config: TrainConfig, prog: str, seconds: fl
     folder = RunFolder(result.run_dir)
     run_dir = shlex.quote(str(result.run_dir))
     mean = "no episode has finished" if not result.episodes else f"mean return of the last 100 {result.return_mean:.1f}"
-    ends = {
-        "total_steps": "all steps taken",
-        "return": f"reached a mean return of {config.run.stop_at_return:g}" if config.run.stop_at_return else "",
-        "callback": "stopped by a callback",
-    }
-    end = ends.get(result.stopped_by, f"interrupted by {result.stopped_by}")
+    if result.stopped_by in ENDS:
+        end = ENDS[result.stopped_by].format(target=config.run.stop_at_return)
+    else:
+        end = f"interrupted by {result.stopped_by}"
     lines = [
         f"{end}: {result.steps:,} steps, {result.episodes:,} episodes, {mean}, {seconds:.0f} s",
         f"  learning curve  {folder.curve}",
@@ -173,7 +184,7 @@ def _summary(result: TrainingResult, config: TrainConfig, prog: str, seconds: fl
         f"  checkpoint      {result.checkpoint}",
         f"  evaluate        {prog} evaluate {run_dir}",
     ]
-    if result.stopped_by != "total_steps":
+    if result.stopped_by not in ("total_steps", "return"):
         lines.append(f"  go on           {prog} --resume {run_dir}")
     return "\n".join(lines)
 

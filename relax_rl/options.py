@@ -83,16 +83,17 @@ def _own_error(leaving: BaseException) -> RelaxRLError | None:
 
 
 def _one_line(box: str) -> str:
-    """The message in the box that the parser draws: the lines between its title and its first rule."""
+    """The message in the box that the parser draws: what stands between its title and its next rule.
+
+    Without UTF-8 the box has no sides, and one more rule under its title.
+    """
+    lines = (re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│| \t") for line in box.splitlines())
     message: list[str] = []
-    for line in box.splitlines():
-        text = line.strip("│| \t")
-        if re.fullmatch(r"[╭╰+─-].*", text):
-            if message:
-                break
-            continue
-        if text:
+    for text in [line for line in lines if line][1:]:
+        if not re.fullmatch(r"[╰╯─-]+", text):
             message.append(text)
+        elif message:
+            break
     line = " ".join(message).rstrip(".").replace("Error parsing ", "")
     line = re.sub(r"Missing from .*: (\w+) (.+)\. \(required\)", r"\1 is missing: \2", line)
     line = re.sub(r"invalid literal for int\(\) with base 10: (.+)", r"\1 is not a whole number", line)

@@ -166,7 +166,7 @@ def _resume(config: TrainConfig, command: str, stack: ExitStack) -> _Session:
     path = Path(config.run.resume)
     folder = RunFolder(path)
     saved = runs.read_config(folder)
-    if config.run.run_dir is not None and Path(config.run.run_dir) != path:
+    if config.run.run_dir is not None and Path(config.run.run_dir).resolve() != path.resolve():
         raise SettingsError(f"run_dir is {config.run.run_dir!r}, but a resumed run stays in its folder, {str(path)!r}")
     runs.check_resumable(saved, config)
     config = with_settings(config, {"estimator": saved.run.estimator, "resume": None, "run_dir": str(path)})

@@ -1,0 +1,209 @@
+"""Callbacks: each does its one thing at the right moments. The agent is a stand-in that only counts."""
+
+from __future__ import annotations
+
+import math
+import signal
+from dataclasses import dataclass, field
+
+import pytest
+
+from relax_rl.agents import UpdateInfo
+from relax_rl.callbacks import (
+    CountEpisodes,
+    Every,
+    LogProgress,
+    PeriodicEvaluation,
+    SaveCheckpoints,
+    ShowProgress,
+    StopAtReturn,
+    StopWhenInterrupted,
+)
+from relax_rl.checkpoints import RunState
+from relax_rl.displays import SilentDisplay
+from relax_rl.envs import Episode
+from relax_rl.evaluation import Scores
+from relax_rl.interruption import Interruption
+
+
+@dataclass
+class Counter:
+    """An agent that only counts."""
+
+    steps: int = 0
+    episodes: int = 0
+
+
+@dataclass
+class Rows:
+    """A logger that remembers."""
+
+    rows: list = field(default_factory=list)
+
+    def log(self, row):
+        self.rows.append(dict(row))
+
+    def close(self):
+        pass
+
+
+def updates(agent, callbacks, count, *, steps=10, returns=(), metric=1.0):
+    """Let that many updates happen; returns what the last call of each callback returned."""
+    answers = []
+    for _ in range(count):
+        agent.steps += steps
+        agent.episodes += len(returns)
+        episodes = tuple(Episode(r, 5) for r in returns)
+        info = UpdateInfo(agent.steps, agent.steps // steps, episodes, {"losses/value": metric})
+        answers = [callback(agent, info) for callback in callbacks]
+    return answers
+
+
+def test_every_counts_multiples_passed():
+    every = Every(100, 250)
+    assert [every.due(step) for step in (260, 299, 300, 301, 399, 650, 660, 700)] == [
+        *(False, False, True, False, False, True, False, True)
+    ]
+
+
+def test_rows_once_per_interval_with_means_since_the_last_one():
+    agent, run, rows = Counter(), RunState(), Rows()
+    log = LogProgress(run, [rows], interval=40)
+    count = CountEpisodes(run)
+    updates(agent, [count, log], 4, metric=1.0)
+    updates(agent, [count, log], 2, metric=2.0, returns=[7.0, 9.0])
+    updates(agent, [count, log], 2, metric=4.0)
+    assert [row["step"] for row in rows.rows] == [40, 80]
+    assert [row["losses/value"] for row in rows.rows] == [1.0, 3.0]
+    assert math.isnan(rows.rows[0]["return_mean"]) and rows.rows[1]["return_mean"] == 8.0
+    assert rows.rows[1]["episodes"] == 4 and rows.rows[1]["length_mean"] == 5.0
+    assert list(rows.rows[0])[:5] == ["step", "episodes", "return_mean", "seconds", "steps_per_second"]
+    assert rows.rows[0]["steps_per_second"] > 0 and rows.rows[1]["seconds"] >= rows.rows[0]["seconds"]
+
+
+def test_the_last_row_is_written_once():
+    agent, rows = Counter(), Rows()
+    log = LogProgress(RunState(), [rows], interval=40)
+    updates(agent, [log], 5)
+    log.write(agent)
+    log.write(agent)
+    assert [row["step"] for row in rows.rows] == [40, 50]
+
+
+def test_the_display_hears_the_mean_return():
+    class Display(SilentDisplay):
+        def __init__(self):
+            self.heard = []
+
+        def update(self, step, return_mean):
+            self.heard.append((step, return_mean))
+
+    agent, run, display = Counter(), RunState(), Display()
+    callbacks = [CountEpisodes(run), ShowProgress(run, display)]
+    updates(agent, callbacks, 1)
+    updates(agent, callbacks, 1, returns=[3.0, 5.0])
+    updates(agent, callbacks, 1)
+    assert math.isnan(display.heard[0][1])
+    assert display.heard[1:] == [(20, 4.0), (30, 4.0)]
+
+
+def test_stopping_needs_a_hundred_episodes():
+    agent, run = Counter(), RunState()
+    callbacks = [CountEpisodes(run), StopAtReturn(run, 475.0)]
+    assert updates(agent, callbacks, 99, returns=[500.0])[1] is True
+    assert updates(agent, callbacks, 1, returns=[500.0])[1] is False
+
+
+def test_stopping_goes_by_the_last_hundred():
+    agent, run = Counter(), RunState()
+    callbacks = [CountEpisodes(run), StopAtReturn(run, 475.0)]
+    assert updates(agent, callbacks, 100, returns=[474.0])[1] is True
+    assert updates(agent, callbacks, 99, returns=[475.0])[1] is True
+    assert updates(agent, callbacks, 1, returns=[475.0])[1] is False
+
+
+def test_a_signal_stops_and_is_told():
+    class Display(SilentDisplay):
+        said = ""
+
+        def say(self, line):
+            self.said += line
+
+    agent, interruption, display = Counter(), Interruption(), Display()
+    stop = StopWhenInterrupted(interruption, display)
+    assert updates(agent, [stop], 2) == [True]
+    interruption.signal = signal.SIGTERM
+    assert updates(agent, [stop], 1) == [False]
+    assert display.said.startswith("SIGTERM")
+
+
+class Folder:
+    """Counts checkpoints."""
+
+    def __init__(self):
+        self.saved = []
+
+    def save(self, agent, run):
+        self.saved.append(agent.steps)
+        return f"step {agent.steps}"
+
+
+def test_checkpoints_once_per_interval_and_one_at_the_end():
+    agent, folder, drawn = Counter(), Folder(), []
+    save = SaveCheckpoints(RunState(), folder, interval=30, after=lambda: drawn.append(agent.steps))
+    updates(agent, [save], 7)
+    assert folder.saved == drawn == [30, 60]
+    assert save.save(agent) == "step 70"
+    assert save.save(agent) == save.last == "step 70"
+    assert folder.saved == [30, 60, 70]
+
+
+def test_a_resumed_run_does_not_save_what_it_has():
+    agent, folder = Counter(steps=50), Folder()
+    save = SaveCheckpoints(RunState(), folder, interval=30, step=50, last="step 50")
+    assert save.save(agent) == "step 50" and folder.saved == []
+    updates(agent, [save], 1)
+    assert folder.saved == [60]
+
+
+@pytest.fixture
+def evaluation(monkeypatch):
+    """A `PeriodicEvaluation` whose evaluations return the scores in `scores`, and what it did."""
+    scores: list = []
+    monkeypatch.setattr("relax_rl.callbacks.evaluate", lambda *_, **__: scores.pop(0))
+    run, rows, best = RunState(), Rows(), []
+    callback = PeriodicEvaluation(
+        run,
+        None,
+        [rows],
+        interval=20,
+        episodes=2,
+        seed=0,
+        deterministic=True,
+        interruption=Interruption(),
+        save_best=lambda agent, _: best.append(agent.steps),
+    )
+    return callback, scores, rows, best, run
+
+
+def test_the_best_agent_is_kept(evaluation):
+    callback, scores, rows, best, run = evaluation
+    scores += [Scores((1.0, 3.0), (4, 6)), Scores((0.0, 1.0), (1, 1)), Scores((2.0, 2.0), (1, 1)), Scores((3.0,), (1,))]
+    updates(Counter(), [callback], 8)
+    assert [row["return_mean"] for row in rows.rows] == [2.0, 0.5, 2.0, 3.0]
+    assert rows.rows[0] | {"seconds": 0} == {
+        "step": 20,
+        "episodes": 2,
+        "return_mean": 2.0,
+        "return_std": 1.0,
+        "length_mean": 5.0,
+        "seconds": 0,
+    }
+    assert best == [20, 80] and run.best_evaluation == 3.0
+
+
+def test_an_evaluation_that_was_broken_off_leaves_nothing(evaluation):
+    callback, scores, rows, best, _ = evaluation
+    scores.append(None)
+    updates(Counter(), [callback], 2)
+    assert rows.rows == [] and best == []

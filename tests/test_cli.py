@@ -1,0 +1,365 @@
+"""The command line, called in this process: what it prints, what it leaves, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from relax_rl import cli
+from relax_rl.cli import COMMANDS, main
+from relax_rl.errors import RelaxRLError
+from relax_rl.runs import RunFolder, read_config
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--hidden", "8", "--surrogate-hidden", "8", "--num-envs", "4", "--total-steps", "200", "--no-tensorboard"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Every test has a working folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A small CartPole run. Tests must not write to it."""
+    run = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["--env", "CartPole-v1", "--estimator", "relax", *SMALL, "--run-dir", str(run), "--quiet"]) == 0
+    return run
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of it."""
+    shutil.copytree(finished, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def refused(capsys, *args: str) -> str:
+    """The one line on standard error of a command that must be refused."""
+    assert main(list(args)) == 2
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == "" and len(lines) == 1 and lines[0].startswith("error: "), err
+    return lines[0]
+
+
+def test_the_bare_command_lists_the_commands(capsys):
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    for name, command in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(command.summary)}$", out, re.MULTILINE)
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == out
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"relax_rl \d+\.\d+.*\n", capsys.readouterr().out)
+
+
+def test_help_of_every_command_is_light():
+    code = (
+        "import sys\n"
+        "from relax_rl.cli import COMMANDS, main\n"
+        "assert main(['--help']) == 0\n"
+        "assert all(main([name, '--help']) == 0 for name in COMMANDS)\n"
+        "assert main(['--num-envs', '0']) == 2\n"
+        "heavy = {'torch', 'gymnasium', 'numpy', 'matplotlib', 'tensorboard', 'safetensors'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_shows_the_settings_of_the_preset(capsys):
+    assert main(["train", "--env", "ALE/Pong-v5", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Clip rewards to [-c, c] for learning; reported scores stay raw. (default: 1.0)" in out
+    assert main(["--env", "ALE/Pong-v5", "--preset", "none", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "reported scores stay raw. (default: inf)" in out
+
+
+def test_training_says_where_everything_lies(capsys, tmp_path):
+    assert main(["train", "--env", "CartPole-v1", "--seed", "3", *SMALL]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    (path,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"CartPole-v1-relax-s3-\d{8}-\d{6}", path.name)
+    run = Path("runs") / path.name
+    assert out.splitlines()[0] == f"CartPole-v1 · relax · preset classic-control · 4 environments (native) · {run}"
+    folder = RunFolder(run)
+    assert f"learning curve  {folder.curve}" in out and folder.curve.exists()
+    (checkpoint,) = folder.checkpoints.iterdir()
+    assert f"checkpoint      {checkpoint}" in out
+    assert f"evaluate {run}" in out
+    record = json.loads(folder.config.read_text())
+    assert record["run"]["seed"] == 3 and "--seed 3" in record["command"]
+
+
+def test_tensorboard_is_named_where_it_is_written(capsys, tmp_path):
+    args = [arg for arg in SMALL if arg != "--no-tensorboard"]
+    assert main([*args, "--total-steps", "20", "--run-dir", "r", "--quiet"]) == 0
+    assert "tensorboard --logdir r" in capsys.readouterr().out
+    assert list((tmp_path / "r").glob("events*"))
+
+
+def test_reaching_the_target_is_told(capsys):
+    assert main([*SMALL, "--total-steps", "100000", "--stop-at-return", "0", "--run-dir", "r", "--quiet"]) == 0
+    assert capsys.readouterr().out.startswith("reached a mean return of 0: ")
+
+
+def test_explicit_options_win_over_the_preset():
+    config = cli._train_config(["--env", "ALE/Pong-v5", "--num_envs", "8", "--reward-clip", "inf"], "prog train")
+    assert (config.env.num_envs, config.agent.reward_clip) == (8, float("inf"))  # the plain defaults, but asked for
+    assert config.agent.num_steps == 5 and config.agent.entropy_coef == 0.01
+    assert config.run.preset == "atari"
+    assert cli._train_config(["--preset", "atari"], "prog train").agent.reward_clip == 1.0
+    assert cli._train_config(["--preset", "none", "--env", "ALE/Pong-v5"], "prog train").run.preset == "none"
+
+
+class Wordy(gym.Env):
+    """Observes text, which no policy here reads."""
+
+    observation_space = spaces.Text(5)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return "a", {}
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["trian"], "unknown command 'trian', expected one of train, evaluate; did you mean train?"),
+        (["--env", "CartPol-v1"], "unknown environment 'CartPol-v1'; did you mean CartPole-v1"),
+        (["--env", "no_such_module:Env-v0"], "no_such_module"),
+        (["--env", ""], "env is ''"),
+        (["--estimator", "lax"], "'lax' does not fit discrete actions"),
+        (["--env", "Pendulum-v1", "--estimator", "relax"], "'relax' does not fit continuous actions"),
+        (["--estimator", "relux"], "'relux'"),
+        (["--env", "Wordy-v0"], "Text"),
+        (["--num-env", "3"], "unknown option --num-env; did you mean --num-envs"),
+        (["--total-steps", "0"], "total_steps is 0, expected at least 1"),
+        (["--total-steps=-5"], "total_steps is -5"),
+        (["--num-steps", "0"], "num_steps is 0"),
+        (["--num-envs", "-1"], "num_envs is -1"),
+        (["--checkpoint-interval", "0"], "checkpoint_interval is 0"),
+        (["--eval-episodes", "0"], "eval_episodes is 0"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--total-steps", "lots"], "--total-steps: 'lots' is not a whole number"),
+        (["--gamma", "1.5"], "gamma is 1.5, expected between 0 and 1"),
+        (["--vectorization", "magic"], "'magic'"),
+        (["--env", "Acrobot-v1", "--vectorization", "native"], "no native vector code"),
+        (["--preset", "atar"], "unknown preset 'atar'"),
+        (["--device", "cuda:99"], "device 'cuda:99' is not available"),
+        (["--device", "toaster"], "unknown device 'toaster'"),
+        (["--run-dir", "file/run"], "cannot write file/run"),
+        (["--resume", "none"], "run none does not exist"),
+        (["--resume", "."], "holds no run"),
+        (["evaluate"], "RUN is missing"),
+        (["evaluate", "none"], "run none does not exist"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(capsys, args, expected):
+    Path("file").write_text("")
+    gym.register("Wordy-v0", Wordy)
+    try:
+        assert expected in refused(capsys, *args)
+    finally:
+        gym.registry.pop("Wordy-v0")
+    assert [path.name for path in Path().iterdir()] == ["file"]
+
+
+def test_the_missing_extra_is_named(capsys, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "Box2D", None)
+    assert 'pip install "relax-rl[box2d]"' in refused(capsys, "--env", "LunarLander-v3")
+
+
+def test_a_folder_with_a_run_is_refused_before_anything_heavy(capsys, run):
+    assert f"already holds a run; go on with it by --resume {run}" in refused(capsys, "--run-dir", str(run))
+
+
+def test_a_resumption_needs_only_the_folder(capsys, run):
+    assert "raise --total-steps" in refused(capsys, "--resume", str(run))
+    assert main(["--resume", str(run), "--total-steps", "300"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and re.search(rf"{run} · resumed at step 2\d\d$", out.splitlines()[0])
+    config = read_config(RunFolder(run))
+    assert config.run.total_steps == 300 and config.agent.hidden == (8,)
+    assert config.run.preset == "classic-control"
+
+
+def test_a_resumption_as_another_run_is_refused(capsys, run):
+    more = ["--resume", str(run), "--total-steps", "300"]
+    assert "--env Acrobot-v1: the run was trained on CartPole-v1" in refused(capsys, *more, "--env", "Acrobot-v1")
+    for args in (
+        ["--gamma", "0.5"],
+        ["--num-envs", "5"],
+        ["--estimator", "a2c"],
+        ["--seed", "7"],
+        ["--preset", "none"],
+    ):
+        assert "may change" in refused(capsys, *more, *args)
+    assert "stays in its folder" in refused(capsys, *more, "--run-dir", "elsewhere")
+
+
+def test_saying_again_what_the_run_has_is_no_change(run):
+    same = ["--env", "CartPole-v1", "--estimator", "auto", "--num-envs", "4", "--preset", "auto", "--run-dir", str(run)]
+    changed = ["--total-steps", "240", "--threads", "2", "--log-interval", "100", "--quiet"]
+    assert main(["--resume", str(run), *same, *changed]) == 0
+
+
+def test_damaged_checkpoints(capsys, run):
+    (good,) = (run / "checkpoints").iterdir()
+    newest = good.with_name("step_000000300.safetensors")
+    newest.write_bytes(good.read_bytes()[:-10])
+    assert main(["--resume", str(run), "--total-steps", "300", "--quiet"]) == 0
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: ") and "step_000000300.safetensors is damaged" in warning
+
+    for path in (run / "checkpoints").iterdir():
+        path.write_bytes(b"\x80\x04 no pickle is ever loaded")
+    assert main(["--resume", str(run), "--total-steps", "400"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["warning"] * (len(lines) - 1) + ["error"]
+
+
+def test_a_damaged_config(capsys, run):
+    (run / "config.json").write_text("{")
+    assert "damaged" in refused(capsys, "--resume", str(run))
+    assert "damaged" in refused(capsys, "evaluate", str(run))
+
+
+class Poisoned(gym.Env):
+    """Gives a reward that is not a number from the hundredth step on."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+    taken = 0
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.taken += 1
+        return np.zeros(2, np.float32), float("nan") if self.taken > 100 else 1.0, False, False, {}
+
+
+def test_a_nan_names_the_last_good_checkpoint(capsys):
+    gym.register("Poisoned-v0", Poisoned)
+    try:
+        args = ["--env", "Poisoned-v0", *SMALL, "--total-steps", "4000", "--checkpoint-interval", "100", "--quiet"]
+        line = refused(capsys, *args, "--run-dir", "r")
+    finally:
+        gym.registry.pop("Poisoned-v0")
+    newest = sorted(Path("r/checkpoints").iterdir())[-1]
+    assert line.endswith(f"the last good checkpoint is {newest}")
+
+
+def test_a_full_disk(capsys):
+    Path("r").mkdir()
+    Path("r/progress.csv").symlink_to("/dev/full")
+    assert "No space left on device" in refused(capsys, *SMALL, "--run-dir", "r", "--quiet")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(capsys, monkeypatch, number, code):
+    from relax_rl import callbacks
+
+    count = callbacks.CountEpisodes.__call__
+
+    def send(self, agent, info):
+        count(self, agent, info)
+        if info.updates == 3:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.CountEpisodes, "__call__", send)
+        assert main([*SMALL, "--total-steps", "100000", "--run-dir", "r"]) == code
+    out = capsys.readouterr().out
+    assert f"interrupted by {number.name}: " in out and "--resume r" in out
+    assert len(list(Path("r/checkpoints").iterdir())) == 1
+    assert main(["--resume", "r", "--total-steps", "100", "--quiet"]) == 0
+
+
+def test_ctrl_c_before_there_is_a_run(capsys, monkeypatch):
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "train_command", interrupted)
+    assert main(["train"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_sigterm_from_outside(tmp_path):
+    """The launcher as a process of its own, stopped as a scheduler would stop it."""
+    run = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "train_agent.py"), *SMALL, "--total-steps", "10000000"]
+    process = subprocess.Popen(
+        [*command, "--run-dir", str(run), "--log-interval", "20"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (run / "progress.csv").exists() or not (run / "progress.csv").stat().st_size:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 143
+    assert err == ""
+    assert "interrupted by SIGTERM" in out
+    assert f"python {ROOT / 'train_agent.py'} --resume {run}" in out
+    assert len(list((run / "checkpoints").glob("step_*.safetensors"))) == 1
+
+
+def test_errors_that_are_no_mistake_of_the_user_keep_their_traceback(monkeypatch):
+    def broken(*_: object) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "train_command", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["train"])
+
+
+def test_every_error_of_the_package_is_told_in_one_line(capsys, monkeypatch):
+    def refuse(*_: object) -> int:
+        raise RelaxRLError("this is why")
+
+    monkeypatch.setattr(cli, "train_command", refuse)
+    assert refused(capsys, "train") == "error: this is why"
+
+
+@pytest.mark.parametrize(
+    ("argv0", "expected"),
+    [
+        ("train_agent.py", "python train_agent.py"),
+        ("/x/relax_rl/__main__.py", "python -m relax_rl"),
+        ("/x/bin/relax-rl", "relax-rl"),
+    ],
+)
+def test_the_program_is_named_as_it_was_called(monkeypatch, capsys, argv0, expected):
+    monkeypatch.setattr(sys, "argv", [argv0])
+    assert main([]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: {expected} COMMAND")

@@ -1,0 +1,51 @@
+"""Signals: the first asks, the second kills."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from relax_rl.interruption import interruptible
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_only_noted(number):
+    before = signal.getsignal(number)
+    with interruptible() as interruption:
+        assert not interruption
+        os.kill(os.getpid(), number)
+        assert interruption and interruption.signal is number
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_signal_kills_at_once():
+    code = (
+        "import os, signal\n"
+        "from relax_rl.interruption import interruptible\n"
+        "with interruptible():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('alive', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print('survived', flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGINT
+    assert done.stdout == "alive\n"
+
+
+def test_another_thread_handles_no_signals():
+    found = []
+
+    def work() -> None:
+        with interruptible() as interruption:
+            found.append(bool(interruption))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [False]

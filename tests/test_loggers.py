@@ -1,0 +1,110 @@
+"""CSV and TensorBoard: what is written, when, and how it is gone on with."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from relax_rl.errors import RelaxRLError
+from relax_rl.loggers import (
+    CsvLogger,
+    TensorBoardGroup,
+    TensorBoardLogger,
+    mean_metrics,
+    read_csv,
+    truncate_csv,
+)
+
+
+def test_rows_are_on_disk_at_once_with_empty_cells_for_nan(tmp_path):
+    path = tmp_path / "a.csv"
+    logger = CsvLogger(path, ("step", "return_mean"))
+    logger.log({"step": 10, "return_mean": math.nan, "losses/value": 0.25})
+    assert path.read_text() == "step,return_mean,losses/value\n10,,0.25\n"
+    logger.log({"step": 20, "return_mean": 1.5, "other": 3.0})
+    assert path.read_text().splitlines()[-1] == "20,1.5,"
+    logger.close()
+    columns = read_csv(path)
+    assert columns["step"] == [10, 20]
+    assert math.isnan(columns["return_mean"][0]) and columns["return_mean"][1] == 1.5
+
+
+def test_a_file_is_gone_on_with_in_its_own_columns(tmp_path):
+    path = tmp_path / "a.csv"
+    for start in (0, 20):
+        logger = CsvLogger(path, ("step", "x"))
+        logger.log({"x": 1.0, "y" if start == 0 else "z": 2.0, "step": start})
+        logger.close()
+    assert path.read_text() == "step,x,y\n0,1,2\n20,1,\n"
+
+
+def test_large_numbers_keep_their_digits(tmp_path):
+    logger = CsvLogger(tmp_path / "a.csv", ("step", "seconds"))
+    logger.log({"step": 123_456_789, "seconds": 86_400.25})
+    logger.close()
+    assert (tmp_path / "a.csv").read_text().splitlines()[1].startswith("123456789,86400")
+
+
+def test_cutting_back_drops_later_and_half_written_rows(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("step,x\n10,1\n20,2\n30,3\n40")
+    truncate_csv(path, 20)
+    assert path.read_text() == "step,x\n10,1\n20,2\n"
+    path.write_text("step,x\n10,1\n2")
+    truncate_csv(path, 20)
+    assert path.read_text() == "step,x\n10,1\n"
+    path.write_text("step,x\n10,1\n15\n,3\n")
+    truncate_csv(path, 20)
+    assert path.read_text() == "step,x\n10,1\n"
+
+
+def test_cutting_back_nothing(tmp_path):
+    truncate_csv(tmp_path / "none.csv", 5)
+    assert not (tmp_path / "none.csv").exists()
+    (tmp_path / "empty.csv").write_text("")
+    truncate_csv(tmp_path / "empty.csv", 5)
+    assert read_csv(tmp_path / "empty.csv") == {}
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path):
+    (tmp_path / "a.csv").symlink_to("/dev/full")
+    logger = CsvLogger(tmp_path / "a.csv", ("step",))
+    with pytest.raises(RelaxRLError, match="No space left on device"):
+        logger.log({"step": 1})
+    with pytest.raises(RelaxRLError, match="No space left on device"):
+        logger.close()
+
+
+def scalars(folder):
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_groups_and_resumption(tmp_path):
+    first = TensorBoardLogger(tmp_path, settings={"gamma": 0.9})
+    for step in (10, 20, 30):
+        first.log({"step": step, "return_mean": float(step), "losses/value": 1.0, "seconds": math.nan})
+    TensorBoardGroup(first, "evaluation").log({"step": 20, "return_mean": 5.0})
+    first.close()
+    second = TensorBoardLogger(tmp_path, from_step=21)
+    second.log({"step": 25, "return_mean": -1.0})
+    second.close()
+    found = scalars(tmp_path)
+    assert found["charts/return_mean"] == [(10, 10.0), (20, 20.0), (25, -1.0)]
+    assert found["evaluation/return_mean"] == [(20, 5.0)]
+    assert found["losses/value"] == [(10, 1.0), (20, 1.0)]
+    assert "charts/seconds" not in found and "charts/step" not in found
+
+
+def test_metrics_are_averaged_over_updates():
+    history = [
+        {"a": torch.tensor(1.0), "b": 2.0, "c": torch.tensor(math.nan)},
+        {"a": torch.tensor(3.0, requires_grad=True), "b": 4.0, "c": torch.tensor(5.0), "d": 1.0},
+    ]
+    assert mean_metrics(history) == {"a": 2.0, "b": 3.0, "c": 5.0, "d": 1.0}
+    assert mean_metrics([]) == {}
+    assert math.isnan(mean_metrics([{"a": math.nan}])["a"])

@@ -1,0 +1,103 @@
+"""Presets: found by id, overridden by what is given, and valid for every family."""
+
+from __future__ import annotations
+
+import pytest
+
+from relax_rl.config import AgentConfig, TrainConfig
+from relax_rl.errors import SettingsError
+from relax_rl.presets import (
+    PRESETS,
+    Override,
+    Preset,
+    find_preset,
+    is_atari,
+    preset_config,
+    settings_for,
+    with_settings,
+)
+
+
+@pytest.mark.parametrize(
+    ("env", "name"),
+    [
+        ("CartPole-v1", "classic-control"),
+        ("Pendulum-v1", "classic-control"),
+        ("LunarLander-v3", "box2d"),
+        ("BipedalWalkerHardcore-v3", "box2d"),
+        ("InvertedPendulum-v5", "mujoco"),
+        ("HalfCheetah-v4", "mujoco"),
+        ("ALE/Pong-v5", "atari"),
+        ("BreakoutNoFrameskip-v4", "atari"),
+        ("my_module:CartPole-v1", "classic-control"),
+        ("CartPoleLike-v1", "default"),
+        ("Unheard-Of-v0", "default"),
+    ],
+)
+def test_the_family_is_told_from_the_id(env, name):
+    assert find_preset(env).name == name
+    assert is_atari(env) == (name == "atari")
+
+
+def test_every_preset_makes_a_valid_configuration():
+    for preset in PRESETS:
+        for estimator in ("auto", "relax", "lax", "a2c", "reinforce"):
+            config = preset_config(preset.environments[0].replace("*", "1"), estimator, preset=preset.name)
+            assert config.run.preset == preset.name
+            assert config.run.estimator == estimator
+
+
+def test_mujoco_is_normalised_and_atari_clipped():
+    mujoco = preset_config("InvertedPendulum-v5")
+    assert mujoco.agent.normalize_obs and mujoco.agent.normalize_reward
+    atari = preset_config("ALE/Pong-v5")
+    assert (atari.env.num_envs, atari.agent.reward_clip, atari.run.threads) == (16, 1.0, 0)
+
+
+def test_agents_are_compared_on_equal_settings():
+    for env in ("CartPole-v1", "LunarLander-v3", "ALE/Pong-v5"):
+        assert settings_for(env, "relax") == settings_for(env, "a2c")
+    assert settings_for("InvertedPendulum-v5", "lax") == settings_for("InvertedPendulum-v5", "a2c")
+
+
+def test_settings_for_are_those_of_the_agent_alone():
+    settings = settings_for("ALE/Pong-v5", "relax")
+    assert settings["reward_clip"] == 1.0
+    assert "num_envs" not in settings and "threads" not in settings
+    assert AgentConfig(**settings).reward_clip == 1.0
+
+
+def test_none_takes_the_plain_defaults():
+    config = preset_config("ALE/Pong-v5", preset="none")
+    plain = with_settings(TrainConfig(), {"env": "ALE/Pong-v5"})
+    assert config == plain
+    assert settings_for("ALE/Pong-v5", preset="none") == {}
+
+
+def test_single_settings_win_over_the_preset():
+    config = preset_config("ALE/Pong-v5", num_envs=3, reward_clip=2.0, seed=5)
+    assert (config.env.num_envs, config.agent.reward_clip, config.run.seed) == (3, 2.0, 5)
+    assert config.agent.entropy_coef == 0.01
+
+
+def test_later_overrides_win_where_they_match():
+    preset = Preset(
+        name="x",
+        environments=("*",),
+        overrides=(
+            Override(settings={"gamma": 0.9, "num_envs": 2}),
+            Override(env="A-*", settings={"gamma": 0.8}),
+            Override(estimator="lax", settings={"gamma": 0.7}),
+        ),
+    )
+    assert preset.settings("B-v0", "relax") == {"gamma": 0.9, "num_envs": 2}
+    assert preset.settings("m:A-v0", "relax") == {"gamma": 0.8, "num_envs": 2}
+    assert preset.settings("A-v0", "lax") == {"gamma": 0.7, "num_envs": 2}
+    assert preset.settings("Pendulum-v1", "auto")["gamma"] == 0.7
+
+
+def test_unknown_names_are_told_with_near_ones():
+    with pytest.raises(SettingsError, match=r"unknown preset 'atar'.*did you mean atari"):
+        find_preset("CartPole-v1", "atar")
+    with pytest.raises(SettingsError, match=r"unknown setting 'gama'; did you mean gamma"):
+        with_settings(TrainConfig(), {"gama": 0.9})

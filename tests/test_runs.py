@@ -1,0 +1,123 @@
+"""The run folder and its config.json."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from relax_rl.config import TrainConfig
+from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError
+from relax_rl.presets import preset_config, with_settings
+from relax_rl.runs import RunFolder, check_resumable, default_run_dir, read_config, write_config, write_json
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    return folder
+
+
+def test_config_round_trip(folder):
+    config = preset_config("ALE/Pong-v5", hidden=(32, 16), stop_at_return=3, max_grad_norm=math.inf)
+    write_config(folder, config, {"command": "x"})
+    assert read_config(folder) == config
+    record = json.loads(folder.config.read_text())
+    assert record["run"]["preset"] == "atari"
+    assert record["agent"]["max_grad_norm"] == "inf"
+    assert record["command"] == "x"
+    assert {"python", "torch", "gymnasium", "numpy", "relax_rl"} <= record["versions"].keys()
+    assert "Infinity" not in folder.config.read_text()
+
+
+def test_a_folder_with_a_run_is_refused(folder):
+    write_config(folder, TrainConfig(), {})
+    with pytest.raises(SettingsError, match=r"already holds a run.*--resume"):
+        folder.create()
+
+
+def test_an_empty_folder_is_taken(folder):
+    folder.create()
+    assert folder.checkpoints.is_dir()
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RelaxRLError, match="cannot write") as error:
+        RunFolder(tmp_path / "file" / "run").create()
+    assert "\n" not in str(error.value)
+
+
+def test_default_folders_never_collide(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda _: "NOW")
+    first = default_run_dir("ALE/Pong-v5", "relax", 3)
+    assert str(first) == "runs/ALE-Pong-v5-relax-s3-NOW"
+    first.mkdir(parents=True)
+    second = default_run_dir("ALE/Pong-v5", "relax", 3)
+    assert second != first and second.name == f"{first.name}-2"
+    assert default_run_dir("module:Env-v0", "a2c", 0).name == "module-Env-v0-a2c-s0-NOW"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("{", "not JSON"),
+        ("[]", "not a JSON object"),
+        ("{}", "no section"),
+        ('{"run": 3, "env": {}, "agent": {}}', "not a JSON object"),
+        ('{"run": {}, "env": {"num_envs": "many"}, "agent": {}}', "num_envs is 'many', expected int"),
+        ('{"run": {}, "env": {"num_envs": true}, "agent": {}}', "num_envs is True"),
+        ('{"run": {}, "env": {"num_envs": 0}, "agent": {}}', "num_envs is 0"),
+        ('{"run": {}, "env": {}, "agent": {"gamma": "x"}}', "settings that this relax_rl cannot take"),
+        ('{"run": {}, "env": {}, "agent": {"hidden": ["a"]}}', "hidden is 'a'"),
+        ('{"run": {}, "env": {}, "agent": {"magic": 1}}', "unknown setting 'magic'"),
+    ],
+)
+def test_a_damaged_config_is_told_in_one_line(folder, content, expected):
+    folder.config.write_text(content)
+    with pytest.raises(CheckpointError, match=expected) as error:
+        read_config(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        read_config(RunFolder(tmp_path / "none"))
+    with pytest.raises(CheckpointError, match="holds no run"):
+        read_config(RunFolder(tmp_path))
+
+
+def test_settings_missing_from_an_older_run_take_their_defaults(folder):
+    folder.config.write_text('{"run": {"seed": 4}, "env": {}, "agent": {}}')
+    assert read_config(folder) == with_settings(TrainConfig(), {"seed": 4})
+
+
+def test_only_some_settings_may_change_on_resuming():
+    saved = preset_config("CartPole-v1", "relax")
+    changed = {
+        "total_steps": 9,
+        "stop_at_return": 1.0,
+        "quiet": True,
+        "threads": 2,
+        "device": "auto",
+        "eval_interval": 5,
+    }
+    check_resumable(saved, with_settings(saved, {**changed, "resume": "x", "run_dir": "x", "estimator": "auto"}))
+    for name, value in {"gamma": 0.5, "num_envs": 3, "estimator": "a2c", "seed": 1, "hidden": (8,)}.items():
+        with pytest.raises(SettingsError, match=f"{name} is .* may change"):
+            check_resumable(saved, with_settings(saved, {name: value}))
+    with pytest.raises(CheckpointError, match="trained on CartPole-v1"):
+        check_resumable(saved, with_settings(saved, {"env": "Acrobot-v1"}))
+
+
+def test_json_is_strict(tmp_path):
+    write_json(tmp_path / "a.json", {"a": [math.inf, -math.inf, math.nan, 1.5], "b": (1, None), "path": tmp_path})
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    content = json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse)
+    assert content == {"a": ["inf", "-inf", "nan", 1.5], "b": [1, None], "path": str(tmp_path)}

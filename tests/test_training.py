@@ -1,0 +1,333 @@
+"""Runs: what they leave, how they stop, and that they can be gone on with exactly."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError, TrainingDiverged
+from relax_rl.presets import preset_config, with_settings
+from relax_rl.runs import RunFolder, read_config
+from relax_rl.serialization import load_state
+from relax_rl.training import resume_config, train
+
+SMALL = {"hidden": (8,), "surrogate_hidden": (8,), "num_envs": 4, "num_steps": 5, "quiet": True, "tensorboard": False}
+
+
+def small(tmp_path: Path, env: str = "CartPole-v1", estimator: str = "auto", **settings: object):
+    """A configuration that is done in a moment."""
+    return preset_config(env, estimator, **{**SMALL, "total_steps": 400, "run_dir": str(tmp_path / "run"), **settings})
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def final_state(run: Path):
+    """Tensors and state of the newest checkpoint, without the clock."""
+    tensors, state = load_state(sorted((run / "checkpoints").glob("step_*.safetensors"))[-1])
+    del state["run"]["seconds"]
+    return tensors, state
+
+
+def assert_same_state(one: Path, other: Path) -> None:
+    (tensors, state), (other_tensors, other_state) = final_state(one), final_state(other)
+    assert state == other_state
+    assert tensors.keys() == other_tensors.keys()
+    for name in tensors:
+        assert torch.equal(tensors[name], other_tensors[name]), name
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run with everything switched on, and its result. Tests must not write to it."""
+    config = small(
+        tmp_path_factory.mktemp("finished"),
+        total_steps=600,
+        log_interval=100,
+        checkpoint_interval=200,
+        eval_interval=300,
+        eval_episodes=3,
+        tensorboard=True,
+        normalize_obs=True,
+        normalize_reward=True,
+        lr_schedule="linear",
+    )
+    return train(config, command="the command")
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of that run to write to."""
+    shutil.copytree(finished.run_dir, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_what_a_run_leaves(finished):
+    folder = RunFolder(finished.run_dir)
+    record = json.loads(folder.config.read_text())
+    assert record["run"]["estimator"] == "relax" and record["run"]["preset"] == "classic-control"
+    assert record["command"] == "the command" and record["resumed"] == []
+    assert {path.name for path in folder.checkpoints.iterdir()} == {
+        "best.safetensors",
+        finished.checkpoint.name,
+        *(path.name for path in folder.checkpoints.glob("step_*")),
+    }
+    assert len(list(folder.checkpoints.glob("step_*"))) == 2
+    assert folder.curve.read_bytes().startswith(b"\x89PNG")
+    assert list(folder.path.glob("events.out.tfevents.*"))
+    assert not list(folder.path.rglob("*.tmp"))
+
+
+def test_progress_columns(finished):
+    rows = rows_of(RunFolder(finished.run_dir).progress)
+    assert list(rows[0])[:6] == ["step", "episodes", "return_mean", "seconds", "steps_per_second", "length_mean"]
+    assert {"losses/value", "policy/entropy", "policy/grad_norm", "value/explained_variance"} <= rows[0].keys()
+    assert {"estimate/variance", "estimate/variance_a2c", "surrogate/gain"} <= rows[0].keys()
+    steps = [int(row["step"]) for row in rows]
+    assert steps == sorted(set(steps)) and steps[-1] == finished.steps
+    assert len(steps) == 6
+    seconds = [float(row["seconds"]) for row in rows]
+    assert seconds == sorted(seconds) and seconds[0] > 0
+    assert float(rows[-1]["return_mean"]) == pytest.approx(finished.return_mean, rel=1e-5)
+
+
+def test_evaluations_during_training(finished):
+    rows = rows_of(RunFolder(finished.run_dir).evaluations)
+    assert [row["episodes"] for row in rows] == ["3", "3"]
+    assert 300 <= int(rows[0]["step"]) < 600 <= int(rows[1]["step"])
+    _, state = load_state(RunFolder(finished.run_dir).checkpoints / "best.safetensors")
+    assert state["run"]["best_evaluation"] == pytest.approx(max(float(row["return_mean"]) for row in rows), rel=1e-5)
+
+
+def test_the_result(finished):
+    assert finished.steps == finished.agent.steps >= 600
+    assert finished.stopped_by == "total_steps" and not finished.solved
+    assert finished.checkpoint.exists()
+    assert finished.episodes > 0 and finished.return_mean > 5
+
+
+def test_evaluations_change_nothing(tmp_path):
+    for name, interval in (("without", 0), ("with", 100)):
+        train(small(tmp_path, run_dir=str(tmp_path / name), eval_interval=interval, eval_episodes=2))
+    (one, state), (other, other_state) = final_state(tmp_path / "without"), final_state(tmp_path / "with")
+    assert state["agent"] == other_state["agent"]
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_one_another(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(small(tmp_path, run_dir=str(tmp_path / name), seed=seed))
+    assert_same_state(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(AssertionError):
+        assert_same_state(tmp_path / "a", tmp_path / "c")
+
+
+def test_two_resumptions_of_one_checkpoint_are_bit_identical(copied, tmp_path):
+    shutil.copytree(copied, tmp_path / "other")
+    for run in (copied, tmp_path / "other"):
+        train(resume_config(run, total_steps=900))
+    assert_same_state(copied, tmp_path / "other")
+    timing = ("seconds", "steps_per_second")
+    one, other = (
+        [{k: v for k, v in row.items() if k not in timing} for row in rows_of(run / "progress.csv")]
+        for run in (copied, tmp_path / "other")
+    )
+    assert one == other
+
+
+def test_a_resumption_goes_on_with_everything(finished, copied):
+    seen = []
+    result = train(resume_config(copied, total_steps=900), callbacks=[lambda agent, info: seen.append(info.steps)])
+    assert finished.steps < seen[0] <= finished.steps + 20
+    assert result.steps >= 900 and result.episodes >= finished.episodes
+    before, after = rows_of(finished.run_dir / "progress.csv"), rows_of(copied / "progress.csv")
+    assert after[: len(before)] == before and len(after) > len(before)
+    seconds = [float(row["seconds"]) for row in after]
+    assert seconds == sorted(seconds)
+    record = json.loads((copied / "config.json").read_text())
+    assert record["command"] == "the command" and record["run"]["total_steps"] == 900
+    assert record["run"]["run_dir"] == str(copied) and record["run"]["resume"] is None
+    assert [entry["step"] for entry in record["resumed"]] == [finished.steps]
+    _, state = final_state(copied)
+    assert state["agent"]["schedule_start"] == 0 and state["agent"]["schedule_end"] >= 900
+
+
+def test_a_resumption_from_the_middle_keeps_schedule_and_target(tmp_path):
+    config = small(tmp_path, lr_schedule="linear", log_interval=20)
+    stopped = train(config, callbacks=[lambda agent, info: info.steps < 200])
+    assert stopped.stopped_by == "callback" and stopped.steps < 400
+    result = train(resume_config(stopped.run_dir))
+    assert result.stopped_by == "total_steps"
+    rates = [float(row["policy/learning_rate"]) for row in rows_of(stopped.run_dir / "progress.csv")]
+    assert rates == sorted(rates, reverse=True) and rates[-1] < 0.1 * rates[0]
+
+
+def test_rows_after_the_checkpoint_are_cut_and_written_anew(finished, copied):
+    newest, previous = sorted((copied / "checkpoints").glob("step_*.safetensors"), reverse=True)
+    newest.unlink()
+    step = int(previous.stem.removeprefix("step_"))
+    resumed_at = []
+    train(resume_config(copied), callbacks=[lambda agent, info: resumed_at.append(info.steps)])
+    assert step < resumed_at[0] <= step + 20
+    steps = [int(row["step"]) for row in rows_of(copied / "progress.csv")]
+    assert steps == sorted(set(steps)) and steps[-1] >= 600
+    assert len(rows_of(copied / "evaluation.csv")) == 2
+
+
+def test_a_damaged_newest_checkpoint_costs_one_warning(copied):
+    newest = sorted((copied / "checkpoints").glob("step_*.safetensors"))[-1]
+    data = bytearray(newest.read_bytes())
+    data[-5] ^= 1
+    newest.write_bytes(bytes(data))
+    with pytest.warns(UserWarning, match=f"{newest.name} is damaged.*trying the one before"):
+        result = train(resume_config(copied))
+    assert result.steps >= 600
+
+
+def test_no_good_checkpoint(copied):
+    for path in (copied / "checkpoints").glob("step_*"):
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+        train(resume_config(copied, total_steps=900))
+
+
+def test_a_finished_run_is_not_resumed(copied):
+    with pytest.raises(SettingsError, match="raise --total-steps"):
+        train(resume_config(copied))
+
+
+def test_a_resumption_as_another_run_is_refused(copied):
+    with pytest.raises(CheckpointError, match="trained on CartPole-v1"):
+        train(resume_config(copied, env="Acrobot-v1", total_steps=900))
+    with pytest.raises(SettingsError, match="gamma"):
+        train(resume_config(copied, gamma=0.5, total_steps=900))
+    with pytest.raises(SettingsError, match="stays in its folder"):
+        train(with_settings(resume_config(copied, total_steps=900), {"run_dir": "elsewhere"}))
+
+
+def test_stop_at_return(tmp_path):
+    result = train(small(tmp_path, total_steps=100_000, stop_at_return=10.0))
+    assert result.stopped_by == "return" and result.solved
+    assert 100 <= result.episodes < 120 and result.return_mean >= 10.0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves(tmp_path, number):
+    def send(agent, info):
+        if info.updates == 4:
+            os.kill(os.getpid(), number)
+
+    result = train(small(tmp_path, total_steps=100_000), callbacks=[send])
+    assert result.stopped_by == number.name
+    assert result.steps <= 120
+    assert result.checkpoint == RunFolder(result.run_dir).checkpoints / f"step_{result.steps:09d}.safetensors"
+    assert train(resume_config(result.run_dir, total_steps=result.steps + 50)).steps >= result.steps + 50
+
+
+class Poisoned(gym.Env):
+    """Gives a reward that is not a number from the hundredth step on."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+    taken = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.taken += 1
+        return np.zeros(2, np.float32), math.nan if self.taken > 100 else 1.0, False, False, {}
+
+
+class Wordy(gym.Env):
+    """Observes text, which no policy here reads."""
+
+    observation_space = spaces.Text(5)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return "a", {}
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    for kind in (Poisoned, Wordy):
+        gym.register(f"{kind.__name__}-v0", kind)
+    yield
+    for kind in (Poisoned, Wordy):
+        gym.registry.pop(f"{kind.__name__}-v0")
+
+
+def test_a_nan_stops_the_run_and_names_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(TrainingDiverged) as error:
+        train(small(tmp_path, "Poisoned-v0", "a2c", total_steps=4000, checkpoint_interval=100))
+    checkpoints = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert str(error.value).endswith(f"the last good checkpoint is {checkpoints[-1]}")
+    assert "\n" not in str(error.value)
+    tensors, _ = load_state(checkpoints[-1])
+    assert all(torch.isfinite(x).all() for x in tensors.values())
+
+
+def test_a_nan_before_any_checkpoint(tmp_path):
+    with pytest.raises(TrainingDiverged, match="no checkpoint had been written"):
+        train(small(tmp_path, "Poisoned-v0", "a2c", total_steps=4000))
+
+
+@pytest.mark.parametrize(
+    ("env", "settings", "expected"),
+    [
+        ("CartPol-v1", {}, "did you mean CartPole-v1"),
+        ("Wordy-v0", {}, "Text"),
+        ("CartPole-v1", {"estimator": "lax"}, "does not fit"),
+        ("CartPole-v1", {"device": "cuda:99"}, "not available"),
+    ],
+)
+def test_settings_that_cannot_work_leave_no_folder(tmp_path, env, settings, expected):
+    with pytest.raises(SettingsError, match=expected) as error:
+        train(small(tmp_path, env, **settings))
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_a_run_is_refused(finished):
+    with pytest.raises(SettingsError, match="already holds a run"):
+        train(small(finished.run_dir.parent))
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "progress.csv").symlink_to("/dev/full")
+    with pytest.raises(RelaxRLError, match="No space left on device") as error:
+        train(small(tmp_path, log_interval=20))
+    assert "\n" not in str(error.value)
+
+
+def test_threads_are_put_back(tmp_path):
+    before, during = torch.get_num_threads(), []
+    train(
+        small(tmp_path, threads=2, total_steps=20),
+        callbacks=[lambda *_: during.append(torch.get_num_threads())],
+    )
+    assert during[0] == 2 and torch.get_num_threads() == before
+
+
+def test_auto_takes_lax_for_continuous_actions(tmp_path):
+    result = train(small(tmp_path, "Pendulum-v1", total_steps=100))
+    assert result.agent.name == "lax"
+    assert read_config(RunFolder(result.run_dir)).run.estimator == "lax"
+    assert math.isnan(result.return_mean)
+    assert rows_of(result.run_dir / "progress.csv")[0]["return_mean"] == ""

@@ -179,8 +179,10 @@ def test_arrays_that_were_handed_out_are_never_written_again(mode, kind, copy):
     """Vector environments that return their own buffers (copy=False) would rewrite the rollout."""
     with golden_envs(mode, kind, copy=copy) as envs:
         steps, copies = [], []
+        action = np.zeros(envs.num_envs, int)
         for _ in range(12):
-            step = envs.step(choose(envs.obs, envs.num_envs))
+            action[:] = choose(envs.obs, envs.num_envs)
+            step = envs.step(action)
             fields = [step.obs, step.action, step.reward, step.next_obs, step.terminated, step.truncated, step.valid]
             steps.append(fields)
             copies.append([array.copy() for array in fields])
@@ -199,6 +201,7 @@ def test_an_environment_that_reuses_its_observation_array_is_read_in_time(mode, 
         assert_same(transitions, played_alone(GoldenEnv(index), 30))
 
 
+@pytest.mark.filterwarnings("ignore:.*share an object")
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_same_step_keeps_last_observations_of_an_environment_that_reuses_its_array(kind):
     """Without a copy, the reset within the same step would overwrite the last observation."""

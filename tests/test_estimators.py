@@ -562,6 +562,7 @@ def test_theta_and_phi_never_reach_each_other(kind: str) -> None:
         return lax(objective, DiagGaussian(net(obs)), surrogate, generator=seeded(27))
 
     estimate = make()
+    assert not estimate.value.requires_grad and not estimate.sample.requires_grad
     estimate.variance_loss().backward()
     assert all(g is None for g in grads(net, objective))
     assert all(g is not None and g.abs().max() > 0 and not g.requires_grad for g in grads(surrogate))
@@ -596,6 +597,17 @@ def test_known_values_take_no_gradient() -> None:
     estimate = relax(value, rows, MLP(3), noise=rows.sample_noise(seeded(29)), generator=seeded(29))
     estimate.variance_loss().backward()
     assert value.grad is None
+    dist = at_leaf(DISCRETE["3-way"][0], 32)
+    b = dist.threshold(dist.relax(dist.sample_noise(seeded(29))))
+    control = MLP(3)(dist.relax(dist.sample_noise(seeded(30))))
+    log_prob = dist.log_prob(b)
+    assert not reinforce_gradient(value, log_prob, dist.params).requires_grad
+    for estimates in (
+        lax_gradient(value, log_prob, control, dist.params),
+        relax_gradient(value, log_prob, control, MLP(3)(dist.relax_given(b, torch.zeros(32, 3))), dist.params),
+    ):
+        slopes: tuple[Any, ...] = torch.autograd.grad(variance_loss(estimates), value, allow_unused=True)
+        assert slopes[0] is None
 
 
 @pytest.mark.parametrize("logit", [-80.0, 80.0])

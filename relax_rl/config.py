@@ -105,7 +105,9 @@ class AgentConfig:
             value = getattr(self, name)
             _require(value >= 0.0 and math.isfinite(value), name, value, "0 or above")
         for name in ("hidden", "surrogate_hidden"):
-            _require(all(width >= 1 for width in getattr(self, name)), name, getattr(self, name), "widths of at least 1")
+            _require(
+                all(width >= 1 for width in getattr(self, name)), name, getattr(self, name), "widths of at least 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ def orthogonal(layer: nn.Module, gain: float) -> nn.Module:
 def mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
     """Linear layers between consecutive `sizes`, each followed by the activation; orthogonal at gain sqrt 2."""
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for fan_in, fan_out in pairwise(sizes):
         layers += [orthogonal(nn.Linear(fan_in, fan_out), math.sqrt(2)), activation()]
     return nn.Sequential(*layers)
 

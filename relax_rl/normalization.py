@@ -59,6 +59,8 @@ class ObservationNormalizer:
 
     def __call__(self, obs: Tensor) -> Tensor:
         """`[..., *shape]` float32 -> the same, normalised."""
+        if not self.moments.count:
+            return obs
         return torch.clamp((obs - self._mean) * self._inverse_std, -self.clip, self.clip)
 
     def update(self, obs: Tensor) -> None:
@@ -131,7 +133,8 @@ class RunningScale:
         self.weight = self.decay * self.weight + (1 - self.decay)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"mean_square": torch.tensor(self.mean_square).double(), "weight": torch.tensor(self.weight).double()}
+        values = {"mean_square": self.mean_square, "weight": self.weight}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.mean_square, self.weight = float(state["mean_square"]), float(state["weight"])

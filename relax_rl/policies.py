@@ -46,7 +46,7 @@ class Policy(nn.Module):
         self.head = orthogonal(nn.Linear(torso.num_features, 2 * size if self.state_dependent_std else size), 0.01)
         if self.state_dependent_std:
             with torch.no_grad():
-                self.head.bias[size:] = log_std_init  # type: ignore[index, operator]
+                self.head.bias[size:] = log_std_init  # type: ignore[operator]
         self.log_std = nn.Parameter(torch.full((size,), log_std_init)) if gaussian and not state_dependent_std else None
 
     @property

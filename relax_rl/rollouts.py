@@ -53,7 +53,7 @@ class Rollout:
 
     def to(self, device: torch.device | str) -> Rollout:
         """The same rollout with every tensor on `device`."""
-        moved = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        moved: dict[str, Any] = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
         return replace(self, **moved)
 
 
@@ -160,7 +160,7 @@ def gae(
         `[T, N]` advantages.
     """
     delta = (reward + gamma * next_value * ~terminated - value) * valid
-    decay = (gamma * gae_lambda) * (valid & ~terminated & ~truncated)
+    decay = (valid & ~terminated & ~truncated).to(value.dtype) * (gamma * gae_lambda)
     advantage = torch.empty_like(delta)
     last = torch.zeros_like(delta[0])
     for t in range(delta.shape[0] - 1, -1, -1):

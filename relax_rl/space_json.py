@@ -22,7 +22,8 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
     if isinstance(space, spaces.MultiDiscrete):
         return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
     if isinstance(space, spaces.MultiBinary):
-        return {"type": "MultiBinary", "shape": list(space.shape)}
+        # MultiBinary(3) and MultiBinary((3,)) are not equal: n keeps the form it was given in.
+        return {"type": "MultiBinary", "n": space.n if isinstance(space.n, int) else [int(n) for n in space.n]}
     if isinstance(space, spaces.Dict):
         return {"type": "Dict", "spaces": [[key, space_to_json(part)] for key, part in space.spaces.items()]}
     if isinstance(space, spaces.Tuple):
@@ -47,7 +48,7 @@ def space_from_json(data: Any) -> spaces.Space[Any]:
         if kind == "MultiDiscrete":
             return spaces.MultiDiscrete(np.asarray(data["nvec"]), start=np.asarray(data["start"]))
         if kind == "MultiBinary":
-            return spaces.MultiBinary(data["shape"])
+            return spaces.MultiBinary(data["n"])
         if kind == "Dict":
             return spaces.Dict([(key, space_from_json(part)) for key, part in data["spaces"]])
         if kind == "Tuple":

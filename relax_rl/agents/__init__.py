@@ -30,6 +30,8 @@ def resolve_estimator(name: str, action_space: spaces.Space[Any]) -> str:
     if name == "auto":
         return "lax" if kind == "gaussian" else "relax"
     if name not in AGENTS:
-        raise SettingsError(f"unknown estimator {name!r}, expected one of {', '.join(AGENTS)}{did_you_mean(name, AGENTS)}")
+        raise SettingsError(
+            f"unknown estimator {name!r}, expected one of {', '.join(AGENTS)}{did_you_mean(name, AGENTS)}"
+        )
     AGENTS[name].check_action_kind(kind)
     return name

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -108,8 +109,14 @@ class ActorCritic:
 
     def _build(self) -> None:
         config, observations = self.config, self.observations
-        layers = {"hidden": config.hidden, "activation": config.activation, "cnn_features": config.cnn_features}
-        torso = make_torso(observations, **layers)
+        new_torso = partial(
+            make_torso,
+            observations,
+            hidden=config.hidden,
+            activation=config.activation,
+            cnn_features=config.cnn_features,
+        )
+        torso = new_torso()
         self.policy = Policy(
             torso,
             self.actions,
@@ -118,7 +125,7 @@ class ActorCritic:
             squash=config.squash,
         ).to(self.device)
         self.shared_torso = any(leaf.kind == "image" for leaf in observations.leaves)
-        self.value = ValueFunction(torso if self.shared_torso else make_torso(observations, **layers)).to(self.device)
+        self.value = ValueFunction(torso if self.shared_torso else new_torso()).to(self.device)
         own = self.value.head if self.shared_torso else self.value
         groups = [(list(self.policy.parameters()), config.policy_lr), (list(own.parameters()), config.value_lr)]
         self.optimizer = make_optimizer(config.optimizer, groups, self.device)
@@ -160,7 +167,8 @@ class ActorCritic:
     def sample_noise(self, *shape: int) -> Tensor:
         """`[*shape, ...]` base noise for that many actions, from the agent's generator."""
         blank = torch.zeros((math.prod(shape), self.policy.num_params), device=self.device)
-        return self.policy.distribution(blank).sample_noise(self.generator).unflatten(0, shape)
+        noise = self.policy.distribution(blank).sample_noise(self.generator)
+        return noise.reshape(*shape, *noise.shape[1:])
 
     def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
         """Outcomes `[N, ...]` of the policy for encoded observations `[N, ...]` and base noise `[N, ...]`."""
@@ -234,7 +242,8 @@ class ActorCritic:
             rollout = collector.collect(self.sample, self.sample_noise(self.config.num_steps, envs.num_envs))
             metrics = self.update(rollout)
             info = UpdateInfo(self.steps, self.updates, rollout.episodes, metrics)
-            if any([callback(self, info) is False for callback in callbacks]):
+            heard = [callback(self, info) for callback in callbacks]
+            if any(answer is False for answer in heard):
                 break
         return self
 

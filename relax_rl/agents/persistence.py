@@ -72,7 +72,9 @@ def restore_agent(agent: ActorCritic, tensors: Mapping[str, Tensor], state: Mapp
             setattr(agent, name, int(state[name]))
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"the checkpoint does not fit this agent ({reason}); was it made with other settings?") from None
+        raise CheckpointError(
+            f"the checkpoint does not fit this agent ({reason}); was it made with other settings?"
+        ) from None
 
 
 def save_agent(agent: ActorCritic, path: str | os.PathLike[str]) -> None:

@@ -1,0 +1,54 @@
+"""V(s), the surrogate, explained variance."""
+
+from __future__ import annotations
+
+import torch
+
+from relax_rl.critics import ActionSurrogate, ValueFunction, explained_variance
+from relax_rl.networks import MLPTorso
+
+
+def test_values_are_one_number_an_observation() -> None:
+    assert ValueFunction(MLPTorso(3, (8,), torch.nn.Tanh))(torch.randn(5, 3)).shape == (5,)
+
+
+def test_a_fresh_surrogate_is_zero_and_so_is_its_gradient_in_the_action() -> None:
+    surrogate = ActionSurrogate(3, 2, (8, 8))
+    action = torch.randn(5, 2, requires_grad=True)
+    c = surrogate(torch.randn(5, 3), action)
+    assert torch.equal(c, torch.zeros(5))
+    assert torch.equal(torch.autograd.grad(c.sum(), action)[0], torch.zeros(5, 2))
+
+
+def test_a_fresh_surrogate_can_learn_through_its_gradient_in_the_action() -> None:
+    surrogate = ActionSurrogate(3, 2, (8, 8))
+    action = torch.randn(5, 2, requires_grad=True)
+    (slope,) = torch.autograd.grad(surrogate(torch.randn(5, 3), action).sum(), action, create_graph=True)
+    (gradient,) = torch.autograd.grad((slope - 1).square().sum(), surrogate.head.weight)
+    assert gradient.abs().max() > 0
+
+
+def test_the_gain_scales_the_surrogate() -> None:
+    surrogate = ActionSurrogate(3, 2, (8,))
+    torch.nn.init.normal_(surrogate.head.weight)
+    features, action = torch.randn(5, 3), torch.randn(5, 2)
+    whole = surrogate(features, action)
+    with torch.no_grad():
+        surrogate.gain.fill_(0.5)
+    torch.testing.assert_close(surrogate(features, action), whole / 2)
+
+
+def test_explained_variance_against_its_definition() -> None:
+    target = torch.randn(200, generator=torch.Generator().manual_seed(0))
+    one = torch.ones(200)
+    assert explained_variance(target, target, one) == 1.0
+    torch.testing.assert_close(explained_variance(target + 5, target, one), torch.tensor(1.0))
+    torch.testing.assert_close(explained_variance(0.0 * target, target, one), torch.tensor(0.0))
+    torch.testing.assert_close(explained_variance(-target, target, one), torch.tensor(-3.0))
+    assert explained_variance(target, one, one) == 0.0
+
+
+def test_explained_variance_leaves_out_rows_without_weight() -> None:
+    target = torch.tensor([1.0, 2.0, 3.0, 1e6])
+    weight = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    assert explained_variance(torch.tensor([1.0, 2.0, 3.0, 0.0]), target, weight) == 1.0

@@ -1,0 +1,65 @@
+"""The policy: parameters and the distribution they stand for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical, TanhGaussian
+from relax_rl.networks import MLPTorso
+from relax_rl.policies import Policy
+from relax_rl.spaces import ActionEncoder
+
+BOX = spaces.Box(-1, 1, (3,))
+
+
+def policy_for(space: spaces.Space, **settings: object) -> Policy:
+    torch.manual_seed(0)
+    return Policy(MLPTorso(4, (16,), torch.nn.Tanh), ActionEncoder(space), **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("space", "settings", "kind", "num_params"),
+    [
+        (spaces.Discrete(5), {}, Categorical, 5),
+        (spaces.MultiDiscrete([2, 3]), {}, MultiCategorical, 5),
+        (spaces.MultiBinary(4), {}, Bernoulli, 4),
+        (BOX, {}, DiagGaussian, 6),
+        (BOX, {"state_dependent_std": True}, DiagGaussian, 6),
+        (BOX, {"squash": True}, TanhGaussian, 6),
+    ],
+)
+def test_each_action_space_gets_its_distribution(space, settings, kind, num_params) -> None:  # type: ignore[no-untyped-def]
+    policy = policy_for(space, **settings)
+    params = policy(torch.randn(7, 4))
+    assert params.shape == (7, num_params) == (7, policy.num_params)
+    dist = policy.distribution(params)
+    assert type(dist) is kind
+    sample = dist.threshold(dist.relax(dist.sample_noise(torch.Generator().manual_seed(0))))
+    assert dist.log_prob(sample).shape == (7,)
+
+
+def test_a_fresh_policy_is_nearly_uniform() -> None:
+    probs = (
+        policy_for(spaces.Discrete(4)).distribution(policy_for(spaces.Discrete(4))(torch.randn(50, 4))).log_probs.exp()
+    )  # type: ignore[attr-defined]
+    assert (probs - 0.25).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("state_dependent", [False, True])
+def test_the_initial_standard_deviation_is_the_one_asked_for(state_dependent: bool) -> None:
+    policy = policy_for(BOX, log_std_init=-0.7, state_dependent_std=state_dependent)
+    _, log_std = policy(torch.randn(50, 4)).chunk(2, -1)
+    np.testing.assert_allclose(log_std.detach().numpy(), -0.7, atol=0.05)
+    assert (log_std.std() > 1e-5) == state_dependent
+
+
+def test_a_state_dependent_standard_deviation_stays_in_float_range() -> None:
+    policy = policy_for(BOX, state_dependent_std=True)
+    with torch.no_grad():
+        policy.head.weight.mul_(1e6)
+    _, log_std = policy(torch.randn(50, 4)).chunk(2, -1)
+    assert log_std.min() >= -10
+    assert log_std.max() <= 2

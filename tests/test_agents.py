@@ -1,0 +1,415 @@
+"""How agents learn: what their gradient is, what trains what, and what leaves everything as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from torch import Tensor
+
+from relax_rl.agents import A2C, AGENTS, LAX, RELAX, ActorCritic, Reinforce, resolve_estimator
+from relax_rl.agents.batch import Batch
+from relax_rl.envs import VectorEnvs
+from relax_rl.errors import SettingsError, TrainingDiverged
+from relax_rl.rollouts import Collector, Rollout
+from tests.fakes import DictEnv, TargetEnv, golden_envs, vector_of
+from tests.oracles import assert_unbiased, collect
+
+OBS = spaces.Box(-1, 1, (3,), np.float32)
+DISCRETE = spaces.Discrete(3)
+BOX = spaces.Box(-1, 1, (2,), np.float32)
+ACTIONS = {
+    "discrete": spaces.Discrete(3, start=-1),
+    "multi_discrete": spaces.MultiDiscrete([3, 2]),
+    "multi_binary": spaces.MultiBinary(3),
+    "box": BOX,
+}
+
+
+def target_envs(action_space: spaces.Space[Any], seed: int = 0, n: int = 8) -> VectorEnvs:
+    return VectorEnvs(vector_of([lambda: TargetEnv(action_space)] * n, AutoresetMode.SAME_STEP), seed=seed)
+
+
+def rollout_for(agent: ActorCritic, *, steps: int = 6, num_envs: int = 4, seed: int = 1, **changes: Any) -> Rollout:
+    """A rollout of made-up observations and rewards with the agent's own actions."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = agent.observations.shape
+    if agent.observations.is_image:
+        obs = torch.randint(0, 256, (steps + 1, num_envs, *shape), dtype=torch.uint8, generator=generator)
+    else:
+        obs = torch.randn((steps + 1, num_envs, *shape), generator=generator)
+    noise = agent.sample_noise(steps, num_envs)
+    ended = torch.rand((steps, num_envs), generator=generator)
+    rollout = Rollout(
+        obs=obs,
+        action=torch.stack([agent.sample(obs[t], noise[t]) for t in range(steps)]),
+        noise=noise,
+        reward=torch.randn((steps, num_envs), generator=generator),
+        terminated=ended < 0.1,
+        truncated=(ended > 0.1) & (ended < 0.2),
+        valid=torch.ones((steps, num_envs), dtype=torch.bool),
+        final_obs=obs[:0, 0],
+        final_index=torch.empty((0, 2), dtype=torch.long),
+    )
+    return replace(rollout, **changes)
+
+
+def weights(agent: ActorCritic) -> dict[str, Tensor]:
+    """The policy's and the value function's parameters."""
+    modules = {"policy": agent.policy, "value": agent.value}
+    return {f"{k}.{n}": p.detach().clone() for k, m in modules.items() for n, p in m.named_parameters()}
+
+
+def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name, x in left.items():
+        assert torch.equal(x, right[name]), name
+
+
+def shake(agent: Any, seed: int = 0) -> None:
+    """Give the surrogate some arbitrary, lively weights."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in agent.surrogate.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+
+
+# What the gradient is
+
+
+@pytest.mark.parametrize(("kind", "space"), [(RELAX, DISCRETE), (RELAX, ACTIONS["multi_binary"]), (LAX, BOX)])
+def test_a_fresh_agent_with_a_surrogate_is_a2c_bit_for_bit(kind: type[ActorCritic], space: Any) -> None:
+    ours, plain = kind(OBS, space, seed=3), A2C(OBS, space, seed=3)
+    assert_same(weights(ours), weights(plain))
+    rollout = rollout_for(plain)
+    ours.update(rollout)
+    plain.update(rollout)
+    assert_same(weights(ours), weights(plain))
+
+
+def test_after_its_first_step_the_surrogate_counts() -> None:
+    ours, plain = RELAX(OBS, DISCRETE, seed=3), A2C(OBS, DISCRETE, seed=3)
+    for seed in (1, 2):
+        rollout = rollout_for(plain, seed=seed)
+        ours.update(rollout)
+        plain.update(rollout)
+    assert not torch.equal(ours.policy.head.weight, plain.policy.head.weight)
+
+
+def bandit(agent: ActorCritic, params: Tensor, value: Any, generator: torch.Generator, rows: int) -> Batch:
+    """Many rows of one state, with an advantage that depends on the action alone."""
+    dist = agent.policy.distribution(params.expand(rows, -1).clone().requires_grad_())
+    noise = dist.sample_noise(generator)
+    action = dist.threshold(dist.relax(noise)).detach()
+    return Batch(
+        features=torch.tensor([0.5, -1.0, 2.0]).expand(rows, -1),
+        action=action,
+        noise=noise,
+        advantage=value(action),
+        return_=value(action),
+        weight=torch.ones(rows),
+        dist=dist,
+    )
+
+
+@pytest.mark.parametrize("kind", [RELAX, A2C])
+def test_the_estimate_is_the_exact_gradient_on_average_for_discrete_actions(kind: type[ActorCritic]) -> None:
+    agent, generator = kind(OBS, DISCRETE, seed=0), torch.Generator().manual_seed(11)
+    if kind is RELAX:
+        shake(agent)
+    logits, payoff = torch.tensor([0.3, -0.8, 0.1]), torch.tensor([1.0, -2.0, 0.5])
+    draw = partial(bandit, agent, logits, payoff.__getitem__, generator)
+    probs = torch.softmax(logits, -1).double()
+    exact = probs * (payoff - (probs * payoff).sum())
+    assert_unbiased(collect(lambda rows: agent.estimate(draw(rows)), 1_500_000), exact)
+
+
+@pytest.mark.parametrize("kind", [LAX, A2C])
+def test_the_estimate_is_the_exact_gradient_on_average_for_continuous_actions(kind: type[ActorCritic]) -> None:
+    agent = kind(OBS, spaces.Box(-1, 1, (1,), np.float32), seed=0)
+    generator = torch.Generator().manual_seed(11)
+    if kind is LAX:
+        shake(agent)
+    mean, log_std = 0.2, -0.3
+    draw = partial(
+        bandit, agent, torch.tensor([mean, log_std]), lambda a: (a - 1.0).square().squeeze(-1) - 1.2, generator
+    )
+    exact = torch.tensor([2 * (mean - 1.0), 2 * np.exp(2 * log_std)], dtype=torch.float64)
+    assert_unbiased(collect(lambda rows: agent.estimate(draw(rows)), 4_500_000), exact)
+
+
+def test_reinforce_takes_the_return_where_a2c_takes_the_advantage() -> None:
+    plain, naive = A2C(OBS, DISCRETE, seed=0), Reinforce(OBS, DISCRETE, seed=0)
+    batch = bandit(plain, torch.zeros(3), torch.Tensor.float, torch.Generator().manual_seed(0), 10)
+    shifted = replace(batch, return_=batch.advantage + 5.0)
+    assert torch.equal(plain.estimate(shifted), plain.estimate(batch))
+    assert torch.equal(naive.estimate(shifted), plain.estimate(replace(batch, advantage=batch.advantage + 5.0)))
+
+
+# What trains what
+
+
+@pytest.mark.parametrize(("kind", "space"), [(RELAX, DISCRETE), (LAX, BOX)])
+def test_the_training_of_the_surrogate_never_reaches_policy_or_value(kind: type[ActorCritic], space: Any) -> None:
+    agents = [kind(OBS, space, seed=0, surrogate_lr=lr, surrogate_steps=steps) for lr, steps in ((1e-3, 1), (0.3, 3))]
+    for agent in agents:
+        shake(agent)
+    rollout = rollout_for(kind(OBS, space, seed=0))
+    for agent in agents:
+        agent.update(rollout)
+    assert_same(weights(agents[0]), weights(agents[1]))
+    first, second = (agent.surrogate.head.weight for agent in agents)  # type: ignore[attr-defined]
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("kind", "space"), [(RELAX, DISCRETE), (LAX, BOX)])
+def test_every_parameter_of_the_surrogate_learns(kind: type[ActorCritic], space: Any) -> None:
+    agent: Any = kind(OBS, space, seed=0)
+    before = {name: p.detach().clone() for name, p in agent.surrogate.named_parameters()}
+    for seed in range(3):
+        agent.update(rollout_for(agent, seed=seed))
+    # The temperature relaxes discrete actions alone; the head's bias is a constant, which no estimate sees, until
+    # the score multiplies it.
+    fixed = {"log_temperature"} if kind is LAX else set()
+    assert {name for name, p in agent.surrogate.named_parameters() if torch.equal(p, before[name])} == fixed
+
+
+@pytest.mark.parametrize(("kind", "space"), [(RELAX, DISCRETE), (LAX, BOX)])
+def test_training_the_surrogate_lowers_the_variance(kind: type[ActorCritic], space: Any) -> None:
+    agent: Any = kind(OBS, space, seed=0, policy_lr=1e-9, value_lr=1e-9, surrogate_lr=1e-2, num_steps=32)
+    if space is DISCRETE:
+        pays = torch.tensor([1.0, -2.0, 0.5])
+    ratios = []
+    for seed in range(150):
+        rollout = rollout_for(agent, steps=32, seed=seed)
+        reward = pays[rollout.action] if space is DISCRETE else rollout.action.square().sum(-1)
+        over = torch.ones_like(rollout.terminated)
+        ratios.append(agent.update(replace(rollout, reward=reward, terminated=over))["estimate/variance_ratio"])
+    assert float(ratios[0]) == 1.0
+    assert np.mean([float(r) for r in ratios[-20:]]) < 0.75
+
+
+def test_a_row_that_is_not_valid_changes_nothing() -> None:
+    agents = [RELAX(OBS, DISCRETE, seed=0) for _ in range(2)]
+    for agent in agents:
+        shake(agent)
+    rollout = rollout_for(RELAX(OBS, DISCRETE, seed=0))
+    valid = rollout.valid.clone()
+    valid[2, 1] = valid[4, 3] = False
+    terminated, truncated = rollout.terminated & valid, rollout.truncated & valid
+    terminated[1, 1] = terminated[3, 3] = True  # the rows before the made-up ones end an episode
+    rollout = replace(rollout, valid=valid, terminated=terminated, truncated=truncated)
+    reward, action = rollout.reward.clone(), rollout.action.clone()
+    reward[~valid] = 1e6
+    agents[0].update(rollout)
+    agents[1].update(replace(rollout, reward=reward, action=action))
+    assert_same(weights(agents[0]), weights(agents[1]))
+    assert agents[0].steps == int(valid.sum()) == 22
+
+
+def test_value_is_regressed_on_returns_from_before_the_update() -> None:
+    agent = A2C(OBS, DISCRETE, seed=0, policy_lr=1e-9, value_lr=1e-2)
+    rollout = rollout_for(agent, terminated=torch.ones((6, 4), dtype=torch.bool))
+    losses = [float(agent.update(rollout)["losses/value"]) for _ in range(300)]
+    assert losses[-1] < 0.05 * losses[0]
+
+
+# Learning
+
+
+@pytest.mark.parametrize(
+    ("estimator", "actions", "settings"),
+    [
+        ("relax", "discrete", {}),
+        ("relax", "multi_discrete", {}),
+        ("relax", "multi_binary", {}),
+        ("lax", "box", {}),
+        ("lax", "box", {"squash": True}),
+        ("lax", "box", {"state_dependent_std": True, "policy_lr": 2e-3, "entropy_coef": 0.02}),
+        ("a2c", "discrete", {"optimizer": "rmsprop", "entropy_coef": 0.01}),
+        ("a2c", "box", {"normalize_obs": True, "normalize_reward": True, "advantage_scale": "running"}),
+        ("reinforce", "multi_binary", {"gae_lambda": 1.0}),
+    ],
+)
+def test_every_kind_of_action_is_learned(estimator: str, actions: str, settings: dict[str, Any]) -> None:
+    envs = target_envs(ACTIONS[actions])
+    agent = AGENTS[estimator](
+        envs.single_observation_space,
+        envs.single_action_space,
+        **{"policy_lr": 5e-3, "value_lr": 5e-3, "gamma": 0.5, "num_steps": 8, **settings},
+    )
+    returns: list[float] = []
+    agent.learn(envs, 16_000, [lambda _, info: returns.extend(e.return_ for e in info.episodes)])
+    # 10 is the best; chance gives 5 at most with choices and bits, and less with floats.
+    assert np.mean(returns[-100:]) > 7.5
+    assert agent.episodes == len(returns)
+
+
+@pytest.mark.parametrize("estimator", ["relax", "lax"])
+def test_the_same_seed_trains_the_same_agent_and_the_global_generator_is_left_alone(estimator: str) -> None:
+    space = DISCRETE if estimator == "relax" else BOX
+    states = []
+    for other in (1, 2):
+        torch.manual_seed(other)
+        before = torch.get_rng_state()
+        envs = target_envs(space)
+        agent = AGENTS[estimator](envs.single_observation_space, space, seed=5)
+        agent.learn(envs, 400)
+        assert torch.equal(torch.get_rng_state(), before)
+        states.append(agent.state_dict()[0])
+    assert_same(*states)
+    assert not torch.equal(states[0]["policy.head.weight"], AGENTS[estimator](OBS, space, seed=6).policy.head.weight)
+
+
+@pytest.mark.parametrize("estimator", ["relax", "a2c"])
+def test_images_share_a_torso_that_the_surrogate_only_reads(estimator: str) -> None:
+    space = spaces.Box(0, 255, (4, 36, 36), np.uint8)
+    agents = [
+        AGENTS[estimator](space, DISCRETE, seed=0, cnn_features=16, surrogate_lr=lr, normalize_obs=True)
+        for lr in (1e-3, 0.5)
+    ]
+    rollout = rollout_for(AGENTS[estimator](space, DISCRETE, seed=0, cnn_features=16))
+    start = agents[0].policy.torso.linear[0].weight.detach().clone()  # type: ignore[union-attr, index]
+    for agent in agents:
+        if estimator == "relax":
+            shake(agent)
+        agent.update(rollout)
+    assert_same(weights(agents[0]), weights(agents[1]))
+    assert agents[0].policy.torso is agents[0].value.torso
+    assert not torch.equal(agents[0].policy.torso.linear[0].weight, start)  # type: ignore[union-attr, index]
+    assert agents[0].obs_normalizer is None
+
+
+def test_an_agent_learns_from_nested_observations() -> None:
+    envs = golden_envs(AutoresetMode.NEXT_STEP, env=DictEnv)
+    agent = RELAX(envs.single_observation_space, envs.single_action_space, cnn_features=16)
+    agent.learn(envs, 60)
+    assert agent.steps >= 60
+    assert agent.act(envs.obs).shape == (3,)
+
+
+def test_callbacks_all_hear_and_any_can_end_the_training() -> None:
+    heard: list[tuple[str, int]] = []
+    envs = target_envs(DISCRETE)
+    agent = A2C(envs.single_observation_space, DISCRETE)
+    agent.learn(
+        envs,
+        400,
+        [lambda _, info: info.updates < 3, lambda a, info: heard.append((a.name, info.steps))],
+    )
+    assert heard == [("a2c", 40), ("a2c", 80), ("a2c", 120)]
+
+
+# Schedules and statistics
+
+
+def test_a_linear_schedule_falls_to_zero_and_starts_anew_or_goes_on() -> None:
+    envs = target_envs(DISCRETE)
+    agent = RELAX(envs.single_observation_space, DISCRETE, lr_schedule="linear", policy_lr=1e-3)
+    rates: list[float] = []
+    agent.learn(envs, 400, [lambda _, info: rates.append(float(info.metrics["policy/learning_rate"]))])
+    np.testing.assert_allclose(rates, 1e-3 * np.arange(10, 0, -1) / 10)
+    assert agent.surrogate_optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
+    rates.clear()
+    agent.learn(envs, 400, [lambda _, info: rates.append(float(info.metrics["policy/learning_rate"]))])
+    assert rates[0] == pytest.approx(1e-3)
+    rates.clear()
+    agent.learn(
+        envs, 800, [lambda _, info: rates.append(float(info.metrics["policy/learning_rate"]))], reset_schedule=False
+    )
+    np.testing.assert_allclose(rates, 1e-3 * np.arange(20, 0, -1) / 30)
+
+
+def test_statistics_take_a_rollout_in_after_its_update_and_are_frozen_elsewhere() -> None:
+    agent = RELAX(OBS, DISCRETE, normalize_obs=True, normalize_reward=True, advantage_scale="running")
+    plain = RELAX(OBS, DISCRETE)
+    rollout = rollout_for(plain)
+    agent.update(rollout)
+    plain.update(rollout)
+    assert_same(weights(agent), weights(plain))  # all statistics were the identity until then
+    assert agent.obs_normalizer is not None
+    np.testing.assert_allclose(agent.obs_normalizer.moments.mean, rollout.obs[:-1].flatten(0, 1).mean(0), rtol=1e-5)
+    before = agent.state_dict()[0]
+    agent.act(rollout.obs[0].numpy())
+    agent.predict(rollout.obs[0].numpy(), deterministic=True)
+    changed = {name for name, x in agent.state_dict()[0].items() if not torch.equal(x, before[name])}
+    assert changed == {"generator"}
+
+
+def test_rewards_are_clipped_for_learning_and_counted_raw() -> None:
+    envs = golden_envs(AutoresetMode.SAME_STEP)
+    agent = A2C(envs.single_observation_space, envs.single_action_space, reward_clip=1.0, gamma=0.0)
+    collector = Collector(envs, agent.observations.encode, agent._to_env, 6)
+    rollout = collector.collect(agent.sample, agent.sample_noise(6, 3))
+    assert rollout.reward.max() > 10
+    clipped = replace(rollout, reward=rollout.reward.clamp(-1, 1))
+    twin = A2C(envs.single_observation_space, envs.single_action_space, gamma=0.0)
+    agent.update(rollout)
+    twin.update(clipped)
+    assert_same(weights(agent), weights(twin))
+    assert max(e.return_ for e in rollout.episodes) > 10
+
+
+# What cannot work
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    agent = RELAX(OBS, DISCRETE, normalize_obs=True, normalize_reward=True)
+    agent.update(rollout_for(agent))
+    before, counters = agent.state_dict()
+    rollout = rollout_for(agent)
+    rollout.reward[2, 2] = np.nan
+    with pytest.raises(TrainingDiverged, match="not finite after 24 steps"):
+        agent.update(rollout)
+    after, same = agent.state_dict()
+    assert same == counters
+    assert {name for name, x in after.items() if not torch.equal(x, before[name])} <= {"generator"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "space", "expected"),
+    [(RELAX, BOX, "use 'lax'"), (LAX, DISCRETE, "use 'relax'"), (LAX, spaces.MultiBinary(3), "use 'relax'")],
+)
+def test_an_estimator_that_does_not_fit_the_actions(kind: type[ActorCritic], space: Any, expected: str) -> None:
+    with pytest.raises(SettingsError, match=expected):
+        kind(OBS, space)
+
+
+@pytest.mark.parametrize(
+    ("name", "space", "expected"),
+    [
+        ("auto", DISCRETE, "relax"),
+        ("auto", spaces.MultiBinary(2), "relax"),
+        ("auto", BOX, "lax"),
+        ("a2c", BOX, "a2c"),
+    ],
+)
+def test_auto_goes_by_the_actions(name: str, space: Any, expected: str) -> None:
+    assert resolve_estimator(name, space) == expected
+
+
+def test_an_unknown_estimator_names_near_ones() -> None:
+    with pytest.raises(SettingsError, match="did you mean relax"):
+        resolve_estimator("relaxx", DISCRETE)
+
+
+def test_an_unknown_setting_names_near_ones() -> None:
+    with pytest.raises(SettingsError, match="did you mean policy_lr"):
+        A2C(OBS, DISCRETE, policylr=1e-3)
+
+
+def test_squash_needs_bounds() -> None:
+    with pytest.raises(SettingsError, match="bound"):
+        LAX(OBS, spaces.Box(-np.inf, np.inf, (2,)), squash=True)
+
+
+def test_environments_with_other_spaces_are_refused() -> None:
+    agent = A2C(OBS, DISCRETE)
+    with pytest.raises(SettingsError, match="the agent was made for the space"):
+        agent.learn(target_envs(DISCRETE), 100)

@@ -77,7 +77,11 @@ class LogProgress:
         """Write a row for now, unless nothing has happened since the last one."""
         if not self._history:
             return
-        seconds = self._run.seconds
+        seconds, metrics = self._run.seconds, mean_metrics(self._history)
+        if "estimate/variance_a2c" in metrics:
+            # The ratio of the means: a mean of ratios would be that of the batches in which nothing happens.
+            plain = max(metrics["estimate/variance_a2c"], 1e-30)
+            metrics["estimate/variance_ratio"] = metrics["estimate/variance"] / plain
         row = {
             "step": agent.steps,
             "episodes": agent.episodes,
@@ -85,7 +89,7 @@ class LogProgress:
             "seconds": seconds,
             "steps_per_second": (agent.steps - self._step) / max(seconds - self._seconds, 1e-9),
             "length_mean": self._run.length_mean,
-            **mean_metrics(self._history),
+            **metrics,
         }
         self._history.clear()
         self._step, self._seconds = agent.steps, seconds

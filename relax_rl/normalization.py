@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,7 +87,7 @@ class RewardScaler:
     def __init__(self, gamma: float) -> None:
         self.gamma = gamma
         self.moments = RunningMoments(())
-        self.returns = torch.zeros(0, dtype=torch.float64)
+        self.returns = np.zeros(0)
 
     @property
     def scale(self) -> float:
@@ -96,13 +97,13 @@ class RewardScaler:
     def update(self, reward: Tensor, ended: Tensor, valid: Tensor) -> None:
         """Take in raw rewards of one rollout, all `[T, N]`: `ended` cuts the return, rows that are not `valid` are skipped."""
         if self.returns.shape[0] != reward.shape[1]:
-            self.returns = torch.zeros(reward.shape[1], dtype=torch.float64)
-        seen = []
-        for r, end, ok in zip(reward.double().cpu(), ended.cpu(), valid.cpu(), strict=True):
-            self.returns = torch.where(ok, self.gamma * self.returns + r, self.returns)
-            seen.append(self.returns[ok])
-            self.returns = torch.where(end, torch.zeros_like(self.returns), self.returns)
-        self.moments.update(torch.cat(seen))
+            self.returns = np.zeros(reward.shape[1])
+        ok, keep = valid.cpu().numpy(), ~ended.cpu().numpy()
+        seen = np.where(ok, reward.cpu().numpy(), 0.0)  # a row that is not valid follows an end: its return stays 0
+        for t, returns in enumerate(seen):
+            returns += self.gamma * self.returns
+            self.returns = returns * keep[t]
+        self.moments.update(torch.from_numpy(seen[ok]))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The moments alone: after a load the environments begin new episodes, and so do the returns."""
@@ -110,7 +111,7 @@ class RewardScaler:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.moments.load_state_dict(state)
-        self.returns = torch.zeros(0, dtype=torch.float64)
+        self.returns = np.zeros(0)
 
 
 class RunningScale:

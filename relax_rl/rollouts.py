@@ -161,9 +161,9 @@ def gae(
     """
     delta = (reward + gamma * next_value * ~terminated - value) * valid
     decay = (valid & ~terminated & ~truncated).to(value.dtype) * (gamma * gae_lambda)
-    advantage = torch.empty_like(delta)
+    backwards: list[Tensor] = []
     last = torch.zeros_like(delta[0])
-    for t in range(delta.shape[0] - 1, -1, -1):
-        last = torch.addcmul(delta[t], decay[t], last)
-        advantage[t] = last
-    return advantage
+    for delta_t, decay_t in zip(reversed(delta.unbind()), reversed(decay.unbind()), strict=True):
+        last = torch.addcmul(delta_t, decay_t, last)
+        backwards.append(last)
+    return torch.stack(backwards[::-1])

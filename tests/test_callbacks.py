@@ -207,3 +207,13 @@ def test_an_evaluation_that_was_broken_off_leaves_nothing(evaluation):
     scores.append(None)
     updates(Counter(), [callback], 2)
     assert rows.rows == [] and best == []
+
+
+def test_the_variance_ratio_is_that_of_the_means():
+    run, rows = RunState(), Rows()
+    log = LogProgress(run, [rows], interval=20)
+    agent = Counter()
+    for variance, plain in ((1.0, 0.001), (1.0, 3.999)):
+        agent.steps += 10
+        log(agent, UpdateInfo(agent.steps, 1, (), {"estimate/variance": variance, "estimate/variance_a2c": plain}))
+    assert rows.rows[0]["estimate/variance_ratio"] == pytest.approx(0.5)

@@ -19,7 +19,7 @@ class A2C(ActorCritic):
     name: ClassVar[str] = "a2c"
 
     def estimate(self, batch: Batch) -> Tensor:
-        return reinforce_gradient(batch.advantage, batch.dist.log_prob(batch.action), batch.dist.params)
+        return reinforce_gradient(batch.advantage, None, batch.dist.params, score=batch.score)
 
 
 class Reinforce(ActorCritic):
@@ -31,4 +31,4 @@ class Reinforce(ActorCritic):
     name: ClassVar[str] = "reinforce"
 
     def estimate(self, batch: Batch) -> Tensor:
-        return reinforce_gradient(batch.return_, batch.dist.log_prob(batch.action), batch.dist.params)
+        return reinforce_gradient(batch.return_, None, batch.dist.params, score=batch.score)

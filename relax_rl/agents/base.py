@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor, nn
+from torch import Tensor
 
 from relax_rl.agents import persistence
 from relax_rl.agents.batch import Batch
-from relax_rl.agents.optimizers import make_optimizer
+from relax_rl.agents.optimizers import FlatParameters, clip_norm_, make_optimizer
 from relax_rl.config import AgentConfig, agent_config_from
 from relax_rl.critics import ValueFunction, explained_variance
 from relax_rl.devices import resolve_device
@@ -127,9 +127,9 @@ class ActorCritic:
         self.shared_torso = any(leaf.kind == "image" for leaf in observations.leaves)
         self.value = ValueFunction(torso if self.shared_torso else new_torso()).to(self.device)
         own = self.value.head if self.shared_torso else self.value
-        groups = [(list(self.policy.parameters()), config.policy_lr), (list(own.parameters()), config.value_lr)]
+        self._theta = FlatParameters(self.policy.parameters()), FlatParameters(own.parameters())
+        groups = list(zip(self._theta, (config.policy_lr, config.value_lr), strict=True))
         self.optimizer = make_optimizer(config.optimizer, groups, self.device)
-        self._theta = [parameter for group, _ in groups for parameter in group]
         normalize = config.normalize_obs and not self.shared_torso
         self.obs_normalizer = ObservationNormalizer(observations.shape, self.device) if normalize else None
         self.reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
@@ -320,11 +320,13 @@ class ActorCritic:
             ascent = ascent + config.entropy_coef * torch.autograd.grad(entropy.sum(), dist.params)[0]
         # Rows without weight still count in `rows`: a divisor that depends on the batch would bias the mean.
         pulled = -ascent * (weight / rows)[:, None]
-        value_loss = ((value - batch.return_).square() * weight).sum() / rows
-        self.optimizer.zero_grad()
-        torch.autograd.backward([params, config.value_coef * value_loss], [pulled, None])
-        norm = nn.utils.clip_grad_norm_(self._theta, config.max_grad_norm)
-        if not math.isfinite(float(norm)):
+        weighted_error = (value.detach() - batch.return_) * weight
+        value_loss = weighted_error.square().sum() / rows
+        for part in self._theta:
+            part.zero_grad()
+        torch.autograd.backward([params, value], [pulled, weighted_error * (2.0 * config.value_coef / rows)])
+        norm = clip_norm_(self._theta, config.max_grad_norm)
+        if not math.isfinite(norm):
             raise TrainingDiverged(
                 f"the gradient is not finite after {self.steps} steps; lower the learning rates or normalise"
             )
@@ -333,7 +335,7 @@ class ActorCritic:
             group["lr"] = group["base_lr"] * factor
         self.optimizer.step()
         return {
-            "losses/value": value_loss.detach(),
+            "losses/value": value_loss,
             "policy/entropy": (entropy.detach() * weight).sum() / weight.sum().clamp(min=1.0),
             "policy/grad_norm": norm,
             "policy/learning_rate": config.policy_lr * factor,

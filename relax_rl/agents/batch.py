@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
 from relax_rl.distributions import Distribution
+from relax_rl.estimators import score_function
 
 __all__ = ["Batch"]
 
@@ -34,3 +36,8 @@ class Batch:
     weight: Tensor
     dist: Distribution
     scale: float = 1.0
+
+    @cached_property
+    def score(self) -> Tensor:
+        """`[B, P]` dlog pi(a | s) at `dist.params`, a constant."""
+        return score_function(self.dist.log_prob(self.action), self.dist.params)

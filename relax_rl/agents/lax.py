@@ -26,5 +26,5 @@ class LAX(SurrogateActorCritic):
 
     def estimate(self, batch: Batch) -> Tensor:
         dist = batch.dist
-        c = self.control(batch, dist.relax(batch.noise))
-        return lax_gradient(batch.advantage, dist.log_prob(batch.action), c, dist.params)
+        (c,) = self.controls(batch, dist.relax(batch.noise))
+        return lax_gradient(batch.advantage, None, c, dist.params, score=batch.score)

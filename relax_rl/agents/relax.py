@@ -29,5 +29,5 @@ class RELAX(SurrogateActorCritic):
         dist = cast(RelaxedDistribution, batch.dist)
         z = dist.relax(batch.noise)
         z_tilde = dist.relax_given(batch.action, dist.sample_noise(self.generator))
-        c, c_tilde = self.control(batch, z), self.control(batch, z_tilde)
-        return relax_gradient(batch.advantage, dist.log_prob(batch.action), c, c_tilde, dist.params)
+        c, c_tilde = self.controls(batch, z, z_tilde)
+        return relax_gradient(batch.advantage, None, c, c_tilde, dist.params, score=batch.score)

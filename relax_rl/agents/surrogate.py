@@ -9,7 +9,7 @@ from torch import Tensor
 
 from relax_rl.agents.base import ActorCritic
 from relax_rl.agents.batch import Batch
-from relax_rl.agents.optimizers import make_adam
+from relax_rl.agents.optimizers import FlatParameters, make_adam
 from relax_rl.critics import ActionSurrogate
 from relax_rl.estimators import reinforce_gradient, row_variance, variance_loss
 
@@ -25,29 +25,33 @@ class SurrogateActorCritic(ActorCritic):
         self.surrogate = ActionSurrogate(
             self.num_surrogate_features, sum(self.actions.sizes), config.surrogate_hidden, config.surrogate_activation
         ).to(self.device)
-        self.surrogate_optimizer = make_adam(self.surrogate.parameters(), config.surrogate_lr, self.device)
+        self._phi = FlatParameters(self.surrogate.parameters())
+        self.surrogate_optimizer = make_adam([self._phi.data], config.surrogate_lr, self.device)
 
-    def control(self, batch: Batch, z: Tensor) -> Tensor:
-        """`[B]` c^(s, z), differentiable in the distribution's parameters through z."""
-        return self.surrogate(batch.features, batch.dist.relaxed_action(z, self.surrogate.temperature))  # type: ignore[no-any-return]
+    def controls(self, batch: Batch, *samples: Tensor) -> tuple[Tensor, ...]:
+        """`[B]` c^(s, z) for each `[B, ...]` z, differentiable in the distribution's parameters through z.
+
+        All of them go through the surrogate as one batch: for small networks the cost is in the calls, not the rows.
+        """
+        actions = batch.dist.relaxed_action(torch.cat(samples), self.surrogate.temperature)
+        features = torch.cat([batch.features] * len(samples))
+        controls: Tensor = self.surrogate(features, actions)
+        return controls.chunk(len(samples))
 
     def _train_surrogate(self, batch: Batch, estimate: Tensor) -> dict[str, Tensor | float]:
         """One step of phi down the variance of `estimate`, then more with fresh noise if the settings ask for it."""
-        phi = list(self.surrogate.parameters())
         self.surrogate_optimizer.param_groups[0]["lr"] = self.config.surrogate_lr * self.learning_rate_factor
         loss = first = variance_loss(estimate, batch.weight)
         for step in range(self.config.surrogate_steps):
             if step:
                 loss = variance_loss(self.estimate(batch), batch.weight)
-            for parameter, gradient in zip(phi, torch.autograd.grad(loss, phi, allow_unused=True), strict=True):
-                parameter.grad = gradient
+            self._phi.zero_grad()
+            torch.autograd.backward(loss, inputs=self._phi.parameters)
             self.surrogate_optimizer.step()
-        plain = reinforce_gradient(batch.advantage, batch.dist.log_prob(batch.action), batch.dist.params)
-        variance, plain_variance = row_variance(estimate.detach(), batch.weight), row_variance(plain, batch.weight)
+        plain = reinforce_gradient(batch.advantage, None, batch.dist.params, score=batch.score)
         return {
             "losses/variance": first.detach(),
-            "estimate/variance_a2c": plain_variance,
-            "estimate/variance_ratio": variance / plain_variance.clamp(min=1e-30),
+            "estimate/variance_a2c": row_variance(plain, batch.weight),
             "surrogate/gain": self.surrogate.gain.detach().clone(),
         }
 

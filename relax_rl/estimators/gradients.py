@@ -17,25 +17,30 @@ def score_function(log_prob: Tensor, params: Tensor) -> Tensor:
     return _gradient(log_prob, params)
 
 
-def reinforce_gradient(value: Tensor, log_prob: Tensor, params: Tensor) -> Tensor:
+def reinforce_gradient(
+    value: Tensor, log_prob: Tensor | None, params: Tensor, *, score: Tensor | None = None
+) -> Tensor:
     """Score-function estimate (Williams 1992): g = f(b) dlog p(b).
 
     Args:
         value: `[B]` f(b), or f(b) minus a baseline that does not depend on b; no gradient flows into it.
-        log_prob: `[B]` log p(b), differentiable in `params`.
+        log_prob: `[B]` log p(b), differentiable in `params`; None where the score is given.
         params: `[B, P]` parameters of the distribution.
+        score: `[B, P]` dlog p(b), if it is known already.
 
     Returns:
         `[B, P]` the estimate, a constant.
 
     Raises:
-        ValueError: when `value` or `log_prob` is not `[B]`.
+        ValueError: when `value` or `log_prob` is not `[B]`, or there is neither `log_prob` nor `score`.
     """
-    _check_rows(params, value=value, log_prob=log_prob)
-    return value.detach()[:, None] * score_function(log_prob, params)
+    _check_rows(params, value=value)
+    return value.detach()[:, None] * _score(log_prob, params, score)
 
 
-def lax_gradient(value: Tensor, log_prob: Tensor, control: Tensor, params: Tensor) -> Tensor:
+def lax_gradient(
+    value: Tensor, log_prob: Tensor | None, control: Tensor, params: Tensor, *, score: Tensor | None = None
+) -> Tensor:
     """LAX estimate for a reparameterised b (Grathwohl et al. 2018, section 3).
 
         g = (f(b) - c(b)) dlog p(b) + dc(b),    b = T(params, noise)
@@ -44,24 +49,31 @@ def lax_gradient(value: Tensor, log_prob: Tensor, control: Tensor, params: Tenso
 
     Args:
         value: `[B]` f(b); no gradient flows into it.
-        log_prob: `[B]` log p(b) with b held constant, differentiable in `params`.
+        log_prob: `[B]` log p(b) with b held constant, differentiable in `params`; None where the score is given.
         control: `[B]` c(b), differentiable in `params` through b = T(params, noise), for the very b that was drawn.
         params: `[B, P]` parameters of the distribution.
+        score: `[B, P]` dlog p(b), if it is known already.
 
     Returns:
         `[B, P]` the estimate. The score is constant; c(b) and dc(b) keep their graph.
 
     Raises:
-        ValueError: when `value`, `log_prob` or `control` is not `[B]`.
+        ValueError: when `value`, `log_prob` or `control` is not `[B]`, or there is neither `log_prob` nor `score`.
     """
-    _check_rows(params, value=value, log_prob=log_prob, control=control)
-    score = score_function(log_prob, params)
+    _check_rows(params, value=value, control=control)
+    score = _score(log_prob, params, score)
     pathwise = _gradient(control, params, create_graph=True)
     return (value.detach() - control)[:, None] * score + pathwise
 
 
 def relax_gradient(
-    value: Tensor, log_prob: Tensor, control: Tensor, conditional_control: Tensor, params: Tensor
+    value: Tensor,
+    log_prob: Tensor | None,
+    control: Tensor,
+    conditional_control: Tensor,
+    params: Tensor,
+    *,
+    score: Tensor | None = None,
 ) -> Tensor:
     """RELAX estimate for a discrete b (Grathwohl et al. 2018, eq. 9).
 
@@ -71,21 +83,34 @@ def relax_gradient(
 
     Args:
         value: `[B]` f(b); no gradient flows into it.
-        log_prob: `[B]` log p(b), differentiable in `params`.
+        log_prob: `[B]` log p(b), differentiable in `params`; None where the score is given.
         control: `[B]` c(z), differentiable in `params` through z.
         conditional_control: `[B]` c(z~), differentiable in `params` through z~ with b held constant.
         params: `[B, P]` parameters of the distribution.
+        score: `[B, P]` dlog p(b), if it is known already.
 
     Returns:
         `[B, P]` the estimate. The score is constant; the controls and their gradients keep their graph.
 
     Raises:
-        ValueError: when `value`, `log_prob` or a control is not `[B]`.
+        ValueError: when `value`, `log_prob` or a control is not `[B]`, or there is neither `log_prob` nor `score`.
     """
-    _check_rows(params, value=value, log_prob=log_prob, control=control, conditional_control=conditional_control)
-    score = score_function(log_prob, params)
+    _check_rows(params, value=value, control=control, conditional_control=conditional_control)
+    score = _score(log_prob, params, score)
     pathwise = _gradient(control - conditional_control, params, create_graph=True)
     return (value.detach() - conditional_control)[:, None] * score + pathwise
+
+
+def _score(log_prob: Tensor | None, params: Tensor, score: Tensor | None) -> Tensor:
+    """The score: the one that is known already, or that of `log_prob`."""
+    if score is not None:
+        if score.shape != params.shape:
+            raise ValueError(f"score has shape {list(score.shape)}, but params have {list(params.shape)}")
+        return score.detach()
+    if log_prob is None:
+        raise ValueError("neither log_prob nor score is given: one of them is needed")
+    _check_rows(params, log_prob=log_prob)
+    return score_function(log_prob, params)
 
 
 def _check_rows(params: Tensor, **per_row: Tensor) -> None:

@@ -34,7 +34,7 @@ class EvaluateConfig:
     episodes: int = 20
     """Episodes to play."""
     deterministic: bool = True
-    """Take the most likely action instead of a sample (default: yes, but not in Atari)."""
+    """Take the most likely action instead of a sample; Atari games are sampled unless this is asked for."""
     checkpoint: str = "latest"
     """Which agent: latest, best (by the evaluations during training), or a checkpoint file."""
     video: bool = False

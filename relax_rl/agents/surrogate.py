@@ -16,6 +16,10 @@ from relax_rl.estimators import reinforce_gradient, row_variance, variance_loss
 __all__ = ["SurrogateActorCritic"]
 
 
+# Where advantages vanish there is nothing to learn: below this mean squared norm a batch loses its weight.
+_SMALLEST_VARIANCE = 1e-8
+
+
 class SurrogateActorCritic(ActorCritic):
     """An actor-critic with a surrogate c^; subclasses say how it enters the estimate."""
 
@@ -39,16 +43,22 @@ class SurrogateActorCritic(ActorCritic):
         return controls.chunk(len(samples))
 
     def _train_surrogate(self, batch: Batch, estimate: Tensor) -> dict[str, Tensor | float]:
-        """One step of phi down the variance of `estimate`, then more with fresh noise if the settings ask for it."""
+        """One step of phi down the variance of `estimate`, then more with fresh noise if the settings ask for it.
+
+        The variance counts relative to that of the plain gradient on the same batch, a factor that phi does not
+        enter: advantages vary by orders of magnitude from batch to batch, and a single failure would otherwise drown
+        a hundred calm batches, on which an untrained surrogate then adds more noise than there was.
+        """
         self.surrogate_optimizer.param_groups[0]["lr"] = self.config.surrogate_lr * self.learning_rate_factor
+        plain = reinforce_gradient(batch.advantage, None, batch.dist.params, score=batch.score)
+        plain_loss = variance_loss(plain, batch.weight) + _SMALLEST_VARIANCE
         loss = first = variance_loss(estimate, batch.weight)
         for step in range(self.config.surrogate_steps):
             if step:
                 loss = variance_loss(self.estimate(batch), batch.weight)
             self._phi.zero_grad()
-            torch.autograd.backward(loss, inputs=self._phi.parameters)
+            torch.autograd.backward(loss / plain_loss, inputs=self._phi.parameters)
             self.surrogate_optimizer.step()
-        plain = reinforce_gradient(batch.advantage, None, batch.dist.params, score=batch.score)
         return {
             "losses/variance": first.detach(),
             "estimate/variance_a2c": row_variance(plain, batch.weight),

@@ -45,28 +45,29 @@ class Preset:
         return result
 
 
-_NORMALIZED = {"normalize_obs": True, "normalize_reward": True}
+_NORMALIZED = {"normalize_obs": True, "normalize_reward": True, "value_lr": 3e-3, "surrogate_lr": 3e-3}
+_CLASSIC = {"num_envs": 8, "num_steps": 5, "gamma": 0.98, "gae_lambda": 0.9, **_NORMALIZED}
+_LUNAR = {"num_steps": 16, "gamma": 0.999, "gae_lambda": 0.98, "policy_lr": 2e-3, "entropy_coef": 0.003}
 
 PRESETS: tuple[Preset, ...] = (
     Preset(
         name="classic-control",
         environments=("CartPole-v*", "Acrobot-v*", "MountainCar-v*", "MountainCarContinuous-v*", "Pendulum-v*"),
         overrides=(
-            Override(settings={"num_envs": 8, "num_steps": 5, "policy_lr": 1e-3, "value_lr": 1e-3}),
-            Override(env="Acrobot-v*", settings={"num_envs": 16, "normalize_obs": True}),
-            Override(env="MountainCar-v*", settings={"num_envs": 16, **_NORMALIZED}),
-            Override(env="MountainCarContinuous-v*", settings={"num_envs": 4, "num_steps": 100, **_NORMALIZED}),
-            Override(env="Pendulum-v*", settings={"num_steps": 8, "gamma": 0.9, "gae_lambda": 0.9, **_NORMALIZED}),
+            Override(settings=_CLASSIC),
+            Override(env="Acrobot-v*", settings={"num_envs": 16, "gamma": 0.99}),
+            Override(env="MountainCar-v*", settings={"num_envs": 16, "gamma": 0.99}),
+            Override(env="MountainCarContinuous-v*", settings={"num_envs": 4, "num_steps": 100, "gamma": 0.99}),
+            Override(env="Pendulum-v*", settings={"num_steps": 8, "gamma": 0.9}),
         ),
     ),
     Preset(
         name="box2d",
         environments=("LunarLander-v*", "LunarLanderContinuous-v*", "BipedalWalker-v*", "BipedalWalkerHardcore-v*"),
         overrides=(
-            Override(settings={"num_envs": 16, "num_steps": 5, "gamma": 0.995, "lr_schedule": "linear"}),
-            Override(env="LunarLander-v*", settings={"total_steps": 1_000_000}),
-            Override(env="LunarLanderContinuous-v*", settings={"total_steps": 1_000_000, **_NORMALIZED}),
-            Override(env="BipedalWalker*", settings={"total_steps": 5_000_000, "num_steps": 8, **_NORMALIZED}),
+            Override(settings={"num_envs": 16, "lr_schedule": "linear", **_NORMALIZED}),
+            Override(env="LunarLander*", settings={"total_steps": 1_000_000, **_LUNAR}),
+            Override(env="BipedalWalker*", settings={"total_steps": 5_000_000, "num_steps": 8}),
         ),
     ),
     Preset(
@@ -89,6 +90,7 @@ PRESETS: tuple[Preset, ...] = (
         ),
         overrides=(
             Override(settings={"num_envs": 8, "num_steps": 16, "total_steps": 1_000_000, **_NORMALIZED}),
+            Override(env="Inverted*", settings={"num_steps": 5}),
             Override(env="Swimmer-v*", settings={"gamma": 0.9999}),
         ),
     ),
@@ -114,9 +116,9 @@ PRESETS: tuple[Preset, ...] = (
             ),
         ),
     ),
-    Preset(name="default", environments=("*",)),
+    Preset(name="default", environments=("*",), overrides=(Override(settings=_NORMALIZED),)),
 )
-"""In order of precedence; the last one, the plain defaults, is for environments no other preset knows."""
+"""In order of precedence; the last one is for environments that no other preset knows."""
 
 _CONTINUOUS = ("*Continuous-v*", "Pendulum-v*", "BipedalWalker*", "CarRacing-v*")
 

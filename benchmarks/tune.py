@@ -83,9 +83,6 @@ CANDIDATES: dict[str, Study] = {
             {"num_steps": 8, "gae_lambda": 0.98, "policy_lr": 1e-3},
             {"num_steps": 5, "gae_lambda": 0.95, "policy_lr": 1e-3},
             {"num_steps": 16, "gae_lambda": 0.95, "policy_lr": 4e-3},
-            {"num_steps": 16, "gae_lambda": 0.98, "policy_lr": 2e-3, "surrogate_steps": 4},
-            {"num_steps": 16, "gae_lambda": 0.98, "policy_lr": 2e-3, "entropy_coef": 0.001},
-            {"num_steps": 16, "gae_lambda": 0.95, "policy_lr": 2e-3, "gamma": 0.99},
         ),
     ),
 }

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Protocol, TypeVar
 
 import torch
@@ -125,7 +124,7 @@ class Categorical:
     def with_params(self, params: Tensor) -> Categorical:
         return replace(self, params=params)
 
-    @cached_property
+    @property
     def log_probs(self) -> Tensor:
         """`[B, P]` normalised log-probabilities."""
         return F.log_softmax(self.params, dim=-1)
@@ -182,7 +181,7 @@ class MultiCategorical:
             return padded.flatten(-2)
         return torch.cat([padded[..., k, :n] for k, n in enumerate(self.nvec)], -1)
 
-    @cached_property
+    @property
     def log_probs(self) -> Tensor:
         """`[B, K, max(nvec)]` normalised log-probabilities; missing outcomes stand at about -1e9, not -inf (no NaN)."""
         return F.log_softmax(self._pad(self.params, -1e9), dim=-1)

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from relax_rl.spaces import Leaf, ObservationEncoder
 
 __all__ = [
+    "MLP",
     "CombinedTorso",
-    "MLPTorso",
     "NatureCNN",
     "Torso",
-    "activation_named",
     "make_torso",
-    "mlp",
     "orthogonal",
 ]
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU, "elu": nn.ELU}
-
-
-def activation_named(name: str) -> type[nn.Module]:
-    """The module class of an activation of `AgentConfig`."""
-    return _ACTIVATIONS[name]
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": F.relu, "silu": F.silu, "elu": F.elu}
 
 
 def orthogonal(layer: nn.Module, gain: float) -> nn.Module:
@@ -37,25 +31,24 @@ def orthogonal(layer: nn.Module, gain: float) -> nn.Module:
     return layer
 
 
-def mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
-    """Linear layers between consecutive `sizes`, each followed by the activation; orthogonal at gain sqrt 2."""
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise(sizes):
-        layers += [orthogonal(nn.Linear(fan_in, fan_out), math.sqrt(2)), activation()]
-    return nn.Sequential(*layers)
+class MLP(nn.Module):
+    """`[B, size]` -> `[B, hidden[-1]]`: linear layers, orthogonal at gain sqrt 2, each followed by the activation.
 
+    Without hidden layers it gives back what it gets.
+    """
 
-class MLPTorso(nn.Module):
-    """`[B, D]` float observations -> `[B, hidden[-1]]`; without hidden layers, the observation itself."""
-
-    def __init__(self, size: int, hidden: Sequence[int], activation: type[nn.Module]) -> None:
+    def __init__(self, size: int, hidden: Sequence[int], activation: str) -> None:
         super().__init__()
-        self.layers = mlp([size, *hidden], activation)
+        pairs = pairwise([size, *hidden])
+        self.layers = nn.ModuleList(orthogonal(nn.Linear(*pair), math.sqrt(2)) for pair in pairs)
+        self.activation = _ACTIVATIONS[activation]
         self.num_features = hidden[-1] if hidden else size
 
-    def forward(self, obs: Tensor) -> Tensor:
-        features: Tensor = self.layers(obs)
-        return features
+    def forward(self, x: Tensor) -> Tensor:
+        # Calling a small layer as a module costs more than the layer itself.
+        for layer in self.layers:
+            x = self.activation(F.linear(x, layer.weight, layer.bias))  # type: ignore[arg-type]
+        return x
 
 
 class NatureCNN(nn.Module):
@@ -97,15 +90,13 @@ class CombinedTorso(nn.Module):
     Takes `[B, D]`, the flat encoding of `ObservationEncoder`, and gives `[B, num_features]`.
     """
 
-    def __init__(
-        self, leaves: Sequence[Leaf], hidden: Sequence[int], activation: type[nn.Module], cnn_features: int
-    ) -> None:
+    def __init__(self, leaves: Sequence[Leaf], hidden: Sequence[int], activation: str, cnn_features: int) -> None:
         super().__init__()
         self.leaves = tuple(leaves)
         images = [leaf for leaf in leaves if leaf.kind == "image"]
         self.cnns = nn.ModuleList(NatureCNN(leaf.shape, cnn_features) for leaf in images)
         size = cnn_features * len(images) + sum(leaf.size for leaf in leaves if leaf.kind == "vector")
-        self.trunk = MLPTorso(size, hidden, activation)
+        self.trunk = MLP(size, hidden, activation)
         self.num_features = self.trunk.num_features
 
     def forward(self, obs: Tensor) -> Tensor:
@@ -116,7 +107,7 @@ class CombinedTorso(nn.Module):
         return features
 
 
-Torso = MLPTorso | NatureCNN | CombinedTorso
+Torso = MLP | NatureCNN | CombinedTorso
 
 
 def make_torso(encoder: ObservationEncoder, *, hidden: Sequence[int], activation: str, cnn_features: int) -> Torso:
@@ -124,5 +115,5 @@ def make_torso(encoder: ObservationEncoder, *, hidden: Sequence[int], activation
     if encoder.is_image:
         return NatureCNN(encoder.shape, cnn_features)
     if any(leaf.kind == "image" for leaf in encoder.leaves):
-        return CombinedTorso(encoder.leaves, hidden, activation_named(activation), cnn_features)
-    return MLPTorso(encoder.shape[0], hidden, activation_named(activation))
+        return CombinedTorso(encoder.leaves, hidden, activation, cnn_features)
+    return MLP(encoder.shape[0], hidden, activation)

@@ -17,35 +17,34 @@ __all__ = ["ObservationNormalizer", "RewardScaler", "RunningMoments", "RunningSc
 
 
 class RunningMoments:
-    """Mean and variance of a stream of vectors, in float64 (Chan et al. 1979, parallel update)."""
+    """Mean and variance of a stream of vectors, in float64 on the host (Chan et al. 1979, parallel update)."""
 
-    def __init__(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> None:
-        kind = torch.float32 if torch.device(device).type == "mps" else torch.float64
-        self.mean = torch.zeros(shape, dtype=kind, device=device)
-        self.var = torch.ones(shape, dtype=kind, device=device)
-        self.count = 0.0
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.mean, self.var, self.count = np.zeros(shape), np.ones(shape), 0.0
 
-    def update(self, batch: Tensor) -> None:
+    def update(self, batch: np.ndarray) -> None:
         """Take in `[B, *shape]`; an empty batch changes nothing."""
-        size = batch.shape[0]
+        size = len(batch)
         if size == 0:
             return
-        batch = batch.to(self.mean.dtype)
-        mean, var = batch.mean(0), batch.var(0, unbiased=False)
+        mean = batch.sum(0, dtype=np.float64) / size
+        square_sum = np.square(batch - mean).sum(0)
         total = self.count + size
         delta = mean - self.mean
-        spread = self.var * self.count + var * size + delta.square() * (self.count * size / total)
+        self.var = (self.var * self.count + square_sum + np.square(delta) * (self.count * size / total)) / total
         self.mean = self.mean + delta * (size / total)
-        self.var = spread / total
         self.count = total
 
     def state_dict(self) -> dict[str, Tensor]:
-        count = torch.tensor(self.count, dtype=torch.float64)
-        return {"mean": self.mean, "var": self.var, "count": count}
+        values = {"mean": self.mean, "var": self.var, "count": self.count}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.mean.copy_(state["mean"])
-        self.var.copy_(state["var"])
+        for name in ("mean", "var"):
+            array, shape = state[name].cpu().numpy().astype(np.float64), getattr(self, name).shape
+            if array.shape != shape:
+                raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+            setattr(self, name, array)
         self.count = float(state["count"])
 
 
@@ -55,7 +54,7 @@ class ObservationNormalizer:
     clip = 10.0
 
     def __init__(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> None:
-        self.moments = RunningMoments(shape, device)
+        self.moments, self.device = RunningMoments(shape), device
         self._refresh()
 
     def __call__(self, obs: Tensor) -> Tensor:
@@ -65,13 +64,13 @@ class ObservationNormalizer:
         return torch.clamp((obs - self._mean) * self._inverse_std, -self.clip, self.clip)
 
     def update(self, obs: Tensor) -> None:
-        """Take in raw observations `[B, *shape]`."""
-        self.moments.update(obs)
+        """Take in raw observations `[B, *shape]` from the host."""
+        self.moments.update(obs.numpy())
         self._refresh()
 
     def _refresh(self) -> None:
-        self._mean = self.moments.mean.float()
-        self._inverse_std = torch.rsqrt(self.moments.var + 1e-8).float()
+        values = self.moments.mean, 1.0 / np.sqrt(self.moments.var + 1e-8)
+        self._mean, self._inverse_std = (torch.tensor(x, dtype=torch.float32, device=self.device) for x in values)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.moments.state_dict()
@@ -96,14 +95,14 @@ class RewardScaler:
 
     def update(self, reward: Tensor, ended: Tensor, valid: Tensor) -> None:
         """Take in raw rewards of one rollout, all `[T, N]`: `ended` cuts the return, rows that are not `valid` are skipped."""
-        if self.returns.shape[0] != reward.shape[1]:
+        if len(self.returns) != reward.shape[1]:
             self.returns = np.zeros(reward.shape[1])
         ok, keep = valid.cpu().numpy(), ~ended.cpu().numpy()
         seen = np.where(ok, reward.cpu().numpy(), 0.0)  # a row that is not valid follows an end: its return stays 0
         for t, returns in enumerate(seen):
             returns += self.gamma * self.returns
             self.returns = returns * keep[t]
-        self.moments.update(torch.from_numpy(seen[ok]))
+        self.moments.update(seen[ok])
 
     def state_dict(self) -> dict[str, Tensor]:
         """The moments alone: after a load the environments begin new episodes, and so do the returns."""

@@ -46,7 +46,7 @@ class Preset:
 
 
 _NORMALIZED = {"normalize_obs": True, "normalize_reward": True, "value_lr": 3e-3, "surrogate_lr": 3e-3}
-_CLASSIC = {"num_envs": 8, "num_steps": 5, "gamma": 0.98, "gae_lambda": 0.9, **_NORMALIZED}
+_CLASSIC = {"num_envs": 8, "num_steps": 5, "gamma": 0.98, "gae_lambda": 0.8, **_NORMALIZED}
 _LUNAR = {"num_steps": 16, "gamma": 0.999, "gae_lambda": 0.98, "policy_lr": 2e-3, "entropy_coef": 0.003}
 
 PRESETS: tuple[Preset, ...] = (
@@ -90,7 +90,7 @@ PRESETS: tuple[Preset, ...] = (
         ),
         overrides=(
             Override(settings={"num_envs": 8, "num_steps": 16, "total_steps": 1_000_000, **_NORMALIZED}),
-            Override(env="Inverted*", settings={"num_steps": 5}),
+            Override(env="Inverted*", settings={"num_steps": 5, "gamma": 0.98, "gae_lambda": 0.9}),
             Override(env="Swimmer-v*", settings={"gamma": 0.9999}),
         ),
     ),

@@ -227,7 +227,7 @@ def test_value_is_regressed_on_returns_from_before_the_update() -> None:
 @pytest.mark.parametrize(
     ("estimator", "actions", "settings"),
     [
-        ("relax", "discrete", {}),
+        ("relax", "discrete", {"surrogate_steps": 3, "entropy_coef": 0.01}),
         ("relax", "multi_discrete", {}),
         ("relax", "multi_binary", {}),
         ("lax", "box", {}),

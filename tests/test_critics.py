@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from relax_rl.critics import ActionSurrogate, ValueFunction, explained_variance
-from relax_rl.networks import MLPTorso
+from relax_rl.networks import MLP
 
 
 def test_values_are_one_number_an_observation() -> None:
-    assert ValueFunction(MLPTorso(3, (8,), torch.nn.Tanh))(torch.randn(5, 3)).shape == (5,)
+    assert ValueFunction(MLP(3, (8,), "tanh"))(torch.randn(5, 3)).shape == (5,)
 
 
 def test_a_fresh_surrogate_is_zero_and_so_is_its_gradient_in_the_action() -> None:

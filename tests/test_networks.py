@@ -7,7 +7,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from relax_rl.networks import CombinedTorso, MLPTorso, NatureCNN, make_torso, mlp
+from relax_rl.networks import MLP, CombinedTorso, NatureCNN, make_torso
 from relax_rl.spaces import ObservationEncoder
 
 
@@ -21,20 +21,20 @@ def image(*shape: int) -> spaces.Box:
 
 def test_vectors_get_an_mlp_of_the_asked_widths() -> None:
     torso = torso_for(spaces.Box(-1, 1, (5,)))
-    assert isinstance(torso, MLPTorso)
+    assert isinstance(torso, MLP)
     assert torso(torch.zeros(3, 5)).shape == (3, 8)
     assert torso.num_features == 8
 
 
 def test_an_mlp_without_hidden_layers_passes_the_observation_on() -> None:
-    torso = MLPTorso(5, (), torch.nn.Tanh)
+    torso = MLP(5, (), "tanh")
     obs = torch.randn(3, 5)
     assert torch.equal(torso(obs), obs)
     assert torso.num_features == 5
 
 
 def test_hidden_layers_are_orthogonal_at_gain_sqrt_two() -> None:
-    weight = mlp([16, 16], torch.nn.Tanh)[0].weight
+    weight = MLP(16, (16,), "tanh").layers[0].weight
     torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(16), atol=1e-5, rtol=0)
 
 

@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 
 from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical, TanhGaussian
-from relax_rl.networks import MLPTorso
+from relax_rl.networks import MLP
 from relax_rl.policies import Policy
 from relax_rl.spaces import ActionEncoder
 
@@ -17,7 +17,7 @@ BOX = spaces.Box(-1, 1, (3,))
 
 def policy_for(space: spaces.Space, **settings: object) -> Policy:
     torch.manual_seed(0)
-    return Policy(MLPTorso(4, (16,), torch.nn.Tanh), ActionEncoder(space), **settings)  # type: ignore[arg-type]
+    return Policy(MLP(4, (16,), "tanh"), ActionEncoder(space), **settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

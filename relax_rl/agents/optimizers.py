@@ -75,10 +75,18 @@ def optimizer_state(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, 
 
 
 def load_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Take back what `optimizer_state` gave; the learning rates stay those of the optimiser."""
-    entries: dict[int, dict[str, Tensor]] = {}
+    """Take back what `optimizer_state` gave; the learning rates stay those of the optimiser.
+
+    Raises:
+        ValueError: if the state belongs to other parameters.
+    """
+    entries: dict[int, dict[str, Any]] = {}
     for key, x in tensors.items():
         if key.startswith(prefix + "."):
             index, name = key[len(prefix) + 1 :].split(".", 1)
             entries.setdefault(int(index), {})[name] = x
+    parameters: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, entry in entries.items():
+        if number >= len(parameters) or any(x.dim() and x.shape != parameters[number].shape for x in entry.values()):
+            raise ValueError(f"the state of {prefix} belongs to other parameters")
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})

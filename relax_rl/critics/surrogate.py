@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from relax_rl.networks import activation_named, mlp
+from relax_rl.networks import MLP
 
 __all__ = ["ActionSurrogate"]
 
@@ -28,9 +28,8 @@ class ActionSurrogate(nn.Module):
 
     def __init__(self, num_features: int, num_actions: int, hidden: Sequence[int], activation: str = "tanh") -> None:
         super().__init__()
-        sizes = [num_features + num_actions, *hidden]
-        self.layers = mlp(sizes, activation_named(activation))
-        self.head = nn.Linear(sizes[-1], 1)
+        self.layers = MLP(num_features + num_actions, hidden, activation)
+        self.head = nn.Linear(self.layers.num_features, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.gain = nn.Parameter(torch.ones(()))

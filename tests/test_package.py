@@ -1,0 +1,133 @@
+"""The package as a whole: what imports what, what it exports, and that what its documents show works."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import relax_rl
+
+ROOT = Path(relax_rl.__file__).parent.parent
+PACKAGE = ROOT / "relax_rl"
+
+# Floors of the house, lowest first: a module imports only what stands on its own floor or below.
+FLOORS = (
+    "errors",
+    "config devices distributions serialization space_json spaces interruption displays normalization",
+    "estimators presets networks env_batches env_traits env_workers options",
+    "critics policies env_creation runs plotting loggers",
+    "envs",
+    "rollouts",
+    "agents",
+    "checkpoints evaluation",
+    "callbacks video",
+    "training",
+    "evaluate_command",
+    "cli",
+    "__main__ __init__",
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+
+
+def room(module: str) -> str:
+    """The module, or the folder, directly under the package."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of the package that a file imports when it runs; those of type hints alone are left out."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    hints = [
+        statement
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for statement in ast.walk(node)
+    ]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node not in hints and (node.module or "").startswith("relax_rl"):
+            names = [f"relax_rl.{alias.name}" for alias in node.names] if node.module == "relax_rl" else [node.module]
+            found |= {str(name) for name in names if name != "relax_rl.__version__"}
+    return found
+
+
+def test_no_import_runs_upward() -> None:
+    modules = sorted(PACKAGE.rglob("*.py"))
+    assert len(modules) > 30
+    for path in modules:
+        own = room(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        for module in imports(path):
+            assert FLOOR[room(module)] <= FLOOR[own], f"{path.relative_to(ROOT)} imports {module}"
+
+
+def test_the_core_knows_no_network_and_no_environment() -> None:
+    for path in [PACKAGE / "distributions.py", *(PACKAGE / "estimators").glob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert "gymnasium" not in text and "nn.Module" not in text and "manual_seed" not in text, path
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level modules that are there after a fresh interpreter has run `code`."""
+    code = f"import sys\n{code}\nprint(' '.join(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    return set(run.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import relax_rl",
+        "from relax_rl.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass",
+        "from relax_rl.cli import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass",
+        "from relax_rl.cli import main\ntry:\n    main(['train', '--seed', 'x'])\nexcept SystemExit:\n    pass",
+    ],
+)
+def test_importing_and_helping_stay_light(code: str) -> None:
+    assert not loaded_by(code) & {"torch", "gymnasium", "ale_py", "matplotlib", "tensorboard", "scipy"}
+
+
+def test_public_names() -> None:
+    for name in relax_rl.__all__:
+        assert getattr(relax_rl, name).__doc__, name
+    assert set(relax_rl.__all__) <= set(dir(relax_rl))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = relax_rl.nonsense  # type: ignore[attr-defined]
+
+
+def test_the_package_ships_its_types() -> None:
+    assert (PACKAGE / "py.typed").exists()
+
+
+def python_blocks(path: str) -> list[str]:
+    """Python examples of a document, with fewer steps."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    return [block.replace("100_000", "1_000") for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_the_examples_of_the_readme_work(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = python_blocks("README.md")
+    assert len(blocks) == 2
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks[number], "README.md", "exec"), {})
+
+
+def test_the_example_script_works(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "train_and_save.py"), "--steps", "1000"]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    run = subprocess.run(
+        [*command, "--path", "agent.safetensors"], cwd=tmp_path, env=environment, capture_output=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "agent.safetensors").exists()
+
+
+def test_documents_link_to_files_that_exist() -> None:
+    for document in [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"

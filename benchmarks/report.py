@@ -2,8 +2,8 @@
 
     python -m benchmarks.report
 
-Reads `results/peers/*.csv` and `results/agents/*.csv`; writes `results/learning.json`, `results/learning.md` and
-`results/learning_<env>.png`. Nothing is trained, and no number comes from anywhere but those files.
+Reads `results/peers/*.csv` and `results/agents/*.csv`; writes `results/learning.json`, `results/learning.md`,
+`results/learning_<env>.png` and the table in the README. Nothing is trained, and no number comes from anywhere but those files.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ def draw(task: Task, contestants: list[Contestant]) -> None:
     axes.set(xlabel="environment steps, all environments together", ylabel=f"mean return, last {WINDOW} episodes")
     axes.set_title(task.env)
     axes.set_xlim(0, horizon)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k")
     axes.grid(alpha=0.25)
     axes.legend(loc="best", framealpha=0.9)
     figure.text(0.01, 0.008, NOTE, fontsize=7.5, color="0.3")
@@ -281,6 +281,40 @@ def settings_notes() -> list[str]:
     return notes
 
 
+def readme_cell(task: Task, summary: dict[str, Any]) -> str:
+    """One contestant in one environment, as the README shows it."""
+    seeds = len(summary["seeds"])
+    if not task.stop_when_reached:
+        reached = f"{summary['final_at_threshold']} of {seeds}"
+        return f"{reached}; mean of the middle half {summary['final_iqm']:.0f}"
+    return f"{summary['reached_within']} of {seeds}; median {steps_text(summary['median_steps'])}"
+
+
+def readme_table(summary: dict[str, Any]) -> str:
+    """The README's table: one row an environment, one column a contestant."""
+    columns = ("RELAX", "LAX", "A2C", "SB3 A2C", "SB3 PPO")
+    lines = [f"| | asked | RELAX or LAX | {' | '.join(columns[2:])} |", "|---" * 6 + "|"]
+    for env, entry in summary.items():
+        task = TASKS[env]
+        cells = {row["contestant"]: readme_cell(task, row) for row in entry["contestants"]}
+        own = cells.get("RELAX", cells.get("LAX", ""))
+        when = f"within {task.within:,} steps" if task.stop_when_reached else f"after {task.within:,} steps"
+        asked = f"{task.threshold:g} {when}"
+        lines.append(f"| {env} | {asked} | {own} | {' | '.join(cells.get(name, '') for name in columns[2:])} |")
+    return "\n".join(lines)
+
+
+def write_readme(summary: dict[str, Any]) -> None:
+    """Put the table between the README's two markers."""
+    path = RESULTS.parent.parent / "README.md"
+    text = path.read_text(encoding="utf-8")
+    before, begin, rest = text.partition("<!-- results: written by benchmarks/report.py -->\n")
+    _, end, after = rest.partition("<!-- end of results -->")
+    if not begin or not end:
+        raise SystemExit(f"{path} has lost the markers that its results stand between")
+    write_text(path, f"{before}{begin}\n{readme_table(summary)}\n\n{end}{after}")
+
+
 def main() -> None:
     """Write the summary of all environments that have results."""
     sections = [CAPTION]
@@ -296,6 +330,7 @@ def main() -> None:
     notes = settings_notes()
     if notes:
         sections.append("\n".join(["## Notes on the runs", "", *notes, ""]))
+    write_readme(summary)
     write_json(RESULTS / "learning.json", summary)
     write_text(RESULTS / "learning.md", "\n".join(sections))
 

@@ -63,14 +63,14 @@ class ObservationNormalizer:
             return obs
         return torch.clamp((obs - self._mean) * self._inverse_std, -self.clip, self.clip)
 
-    def update(self, obs: Tensor) -> None:
-        """Take in raw observations `[B, *shape]` from the host."""
-        self.moments.update(obs.numpy())
+    def update(self, obs: Tensor, valid: Tensor) -> None:
+        """Take in raw observations `[T, N, *shape]`, without the rows that are not `valid` `[T, N]`."""
+        self.moments.update(obs.cpu().numpy()[valid.cpu().numpy()])
         self._refresh()
 
     def _refresh(self) -> None:
         values = self.moments.mean, 1.0 / np.sqrt(self.moments.var + 1e-8)
-        self._mean, self._inverse_std = (torch.tensor(x, dtype=torch.float32, device=self.device) for x in values)
+        self._mean, self._inverse_std = (torch.from_numpy(x.astype(np.float32)).to(self.device) for x in values)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.moments.state_dict()

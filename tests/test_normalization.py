@@ -24,14 +24,14 @@ def test_the_observation_normalizer_starts_as_the_identity_and_then_standardizes
     normalizer = ObservationNormalizer((2,))
     data = torch.tensor([[1.0, 10.0], [3.0, 30.0]])
     torch.testing.assert_close(normalizer(data), data)
-    normalizer.update(data)
+    normalizer.update(data[None], torch.tensor([[True, True]]))
     torch.testing.assert_close(normalizer(data), torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
     assert normalizer(torch.tensor([[1e9, 0.0]]))[0, 0] == 10.0
 
 
 def test_a_constant_observation_does_not_blow_up() -> None:
     normalizer = ObservationNormalizer((1,))
-    normalizer.update(torch.full((8, 1), 3.0))
+    normalizer.update(torch.full((1, 8, 1), 3.0), torch.ones((1, 8), dtype=torch.bool))
     assert torch.equal(normalizer(torch.full((1, 1), 3.0)), torch.zeros(1, 1))
 
 
@@ -68,7 +68,7 @@ def test_the_running_scale_is_a_root_mean_square_that_weights_rows() -> None:
 
 def test_statistics_survive_a_state_dict() -> None:
     normalizer, scaler, scale = ObservationNormalizer((2,)), RewardScaler(0.99), RunningScale()
-    normalizer.update(torch.randn(9, 2))
+    normalizer.update(torch.randn(3, 3, 2), torch.eye(3, dtype=torch.bool))
     scaler.update(torch.randn(5, 3), torch.zeros(5, 3, dtype=torch.bool), torch.ones(5, 3, dtype=torch.bool))
     scale.update(torch.randn(4), torch.ones(4))
     copies = ObservationNormalizer((2,)), RewardScaler(0.99), RunningScale()

@@ -350,7 +350,7 @@ class ActorCritic:
     def _absorb(self, rollout: Rollout, batch: Batch) -> None:
         """Let the running statistics take in the rollout, now that its update is done."""
         if self.obs_normalizer is not None:
-            self.obs_normalizer.update(rollout.obs[:-1][rollout.valid])
+            self.obs_normalizer.update(rollout.obs[:-1], rollout.valid)
         if self.reward_scaler is not None:
             reward = rollout.reward.clamp(-self.config.reward_clip, self.config.reward_clip)
             self.reward_scaler.update(reward, rollout.terminated | rollout.truncated, rollout.valid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from relax_rl.networks import Torso, orthogonal
@@ -35,12 +36,8 @@ def explained_variance(prediction: Tensor, target: Tensor, weight: Tensor) -> Te
     Returns:
         A scalar, 0 where the target does not vary.
     """
-    total = weight.sum().clamp(min=1.0)
-
-    def variance(x: Tensor) -> Tensor:
-        mean = (x * weight).sum() / total
-        return ((x - mean).square() * weight).sum() / total
-
-    target_variance = variance(target)
-    ratio = variance(target - prediction) / target_variance.clamp(min=1e-12)
+    share = weight / weight.sum().clamp(min=1.0)
+    both = torch.stack([target, target - prediction])
+    target_variance, residual_variance = (both - (both @ share)[:, None]).square() @ share
+    ratio: Tensor = residual_variance / target_variance.clamp(min=1e-12)
     return (1.0 - ratio) * (target_variance > 1e-12)

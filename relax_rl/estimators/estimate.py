@@ -39,8 +39,8 @@ def row_variance(grad: Tensor, weight: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    mean = (weight[:, None] * grad).sum(0) / weight.sum().clamp(min=1.0)
-    return variance_loss(grad - mean, weight)
+    share = weight / weight.sum().clamp(min=1.0)
+    return (share @ (grad - share @ grad).square()).sum()
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ def explained_variance(prediction: Tensor, target: Tensor, weight: Tensor) -> Te
     """
     share = weight / weight.sum().clamp(min=1.0)
     both = torch.stack([target, target - prediction])
-    target_variance, residual_variance = (both - (both @ share)[:, None]).square() @ share
-    ratio: Tensor = residual_variance / target_variance.clamp(min=1e-12)
+    variances: Tensor = (both - (both @ share)[:, None]).square() @ share
+    target_variance, residual_variance = variances.unbind()
+    ratio = residual_variance / target_variance.clamp(min=1e-12)
     return (1.0 - ratio) * (target_variance > 1e-12)

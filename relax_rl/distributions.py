@@ -102,14 +102,15 @@ def _gumbels_given_argmax(log_probs: Tensor, index: Tensor, gumbel: Tensor) -> T
     """Gumbels at locations log p_i, given that the largest stands at `index` (last dimension).
 
     The largest of them is a Gumbel at location logsumexp(log p) = 0, whatever its index. The others are Gumbels
-    truncated at it: z_i = -log(E_i / p_i + E_b) with E = exp(-gumbel) standard exponentials.
+    truncated at it: z_i = -log(E_i / p_i + E_b) with E = exp(-gumbel) standard exponentials, which is
+    g_b - softplus(g_b - g_i - log p_i).
     """
     index = index.unsqueeze(-1)
     top = gumbel.gather(-1, index)
-    rest = -torch.logaddexp(-gumbel - log_probs, -top)
-    # Rounding can lift a truncated Gumbel onto the largest one: keep it strictly below, so that H(z~) = b.
-    rest = torch.minimum(rest, torch.nextafter(top, torch.full_like(top, -math.inf)))
-    return torch.where(torch.zeros_like(rest, dtype=torch.bool).scatter(-1, index, True), top, rest)
+    # Rounding can lift a truncated Gumbel onto the largest one: measured from just below it, so that H(z~) = b.
+    below = torch.nextafter(top, torch.full_like(top, -math.inf))
+    rest = below - F.softplus((top - gumbel) - log_probs)
+    return torch.where(torch.zeros_like(gumbel, dtype=torch.bool).scatter(-1, index, True), top, rest)
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,8 @@ class Rollout:
 
     def to(self, device: torch.device | str) -> Rollout:
         """The same rollout with every tensor on `device`."""
+        if torch.device(device) == self.obs.device:
+            return self
         moved: dict[str, Any] = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
         return replace(self, **moved)
 
@@ -91,8 +93,8 @@ class Collector:
         terminated, truncated, valid = (np.empty((steps, num_envs), np.bool_) for _ in range(3))
         actions, final_obs, final_index = [], [], []
         obs_tensor = torch.from_numpy(obs)
-        for t in range(steps):
-            action = sample(obs_tensor[t], noise[t])
+        for t, (obs_t, noise_t) in enumerate(zip(obs_tensor[:-1].unbind(), noise.unbind(), strict=True)):
+            action = sample(obs_t, noise_t)
             step = envs.step(self.to_env(action.cpu().numpy()))
             actions.append(action)
             reward[t], terminated[t], truncated[t], valid[t] = step.reward, step.terminated, step.truncated, step.valid

@@ -39,16 +39,6 @@ def test_the_gain_scales_the_surrogate() -> None:
 
 
 def test_explained_variance_against_its_definition() -> None:
-    target = torch.randn(200, generator=torch.Generator().manual_seed(0))
-    one = torch.ones(200)
-    assert explained_variance(target, target, one) == 1.0
-    torch.testing.assert_close(explained_variance(target + 5, target, one), torch.tensor(1.0))
-    torch.testing.assert_close(explained_variance(0.0 * target, target, one), torch.tensor(0.0))
-    torch.testing.assert_close(explained_variance(-target, target, one), torch.tensor(-3.0))
-    assert explained_variance(target, one, one) == 0.0
-
-
-def test_explained_variance_leaves_out_rows_without_weight() -> None:
-    target = torch.tensor([1.0, 2.0, 3.0, 1e6])
-    weight = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    assert explained_variance(torch.tensor([1.0, 2.0, 3.0, 0.0]), target, weight) == 1.0
+    target = torch.tensor([2.0, 2.0, 2.0, 0.0])
+    residual = torch.tensor([0.0, 2.0, 8.0, 1.0])
+    assert explained_variance(target, residual).tolist() == [1.0, 0.0, -3.0, 0.0]

@@ -26,6 +26,7 @@ from relax_rl.estimators import (
     relax_gradient,
     score_function,
     variance_loss,
+    weighted_moments,
 )
 from tests.oracles import (
     Function,
@@ -743,3 +744,13 @@ def test_the_low_level_gradients_run_under_function_transforms() -> None:
     mapped = vmap(grad(loss, argnums=(0, 1)), in_dims=(0, None))(many, params)[0]
     torch.testing.assert_close(mapped[0], eager)
     assert not torch.allclose(mapped[0], mapped[1])
+
+
+def test_weighted_moments_leave_out_rows_without_weight() -> None:
+    columns = torch.tensor([[1.0, 5.0], [3.0, 5.0], [5.0, 5.0], [1e6, -1e6]])
+    mean, variance = weighted_moments(columns, torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    torch.testing.assert_close(mean, torch.tensor([3.0, 5.0]))
+    torch.testing.assert_close(variance, torch.tensor([8 / 3, 0.0]))
+    mean, variance = weighted_moments(columns, torch.tensor([2.0, 0.0, 2.0, 0.0]))
+    torch.testing.assert_close(variance, torch.tensor([4.0, 0.0]))
+    assert not torch.stack(weighted_moments(columns, torch.zeros(4))).any()

@@ -132,7 +132,7 @@ def test_a_file_that_was_tampered_with(tamper: Any, expected: str, tmp_path: Pat
 def test_flat_optimizer_state_of_another_network_is_refused(tmp_path: Path) -> None:
     agent, other = trained(RELAX, DISCRETE), trained(RELAX, DISCRETE, hidden=(8,))
     tensors, state = agent.state_dict()
-    wrong = {**tensors, **{k: v for k, v in other.state_dict()[0].items() if k.startswith("optimizer.")}}
+    wrong = {**tensors, **{k: v for k, v in other.state_dict()[0].items() if k.startswith("policy_optimizer.")}}
     fresh = RELAX(OBS, DISCRETE)
     with pytest.raises(CheckpointError, match="does not fit"):
         fresh.load_state_dict(wrong, state)

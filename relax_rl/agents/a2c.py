@@ -19,7 +19,7 @@ class A2C(ActorCritic):
     name: ClassVar[str] = "a2c"
 
     def estimate(self, batch: Batch) -> Tensor:
-        return reinforce_gradient(batch.advantage, None, batch.dist.params, score=batch.score)
+        return batch.a2c_gradient
 
 
 class Reinforce(ActorCritic):

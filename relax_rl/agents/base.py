@@ -16,12 +16,12 @@ from torch import Tensor
 
 from relax_rl.agents import persistence
 from relax_rl.agents.batch import Batch
-from relax_rl.agents.optimizers import FlatParameters, clip_norm_, make_optimizer
+from relax_rl.agents.optimizers import Adam, FlatParameters, Optimizer, RMSprop, clip_norm_
 from relax_rl.config import AgentConfig, agent_config_from
 from relax_rl.critics import ValueFunction, explained_variance
 from relax_rl.devices import resolve_device
 from relax_rl.errors import SettingsError, TrainingDiverged
-from relax_rl.estimators import row_variance
+from relax_rl.estimators import weighted_moments
 from relax_rl.networks import make_torso
 from relax_rl.normalization import ObservationNormalizer, RewardScaler, RunningScale
 from relax_rl.policies import Policy
@@ -128,8 +128,9 @@ class ActorCritic:
         self.value = ValueFunction(torso if self.shared_torso else new_torso()).to(self.device)
         own = self.value.head if self.shared_torso else self.value
         self._theta = FlatParameters(self.policy.parameters()), FlatParameters(own.parameters())
-        groups = list(zip(self._theta, (config.policy_lr, config.value_lr), strict=True))
-        self.optimizer = make_optimizer(config.optimizer, groups, self.device)
+        optimizer = {"adam": Adam, "rmsprop": RMSprop}[config.optimizer]
+        self.policy_optimizer: Optimizer = optimizer(self._theta[0], lr=config.policy_lr)
+        self.value_optimizer: Optimizer = optimizer(self._theta[1], lr=config.value_lr)
         normalize = config.normalize_obs and not self.shared_torso
         self.obs_normalizer = ObservationNormalizer(observations.shape, self.device) if normalize else None
         self.reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
@@ -140,7 +141,8 @@ class ActorCritic:
         everything = {
             "policy": self.policy,
             "value": self.value.head if self.shared_torso else self.value,
-            "optimizer": self.optimizer,
+            "policy_optimizer": self.policy_optimizer,
+            "value_optimizer": self.value_optimizer,
             "obs_normalizer": self.obs_normalizer,
             "reward_scaler": self.reward_scaler,
             "advantage_scale": self.advantage_scale,
@@ -257,8 +259,10 @@ class ActorCritic:
         params, value, features = self._forward(moved)
         batch = self._batch(moved, params, value.detach(), features)
         estimate = self.estimate(batch)
-        metrics = self._train_actor_critic(batch, params, value[: len(batch.weight)], estimate.detach())
+        value = value[: len(batch.weight)]
+        metrics = self._train_actor_critic(batch, params, value, estimate.detach())
         metrics |= self._train_surrogate(batch, estimate)
+        metrics |= self._statistics(batch, value.detach(), self._gradients(batch, estimate.detach()))
         self._absorb(rollout, batch)
         self.steps += int(rollout.valid.sum())
         self.episodes += len(rollout.episodes)
@@ -312,12 +316,11 @@ class ActorCritic:
         self, batch: Batch, params: Tensor, value: Tensor, estimate: Tensor
     ) -> dict[str, Tensor | float]:
         """Pull the estimate back through the policy, regress V on returns, clip, step."""
-        config, weight, dist = self.config, batch.weight, batch.dist
+        config, weight = self.config, batch.weight
         rows = len(weight)
-        entropy = dist.entropy()
         ascent = estimate
         if config.entropy_coef:
-            ascent = ascent + config.entropy_coef * torch.autograd.grad(entropy.sum(), dist.params)[0]
+            ascent = ascent + config.entropy_coef * torch.autograd.grad(batch.entropy.sum(), batch.dist.params)[0]
         # Rows without weight still count in `rows`: a divisor that depends on the batch would bias the mean.
         pulled = -ascent * (weight / rows)[:, None]
         weighted_error = (value.detach() - batch.return_) * weight
@@ -331,21 +334,32 @@ class ActorCritic:
                 f"the gradient is not finite after {self.steps} steps; lower the learning rates or normalise"
             )
         factor = self.learning_rate_factor
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
-        self.optimizer.step()
+        self.policy_optimizer.step(factor)
+        self.value_optimizer.step(factor)
         return {
             "losses/value": value_loss,
-            "policy/entropy": (entropy.detach() * weight).sum() / weight.sum().clamp(min=1.0),
             "policy/grad_norm": norm,
             "policy/learning_rate": config.policy_lr * factor,
-            "value/explained_variance": explained_variance(value.detach(), batch.return_, weight),
-            "estimate/variance": row_variance(estimate, weight),
         }
 
     def _train_surrogate(self, batch: Batch, estimate: Tensor) -> dict[str, Tensor | float]:
         """Train what the estimate depends on beside the policy, if there is any; returns metrics."""
         return {}
+
+    def _gradients(self, batch: Batch, estimate: Tensor) -> dict[str, Tensor]:
+        """`[B, P]` gradients, by the name under which to report their variance over rows."""
+        return {"variance": estimate}
+
+    def _statistics(self, batch: Batch, value: Tensor, gradients: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
+        """Moments over the rows of a batch, all taken at once."""
+        columns = torch.stack([batch.entropy.detach(), batch.return_, batch.return_ - value], 1)
+        mean, variance = weighted_moments(torch.cat([columns, *gradients.values()], 1), batch.weight)
+        of_scalars, of_gradients = variance[:3], variance[3:].unflatten(0, (len(gradients), -1)).sum(1)
+        return {
+            "policy/entropy": mean[0],
+            "value/explained_variance": explained_variance(of_scalars[1], of_scalars[2]),
+            **{f"estimate/{name}": x for name, x in zip(gradients, of_gradients.unbind(), strict=True)},
+        }
 
     def _absorb(self, rollout: Rollout, batch: Batch) -> None:
         """Let the running statistics take in the rollout, now that its update is done."""

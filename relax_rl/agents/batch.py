@@ -8,7 +8,7 @@ from functools import cached_property
 from torch import Tensor
 
 from relax_rl.distributions import Distribution
-from relax_rl.estimators import score_function
+from relax_rl.estimators import reinforce_gradient, score_function
 
 __all__ = ["Batch"]
 
@@ -41,3 +41,13 @@ class Batch:
     def score(self) -> Tensor:
         """`[B, P]` dlog pi(a | s) at `dist.params`, a constant."""
         return score_function(self.dist.log_prob(self.action), self.dist.params)
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """`[B]` entropy of the policy, differentiable in `dist.params`."""
+        return self.dist.entropy()
+
+    @cached_property
+    def a2c_gradient(self) -> Tensor:
+        """`[B, P]` A dlog pi(a | s), what A2C estimates from these rows."""
+        return reinforce_gradient(self.advantage, None, self.dist.params, score=self.score)

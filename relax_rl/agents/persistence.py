@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from relax_rl.agents.optimizers import load_optimizer, optimizer_state
 from relax_rl.config import AgentConfig
 from relax_rl.errors import CheckpointError, SettingsError, TrainingDiverged
 from relax_rl.serialization import load_state, save_state
@@ -34,10 +33,7 @@ def agent_state(agent: ActorCritic) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     tensors: dict[str, Tensor] = {"generator": agent.generator.get_state()}
     for name, part in agent.components().items():
-        if isinstance(part, torch.optim.Optimizer):
-            tensors |= optimizer_state(name, part)
-        else:
-            tensors |= {f"{name}.{key}": x for key, x in part.state_dict().items()}
+        tensors |= {f"{name}.{key}": x for key, x in part.state_dict().items()}
     for name, x in tensors.items():
         if not torch.isfinite(x).all():
             raise TrainingDiverged(f"{name} is not finite after {agent.steps} steps; lower the learning rates")
@@ -62,9 +58,6 @@ def restore_agent(agent: ActorCritic, tensors: Mapping[str, Tensor], state: Mapp
         raise CheckpointError(f"the checkpoint holds a {state.get('estimator')!r} agent, not {agent.name!r}")
     try:
         for name, part in agent.components().items():
-            if isinstance(part, torch.optim.Optimizer):
-                load_optimizer(name, part, tensors)
-                continue
             prefix = name + "."
             part.load_state_dict({key[len(prefix) :]: x for key, x in tensors.items() if key.startswith(prefix)})
         agent.generator.set_state(tensors["generator"].cpu())

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from relax_rl.agents.base import ActorCritic
 from relax_rl.agents.batch import Batch
-from relax_rl.agents.optimizers import FlatParameters, make_adam
+from relax_rl.agents.optimizers import Adam, FlatParameters
 from relax_rl.critics import ActionSurrogate
-from relax_rl.estimators import reinforce_gradient, row_variance, variance_loss
+from relax_rl.estimators import variance_loss
 
 __all__ = ["SurrogateActorCritic"]
 
@@ -30,7 +30,7 @@ class SurrogateActorCritic(ActorCritic):
             self.num_surrogate_features, sum(self.actions.sizes), config.surrogate_hidden, config.surrogate_activation
         ).to(self.device)
         self._phi = FlatParameters(self.surrogate.parameters())
-        self.surrogate_optimizer = make_adam([self._phi.data], config.surrogate_lr, self.device)
+        self.surrogate_optimizer = Adam(self._phi, lr=config.surrogate_lr)
 
     def controls(self, batch: Batch, *samples: Tensor) -> tuple[Tensor, ...]:
         """`[B]` c^(s, z) for each `[B, ...]` z, differentiable in the distribution's parameters through z.
@@ -49,21 +49,22 @@ class SurrogateActorCritic(ActorCritic):
         enter: advantages vary by orders of magnitude from batch to batch, and a single failure would otherwise drown
         a hundred calm batches, on which an untrained surrogate then adds more noise than there was.
         """
-        self.surrogate_optimizer.param_groups[0]["lr"] = self.config.surrogate_lr * self.learning_rate_factor
-        plain = reinforce_gradient(batch.advantage, None, batch.dist.params, score=batch.score)
-        plain_loss = variance_loss(plain, batch.weight) + _SMALLEST_VARIANCE
+        factor = self.learning_rate_factor
+        plain_loss = variance_loss(batch.a2c_gradient, batch.weight) + _SMALLEST_VARIANCE
         loss = first = variance_loss(estimate, batch.weight)
         for step in range(self.config.surrogate_steps):
             if step:
                 loss = variance_loss(self.estimate(batch), batch.weight)
             self._phi.zero_grad()
             torch.autograd.backward(loss / plain_loss, inputs=self._phi.parameters)
-            self.surrogate_optimizer.step()
+            self.surrogate_optimizer.step(factor)
         return {
             "losses/variance": first.detach(),
-            "estimate/variance_a2c": row_variance(plain, batch.weight),
             "surrogate/gain": self.surrogate.gain.detach().clone(),
         }
+
+    def _gradients(self, batch: Batch, estimate: Tensor) -> dict[str, Tensor]:
+        return {**super()._gradients(batch, estimate), "variance_a2c": batch.a2c_gradient}
 
     def components(self) -> dict[str, Any]:
         return {**super().components(), "surrogate": self.surrogate, "surrogate_optimizer": self.surrogate_optimizer}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from relax_rl.networks import Torso, orthogonal
@@ -27,18 +26,13 @@ class ValueFunction(nn.Module):
         return value.squeeze(-1)
 
 
-def explained_variance(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """1 - Var(target - prediction) / Var(target) over rows of weight 1: 1 is perfect, 0 no better than a constant.
+def explained_variance(target: Tensor, residual: Tensor) -> Tensor:
+    """1 - Var(residual) / Var(target) from the two variances: 1 is perfect, 0 no better than a constant.
 
     Args:
-        prediction, target, weight: `[B]`; rows of weight 0 are left out.
+        target, residual: variances, over the same rows, of what is predicted and of what the prediction leaves.
 
     Returns:
-        A scalar, 0 where the target does not vary.
+        As many values; 0 where the target does not vary.
     """
-    share = weight / weight.sum().clamp(min=1.0)
-    both = torch.stack([target, target - prediction])
-    variances: Tensor = (both - (both @ share)[:, None]).square() @ share
-    target_variance, residual_variance = variances.unbind()
-    ratio = residual_variance / target_variance.clamp(min=1e-12)
-    return (1.0 - ratio) * (target_variance > 1e-12)
+    return (1.0 - residual / target.clamp(min=1e-12)) * (target > 1e-12)

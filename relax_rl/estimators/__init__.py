@@ -4,7 +4,7 @@ Low level, for any distribution: `reinforce_gradient`, `lax_gradient`, `relax_gr
 High level, for the distributions of `relax_rl.distributions`: `reinforce`, `lax`, `relax`, which return an `Estimate`.
 """
 
-from relax_rl.estimators.estimate import Estimate, row_variance, variance_loss
+from relax_rl.estimators.estimate import Estimate, variance_loss, weighted_moments
 from relax_rl.estimators.gradients import lax_gradient, reinforce_gradient, relax_gradient, score_function
 from relax_rl.estimators.sampling import Objective, Surrogate, lax, reinforce, relax
 
@@ -18,7 +18,7 @@ __all__ = [
     "reinforce_gradient",
     "relax",
     "relax_gradient",
-    "row_variance",
     "score_function",
     "variance_loss",
+    "weighted_moments",
 ]

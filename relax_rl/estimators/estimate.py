@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Estimate", "row_variance", "variance_loss"]
+__all__ = ["Estimate", "variance_loss", "weighted_moments"]
 
 
 def variance_loss(grad: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -26,21 +26,22 @@ def variance_loss(grad: Tensor, weight: Tensor | None = None) -> Tensor:
     squared_norm = grad.square().sum(-1)
     if weight is None:
         return squared_norm.mean()
-    return (weight * squared_norm).sum() / weight.sum().clamp(min=torch.finfo(grad.dtype).tiny)
+    return weight @ squared_norm / weight.sum().clamp(min=torch.finfo(grad.dtype).tiny)
 
 
-def row_variance(grad: Tensor, weight: Tensor) -> Tensor:
-    """Trace of the covariance of per-example estimates over a batch: mean squared norm less squared norm of the mean.
+def weighted_moments(columns: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each column over rows.
 
     Args:
-        grad: `[B, P]` estimates.
-        weight: `[B]` weight of each example.
+        columns: `[B, C]`.
+        weight: `[B]` weight of each row, not negative; only their ratios matter.
 
     Returns:
-        A scalar.
+        `[C]` means and `[C]` variances; 0 when no row has any weight.
     """
-    share = weight / weight.sum().clamp(min=1.0)
-    return (share @ (grad - share @ grad).square()).sum()
+    share = weight / weight.sum().clamp(min=torch.finfo(columns.dtype).tiny)
+    mean = share @ columns
+    return mean, share @ (columns - mean).square()
 
 
 @dataclass(frozen=True)

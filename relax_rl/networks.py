@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,14 @@ __all__ = [
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": F.relu, "silu": F.silu, "elu": F.elu}
 
 
-def orthogonal(layer: nn.Module, gain: float) -> nn.Module:
+LayerT = TypeVar("LayerT", nn.Linear, nn.Conv2d)
+
+
+def orthogonal(layer: LayerT, gain: float) -> LayerT:
     """Orthogonal weights at `gain` and zero bias, in place; returns the layer."""
-    nn.init.orthogonal_(layer.weight, gain)  # type: ignore[arg-type]
-    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    nn.init.orthogonal_(layer.weight, gain)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
     return layer
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from relax_rl.networks import Torso, orthogonal
 
@@ -22,8 +23,7 @@ class ValueFunction(nn.Module):
 
     def value(self, features: Tensor) -> Tensor:
         """`[B]` values from the torso's `[B, F]` features."""
-        value: Tensor = self.head(features)
-        return value.squeeze(-1)
+        return F.linear(features, self.head.weight, self.head.bias).squeeze(-1)
 
 
 def explained_variance(target: Tensor, residual: Tensor) -> Tensor:

@@ -63,6 +63,8 @@ class AgentConfig:
     """Steps of the surrogate per batch, the first of them on the graph of the gradient itself."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
+    entropy_schedule: Literal["constant", "linear"] = "constant"
+    """The entropy bonus stays constant, or falls linearly to zero at the last step."""
     value_coef: float = 0.5
     """Weight of the value loss; matters for a shared torso and for the joint clipping of gradients."""
     max_grad_norm: float = 0.5

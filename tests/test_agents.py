@@ -333,6 +333,19 @@ def test_a_linear_schedule_falls_to_zero_and_starts_anew_or_goes_on() -> None:
     np.testing.assert_allclose(rates, 1e-3 * np.arange(20, 0, -1) / 30)
 
 
+def test_a_linear_entropy_bonus_is_half_as_large_half_way() -> None:
+    falling, constant, none = (
+        A2C(OBS, DISCRETE, entropy_coef=coef, entropy_schedule=schedule, optimizer="rmsprop")
+        for coef, schedule in ((0.2, "linear"), (0.1, "constant"), (0.0, "constant"))
+    )
+    falling.schedule_start, falling.schedule_end, falling.steps = 0, 200, 100
+    for agent in (falling, constant, none):
+        torch.nn.init.normal_(agent.policy.head.weight, generator=torch.Generator().manual_seed(1))
+        agent.update(rollout_for(agent))
+    assert torch.equal(falling.policy.head.weight, constant.policy.head.weight)
+    assert not torch.equal(falling.policy.head.weight, none.policy.head.weight)
+
+
 def test_statistics_take_a_rollout_in_after_its_update_and_are_frozen_elsewhere() -> None:
     agent = RELAX(OBS, DISCRETE, normalize_obs=True, normalize_reward=True, advantage_scale="running")
     plain = RELAX(OBS, DISCRETE)

@@ -154,10 +154,9 @@ class ActorCritic:
         """Length of `Batch.features`."""
         return self.policy.torso.num_features if self.shared_torso else self.observations.shape[0]
 
-    @property
-    def learning_rate_factor(self) -> float:
-        """What the schedule multiplies learning rates by at the present step."""
-        if self.config.lr_schedule == "constant" or self.schedule_end <= self.schedule_start:
+    def schedule_factor(self, schedule: str) -> float:
+        """What a setting on the schedule "constant" or "linear" is multiplied by at the present step."""
+        if schedule == "constant" or self.schedule_end <= self.schedule_start:
             return 1.0
         return max(0.0, (self.schedule_end - self.steps) / (self.schedule_end - self.schedule_start))
 
@@ -319,8 +318,9 @@ class ActorCritic:
         config, weight = self.config, batch.weight
         rows = len(weight)
         ascent = estimate
-        if config.entropy_coef:
-            ascent = ascent + config.entropy_coef * torch.autograd.grad(batch.entropy.sum(), batch.dist.params)[0]
+        entropy_coef = config.entropy_coef * self.schedule_factor(config.entropy_schedule)
+        if entropy_coef:
+            ascent = ascent + entropy_coef * torch.autograd.grad(batch.entropy.sum(), batch.dist.params)[0]
         # Rows without weight still count in `rows`: a divisor that depends on the batch would bias the mean.
         pulled = -ascent * (weight / rows)[:, None]
         weighted_error = (value.detach() - batch.return_) * weight
@@ -333,7 +333,7 @@ class ActorCritic:
             raise TrainingDiverged(
                 f"the gradient is not finite after {self.steps} steps; lower the learning rates or normalise"
             )
-        factor = self.learning_rate_factor
+        factor = self.schedule_factor(config.lr_schedule)
         self.policy_optimizer.step(factor)
         self.value_optimizer.step(factor)
         return {

@@ -49,7 +49,7 @@ class SurrogateActorCritic(ActorCritic):
         enter: advantages vary by orders of magnitude from batch to batch, and a single failure would otherwise drown
         a hundred calm batches, on which an untrained surrogate then adds more noise than there was.
         """
-        factor = self.learning_rate_factor
+        factor = self.schedule_factor(self.config.lr_schedule)
         plain_loss = variance_loss(batch.a2c_gradient, batch.weight) + _SMALLEST_VARIANCE
         loss = first = variance_loss(estimate, batch.weight)
         for step in range(self.config.surrogate_steps):

@@ -286,7 +286,7 @@ def test_gradients_equal_finite_differences(family: Family) -> None:
         lambda p: family(p).relax(noise),
         lambda p: family(p).log_prob(sample),
         lambda p: family(p).entropy(),
-        lambda p: family(p).relaxed_action(family(p).relax(noise), 0.7),
+        lambda p: family(p).soften(family(p).relax(noise), 0.7),
     ]
     if family in DISCRETE:
         functions.append(lambda p: family(p).relax_given(sample, noise))
@@ -325,7 +325,7 @@ def test_float32_stays_finite_from_minus_80_to_80(family: Family) -> None:
     for noise in (dist.sample_noise(seeded(29)), extreme_noise(dist)):
         functions: dict[str, Callable[[Tensor], Tensor]] = {"entropy": lambda p: family(p).entropy()}
         functions["relax"] = lambda p, noise=noise: family(p).relax(noise)  # type: ignore[misc]
-        functions["relaxed_action"] = lambda p, noise=noise: family(p).relaxed_action(family(p).relax(noise))  # type: ignore[misc]
+        functions["soften"] = lambda p, noise=noise: family(p).soften(family(p).relax(noise))  # type: ignore[misc]
         samples = [dist.threshold(dist.relax(noise))]
         if family in DISCRETE:
             samples.append(any_outcome(dist))
@@ -465,7 +465,7 @@ def test_everything_is_computed_where_the_parameters_are(family: Family) -> None
     noise = dist.sample_noise()
     z = dist.relax(noise)
     sample = dist.threshold(z)
-    found = [noise, z, sample, dist.log_prob(sample), dist.entropy(), dist.mode(), dist.relaxed_action(z)]
+    found = [noise, z, sample, dist.log_prob(sample), dist.entropy(), dist.mode(), dist.soften(z)]
     if family in DISCRETE:
         found.append(dist.relax_given(sample, noise))
         assert found[-1].shape == z.shape
@@ -539,15 +539,15 @@ def test_a_tanh_gaussian_is_squashed_onto_the_open_interval() -> None:
     dist = TanhGaussian(torch.tensor([[0.5, -1.0]]))
     z = torch.tensor([[0.7]])
     assert float(dist.squash(z)) == pytest.approx(math.tanh(0.7))
-    assert torch.equal(dist.relaxed_action(z), dist.squash(z))
-    assert torch.equal(DiagGaussian(dist.params).relaxed_action(z), z)
+    assert torch.equal(dist.soften(z), dist.squash(z))
+    assert torch.equal(DiagGaussian(dist.params).soften(z), z)
 
 
 @discrete
-def test_relaxed_actions_are_bounded_and_harden_as_the_temperature_falls(family: Family) -> None:
+def test_softened_samples_are_bounded_and_harden_as_the_temperature_falls(family: Family) -> None:
     dist = repeat(moderate(family), 1_000)
     z = dist.relax(dist.sample_noise(seeded(37)))
-    soft, hard = dist.relaxed_action(z), dist.relaxed_action(z, torch.tensor(1e-4))
+    soft, hard = dist.soften(z), dist.soften(z, torch.tensor(1e-4))
     assert soft.shape == z.shape and ((soft >= 0) & (soft <= 1)).all()
     sizes = {"Bernoulli": [1] * 6, "Categorical": [6]}.get(type(dist).__name__) or list(dist.nvec)
     if not isinstance(dist, Bernoulli):
@@ -561,5 +561,5 @@ def test_relaxed_actions_are_bounded_and_harden_as_the_temperature_falls(family:
         one_hot = torch.cat([F.one_hot(index[:, k], n) for k, n in enumerate(sizes)], -1).float()
     assert ((hard - one_hot).abs() < 0.01).float().mean() > 0.99
     temperature = torch.tensor(0.7, requires_grad=True)
-    (slope,) = torch.autograd.grad(dist.relaxed_action(z, temperature).square().sum(), temperature)
+    (slope,) = torch.autograd.grad(dist.soften(z, temperature).square().sum(), temperature)
     assert slope.isfinite() and slope != 0

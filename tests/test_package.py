@@ -66,7 +66,7 @@ def test_no_import_runs_upward() -> None:
 
 
 def test_the_core_knows_no_network_and_no_environment() -> None:
-    for path in [PACKAGE / "distributions.py", *(PACKAGE / "estimators").glob("*.py")]:
+    for path in [*(PACKAGE / "distributions").glob("*.py"), *(PACKAGE / "estimators").glob("*.py")]:
         text = path.read_text(encoding="utf-8")
         assert "gymnasium" not in text and "nn.Module" not in text and "manual_seed" not in text, path
 

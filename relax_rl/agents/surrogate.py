@@ -37,7 +37,7 @@ class SurrogateActorCritic(ActorCritic):
 
         All of them go through the surrogate as one batch: for small networks the cost is in the calls, not the rows.
         """
-        actions = batch.dist.relaxed_action(torch.cat(samples), self.surrogate.temperature)
+        actions = batch.dist.soften(torch.cat(samples), self.surrogate.temperature)
         features = torch.cat([batch.features] * len(samples))
         controls: Tensor = self.surrogate(features, actions)
         return controls.chunk(len(samples))

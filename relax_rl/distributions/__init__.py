@@ -1,0 +1,32 @@
+"""Distributions with a relaxed sample, a threshold and a conditional relaxed sample.
+
+Each one is a frozen record of its unconstrained `params` and offers what a control variate through a relaxation needs:
+
+    z  = relax(noise)           reparameterised sample, differentiable in `params`
+    b  = threshold(z)           H: the outcome itself
+    z~ = relax_given(b, noise)  z~ ~ p(z | b), differentiable in `params`; noise independent of the one behind b
+
+so that H(z) = b, H(z~) = b, and z~ has the same marginal as z (Tucker et al. 2017; Grathwohl et al. 2018, appendix B).
+Noise is standard (Gumbel, logistic or normal) and free of `params`: store it and the sample can be rebuilt exactly.
+All formulas use exponentials of normalised log-probabilities and stay finite for logits from -80 to 80 in float32.
+"""
+
+from relax_rl.distributions.bernoulli import Bernoulli
+from relax_rl.distributions.categorical import Categorical
+from relax_rl.distributions.gaussian import DiagGaussian, TanhGaussian
+from relax_rl.distributions.multi_categorical import MultiCategorical
+from relax_rl.distributions.noise import gumbel_noise, logistic_noise
+from relax_rl.distributions.protocols import Distribution, FiniteDistribution, RelaxedDistribution
+
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "DiagGaussian",
+    "Distribution",
+    "FiniteDistribution",
+    "MultiCategorical",
+    "RelaxedDistribution",
+    "TanhGaussian",
+    "gumbel_noise",
+    "logistic_noise",
+]

@@ -1,0 +1,75 @@
+"""Independent bits."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from relax_rl.distributions.noise import logistic_noise
+
+__all__ = ["Bernoulli"]
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """`P` independent bits at logits `params`, relaxed by a logistic variable.
+
+    Samples are `[*, P]` of 0 and 1 in the type of `params`; z = logits + logistic noise, H(z) = 1[z > 0].
+    """
+
+    params: Tensor
+
+    def with_params(self, params: Tensor) -> Bernoulli:
+        return replace(self, params=params)
+
+    def sample_noise(self, generator: torch.Generator | None = None) -> Tensor:
+        return logistic_noise(tuple(self.params.shape), generator, self.params.device)
+
+    def relax(self, noise: Tensor) -> Tensor:
+        return self.params + noise
+
+    def threshold(self, z: Tensor) -> Tensor:
+        return (z > 0).to(z.dtype)
+
+    def relax_given(self, sample: Tensor, noise: Tensor) -> Tensor:
+        # With v = sigmoid(noise): log(v / ((1 - v)(1 - p)) + 1) for b = 1, -log(v / ((1 - v) p) + 1) for b = 0.
+        sign = 2 * sample - 1
+        return sign * F.softplus(noise + F.softplus(sign * self.params))
+
+    def noise_given(self, sample: Tensor, z: Tensor) -> Tensor:
+        sign, size = 2 * sample - 1, z.detach().abs().clamp(min=torch.finfo(z.dtype).tiny)
+        return size + torch.log(-torch.expm1(-size)) - F.softplus(sign * self.params.detach())
+
+    def relaxed_log_prob(self, z: Tensor) -> Tensor:
+        x = z - self.params
+        return -(x + 2 * F.softplus(-x)).sum(-1)
+
+    def log_prob(self, sample: Tensor) -> Tensor:
+        return F.logsigmoid((2 * sample - 1) * self.params).sum(-1)
+
+    def entropy(self) -> Tensor:
+        # -(1 - p) log(1 - p) - p log p: a sum of positive terms, so that nothing cancels where p is close to 0 or 1.
+        x = self.params
+        return (torch.sigmoid(-x) * F.softplus(x) + torch.sigmoid(x) * F.softplus(-x)).sum(-1)
+
+    def mode(self) -> Tensor:
+        return self.threshold(self.params)
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.sigmoid(self.params)
+
+    def soften(self, z: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+        return torch.sigmoid(z / temperature)
+
+    def embed(self, sample: Tensor) -> Tensor:
+        return sample
+
+    def support(self) -> Tensor:
+        """`[2^P, P]`: for few bits."""
+        every = list(itertools.product((0.0, 1.0), repeat=self.params.shape[-1]))
+        return torch.tensor(every, dtype=self.params.dtype, device=self.params.device)

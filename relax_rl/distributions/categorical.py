@@ -1,0 +1,83 @@
+"""One of several outcomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from relax_rl.distributions.noise import gumbel_log_density, gumbel_noise, gumbels_given_argmax, noise_given_gumbels
+
+__all__ = ["Categorical"]
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """One of `P` outcomes, relaxed by the Gumbel-max construction.
+
+    z and noise are `[*, P]`, z = log_softmax(logits) + Gumbel noise, H = argmax. Samples are int64 `[*]`, or with
+    `one_hot` the rows of the identity `[*, P]` in the type of `params`, for an f that is defined between the outcomes.
+    """
+
+    params: Tensor
+    one_hot: bool = False
+
+    def with_params(self, params: Tensor) -> Categorical:
+        return replace(self, params=params)
+
+    @property
+    def log_probs(self) -> Tensor:
+        """`[*, P]` normalised log-probabilities."""
+        return F.log_softmax(self.params, dim=-1)
+
+    def sample_noise(self, generator: torch.Generator | None = None) -> Tensor:
+        return gumbel_noise(tuple(self.params.shape), generator, self.params.device)
+
+    def relax(self, noise: Tensor) -> Tensor:
+        return self.log_probs + noise
+
+    def threshold(self, z: Tensor) -> Tensor:
+        return self._sample(z.argmax(-1))
+
+    def relax_given(self, sample: Tensor, noise: Tensor) -> Tensor:
+        return gumbels_given_argmax(self.log_probs, self._index(sample), noise)
+
+    def noise_given(self, sample: Tensor, z: Tensor) -> Tensor:
+        return noise_given_gumbels(self.log_probs.detach(), self._index(sample), z.detach())
+
+    def relaxed_log_prob(self, z: Tensor) -> Tensor:
+        return gumbel_log_density(z - self.log_probs).sum(-1)
+
+    def log_prob(self, sample: Tensor) -> Tensor:
+        return self.log_probs.gather(-1, self._index(sample).unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        log_probs = self.log_probs
+        return -(log_probs.exp() * log_probs).sum(-1)
+
+    def mode(self) -> Tensor:
+        return self._sample(self.params.argmax(-1))
+
+    @property
+    def mean(self) -> Tensor:
+        return F.softmax(self.params, dim=-1)
+
+    def soften(self, z: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+        return F.softmax(z / temperature, dim=-1)
+
+    def embed(self, sample: Tensor) -> Tensor:
+        return sample if self.one_hot else self._one_hot(sample)
+
+    def support(self) -> Tensor:
+        return self._sample(torch.arange(self.params.shape[-1], device=self.params.device))
+
+    def _one_hot(self, index: Tensor) -> Tensor:
+        return F.one_hot(index, self.params.shape[-1]).to(self.params.dtype)
+
+    def _sample(self, index: Tensor) -> Tensor:
+        return self._one_hot(index) if self.one_hot else index
+
+    def _index(self, sample: Tensor) -> Tensor:
+        return sample.argmax(-1) if self.one_hot else sample

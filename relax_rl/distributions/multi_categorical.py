@@ -1,0 +1,106 @@
+"""Several categoricals side by side."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from relax_rl.distributions.noise import gumbel_log_density, gumbel_noise, gumbels_given_argmax, noise_given_gumbels
+
+__all__ = ["MultiCategorical"]
+
+
+@dataclass(frozen=True)
+class MultiCategorical:
+    """`K` independent categoricals with `nvec[k]` outcomes each.
+
+    `params`, z and noise are `[*, sum(nvec)]`, factor after factor. Samples are int64 `[*, K]`, or with `one_hot` one
+    one-hot vector after the other, `[*, sum(nvec)]` in the type of `params`.
+    """
+
+    params: Tensor
+    nvec: tuple[int, ...]
+    one_hot: bool = False
+
+    def with_params(self, params: Tensor) -> MultiCategorical:
+        return replace(self, params=params)
+
+    @property
+    def _equal(self) -> bool:
+        return all(n == self.nvec[0] for n in self.nvec)
+
+    def _pad(self, flat: Tensor, fill: float) -> Tensor:
+        """`[*, sum(nvec)]` -> `[*, K, max(nvec)]`, missing outcomes filled."""
+        width = max(self.nvec)
+        if self._equal:
+            return flat.reshape(*flat.shape[:-1], len(self.nvec), width)
+        return torch.stack([F.pad(x, (0, width - x.shape[-1]), value=fill) for x in flat.split(self.nvec, -1)], -2)
+
+    def _flat(self, padded: Tensor) -> Tensor:
+        """`[*, K, max(nvec)]` -> `[*, sum(nvec)]`."""
+        if self._equal:
+            return padded.flatten(-2)
+        return torch.cat([padded[..., k, :n] for k, n in enumerate(self.nvec)], -1)
+
+    @property
+    def log_probs(self) -> Tensor:
+        """`[*, K, max(nvec)]` normalised log-probabilities; missing outcomes stand at about -1e9, not -inf (no NaN)."""
+        return F.log_softmax(self._pad(self.params, -1e9), dim=-1)
+
+    def sample_noise(self, generator: torch.Generator | None = None) -> Tensor:
+        return gumbel_noise(tuple(self.params.shape), generator, self.params.device)
+
+    def relax(self, noise: Tensor) -> Tensor:
+        return self._flat(self.log_probs) + noise
+
+    def threshold(self, z: Tensor) -> Tensor:
+        return self._sample(self._pad(z, -math.inf).argmax(-1))
+
+    def relax_given(self, sample: Tensor, noise: Tensor) -> Tensor:
+        return self._flat(gumbels_given_argmax(self.log_probs, self._index(sample), self._pad(noise, 0.0)))
+
+    def noise_given(self, sample: Tensor, z: Tensor) -> Tensor:
+        log_probs, padded = self.log_probs.detach(), self._pad(z.detach(), -1e9)
+        return self._flat(noise_given_gumbels(log_probs, self._index(sample), padded))
+
+    def relaxed_log_prob(self, z: Tensor) -> Tensor:
+        return gumbel_log_density(z - self._flat(self.log_probs)).sum(-1)
+
+    def log_prob(self, sample: Tensor) -> Tensor:
+        return self.log_probs.gather(-1, self._index(sample).unsqueeze(-1)).squeeze(-1).sum(-1)
+
+    def entropy(self) -> Tensor:
+        log_probs = self.log_probs
+        return -(log_probs.exp() * log_probs).sum((-2, -1))
+
+    def mode(self) -> Tensor:
+        return self.threshold(self.params)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._flat(self.log_probs.exp())
+
+    def soften(self, z: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+        return self._flat(F.softmax(self._pad(z / temperature, -math.inf), dim=-1))
+
+    def embed(self, sample: Tensor) -> Tensor:
+        return sample if self.one_hot else self._one_hot(sample)
+
+    def support(self) -> Tensor:
+        """`[M, ...]` with M = prod(nvec): for few and small factors."""
+        every = torch.tensor(list(itertools.product(*(range(n) for n in self.nvec))), device=self.params.device)
+        return self._sample(every)
+
+    def _one_hot(self, index: Tensor) -> Tensor:
+        return self._flat(F.one_hot(index, max(self.nvec)).to(self.params.dtype))
+
+    def _sample(self, index: Tensor) -> Tensor:
+        return self._one_hot(index) if self.one_hot else index
+
+    def _index(self, sample: Tensor) -> Tensor:
+        return self._pad(sample, -1.0).argmax(-1) if self.one_hot else sample

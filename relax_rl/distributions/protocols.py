@@ -1,0 +1,75 @@
+"""What the estimators ask of a distribution. A new one plugs in by offering these methods; it inherits nothing.
+
+Shapes: `params` is `[*, P]`; every leading dimension counts independent distributions, and a sample, noise or
+relaxed sample has one entry for each of them.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["Distribution", "FiniteDistribution", "RelaxedDistribution"]
+
+Self = TypeVar("Self", bound="Distribution")
+
+
+class Distribution(Protocol):
+    """A family at unconstrained parameters, with a reparameterised sample behind each outcome."""
+
+    @property
+    def params(self) -> Tensor:
+        """`[*, P]` unconstrained parameters."""
+
+    def with_params(self: Self, params: Tensor) -> Self:
+        """The same family at other parameters `[*, P]`."""
+
+    def sample_noise(self, generator: torch.Generator | None = None) -> Tensor:
+        """Standard noise for one sample of each distribution, on the device of `params`."""
+
+    def relax(self, noise: Tensor) -> Tensor:
+        """z, differentiable in `params`."""
+
+    def threshold(self, z: Tensor) -> Tensor:
+        """b = H(z)."""
+
+    def log_prob(self, sample: Tensor) -> Tensor:
+        """`[*]` log p(b) (log-density for continuous outcomes)."""
+
+    def entropy(self) -> Tensor:
+        """`[*]` entropy in nats."""
+
+    def mode(self) -> Tensor:
+        """The most probable outcome."""
+
+    def soften(self, z: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+        """`[*, F]` a relaxed outcome: z through a softmax or sigmoid for discrete outcomes, so that it is bounded."""
+
+    def embed(self, sample: Tensor) -> Tensor:
+        """`[*, F]` an outcome in the space of `soften`, which comes close to it as the temperature falls."""
+
+
+class RelaxedDistribution(Distribution, Protocol):
+    """A distribution of discrete outcomes, whose z can be sampled given b."""
+
+    def relax_given(self, sample: Tensor, noise: Tensor) -> Tensor:
+        """z~ ~ p(z | b), differentiable in `params`."""
+
+    def noise_given(self, sample: Tensor, z: Tensor) -> Tensor:
+        """The noise from which `relax_given` makes z for this outcome: its inverse, without graph."""
+
+    def relaxed_log_prob(self, z: Tensor) -> Tensor:
+        """`[*]` log-density of z."""
+
+
+class FiniteDistribution(RelaxedDistribution, Protocol):
+    """A discrete distribution whose outcomes can be listed."""
+
+    @property
+    def mean(self) -> Tensor:
+        """`[*, F]` E[embed(b)], the probabilities."""
+
+    def support(self) -> Tensor:
+        """`[M, ...]` every outcome of one distribution, as samples."""

@@ -76,7 +76,7 @@ CANDIDATES: dict[str, Study] = {
     "LunarLander-v3": Study(
         estimators=("relax", "a2c"),
         steps=1_000_000,
-        seeds=3,
+        seeds=5,
         base={
             **NORMALIZED,
             "num_envs": 16,

@@ -67,10 +67,19 @@ def probabilities(dist: Distribution, params: Tensor | None = None) -> Tensor:
     return torch.stack(factors).sum(0).exp()
 
 
+def one_hot_outcomes(dist: Distribution) -> Tensor:
+    """The `outcomes` of a categorical, factor by factor as rows of the identity."""
+    table = outcomes(dist)
+    if isinstance(dist, MultiCategorical):
+        return torch.cat([torch.eye(n, dtype=torch.float64)[table[:, k]] for k, n in enumerate(dist.nvec)], -1)
+    return torch.eye(dist.params.shape[-1], dtype=torch.float64)[table]
+
+
 def exact_gradient(dist: Distribution, f: Function) -> Tensor:
     """`[P]` gradient of E[f(b)] at the first row of `dist.params`, by enumeration."""
     row = dist.params[0].detach().double().requires_grad_()
-    value = f(outcomes(dist.with_params(row[None]))).double()
+    here = dist.with_params(row[None])
+    value = f(one_hot_outcomes(here) if getattr(here, "one_hot", False) else outcomes(here)).double()
     (gradient,) = torch.autograd.grad((probabilities(dist, row) * value).sum(), row)
     return gradient
 

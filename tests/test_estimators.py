@@ -563,33 +563,40 @@ def test_theta_and_phi_never_reach_each_other(kind: str) -> None:
         return lax(objective, DiagGaussian(net(obs)), surrogate, generator=seeded(27))
 
     estimate = make()
-    assert not estimate.value.requires_grad and not estimate.sample.requires_grad
+    assert not estimate.sample.requires_grad
     estimate.variance_loss().backward()
     assert all(g is None for g in grads(net, objective))
     assert all(g is not None and g.abs().max() > 0 and not g.requires_grad for g in grads(surrogate))
     surrogate.zero_grad(set_to_none=True)
 
     estimate.backward()
-    assert all(g is None for g in grads(surrogate, objective))
+    assert all(g is None for g in grads(surrogate))
     assert all(g is not None and g.abs().max() > 0 and not g.requires_grad for g in grads(net))
+    # What f holds of its own is learned too: the mean of f at the samples, as it stands.
+    expected = torch.autograd.grad(estimate.value.mean(), list(objective.parameters()), retain_graph=True)
+    for g, same in zip(grads(objective), expected, strict=True):
+        torch.testing.assert_close(g, same)
 
     # In the other order too: the pull-back is the same, and the variance adds nothing to it.
-    alone = [g.clone() for g in grads(net) if g is not None]
-    net.zero_grad(set_to_none=True)
+    alone = [g.clone() for g in grads(net, objective) if g is not None]
+    for module in (net, objective):
+        module.zero_grad(set_to_none=True)
     again = make()
     again.backward()
     again.variance_loss().backward()
-    assert all(torch.equal(g, same) for g, same in zip(grads(net), alone, strict=True) if g is not None)
-    assert all(g is None for g in grads(objective))
+    assert all(torch.equal(g, same) for g, same in zip(grads(net, objective), alone, strict=True) if g is not None)
 
 
-def test_a_reinforce_estimate_is_constant() -> None:
+def test_a_baseline_learns_from_the_variance_alone() -> None:
     net, obs = policy_and_observations(3)
     baseline = torch.zeros(32, requires_grad=True)
     estimate = reinforce(of_three, Categorical(net(obs)), baseline=baseline, generator=seeded(28))
-    assert not estimate.grad.requires_grad and not estimate.value.requires_grad
     estimate.backward()
     assert baseline.grad is None and all(g is not None for g in grads(net))
+    net.zero_grad(set_to_none=True)
+    estimate.variance_loss().backward()
+    assert baseline.grad is not None and baseline.grad.abs().min() > 0 and all(g is None for g in grads(net))
+    assert not reinforce(of_three, Categorical(net(obs))).grad.requires_grad
 
 
 def test_known_values_take_no_gradient() -> None:
@@ -602,7 +609,7 @@ def test_known_values_take_no_gradient() -> None:
     b = dist.threshold(dist.relax(dist.sample_noise(seeded(29))))
     control = MLP(3)(dist.relax(dist.sample_noise(seeded(30))))
     log_prob = dist.log_prob(b)
-    assert not reinforce_gradient(value, log_prob, dist.params).requires_grad
+    assert not reinforce(value, rows, noise=rows.sample_noise(seeded(29))).grad.requires_grad
     for estimates in (
         lax_gradient(value, log_prob, control, dist.params),
         relax_gradient(value, log_prob, control, MLP(3)(dist.relax_given(b, torch.zeros(32, 3))), dist.params),
@@ -640,15 +647,15 @@ def test_known_values_need_the_noise_of_their_sample() -> None:
 
 
 def test_a_network_output_that_was_not_squeezed_is_refused() -> None:
-    """[B, 1] would broadcast to [B, B] and mix the examples without a word."""
+    """`[B, 1]` would broadcast to [B, B] and mix the examples without a word."""
     bits, normals = repeat(Bernoulli(torch.zeros(1, 1)), 8), repeat(CONTINUOUS["sine"][0], 8)
     linear = nn.Linear(1, 1)
     attempts: dict[str, Callable[[], Any]] = {
-        "value": lambda: relax(lambda b: b, bits, MLP(1)),
+        "f": lambda: relax(lambda b: b, bits, MLP(1)),
         "control": lambda: relax(lambda b: b[:, 0], bits, linear),
         "control ": lambda: lax(sine, normals, linear),
-        "value ": lambda: reinforce(lambda b: b[:, 0], bits, baseline=torch.zeros(8, 1)),
-        "value  ": lambda: reinforce(torch.ones(1), bits, noise=torch.zeros(8, 1)),
+        "value": lambda: reinforce(lambda b: b[:, 0], bits, baseline=torch.zeros(8, 1)),
+        "f ": lambda: reinforce(torch.ones(1), bits, noise=torch.zeros(8, 1)),
     }
     for name, attempt in attempts.items():
         with pytest.raises(ValueError, match=rf"^{name.strip()} has shape .*\[8\]$"):

@@ -63,6 +63,9 @@ class Bernoulli:
     def mean(self) -> Tensor:
         return torch.sigmoid(self.params)
 
+    def with_mean(self, mean: Tensor) -> Bernoulli:
+        return self.with_params(torch.logit(mean, eps=torch.finfo(mean.dtype).eps / 2))
+
     def soften(self, z: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         return torch.sigmoid(z / temperature)
 

@@ -64,6 +64,9 @@ class Categorical:
     def mean(self) -> Tensor:
         return F.softmax(self.params, dim=-1)
 
+    def with_mean(self, mean: Tensor) -> Categorical:
+        return self.with_params(mean.clamp(min=torch.finfo(mean.dtype).tiny).log())
+
     def soften(self, z: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         return F.softmax(z / temperature, dim=-1)
 

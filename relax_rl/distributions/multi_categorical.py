@@ -85,6 +85,9 @@ class MultiCategorical:
     def mean(self) -> Tensor:
         return self._flat(self.log_probs.exp())
 
+    def with_mean(self, mean: Tensor) -> MultiCategorical:
+        return self.with_params(mean.clamp(min=torch.finfo(mean.dtype).tiny).log())
+
     def soften(self, z: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         return self._flat(F.softmax(self._pad(z / temperature, -math.inf), dim=-1))
 

@@ -71,5 +71,8 @@ class FiniteDistribution(RelaxedDistribution, Protocol):
     def mean(self) -> Tensor:
         """`[*, F]` E[embed(b)], the probabilities."""
 
+    def with_mean(self: Self, mean: Tensor) -> Self:
+        """The same family with this `mean` `[*, F]`."""
+
     def support(self) -> Tensor:
         """`[M, ...]` every outcome of one distribution, as samples."""

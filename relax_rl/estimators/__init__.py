@@ -1,24 +1,61 @@
 """The shared core: gradients of expectations, as pure functions on tensors.
 
-Low level, for any distribution: `reinforce_gradient`, `lax_gradient`, `relax_gradient`.
-High level, for the distributions of `relax_rl.distributions`: `reinforce`, `lax`, `relax`, which return an `Estimate`.
+Low level, for any distribution and any surrogate: `relax_gradient` and its kin take log-probabilities and controls.
+High level: `estimator(f, dist, ...)` for the distributions of `relax_rl.distributions`, or any other with the same
+methods; all of them return an `Estimate`. `ESTIMATORS` finds them by name.
 """
 
-from relax_rl.estimators.estimate import Estimate, variance_loss, weighted_moments
-from relax_rl.estimators.gradients import lax_gradient, reinforce_gradient, relax_gradient, score_function
-from relax_rl.estimators.sampling import Objective, Surrogate, lax, reinforce, relax
+from relax_rl.estimators.antithetic import arm, arms, disarm
+from relax_rl.estimators.draws import Objective
+from relax_rl.estimators.estimate import Estimate, only_to, variance_loss, weighted_moments
+from relax_rl.estimators.exact import enumerated, marginal
+from relax_rl.estimators.gradients import (
+    dlax_gradient,
+    lax_gradient,
+    reinforce_gradient,
+    relax_gradient,
+    row_gradient,
+    score_function,
+)
+from relax_rl.estimators.multisample import double_cv, rodeo
+from relax_rl.estimators.pathwise import concrete, gumbel_rao, reinmax, reparameterized, straight_through
+from relax_rl.estimators.relaxation import Surrogate, dlax, lax, rebar, relax, relaxed_objective
+from relax_rl.estimators.score import MovingAverage, muprop, nvil, reinforce, rloo, vimco
 
 __all__ = [
     "Estimate",
+    "MovingAverage",
     "Objective",
     "Surrogate",
+    "arm",
+    "arms",
+    "concrete",
+    "disarm",
+    "dlax",
+    "dlax_gradient",
+    "double_cv",
+    "enumerated",
+    "gumbel_rao",
     "lax",
     "lax_gradient",
+    "marginal",
+    "muprop",
+    "nvil",
+    "only_to",
+    "rebar",
     "reinforce",
     "reinforce_gradient",
+    "reinmax",
     "relax",
     "relax_gradient",
+    "relaxed_objective",
+    "reparameterized",
+    "rloo",
+    "rodeo",
+    "row_gradient",
     "score_function",
+    "straight_through",
     "variance_loss",
+    "vimco",
     "weighted_moments",
 ]

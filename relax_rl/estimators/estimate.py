@@ -2,12 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["Estimate", "variance_loss", "weighted_moments"]
+__all__ = ["Estimate", "only_to", "variance_loss", "weighted_moments"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A gradient estimate of E[f(b)] for each row of a distribution.
+
+    Attributes:
+        sample: the outcomes f was asked for, `[*, ...]`, or `[K, *, ...]` where an estimate takes several of them.
+        value: `[*]` what estimates E[f(b)] itself: f(b), or its mean over the K outcomes. Where f depends on theta by
+            itself, as an evidence lower bound does, this holds the graph of that dependence.
+        grad: `[*, P]` the estimate at the parameters of the distribution, differentiable in phi.
+        params: `[*, P]` the distribution's own parameters, with the graph that leads back to theta.
+        phi: the tensors that `variance_loss` trains; None if it may reach whatever `grad` depends on.
+        fit_loss: scalar that fits a baseline to f, from the estimators that have such a baseline.
+    """
+
+    sample: Tensor
+    value: Tensor
+    grad: Tensor
+    params: Tensor
+    phi: tuple[Tensor, ...] | None = None
+    fit_loss: Tensor | None = None
+
+    def backward(self, weight: Tensor | float | None = None) -> None:
+        """Add the gradient of the weighted sum of E[f(b)] over rows to `.grad` of theta, and of nothing else.
+
+        That is the estimate pulled back through `params`, and the gradient of f's own dependence on theta.
+
+        Args:
+            weight: factor of each row, a number or `[*]`; 1 / number of rows by default, the gradient of the mean.
+        """
+        if weight is None:
+            weight = 1.0 / max(1, self.value.numel())
+        factor = weight if isinstance(weight, Tensor) else torch.full_like(self.value, weight)
+        factor = factor.expand_as(self.value).detach()
+        outputs, gradients = [], []
+        if self.params.requires_grad:
+            outputs.append(self.params)
+            gradients.append(self.grad.detach() * factor.unsqueeze(-1))
+        if self.value.requires_grad:
+            outputs.append(self.value)
+            gradients.append(factor)
+        if not outputs:
+            raise ValueError("nothing to learn: neither the parameters of the distribution nor f has a gradient")
+        torch.autograd.backward(outputs, gradients, retain_graph=self.grad.requires_grad)
+
+    def variance_loss(self) -> Tensor:
+        """Scalar to minimise in phi: the mean squared norm of the estimate over rows.
+
+        With `phi` given its `backward()` reaches phi and nothing else. Without, it reaches all that the estimate
+        depends on, which is phi alone as long as the control does not hold parameters of f.
+        """
+        loss = variance_loss(self.grad)
+        return loss if self.phi is None else only_to(self.phi, loss)
 
 
 def variance_loss(grad: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -16,8 +71,8 @@ def variance_loss(grad: Tensor, weight: Tensor | None = None) -> Tensor:
     The estimate's mean does not depend on phi, so the gradient of this second moment is that of the variance.
 
     Args:
-        grad: `[B, P]` estimates, differentiable in phi.
-        weight: `[B]` weight of each example, not negative (0 leaves it out); all equal by default. Only their ratios
+        grad: `[*, P]` estimates, differentiable in phi.
+        weight: `[*]` weight of each example, not negative (0 leaves it out); all equal by default. Only their ratios
             matter.
 
     Returns:
@@ -26,7 +81,21 @@ def variance_loss(grad: Tensor, weight: Tensor | None = None) -> Tensor:
     squared_norm = grad.square().sum(-1)
     if weight is None:
         return squared_norm.mean()
-    return weight @ squared_norm / weight.sum().clamp(min=torch.finfo(grad.dtype).tiny)
+    total = (weight * squared_norm).sum() if weight.dim() != 1 else weight @ squared_norm
+    return total / weight.sum().clamp(min=torch.finfo(grad.dtype).tiny)
+
+
+def only_to(inputs: Iterable[Tensor], loss: Tensor) -> Tensor:
+    """The value of `loss`, with its gradient to `inputs` and to nothing else."""
+    inputs = tuple(inputs)
+    if not loss.requires_grad:
+        return loss
+    gradients = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
+    linear = loss.detach()
+    for x, gradient in zip(inputs, gradients, strict=True):
+        if gradient is not None:
+            linear = linear + (gradient.detach() * (x - x.detach())).sum()
+    return linear
 
 
 def weighted_moments(columns: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,35 +111,3 @@ def weighted_moments(columns: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     share = weight / weight.sum().clamp(min=torch.finfo(columns.dtype).tiny)
     mean = share @ columns
     return mean, share @ (columns - mean).square()
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A gradient estimate of E[f(b)] for each row of a distribution.
-
-    Attributes:
-        sample: the outcome b that was drawn, one a row.
-        value: `[B]` f(b).
-        grad: `[B, P]` the estimate at the parameters, differentiable in phi (and in nothing else a user holds).
-        params: `[B, P]` the distribution's own parameters, with the graph that leads back to theta.
-    """
-
-    sample: Tensor
-    value: Tensor
-    grad: Tensor
-    params: Tensor
-
-    def backward(self, weight: Tensor | float | None = None) -> None:
-        """Pull the estimate back through `params` and add it to the gradients of theta, and of nothing else.
-
-        Args:
-            weight: factor of each row, a number or `[B]`; 1 / B by default, the gradient of the mean over rows.
-        """
-        if weight is None:
-            weight = 1.0 / self.grad.shape[0]
-        factor = weight[:, None] if isinstance(weight, Tensor) and weight.dim() else weight
-        self.params.backward(self.grad.detach() * factor)
-
-    def variance_loss(self) -> Tensor:
-        """Scalar to minimise in phi; its `backward()` reaches phi and never theta."""
-        return variance_loss(self.grad)

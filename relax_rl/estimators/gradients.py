@@ -1,7 +1,8 @@
 """Gradients of E[f(b)] at the parameters of a distribution, from tensors alone.
 
 These work for any distribution and any surrogate: the caller brings log p(b) and the controls, each differentiable in
-`params`. Rows are independent examples, so one gradient of a sum gives every row its own.
+`params`. `params` is `[*, P]`; its leading dimensions, of any number, count independent examples, here called rows, so
+that one gradient of a sum gives every row its own.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["lax_gradient", "reinforce_gradient", "relax_gradient", "score_function"]
+__all__ = ["dlax_gradient", "lax_gradient", "reinforce_gradient", "relax_gradient", "row_gradient", "score_function"]
 
 
 def score_function(log_prob: Tensor, params: Tensor) -> Tensor:
-    """`[B, P]` dlog p(b) / dparams, a constant; `log_prob` is `[B]` and keeps its graph."""
-    return _gradient(log_prob, params)
+    """`[*, P]` dlog p(b) / dparams, a constant; `log_prob` is `[*]` and keeps its graph."""
+    return row_gradient(log_prob, params)
 
 
 def reinforce_gradient(
@@ -23,19 +24,20 @@ def reinforce_gradient(
     """Score-function estimate (Williams 1992): g = f(b) dlog p(b).
 
     Args:
-        value: `[B]` f(b), or f(b) minus a baseline that does not depend on b; no gradient flows into it.
-        log_prob: `[B]` log p(b), differentiable in `params`; None where the score is given.
-        params: `[B, P]` parameters of the distribution.
-        score: `[B, P]` dlog p(b), if it is known already.
+        value: `[*]` f(b), or f(b) minus a baseline that does not depend on b; it keeps its graph, for a baseline that
+            learns from the variance.
+        log_prob: `[*]` log p(b), differentiable in `params`; None where the score is given.
+        params: `[*, P]` parameters of the distribution.
+        score: `[*, P]` dlog p(b), if it is known already.
 
     Returns:
-        `[B, P]` the estimate, a constant.
+        `[*, P]` the estimate; the score in it is constant.
 
     Raises:
-        ValueError: when `value` or `log_prob` is not `[B]`, or there is neither `log_prob` nor `score`.
+        ValueError: when `value` or `log_prob` is not `[*]`, or there is neither `log_prob` nor `score`.
     """
     _check_rows(params, value=value)
-    return value.detach()[:, None] * _score(log_prob, params, score)
+    return value.unsqueeze(-1) * _score(log_prob, params, score)
 
 
 def lax_gradient(
@@ -48,22 +50,49 @@ def lax_gradient(
     Unbiased for every c and differentiable in c's own parameters. Cost: one backward pass through c.
 
     Args:
-        value: `[B]` f(b); no gradient flows into it.
-        log_prob: `[B]` log p(b) with b held constant, differentiable in `params`; None where the score is given.
-        control: `[B]` c(b), differentiable in `params` through b = T(params, noise), for the very b that was drawn.
-        params: `[B, P]` parameters of the distribution.
-        score: `[B, P]` dlog p(b), if it is known already.
+        value: `[*]` f(b); no gradient flows into it.
+        log_prob: `[*]` log p(b) with b held constant, differentiable in `params`; None where the score is given.
+        control: `[*]` c(b), differentiable in `params` through b = T(params, noise), for the very b that was drawn.
+        params: `[*, P]` parameters of the distribution.
+        score: `[*, P]` dlog p(b), if it is known already.
 
     Returns:
-        `[B, P]` the estimate. The score is constant; c(b) and dc(b) keep their graph.
+        `[*, P]` the estimate. The score is constant; c(b) and dc(b) keep their graph.
 
     Raises:
-        ValueError: when `value`, `log_prob` or `control` is not `[B]`, or there is neither `log_prob` nor `score`.
+        ValueError: when `value`, `log_prob` or `control` is not `[*]`, or there is neither `log_prob` nor `score`.
     """
     _check_rows(params, value=value, control=control)
     score = _score(log_prob, params, score)
-    pathwise = _gradient(control, params, create_graph=True)
-    return (value.detach() - control)[:, None] * score + pathwise
+    pathwise = row_gradient(control, params, create_graph=True)
+    return (value.detach() - control).unsqueeze(-1) * score + pathwise
+
+
+def dlax_gradient(value: Tensor, log_prob: Tensor, relaxed_log_prob: Tensor, control: Tensor, params: Tensor) -> Tensor:
+    """DLAX estimate for a discrete b (Grathwohl et al. 2018, section 3.1): LAX's control at z, REINFORCE's score at b.
+
+        g = f(b) dlog p(b) - c(z) dlog p(z) + dc(z),    b = H(z)
+
+    Unbiased for every c and differentiable in c's own parameters; needs no conditional sample, and pays for it with
+    the noise of log p(z). Cost: one backward pass through c.
+
+    Args:
+        value: `[*]` f(b); no gradient flows into it.
+        log_prob: `[*]` log p(b), differentiable in `params`.
+        relaxed_log_prob: `[*]` log p(z) with z held constant, differentiable in `params`.
+        control: `[*]` c(z), differentiable in `params` through z.
+        params: `[*, P]` parameters of the distribution.
+
+    Returns:
+        `[*, P]` the estimate. The scores are constant; c(z) and dc(z) keep their graph.
+
+    Raises:
+        ValueError: when `value`, a log-probability or `control` is not `[*]`.
+    """
+    _check_rows(params, value=value, log_prob=log_prob, relaxed_log_prob=relaxed_log_prob, control=control)
+    score, relaxed_score = score_function(log_prob, params), score_function(relaxed_log_prob, params)
+    pathwise = row_gradient(control, params, create_graph=True)
+    return value.detach().unsqueeze(-1) * score - control.unsqueeze(-1) * relaxed_score + pathwise
 
 
 def relax_gradient(
@@ -82,23 +111,30 @@ def relax_gradient(
     Unbiased for every c and differentiable in c's own parameters. Cost: one backward pass through c.
 
     Args:
-        value: `[B]` f(b); no gradient flows into it.
-        log_prob: `[B]` log p(b), differentiable in `params`; None where the score is given.
-        control: `[B]` c(z), differentiable in `params` through z.
-        conditional_control: `[B]` c(z~), differentiable in `params` through z~ with b held constant.
-        params: `[B, P]` parameters of the distribution.
-        score: `[B, P]` dlog p(b), if it is known already.
+        value: `[*]` f(b); no gradient flows into it.
+        log_prob: `[*]` log p(b), differentiable in `params`; None where the score is given.
+        control: `[*]` c(z), differentiable in `params` through z.
+        conditional_control: `[*]` c(z~), differentiable in `params` through z~ with b held constant; the mean over
+            several z~ of the same b serves as well.
+        params: `[*, P]` parameters of the distribution.
+        score: `[*, P]` dlog p(b), if it is known already.
 
     Returns:
-        `[B, P]` the estimate. The score is constant; the controls and their gradients keep their graph.
+        `[*, P]` the estimate. The score is constant; the controls and their gradients keep their graph.
 
     Raises:
-        ValueError: when `value`, `log_prob` or a control is not `[B]`, or there is neither `log_prob` nor `score`.
+        ValueError: when `value`, `log_prob` or a control is not `[*]`, or there is neither `log_prob` nor `score`.
     """
     _check_rows(params, value=value, control=control, conditional_control=conditional_control)
     score = _score(log_prob, params, score)
-    pathwise = _gradient(control - conditional_control, params, create_graph=True)
-    return (value.detach() - conditional_control)[:, None] * score + pathwise
+    pathwise = row_gradient(control - conditional_control, params, create_graph=True)
+    return (value.detach() - conditional_control).unsqueeze(-1) * score + pathwise
+
+
+def row_gradient(output: Tensor, params: Tensor, *, create_graph: bool = False) -> Tensor:
+    """`[*, P]` gradient of each row of `output` `[*]` at its own row of `params`; keeps the graph of `output`."""
+    (gradient,) = torch.autograd.grad(output.sum(), params, create_graph=create_graph, retain_graph=True)
+    return gradient
 
 
 def _score(log_prob: Tensor | None, params: Tensor, score: Tensor | None) -> Tensor:
@@ -115,13 +151,8 @@ def _score(log_prob: Tensor | None, params: Tensor, score: Tensor | None) -> Ten
 
 def _check_rows(params: Tensor, **per_row: Tensor) -> None:
     """One number a row: `[B, 1]`, as a network gives it, would broadcast to `[B, B]` and mix the examples."""
-    rows = params.shape[:1]
+    rows = params.shape[:-1]
     for name, tensor in per_row.items():
         if tensor.shape != rows:
             shape = list(tensor.shape)
             raise ValueError(f"{name} has shape {shape}, but one number a row of params is needed: {list(rows)}")
-
-
-def _gradient(output: Tensor, params: Tensor, *, create_graph: bool = False) -> Tensor:
-    (gradient,) = torch.autograd.grad(output.sum(), params, create_graph=create_graph, retain_graph=True)
-    return gradient

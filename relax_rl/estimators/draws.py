@@ -1,0 +1,104 @@
+"""How estimators draw: at a detached copy of the parameters, so that nothing but `Estimate.backward` reaches theta."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from relax_rl.distributions import Distribution
+
+__all__ = ["Draw", "Objective", "as_phi", "at_leaf", "check_rows", "draw", "relaxed_sample", "require"]
+
+D = TypeVar("D", bound=Distribution)
+
+Objective = Callable[[Tensor], Tensor] | Tensor
+"""f: a function of a batch of samples, or its `[*]` values already known for the sample that `noise` gives."""
+
+
+@dataclass(frozen=True)
+class Draw(Generic[D]):
+    """One outcome for every row, or `[K, *]` of them.
+
+    Attributes:
+        dist: the distribution at a leaf: `dist.params` has no graph behind it.
+        z: the relaxed sample, differentiable in `dist.params`.
+        sample: b = H(z), without graph.
+        value: f(b), with the graph of f's own dependence on theta.
+    """
+
+    dist: D
+    z: Tensor
+    sample: Tensor
+    value: Tensor
+
+
+def at_leaf(dist: D, num_samples: int | None = None) -> D:
+    """`dist` at a detached leaf, `[*, P]`, or `[K, *, P]` for K independent samples of each row."""
+    params = dist.params.detach()
+    if num_samples is not None:
+        params = params.expand(num_samples, *params.shape)
+    return dist.with_params(params.requires_grad_())
+
+
+def draw(
+    f: Objective,
+    dist: D,
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    num_samples: int | None = None,
+) -> Draw[D]:
+    """Sample, and ask f.
+
+    Args:
+        f: a function of the samples, or its values for the sample that `noise` gives; the graph of given values is not
+            followed.
+        noise: the base noise of the sample; drawn from `generator` by default.
+        num_samples: K for `[K, *]` samples.
+
+    Raises:
+        ValueError: when f is given by its values but the noise of the sample is not, or f does not give one number a
+            row.
+    """
+    here = at_leaf(dist, num_samples)
+    if noise is None:
+        if isinstance(f, Tensor):
+            raise ValueError("f is given by its values: pass the noise of the sample that they belong to")
+        noise = here.sample_noise(generator)
+    z = here.relax(noise)
+    sample = here.threshold(z).detach()
+    value = f.detach() if isinstance(f, Tensor) else f(sample)
+    check_rows("f", value, here)
+    return Draw(here, z, sample, value)
+
+
+def check_rows(name: str, value: Tensor, dist: Distribution) -> None:
+    """Raises ValueError unless there is one number a row: `[B, 1]` would broadcast to `[B, B]` and mix the examples."""
+    rows = dist.params.shape[:-1]
+    if value.shape != rows:
+        raise ValueError(f"{name} has shape {list(value.shape)}, but one number a row is needed: {list(rows)}")
+
+
+def relaxed_sample(dist: Distribution) -> None:
+    """Raises ValueError unless outcomes live in the space of their relaxation, where f can be asked between them."""
+    if getattr(dist, "one_hot", True) is False:
+        raise ValueError(
+            f"f is asked at relaxed samples, which are vectors of probabilities: use {type(dist).__name__}(..., one_hot=True)"
+        )
+
+
+def require(dist: Distribution, method: str, estimator: str, instead: str) -> None:
+    """Raises ValueError if the distribution lacks what the estimator needs."""
+    if not hasattr(dist, method):
+        raise ValueError(f"{estimator} needs {method}, which {type(dist).__name__} lacks: {instead}")
+
+
+def as_phi(phi: Tensor | Iterable[Tensor] | None) -> tuple[Tensor, ...] | None:
+    """Parameters as a tuple; a generator such as `module.parameters()` is read once."""
+    if phi is None:
+        return None
+    return (phi,) if isinstance(phi, Tensor) else tuple(phi)

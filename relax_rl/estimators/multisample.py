@@ -1,0 +1,126 @@
+"""Control variates made of several samples of the same bits and of f's derivative: double CV and RODEO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from relax_rl.distributions import Bernoulli
+from relax_rl.estimators.draws import as_phi, at_leaf, check_rows
+from relax_rl.estimators.estimate import Estimate
+from relax_rl.estimators.score import check_num_samples
+
+__all__ = ["double_cv", "rodeo"]
+
+
+def double_cv(
+    f: Callable[[Tensor], Tensor],
+    dist: Bernoulli,
+    *,
+    num_samples: int = 2,
+    alpha: Tensor | float = -1.0,
+    generator: torch.Generator | None = None,
+) -> Estimate:
+    """Double control variates (Titsias and Shi 2022): RLOO on f and a linear control variate for each sample.
+
+        v_k = mean_{j != k} f'(b_j) . (b_k - p)
+        g   = mean_k [f_k + alpha v_k - mean_{j != k}(f_j + alpha v_j)] (b_k - p) - alpha mean f' p (1 - p)
+
+    Args:
+        f: a differentiable function of samples `[K, *, P]`.
+        dist: `Bernoulli` with `[*, P]` logits.
+        num_samples: K, at least 2.
+        alpha: scale of v, best near -1 where f is close to linear; trained by the variance loss if it requires a
+            gradient.
+
+    Raises:
+        ValueError: when the outcomes are not bits, num_samples is below 2, or f does not give one number a row.
+    """
+    sample, value, slope = _draw_with_slope(f, dist, "double_cv", num_samples, generator)
+    probs = torch.sigmoid(dist.params.detach())
+    deviation, values = sample - probs, value.detach()
+    linear = (_others_mean(slope) * deviation).sum(-1)
+    signal = values + alpha * linear
+    centred = (signal - _others_mean(signal)).unsqueeze(-1)
+    grad = (centred * deviation).mean(0) - alpha * slope.mean(0) * probs * (1 - probs)
+    return Estimate(sample, value.mean(0), grad, dist.params, as_phi(_trained(alpha)))
+
+
+def rodeo(
+    f: Callable[[Tensor], Tensor],
+    dist: Bernoulli,
+    *,
+    num_samples: int = 2,
+    h: Callable[[Tensor, Tensor], Tensor] | None = None,
+    alpha: Tensor | float = 0.5,
+    beta: Tensor | float = 0.2,
+    phi: Tensor | Iterable[Tensor] | None = None,
+    generator: torch.Generator | None = None,
+) -> Estimate:
+    """RODEO (Shi et al. 2022): RLOO with control variates from a discrete Stein operator.
+
+        h_k(x) = mean_{j != k} h(f(b_j), f'(b_j) . (x - b_j))
+        (A h)(x) = sum_i P(1 - x_i) (h(x with bit i flipped) - h(x)),    E[(A h)(b)] = 0 for every h
+        g = mean_k { [f_k - mean_{j != k}(f_j + alpha (A h_j)(b_j))] s(b_k) + beta (A h_k s)(b_k) },    s(b) = b - p
+
+    The flips reach h through two numbers alone, so that f and its derivative are asked for K samples only. (The paper
+    takes the mean over bits in A, which the scales absorb.)
+
+    Args:
+        f: a differentiable function of samples `[K, *, P]`.
+        dist: `Bernoulli` with `[*, P]` logits.
+        num_samples: K, at least 2.
+        h: from f(b_j) and the linear change, two tensors of one shape, to their control; their sum by default.
+        alpha, beta: scales of the two control variates; trained by the variance loss if they require a gradient.
+        phi: parameters of h, which the variance loss trains too.
+
+    Raises:
+        ValueError: when the outcomes are not bits, num_samples is below 2, or f does not give one number a row.
+    """
+    sample, value, slope = _draw_with_slope(f, dist, "rodeo", num_samples, generator)
+    control = h or torch.add
+    probs, values = torch.sigmoid(dist.params.detach()), value.detach()
+    score, flip = sample - probs, 1 - 2 * sample
+    flip_prob = torch.where(sample > 0.5, 1 - probs, probs)
+    at_sample, flipped = [], []
+    for k in range(num_samples):
+        others = [j for j in range(num_samples) if j != k]
+        known, along = values[others], slope[others]
+        linear = (along * (sample[k] - sample[others])).sum(-1)
+        at_sample.append(control(known, linear).mean(0))
+        moved = linear.unsqueeze(-1) + along * flip[k]
+        flipped.append(control(known.unsqueeze(-1).expand_as(moved), moved).mean(0))
+    h_here, h_flipped = torch.stack(at_sample), torch.stack(flipped)
+    stein = (flip_prob * (h_flipped - h_here.unsqueeze(-1))).sum(-1)
+    stein_score = stein.unsqueeze(-1) * score + flip_prob * h_flipped * flip
+    centred = values - _others_mean(values + alpha * stein)
+    grad = (centred.unsqueeze(-1) * score + beta * stein_score).mean(0)
+    trained = (*_trained(alpha, beta), *(as_phi(phi) or ()))
+    return Estimate(sample, value.mean(0), grad, dist.params, trained)
+
+
+def _draw_with_slope(
+    f: Callable[[Tensor], Tensor], dist: Bernoulli, name: str, num_samples: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """K samples `[K, *, P]`, f at them `[K, *]` (with the graph of its own theta) and its derivative `[K, *, P]`."""
+    if not isinstance(dist, Bernoulli):
+        raise ValueError(f"{name} is for Bernoulli outcomes, not for {type(dist).__name__}")
+    check_num_samples(num_samples)
+    here = at_leaf(dist, num_samples)
+    sample = here.threshold(here.relax(here.sample_noise(generator))).detach().requires_grad_()
+    with torch.enable_grad():
+        value = f(sample)
+        check_rows("f", value, here)
+        (slope,) = torch.autograd.grad(value.sum(), sample, retain_graph=True)
+    return sample.detach(), value, slope
+
+
+def _others_mean(x: Tensor) -> Tensor:
+    """`[K, ...]`: for each entry the mean of all others."""
+    return (x.sum(0) - x) / (len(x) - 1)
+
+
+def _trained(*scales: Tensor | float) -> tuple[Tensor, ...]:
+    return tuple(x for x in scales if isinstance(x, Tensor) and x.requires_grad)

@@ -1,0 +1,180 @@
+"""Gradients through the sample: reparameterisation, and the biased estimators that treat discrete outcomes so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from relax_rl.distributions import Distribution, FiniteDistribution, RelaxedDistribution
+from relax_rl.estimators.draws import at_leaf, check_rows, relaxed_sample, require
+from relax_rl.estimators.estimate import Estimate
+from relax_rl.estimators.gradients import row_gradient
+
+__all__ = ["concrete", "gumbel_rao", "reinmax", "reparameterized", "straight_through"]
+
+R = TypeVar("R", bound=RelaxedDistribution)
+
+
+def reparameterized(
+    f: Callable[[Tensor], Tensor],
+    dist: Distribution,
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Estimate:
+    """Pathwise estimate df(T(params, noise)) for continuous outcomes (Kingma and Welling 2014). Unbiased.
+
+    Args:
+        f: a differentiable function of the samples.
+        dist: distribution whose outcome is its relaxed sample, such as `DiagGaussian`.
+        noise: the base noise of the sample; drawn from `generator` by default.
+
+    Raises:
+        ValueError: when the outcomes are discrete, or f does not give one number a row.
+    """
+    if hasattr(dist, "relax_given"):
+        raise ValueError(
+            f"the outcomes of {type(dist).__name__} are discrete and do not move with the parameters: use concrete, "
+            "or an unbiased estimator such as relax"
+        )
+    here = at_leaf(dist)
+    z = here.relax(here.sample_noise(generator) if noise is None else noise)
+    return _through(f, z, z.detach(), here, dist)
+
+
+def concrete(
+    f: Callable[[Tensor], Tensor],
+    dist: RelaxedDistribution,
+    *,
+    temperature: Tensor | float = 0.5,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Estimate:
+    """Concrete or Gumbel-softmax estimate (Maddison et al. 2017; Jang et al. 2017): df(sigma(z / temperature)).
+
+    The gradient of the relaxed problem: biased for the discrete one, less so as the temperature falls and the variance
+    rises. `value` is f at the relaxed sample, as is `sample`.
+
+    Args:
+        f: a differentiable function of relaxed samples.
+        dist: `Bernoulli`, or a categorical with `one_hot`.
+        temperature: lambda, above 0.
+        noise: the base noise of the sample; drawn from `generator` by default.
+
+    Raises:
+        ValueError: when the samples are indices or continuous, or f does not give one number a row.
+    """
+    here, z = _relaxed(dist, "concrete", noise, generator)
+    soft = here.soften(z, temperature)
+    return _through(f, soft, soft.detach(), here, dist)
+
+
+def straight_through(
+    f: Callable[[Tensor], Tensor],
+    dist: FiniteDistribution,
+    *,
+    temperature: Tensor | float | None = None,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Estimate:
+    """Straight-through estimate: f at b, differentiated as if b were a smooth function of the parameters. Biased.
+
+    Without a temperature b stands for the mean (Bengio et al. 2013); with one for sigma(z / temperature), the
+    straight-through Gumbel-softmax (Jang et al. 2017).
+
+    Args and raises as `concrete`.
+    """
+    here, z = _relaxed(dist, "straight_through", noise, generator)
+    soft = here.mean if temperature is None else here.soften(z, temperature)
+    sample = here.threshold(z).detach()
+    return _through(f, _swap(sample, soft), sample, here, dist)
+
+
+def gumbel_rao(
+    f: Callable[[Tensor], Tensor],
+    dist: FiniteDistribution,
+    *,
+    temperature: Tensor | float = 0.5,
+    num_conditional: int = 10,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Estimate:
+    """Gumbel-Rao estimate (Paulus et al. 2021): straight-through Gumbel-softmax, averaged over z given b.
+
+    The bias of straight-through Gumbel-softmax and less of its variance, for one evaluation of f.
+
+    Args:
+        f, dist, temperature, noise, generator: as in `concrete`.
+        num_conditional: number of z~ ~ p(z | b) to average over.
+
+    Raises:
+        ValueError: as `concrete`, or when num_conditional is below 1.
+    """
+    if num_conditional < 1:
+        raise ValueError(f"num_conditional is {num_conditional}, expected at least 1")
+    here, z = _relaxed(dist, "gumbel_rao", noise, generator)
+    sample = here.threshold(z).detach()
+    many = here.with_params(here.params.expand(num_conditional, *here.params.shape))
+    fresh = many.sample_noise(generator)
+    # The noise behind z~ is held as that of an ordinary z: it is z that moves with the parameters, not z given b.
+    given = many.relax_given(sample.expand(num_conditional, *sample.shape), fresh)
+    held = (given - many.relax(torch.zeros_like(fresh))).detach()
+    soft = many.soften(many.relax(held), temperature).mean(0)
+    return _through(f, _swap(sample, soft), sample, here, dist)
+
+
+def reinmax(
+    f: Callable[[Tensor], Tensor],
+    dist: FiniteDistribution,
+    *,
+    temperature: float = 1.0,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Estimate:
+    """ReinMax estimate (Liu et al. 2023, algorithm 2): straight-through of second order, by Heun's method.
+
+        g = 2 J((p_t + b) / 2) f'(b) - 1/2 J(p) f'(b),    J(q) = diag(q) - q q^T
+
+    with p_t the probabilities at the temperature. Biased; exact at temperature 1 for a quadratic f of one variable.
+
+    Args:
+        f: a differentiable function of one-hot samples or bits.
+        dist: `Bernoulli`, or a categorical with `one_hot`.
+        temperature: at least 1; lowers the variance and brings back some bias.
+        noise: the base noise of the sample; drawn from `generator` by default.
+
+    Raises:
+        ValueError: when the samples are indices or continuous, or f does not give one number a row.
+    """
+    here, z = _relaxed(dist, "reinmax", noise, generator)
+    sample = here.threshold(z).detach()
+    probs = here.with_params(here.params / temperature).mean
+    halfway = 0.5 * (probs + sample).detach()
+    # A distribution that has these probabilities now, and whose logits move as those of `here` do.
+    moving = here.with_params(_swap(here.with_mean(halfway).params, here.params)).mean
+    return _through(f, _swap(sample, 2.0 * moving - 0.5 * here.mean), sample, here, dist)
+
+
+def _relaxed(dist: R, name: str, noise: Tensor | None, generator: torch.Generator | None) -> tuple[R, Tensor]:
+    """The distribution at a leaf, and z."""
+    relaxed_sample(dist)
+    require(dist, "relax_given", name, "use reparameterized")
+    here = at_leaf(dist)
+    return here, here.relax(here.sample_noise(generator) if noise is None else noise)
+
+
+def _swap(forward: Tensor, backward: Tensor) -> Tensor:
+    """The value of one and the gradient of the other."""
+    return forward + (backward - backward.detach())
+
+
+def _through(
+    f: Callable[[Tensor], Tensor], argument: Tensor, sample: Tensor, here: Distribution, dist: Distribution
+) -> Estimate:
+    """The gradient of f through its argument."""
+    value = f(argument)
+    check_rows("f", value, here)
+    return Estimate(sample, value, row_gradient(value, here.params), dist.params)

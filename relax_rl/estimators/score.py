@@ -1,0 +1,234 @@
+"""Score-function estimators and their baselines: REINFORCE, RLOO, NVIL, VIMCO, SimpleMuProp and MuProp."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from relax_rl.distributions import Distribution, FiniteDistribution
+from relax_rl.estimators.draws import Objective, draw, relaxed_sample, require
+from relax_rl.estimators.estimate import Estimate
+from relax_rl.estimators.gradients import reinforce_gradient, row_gradient, score_function
+
+__all__ = ["MovingAverage", "check_num_samples", "muprop", "nvil", "reinforce", "rloo", "vimco"]
+
+
+class MovingAverage:
+    """Exponential moving mean and variance of f, held by the caller and not by the estimators.
+
+    Args:
+        decay: weight of the past; the start is not biased towards zero (as in Adam).
+    """
+
+    def __init__(self, decay: float = 0.9) -> None:
+        self.decay = decay
+        self._weight = self._mean = self._square = 0.0
+
+    @property
+    def mean(self) -> float:
+        """0 until a batch was seen."""
+        return self._mean / self._weight if self._weight else 0.0
+
+    @property
+    def std(self) -> float:
+        """0 until a batch was seen."""
+        variance = self._square / self._weight - self.mean**2 if self._weight else 0.0
+        return math.sqrt(max(0.0, variance))
+
+    def update(self, value: Tensor) -> None:
+        """Take in a batch of values, after the estimate that used the mean: the mean must not know the sample."""
+        value = value.detach().double()
+        self._weight = self.decay * self._weight + 1.0 - self.decay
+        self._mean = self.decay * self._mean + (1.0 - self.decay) * float(value.mean())
+        self._square = self.decay * self._square + (1.0 - self.decay) * float(value.square().mean())
+
+
+def reinforce(
+    f: Objective,
+    dist: Distribution,
+    *,
+    baseline: Tensor | float = 0.0,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Estimate:
+    """Score-function estimate g = (f(b) - baseline) dlog p(b) (Williams 1992).
+
+    Args:
+        f: a function of the samples, or its `[*]` values (`noise` is needed then).
+        dist: distribution with `[*, P]` parameters.
+        baseline: a number or `[*]`, independent of the sample: a constant, `MovingAverage.mean`, a network's output for
+            the input of each row (the variance loss then trains the network; `nvil` fits it to f).
+        noise: the base noise of the sample; drawn from `generator` by default.
+
+    Raises:
+        ValueError: when f is given by its values but the noise of the sample is not, or f or the baseline does not give
+            one number a row.
+    """
+    drawn = draw(f, dist, noise=noise, generator=generator)
+    here = drawn.dist
+    grad = reinforce_gradient(drawn.value.detach() - baseline, here.log_prob(drawn.sample), here.params)
+    return Estimate(drawn.sample, drawn.value, grad, dist.params)
+
+
+def nvil(
+    f: Objective,
+    dist: Distribution,
+    baseline: Tensor,
+    average: MovingAverage,
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Estimate:
+    """NVIL (Mnih and Gregor 2014): an input-dependent baseline fitted to f, centring and variance normalisation.
+
+        g = (f(b) - mean - baseline(x)) / max(1, std) dlog p(b)
+
+    with the moving mean and standard deviation of f before this batch, which `average` takes in afterwards. The
+    division rescales the whole gradient; with `std` at most 1 the estimate is unbiased.
+
+    Args:
+        f, dist, noise, generator: as in `reinforce`.
+        baseline: `[*]` the baseline network's output for the input of each row.
+        average: moving statistics of f - baseline.
+
+    Returns:
+        the estimate; its `fit_loss` is the mean squared error of mean + baseline.
+    """
+    drawn = draw(f, dist, noise=noise, generator=generator)
+    here, value = drawn.dist, drawn.value.detach()
+    error = value - average.mean - baseline
+    centred = error.detach() / max(1.0, average.std)
+    grad = reinforce_gradient(centred, here.log_prob(drawn.sample), here.params)
+    average.update(value - baseline)
+    return Estimate(drawn.sample, drawn.value, grad, dist.params, fit_loss=error.square().mean())
+
+
+def rloo(
+    f: Callable[[Tensor], Tensor],
+    dist: Distribution,
+    *,
+    num_samples: int = 2,
+    generator: torch.Generator | None = None,
+) -> Estimate:
+    """REINFORCE with a leave-one-out baseline (Salimans and Knowles 2014; Kool et al. 2019).
+
+        g = 1/K sum_k (f(b_k) - mean_{j != k} f(b_j)) dlog p(b_k)
+
+    Args:
+        f: a function of samples `[K, *, ...]`.
+        dist: distribution with `[*, P]` parameters.
+        num_samples: K, at least 2.
+
+    Raises:
+        ValueError: when there is nothing to leave out, or f does not give one number a row.
+    """
+    check_num_samples(num_samples)
+    drawn = draw(f, dist, generator=generator, num_samples=num_samples)
+    here, value = drawn.dist, drawn.value.detach()
+    centred = (value - value.mean(0)) * (num_samples / (num_samples - 1))
+    grad = reinforce_gradient(centred, here.log_prob(drawn.sample), here.params).mean(0)
+    return Estimate(drawn.sample, drawn.value.mean(0), grad, dist.params)
+
+
+def vimco(
+    log_weight: Callable[[Tensor], Tensor],
+    dist: Distribution,
+    *,
+    num_samples: int = 5,
+    average: Literal["geometric", "arithmetic"] = "geometric",
+    generator: torch.Generator | None = None,
+) -> Estimate:
+    """VIMCO estimate (Mnih and Rezende 2016) of the gradient of a multi-sample bound.
+
+        L = log 1/K sum_k w(b_k)
+        g = sum_k (L - L_{-k}) dlog p(b_k),    L_{-k}: w(b_k) replaced by a mean of the other weights
+
+    The bound's own dependence on theta through log w, sum_k w_k / sum_j w_j dlog w(b_k), is in `value`.
+
+    Args:
+        log_weight: log w, a function of samples `[K, *, ...]`.
+        dist: distribution with `[*, P]` parameters, from which the b_k come.
+        num_samples: K, at least 2.
+        average: mean of the other weights that stands in for w(b_k).
+
+    Returns:
+        the estimate; its `value` is the bound L.
+
+    Raises:
+        ValueError: with fewer than two samples, or when log_weight does not give one number a row.
+    """
+    check_num_samples(num_samples)
+    drawn = draw(log_weight, dist, generator=generator, num_samples=num_samples)
+    here, log_w = drawn.dist, drawn.value.detach()
+    others = _others(log_w)
+    stand_in = others.mean(1) if average == "geometric" else torch.logsumexp(others, 1) - math.log(num_samples - 1)
+    without = torch.logsumexp(torch.cat([others, stand_in.unsqueeze(1)], 1), 1)
+    signal = torch.logsumexp(log_w, 0) - without
+    grad = reinforce_gradient(signal, here.log_prob(drawn.sample), here.params).sum(0)
+    bound = torch.logsumexp(drawn.value, 0) - math.log(num_samples)
+    return Estimate(drawn.sample, bound, grad, dist.params)
+
+
+def muprop(
+    f: Callable[[Tensor], Tensor],
+    dist: FiniteDistribution,
+    *,
+    eta: Tensor | float = 1.0,
+    slope: Tensor | float = 1.0,
+    baseline: Tensor | float = 0.0,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Estimate:
+    """MuProp (Gu et al. 2016): f's first-order Taylor expansion at the mean mu as control variate.
+
+        g = (f(b) - eta f(mu) - slope f'(mu)(b - mu) - baseline) dlog p(b) + slope f'(mu) dmu
+
+    With `slope=0` this is SimpleMuProp, which asks f for no derivative.
+
+    Args:
+        f: a function of samples and of their mean; differentiable unless `slope` is 0.
+        dist: `Bernoulli`, or a categorical with `one_hot`.
+        eta, slope: scales of the two terms, learned by the variance loss if they require a gradient.
+        baseline: a number or `[*]`, independent of the sample.
+        noise: the base noise of the sample; drawn from `generator` by default.
+
+    Raises:
+        ValueError: when the samples are indices, between which f is not defined, or have no mean; when f does not give
+            one number a row.
+    """
+    relaxed_sample(dist)
+    require(dist, "support", "muprop", "its control variate is the expansion at the mean of a discrete outcome")
+    drawn = draw(f, dist, noise=noise, generator=generator)
+    here, sample = drawn.dist, drawn.sample
+    with torch.enable_grad():
+        mean = here.mean
+        at_mean = mean.detach().requires_grad_()
+        f_mean = f(at_mean)
+        with_slope = isinstance(slope, Tensor) or slope != 0.0
+        derivative = row_gradient(f_mean, at_mean) if with_slope else torch.zeros_like(at_mean)
+        linear = (derivative * (sample - at_mean.detach())).sum(-1)
+        score = score_function(here.log_prob(sample), here.params)
+        (through_mean,) = torch.autograd.grad(mean, here.params, derivative)
+    centred = drawn.value.detach() - eta * f_mean.detach() - slope * linear - baseline
+    factor = slope.unsqueeze(-1) if isinstance(slope, Tensor) and slope.dim() else slope
+    grad = reinforce_gradient(centred, None, here.params, score=score) + factor * through_mean
+    phi = tuple(x for x in (eta, slope, baseline) if isinstance(x, Tensor) and x.requires_grad)
+    return Estimate(sample, drawn.value, grad, dist.params, phi)
+
+
+def check_num_samples(num_samples: int, least: int = 2) -> None:
+    """Raises ValueError where an estimator of several samples is given too few."""
+    if num_samples < least:
+        raise ValueError(f"num_samples is {num_samples}, expected at least {least}")
+
+
+def _others(x: Tensor) -> Tensor:
+    """`[K, *]` -> `[K, K - 1, *]`: for each k, the entries but the k-th."""
+    count = len(x)
+    index = torch.arange(count, device=x.device)
+    keep = torch.stack([index[index != k] for k in range(count)])
+    return x[keep]

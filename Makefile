@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # What the environments of the examples need; `make train` installs the small set, `make test` all of it.
 EXTRAS ?= box2d,mujoco,atari-wrappers
 
-.PHONY: train test lint install clean
+.PHONY: train test lint docs-tables install clean
 
 train: $(VENV)/.installed
 	$(BIN)/python train_agent.py train --env $(ENV) --estimator $(ESTIMATOR) \
@@ -21,6 +21,9 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs-tables: $(VENV)/.installed
+	$(BIN)/python docs/update_tables.py
 
 install: $(VENV)/.installed
 

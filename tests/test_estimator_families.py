@@ -227,7 +227,7 @@ def test_a_linear_f_leaves_no_variance_to_rodeo_and_double_cv() -> None:
     plain = float(rloo(linear, rows, generator=seeded(6)).grad.var(0).sum())
     for estimate in (
         double_cv(linear, rows, generator=seeded(6)),
-        rodeo(linear, rows, beta=0.0, generator=seeded(6)),
+        rodeo(linear, rows, alpha=1.0, beta=0.0, generator=seeded(6)),
     ):
         assert float(estimate.grad.var(0).sum()) < 0.5 * plain
 

@@ -117,6 +117,12 @@ def test_the_examples_of_the_readme_work(number: int, tmp_path: Path, monkeypatc
     exec(compile(blocks[number], "README.md", "exec"), {})
 
 
+def test_the_examples_of_the_estimators_page_work() -> None:
+    namespace: dict[str, object] = {}
+    for number, block in enumerate(python_blocks("docs/estimators.md")):
+        exec(compile(block, f"docs/estimators.md, example {number}", "exec"), namespace)
+
+
 def test_the_example_script_works(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "examples" / "train_and_save.py"), "--steps", "1000"]
     environment = {"PYTHONPATH": str(ROOT), "PATH": ""}

@@ -79,6 +79,16 @@ def test_one_hot_samples_are_the_same_outcomes(name: str) -> None:
 
 
 @each
+def test_the_noise_of_a_relaxed_sample_is_recovered(name: str) -> None:
+    dist = moderate(name, 1_000)
+    noise = dist.sample_noise(seeded(13)).double()
+    moving = dist.with_params(dist.params.clone().requires_grad_())
+    found = moving.noise_of(moving.relax(noise))
+    assert not found.requires_grad
+    torch.testing.assert_close(found, noise)
+
+
+@each
 def test_the_noise_of_a_conditional_sample_is_recovered(name: str) -> None:
     dist = moderate(name, 5_000)
     sample = dist.threshold(dist.relax(dist.sample_noise(seeded(5)).double()))

@@ -32,6 +32,9 @@ class Bernoulli:
     def relax(self, noise: Tensor) -> Tensor:
         return self.params + noise
 
+    def noise_of(self, z: Tensor) -> Tensor:
+        return (z - self.params).detach()
+
     def threshold(self, z: Tensor) -> Tensor:
         return (z > 0).to(z.dtype)
 

@@ -38,6 +38,9 @@ class Categorical:
     def relax(self, noise: Tensor) -> Tensor:
         return self.log_probs + noise
 
+    def noise_of(self, z: Tensor) -> Tensor:
+        return (z - self.log_probs).detach()
+
     def threshold(self, z: Tensor) -> Tensor:
         return self._sample(z.argmax(-1))
 

@@ -44,6 +44,9 @@ class DiagGaussian:
     def relax(self, noise: Tensor) -> Tensor:
         return self.mean + self.log_std.exp() * noise
 
+    def noise_of(self, z: Tensor) -> Tensor:
+        return ((z - self.mean) * torch.exp(-self.log_std)).detach()
+
     def threshold(self, z: Tensor) -> Tensor:
         return z
 

@@ -58,6 +58,9 @@ class MultiCategorical:
     def relax(self, noise: Tensor) -> Tensor:
         return self._flat(self.log_probs) + noise
 
+    def noise_of(self, z: Tensor) -> Tensor:
+        return (z - self._flat(self.log_probs)).detach()
+
     def threshold(self, z: Tensor) -> Tensor:
         return self._sample(self._pad(z, -math.inf).argmax(-1))
 

@@ -32,6 +32,9 @@ class Distribution(Protocol):
     def relax(self, noise: Tensor) -> Tensor:
         """z, differentiable in `params`."""
 
+    def noise_of(self, z: Tensor) -> Tensor:
+        """The noise from which `relax` makes z: its inverse, without graph."""
+
     def threshold(self, z: Tensor) -> Tensor:
         """b = H(z)."""
 

@@ -17,31 +17,39 @@ from relax_rl.estimators.gradients import (
     row_gradient,
     score_function,
 )
+from relax_rl.estimators.losses import policy_gradient_loss
 from relax_rl.estimators.multisample import double_cv, rodeo
 from relax_rl.estimators.pathwise import concrete, gumbel_rao, reinmax, reparameterized, straight_through
+from relax_rl.estimators.registry import ESTIMATORS, EstimatorInfo, describe, estimator_table, make_estimator
 from relax_rl.estimators.relaxation import Surrogate, dlax, lax, rebar, relax, relaxed_objective
 from relax_rl.estimators.score import MovingAverage, muprop, nvil, reinforce, rloo, vimco
 
 __all__ = [
+    "ESTIMATORS",
     "Estimate",
+    "EstimatorInfo",
     "MovingAverage",
     "Objective",
     "Surrogate",
     "arm",
     "arms",
     "concrete",
+    "describe",
     "disarm",
     "dlax",
     "dlax_gradient",
     "double_cv",
     "enumerated",
+    "estimator_table",
     "gumbel_rao",
     "lax",
     "lax_gradient",
+    "make_estimator",
     "marginal",
     "muprop",
     "nvil",
     "only_to",
+    "policy_gradient_loss",
     "rebar",
     "reinforce",
     "reinforce_gradient",

@@ -121,8 +121,7 @@ def gumbel_rao(
     fresh = many.sample_noise(generator)
     # The noise behind z~ is held as that of an ordinary z: it is z that moves with the parameters, not z given b.
     given = many.relax_given(sample.expand(num_conditional, *sample.shape), fresh)
-    held = (given - many.relax(torch.zeros_like(fresh))).detach()
-    soft = many.soften(many.relax(held), temperature).mean(0)
+    soft = many.soften(many.relax(many.noise_of(given)), temperature).mean(0)
     return _through(f, _swap(sample, soft), sample, here, dist)
 
 

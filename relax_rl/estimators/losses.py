@@ -1,0 +1,99 @@
+"""A loss for other people's training loops: its gradient is the estimate for theta and the variance's for phi."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from relax_rl.distributions import Distribution
+from relax_rl.estimators.draws import as_phi, at_leaf, check_rows
+from relax_rl.estimators.estimate import only_to, variance_loss
+from relax_rl.estimators.gradients import lax_gradient, relax_gradient, score_function
+from relax_rl.estimators.relaxation import Surrogate
+
+__all__ = ["policy_gradient_loss"]
+
+
+def policy_gradient_loss(
+    advantage: Tensor,
+    dist: Distribution,
+    action: Tensor,
+    surrogate: Surrogate,
+    *,
+    old_log_prob: Tensor | None = None,
+    clip: float | None = None,
+    weight: Tensor | None = None,
+    phi: Tensor | Iterable[Tensor] | None = None,
+    variance_coef: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The policy loss of an actor-critic, with an action-dependent control variate.
+
+    In place of `-(advantage * dist.log_prob(action)).mean()`: the gradient has the same expectation for every
+    surrogate, and a variance that the surrogate learns to lower with the same `backward()`. Discrete actions take
+    RELAX, continuous ones LAX; no noise need be stored, since z is drawn given the action (or, for a normal, is the
+    action itself).
+
+        g = (A - c(z~)) dlog pi(a) + dc(z) - dc(z~)        (discrete; for a normal, c(a) and dc(a))
+
+    With `old_log_prob` actions may come from an earlier policy, as in PPO's epochs: every term is weighted by the ratio
+    of the probabilities, and where PPO clips the advantage's term only that term is left out, so that the control
+    variate still adds nothing to the mean.
+
+    Args:
+        advantage: `[*]` of the actions taken; no gradient flows into it. Scale it before, not after: the surrogate must
+            see the scale it is to cancel.
+        dist: the policy's present distribution, its `params` `[*, P]` with the graph that leads to theta.
+        action: `[*, ...]` the actions taken.
+        surrogate: c, from z `[*, ...]` to `[*]`; a closure over the observations. Discrete z are unbounded:
+            `dist.soften(z)` makes vectors of probabilities of them.
+        old_log_prob: `[*]` log-probability of each action under the policy that took it; the present one by default.
+        clip: PPO's clipping range of the ratio; none by default.
+        weight: `[*]` of each row, 0 for a row that is none; the loss is divided by the number of rows all the same.
+        phi: what the variance trains. Needed if the surrogate shares parameters with the policy.
+        variance_coef: weight of the variance's gradient, against which an optimiser like Adam is indifferent.
+        generator: of z and z~.
+
+    Returns:
+        A scalar: minus the mean (weighted) advantage, for the log. Its gradient is what matters.
+
+    Raises:
+        ValueError: when a tensor does not give one number a row.
+    """
+    check_rows("advantage", advantage, dist)
+    here = at_leaf(dist)
+    advantage, action = advantage.detach(), action.detach()
+    log_prob = here.log_prob(action)
+    score = score_function(log_prob, here.params)
+    if hasattr(here, "relax_given"):
+        # z is drawn given the action, but moves with the parameters as if its own noise had been drawn first.
+        z = here.relax(here.noise_of(here.relax_given(action, here.sample_noise(generator))))
+        z_tilde = here.relax_given(action, here.sample_noise(generator))
+        controls = surrogate(z), surrogate(z_tilde)
+        control_part = relax_gradient(torch.zeros_like(advantage), None, *controls, here.params, score=score)
+    else:
+        z = here.relax(here.noise_of(action))
+        control_part = lax_gradient(torch.zeros_like(advantage), None, surrogate(z), here.params, score=score)
+    ratio = torch.ones_like(advantage)
+    if old_log_prob is not None:
+        ratio = torch.exp(log_prob.detach() - old_log_prob.detach())
+    kept = _unclipped(advantage, ratio, clip).to(advantage.dtype)
+    estimate = ratio.unsqueeze(-1) * ((kept * advantage).unsqueeze(-1) * score + control_part)
+    rows = max(1, advantage.numel())
+    each = torch.full_like(advantage, 1.0 / rows) if weight is None else weight.detach() / rows
+    shift = dist.params - dist.params.detach()
+    policy_part = -(shift * estimate.detach() * each.unsqueeze(-1)).sum()
+    loss = variance_loss(estimate, weight)
+    trained = as_phi(phi)
+    variance_part = only_to(trained, loss) if trained is not None else loss
+    return policy_part + variance_coef * (variance_part - variance_part.detach()) - (ratio * advantage * each).sum()
+
+
+def _unclipped(advantage: Tensor, ratio: Tensor, clip: float | None) -> Tensor:
+    """Where min(ratio A, clamp(ratio) A) still moves with the ratio (Schulman et al. 2017, eq. 7)."""
+    if clip is None:
+        return torch.ones_like(advantage, dtype=torch.bool)
+    too_far = torch.where(advantage > 0, ratio > 1.0 + clip, ratio < 1.0 - clip)
+    return ~too_far

@@ -1,0 +1,108 @@
+"""Estimators by name: that each entry is what it says, and that the documentation's table is the registry's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import relax_rl
+from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical
+from relax_rl.estimators import ESTIMATORS, Estimate, MovingAverage, describe, estimator_table, make_estimator
+
+DOCUMENT = Path(relax_rl.__file__).parent.parent / "docs" / "estimators.md"
+ROWS = 6
+DISTS: dict[str, Any] = {
+    "bits": Bernoulli(torch.randn(ROWS, 3)),
+    "categories": Categorical(torch.randn(ROWS, 3), one_hot=True),
+    "factors": MultiCategorical(torch.randn(ROWS, 5), (2, 3), one_hot=True),
+    "continuous": DiagGaussian(torch.randn(ROWS, 6)),
+}
+GIVEN: dict[str, Any] = {
+    "surrogate": lambda z: torch.tanh(z).sum(-1),
+    "baseline": torch.zeros(ROWS),
+    "average": MovingAverage(),
+}
+every = pytest.mark.parametrize("name", ESTIMATORS)
+
+
+class Counted:
+    """f, that counts the rows it was asked for and refuses to be differentiated unless allowed."""
+
+    def __init__(self, *, differentiable: bool) -> None:
+        self.differentiable, self.rows = differentiable, 0
+
+    def __call__(self, b: Tensor) -> Tensor:
+        self.rows += b.shape[:-1].numel()
+        value = torch.sin(2 * b) @ torch.linspace(-1.0, 2.0, b.shape[-1]) + b[..., 0] * b[..., -1]
+        return value if self.differentiable else value.detach()
+
+
+def estimate(name: str, kind: str, f: Any) -> Estimate:
+    info = describe(name)
+    options = {need: GIVEN[need] for need in info.needs}
+    return make_estimator(name, generator=torch.Generator().manual_seed(0), **options)(f, DISTS[kind])
+
+
+@every
+def test_defined_for_the_outcomes_it_names_and_refused_elsewhere(name: str) -> None:
+    info = describe(name)
+    if name == "enumerated":
+        run: Any = lambda kind: make_estimator(name)(Counted(differentiable=True), DISTS[kind])  # noqa: E731
+    else:
+        run = lambda kind: estimate(name, kind, Counted(differentiable=True))  # noqa: E731
+    for kind, dist in DISTS.items():
+        if kind in info.outcomes:
+            found = run(kind)
+            assert found.grad.shape == dist.params.shape and found.value.shape == (ROWS,)
+            assert found.grad.isfinite().all() and found.grad.detach().abs().max() > 0
+        else:
+            with pytest.raises(ValueError):
+                run(kind)
+
+
+@every
+def test_evaluations_of_f_and_whether_it_must_be_differentiable(name: str) -> None:
+    info = describe(name)
+    f = Counted(differentiable=info.differentiable)
+    kind = info.outcomes[0]
+    (make_estimator(name)(f, DISTS[kind]) if name == "enumerated" else estimate(name, kind, f))
+    samples = {"K": {"rloo": 2, "vimco": 5, "arms": 4}.get(name, 2), "M": 8}
+    count = samples.get(info.evaluations) or int(info.evaluations.split()[0])
+    assert f.rows == count * ROWS
+    if info.differentiable:
+        with pytest.raises(RuntimeError, match="grad"):
+            estimate(name, kind, Counted(differentiable=False))
+
+
+def test_what_the_registry_refuses() -> None:
+    with pytest.raises(ValueError, match="unknown estimator 'relaxx'; there are reinforce"):
+        make_estimator("relaxx")
+    with pytest.raises(ValueError, match="relax needs surrogate"):
+        make_estimator("relax")
+    with pytest.raises(ValueError, match="no option temperature; it has baseline"):
+        make_estimator("reinforce", temperature=0.5)
+
+
+def test_entries_with_defaults_are_those_of_their_function() -> None:
+    plain, gumbel = (
+        estimate("straight-through", "bits", torch_sum),
+        estimate("straight-through-gumbel", "bits", torch_sum),
+    )
+    assert not torch.allclose(plain.grad, gumbel.grad)
+    probs = DISTS["bits"].mean
+    torch.testing.assert_close(plain.grad, probs * (1 - probs))
+
+
+def torch_sum(b: Tensor) -> Tensor:
+    return b.sum(-1)
+
+
+def test_the_table_of_the_documentation_is_that_of_the_registry() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    table = text.split("<!-- estimators -->\n")[1]
+    assert table == estimator_table(), "run `make docs-tables`"
+    assert all(f"`{name}`" in table for name in ESTIMATORS)

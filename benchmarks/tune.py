@@ -40,6 +40,8 @@ class Study:
     """Settings of all candidates."""
     candidates: tuple[dict[str, Any], ...]
     """What each candidate changes in the base."""
+    second_round: tuple[dict[str, Any], ...] = ()
+    """Candidates that the first round could not tell apart, and that get as many seeds again."""
 
 
 NORMALIZED = {"normalize_obs": True, "normalize_reward": True, "value_lr": 3e-3, "surrogate_lr": 3e-3}
@@ -97,6 +99,11 @@ CANDIDATES: dict[str, Study] = {
             {"policy_lr": 4e-3, "entropy_coef": 0.02, "entropy_schedule": "linear"},
             {"gamma": 0.999, "entropy_coef": 0.003, "value_lr": 3e-3},
         ),
+        second_round=(
+            {"gamma": 0.99},
+            {"policy_lr": 4e-3},
+            {"entropy_coef": 0.02, "entropy_schedule": "linear"},
+        ),
     ),
 }
 
@@ -140,8 +147,11 @@ def settings_of(study: Study, candidate: dict[str, Any], estimator: str) -> dict
 def trials(env: str, study: Study) -> Iterable[dict[str, Any]]:
     """All trials of a study, candidate by candidate; A2C's are not repeated where they would be the same."""
     seen = set()
-    for candidate in study.candidates:
-        for seed in range(FIRST_SEED, FIRST_SEED + study.seeds):
+    first, second = (range(FIRST_SEED + k * study.seeds, FIRST_SEED + (k + 1) * study.seeds) for k in (0, 1))
+    rounds = [(candidate, first) for candidate in study.candidates]
+    rounds += [(candidate, second) for candidate in study.second_round]
+    for candidate, seeds in rounds:
+        for seed in seeds:
             for estimator in study.estimators:
                 settings = settings_of(study, candidate, estimator)
                 trial = {"env": env, "estimator": estimator, "settings": settings, "seed": seed, "steps": study.steps}
@@ -163,11 +173,16 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def score(results: list[dict[str, Any]], task: Task) -> float:
-    """Median steps to the threshold where a run stops there (the budget's end counts double), or minus the mean final return."""
+def score(results: list[dict[str, Any]], task: Task) -> tuple[float, float]:
+    """The lower, the better.
+
+    Where a run stops at the threshold, the median of the steps to it (the budget's end counts double). Where it does not,
+    the share of runs that end below what is asked, and of equal ones the mean final return.
+    """
     if task.stop_when_reached:
-        return float(statistics.median(r["reached"] or 2 * r["steps"] for r in results))
-    return -statistics.fmean(r["final"] for r in results)
+        return float(statistics.median(r["reached"] or 2 * r["steps"] for r in results)), 0.0
+    final = [r["final"] for r in results]
+    return statistics.fmean(value < task.threshold for value in final), -statistics.fmean(final)
 
 
 def cell(results: list[dict[str, Any]], task: Task) -> str:
@@ -191,7 +206,8 @@ def table(env: str, study: Study, results: list[dict[str, Any]]) -> str:
             scores = [score(group, task) for group in groups]
             name = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in candidate.items())
             cells = [name or "nothing changed", *(cell(group, task) for group in groups)]
-            rows.append((statistics.fmean(scores), f"| {' | '.join(cells)} |"))
+            whole = tuple(statistics.fmean(part) for part in zip(*scores, strict=True))
+            rows.append((whole, f"| {' | '.join(cells)} |"))
     what = (
         f"runs that reached {task.threshold:g}, and the median of their steps"
         if task.stop_when_reached

@@ -54,7 +54,7 @@ def main() -> None:
         rollout_obs, actions, rewards, over = [obs], [], [], []
         for _ in range(5):
             with torch.no_grad():
-                action = Categorical(logits=policy(obs)).sample()
+                action = torch.distributions.Categorical(logits=policy(obs)).sample()
             found, reward, terminated, truncated, infos = envs.step(action.numpy())
             done = terminated | truncated
             running += reward

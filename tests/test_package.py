@@ -123,16 +123,6 @@ def test_the_examples_of_the_estimators_page_work() -> None:
         exec(compile(block, f"docs/estimators.md, example {number}", "exec"), namespace)
 
 
-def test_the_example_script_works(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "examples" / "train_and_save.py"), "--steps", "1000"]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
-    run = subprocess.run(
-        [*command, "--path", "agent.safetensors"], cwd=tmp_path, env=environment, capture_output=True, timeout=120
-    )
-    assert run.returncode == 0, run.stderr
-    assert (tmp_path / "agent.safetensors").exists()
-
-
 def test_documents_link_to_files_that_exist() -> None:
     for document in [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text(encoding="utf-8")):

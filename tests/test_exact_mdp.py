@@ -1,0 +1,216 @@
+"""A small Markov decision process with everything enumerated: the agents' gradients are the exact policy gradient.
+
+Episodes end by themselves and by a time limit of two steps, and go on after it, under each way of autoreset.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from torch import Tensor
+
+from relax_rl.agents import A2C, LAX, RELAX, ActorCritic
+from relax_rl.agents.batch import Batch
+from relax_rl.envs import VectorEnvs
+from relax_rl.estimators import marginal
+from relax_rl.rollouts import Collector
+from tests.oracles import assert_unbiased, collect
+
+STATES, LIMIT, STEPS, GAMMA = 3, 2, 5, 0.9
+# An action counts by its weight w: 0 or 1 for the two discrete ones, sigmoid(a) for a continuous one.
+START = np.array([0.6, 0.4, 0.0])
+REWARD, REWARD_W = np.array([0.3, -0.5, 0.2]), np.array([1.0, -1.5, 2.0])
+END, END_W = np.array([0.1, 0.05, 0.3]), np.array([0.2, 0.1, -0.2])
+MOVE = np.array([[0.2, 0.5, 0.3], [0.6, 0.1, 0.3], [0.1, 0.2, 0.7]])
+MOVE_W = np.array([[0.5, -0.4, -0.1], [-0.5, 0.1, 0.4], [0.3, 0.3, -0.6]])
+LOGITS = torch.tensor([[0.4, -0.3], [-0.5, 0.2], [0.1, 0.6]])
+
+
+class Chain(VectorEnv):
+    """Many copies of the process at once; the observation is the state, one-hot."""
+
+    def __init__(self, num_envs: int, space: spaces.Space[Any], mode: AutoresetMode, seed: int) -> None:
+        self.num_envs = num_envs
+        self.metadata: dict[str, Any] = {"autoreset_mode": mode}
+        self.single_observation_space = spaces.Box(0.0, 1.0, (STATES,), np.float32)
+        self.observation_space = spaces.Box(0.0, 1.0, (num_envs, STATES), np.float32)
+        self.single_action_space = space
+        self.action_space = gym.vector.utils.batch_space(space, num_envs)
+        self.mode, self.rng = mode, np.random.default_rng(seed)
+        self.state, self.elapsed = np.zeros(num_envs, int), np.zeros(num_envs, int)
+        self.ended = np.zeros(num_envs, bool)
+
+    def see(self) -> np.ndarray:
+        return np.eye(STATES, dtype=np.float32)[self.state]
+
+    def restart(self, rows: np.ndarray) -> None:
+        self.state[rows] = self.rng.choice(STATES, rows.sum(), p=START)
+        self.elapsed[rows], self.ended[rows] = 0, False
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        del seed
+        self.restart(np.ones(self.num_envs, bool) if options is None else options["reset_mask"])
+        return self.see(), {}
+
+    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        w = np.asarray(actions, float).reshape(-1)
+        w = w if isinstance(self.single_action_space, spaces.Discrete) else 1 / (1 + np.exp(-w))
+        made_up = self.ended.copy() if self.mode is AutoresetMode.NEXT_STEP else np.zeros(self.num_envs, bool)
+        s = self.state
+        reward = np.where(made_up, 0.0, REWARD[s] + REWARD_W[s] * w)
+        terminated = (self.rng.random(self.num_envs) < END[s] + END_W[s] * w) & ~made_up
+        probs = (MOVE[s] + MOVE_W[s] * w[:, None]).cumsum(1)
+        self.state = np.minimum((self.rng.random((self.num_envs, 1)) > probs).sum(1), STATES - 1)
+        self.elapsed = self.elapsed + 1
+        truncated = (self.elapsed >= LIMIT) & ~terminated & ~made_up
+        self.ended = terminated | truncated
+        infos: dict[str, Any] = {}
+        if self.mode is AutoresetMode.NEXT_STEP:
+            self.restart(made_up)
+        elif self.mode is AutoresetMode.SAME_STEP and self.ended.any():
+            last = np.empty(self.num_envs, object)
+            for row, obs in enumerate(self.see()):
+                last[row] = obs
+            infos = {"final_obs": last, "_final_obs": self.ended.copy()}
+            ended = self.ended.copy()
+            self.restart(ended)
+            return self.see(), reward, terminated, truncated, infos
+        return self.see(), reward, terminated, truncated, infos
+
+
+def expected_weight(params: Tensor, continuous: bool) -> Tensor:
+    """`[S]` E[w(a)] under the policy, differentiable in its float64 parameters `[S, P]`."""
+    if not continuous:
+        return params.softmax(-1)[:, 1]
+    nodes = torch.linspace(-9, 9, 201, dtype=torch.float64)
+    weights = torch.softmax(-0.5 * nodes.square(), 0)
+    return torch.sigmoid(params[:, :1] + params[:, 1:].exp() * nodes) @ weights
+
+
+def solve(params: Tensor, continuous: bool) -> tuple[np.ndarray, np.ndarray]:
+    """V, without the time limit, and the slope of Q(s, a) = ... + slope(s) w(a)."""
+    w = expected_weight(params, continuous).detach().numpy()
+
+    def backup(value: np.ndarray, w: np.ndarray) -> np.ndarray:
+        return REWARD + REWARD_W * w + GAMMA * (1 - END - END_W * w) * ((MOVE + MOVE_W * w[:, None]) @ value)
+
+    # Termination and movement are independent given (s, a): Q is quadratic in w, so slopes are taken where it is used.
+    value = np.zeros(STATES)
+    moments = expected_square(params, continuous)
+    for _ in range(2_000):
+        at0, at1, half = (backup(value, np.full(STATES, x)) for x in (0.0, 1.0, 0.5))
+        curve = 2 * (at1 + at0) - 4 * half
+        value = at0 + (at1 - at0 - curve) * w + curve * moments.detach().numpy()
+    return value, np.stack([at1 - at0 - curve, curve])
+
+
+def expected_square(params: Tensor, continuous: bool) -> Tensor:
+    """`[S]` E[w(a)^2]."""
+    if not continuous:
+        return params.softmax(-1)[:, 1]
+    nodes = torch.linspace(-9, 9, 201, dtype=torch.float64)
+    weights = torch.softmax(-0.5 * nodes.square(), 0)
+    return torch.sigmoid(params[:, :1] + params[:, 1:].exp() * nodes).square() @ weights
+
+
+def visits(params: Tensor, continuous: bool, mode: AutoresetMode) -> np.ndarray:
+    """`[S]` expected number of valid steps from each state in a rollout of `STEPS` steps after a reset."""
+    w = expected_weight(params, continuous).detach().numpy()
+    square = expected_square(params, continuous).detach().numpy()
+    # P(s' and not ended | s) under the policy, a polynomial of second degree in w.
+    stay = (1 - END)[:, None] * MOVE + w[:, None] * ((1 - END)[:, None] * MOVE_W - END_W[:, None] * MOVE)
+    stay = stay - square[:, None] * END_W[:, None] * MOVE_W
+    mass, resetting = np.zeros((LIMIT, STATES)), 0.0
+    mass[0] = START
+    total = np.zeros(STATES)
+    for _ in range(STEPS):
+        total += mass.sum(0)
+        after = np.zeros_like(mass)
+        after[1:] = mass[:-1] @ stay
+        ended = mass.sum() - after.sum()
+        if mode is AutoresetMode.NEXT_STEP:
+            after[0] += resetting * START
+            resetting = ended
+        else:
+            after[0] += ended * START
+        mass = after
+    assert mass.sum() + resetting == pytest.approx(1.0)
+    return total
+
+
+def exact_policy_gradient(continuous: bool, mode: AutoresetMode) -> tuple[Tensor, np.ndarray]:
+    """`[S * P]` sum over the rollout of E[Q(s, a) dlog pi(a | s)], and V."""
+    params = LOGITS.double().requires_grad_()
+    value, (slope, curve) = solve(params, continuous)
+    count = visits(params, continuous, mode)
+    linear, square = expected_weight(params, continuous), expected_square(params, continuous)
+    objective = (torch.from_numpy(count * slope) * linear + torch.from_numpy(count * curve) * square).sum()
+    (gradient,) = torch.autograd.grad(objective, params)
+    return gradient.flatten(), value
+
+
+class MarginalControl(RELAX):
+    """RELAX's surrogate, with its expectation over the actions summed instead of drawn."""
+
+    name: ClassVar[str] = "marginal"
+
+    def estimate(self, batch: Batch) -> Tensor:
+        rows = len(batch.features)
+        control = lambda a: self.surrogate(batch.features.expand(len(a), rows, -1).flatten(0, 1), a.flatten(0, 1))  # noqa: E731
+        return marginal(
+            batch.advantage,
+            batch.dist,
+            lambda a: control(a).unflatten(0, a.shape[:2]),
+            noise=batch.noise,  # type: ignore[arg-type]
+        ).grad
+
+
+def gradients(kind: type[ActorCritic], mode: AutoresetMode, value: np.ndarray | None) -> Any:
+    """Draws `[N, S * P]` of the gradient each environment contributes at the logits of each state."""
+    continuous = kind is LAX
+    space: Any = spaces.Box(-np.inf, np.inf, (1,), np.float32) if continuous else spaces.Discrete(2)
+    agent = kind(
+        spaces.Box(0.0, 1.0, (STATES,), np.float32), space, hidden=(), gamma=GAMMA, gae_lambda=0.7, num_steps=STEPS
+    )
+    with torch.no_grad():
+        agent.policy.head.bias.zero_()
+        if continuous:
+            agent.policy.head.weight.copy_(LOGITS[:, :1].T)
+            assert agent.policy.log_std is not None
+            agent.policy.log_std.zero_()
+        else:
+            agent.policy.head.weight.copy_(LOGITS.T)
+        agent.value.head.weight.copy_(torch.from_numpy(value if value is not None else np.zeros(STATES))[None])
+        agent.value.head.bias.zero_()
+        if hasattr(agent, "surrogate"):
+            torch.nn.init.normal_(agent.surrogate.head.weight, std=0.5, generator=torch.Generator().manual_seed(0))
+    seeds = iter(range(1_000))
+
+    def draw(rows: int) -> Tensor:
+        envs = VectorEnvs(Chain(rows, space, mode, seed=next(seeds)), seed=0)
+        collector = Collector(envs, agent.observations.encode, agent._to_env, STEPS)
+        rollout = collector.collect(agent.sample, agent.sample_noise(STEPS, rows))
+        params, values, features = agent._forward(rollout)
+        batch = agent._batch(rollout, params, values.detach(), features)
+        applied = agent.estimate(batch).detach() * batch.weight[:, None]
+        states = rollout.obs[:-1].flatten(0, 1)
+        each = (states[:, :, None] * applied[:, None, :]).unflatten(0, (STEPS, rows)).sum(0)
+        return each.flatten(1)
+
+    return draw
+
+
+MODES = pytest.mark.parametrize("mode", list(AutoresetMode))
+
+
+@MODES
+@pytest.mark.parametrize("kind", [A2C, RELAX, MarginalControl])
+def test_discrete_agents_estimate_the_exact_policy_gradient(kind: type[ActorCritic], mode: AutoresetMode) -> None:
+    exact, value = exact_policy_gradient(False, mode)
+    assert_unbiased(collect(gradients(kind, mode, value), 250_000, chunk=25_000), exact, power=0.05)

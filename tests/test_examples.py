@@ -1,0 +1,58 @@
+"""The example scripts: that they run, and that a plain loop becomes RELAX in a few lines."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import relax_rl
+
+ROOT = Path(relax_rl.__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+def run(script: str, *arguments: str, folder: Path) -> str:
+    command = [sys.executable, str(EXAMPLES / script), *arguments]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_train_and_save(tmp_path: Path) -> None:
+    run("train_and_save.py", "--steps", "1000", "--path", "agent.safetensors", folder=tmp_path)
+    assert (tmp_path / "agent.safetensors").exists()
+
+
+@pytest.mark.parametrize("script", ["a2c.py", "a2c_relax.py", "ppo.py", "ppo_relax.py"])
+def test_plain_loops_learn(script: str, tmp_path: Path) -> None:
+    """20,000 steps leave a random policy (about 22) behind."""
+    lines = run(script, "--steps", "21000", folder=tmp_path).splitlines()
+    assert float(lines[-1].split()[-1]) > 32
+
+
+@pytest.mark.skipif(importlib.util.find_spec("stable_baselines3") is None, reason="needs stable-baselines3")
+def test_stable_baselines3_evaluates_our_agent(tmp_path: Path) -> None:
+    text = run("evaluate_with_sb3.py", "--steps", "2000", "--episodes", "4", folder=tmp_path)
+    assert text.startswith("return ") and "over 4 episodes" in text
+
+
+def code_of(script: str) -> list[str]:
+    """Lines of code, without the module's docstring and blank lines."""
+    text = (EXAMPLES / script).read_text(encoding="utf-8")
+    first = ast.parse(text).body[0]
+    return [line for line in text.splitlines()[first.end_lineno :] if line.strip()]
+
+
+@pytest.mark.parametrize("algorithm", ["a2c", "ppo"])
+def test_relax_takes_fewer_than_ten_changed_lines(algorithm: str) -> None:
+    before, after = code_of(f"{algorithm}.py"), code_of(f"{algorithm}_relax.py")
+    changes = [line for line in difflib.ndiff(before, after) if line.startswith(("+ ", "- "))]
+    added, removed = (sum(line.startswith(sign) for line in changes) for sign in "+-")
+    assert 0 < max(added, removed) < 10

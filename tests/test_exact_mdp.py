@@ -5,6 +5,8 @@ Episodes end by themselves and by a time limit of two steps, and go on after it,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -15,12 +17,12 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from relax_rl.agents import A2C, LAX, RELAX, ActorCritic
+from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Reinforce
 from relax_rl.agents.batch import Batch
 from relax_rl.envs import VectorEnvs
 from relax_rl.estimators import marginal
-from relax_rl.rollouts import Collector
-from tests.oracles import assert_unbiased, collect
+from relax_rl.rollouts import Collector, Rollout
+from tests.oracles import assert_unbiased, collect, rejects
 
 STATES, LIMIT, STEPS, GAMMA = 3, 2, 5, 0.9
 # An action counts by its weight w: 0 or 1 for the two discrete ones, sigmoid(a) for a continuous one.
@@ -30,6 +32,9 @@ END, END_W = np.array([0.1, 0.05, 0.3]), np.array([0.2, 0.1, -0.2])
 MOVE = np.array([[0.2, 0.5, 0.3], [0.6, 0.1, 0.3], [0.1, 0.2, 0.7]])
 MOVE_W = np.array([[0.5, -0.4, -0.1], [-0.5, 0.1, 0.4], [0.3, 0.3, -0.6]])
 LOGITS = torch.tensor([[0.4, -0.3], [-0.5, 0.2], [0.1, 0.6]])
+NORMALS = torch.tensor([[0.4, 0.2], [-0.5, 0.2], [0.1, 0.2]])  # means, and the log standard deviation that they share
+NODES = torch.linspace(-9, 9, 201, dtype=torch.float64)
+WEIGHTS = torch.softmax(-0.5 * NODES.square(), 0)
 
 
 class Chain(VectorEnv):
@@ -88,35 +93,32 @@ def expected_weight(params: Tensor, continuous: bool) -> Tensor:
     """`[S]` E[w(a)] under the policy, differentiable in its float64 parameters `[S, P]`."""
     if not continuous:
         return params.softmax(-1)[:, 1]
-    nodes = torch.linspace(-9, 9, 201, dtype=torch.float64)
-    weights = torch.softmax(-0.5 * nodes.square(), 0)
-    return torch.sigmoid(params[:, :1] + params[:, 1:].exp() * nodes) @ weights
-
-
-def solve(params: Tensor, continuous: bool) -> tuple[np.ndarray, np.ndarray]:
-    """V, without the time limit, and the slope of Q(s, a) = ... + slope(s) w(a)."""
-    w = expected_weight(params, continuous).detach().numpy()
-
-    def backup(value: np.ndarray, w: np.ndarray) -> np.ndarray:
-        return REWARD + REWARD_W * w + GAMMA * (1 - END - END_W * w) * ((MOVE + MOVE_W * w[:, None]) @ value)
-
-    # Termination and movement are independent given (s, a): Q is quadratic in w, so slopes are taken where it is used.
-    value = np.zeros(STATES)
-    moments = expected_square(params, continuous)
-    for _ in range(2_000):
-        at0, at1, half = (backup(value, np.full(STATES, x)) for x in (0.0, 1.0, 0.5))
-        curve = 2 * (at1 + at0) - 4 * half
-        value = at0 + (at1 - at0 - curve) * w + curve * moments.detach().numpy()
-    return value, np.stack([at1 - at0 - curve, curve])
+    return torch.sigmoid(params[:, :1] + params[:, 1:].exp() * NODES) @ WEIGHTS
 
 
 def expected_square(params: Tensor, continuous: bool) -> Tensor:
     """`[S]` E[w(a)^2]."""
     if not continuous:
         return params.softmax(-1)[:, 1]
-    nodes = torch.linspace(-9, 9, 201, dtype=torch.float64)
-    weights = torch.softmax(-0.5 * nodes.square(), 0)
-    return torch.sigmoid(params[:, :1] + params[:, 1:].exp() * nodes).square() @ weights
+    return torch.sigmoid(params[:, :1] + params[:, 1:].exp() * NODES).square() @ WEIGHTS
+
+
+def solve(params: Tensor, continuous: bool) -> tuple[np.ndarray, np.ndarray]:
+    """V, without the time limit, and `[2, S]` what Q(s, a) holds of w(a) and of its square.
+
+    Given (s, a), ending and moving are independent, each linear in w: Q is of second degree.
+    """
+    w, square = (f(params, continuous).detach().numpy() for f in (expected_weight, expected_square))
+
+    def backup(value: np.ndarray, w: np.ndarray) -> np.ndarray:
+        return REWARD + REWARD_W * w + GAMMA * (1 - END - END_W * w) * ((MOVE + MOVE_W * w[:, None]) @ value)
+
+    value = np.zeros(STATES)
+    for _ in range(2_000):
+        at0, at1, half = (backup(value, np.full(STATES, x)) for x in (0.0, 1.0, 0.5))
+        curve = 2 * (at1 + at0) - 4 * half
+        value = at0 + (at1 - at0 - curve) * w + curve * square
+    return value, np.stack([at1 - at0 - curve, curve])
 
 
 def visits(params: Tensor, continuous: bool, mode: AutoresetMode) -> np.ndarray:
@@ -146,7 +148,7 @@ def visits(params: Tensor, continuous: bool, mode: AutoresetMode) -> np.ndarray:
 
 def exact_policy_gradient(continuous: bool, mode: AutoresetMode) -> tuple[Tensor, np.ndarray]:
     """`[S * P]` sum over the rollout of E[Q(s, a) dlog pi(a | s)], and V."""
-    params = LOGITS.double().requires_grad_()
+    params = (NORMALS if continuous else LOGITS).double().requires_grad_()
     value, (slope, curve) = solve(params, continuous)
     count = visits(params, continuous, mode)
     linear, square = expected_weight(params, continuous), expected_square(params, continuous)
@@ -171,9 +173,15 @@ class MarginalControl(RELAX):
         ).grad
 
 
-def gradients(kind: type[ActorCritic], mode: AutoresetMode, value: np.ndarray | None) -> Any:
-    """Draws `[N, S * P]` of the gradient each environment contributes at the logits of each state."""
-    continuous = kind is LAX
+def gradients(
+    kind: type[ActorCritic],
+    mode: AutoresetMode,
+    value: np.ndarray,
+    *,
+    continuous: bool = False,
+    spoil: Callable[[Rollout], Rollout] = lambda rollout: rollout,
+) -> Any:
+    """Draws `[N, S * P]` of the gradient each environment contributes at the parameters of each state."""
     space: Any = spaces.Box(-np.inf, np.inf, (1,), np.float32) if continuous else spaces.Discrete(2)
     agent = kind(
         spaces.Box(0.0, 1.0, (STATES,), np.float32), space, hidden=(), gamma=GAMMA, gae_lambda=0.7, num_steps=STEPS
@@ -181,12 +189,12 @@ def gradients(kind: type[ActorCritic], mode: AutoresetMode, value: np.ndarray | 
     with torch.no_grad():
         agent.policy.head.bias.zero_()
         if continuous:
-            agent.policy.head.weight.copy_(LOGITS[:, :1].T)
+            agent.policy.head.weight.copy_(NORMALS[:, :1].T)
             assert agent.policy.log_std is not None
-            agent.policy.log_std.zero_()
+            agent.policy.log_std.copy_(NORMALS[0, 1:])
         else:
             agent.policy.head.weight.copy_(LOGITS.T)
-        agent.value.head.weight.copy_(torch.from_numpy(value if value is not None else np.zeros(STATES))[None])
+        agent.value.head.weight.copy_(torch.from_numpy(value)[None])
         agent.value.head.bias.zero_()
         if hasattr(agent, "surrogate"):
             torch.nn.init.normal_(agent.surrogate.head.weight, std=0.5, generator=torch.Generator().manual_seed(0))
@@ -195,7 +203,7 @@ def gradients(kind: type[ActorCritic], mode: AutoresetMode, value: np.ndarray | 
     def draw(rows: int) -> Tensor:
         envs = VectorEnvs(Chain(rows, space, mode, seed=next(seeds)), seed=0)
         collector = Collector(envs, agent.observations.encode, agent._to_env, STEPS)
-        rollout = collector.collect(agent.sample, agent.sample_noise(STEPS, rows))
+        rollout = spoil(collector.collect(agent.sample, agent.sample_noise(STEPS, rows)))
         params, values, features = agent._forward(rollout)
         batch = agent._batch(rollout, params, values.detach(), features)
         applied = agent.estimate(batch).detach() * batch.weight[:, None]
@@ -210,7 +218,40 @@ MODES = pytest.mark.parametrize("mode", list(AutoresetMode))
 
 
 @MODES
-@pytest.mark.parametrize("kind", [A2C, RELAX, MarginalControl])
+@pytest.mark.parametrize("kind", [A2C, Reinforce, RELAX, MarginalControl])
 def test_discrete_agents_estimate_the_exact_policy_gradient(kind: type[ActorCritic], mode: AutoresetMode) -> None:
     exact, value = exact_policy_gradient(False, mode)
-    assert_unbiased(collect(gradients(kind, mode, value), 250_000, chunk=25_000), exact, power=0.05)
+    assert_unbiased(collect(gradients(kind, mode, value), 200_000, chunk=25_000), exact, power=0.06)
+
+
+@MODES
+@pytest.mark.parametrize("kind", [A2C, LAX])
+def test_continuous_agents_estimate_the_exact_policy_gradient(kind: type[ActorCritic], mode: AutoresetMode) -> None:
+    exact, value = exact_policy_gradient(True, mode)
+    draws = gradients(kind, mode, value, continuous=True)
+    assert_unbiased(collect(draws, 400_000, chunk=25_000), exact, power=0.15)
+
+
+# The same test finds what others get wrong
+
+
+def time_limit_as_end(rollout: Rollout) -> Rollout:
+    return replace(rollout, terminated=rollout.terminated | rollout.truncated)
+
+
+def value_of_the_next_episode(rollout: Rollout) -> Rollout:
+    """Bootstrapping a truncated episode from the first observation of the next one."""
+    return replace(rollout, final_obs=rollout.final_obs[:0], final_index=rollout.final_index[:0])
+
+
+@pytest.mark.parametrize(
+    "spoil, mode",
+    [
+        (time_limit_as_end, AutoresetMode.NEXT_STEP),
+        (time_limit_as_end, AutoresetMode.SAME_STEP),
+        (value_of_the_next_episode, AutoresetMode.SAME_STEP),
+    ],
+)
+def test_mistakes_at_the_ends_of_episodes_are_found(spoil: Callable[[Rollout], Rollout], mode: AutoresetMode) -> None:
+    exact, value = exact_policy_gradient(False, mode)
+    assert rejects(collect(gradients(A2C, mode, value, spoil=spoil), 150_000, chunk=25_000), exact)

@@ -194,7 +194,7 @@ def cell(results: list[dict[str, Any]], task: Task) -> str:
 
 
 def table(env: str, study: Study, results: list[dict[str, Any]]) -> str:
-    """Markdown: one row a candidate, best first."""
+    """Markdown: one row a candidate, best first, those of the second round before the others."""
     task = TASKS[env]
     rows = []
     for candidate in study.candidates:
@@ -207,7 +207,7 @@ def table(env: str, study: Study, results: list[dict[str, Any]]) -> str:
             name = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in candidate.items())
             cells = [name or "nothing changed", *(cell(group, task) for group in groups)]
             whole = tuple(statistics.fmean(part) for part in zip(*scores, strict=True))
-            rows.append((whole, f"| {' | '.join(cells)} |"))
+            rows.append(((candidate not in study.second_round, *whole), f"| {' | '.join(cells)} |"))
     what = (
         f"runs that reached {task.threshold:g}, and the median of their steps"
         if task.stop_when_reached

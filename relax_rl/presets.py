@@ -49,12 +49,11 @@ _NORMALIZED = {"normalize_obs": True, "normalize_reward": True, "value_lr": 3e-3
 _CLASSIC = {"num_envs": 8, "num_steps": 5, "gamma": 0.98, "gae_lambda": 0.8, **_NORMALIZED}
 _LUNAR = {
     "num_steps": 32,
-    "gamma": 0.995,
+    "gamma": 0.99,
     "gae_lambda": 0.98,
-    "policy_lr": 4e-3,
+    "policy_lr": 2e-3,
     "value_lr": 1e-2,
-    "entropy_coef": 0.02,
-    "entropy_schedule": "linear",
+    "entropy_coef": 0.01,
 }
 
 PRESETS: tuple[Preset, ...] = (

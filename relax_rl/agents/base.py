@@ -274,11 +274,15 @@ class ActorCritic:
 
     def _forward(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
         """Policy parameters `[T N, P]`, values `[(T + 1) N + K]` (all observations, then the final ones) and features."""
-        obs = self._normalized(torch.cat([rollout.obs.flatten(0, 1), rollout.final_obs]))
+        obs = rollout.obs.flatten(0, 1)
+        obs = self._normalized(torch.cat([obs, rollout.final_obs]) if len(rollout.final_obs) else obs)
         rows = rollout.num_steps * rollout.num_envs
         if self.shared_torso:
-            features = self.policy.torso(obs)
-            return self.policy.params(features[:rows]), self.value.value(features), features[:rows].detach()
+            features = self.policy.torso(obs[:rows])
+            with torch.no_grad():  # the observations that only bootstrap take no part in the backward pass
+                beyond = self.value(obs[rows:])
+            value = torch.cat([self.value.value(features), beyond])
+            return self.policy.params(features), value, features.detach()
         return self.policy(obs[:rows]), self.value(obs), obs[:rows]
 
     def _batch(self, rollout: Rollout, params: Tensor, value: Tensor, features: Tensor) -> Batch:

@@ -75,6 +75,7 @@ class Adam:
         self.parameters, self.lr, self.betas, self.eps = parameters, lr, betas, eps
         self.steps = 0
         self.mean, self.square = torch.zeros_like(parameters.data), torch.zeros_like(parameters.data)
+        self._denominator = torch.empty_like(parameters.data)
 
     def step(self, factor: float = 1.0) -> None:
         grad, (beta1, beta2) = self.parameters.grad, self.betas
@@ -82,7 +83,7 @@ class Adam:
         self.mean.lerp_(grad, 1.0 - beta1)
         self.square.mul_(beta2).addcmul_(grad, grad, value=1.0 - beta2)
         correction = math.sqrt(1.0 - beta2**self.steps)
-        denominator = self.square.sqrt().add_(self.eps * correction)
+        denominator = torch.sqrt(self.square, out=self._denominator).add_(self.eps * correction)
         size = self.lr * factor * correction / (1.0 - beta1**self.steps)
         self.parameters.data.addcdiv_(self.mean, denominator, value=-size)
 
@@ -101,11 +102,13 @@ class RMSprop:
     def __init__(self, parameters: FlatParameters, *, lr: float, decay: float = 0.99, eps: float = 1e-5) -> None:
         self.parameters, self.lr, self.decay, self.eps = parameters, lr, decay, eps
         self.square = torch.zeros_like(parameters.data)
+        self._denominator = torch.empty_like(parameters.data)
 
     def step(self, factor: float = 1.0) -> None:
         grad = self.parameters.grad
         self.square.mul_(self.decay).addcmul_(grad, grad, value=1.0 - self.decay)
-        self.parameters.data.addcdiv_(grad, self.square.sqrt().add_(self.eps), value=-self.lr * factor)
+        denominator = torch.sqrt(self.square, out=self._denominator).add_(self.eps)
+        self.parameters.data.addcdiv_(grad, denominator, value=-self.lr * factor)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"square": self.square}

@@ -310,6 +310,15 @@ def test_conditional_samples_move_with_the_parameters_as_finite_differences_say(
     assert gradient.abs().max() > 0.1, "z~ must depend on the parameters"
 
 
+@every
+def test_the_score_is_the_gradient_of_the_log_probability(family: Family) -> None:
+    dist = family(torch.randn(200, 6, generator=seeded(38), dtype=torch.float64).requires_grad_())
+    sample = dist.threshold(dist.relax(dist.sample_noise(seeded(39)).double())).detach()
+    (expected,) = torch.autograd.grad(dist.log_prob(sample).sum(), dist.params)
+    assert not dist.score(sample).requires_grad
+    torch.testing.assert_close(dist.score(sample), expected)
+
+
 def derivatives(function: Callable[[Tensor], Tensor], params: Tensor) -> list[Tensor]:
     """The value, the gradient of a nonlinear function of it, and the gradient of that gradient's squared norm."""
     params = params.detach().requires_grad_()

@@ -8,7 +8,7 @@ from functools import cached_property
 from torch import Tensor
 
 from relax_rl.distributions import Distribution
-from relax_rl.estimators import reinforce_gradient, score_function
+from relax_rl.estimators import reinforce_gradient
 
 __all__ = ["Batch"]
 
@@ -40,7 +40,7 @@ class Batch:
     @cached_property
     def score(self) -> Tensor:
         """`[B, P]` dlog pi(a | s) at `dist.params`, a constant."""
-        return score_function(self.dist.log_prob(self.action), self.dist.params)
+        return self.dist.score(self.action)
 
     @cached_property
     def entropy(self) -> Tensor:

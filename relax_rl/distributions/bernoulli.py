@@ -54,6 +54,9 @@ class Bernoulli:
     def log_prob(self, sample: Tensor) -> Tensor:
         return F.logsigmoid((2 * sample - 1) * self.params).sum(-1)
 
+    def score(self, sample: Tensor) -> Tensor:
+        return sample - torch.sigmoid(self.params.detach())
+
     def entropy(self) -> Tensor:
         # -(1 - p) log(1 - p) - p log p: a sum of positive terms, so that nothing cancels where p is close to 0 or 1.
         x = self.params

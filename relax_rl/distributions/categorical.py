@@ -56,6 +56,11 @@ class Categorical:
     def log_prob(self, sample: Tensor) -> Tensor:
         return self.log_probs.gather(-1, self._index(sample).unsqueeze(-1)).squeeze(-1)
 
+    def score(self, sample: Tensor) -> Tensor:
+        index = self._index(sample).unsqueeze(-1)
+        minus_probs = F.softmax(self.params.detach(), dim=-1).neg_()
+        return minus_probs.scatter_add_(-1, index, torch.ones_like(index, dtype=minus_probs.dtype))
+
     def entropy(self) -> Tensor:
         log_probs = self.log_probs
         return -(log_probs.exp() * log_probs).sum(-1)

@@ -55,6 +55,12 @@ class DiagGaussian:
         standard = (sample - mean) * torch.exp(-log_std)
         return -(0.5 * standard**2 + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
 
+    def score(self, sample: Tensor) -> Tensor:
+        mean, log_std = self.params.detach().chunk(2, -1)
+        precision = torch.exp(-log_std)
+        standard = (sample - mean) * precision
+        return torch.cat([standard * precision, standard.square() - 1.0], -1)
+
     def entropy(self) -> Tensor:
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 

@@ -77,6 +77,9 @@ class MultiCategorical:
     def log_prob(self, sample: Tensor) -> Tensor:
         return self.log_probs.gather(-1, self._index(sample).unsqueeze(-1)).squeeze(-1).sum(-1)
 
+    def score(self, sample: Tensor) -> Tensor:
+        return (self.embed(sample) - self.mean).detach()
+
     def entropy(self) -> Tensor:
         log_probs = self.log_probs
         return -(log_probs.exp() * log_probs).sum((-2, -1))

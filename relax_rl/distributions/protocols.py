@@ -41,6 +41,9 @@ class Distribution(Protocol):
     def log_prob(self, sample: Tensor) -> Tensor:
         """`[*]` log p(b) (log-density for continuous outcomes)."""
 
+    def score(self, sample: Tensor) -> Tensor:
+        """`[*, P]` dlog p(b) / dparams in closed form, without graph."""
+
     def entropy(self) -> Tensor:
         """`[*]` entropy in nats."""
 

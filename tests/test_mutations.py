@@ -145,7 +145,7 @@ PLANTS = (
         "estimators/estimate.py",
         "    squared_norm = grad.square().sum(-1)\n    if weight",
         "    squared_norm = grad.mean(-1).square()\n    if weight",
-        "test_estimators.py::test_the_variance_loss_is_the_enumerated_second_moment_and_falls_with_the_variance",
+        "test_estimators.py::test_weights_of_the_variance_loss",
     ),
     Plant(
         "norms summed instead of their squares",
@@ -201,7 +201,7 @@ PLANTS = (
         "rollouts.py",
         "decay = (gamma * gae_lambda) * (ok & ~over & ~cut)",
         "decay = (gamma * gae_lambda) * (ok & ~over)",
-        "test_rollouts.py",
+        "test_rollouts.py::test_gae_is_the_sum_of_discounted_deltas_within_an_episode[False-0.99-0.95]",
     ),
     Plant(
         "statistics that take the batch in before it is used",

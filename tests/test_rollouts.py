@@ -28,13 +28,17 @@ def by_definition(reward, value, next_value, terminated, truncated, valid, gamma
 
 
 @pytest.mark.parametrize(("gamma", "lambda_"), [(0.99, 0.95), (1.0, 1.0), (0.9, 0.0), (0.0, 0.5)])
-def test_gae_is_the_sum_of_discounted_deltas_within_an_episode(gamma: float, lambda_: float) -> None:
+@pytest.mark.parametrize("made_up_rows", [True, False])
+def test_gae_is_the_sum_of_discounted_deltas_within_an_episode(
+    gamma: float, lambda_: float, made_up_rows: bool
+) -> None:
     rng = np.random.default_rng(1)
     reward, value, next_value = (rng.normal(size=(12, 4)) for _ in range(3))
     terminated = rng.random((12, 4)) < 0.15
     truncated = (rng.random((12, 4)) < 0.15) & ~terminated
     valid = np.ones((12, 4), bool)
-    valid[1:] = ~(terminated | truncated)[:-1]  # as NEXT_STEP autoreset has it
+    if made_up_rows:  # as NEXT_STEP autoreset has them
+        valid[1:] = ~(terminated | truncated)[:-1]
     terminated &= valid
     truncated &= valid
     got = gae(

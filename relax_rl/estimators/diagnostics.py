@@ -59,33 +59,35 @@ def draws_of(draw: Callable[[], Tensor], num_draws: int) -> Tensor:
     return torch.stack([draw().detach().flatten() for _ in range(num_draws)])
 
 
-def variance(draws: Tensor, *, seed: int = 0) -> Interval:
+def variance(draws: Tensor, *, generator: torch.Generator | None = None) -> Interval:
     """Total variance of the gradient, the trace of its covariance.
 
     Args:
         draws: `[R, P]` independent gradients at the same parameters.
-        seed: of the resampling.
+        generator: of the resampling.
     """
     draws = draws.double()
     deviations = (draws - draws.mean(0)).square().sum(-1)
     correction = len(draws) / (len(draws) - 1)
-    means = deviations[_resampled(len(draws), seed)].mean(-1) * correction
+    means = deviations[_resampled(len(draws), generator)].mean(-1) * correction
     return _interval(float(deviations.mean()) * correction, means)
 
 
-def effective_sample_size_ratio(draws: Tensor, reference: Tensor, *, seed: int = 0) -> Interval:
+def effective_sample_size_ratio(
+    draws: Tensor, reference: Tensor, *, generator: torch.Generator | None = None
+) -> Interval:
     """How many draws of the reference estimator one of this is worth: the ratio of their variances.
 
     Args:
         draws: `[R, P]` independent gradients of the estimator in question.
         reference: `[R', P]` of the one it is compared with, at the same parameters.
-        seed: of the resampling.
+        generator: of the resampling.
     """
     draws, reference = draws.double(), reference.double()
     here, there = ((x - x.mean(0)).square().sum(-1) for x in (draws, reference))
     corrections = len(reference) / (len(reference) - 1) * (len(draws) - 1) / len(draws)
-    above = there[_resampled(len(there), seed)].mean(-1)
-    below = here[_resampled(len(here), seed + 1)].mean(-1)
+    above = there[_resampled(len(there), generator)].mean(-1)
+    below = here[_resampled(len(here), generator)].mean(-1)
     return _interval(float(there.mean() / here.mean()) * corrections, above / below * corrections)
 
 
@@ -102,9 +104,8 @@ def bias(draws: Tensor, reference: Tensor) -> Bias:
     )
 
 
-def _resampled(count: int, seed: int) -> Tensor:
-    """`[resamples, count]` indices, the same for every quantity of the same draws."""
-    generator = torch.Generator().manual_seed(seed)
+def _resampled(count: int, generator: torch.Generator | None) -> Tensor:
+    """`[resamples, count]` indices."""
     return torch.randint(count, (_RESAMPLES, count), generator=generator)
 
 

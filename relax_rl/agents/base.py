@@ -15,13 +15,12 @@ from gymnasium import spaces
 from torch import Tensor
 
 from relax_rl.agents import persistence
-from relax_rl.agents.batch import Batch
+from relax_rl.agents.batch import Batch, batch_statistics
 from relax_rl.agents.optimizers import Adam, FlatParameters, Optimizer, RMSprop, clip_norm_
 from relax_rl.config import AgentConfig, agent_config_from
-from relax_rl.critics import ValueFunction, explained_variance
+from relax_rl.critics import ValueFunction
 from relax_rl.devices import resolve_device
 from relax_rl.errors import SettingsError, TrainingDiverged
-from relax_rl.estimators import weighted_moments
 from relax_rl.networks import make_torso
 from relax_rl.normalization import ObservationNormalizer, RewardScaler, RunningScale
 from relax_rl.policies import Policy
@@ -261,7 +260,7 @@ class ActorCritic:
         value = value[: len(batch.weight)]
         metrics = self._train_actor_critic(batch, params, value, estimate.detach())
         metrics |= self._train_surrogate(batch, estimate)
-        metrics |= self._statistics(batch, value.detach(), self._gradients(batch, estimate.detach()))
+        metrics |= batch_statistics(batch, value.detach(), self._gradients(batch, estimate.detach()))
         self._absorb(rollout, batch)
         self.steps += int(rollout.valid.sum())
         self.episodes += len(rollout.episodes)
@@ -353,17 +352,6 @@ class ActorCritic:
     def _gradients(self, batch: Batch, estimate: Tensor) -> dict[str, Tensor]:
         """`[B, P]` gradients, by the name under which to report their variance over rows."""
         return {"variance": estimate}
-
-    def _statistics(self, batch: Batch, value: Tensor, gradients: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
-        """Moments over the rows of a batch, all taken at once."""
-        columns = torch.stack([batch.entropy.detach(), batch.return_, batch.return_ - value], 1)
-        mean, variance = weighted_moments(torch.cat([columns, *gradients.values()], 1), batch.weight)
-        of_scalars, of_gradients = variance[:3], variance[3:].unflatten(0, (len(gradients), -1)).sum(1)
-        return {
-            "policy/entropy": mean[0],
-            "value/explained_variance": explained_variance(of_scalars[1], of_scalars[2]),
-            **{f"estimate/{name}": x for name, x in zip(gradients, of_gradients.unbind(), strict=True)},
-        }
 
     def _absorb(self, rollout: Rollout, batch: Batch) -> None:
         """Let the running statistics take in the rollout, now that its update is done."""

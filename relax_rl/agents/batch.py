@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
+from relax_rl.critics import explained_variance
 from relax_rl.distributions import Distribution
-from relax_rl.estimators import reinforce_gradient
+from relax_rl.estimators import reinforce_gradient, weighted_moments
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "batch_statistics"]
 
 
 @dataclass(frozen=True)
@@ -51,3 +54,21 @@ class Batch:
     def a2c_gradient(self) -> Tensor:
         """`[B, P]` A dlog pi(a | s), what A2C estimates from these rows."""
         return reinforce_gradient(self.advantage, None, self.dist.params, score=self.score)
+
+
+def batch_statistics(batch: Batch, value: Tensor, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Moments over the rows of a batch, all taken at once.
+
+    Args:
+        batch: as the update saw it.
+        value: `[B]` V from before the update.
+        gradients: `[B, P]` gradients, by the name under which their variance is reported.
+    """
+    columns = torch.stack([batch.entropy.detach(), batch.return_, batch.return_ - value], 1)
+    mean, variance = weighted_moments(torch.cat([columns, *gradients.values()], 1), batch.weight)
+    of_scalars, of_gradients = variance[:3], variance[3:].unflatten(0, (len(gradients), -1)).sum(1)
+    return {
+        "policy/entropy": mean[0],
+        "value/explained_variance": explained_variance(of_scalars[1], of_scalars[2]),
+        **{f"estimate/{name}": x for name, x in zip(gradients, of_gradients.unbind(), strict=True)},
+    }

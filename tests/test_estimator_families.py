@@ -134,10 +134,13 @@ def test_unbiased(family: str, name: str, make: Estimator) -> None:
     assert_unbiased(of_rows(make, dist, rows), exact, power=0.02)
 
 
-@pytest.mark.parametrize("family, name, make", UNBIASED, ids=[f"{name}-{family}" for family, name, _ in UNBIASED])
+# DLAX's noise hides everything where outcomes are rare.
+WHERE_RARE = [case for case in UNBIASED if case[0] in RARE and case[1] != "dlax"]
+
+
+@pytest.mark.parametrize("family, name, make", WHERE_RARE, ids=[f"{name}-{family}" for family, name, _ in WHERE_RARE])
 def test_unbiased_where_outcomes_are_rare(family: str, name: str, make: Estimator) -> None:
-    if family not in RARE or name == "dlax":
-        pytest.skip("no rare case of this family, or an estimator whose noise there hides everything")
+    del name
     dist = RARE[family]
     assert_unbiased(of_rows(make, dist, MILLION // 2), exact_gradient(dist, of_vector), power=0.1)
 

@@ -78,7 +78,7 @@ class NatureCNN(nn.Module):
         self.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, obs: Tensor) -> Tensor:
-        # Fresh memory costs as much as the arithmetic here: pixels are scaled in the copy that the conversion made.
+        # Fresh memory is not free at this size: pixels are scaled in the copy that the conversion made.
         image = obs.to(torch.float32, memory_format=torch.channels_last, copy=True).div_(255.0)
         features: Tensor = self.linear(self.convolutions(image))
         return features

@@ -65,8 +65,7 @@ class Optimizer(Protocol):
 class Adam:
     """Adam (Kingma and Ba 2015, algorithm 1, with the corrections of the moments folded into the step size).
 
-    The same numbers as `torch.optim.Adam` to rounding. On one flat tensor it is half a dozen kernels; around them the
-    generic class spends more time than a small network's whole forward pass.
+    The same numbers as `torch.optim.Adam` to rounding, in half a dozen kernels on one flat tensor and little else.
     """
 
     def __init__(

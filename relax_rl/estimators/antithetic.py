@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from relax_rl.distributions import Bernoulli, Categorical, logistic_noise
-from relax_rl.estimators.draws import at_leaf, check_rows
+from relax_rl.estimators.draws import at_leaf
 from relax_rl.estimators.estimate import Estimate
+from relax_rl.estimators.gradients import check_rows
 from relax_rl.estimators.score import check_num_samples
 
 __all__ = ["arm", "arms", "disarm", "stick_breaking_logits"]
@@ -171,5 +172,5 @@ def _antithetic(f: Callable[[Tensor], Tensor], here: Bernoulli, logit: Tensor) -
 
 def _ask(f: Callable[[Tensor], Tensor], sample: Tensor, dist: Bernoulli | Categorical, count: int) -> Tensor:
     value = f(sample)
-    check_rows("f", value, dist.with_params(dist.params.detach().expand(count, *dist.params.shape)))
+    check_rows((count, *dist.params.shape[:-1]), f=value)
     return value

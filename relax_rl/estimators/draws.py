@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import Distribution
+from relax_rl.estimators.gradients import check_rows
 
-__all__ = ["Draw", "Objective", "as_phi", "at_leaf", "check_rows", "draw", "relaxed_sample", "require"]
+__all__ = ["Draw", "Objective", "as_phi", "at_leaf", "draw", "relaxed_sample", "require"]
 
 D = TypeVar("D", bound=Distribution)
 
@@ -72,15 +73,8 @@ def draw(
     z = here.relax(noise)
     sample = here.threshold(z).detach()
     value = f.detach() if isinstance(f, Tensor) else f(sample)
-    check_rows("f", value, here)
+    check_rows(here.params.shape[:-1], f=value)
     return Draw(here, z, sample, value)
-
-
-def check_rows(name: str, value: Tensor, dist: Distribution) -> None:
-    """Raises ValueError unless there is one number a row: `[B, 1]` would broadcast to `[B, B]` and mix the examples."""
-    rows = dist.params.shape[:-1]
-    if value.shape != rows:
-        raise ValueError(f"{name} has shape {list(value.shape)}, but one number a row is needed: {list(rows)}")
 
 
 def relaxed_sample(dist: Distribution) -> None:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import FiniteDistribution
-from relax_rl.estimators.draws import Objective, as_phi, at_leaf, check_rows, draw, require
+from relax_rl.estimators.draws import Objective, as_phi, at_leaf, draw, require
 from relax_rl.estimators.estimate import Estimate
-from relax_rl.estimators.gradients import reinforce_gradient, row_gradient
+from relax_rl.estimators.gradients import check_rows, reinforce_gradient, row_gradient
 
 __all__ = ["enumerated", "every_outcome", "marginal"]
 
@@ -32,7 +32,7 @@ def enumerated(f: Callable[[Tensor], Tensor], dist: FiniteDistribution) -> Estim
     here = at_leaf(dist)
     sample, probs = every_outcome(here)
     value = f(sample)
-    check_rows("f", value, here.with_params(here.params.expand(len(sample), *here.params.shape)))
+    check_rows((len(sample), *here.params.shape[:-1]), f=value)
     grad = row_gradient((probs * value.detach()).sum(0), here.params)
     return Estimate(sample, (probs.detach() * value).sum(0), grad, dist.params)
 
@@ -69,7 +69,7 @@ def marginal(
     here = drawn.dist
     outcomes, probs = every_outcome(here)
     control = surrogate(here.embed(outcomes))
-    check_rows("the surrogate", control, here.with_params(here.params.expand(len(outcomes), *here.params.shape)))
+    check_rows((len(outcomes), *here.params.shape[:-1]), surrogate=control)
     found = (here.embed(drawn.sample) == here.embed(outcomes)).all(-1)
     at_sample = (control * found).sum(0)
     # d sum_b' p(b') c(b') = sum_b' c(b') p(b') dlog p(b'), which holds the graph of c.

@@ -7,10 +7,20 @@ that one gradient of a sum gives every row its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-__all__ = ["dlax_gradient", "lax_gradient", "reinforce_gradient", "relax_gradient", "row_gradient", "score_function"]
+__all__ = [
+    "check_rows",
+    "dlax_gradient",
+    "lax_gradient",
+    "reinforce_gradient",
+    "relax_gradient",
+    "row_gradient",
+    "score_function",
+]
 
 
 def score_function(log_prob: Tensor, params: Tensor) -> Tensor:
@@ -36,7 +46,7 @@ def reinforce_gradient(
     Raises:
         ValueError: when `value` or `log_prob` is not `[*]`, or there is neither `log_prob` nor `score`.
     """
-    _check_rows(params, value=value)
+    check_rows(params.shape[:-1], value=value)
     return value.unsqueeze(-1) * _score(log_prob, params, score)
 
 
@@ -62,7 +72,7 @@ def lax_gradient(
     Raises:
         ValueError: when `value`, `log_prob` or `control` is not `[*]`, or there is neither `log_prob` nor `score`.
     """
-    _check_rows(params, value=value, control=control)
+    check_rows(params.shape[:-1], value=value, control=control)
     score = _score(log_prob, params, score)
     pathwise = row_gradient(control, params, create_graph=True)
     return (value.detach() - control).unsqueeze(-1) * score + pathwise
@@ -89,7 +99,7 @@ def dlax_gradient(value: Tensor, log_prob: Tensor, relaxed_log_prob: Tensor, con
     Raises:
         ValueError: when `value`, a log-probability or `control` is not `[*]`.
     """
-    _check_rows(params, value=value, log_prob=log_prob, relaxed_log_prob=relaxed_log_prob, control=control)
+    check_rows(params.shape[:-1], value=value, log_prob=log_prob, relaxed_log_prob=relaxed_log_prob, control=control)
     score, relaxed_score = score_function(log_prob, params), score_function(relaxed_log_prob, params)
     pathwise = row_gradient(control, params, create_graph=True)
     return value.detach().unsqueeze(-1) * score - control.unsqueeze(-1) * relaxed_score + pathwise
@@ -125,7 +135,7 @@ def relax_gradient(
     Raises:
         ValueError: when `value`, `log_prob` or a control is not `[*]`, or there is neither `log_prob` nor `score`.
     """
-    _check_rows(params, value=value, control=control, conditional_control=conditional_control)
+    check_rows(params.shape[:-1], value=value, control=control, conditional_control=conditional_control)
     score = _score(log_prob, params, score)
     pathwise = row_gradient(control - conditional_control, params, create_graph=True)
     return (value.detach() - conditional_control).unsqueeze(-1) * score + pathwise
@@ -145,14 +155,16 @@ def _score(log_prob: Tensor | None, params: Tensor, score: Tensor | None) -> Ten
         return score.detach()
     if log_prob is None:
         raise ValueError("neither log_prob nor score is given: one of them is needed")
-    _check_rows(params, log_prob=log_prob)
+    check_rows(params.shape[:-1], log_prob=log_prob)
     return score_function(log_prob, params)
 
 
-def _check_rows(params: Tensor, **per_row: Tensor) -> None:
-    """One number a row: `[B, 1]`, as a network gives it, would broadcast to `[B, B]` and mix the examples."""
-    rows = params.shape[:-1]
+def check_rows(rows: Sequence[int], **per_row: Tensor) -> None:
+    """Raises ValueError unless each tensor has one number a row.
+
+    `[B, 1]`, as a network gives it, would broadcast to `[B, B]` and mix the examples.
+    """
     for name, tensor in per_row.items():
-        if tensor.shape != rows:
+        if tuple(tensor.shape) != tuple(rows):
             shape = list(tensor.shape)
-            raise ValueError(f"{name} has shape {shape}, but one number a row of params is needed: {list(rows)}")
+            raise ValueError(f"{name} has shape {shape}, but one number a row is needed: {list(rows)}")

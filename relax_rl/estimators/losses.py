@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import Distribution
-from relax_rl.estimators.draws import as_phi, at_leaf, check_rows
+from relax_rl.estimators.draws import as_phi, at_leaf
 from relax_rl.estimators.estimate import only_to, variance_loss
-from relax_rl.estimators.gradients import lax_gradient, relax_gradient, score_function
+from relax_rl.estimators.gradients import check_rows, lax_gradient, relax_gradient, score_function
 from relax_rl.estimators.relaxation import Surrogate
 
 __all__ = ["policy_gradient_loss"]
@@ -62,7 +62,7 @@ def policy_gradient_loss(
     Raises:
         ValueError: when a tensor does not give one number a row.
     """
-    check_rows("advantage", advantage, dist)
+    check_rows(dist.params.shape[:-1], advantage=advantage)
     here = at_leaf(dist)
     advantage, action = advantage.detach(), action.detach()
     log_prob = here.log_prob(action)

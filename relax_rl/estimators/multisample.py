@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import Bernoulli
-from relax_rl.estimators.draws import as_phi, at_leaf, check_rows
+from relax_rl.estimators.draws import as_phi, at_leaf
 from relax_rl.estimators.estimate import Estimate
+from relax_rl.estimators.gradients import check_rows
 from relax_rl.estimators.score import check_num_samples
 
 __all__ = ["double_cv", "rodeo"]
@@ -112,7 +113,7 @@ def _draw_with_slope(
     sample = here.threshold(here.relax(here.sample_noise(generator))).detach().requires_grad_()
     with torch.enable_grad():
         value = f(sample)
-        check_rows("f", value, here)
+        check_rows(here.params.shape[:-1], f=value)
         (slope,) = torch.autograd.grad(value.sum(), sample, retain_graph=True)
     return sample.detach(), value, slope
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import Distribution, FiniteDistribution, RelaxedDistribution
-from relax_rl.estimators.draws import at_leaf, check_rows, relaxed_sample, require
+from relax_rl.estimators.draws import at_leaf, relaxed_sample, require
 from relax_rl.estimators.estimate import Estimate
-from relax_rl.estimators.gradients import row_gradient
+from relax_rl.estimators.gradients import check_rows, row_gradient
 
 __all__ = ["concrete", "gumbel_rao", "reinmax", "reparameterized", "straight_through"]
 
@@ -175,5 +175,5 @@ def _through(
 ) -> Estimate:
     """The gradient of f through its argument."""
     value = f(argument)
-    check_rows("f", value, here)
+    check_rows(here.params.shape[:-1], f=value)
     return Estimate(sample, value, row_gradient(value, here.params), dist.params)

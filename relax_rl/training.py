@@ -42,7 +42,7 @@ from relax_rl.runs import RunFolder
 
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic
-    from relax_rl.agents.base import Callback
+    from relax_rl.agents.callback import Callback
     from relax_rl.envs import VectorEnvs
 
 __all__ = ["TrainingResult", "resume_config", "set_threads", "train"]

@@ -204,8 +204,7 @@ def gradients(
         envs = VectorEnvs(Chain(rows, space, mode, seed=next(seeds)), seed=0)
         collector = Collector(envs, agent.observations.encode, agent._to_env, STEPS)
         rollout = spoil(collector.collect(agent.sample, agent.sample_noise(STEPS, rows)))
-        params, values, features = agent._forward(rollout)
-        batch = agent._batch(rollout, params, values.detach(), features)
+        batch, _, _ = agent.batch(rollout)
         applied = agent.estimate(batch).detach() * batch.weight[:, None]
         states = rollout.obs[:-1].flatten(0, 1)
         each = (states[:, :, None] * applied[:, None, :]).unflatten(0, (STEPS, rows)).sum(0)

@@ -206,13 +206,13 @@ PLANTS = (
     Plant(
         "statistics that take the batch in before it is used",
         "agents/base.py",
-        "        moved = rollout.to(self.device)\n",
-        "        moved = rollout.to(self.device)\n        if self.obs_normalizer is not None:\n"
+        "        rollout = rollout.to(self.device)\n",
+        "        rollout = rollout.to(self.device)\n        if self.obs_normalizer is not None:\n"
         "            self.obs_normalizer.update(rollout.obs[:-1], rollout.valid)\n",
         "test_agents.py::test_statistics_take_a_rollout_in_after_its_update_and_are_frozen_elsewhere",
     ),
     Plant(
-        "values from after their fit",
+        "values regressed on advantages instead of returns",
         "agents/base.py",
         "weighted_error = (value.detach() - batch.return_) * weight",
         "weighted_error = (value.detach() - batch.advantage) * weight",

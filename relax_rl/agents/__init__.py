@@ -7,7 +7,8 @@ from typing import Any
 from gymnasium import spaces
 
 from relax_rl.agents.a2c import A2C, Reinforce
-from relax_rl.agents.base import ActorCritic, UpdateInfo
+from relax_rl.agents.base import ActorCritic
+from relax_rl.agents.callback import UpdateInfo
 from relax_rl.agents.lax import LAX
 from relax_rl.agents.relax import RELAX
 from relax_rl.config import did_you_mean

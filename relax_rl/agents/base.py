@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -15,7 +14,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from relax_rl.agents import persistence
-from relax_rl.agents.batch import Batch, batch_statistics
+from relax_rl.agents.batch import Batch, batch_statistics, make_batch
+from relax_rl.agents.callback import Callback, UpdateInfo
 from relax_rl.agents.optimizers import Adam, FlatParameters, Optimizer, RMSprop, clip_norm_
 from relax_rl.config import AgentConfig, agent_config_from
 from relax_rl.critics import ValueFunction
@@ -24,35 +24,15 @@ from relax_rl.errors import SettingsError, TrainingDiverged
 from relax_rl.networks import make_torso
 from relax_rl.normalization import ObservationNormalizer, RewardScaler, RunningScale
 from relax_rl.policies import Policy
-from relax_rl.rollouts import Collector, Rollout, gae, successor_values
+from relax_rl.rollouts import Collector, Rollout
 from relax_rl.spaces import ActionEncoder, ObservationEncoder
 
 if TYPE_CHECKING:
-    from relax_rl.envs import Episode, VectorEnvs
+    from relax_rl.envs import VectorEnvs
 
 __all__ = ["ActorCritic", "Callback", "UpdateInfo"]
 
 AgentT = TypeVar("AgentT", bound="ActorCritic")
-
-
-@dataclass(frozen=True)
-class UpdateInfo:
-    """What callbacks hear after every update.
-
-    Attributes:
-        steps, updates: environment steps and updates of the agent so far.
-        episodes: the episodes that ended during this rollout.
-        metrics: scalars by name, as numbers or 0-d tensors.
-    """
-
-    steps: int
-    updates: int
-    episodes: tuple[Episode, ...]
-    metrics: Mapping[str, Tensor | float]
-
-
-Callback = Callable[["ActorCritic", UpdateInfo], "bool | None"]
-"""Called with the agent and an `UpdateInfo` after every update; returning False ends the training."""
 
 
 class ActorCritic:
@@ -253,11 +233,8 @@ class ActorCritic:
         Raises:
             TrainingDiverged: if a gradient is not finite; nothing has been changed then.
         """
-        moved = rollout.to(self.device)
-        params, value, features = self._forward(moved)
-        batch = self._batch(moved, params, value.detach(), features)
+        batch, params, value = self.batch(rollout)
         estimate = self.estimate(batch)
-        value = value[: len(batch.weight)]
         metrics = self._train_actor_critic(batch, params, value, estimate.detach())
         metrics |= self._train_surrogate(batch, estimate)
         metrics |= batch_statistics(batch, value.detach(), self._gradients(batch, estimate.detach()))
@@ -284,35 +261,24 @@ class ActorCritic:
             return self.policy.params(features), value, features.detach()
         return self.policy(obs[:rows]), self.value(obs), obs[:rows]
 
-    def _batch(self, rollout: Rollout, params: Tensor, value: Tensor, features: Tensor) -> Batch:
-        config, steps, num_envs = self.config, rollout.num_steps, rollout.num_envs
-        reward = rollout.reward.clamp(-config.reward_clip, config.reward_clip)
-        if self.reward_scaler is not None:
-            reward = reward * self.reward_scaler.scale
-        body = (steps + 1) * num_envs
-        all_values = value[:body].unflatten(0, (steps + 1, num_envs))
-        advantage = gae(
-            reward,
-            all_values[:-1],
-            successor_values(all_values, value[body:], rollout.final_index),
-            rollout.terminated,
-            rollout.truncated,
-            rollout.valid,
-            gamma=config.gamma,
-            gae_lambda=config.gae_lambda,
-        ).flatten()
-        return_ = advantage + value[: steps * num_envs]
-        scale = 1.0 / self.advantage_scale.scale if self.advantage_scale is not None else 1.0
-        return Batch(
-            features=features,
-            action=rollout.action.flatten(0, 1),
-            noise=rollout.noise.flatten(0, 1),
-            advantage=advantage * scale,
-            return_=return_,
-            weight=rollout.valid.flatten().to(advantage.dtype),
-            dist=self.policy.distribution(params.detach().requires_grad_()),
-            scale=scale,
+    def batch(self, rollout: Rollout) -> tuple[Batch, Tensor, Tensor]:
+        """What an update sees of a rollout of the present policy.
+
+        Returns:
+            The batch, and with their graphs the policy's parameters `[B, P]` and V `[B]` at its rows.
+        """
+        rollout = rollout.to(self.device)
+        params, value, features = self._forward(rollout)
+        batch = make_batch(
+            rollout,
+            self.policy.distribution(params.detach().requires_grad_()),
+            value.detach(),
+            features,
+            config=self.config,
+            reward_scale=self.reward_scaler.scale if self.reward_scaler is not None else 1.0,
+            scale=1.0 / self.advantage_scale.scale if self.advantage_scale is not None else 1.0,
         )
+        return batch, params, value[: len(batch.weight)]
 
     def _train_actor_critic(
         self, batch: Batch, params: Tensor, value: Tensor, estimate: Tensor

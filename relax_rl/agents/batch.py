@@ -9,11 +9,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from relax_rl.config import AgentConfig
 from relax_rl.critics import explained_variance
 from relax_rl.distributions import Distribution
 from relax_rl.estimators import reinforce_gradient, weighted_moments
+from relax_rl.rollouts import Rollout, gae, successor_values
 
-__all__ = ["Batch", "batch_statistics"]
+__all__ = ["Batch", "batch_statistics", "make_batch"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,52 @@ class Batch:
     def a2c_gradient(self) -> Tensor:
         """`[B, P]` A dlog pi(a | s), what A2C estimates from these rows."""
         return reinforce_gradient(self.advantage, None, self.dist.params, score=self.score)
+
+
+def make_batch(
+    rollout: Rollout,
+    dist: Distribution,
+    value: Tensor,
+    features: Tensor,
+    *,
+    config: AgentConfig,
+    reward_scale: float = 1.0,
+    scale: float = 1.0,
+) -> Batch:
+    """The rows of a rollout, with their advantages and returns.
+
+    Args:
+        rollout: `T` steps of `N` environments.
+        dist: the action distribution of its `B = T * N` rows at a leaf.
+        value: `[(T + 1) N + K]` V of all observations, then of the final ones, without graph.
+        features: `[B, F]`.
+        config: says gamma, lambda and where rewards are clipped.
+        reward_scale: factor of the clipped rewards.
+        scale: factor of the advantages.
+    """
+    steps, num_envs = rollout.num_steps, rollout.num_envs
+    body = (steps + 1) * num_envs
+    all_values = value[:body].unflatten(0, (steps + 1, num_envs))
+    advantage = gae(
+        rollout.reward.clamp(-config.reward_clip, config.reward_clip) * reward_scale,
+        all_values[:-1],
+        successor_values(all_values, value[body:], rollout.final_index),
+        rollout.terminated,
+        rollout.truncated,
+        rollout.valid,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+    ).flatten()
+    return Batch(
+        features=features,
+        action=rollout.action.flatten(0, 1),
+        noise=rollout.noise.flatten(0, 1),
+        advantage=advantage * scale,
+        return_=advantage + value[: steps * num_envs],
+        weight=rollout.valid.flatten().to(advantage.dtype),
+        dist=dist,
+        scale=scale,
+    )
 
 
 def batch_statistics(batch: Batch, value: Tensor, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:

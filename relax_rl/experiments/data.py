@@ -1,0 +1,246 @@
+"""The data of the VAE experiments: MNIST, Omniglot 28x28 and scikit-learn's digits, as the papers split and binarise them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relax_rl.config import did_you_mean
+from relax_rl.errors import RelaxRLError, SettingsError
+from relax_rl.experiments import data_formats
+from relax_rl.experiments.batches import Batches
+from relax_rl.experiments.data_files import DataFile, cache_dir, fetch, find, needs_extra, read_verified
+from relax_rl.serialization import write_bytes_atomic
+
+__all__ = ["DATA", "Batches", "Binarization", "Dataset", "load_data"]
+
+Binarization = Literal["fixed", "dynamic"]
+Show = Callable[[str], None]
+Images = NDArray[np.uint8]
+
+_MNIST_URLS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+MNIST_IMAGES = {
+    part: DataFile(name, "mnist", "sha256", checksum, tuple(url + name for url in _MNIST_URLS))
+    for part, name, checksum in (
+        (
+            "train",
+            "train-images-idx3-ubyte.gz",
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        ),
+        (
+            "test",
+            "t10k-images-idx3-ubyte.gz",
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        ),
+    )
+}
+
+_BINARIZED_URL = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
+BINARIZED_MNIST = {
+    part: DataFile(name, "binarized_mnist", "md5", checksum, (_BINARIZED_URL + name,))
+    for part, name, checksum in (
+        ("train", "binarized_mnist_train.amat", "db28b1a6ae0fe70cbd3da91acf46e477"),
+        ("valid", "binarized_mnist_valid.amat", "bf37822a04e94123630de6a7dfd9c9ef"),
+        ("test", "binarized_mnist_test.amat", "14e41ae11040adba6ab8cb291eda0dd8"),
+    )
+}
+PACKED_MNIST = DataFile(
+    "binarized_mnist_packed.npz",
+    "binarized_mnist",
+    "sha256 of the images",
+    "c462f82a020638a4d5d8d44e4c83242ee0145ee1d125869d0e030c35011837e6",
+)
+"""The three text files as one npz file; the checksum is that of its arrays, since compression differs between systems."""
+
+OMNIGLOT_MAT = DataFile(
+    "chardata.mat",
+    "omniglot",
+    "git-blob",
+    "016a3536ffe5e1d38e42563a18d7a78bfaf643ec",
+    ("https://github.com/yburda/iwae/raw/master/datasets/OMNIGLOT/chardata.mat",),
+)
+OMNIGLOT_RECONSTRUCTED = DataFile(
+    "omniglot28_recon_u8.npz",
+    "omniglot",
+    "sha256",
+    "4a0f065d8c53d21ddc20add2ddcf92004e0981d5a5e70aef88ae71bdf097a5b6",
+)
+_OMNIGLOT_VALID = 1345
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images in three parts.
+
+    Attributes:
+        name: what results made with it are to be called: the data, the file where there are two, the binarisation.
+        train, valid, test: `[n, D]` uint8: 0 and 1, or 0..255 if `dynamic`.
+        shape: rows and columns of an image, D in all.
+        dynamic: pixels are drawn anew whenever an image is looked at, 1 with probability pixel / 255.
+    """
+
+    name: str
+    train: Images
+    valid: Images
+    test: Images
+    shape: tuple[int, int]
+    dynamic: bool
+
+    @cached_property
+    def mean_image(self) -> NDArray[np.float32]:
+        """`[D]` mean of each pixel of the training images, in [0, 1]."""
+        mean: NDArray[np.float64] = self.train.mean(0, dtype=np.float64)
+        return (mean / 255 if self.dynamic else mean).astype(np.float32)
+
+    def batches(self, *, seed: int) -> Batches:
+        """Endless shuffled minibatches of the training images, on the CPU."""
+        return Batches(self.train, dynamic=self.dynamic, seed=seed)
+
+
+def load_data(
+    name: str, *, data_dir: str | None = None, binarization: Binarization = "fixed", show: Show = lambda _: None
+) -> Dataset:
+    """A data set by name.
+
+    Args:
+        name: "mnist", "omniglot" or "digits".
+        data_dir: folder with the files, directly or in `mnist/`, `binarized_mnist/` and `omniglot/`; by default they
+            come from the user's cache, and are downloaded into it first. Digits need no file.
+        binarization: "fixed" as published, once for all; "dynamic" anew each time an image is looked at.
+        show: takes lines on what is read and downloaded.
+
+    Raises:
+        SettingsError: an unknown name, a folder that does not exist, or the extra `experiments` is missing.
+        RelaxRLError: a file is missing, damaged, or cannot be downloaded.
+    """
+    if name not in DATA:
+        raise SettingsError(f"data is {name!r}, expected one of {', '.join(DATA)}{did_you_mean(name, DATA)}")
+    if binarization not in ("fixed", "dynamic"):
+        raise SettingsError(f"binarization is {binarization!r}, expected fixed or dynamic")
+    return DATA[name](data_dir, binarization == "dynamic", show)
+
+
+def _mnist(data_dir: str | None, dynamic: bool, show: Show) -> Dataset:
+    if not dynamic:
+        parts = _binarized_mnist(data_dir, show)
+        return Dataset("MNIST, fixed binarisation", *parts, shape=(28, 28), dynamic=False)
+    images = {
+        part: data_formats.read_idx_images(_content(file, data_dir, show), file.name)
+        for part, file in MNIST_IMAGES.items()
+    }
+    held_out = len(images["train"]) // 6  # the last 10,000 of 60,000, as in the fixed binarisation
+    train, valid = images["train"][:-held_out], images["train"][-held_out:]
+    return Dataset("MNIST, dynamic binarisation", train, valid, images["test"], shape=(28, 28), dynamic=True)
+
+
+def _binarized_mnist(data_dir: str | None, show: Show) -> tuple[Images, Images, Images]:
+    """The binarisation of Salakhutdinov and Larochelle, from the packed file if there is one, else from the texts."""
+    packed = cache_dir() / PACKED_MNIST.folder / PACKED_MNIST.name if data_dir is None else find(PACKED_MNIST, data_dir)
+    if packed is not None and packed.is_file():
+        try:
+            return _unpack_mnist(packed)
+        except RelaxRLError as error:
+            if data_dir is not None:
+                raise
+            show(f"{str(error).partition('; ')[0]}; making it again")
+    texts = {part: _content(file, data_dir, show, PACKED_MNIST) for part, file in BINARIZED_MNIST.items()}
+    parts = {part: data_formats.read_amat(text, BINARIZED_MNIST[part].name, 784) for part, text in texts.items()}
+    if data_dir is None and packed is not None:
+        write_bytes_atomic(packed, data_formats.pack_splits(parts))
+    return parts["train"], parts["valid"], parts["test"]
+
+
+def _unpack_mnist(path: Path) -> tuple[Images, Images, Images]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RelaxRLError(f"{path} cannot be read: {error.strerror or error}") from None
+    arrays = data_formats.read_npz(data, str(path), tuple(BINARIZED_MNIST))
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    if digest.hexdigest() != PACKED_MNIST.checksum:
+        raise RelaxRLError(f"{path} is damaged: its images are not those of the fixed binarisation; replace it")
+    train, valid, test = (data_formats.unpack_bits(array, 784) for array in arrays)
+    return train, valid, test
+
+
+def _omniglot(data_dir: str | None, dynamic: bool, show: Show) -> Dataset:
+    train, test, source = _omniglot_images(data_dir, show)
+    # Published order: both parts are binarised from one stream, and only then is the train part shuffled.
+    uniform = np.random.RandomState(5)
+    pixels, test_pixels = (_pixels(images, dynamic, uniform) for images in (train, test))
+    pixels = pixels[np.random.RandomState(123).permutation(len(pixels))]
+    kind = "dynamic" if dynamic else "fixed"
+    return Dataset(
+        f"Omniglot 28x28{source}, {kind} binarisation",
+        pixels[:-_OMNIGLOT_VALID],
+        pixels[-_OMNIGLOT_VALID:],
+        test_pixels,
+        shape=(28, 28),
+        dynamic=dynamic,
+    )
+
+
+def _omniglot_images(data_dir: str | None, show: Show) -> tuple[NDArray[np.float32], NDArray[np.float32], str]:
+    """Train and test images in [0, 1], and how the file is named in results."""
+    reconstructed = None if data_dir is None else find(OMNIGLOT_RECONSTRUCTED, data_dir)
+    if reconstructed is None or (data_dir is not None and find(OMNIGLOT_MAT, data_dir) is not None):
+        data = _content(OMNIGLOT_MAT, data_dir, show, OMNIGLOT_RECONSTRUCTED)
+        return *data_formats.read_chardata(data, OMNIGLOT_MAT.name), " (chardata.mat)"
+    show(f"using the reconstruction {reconstructed}: results are called Omniglot 28x28, reconstructed")
+    data = read_verified(reconstructed, OMNIGLOT_RECONSTRUCTED)
+    train, test = data_formats.read_npz(data, str(reconstructed), ("train", "test"))
+    return _unit(train), _unit(test), ", reconstructed"
+
+
+def _digits(data_dir: str | None, dynamic: bool, show: Show) -> Dataset:
+    """scikit-learn's 1,797 digits of 8x8 pixels from 0 to 16: 1,297 to train, 250 to validate, 250 to test."""
+    with needs_extra("the data set digits"):
+        from sklearn.datasets import load_digits
+    images = load_digits().data[np.random.RandomState(123).permutation(1797)] / 16
+    pixels = _pixels(images, dynamic, np.random.RandomState(5))
+    kind = "dynamic" if dynamic else "fixed"
+    return Dataset(f"digits 8x8, {kind} binarisation", pixels[:1297], pixels[1297:1547], pixels[1547:], (8, 8), dynamic)
+
+
+def _unit(pixels: Images) -> NDArray[np.float32]:
+    """0..255 -> [0, 1]."""
+    images: NDArray[np.float32] = pixels.astype(np.float32) / np.float32(255)
+    return images
+
+
+def _pixels(images: NDArray[Any], dynamic: bool, uniform: np.random.RandomState) -> Images:
+    """Images in [0, 1] as bytes: 0..255, or drawn once as 0 and 1."""
+    pixels: NDArray[Any] = np.rint(images * 255) if dynamic else uniform.random_sample(images.shape) < images
+    return pixels.astype(np.uint8)
+
+
+def _content(file: DataFile, data_dir: str | None, show: Show, *instead: DataFile) -> bytes:
+    """The bytes of a file, from the folder if one is given, else from the cache or a mirror."""
+    if data_dir is None:
+        return fetch(file, show)
+    path = find(file, data_dir)
+    if path is None:
+        names = " or ".join(other.name for other in (*instead, file))
+        places = " or ".join(str(Path(data_dir) / part) for part in (".", file.folder))
+        raise RelaxRLError(f"no {names} in {places}: put it there, or leave out --data-dir to download {file.name}")
+    return read_verified(path, file)
+
+
+DATA: Mapping[str, Callable[[str | None, bool, Show], Dataset]] = {
+    "mnist": _mnist,
+    "omniglot": _omniglot,
+    "digits": _digits,
+}
+"""The data sets by name."""

@@ -1,0 +1,1 @@
+"""Experiments of the estimators' papers: the toy problem and discrete variational autoencoders."""

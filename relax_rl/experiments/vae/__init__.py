@@ -1,0 +1,1 @@
+"""Discrete variational autoencoders: sigmoid belief networks trained with any of the package's gradient estimators."""

@@ -1,0 +1,227 @@
+"""Sigmoid belief networks: layers of bits between an image and its code, and the bound that they are trained on.
+
+f is what an estimator minimises in expectation, a loss in nats for every image, a sum over the layers of bits:
+
+    f(b) = sum_l f_l(b_{l-1}, b_l),    f_l = log q(b_l | b_{l-1}) - log p(b_{l-1} | b_l)  (- log p(b_L) in the last)
+
+with b_0 the image: E_q[f] is the negative evidence lower bound. Bits are read by the next layer as 2 b - 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["Chain", "ConditionalNetwork", "SigmoidBeliefNetwork", "Task", "bernoulli_log_prob", "draw_noise"]
+
+Task = Literal["generative", "structured"]
+
+
+class ConditionalNetwork(nn.Module):
+    """`[*, size]` -> `[*, outputs]` logits: a linear layer, behind tanh layers if there are any.
+
+    Weights are uniform with Glorot's variance, biases zero.
+    """
+
+    def __init__(self, size: int, hidden: Sequence[int], outputs: int, generator: torch.Generator | None) -> None:
+        super().__init__()
+        sizes = [size, *hidden, outputs]
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for inputs, width in pairwise(sizes):
+            bound = math.sqrt(6.0 / (inputs + width))
+            weight = torch.empty(width, inputs).uniform_(-bound, bound, generator=generator)
+            self.weights.append(nn.Parameter(weight))
+            self.biases.append(nn.Parameter(torch.zeros(width)))
+        self._layers = list(zip(self.weights, self.biases, strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        *hidden, (weight, bias) = self._layers
+        for inner_weight, inner_bias in hidden:
+            x = torch.tanh(F.linear(x, inner_weight, inner_bias))
+        return F.linear(x, weight, bias)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Samples of every layer, each drawn given the one before.
+
+    Attributes:
+        logits: `[*, B, P]` for each layer, with the graph to the encoder's own parameters and to nothing else.
+        noise: logistic noise of each layer.
+        z: logits + noise, without graph.
+        bits: 1[z > 0], without graph.
+    """
+
+    logits: tuple[Tensor, ...]
+    noise: tuple[Tensor, ...]
+    z: tuple[Tensor, ...]
+    bits: tuple[Tensor, ...]
+
+    @property
+    def scores(self) -> list[Tensor]:
+        """`[*, B, P]` dlog q(b_l | b_{l-1}) at the logits of each layer."""
+        return [bits - torch.sigmoid(logits.detach()) for bits, logits in zip(self.bits, self.logits, strict=True)]
+
+
+class SigmoidBeliefNetwork(nn.Module):
+    """Bits in layers, inferred from an image upwards and, in the generative task, generating it downwards.
+
+    Generative: q(b_1 | x) q(b_2 | b_1) ... infers, p(b_L) ... p(b_1 | b_2) p(x | b_1) generates; f is the negative
+    log-weight log q - log p. Structured prediction: the upper half x of the image predicts the lower half y through
+    bits drawn upwards, q(b_1 | x) ... q(b_L | b_{L-1}), and f = -log p(y | b_L).
+
+    Args:
+        mean: `[D]` mean of the training images, subtracted from the encoder's input; the bias of the pixels starts at
+            its logit.
+        layers: widths of the layers of bits.
+        hidden: widths of the tanh layers before each layer of logits; none makes every conditional linear.
+        wide_decoder: the hidden layers of a decoder are as wide as what it predicts, as in the published nonlinear
+            results of RELAX (784 units before the pixels).
+        task: what is modelled.
+        generator: of the initial weights.
+    """
+
+    mean: Tensor
+
+    def __init__(
+        self,
+        mean: Tensor,
+        *,
+        layers: Sequence[int] = (200,),
+        hidden: Sequence[int] = (),
+        wide_decoder: bool = False,
+        task: Task = "generative",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.layers, self.task = tuple(layers), task
+        self.num_pixels = mean.numel()
+        self.split = self.num_pixels // 2 if task == "structured" else self.num_pixels
+        self.register_buffer("mean", mean.detach().clone())
+        widths = [self.split, *layers]
+        self.encoders = nn.ModuleList(
+            ConditionalNetwork(below, hidden, above, generator) for below, above in pairwise(widths)
+        )
+        self.decoders = nn.ModuleList()
+        self.prior: nn.Parameter | None = None
+        if task == "generative":
+            pairs = list(zip(widths[1:], widths[:-1], strict=True))
+            self.prior = nn.Parameter(torch.zeros(layers[-1]))
+        else:
+            pairs = [(layers[-1], self.num_pixels - self.split)]
+        for above, below in pairs:
+            inner = [below] * len(hidden) if wide_decoder else hidden
+            self.decoders.append(ConditionalNetwork(above, inner, below, generator))
+        with torch.no_grad():
+            target_mean = self.target(self.mean).clamp(0.001, 0.999)
+            first = self.decoders[0]
+            assert isinstance(first, ConditionalNetwork)
+            first.biases[-1].copy_(torch.logit(target_mean))
+
+    @property
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Parameters of q, whose gradient is the estimator's business."""
+        return list(self.encoders.parameters())
+
+    @property
+    def generative_parameters(self) -> list[nn.Parameter]:
+        """Parameters of p, in which f can be differentiated."""
+        prior = [] if self.prior is None else [self.prior]
+        return [*self.decoders.parameters(), *prior]
+
+    def input(self, x: Tensor) -> Tensor:
+        """`[B, D]` images -> what the first encoder reads, centred."""
+        return (x - self.mean)[..., : self.split]
+
+    def target(self, x: Tensor) -> Tensor:
+        """`[B, D]` images -> the pixels that are predicted."""
+        return x[..., self.split :] if self.task == "structured" else x
+
+    def encode(self, layer: int, below: Tensor) -> Tensor:
+        """Logits of layer `layer` given `input(x)` for the first, or the (relaxed) bits of the layer before."""
+        logits: Tensor = self.encoders[layer](below if layer == 0 else 2 * below - 1)
+        return logits
+
+    def term(self, layer: int, target: Tensor, below: Tensor | None, bits: Tensor, logits: Tensor) -> Tensor:
+        """f_l `[*, B]`: the part of f that a layer adds, at bits or relaxed bits.
+
+        Args:
+            layer: l, from 0.
+            target: `[B, D]` predicted pixels.
+            below: `[*, B, P]` bits of the layer before; None for the first.
+            bits: `[*, B, P]` of this layer.
+            logits: of q for these bits.
+        """
+        last = layer == len(self.layers) - 1
+        if self.task == "structured":
+            if not last:
+                return bits.new_zeros(bits.shape[:-1])
+            return -bernoulli_log_prob(target, self.decoders[0](2 * bits - 1))
+        predicted = target if below is None else below
+        log_ratio = bernoulli_log_prob(bits, logits)
+        log_ratio = log_ratio - bernoulli_log_prob(predicted, self.decoders[layer](2 * bits - 1))
+        if last:
+            assert self.prior is not None
+            log_ratio = log_ratio - bernoulli_log_prob(bits, self.prior)
+        return log_ratio
+
+    def terms(self, target: Tensor, bits: Sequence[Tensor], logits: Sequence[Tensor]) -> list[Tensor]:
+        """All f_l, each `[*, B]`."""
+        below = [None, *bits[:-1]]
+        return [self.term(layer, target, *at) for layer, at in enumerate(zip(below, bits, logits, strict=True))]
+
+    def loss(self, target: Tensor, chain: Chain) -> Tensor:
+        """f(b) `[*, B]`, with the graph to the generative parameters; that to q's own log-probability is left out.
+
+        The expectation of q's score is zero, so that nothing is lost.
+        """
+        return torch.stack(self.terms(target, chain.bits, [logits.detach() for logits in chain.logits])).sum(0)
+
+    def draw(self, x: Tensor, noise: Sequence[Tensor]) -> Chain:
+        """Sample every layer from its noise `[*, B, P]`, upwards from images `[B, D]`."""
+        below = self.input(x)
+        logits, zs, bits = [], [], []
+        for layer, epsilon in enumerate(noise):
+            at = self.encode(layer, below)
+            z = at.detach() + epsilon
+            below = (z > 0).to(z.dtype)
+            logits.append(at)
+            zs.append(z)
+            bits.append(below)
+        return Chain(tuple(logits), tuple(noise), tuple(zs), tuple(bits))
+
+    def decode(self, bits: Tensor) -> Tensor:
+        """Probabilities `[*, B, D]` of the predicted pixels, from the layer of bits that predicts them."""
+        return torch.sigmoid(self.decoders[0](2 * bits - 1))
+
+    def generate(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """`[count, D]` probabilities of pixels of images drawn from the model (generative task)."""
+        assert self.prior is not None
+        bits = torch.bernoulli(torch.sigmoid(self.prior).expand(count, -1), generator=generator)
+        for decoder in reversed(self.decoders[1:]):
+            bits = torch.bernoulli(torch.sigmoid(decoder(2 * bits - 1)), generator=generator)
+        return self.decode(bits)
+
+
+def bernoulli_log_prob(bits: Tensor, logits: Tensor) -> Tensor:
+    """`[*]` log-probability of bits `[*, P]`; at relaxed bits the expression that is linear in them."""
+    return (bits * logits - F.softplus(logits)).sum(-1)
+
+
+def draw_noise(
+    shape: Sequence[int], layers: Sequence[int], generator: torch.Generator | None, device: torch.device | str = "cpu"
+) -> tuple[Tensor, ...]:
+    """Logistic noise `[*shape, P]` for every layer, from one draw.
+
+    The logit of float32 uniforms: the tails end at 17, beyond which lies a probability of 6e-8, and nothing is infinite.
+    """
+    uniform = torch.rand((*shape, sum(layers)), generator=generator, device=device)
+    return torch.split(torch.logit(uniform, eps=2.0**-25), list(layers), -1)

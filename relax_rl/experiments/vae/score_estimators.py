@@ -1,0 +1,127 @@
+"""Score-function estimators of a stack of layers: REINFORCE, NVIL, RLOO, VIMCO, SimpleMuProp and MuProp.
+
+The score of layer l is s_l = dlog q(b_l | b_{l-1}) at its logits; E[(f - a) s_l] is the layer's gradient for every a
+that does not depend on b_l.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from relax_rl.experiments.vae.baselines import Centring
+from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator, at_logits
+from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork, draw_noise
+
+__all__ = ["MuProp", "Reinforce", "Rloo", "Vimco"]
+
+
+class Reinforce(LayeredEstimator):
+    """g_l = (f(b) - baseline) s_l: REINFORCE, or NVIL with a baseline that is a function of the image."""
+
+    def __init__(self, centring: Centring) -> None:
+        super().__init__()
+        self.centring = centring
+
+    def forward(self, model: SigmoidBeliefNetwork, x: Tensor, generator: torch.Generator | None = None) -> Gradient:
+        chain = model.draw(x, draw_noise(x.shape[:1], model.layers, generator, x.device))
+        value = model.loss(model.target(x), chain)
+        loss = value.detach()
+        centred = self.centring(loss, model.input(x)).unsqueeze(-1)
+        estimates = [centred * score for score in chain.scores]
+        return Gradient(loss, value.mean(), chain.logits, at_logits(chain.logits, estimates, len(x)))
+
+
+class Rloo(LayeredEstimator):
+    """g_l = 1/K sum_k (f_k - mean of the other f) s_l,k, with K independent chains."""
+
+    def __init__(self, num_samples: int) -> None:
+        super().__init__()
+        self.num_samples = num_samples
+
+    def forward(self, model: SigmoidBeliefNetwork, x: Tensor, generator: torch.Generator | None = None) -> Gradient:
+        chain, value = _several(model, x, self.num_samples, generator)
+        loss = value.detach()
+        centred = ((loss - loss.mean(0)) / (self.num_samples - 1)).unsqueeze(-1)
+        estimates = [centred * score for score in chain.scores]
+        return Gradient(loss.mean(0), value.mean(), chain.logits, at_logits(chain.logits, estimates, len(x)))
+
+
+class Vimco(LayeredEstimator):
+    """VIMCO (Mnih and Rezende 2016), which maximises the bound of K samples, L = log 1/K sum_k w_k.
+
+        g_l = -sum_k (L - L_{-k} - w_k / sum_j w_j) s_l,k,    L_{-k}: w_k replaced by the geometric mean of the others
+
+    The last part is the bound's own dependence on q through w_k = p / q, which no longer vanishes in expectation as that
+    of one sample does. Its `loss` is -L.
+    """
+
+    def __init__(self, num_samples: int) -> None:
+        super().__init__()
+        self.num_samples = num_samples
+
+    def forward(self, model: SigmoidBeliefNetwork, x: Tensor, generator: torch.Generator | None = None) -> Gradient:
+        chain, value = _several(model, x, self.num_samples, generator)
+        count, log_w = self.num_samples, -value.detach()
+        stand_in = (log_w.sum(0) - log_w) / (count - 1)
+        each = torch.eye(count, dtype=torch.bool, device=x.device).unsqueeze(-1)
+        without = torch.logsumexp(torch.where(each, stand_in, log_w.unsqueeze(0)), 1)
+        signal = (torch.logsumexp(log_w, 0) - without - torch.softmax(log_w, 0)).unsqueeze(-1)
+        bound = torch.logsumexp(-value, 0) - math.log(count)
+        estimates = [-signal * score for score in chain.scores]
+        return Gradient(-bound.detach(), -bound.mean(), chain.logits, at_logits(chain.logits, estimates, len(x)))
+
+
+class MuProp(LayeredEstimator):
+    """MuProp (Gu et al. 2016): the first-order Taylor expansion of f at the mean field as control variate.
+
+        g_l = (f(b) - f(m) - f'(m)_l (b_l - m_l) - baseline) s_l + f'(m)_l p_l (1 - p_l)
+
+    with m the mean field, every layer at the probabilities that those of the layer before give; f'(m)_l the total
+    derivative, through the deeper layers too; and p_l the probabilities given the bits. SimpleMuProp leaves the slopes
+    out.
+    """
+
+    def __init__(self, centring: Centring, *, slope: bool = True) -> None:
+        super().__init__()
+        self.centring, self.slope = centring, slope
+
+    def forward(self, model: SigmoidBeliefNetwork, x: Tensor, generator: torch.Generator | None = None) -> Gradient:
+        chain = model.draw(x, draw_noise(x.shape[:1], model.layers, generator, x.device))
+        value = model.loss(model.target(x), chain)
+        loss = value.detach()
+        with torch.set_grad_enabled(self.slope):
+            means, at_mean = self._mean_field(model, x)
+        centred = self.centring(loss - at_mean.detach(), model.input(x)).unsqueeze(-1)
+        if not self.slope:
+            estimates = [centred * score for score in chain.scores]
+        else:
+            estimates = []
+            slopes = torch.autograd.grad(at_mean.sum(), means)
+            for layer, (score, slope) in enumerate(zip(chain.scores, slopes, strict=True)):
+                probs = torch.sigmoid(chain.logits[layer].detach())
+                linear = (slope * (chain.bits[layer] - means[layer].detach())).sum(-1, keepdim=True)
+                estimates.append((centred - linear) * score + slope * probs * (1 - probs))
+        return Gradient(loss, value.mean(), chain.logits, at_logits(chain.logits, estimates, len(x)))
+
+    def _mean_field(self, model: SigmoidBeliefNetwork, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The mean field of each layer, and f there `[B]`."""
+        means, logits = [], []
+        below = model.input(x)
+        for layer in range(len(model.layers)):
+            at = model.encode(layer, below)
+            below = torch.sigmoid(at.detach() if layer == 0 else at).requires_grad_(self.slope)
+            logits.append(at.detach() if layer == 0 else at)
+            means.append(below)
+        return means, torch.stack(model.terms(model.target(x), means, logits)).sum(0)
+
+
+def _several(
+    model: SigmoidBeliefNetwork, x: Tensor, num_samples: int, generator: torch.Generator | None
+) -> tuple[Chain, Tensor]:
+    """K independent chains for each image, and f of each, `[K, B]`."""
+    noise = draw_noise((num_samples, len(x)), model.layers, generator, x.device)
+    chain = model.draw(x, noise)
+    return chain, model.loss(model.target(x), chain)

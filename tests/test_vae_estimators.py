@@ -1,0 +1,307 @@
+"""Every estimator in a stack of layers, against the sum over all bits; and what it trains beside the model."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from relax_rl import estimators as core
+from relax_rl.distributions import Bernoulli
+from relax_rl.errors import SettingsError
+from relax_rl.estimators import ESTIMATORS
+from relax_rl.experiments.vae.estimators import LAYERED, EstimatorSettings, make_layered_estimator
+from relax_rl.experiments.vae.exact_estimators import expected_loss
+from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork, draw_noise
+
+PIXELS, SAMPLES, COPIES, BATCHES = 4, 4, 5000, 25
+BIASED = ("concrete", "straight-through", "straight-through-gumbel", "gumbel-rao", "reinmax")
+UNBIASED = tuple(name for name in LAYERED if name not in (*BIASED, "enumerated", "vimco"))
+
+
+def small_model(layers=(3, 2), **options) -> SigmoidBeliefNetwork:
+    generator = torch.Generator().manual_seed(3)
+    model = SigmoidBeliefNetwork(torch.full((PIXELS,), 0.4), layers=layers, generator=generator, **options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.7 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def scrambled(estimator):
+    """All that the estimator learns, far from where it starts."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in estimator.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return estimator
+
+
+def make(name, model, **options):
+    settings = EstimatorSettings(
+        **{
+            "num_samples": SAMPLES,
+            "surrogate_depth": 2,
+            "surrogate_width": 8,
+            "surrogate_activation": "tanh",
+            **options,
+        }
+    )
+    return make_layered_estimator(name, settings, model, torch.Generator().manual_seed(1))
+
+
+def image(copies=1):
+    return torch.tensor([1.0, 0.0, 1.0, 1.0]).expand(copies, -1)
+
+
+def flat_gradient(model, gradient):
+    model.zero_grad()
+    gradient.backward(model)
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+def exact_gradient(model):
+    grads = torch.autograd.grad(expected_loss(model, image()).sum(), list(model.parameters()))
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+def z_scores(model, estimator, exact, batches=BATCHES):
+    """Of all parameters' gradients; asserts that a bias of 6% of the gradient would have been seen."""
+    generator = torch.Generator().manual_seed(7)
+    draws = torch.stack([flat_gradient(model, estimator(model, image(COPIES), generator)) for _ in range(batches)])
+    error = draws.double().std(0) / math.sqrt(batches)
+    assert 4 * error.norm() < 0.06 * exact.norm(), "too few draws"
+    return (draws.double().mean(0) - exact) / error.clamp(min=1e-5)
+
+
+@pytest.mark.parametrize("layers", [(3,), (3, 2)])
+@pytest.mark.parametrize("name", UNBIASED)
+def test_unbiased_in_one_and_in_two_layers(name, layers):
+    model = small_model(layers)
+    scores = z_scores(model, scrambled(make(name, model)), exact_gradient(model))
+    assert scores.abs().max() < 4.5, scores
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("rebar", {"rebar_scope": "layer"}),
+        ("relax", {"surrogate": "free"}),
+        ("relax", {"surrogate_activation": "relu"}),
+        ("reinforce", {"baseline": "none"}),
+        ("disarm", {"num_samples": 2}),
+    ],
+)
+def test_options_keep_it_unbiased(name, options):
+    model = small_model()
+    scores = z_scores(model, scrambled(make(name, model, **options)), exact_gradient(model), batches=2 * BATCHES)
+    assert scores.abs().max() < 4.5, scores
+
+
+@pytest.mark.parametrize("name", ["relax", "rebar", "rloo", "muprop", "arms"])
+def test_unbiased_with_three_nonlinear_layers_and_in_structured_prediction(name):
+    deep = small_model((2, 2, 2), hidden=(3, 3))
+    assert z_scores(deep, scrambled(make(name, deep)), exact_gradient(deep)).abs().max() < 4.5
+    structured = small_model((3, 2), task="structured")
+    assert z_scores(structured, scrambled(make(name, structured)), exact_gradient(structured)).abs().max() < 4.5
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_the_biased_ones_are_seen_to_be_biased(name):
+    model = small_model()
+    scores = z_scores(model, make(name, model), exact_gradient(model))
+    assert scores.abs().max() > 8
+
+
+def test_gumbel_rao_has_the_bias_of_straight_through_gumbel():
+    model = small_model()
+    generator = torch.Generator().manual_seed(7)
+
+    def mean_and_error(name):
+        estimator = make(name, model)
+        draws = [flat_gradient(model, estimator(model, image(COPIES), generator)) for _ in range(BATCHES)]
+        return torch.stack(draws).mean(0), torch.stack(draws).std(0) / math.sqrt(BATCHES)
+
+    (rao, rao_error), (gumbel, gumbel_error) = mean_and_error("gumbel-rao"), mean_and_error("straight-through-gumbel")
+    assert ((rao - gumbel) / (rao_error**2 + gumbel_error**2).sqrt().clamp(min=1e-6)).abs().max() < 4.5
+    assert rao_error.norm() < gumbel_error.norm()
+
+
+def test_vimco_follows_the_bound_of_several_samples():
+    model = small_model()
+    every = torch.tensor(list(itertools.product((0.0, 1.0), repeat=5)))
+    bits = every.split([3, 2], -1)
+    logits = [model.encode(0, model.input(image())).expand(len(every), -1), model.encode(1, bits[0])]
+    log_q = sum(torch.distributions.Bernoulli(logits=a).log_prob(b).sum(-1) for a, b in zip(logits, bits, strict=True))
+    log_w = -torch.stack(model.terms(model.target(image()), bits, logits)).sum(0)
+    bound = torch.logsumexp(torch.stack(torch.broadcast_tensors(log_w[:, None], log_w[None])), 0) - math.log(2)
+    expected = -(torch.exp(log_q[:, None] + log_q[None]) * bound).sum()
+    grads = torch.autograd.grad(expected, list(model.parameters()))
+    exact = torch.cat([grad.flatten() for grad in grads])
+    assert z_scores(model, make("vimco", model, num_samples=2), exact).abs().max() < 4.5
+    assert not torch.allclose(exact, exact_gradient(model), rtol=0.1)
+
+
+def test_enumeration_needs_no_draws():
+    model = small_model()
+    torch.testing.assert_close(flat_gradient(model, make("enumerated", model)(model, image(3))), exact_gradient(model))
+
+
+def test_the_last_layer_of_marginal_has_no_variance():
+    model = small_model((3,))
+    estimator, generator = make("marginal", model), torch.Generator().manual_seed(0)
+    draws = [estimator(model, image(), generator).at_encoder(model)[0] for _ in range(2)]
+    torch.testing.assert_close(*draws)
+
+
+def one_layer(name, **options):
+    """A model of one layer, an estimator with a random surrogate, images, their noise and the same as one distribution."""
+    model = small_model((3,))
+    estimator = scrambled(make(name, model, **options))
+    x = torch.rand(6, PIXELS, generator=torch.Generator().manual_seed(2)).round()
+    (noise,) = draw_noise((6,), (3,), torch.Generator().manual_seed(11))
+    found = estimator(model, x, torch.Generator().manual_seed(11))
+    logits = model.encode(0, model.input(x)).detach()
+
+    def f(bits):
+        return model.term(0, x, None, bits, logits)
+
+    return model, estimator, x, noise, found, Bernoulli(logits.clone().requires_grad_()), f
+
+
+def residual(network, context, z):
+    """r as plain differentiable code."""
+    activation = {"relu": torch.relu, "tanh": torch.tanh, "silu": torch.nn.functional.silu}[network.kind]
+    h = activation(context @ network.of_context.T + z @ network.of_z.T + network.biases[0])
+    for weight, bias in zip(network.inner, network.biases[1:], strict=True):
+        h = activation(h @ weight.T + bias)
+    return h @ network.out
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "silu"])
+@pytest.mark.parametrize("name", ["relax", "dlax", "rebar"])
+def test_one_layer_is_the_estimator_for_one_distribution_and_so_is_its_variance_gradient(name, activation):
+    options = {"surrogate_activation": activation, "surrogate_depth": 3, "rebar_scope": "layer"}
+    model, estimator, x, noise, found, dist, f = one_layer(name, **options)
+    eta, temperature = estimator.eta[0], estimator.log_temperature[0].exp()
+
+    def surrogate(z):
+        control = eta * f(dist.soften(z, temperature))
+        return control + residual(estimator.residuals[0], model.input(x), z) if estimator.residuals else control
+
+    coupled = {} if name == "dlax" else {"coupling": "coupled"}
+    function = core.dlax if name == "dlax" else core.relax
+    expected = function(f, dist, surrogate, noise=noise, phi=estimator.parameters(), **coupled)
+    torch.testing.assert_close(found.cotangents[0] * len(x), expected.grad.detach(), rtol=1e-4, atol=1e-4)
+    loss = expected.variance_loss() / dist.params.shape[-1]
+    for parameter, grad in zip(
+        estimator.parameters(), torch.autograd.grad(loss, list(estimator.parameters())), strict=True
+    ):
+        torch.testing.assert_close(parameter.grad, grad, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["reinforce", "straight-through", "straight-through-gumbel", "reinmax", "concrete"])
+def test_one_layer_is_the_estimator_for_one_distribution(name):
+    model, _, x, noise, found, dist, f = one_layer(name, baseline="none")
+    expected = core.make_estimator(name)(f, dist, noise=noise).grad.detach()
+    if found.cotangents is None:  # these also hold q's own score, at the (relaxed) bits
+        bits = dist.threshold(dist.relax(noise)) if name != "concrete" else dist.soften(dist.relax(noise), 0.5)
+        expected = expected + (bits - dist.mean).detach()
+    torch.testing.assert_close(found.at_encoder(model)[0], expected.T @ model.input(x) / len(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_variance_at_the_parameters_trains_parameter_rebar():
+    """The gradient that REBAR leaves at its scales, temperature and baseline, against finite differences."""
+    model = small_model()
+    model.double()
+    estimator = scrambled(make("rebar", model)).double()
+    x = image(3).double()
+
+    def variance():
+        found = estimator(model, x, torch.Generator().manual_seed(4))
+        return sum(float(g.square().sum()) for g in found.at_encoder(model))
+
+    estimator.zero_grad()
+    variance()
+    wanted = [parameter.grad.clone() for parameter in estimator.parameters()]
+    for parameter, grad in zip(estimator.parameters(), wanted, strict=True):
+        entries = parameter.data.view(-1)
+        for index in range(0, len(entries), 7):
+            before, step = float(entries[index]), 1e-5
+            entries[index] = before + step
+            above = variance()
+            entries[index] = before - step
+            below = variance()
+            entries[index] = before
+            assert abs((above - below) / (2 * step) - float(grad.view(-1)[index])) < 1e-4 * (
+                1 + abs(float(grad.view(-1)[index]))
+            )
+
+
+@pytest.mark.parametrize("name", ["relax", "rebar", "double-cv", "rodeo"])
+def test_what_is_learned_beside_the_model_lowers_the_variance(name):
+    model, generator = small_model(), torch.Generator().manual_seed(0)
+    estimator = scrambled(make(name, model))
+
+    def variance():
+        draws = torch.stack([flat_gradient(model, estimator(model, image(50), generator)) for _ in range(150)])
+        return float(draws.var(0).sum())
+
+    before = variance()
+    optimizer = torch.optim.Adam(estimator.parameters(), lr=0.02)
+    for _ in range(200):
+        optimizer.zero_grad()
+        estimator(model, image(50), generator)
+        optimizer.step()
+    assert variance() < 0.87 * before
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_an_estimate_leaves_the_model_alone(name):
+    model = small_model()
+    estimator = make(name, model)
+    gradient = estimator(model, image(5), torch.Generator().manual_seed(0))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert gradient.loss.shape == (5,) and not gradient.loss.requires_grad
+    learned = list(estimator.parameters())
+    gradient.backward(model)
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in learned)
+
+
+def test_every_estimator_of_the_registry_that_is_for_bits_is_there():
+    assert set(LAYERED) == {name for name, info in ESTIMATORS.items() if "bits" in info.outcomes}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("lax", {}, "does not apply to layers of bits"),
+        ("relaxx", {}, "unknown estimator"),
+        ("rloo", {"num_samples": 1}, "at least 2"),
+        ("disarm", {"num_samples": 3}, "an even number"),
+        ("rodeo", {"num_samples": 1}, "at least 2"),
+    ],
+)
+def test_what_cannot_work_is_refused(name, options, message):
+    with pytest.raises(SettingsError, match=message):
+        make(name, small_model(), **options)
+
+
+def test_sums_over_many_bits_are_refused():
+    with pytest.raises(SettingsError, match="out of reach"):
+        make("enumerated", small_model((13,)))
+
+
+def test_extreme_logits_stay_finite():
+    model = small_model()
+    with torch.no_grad():
+        for parameter in model.encoder_parameters:
+            parameter.mul_(100.0)
+    for name in ("relax", "rebar", "dlax", "gumbel-rao", "reinmax", "arms", "disarm"):
+        estimator = make(name, model)
+        gradient = flat_gradient(model, estimator(model, image(200), torch.Generator().manual_seed(0)))
+        assert gradient.isfinite().all(), name
+        assert all(parameter.grad.isfinite().all() for parameter in estimator.parameters()), name

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Reinforce
+    from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal, Reinforce
     from relax_rl.config import AgentConfig, EnvConfig, RunConfig, TrainConfig
     from relax_rl.envs import make_envs
     from relax_rl.presets import settings_for
@@ -22,6 +22,7 @@ _HOMES = {
     "LAX": "relax_rl.agents",
     "RELAX": "relax_rl.agents",
     "ActorCritic": "relax_rl.agents",
+    "Marginal": "relax_rl.agents",
     "Reinforce": "relax_rl.agents",
     "AgentConfig": "relax_rl.config",
     "EnvConfig": "relax_rl.config",
@@ -39,6 +40,7 @@ __all__ = [
     "ActorCritic",
     "AgentConfig",
     "EnvConfig",
+    "Marginal",
     "Reinforce",
     "RunConfig",
     "TrainConfig",

@@ -116,6 +116,27 @@ class CheckpointFolder:
         _save(self.best, agent, run)
         return self.best
 
+    def load(self, which: str, device: str = "cpu", *, warn: Callable[[str], None]) -> tuple[ActorCritic, Path]:
+        """The agent that a user asks for, and its file.
+
+        Args:
+            which: "latest" (the newest that can be read), "best", or the path of a checkpoint.
+            device: where the networks go.
+            warn: takes a line for each damaged checkpoint that is passed over.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or none that can be read.
+        """
+        if which == "latest":
+            agent, _, path = self.load_newest(device, warn=warn)
+            return agent, path
+        path = self.best if which == "best" else Path(which)
+        if which == "best" and not path.exists():
+            raise CheckpointError(
+                f"{self.path.parent} has no best checkpoint: it was trained without --eval-interval; use latest"
+            )
+        return load_checkpoint(path, device)[0], path
+
     def load_newest(
         self, device: str = "cpu", *, warn: Callable[[str], None], set_aside: bool = False
     ) -> tuple[ActorCritic, RunState, Path]:

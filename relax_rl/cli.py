@@ -53,6 +53,14 @@ COMMANDS: Mapping[str, Command] = {
     "evaluate": Command(
         "score a trained agent, and record a video of it", "relax_rl.evaluate_command:evaluate_command"
     ),
+    "variance": Command(
+        "measure the variance of a trained agent's gradient under every estimator",
+        "relax_rl.variance_command:variance_command",
+    ),
+    "toy": Command(
+        "compare estimators on the toy problem of REBAR and RELAX", "relax_rl.experiments.toy.command:toy_command"
+    ),
+    "vae": Command("train a discrete variational autoencoder", "relax_rl.experiments.vae.command:vae_command"),
 }
 
 DEFAULT_COMMAND = "train"
@@ -121,7 +129,8 @@ def _overview(prog: str) -> str:
         f"commands:\n{commands}\n\n"
         "examples:\n"
         f"  {prog} --env CartPole-v1 --estimator relax\n"
-        f"  {prog} evaluate RUN --episodes 20\n\n"
+        f"  {prog} evaluate RUN --episodes 20\n"
+        f"  {prog} variance RUN\n\n"
         f"{prog} COMMAND --help lists the options of a command."
     )
 

@@ -13,9 +13,9 @@ from relax_rl.errors import SettingsError
 
 __all__ = ["ESTIMATORS", "AgentConfig", "EnvConfig", "RunConfig", "TrainConfig", "agent_config_from"]
 
-Estimator = Literal["auto", "relax", "lax", "a2c", "reinforce"]
+Estimator = Literal["auto", "relax", "lax", "marginal", "a2c", "reinforce"]
 Activation = Literal["tanh", "relu", "silu", "elu"]
-ESTIMATORS: tuple[str, ...] = ("relax", "lax", "a2c", "reinforce")
+ESTIMATORS: tuple[str, ...] = ("relax", "lax", "marginal", "a2c", "reinforce")
 
 
 @dataclass(frozen=True, kw_only=True)

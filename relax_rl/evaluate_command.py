@@ -13,7 +13,7 @@ import tyro
 
 from relax_rl import runs
 from relax_rl.config import EnvConfig
-from relax_rl.errors import CheckpointError, SettingsError
+from relax_rl.errors import SettingsError
 from relax_rl.options import parse
 from relax_rl.presets import is_atari
 from relax_rl.runs import RunFolder
@@ -78,6 +78,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
         SettingsError: the environment cannot be made, or the extra `video` is missing.
         RelaxRLError: the run's folder cannot be written.
     """
+    from relax_rl.checkpoints import CheckpointFolder
     from relax_rl.devices import resolve_device
     from relax_rl.evaluation import evaluate, evaluation_envs
     from relax_rl.training import set_threads
@@ -85,7 +86,9 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     folder = RunFolder(Path(config.run))
     trained = runs.read_config(folder)
     settings = replace(trained.env, num_envs=config.num_envs)
-    agent, path = _load(config, folder, str(resolve_device(config.device)))
+    agent, path = CheckpointFolder(folder.checkpoints).load(
+        config.checkpoint, str(resolve_device(config.device)), warn=lambda line: warnings.warn(line, stacklevel=2)
+    )
     with ExitStack() as stack:
         set_threads(trained.run.threads, stack)
         # Before anything is played, so that a missing extra costs no time.
@@ -122,21 +125,6 @@ def _evaluate_config(args: list[str], prog: str) -> EvaluateConfig:
     env = runs.read_config(RunFolder(Path(given.run))).env.env
     default = replace(given, deterministic=not is_atari(env))
     return parse(EvaluateConfig, args, default=default, prog=prog, description=description)
-
-
-def _load(config: EvaluateConfig, folder: RunFolder, device: str) -> tuple[ActorCritic, Path]:
-    from relax_rl.checkpoints import CheckpointFolder, load_checkpoint
-
-    checkpoints = CheckpointFolder(folder.checkpoints)
-    if config.checkpoint == "latest":
-        agent, _, path = checkpoints.load_newest(device, warn=lambda line: warnings.warn(line, stacklevel=3))
-        return agent, path
-    path = checkpoints.best if config.checkpoint == "best" else Path(config.checkpoint)
-    if config.checkpoint == "best" and not path.exists():
-        raise CheckpointError(
-            f"{folder.path} has no best checkpoint: it was trained without --eval-interval; use latest"
-        )
-    return load_checkpoint(path, device)[0], path
 
 
 def _camera(settings: EnvConfig, config: EvaluateConfig) -> VectorEnvs:

@@ -73,6 +73,16 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     @property
+    def variance(self) -> Path:
+        """Result of the last `variance` command, as JSON."""
+        return self.path / "variance.json"
+
+    @property
+    def variance_figure(self) -> Path:
+        """The same as PNG."""
+        return self.path / "variance.png"
+
+    @property
     def curve(self) -> Path:
         """The learning curve, as PNG."""
         return self.path / "learning_curve.png"

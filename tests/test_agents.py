@@ -367,7 +367,7 @@ def test_statistics_take_a_rollout_in_after_its_update_and_are_frozen_elsewhere(
 def test_rewards_are_clipped_for_learning_and_counted_raw() -> None:
     envs = golden_envs(AutoresetMode.SAME_STEP)
     agent = A2C(envs.single_observation_space, envs.single_action_space, reward_clip=1.0, gamma=0.0)
-    collector = Collector(envs, agent.observations.encode, agent._to_env, 6)
+    collector = Collector(envs, agent.observations.encode, agent.to_env, 6)
     rollout = collector.collect(agent.sample, agent.sample_noise(6, 3))
     assert rollout.reward.max() > 10
     clipped = replace(rollout, reward=rollout.reward.clamp(-1, 1))

@@ -144,7 +144,7 @@ class Wordy(gym.Env):
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (["trian"], "unknown command 'trian', expected one of train, evaluate; did you mean train?"),
+        (["trian"], "unknown command 'trian', expected one of train, evaluate, "),
         (["--env", "CartPol-v1"], "unknown environment 'CartPol-v1'; did you mean CartPole-v1"),
         (["--env", "no_such_module:Env-v0"], "no_such_module"),
         (["--env", ""], "env is ''"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -17,10 +17,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Reinforce
-from relax_rl.agents.batch import Batch
+from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal, Reinforce
 from relax_rl.envs import VectorEnvs
-from relax_rl.estimators import marginal
 from relax_rl.rollouts import Collector, Rollout
 from tests.oracles import assert_unbiased, collect, rejects
 
@@ -157,22 +155,6 @@ def exact_policy_gradient(continuous: bool, mode: AutoresetMode) -> tuple[Tensor
     return gradient.flatten(), value
 
 
-class MarginalControl(RELAX):
-    """RELAX's surrogate, with its expectation over the actions summed instead of drawn."""
-
-    name: ClassVar[str] = "marginal"
-
-    def estimate(self, batch: Batch) -> Tensor:
-        rows = len(batch.features)
-        control = lambda a: self.surrogate(batch.features.expand(len(a), rows, -1).flatten(0, 1), a.flatten(0, 1))  # noqa: E731
-        return marginal(
-            batch.advantage,
-            batch.dist,
-            lambda a: control(a).unflatten(0, a.shape[:2]),
-            noise=batch.noise,  # type: ignore[arg-type]
-        ).grad
-
-
 def gradients(
     kind: type[ActorCritic],
     mode: AutoresetMode,
@@ -202,7 +184,7 @@ def gradients(
 
     def draw(rows: int) -> Tensor:
         envs = VectorEnvs(Chain(rows, space, mode, seed=next(seeds)), seed=0)
-        collector = Collector(envs, agent.observations.encode, agent._to_env, STEPS)
+        collector = Collector(envs, agent.observations.encode, agent.to_env, STEPS)
         rollout = spoil(collector.collect(agent.sample, agent.sample_noise(STEPS, rows)))
         batch, _, _ = agent.batch(rollout)
         applied = agent.estimate(batch).detach() * batch.weight[:, None]
@@ -217,7 +199,7 @@ MODES = pytest.mark.parametrize("mode", list(AutoresetMode))
 
 
 @MODES
-@pytest.mark.parametrize("kind", [A2C, Reinforce, RELAX, MarginalControl])
+@pytest.mark.parametrize("kind", [A2C, Reinforce, RELAX, Marginal])
 def test_discrete_agents_estimate_the_exact_policy_gradient(kind: type[ActorCritic], mode: AutoresetMode) -> None:
     exact, value = exact_policy_gradient(False, mode)
     assert_unbiased(collect(gradients(kind, mode, value), 200_000, chunk=25_000), exact, power=0.06)

@@ -41,7 +41,7 @@ def test_the_family_is_told_from_the_id(env, name):
 
 def test_every_preset_makes_a_valid_configuration():
     for preset in PRESETS:
-        for estimator in ("auto", "relax", "lax", "a2c", "reinforce"):
+        for estimator in ("auto", "relax", "lax", "marginal", "a2c", "reinforce"):
             config = preset_config(preset.environments[0].replace("*", "1"), estimator, preset=preset.name)
             assert config.run.preset == preset.name
             assert config.run.estimator == estimator

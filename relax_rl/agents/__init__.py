@@ -10,14 +10,15 @@ from relax_rl.agents.a2c import A2C, Reinforce
 from relax_rl.agents.base import ActorCritic
 from relax_rl.agents.callback import UpdateInfo
 from relax_rl.agents.lax import LAX
+from relax_rl.agents.marginal import Marginal
 from relax_rl.agents.relax import RELAX
 from relax_rl.config import did_you_mean
 from relax_rl.errors import SettingsError
 from relax_rl.spaces import ActionEncoder
 
-__all__ = ["A2C", "AGENTS", "LAX", "RELAX", "ActorCritic", "Reinforce", "UpdateInfo", "resolve_estimator"]
+__all__ = ["A2C", "AGENTS", "LAX", "RELAX", "ActorCritic", "Marginal", "Reinforce", "UpdateInfo", "resolve_estimator"]
 
-AGENTS: dict[str, type[ActorCritic]] = {agent.name: agent for agent in (RELAX, LAX, A2C, Reinforce)}
+AGENTS: dict[str, type[ActorCritic]] = {agent.name: agent for agent in (RELAX, LAX, Marginal, A2C, Reinforce)}
 """Agents by the name of their gradient estimator."""
 
 

@@ -141,7 +141,8 @@ class ActorCritic:
 
     # Acting
 
-    def _normalized(self, obs: Tensor) -> Tensor:
+    def normalized(self, obs: Tensor) -> Tensor:
+        """Encoded observations `[B, ...]` as the networks take them."""
         return self.obs_normalizer(obs) if self.obs_normalizer is not None else obs
 
     def sample_noise(self, *shape: int) -> Tensor:
@@ -153,10 +154,11 @@ class ActorCritic:
     def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
         """Outcomes `[N, ...]` of the policy for encoded observations `[N, ...]` and base noise `[N, ...]`."""
         with torch.inference_mode():
-            dist = self.policy.distribution(self.policy(self._normalized(obs.to(self.device))))
+            dist = self.policy.distribution(self.policy(self.normalized(obs.to(self.device))))
             return dist.threshold(dist.relax(noise))
 
-    def _to_env(self, outcome: np.ndarray) -> np.ndarray:
+    def to_env(self, outcome: np.ndarray) -> np.ndarray:
+        """Outcomes `[N, ...]` of the action distribution as actions of the environment."""
         if self.config.squash:
             return self.actions.to_env(np.tanh(outcome), squashed=True)
         return self.actions.to_env(outcome)
@@ -166,10 +168,10 @@ class ActorCritic:
         encoded = torch.from_numpy(np.ascontiguousarray(self.observations.encode(obs)))
         if deterministic:
             with torch.inference_mode():
-                outcome = self.policy.distribution(self.policy(self._normalized(encoded.to(self.device)))).mode()
+                outcome = self.policy.distribution(self.policy(self.normalized(encoded.to(self.device)))).mode()
         else:
             outcome = self.sample(encoded, self.sample_noise(len(encoded)))
-        return self._to_env(outcome.cpu().numpy())
+        return self.to_env(outcome.cpu().numpy())
 
     def predict(
         self, obs: Any, state: Any = None, episode_start: np.ndarray | None = None, deterministic: bool = False
@@ -216,16 +218,24 @@ class ActorCritic:
         if reset_schedule:
             self.schedule_start = self.steps
         self.schedule_end = self.steps + total_steps
-        collector = Collector(envs, self.observations.encode, self._to_env, self.config.num_steps)
+        collector = self.collector(envs)
         callbacks = list(callbacks)
         while self.steps < self.schedule_end:
-            rollout = collector.collect(self.sample, self.sample_noise(self.config.num_steps, envs.num_envs))
+            rollout = self.collect(collector)
             metrics = self.update(rollout)
             info = UpdateInfo(self.steps, self.updates, rollout.episodes, metrics)
             heard = [callback(self, info) for callback in callbacks]
             if any(answer is False for answer in heard):
                 break
         return self
+
+    def collector(self, envs: VectorEnvs) -> Collector:
+        """What steps these environments, `num_steps` at a time, with this agent's view of them."""
+        return Collector(envs, self.observations.encode, self.to_env, self.config.num_steps)
+
+    def collect(self, collector: Collector) -> Rollout:
+        """A rollout of the present policy."""
+        return collector.collect(self.sample, self.sample_noise(collector.num_steps, collector.envs.num_envs))
 
     def update(self, rollout: Rollout) -> dict[str, Tensor | float]:
         """One step of policy, critics and statistics on a rollout of the present policy; returns metrics.
@@ -236,7 +246,7 @@ class ActorCritic:
         batch, params, value = self.batch(rollout)
         estimate = self.estimate(batch)
         metrics = self._train_actor_critic(batch, params, value, estimate.detach())
-        metrics |= self._train_surrogate(batch, estimate)
+        metrics |= self.train_surrogate(batch, estimate)
         metrics |= batch_statistics(batch, value.detach(), self._gradients(batch, estimate.detach()))
         self._absorb(rollout, batch)
         self.steps += int(rollout.valid.sum())
@@ -251,7 +261,7 @@ class ActorCritic:
     def _forward(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
         """Policy parameters `[T N, P]`, values `[(T + 1) N + K]` (all observations, then the final ones) and features."""
         obs = rollout.obs.flatten(0, 1)
-        obs = self._normalized(torch.cat([obs, rollout.final_obs]) if len(rollout.final_obs) else obs)
+        obs = self.normalized(torch.cat([obs, rollout.final_obs]) if len(rollout.final_obs) else obs)
         rows = rollout.num_steps * rollout.num_envs
         if self.shared_torso:
             features = self.policy.torso(obs[:rows])
@@ -311,7 +321,7 @@ class ActorCritic:
             "policy/learning_rate": config.policy_lr * factor,
         }
 
-    def _train_surrogate(self, batch: Batch, estimate: Tensor) -> dict[str, Tensor | float]:
+    def train_surrogate(self, batch: Batch, estimate: Tensor) -> dict[str, Tensor | float]:
         """Train what the estimate depends on beside the policy, if there is any; returns metrics."""
         return {}
 

@@ -42,7 +42,7 @@ class SurrogateActorCritic(ActorCritic):
         controls: Tensor = self.surrogate(features, actions)
         return controls.chunk(len(samples))
 
-    def _train_surrogate(self, batch: Batch, estimate: Tensor) -> dict[str, Tensor | float]:
+    def train_surrogate(self, batch: Batch, estimate: Tensor) -> dict[str, Tensor | float]:
         """One step of phi down the variance of `estimate`, then more with fresh noise if the settings ask for it.
 
         The variance counts relative to that of the plain gradient on the same batch, a factor that phi does not

@@ -1,0 +1,137 @@
+"""Environments whose state can be had again: a fork goes on from the same state with randomness of its own."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from relax_rl.env_creation import find_spec, is_atari
+from relax_rl.errors import SettingsError
+
+__all__ = ["ForkableEnv"]
+
+_TRIAL_STEPS = 5
+
+
+class ForkableEnv:
+    """A single Gymnasium environment that can be forked after any step.
+
+    Where the environment can be copied in memory (classic control, MuJoCo), a fork is a copy; else (Box2D) a second
+    one takes the same actions from the same seed, and must then show the same observation. Either way the future of a
+    fork is independent of the original's: its random stream is replaced.
+
+    Args:
+        env_id: Gymnasium id, or `module:EnvId`.
+        env_kwargs: for the environment.
+
+    Attributes:
+        obs: the last observation.
+        done: whether the episode has ended; `reset` then starts another.
+
+    Raises:
+        SettingsError: the environment cannot be made, or its state cannot be had again.
+    """
+
+    def __init__(self, env_id: str, **env_kwargs: Any) -> None:
+        self._spec, self._kwargs = find_spec(env_id), env_kwargs
+        if is_atari(self._spec):
+            raise SettingsError(f"the state of {self._spec.id} cannot be had again with a random future of its own")
+        self._env = self._make()
+        self._actions: list[Any] = []
+        self.copies = self._copies_itself()
+        self.reset(0)
+
+    def reset(self, seed: int) -> Any:
+        """Start an episode; returns its first observation."""
+        self._seed = seed
+        self._actions.clear()
+        self.obs, _ = self._env.reset(seed=seed)
+        self.done = False
+        return self.obs
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool]:
+        """One step: observation, reward, terminated, truncated."""
+        self._actions.append(copy.copy(action))
+        self.obs, reward, terminated, truncated, _ = self._env.step(action)
+        self.done = bool(terminated or truncated)
+        return self.obs, float(reward), bool(terminated), bool(truncated)
+
+    def fork(self, seed: int) -> gym.Env[Any, Any]:
+        """An environment in the same state, with its own randomness from here on.
+
+        Raises:
+            SettingsError: when taking the same actions again led elsewhere.
+        """
+        env = _copied(self._env) if self.copies else self._replayed()
+        env.unwrapped.np_random = np.random.default_rng(seed)
+        return env
+
+    def close(self) -> None:
+        """End the environment."""
+        self._env.close()
+
+    def _make(self) -> gym.Env[Any, Any]:
+        return gym.make(self._spec, **self._kwargs)
+
+    def _replayed(self) -> gym.Env[Any, Any]:
+        env = self._make()
+        obs, _ = env.reset(seed=self._seed)
+        for action in self._actions:
+            obs, *_ = env.step(action)
+        if _plain(obs) != _plain(self.obs):
+            raise SettingsError(f"the state of {self._spec.id} cannot be had again: the same actions led elsewhere")
+        return env
+
+    def _copies_itself(self) -> bool:
+        """Whether a copy goes where the original goes, and leaves the original alone."""
+        env = self._env
+        env.reset(seed=0)
+        env.action_space.seed(0)
+        actions = [env.action_space.sample() for _ in range(_TRIAL_STEPS)]
+        try:
+            twin = _copied(env)
+            ahead = _path(twin, actions)
+            twin.close()
+        except Exception:  # whatever a foreign environment holds that does not let itself be copied
+            return False
+        return ahead == _path(env, actions)
+
+
+def _copied(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """A deep copy, with the state of MuJoCo's simulator, which deep copies lose."""
+    twin = copy.deepcopy(env)
+    data = getattr(env.unwrapped, "data", None)
+    if type(data).__module__.startswith("mujoco"):
+        import mujoco
+
+        here: Any = env.unwrapped
+        there: Any = twin.unwrapped
+        kind = mujoco.mjtState.mjSTATE_INTEGRATION
+        state = np.empty(mujoco.mj_stateSize(here.model, kind))
+        mujoco.mj_getState(here.model, here.data, state, kind)
+        mujoco.mj_setState(there.model, there.data, state, kind)
+        mujoco.mj_forward(there.model, there.data)
+    return twin
+
+
+def _path(env: gym.Env[Any, Any], actions: list[Any]) -> list[tuple[Any, float, bool, bool]]:
+    """What the environment answers, up to the end of the episode."""
+    path = []
+    for action in actions:
+        obs, reward, terminated, truncated, _ = env.step(action)
+        path.append((_plain(obs), float(reward), bool(terminated), bool(truncated)))
+        if terminated or truncated:
+            break
+    return path
+
+
+def _plain(obs: Any) -> Any:
+    """An observation as something that compares by value."""
+    if isinstance(obs, dict):
+        return {key: _plain(part) for key, part in obs.items()}
+    if isinstance(obs, tuple):
+        return tuple(_plain(part) for part in obs)
+    return np.asarray(obs).tolist()

@@ -1,0 +1,156 @@
+"""The variance of an agent's policy gradient at frozen parameters, for several estimators on the same rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relax_rl.agents import AGENTS, ActorCritic
+from relax_rl.agents.batch import Batch
+from relax_rl.agents.surrogate import SurrogateActorCritic
+from relax_rl.envs import VectorEnvs
+from relax_rl.errors import SettingsError
+from relax_rl.estimators.diagnostics import Interval, effective_sample_size_ratio, variance
+
+__all__ = ["AppliedVariance", "Contender", "applied_gradients", "applied_variances", "contenders", "policy_gradient"]
+
+REFERENCE = "a2c"
+"""The estimator that the others are measured against."""
+
+_MOST_BYTES = 3 * 2**30
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to estimate an agent's gradient.
+
+    Attributes:
+        name: what it is called in results.
+        estimate: a batch to its `[B, P]` gradients at the distribution's parameters, affine in the advantage.
+        fit: trains its surrogate, if it has one that is to be trained, on a batch.
+    """
+
+    name: str
+    estimate: Callable[[Batch], Tensor]
+    fit: Callable[[Batch], None] | None = None
+
+
+@dataclass(frozen=True)
+class AppliedVariance:
+    """Variance of the gradient that an update would apply, over independent rollouts.
+
+    Attributes:
+        variance: trace of the covariance over the parameters of the policy.
+        ratio: to the variance of A2C's gradient from the same rollouts.
+    """
+
+    variance: Interval
+    ratio: Interval
+
+
+def contenders(agent: ActorCritic, *, fitted: bool, seed: int = 0) -> list[Contender]:
+    """The estimators that fit the agent's actions, each with a surrogate of its own where it has one.
+
+    Args:
+        agent: whose surrogate, if it has one, enters as it stands.
+        fitted: add those whose surrogate is trained at the frozen policy; they start from the agent's own surrogate
+            if it is of their kind, else from nothing.
+        seed: of fresh surrogates and of the noise of relaxations.
+    """
+    found = [Contender(name, _twin(agent, name, seed).estimate) for name in ("reinforce", REFERENCE)]
+    if isinstance(agent, SurrogateActorCritic):
+        found.append(Contender(agent.name, _twin(agent, agent.name, seed).estimate))
+    for name, kind in AGENTS.items():
+        if not fitted or not issubclass(kind, SurrogateActorCritic) or agent.actions.kind not in kind.action_kinds:
+            continue
+        try:
+            twin = _twin(agent, name, seed)
+        except SettingsError:  # too many actions to ask the surrogate at each
+            continue
+        found.append(Contender(f"{name}, fitted", twin.estimate, _fitting(twin)))
+    return found
+
+
+def applied_gradients(
+    agent: ActorCritic,
+    envs: VectorEnvs,
+    entrants: Sequence[Contender],
+    *,
+    num_batches: int,
+    fit_batches: int,
+    progress: Callable[[int], Any] = lambda _: None,
+) -> dict[str, Tensor]:
+    """Gradients that updates of the frozen agent would apply, of each contender on the same rollouts.
+
+    Args:
+        agent: acts, and learns nothing; its random stream goes on.
+        envs: environments with its spaces.
+        entrants: one of them named "a2c".
+        num_batches: rollouts that are measured.
+        fit_batches: rollouts before them, on which surrogates are fitted.
+        progress: told the number of rollouts done so far.
+
+    Returns:
+        `[num_batches, |theta|]` gradients of the expected return, by name.
+
+    Raises:
+        SettingsError: when these gradients would not fit into memory.
+    """
+    theta = list(agent.policy.parameters())
+    size = 4 * sum(x.numel() for x in theta) * len(entrants)
+    if num_batches * size > _MOST_BYTES:
+        raise SettingsError(
+            f"{num_batches} gradients of this policy by {len(entrants)} estimators take "
+            f"{num_batches * size / 2**30:.1f} GiB; use at most {_MOST_BYTES // size} batches"
+        )
+    collector = agent.collector(envs)
+    draws: dict[str, list[Tensor]] = {entrant.name: [] for entrant in entrants}
+    for done in range(fit_batches + num_batches):
+        batch, params, _ = agent.batch(agent.collect(collector))
+        for entrant in entrants:
+            if done >= fit_batches:
+                draws[entrant.name].append(policy_gradient(entrant.estimate(batch), batch.weight, params, theta))
+            elif entrant.fit is not None:
+                entrant.fit(batch)
+        progress(done + 1)
+    return {name: torch.stack(found) for name, found in draws.items()}
+
+
+def policy_gradient(estimate: Tensor, weight: Tensor, params: Tensor, theta: Sequence[Tensor]) -> Tensor:
+    """`[|theta|]` what an update would apply: the mean of `[B, P]` estimates over rows, pulled back to the policy."""
+    pulled = estimate.detach() * (weight / len(weight)).unsqueeze(-1)
+    gradients = torch.autograd.grad(params, theta, pulled, retain_graph=True)
+    return torch.cat([x.flatten() for x in gradients])
+
+
+def applied_variances(
+    draws: Mapping[str, Tensor], *, generator: torch.Generator | None = None
+) -> dict[str, AppliedVariance]:
+    """Variance of each contender's gradient, and its ratio to A2C's, from `applied_gradients`."""
+    reference = draws[REFERENCE]
+    return {
+        name: AppliedVariance(
+            variance(found, generator=generator),
+            effective_sample_size_ratio(reference, found, paired=True, generator=generator),
+        )
+        for name, found in draws.items()
+    }
+
+
+def _twin(agent: ActorCritic, name: str, seed: int) -> ActorCritic:
+    """Another kind of agent with the same settings, with the surrogate of `agent` if both are of one kind."""
+    twin = AGENTS[name](agent.observation_space, agent.action_space, seed=seed, config=agent.config)
+    if isinstance(twin, SurrogateActorCritic) and isinstance(agent, SurrogateActorCritic) and twin.name == agent.name:
+        twin.surrogate.load_state_dict(agent.surrogate.state_dict())
+    return twin
+
+
+def _fitting(twin: ActorCritic) -> Callable[[Batch], None]:
+    def fit(batch: Batch) -> None:
+        twin.train_surrogate(batch, twin.estimate(batch))
+
+    return fit

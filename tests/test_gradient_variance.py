@@ -1,0 +1,95 @@
+"""The variance of the applied gradient, against the gradients that updates apply."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Reinforce
+from relax_rl.envs import VectorEnvs, make_envs
+from relax_rl.errors import SettingsError
+from relax_rl.gradient_variance import applied_gradients, applied_variances, contenders, policy_gradient
+
+SETTINGS = {"hidden": (8,), "surrogate_hidden": (8,), "num_steps": 6, "max_grad_norm": math.inf}
+
+
+def setup(kind: type[ActorCritic], env: str = "CartPole-v1", **settings) -> tuple[ActorCritic, VectorEnvs]:
+    envs = make_envs(env, num_envs=4, seed=0)
+    agent = kind(envs.single_observation_space, envs.single_action_space, seed=0, **{**SETTINGS, **settings})
+    return agent, envs
+
+
+def names(agent: ActorCritic, *, fitted: bool) -> list[str]:
+    return [entrant.name for entrant in contenders(agent, fitted=fitted)]
+
+
+def test_the_estimators_that_fit() -> None:
+    relax, _ = setup(RELAX)
+    assert names(relax, fitted=True) == ["reinforce", "a2c", "relax", "relax, fitted", "marginal, fitted"]
+    assert names(relax, fitted=False) == ["reinforce", "a2c", "relax"]
+    lax, _ = setup(LAX, "Pendulum-v1")
+    assert names(lax, fitted=True) == ["reinforce", "a2c", "lax", "lax, fitted"]
+    plain, _ = setup(Reinforce)
+    assert names(plain, fitted=True) == ["reinforce", "a2c", "relax, fitted", "marginal, fitted"]
+    many = RELAX(spaces.Box(-1, 1, (3,), np.float32), spaces.MultiDiscrete([7] * 6), **SETTINGS)
+    assert names(many, fitted=True) == ["reinforce", "a2c", "relax", "relax, fitted"]
+
+
+@pytest.mark.parametrize("kind", [A2C, RELAX, Reinforce])
+def test_the_gradient_measured_is_the_one_applied(kind: type[ActorCritic]) -> None:
+    agent, envs = setup(kind)
+    rollout = agent.collect(agent.collector(envs))
+    batch, params, _ = agent.batch(rollout)
+    measured = policy_gradient(agent.estimate(batch), batch.weight, params, list(agent.policy.parameters()))
+    agent.update(rollout)
+    assert float(measured.norm()) > 0
+    torch.testing.assert_close(agent._theta[0].grad, -measured)
+
+
+def test_nothing_is_learned_and_everything_repeats_itself() -> None:
+    results = []
+    for _ in range(2):
+        agent, envs = setup(RELAX)
+        before = {name: tensor.clone() for name, tensor in agent.state_dict()[0].items()}
+        entrants = contenders(agent, fitted=True)
+        results.append(applied_gradients(agent, envs, entrants, num_batches=3, fit_batches=2))
+        for name, tensor in agent.state_dict()[0].items():
+            assert torch.equal(before[name], tensor) or name == "generator", name
+        assert agent.steps == agent.updates == 0
+    for name, found in results[0].items():
+        assert found.shape == (3, sum(x.numel() for x in agent.policy.parameters()))
+        assert torch.equal(found, results[1][name])
+
+
+def test_variances_are_of_the_draws_and_relative_to_a2c() -> None:
+    generator = torch.Generator().manual_seed(0)
+    reference = torch.randn(500, 4, generator=generator)
+    found = applied_variances({"a2c": reference, "half": reference * 0.5**0.5 + 3.0})
+    assert found["a2c"].ratio.value == pytest.approx(1.0) and found["a2c"].ratio.low == pytest.approx(1.0)
+    assert found["a2c"].variance.value == pytest.approx(float(reference.var(0).sum()), rel=1e-5)
+    assert found["half"].ratio.value == pytest.approx(0.5, rel=1e-5)
+    assert found["half"].ratio.high - found["half"].ratio.low < 1e-5
+
+
+def test_a_fresh_surrogate_is_a2c_and_a_fitted_one_lowers_the_variance() -> None:
+    agent, envs = setup(RELAX, surrogate_hidden=(32,), surrogate_lr=3e-3, num_steps=32)
+    # Without a value function there is much for c^(s, a) to take away.
+    draws = applied_gradients(agent, envs, contenders(agent, fitted=True), num_batches=60, fit_batches=300)
+    assert torch.allclose(draws["relax"], draws["a2c"], atol=1e-6)
+    found = applied_variances(draws)
+    for name in ("relax, fitted", "marginal, fitted"):
+        assert found[name].ratio.high < 0.9, (name, found[name].ratio)
+    error = (draws["relax, fitted"] - draws["a2c"]).mean(0) / (
+        (draws["relax, fitted"] - draws["a2c"]).std(0) / 60**0.5
+    ).clamp(min=1e-12)
+    assert float(error.abs().max()) < 5
+
+
+def test_what_would_not_fit_into_memory_is_refused() -> None:
+    agent, envs = setup(A2C)
+    with pytest.raises(SettingsError, match=r"\d+ gradients of this policy by 2 estimators take .* use at most \d+"):
+        applied_gradients(agent, envs, contenders(agent, fitted=False), num_batches=10**8, fit_batches=0)

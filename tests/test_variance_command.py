@@ -1,0 +1,90 @@
+"""The command `variance`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from relax_rl.cli import main
+from relax_rl.presets import preset_config
+from relax_rl.training import train
+
+SMALL = {"hidden": (8,), "surrogate_hidden": (8,), "quiet": True, "tensorboard": False, "total_steps": 200}
+QUICK = ("--batches", "4", "--fit-batches", "3", "--states", "4")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("variance") / "run"
+    train(preset_config("CartPole-v1", **SMALL, run_dir=str(path)))
+    return path
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def measure(run, *args):
+    assert main(["variance", str(run), *QUICK, *args]) == 0
+    return json.loads((run / "variance.json").read_text())
+
+
+def test_it_prints_writes_and_draws_all_estimators(run, capsys):
+    result = measure(run)
+    out, err = capsys.readouterr()
+    assert err == ""
+    names = ["reinforce", "a2c", "relax", "relax, fitted", "marginal, fitted"]
+    assert list(result["applied"]) == names
+    assert list(result["parts"]) == [*names, "a2c, exact V"]
+    assert all(name in out for name in result["parts"]) and "variance.png" in out
+    assert result["applied"]["a2c"]["ratio"]["value"] == pytest.approx(1.0)
+    for parts in result["parts"].values():
+        assert parts["total"]["value"] == pytest.approx(
+            sum(parts[name]["value"] for name in ("trajectory", "action", "state")), rel=1e-6
+        )
+    assert (run / "variance.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_it_repeats_itself_and_heeds_its_seed(run):
+    first = measure(run)
+    assert measure(run) == first
+    assert measure(run, "--seed", "1")["applied"] != first["applied"]
+
+
+def test_parts_and_fits_can_be_left_out(run, capsys):
+    result = measure(run, "--states", "0", "--fit-batches", "0")
+    assert result["parts"] is None and "no parts: not asked for" in capsys.readouterr().out
+    assert list(result["applied"]) == ["reinforce", "a2c", "relax"]
+
+
+def test_games_have_no_parts(tmp_path, capsys):
+    path = tmp_path / "run"
+    settings = {**SMALL, "cnn_features": 8, "num_envs": 1, "num_steps": 5, "total_steps": 10}
+    train(preset_config("ALE/Pong-v5", **settings, run_dir=str(path)))
+    result = measure(path)
+    assert result["parts"] is None and "cannot be had again" in result["parts_left_out"]
+    assert "no parts: the state of ALE/Pong-v5 cannot be had again" in capsys.readouterr().out
+    assert all(torch.isfinite(torch.tensor(found["variance"]["value"])) for found in result["applied"].values())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--batches", "1"], "batches is 1, expected at least 2"),
+        (["--states", "1"], "states is 1, expected at least 2, or 0 to leave the parts out"),
+        (["--actions", "2"], "actions is 2, expected at least 3"),
+        (["--fit-batches", "-1"], "fit_batches is -1, expected at least 0"),
+        (["--batches", "100000000"], "use at most"),
+        (["--checkpoint", "best"], "has no best checkpoint"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(run, args, message, capsys):
+    assert main(["variance", str(run), *args]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+    assert not (run / "variance.json").exists()

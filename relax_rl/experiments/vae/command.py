@@ -1,0 +1,77 @@
+"""The command `vae`: train a sigmoid belief network with any estimator, or go on with a run."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from relax_rl.experiments.vae.config import VaeConfig
+from relax_rl.experiments.vae.presets import preset_config
+from relax_rl.options import parse
+from relax_rl.runs import RunFolder
+
+if TYPE_CHECKING:
+    from relax_rl.experiments.vae.training import VaeResult
+
+__all__ = ["vae_command"]
+
+_DESCRIPTION = "Train a sigmoid belief network on the variational bound, with any of the estimators for bits."
+
+
+def vae_command(args: Sequence[str], prog: str) -> int:
+    """`vae`: start or resume a run, and say where its results lie."""
+    config = _config(list(args), prog)
+    if config.resume is None and config.run_dir is not None:
+        RunFolder(Path(config.run_dir)).check_unused()
+    from relax_rl.experiments.vae.training import train_vae
+
+    result = train_vae(config, command=f"{prog} {shlex.join(args)}")
+    print(_summary(result, config, prog), flush=True)
+    return 128 + signal.Signals[result.stopped_by] if result.stopped_by in ("SIGINT", "SIGTERM") else 0
+
+
+def _config(args: list[str], prog: str) -> VaeConfig:
+    """The settings: what is given, over what the preset or the resumed run says.
+
+    The arguments are read twice: first to learn which preset or run it is about, then with its settings as the
+    defaults, so that the help shows them and whatever is given wins.
+    """
+    given = parse(
+        VaeConfig, [token for token in args if token not in ("-h", "--help")], prog=prog, description=_DESCRIPTION
+    )
+    if given.resume is not None:
+        from relax_rl.experiments.vae.session import read_vae_config
+
+        saved = read_vae_config(RunFolder(Path(given.resume)))
+        # Whether progress is shown is a matter of this call, not of the run.
+        base = replace(saved, resume=given.resume, run_dir=given.resume, quiet=False)
+    else:
+        base = preset_config(given.preset)
+    return parse(VaeConfig, args, default=base, prog=prog, description=_DESCRIPTION)
+
+
+def _summary(result: VaeResult, config: VaeConfig, prog: str) -> str:
+    folder, run_dir = RunFolder(result.run_dir), shlex.quote(str(result.run_dir))
+    interrupted = result.stopped_by in ("SIGINT", "SIGTERM")
+    end = {"steps": "all steps taken", "early stopping": "stopped early"}.get(
+        result.stopped_by, f"interrupted by {result.stopped_by}"
+    )
+    lines = [f"{end}: {result.steps:,} steps, {result.seconds:.0f} s"]
+    if result.evaluation is not None:
+        lines.append(f"  {result.evaluation['data']}, nats per image:")
+        for name, value in result.evaluation["bounds"].items():
+            part, _, samples = name.replace("_bound_", " ").partition(" ")
+            how = "1 sample" if samples == "1" else f"{samples} importance samples"
+            lines.append(f"  {part:5} bound, {how:23} {value:9.2f}")
+        lines.append(f"  evaluation      {folder.evaluation}")
+    lines += [f"  curves          {folder.curve}", f"  images          {folder.path / 'images.png'}"]
+    if config.tensorboard:
+        lines.append(f"  TensorBoard     tensorboard --logdir {run_dir}")
+    lines.append(f"  checkpoint      {result.checkpoint}")
+    if interrupted:
+        lines.append(f"  go on           {prog} --resume {run_dir}")
+    return "\n".join(lines)

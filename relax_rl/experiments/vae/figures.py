@@ -1,0 +1,124 @@
+"""Pictures of a VAE run: bounds and log variance against steps, and a grid of images."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from relax_rl.experiments.vae.evaluation import EVALUATION_SEED
+from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork, draw_noise
+from relax_rl.loggers import read_csv
+from relax_rl.serialization import write_bytes_atomic, writing
+
+__all__ = ["draw_curves", "draw_images", "log_images"]
+
+_SCALE = 4
+"""Pixels on the picture for each of an image."""
+
+
+def draw_curves(progress: Path, path: Path, title: str, estimator: str) -> None:
+    """Write bounds and log variances against steps as a PNG; nothing without a row.
+
+    Args:
+        progress: the run's `progress.csv`.
+        path: the picture.
+        title: above it.
+        estimator: that trains the model.
+
+    Raises:
+        RelaxRLError: a file cannot be read or written.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    columns = read_csv(progress) if progress.exists() else {}
+    if not columns.get("step"):
+        return
+    steps = columns["step"]
+    figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
+    bounds, variances = figure.subplots(1, 2)
+    _line(bounds, steps, columns["train_bound"], "training batches, before each step")
+    _line(bounds, steps, columns["valid_bound"], "validation images")
+    bounds.set_ylabel("evidence lower bound (nats per image)")
+    low = [value for value in columns["train_bound"] + columns["valid_bound"] if math.isfinite(value)]
+    if len(low) > 8:  # the first rows lie so far below that the rest would be flat
+        bounds.set_ylim(bottom=float(np.quantile(low, 0.08)))
+    _line(variances, steps, columns["log_variance"], f"{estimator} (trains the model)")
+    for name, values in columns.items():
+        if name.startswith("log_variance/"):
+            _line(variances, steps, values, name.partition("/")[2])
+    variances.set_ylabel("log mean variance of the encoder's gradient")
+    for axes in (bounds, variances):
+        axes.set_xlabel("steps")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.25)
+        axes.legend(loc="best", frameon=False, fontsize="small")
+    figure.suptitle(title, fontsize="medium")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes_atomic(path, buffer.getvalue())
+
+
+@torch.no_grad()
+def draw_images(model: SigmoidBeliefNetwork, images: Tensor, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """`[height, width]` grey values of a grid: images, what the model makes of their bits, and images of its own.
+
+    In structured prediction: images, and three predictions of their lower half.
+
+    Args:
+        images: `[n, D]`, one a column.
+        shape: rows and columns of an image.
+    """
+    generator = torch.Generator(images.device).manual_seed(EVALUATION_SEED)
+
+    def reconstruction() -> Tensor:
+        chain = model.draw(images, draw_noise(images.shape[:1], model.layers, generator, images.device))
+        if model.task == "structured":
+            return torch.cat([images[:, : model.split], model.decode(chain.bits[-1])], -1)
+        return model.decode(chain.bits[0])
+
+    rows = [images, reconstruction()]
+    if model.task == "structured":
+        rows += [reconstruction(), reconstruction()]
+    else:
+        rows += [model.generate(len(images), generator), model.generate(len(images), generator)]
+    height, width = shape
+    grid = torch.full((len(rows) * (height + 1) + 1, len(images) * (width + 1) + 1), 0.5)
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row.reshape(-1, height, width).cpu()):
+            top, left = 1 + i * (height + 1), 1 + j * (width + 1)
+            grid[top : top + height, left : left + width] = 1 - image
+    pixels: NDArray[np.uint8] = (grid * 255).round().to(torch.uint8).numpy()
+    return pixels
+
+
+def log_images(picture: NDArray[np.uint8], folder: Path, step: int, *, tensorboard: bool) -> None:
+    """Write the grid as `images.png`, and into TensorBoard.
+
+    Raises:
+        RelaxRLError: a file cannot be written.
+    """
+    import matplotlib.image
+
+    large = picture.repeat(_SCALE, 0).repeat(_SCALE, 1)
+    buffer = io.BytesIO()
+    matplotlib.image.imsave(buffer, large, cmap="gray", vmin=0, vmax=255, format="png")
+    write_bytes_atomic(folder / "images.png", buffer.getvalue())
+    if tensorboard:
+        from torch.utils.tensorboard import SummaryWriter
+
+        with writing(folder), SummaryWriter(str(folder), filename_suffix=".images") as writer:
+            writer.add_image("images", picture[None], step)
+
+
+def _line(axes: object, steps: list[float], values: list[float], label: str) -> None:
+    known = [(step, value) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
+    marker = "o" if len(known) == 1 else None
+    axes.plot(*([pair[i] for pair in known] for i in (0, 1)), label=label, marker=marker, markersize=3)  # type: ignore[attr-defined]

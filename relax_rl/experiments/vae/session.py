@@ -1,0 +1,192 @@
+"""The folder of a VAE run: begun or resumed, its settings, rows and checkpoints."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relax_rl.devices import resolve_device
+from relax_rl.errors import CheckpointError, SettingsError
+from relax_rl.experiments.data import Batches, Dataset, load_data
+from relax_rl.experiments.vae.checkpoints import VaeCheckpoints
+from relax_rl.experiments.vae.config import VaeConfig, check_resumable, config_from_json
+from relax_rl.experiments.vae.evaluation import binary_images
+from relax_rl.experiments.vae.trainer import Trainer
+from relax_rl.loggers import truncate_csv
+from relax_rl.runs import RunFolder, read_record, write_json
+
+__all__ = ["Clock", "Session", "begin", "read_vae_config", "resume"]
+
+
+class Clock:
+    """Seconds spent in a run, over all resumptions."""
+
+    def __init__(self, before: float = 0.0) -> None:
+        self._before, self._started = before, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Up to this moment."""
+        return self._before + time.perf_counter() - self._started
+
+
+@dataclass
+class Session:
+    """A run that is ready to go on.
+
+    Attributes:
+        config, folder, data, trainer, checkpoints: of the run.
+        clock: its time so far.
+        valid: `[n, D]` images behind the validation bound of each row.
+        resumed_from: the checkpoint it goes on from.
+        best_bound, best_step: of the rows so far, by the validation bound.
+    """
+
+    config: VaeConfig
+    folder: RunFolder
+    data: Dataset
+    trainer: Trainer
+    checkpoints: VaeCheckpoints
+    clock: Clock
+    valid: Tensor
+    resumed_from: Path | None = None
+    best_bound: float = -math.inf
+    best_step: int = 0
+
+    def save(self) -> Path:
+        """Write a checkpoint of this moment.
+
+        Raises:
+            RelaxRLError: the file cannot be written; the checkpoints before it stay.
+        """
+        tensors, state = self.state()
+        return self.checkpoints.save(self.trainer.step, tensors, state)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a checkpoint holds."""
+        tensors, counters = self.trainer.state_dict()
+        best = None if math.isinf(self.best_bound) else self.best_bound
+        run = {"seconds": self.clock.seconds, "best_bound": best, "best_step": self.best_step, "data": self.data.name}
+        return tensors, {"vae": counters, "run": run}
+
+
+def begin(config: VaeConfig, command: str, show: Callable[[str], None]) -> Session:
+    """A new run. Its folder is made last, so that settings that cannot work leave nothing behind.
+
+    Raises:
+        SettingsError: settings that cannot work, or a folder that already holds a run.
+        RelaxRLError: the data cannot be had, or the folder cannot be written.
+    """
+    if config.run_dir is not None:
+        RunFolder(Path(config.run_dir)).check_unused()
+    data = load_data(config.data, data_dir=config.data_dir, binarization=config.binarization, show=show)
+    trainer, valid = _trainer(config, data)
+    path = Path(config.run_dir) if config.run_dir is not None else _default_path(config)
+    config = replace(config, run_dir=str(path))
+    folder = RunFolder(path)
+    folder.create()
+    history = {"command": command, "started": _now(), "resumed": []}
+    _write_config(folder, config, data, history)
+    return Session(config, folder, data, trainer, VaeCheckpoints(folder.checkpoints), Clock(), valid)
+
+
+def resume(config: VaeConfig, command: str, show: Callable[[str], None]) -> Session:
+    """A run that goes on from its newest good checkpoint.
+
+    Raises:
+        CheckpointError: there is no such run or checkpoint, or it was made from other data.
+        SettingsError: settings that would make it another run, or nothing is left to do.
+        RelaxRLError: the data cannot be had.
+    """
+    assert config.resume is not None
+    path = Path(config.resume)
+    folder = RunFolder(path)
+    saved = read_vae_config(folder)
+    if config.run_dir is not None and Path(config.run_dir).resolve() != path.resolve():
+        raise SettingsError(f"run_dir is {config.run_dir!r}, but a resumed run stays in its folder, {str(path)!r}")
+    check_resumable(saved, config)
+    config = replace(config, resume=None, run_dir=str(path), preset=saved.preset)
+    checkpoints = VaeCheckpoints(folder.checkpoints)
+    tensors, state, checkpoint = checkpoints.load_newest(lambda line: warnings.warn(line, UserWarning, stacklevel=2))
+    data = load_data(config.data, data_dir=config.data_dir, binarization=config.binarization, show=show)
+    trainer, valid = _trainer(config, data)
+    try:
+        run = state["run"]
+        trainer.load_state_dict(tensors, state["vae"])
+        seconds, best_bound, best_step = float(run["seconds"]), run["best_bound"], int(run["best_step"])
+        trained_on = str(run["data"])
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"checkpoint {checkpoint} is damaged: the state of its run cannot be read") from None
+    if trained_on != data.name:
+        raise CheckpointError(f"cannot resume on {data.name}: the run was trained on {trained_on}")
+    if trainer.step >= config.steps:
+        raise SettingsError(f"{path} has already taken {trainer.step} of {config.steps} steps; raise --steps to go on")
+    truncate_csv(folder.progress, max(0, trainer.step))
+    record = read_record(folder)
+    entry = {"step": trainer.step, "checkpoint": checkpoint.name, "time": _now(), "command": command}
+    history = {name: record.get(name, "") for name in ("command", "started")}
+    _write_config(folder, config, data, {**history, "resumed": [*record.get("resumed", []), entry]})
+    best = -math.inf if best_bound is None else float(best_bound)
+    return Session(config, folder, data, trainer, checkpoints, Clock(seconds), valid, checkpoint, best, best_step)
+
+
+def read_vae_config(folder: RunFolder) -> VaeConfig:
+    """The settings of a run.
+
+    Raises:
+        CheckpointError: the folder holds no VAE run, or settings that cannot be read.
+    """
+    record = read_record(folder)
+    if "vae" not in record:
+        raise CheckpointError(f"{folder.path} holds no VAE run: {folder.config.name} has no settings of one")
+    try:
+        return config_from_json(record["vae"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder.config} cannot be used: {error}") from None
+
+
+def _trainer(config: VaeConfig, data: Dataset) -> tuple[Trainer, Tensor]:
+    """The trainer at its start, and the validation images behind each row."""
+    device = resolve_device(config.device)
+    mean = torch.from_numpy(data.mean_image.copy())
+    batches = Batches(data.train, dynamic=data.dynamic, seed=config.seed, device=device)
+    valid = binary_images(torch.from_numpy(data.valid), dynamic=data.dynamic, count=config.valid_images)
+    return Trainer(config, mean, batches, device), valid.to(device)
+
+
+def _write_config(folder: RunFolder, config: VaeConfig, data: Dataset, history: Mapping[str, Any]) -> None:
+    content = {"vae": config.to_dict(), "data": data.name, "versions": _versions(), **history}
+    write_json(folder.config, content)
+
+
+def _versions() -> dict[str, str]:
+    """Of what a run's numbers depend on."""
+    from relax_rl import __version__
+
+    packages = {name: metadata.version(name) for name in ("torch", "numpy")}
+    return {"python": platform.python_version(), "relax_rl": __version__, **packages}
+
+
+def _default_path(config: VaeConfig) -> Path:
+    task = "-structured" if config.task == "structured" else ""
+    name = f"vae-{config.data}-{config.architecture}{task}-{config.estimator}-s{config.seed}"
+    base = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, count = base, 1
+    while path.exists():
+        count += 1
+        path = base.with_name(f"{base.name}-{count}")
+    return path
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

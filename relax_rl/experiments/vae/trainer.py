@@ -1,0 +1,210 @@
+"""One step of training after another: the model, its estimator, and estimators that only watch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from relax_rl.errors import CheckpointError
+from relax_rl.experiments.batches import Batches
+from relax_rl.experiments.vae.checkpoints import flatten, part
+from relax_rl.experiments.vae.config import VaeConfig
+from relax_rl.experiments.vae.estimators import EstimatorSettings, make_layered_estimator
+from relax_rl.experiments.vae.gradient import LayeredEstimator
+from relax_rl.experiments.vae.gradient_variance import EVERY, GradientVariance
+from relax_rl.experiments.vae.optimizer import FusedAdam
+from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
+
+__all__ = ["Trainer", "Watched", "make_model"]
+
+
+def make_model(config: VaeConfig, mean: Tensor, generator: torch.Generator | None = None) -> SigmoidBeliefNetwork:
+    """The network that the settings ask for, on the CPU.
+
+    Args:
+        config: of the run.
+        mean: `[D]` mean training image.
+        generator: of the initial weights.
+    """
+    return SigmoidBeliefNetwork(
+        mean,
+        layers=(config.width,) * config.layers,
+        hidden=(config.hidden_width,) * 2 if config.nonlinear else (),
+        wide_decoder=config.wide_decoder,
+        task=config.task,
+        generator=generator,
+    )
+
+
+@dataclass(frozen=True)
+class Watched:
+    """An estimator with what belongs to it: its noise, the optimiser of what it learns, and its variance."""
+
+    name: str
+    estimator: LayeredEstimator
+    generator: torch.Generator
+    optimizer: FusedAdam
+    variance: GradientVariance
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All of it as tensors."""
+        return flatten(
+            {
+                "estimator": self.estimator.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "variance": self.variance.state_dict(),
+                "generator": {"state": self.generator.get_state()},
+            }
+        )
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state_dict` gave."""
+        self.estimator.load_state_dict(part(state, "estimator"))
+        self.optimizer.load_state_dict(part(state, "optimizer"))
+        self.variance.load_state_dict(part(state, "variance"))
+        self.generator.set_state(part(state, "generator")["state"])
+
+
+class Trainer:
+    """Model, estimators, optimisers and data order: what a checkpoint holds and a step moves.
+
+    The gradient of the estimator moves the model. The other estimators form theirs from the same images and the same
+    parameters, and learn their own surrogates and baselines; the model does not feel them.
+
+    Args:
+        config: of the run.
+        mean: `[D]` mean training image.
+        batches: of training images, on the device.
+        device: of everything.
+    """
+
+    def __init__(self, config: VaeConfig, mean: Tensor, batches: Batches, device: torch.device | str = "cpu") -> None:
+        self.config, self.batches, self.device = config, batches, torch.device(device)
+        seeds = iter(np.random.SeedSequence(config.seed).spawn(2 + len(config.track_variances)))
+        self.model = make_model(config, mean, _generator(next(seeds))).to(device)
+        self.step = -config.pretrain_steps
+        self._encoder = self.model.encoder_parameters
+        self._optimizer = FusedAdam(self.model.parameters(), lr=config.lr, betas=(0.9, config.beta2))
+        self.main = self._watch(config.estimator, next(seeds))
+        self.others = [self._watch(name, next(seeds)) for name in config.track_variances]
+        self._loss = torch.zeros((), device=self.device, dtype=torch.float64)
+        self._loss_steps = 0
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the next step leaves the model alone."""
+        freeze_at = self.config.freeze_at
+        return self.step < 0 or (freeze_at is not None and self.step >= freeze_at)
+
+    def take_step(self) -> None:
+        """Draw a batch, form all gradients, move what learns."""
+        x = self.batches.next(self.config.batch_size)
+        looked_at = self.step % EVERY == 0
+        for other in self.others:
+            gradient = other.estimator(self.model, x, other.generator)
+            if looked_at:
+                other.variance.update(gradient.at_encoder(self.model))
+            other.optimizer.step()
+        gradient = self.main.estimator(self.model, x, self.main.generator)
+        if self.frozen:
+            if looked_at:
+                self.main.variance.update(gradient.at_encoder(self.model))
+        else:
+            gradient.backward(self.model)
+            if looked_at:
+                self.main.variance.update([parameter.grad for parameter in self._encoder if parameter.grad is not None])
+            self._optimizer.step()
+        self.main.optimizer.step()
+        self.step += 1
+        if self.step > 0:
+            self._loss += gradient.loss.mean()
+            self._loss_steps += 1
+
+    def take_train_bound(self) -> float:
+        """Mean bound of the batches since this was last asked, each before its step; NaN without any."""
+        value = -float(self._loss) / self._loss_steps if self._loss_steps else math.nan
+        self._loss.zero_()
+        self._loss_steps = 0
+        return value
+
+    def metrics(self) -> dict[str, float]:
+        """Log variances, and the learned scales and temperatures of the main estimator."""
+        row = {"log_variance": self.main.variance.log_variance}
+        row |= {f"log_variance/{other.name}": other.variance.log_variance for other in self.others}
+        learned = dict(self.main.estimator.named_parameters())
+        if "log_temperature" in learned:
+            temperatures = learned["log_temperature"].detach().exp().reshape(-1).tolist()
+            row |= {f"temperature/{layer}": value for layer, value in enumerate(temperatures, 1)}
+        if "eta" in learned:
+            row |= {f"eta/{layer}": value for layer, value in enumerate(learned["eta"].tolist(), 1)}
+        return row
+
+    def is_finite(self) -> bool:
+        """Whether every parameter is a number."""
+        every = [*self.model.parameters(), *self.main.estimator.parameters()]
+        return all(bool(parameter.isfinite().all()) for parameter in every)
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """Tensors and counters, from which a trainer of the same settings goes on bit for bit."""
+        parts = {
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "batches": self.batches.state_dict(),
+            "loss": {"sum": self._loss},
+            "main": self.main.state_dict(),
+            **{f"other{i}": other.state_dict() for i, other in enumerate(self.others)},
+        }
+        return flatten(parts), {"step": self.step, "loss_steps": self._loss_steps}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], counters: Mapping[str, int]) -> None:
+        """Take back what `state_dict` gave.
+
+        Raises:
+            CheckpointError: it belongs to a run with other settings.
+        """
+        try:
+            self.model.load_state_dict(part(tensors, "model"))
+            self._optimizer.load_state_dict(part(tensors, "optimizer"))
+            self.batches.load_state_dict(part(tensors, "batches"))
+            for i, watched in enumerate([self.main, *self.others]):
+                watched.load_state_dict(part(tensors, f"other{i - 1}" if i else "main"))
+            self._loss.copy_(tensors["loss/sum"])
+            self.step, self._loss_steps = int(counters["step"]), int(counters["loss_steps"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).partition("\n")[0].rstrip(":")
+            raise CheckpointError(f"the checkpoint belongs to a run with other settings: {reason}") from None
+
+    def _watch(self, name: str, seed: np.random.SeedSequence) -> Watched:
+        config = self.config
+        weights, noise = seed.spawn(2)
+        settings = EstimatorSettings(
+            num_samples=config.num_samples,
+            baseline=config.baseline,
+            normalize_variance=config.normalize_variance,
+            temperature=config.temperature,
+            num_conditional=config.num_conditional,
+            rebar_scope=config.rebar_scope,
+            surrogate=config.surrogate,
+            surrogate_depth=config.surrogate_depth,
+            surrogate_width=config.surrogate_width,
+            surrogate_activation=config.surrogate_activation,
+        )
+        estimator = make_layered_estimator(name, settings, self.model, _generator(weights)).to(self.device)
+        optimizer = FusedAdam(
+            estimator.parameters(),
+            lr=config.lr * config.lr_factor,
+            betas=(0.9, config.beta2),
+            decay=config.surrogate_decay,
+            decayed=estimator.decayed_parameters(),
+        )
+        generator = _generator(noise, self.device)
+        return Watched(name, estimator, generator, optimizer, GradientVariance(self._encoder))
+
+
+def _generator(seed: np.random.SeedSequence, device: torch.device | str = "cpu") -> torch.Generator:
+    return torch.Generator(device).manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))

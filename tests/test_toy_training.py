@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from relax_rl.errors import SettingsError
-from relax_rl.estimators import describe, enumerated
+from relax_rl.estimators import describe, enumerated, make_estimator
 from relax_rl.experiments.toy.config import ToyConfig
-from relax_rl.experiments.toy.contestants import APPLICABLE, check_estimators, make_contestant
+from relax_rl.experiments.toy.contestants import APPLICABLE, Contestant, check_estimators, make_contestant
 from relax_rl.experiments.toy.problem import Problem
 from relax_rl.experiments.toy.quadrature import exact_variance, lowest_rebar_variance, uniform_nodes
 from relax_rl.experiments.toy.seed_noise import SeedNoise
@@ -156,6 +156,21 @@ def test_a_constant_surrogate_leaves_no_variance(coupling, theta):
         last_bias.fill_((1 - theta) * second + theta * first)
         scale.fill_(1.0)
     assert float(exact_variance(contestant, BIT, BIT.params_at(theta, 1))) < 1e-25
+
+
+@pytest.mark.parametrize("theta", [0.1, 0.6])
+def test_dlax_has_a_surrogate_without_variance(theta):
+    logit = BIT.params_at(theta, 1)
+    first, second = BIT.values.tolist()
+    constant = (1 - theta) * second + theta * first
+
+    def surrogate(z):
+        left, right = theta * constant / torch.sigmoid(logit - z), (1 - theta) * constant / torch.sigmoid(z - logit)
+        return torch.where(z > 0, right, left).squeeze(-1)
+
+    estimator = make_estimator("dlax", surrogate=surrogate)
+    contestant = Contestant("dlax", lambda dist, **noise: estimator(BIT.f, dist, **noise))
+    assert float(exact_variance(contestant, BIT, logit)) < 1e-25
 
 
 def test_the_floor_of_rebar_is_below_whatever_it_learns():

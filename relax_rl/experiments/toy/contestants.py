@@ -43,7 +43,7 @@ class Contestant:
         learned: the same in words, each `[S]`, for the record: eta, temperature, scale.
         control: c(z) `[*, S]` of relaxed samples `[*, S, P]`, where there is one.
         num_noises: of how many uniform numbers a bit's estimate is a function: 0, 1 or 2; None if that is not fixed.
-        observe: called with every training estimate, after the step.
+        observe: called with every training estimate, before the step.
     """
 
     name: str

@@ -95,7 +95,7 @@ def surrogate_figure(runs: Mapping[str, Run], problem: Problem, theta: float, or
         axes.plot(u, soft, color="0.6", linewidth=1.5, label="f(sigmoid(z))")
         for name, control in controls.items():
             axes.plot(u, control, linewidth=1.5, label=f"c(z) learned by {name}", color=styles[name]["color"])
-        axes.axhline(constant, color="black", linestyle=":", linewidth=1.2, label="c of variance 0")
+        axes.axhline(constant, color="black", linestyle=":", linewidth=1.2, label="constant c of variance 0 (RELAX)")
         axes.axvline(1 - theta, color="0.8", linewidth=1, zorder=0)
         axes.set_xlabel("u, with z = logit θ + logit u")
         axes.set_xlim(0, 1)

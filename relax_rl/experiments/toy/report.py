@@ -22,8 +22,9 @@ __all__ = ["LATE", "curves_csv", "floors", "markdown", "summary"]
 LATE = 2000
 """The log variance is summarised over the measurements from this step on (in shorter runs: over the second half)."""
 
-_WITH_CONSTANT = ("relax", "dlax", "marginal", "nvil", "muprop", "simple-muprop")
-"""Estimators whose control variate can be the constant `(1 - theta) f(1) + theta f(0)`, with which nothing varies."""
+_WITHOUT_FLOOR = ("relax", "dlax", "marginal", "nvil", "muprop", "simple-muprop")
+"""Estimators whose control variate can take a bit's variance to 0: the constant (1 - theta) f(1) + theta f(0) does it, for
+DLAX a function of z that falls off from this value at z = 0 (docs/toy.md)."""
 
 
 def floors(problem: Problem, theta: float, names: Sequence[str], *, coupling: str) -> dict[str, float]:
@@ -35,7 +36,7 @@ def floors(problem: Problem, theta: float, names: Sequence[str], *, coupling: st
     """
     if problem.kind != "bits":
         return {}
-    known = dict.fromkeys(_WITH_CONSTANT, 0.0)
+    known = dict.fromkeys(_WITHOUT_FLOOR, 0.0)
     if "rebar" in names and coupling == "coupled":
         known["rebar"] = lowest_rebar_variance(problem, theta)
     return {name: known[name] for name in names if name in known}
@@ -52,8 +53,8 @@ def summary(runs: Mapping[str, Run], problem: Problem, config: ToyConfig) -> dic
         "values": problem.values.tolist(),
         "optimum": problem.optimum,
         "near": NEAR,
-        "late": late_step(config),
-        "estimators": {name: _entry(run, late_step(config)) for name, run in runs.items()},
+        "late": _late_step(config),
+        "estimators": {name: _entry(run, _late_step(config)) for name, run in runs.items()},
     }
     if config.fixed_theta is not None:
         for name, floor in floors(problem, config.fixed_theta, list(runs), coupling=config.coupling).items():
@@ -61,7 +62,7 @@ def summary(runs: Mapping[str, Run], problem: Problem, config: ToyConfig) -> dic
     return result
 
 
-def late_step(config: ToyConfig) -> int:
+def _late_step(config: ToyConfig) -> int:
     """The step from which on the log variance is summarised."""
     return LATE if config.steps > LATE else config.steps // 2
 
@@ -156,9 +157,8 @@ def _fixed_markdown(result: Mapping[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "The floor is the log variance with the best control variate of the estimator's own form: -inf where it can be "
-        "the constant (1 - theta) f(1) + theta f(0), with which one bit's estimate does not vary at all; for REBAR the "
-        "best eta at the best temperature from 0.05 to 20.",
+        "The floor is the log variance with the best control variate of the estimator's own form: -inf where that leaves "
+        "no variance at all; for REBAR the best eta at the best temperature from 0.05 to 20.",
     ]
     return "\n".join(lines) + "\n"
 

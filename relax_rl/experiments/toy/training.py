@@ -99,6 +99,7 @@ def train(
     for step in range(1, config.steps + 1):
         started = time.perf_counter()
         estimate = contestant.estimate(problem.distribution(params, noise))
+        contestant.observe(estimate)
         if surrogate_optimizer is not None:
             for x, gradient in zip(contestant.phi, _gradients(contestant, contestant.loss(estimate)), strict=True):
                 x.grad = gradient
@@ -106,7 +107,6 @@ def train(
         if optimizer is not None:
             params.grad = estimate.grad.detach()
             optimizer.step()
-        contestant.observe(estimate)
         spent += time.perf_counter() - started
         near = (problem.expected_loss(params.detach()) - problem.optimum <= NEAR) & (solved < 0)
         solved[near] = step

@@ -66,7 +66,7 @@ PLANTS = (
     Plant(
         "a uniform number of exactly 0",
         "distributions/noise.py",
-        "return u.clamp_(min=torch.finfo(dtype).eps / 2)",
+        "return u.clamp(min=torch.finfo(dtype).eps / 2)",
         "return u",
         "test_distributions.py::test_noise_is_finite_and_exact_for_every_uniform_number[0.0]",
     ),
@@ -101,8 +101,8 @@ PLANTS = (
     Plant(
         "the mean signal times the mean score",
         "estimators/score.py",
-        "grad = reinforce_gradient(centred, here.log_prob(drawn.sample), here.params).mean(0)",
-        "grad = centred.mean(0).unsqueeze(-1) * score_function(here.log_prob(drawn.sample), here.params).mean(0)",
+        "grad = reinforce_gradient(centred, None, drawn.dist.params, score=drawn.score).mean(0)",
+        "grad = centred.mean(0).unsqueeze(-1) * drawn.score.mean(0)",
         "test_estimator_families.py::test_unbiased[rloo 4-bits]",
     ),
     Plant(
@@ -122,8 +122,8 @@ PLANTS = (
     Plant(
         "MuProp without its deterministic part",
         "estimators/score.py",
-        "score=score) + factor * through_mean",
-        "score=score)",
+        "score=drawn.score) + factor * through_mean",
+        "score=drawn.score)",
         "test_estimator_families.py::test_unbiased[muprop-bits]",
     ),
     Plant(
@@ -156,10 +156,10 @@ PLANTS = (
     ),
     Plant(
         "the variance's gradient leaking into theta",
-        "estimators/draws.py",
-        "    params = dist.params.detach()\n    if num_samples",
-        "    params = dist.params * 1.0\n    params.retain_grad()\n    if num_samples",
-        "test_estimators.py::test_theta_and_phi_never_reach_each_other[relax]",
+        "estimators/gradients.py",
+        "    at = at.detach()\n",
+        "    at = at * 1.0\n",
+        "test_transforms.py::test_the_variance_of_functions_of_the_parameters_never_reaches_theta",
     ),
     Plant(
         "the variance's gradient leaking into what f holds",

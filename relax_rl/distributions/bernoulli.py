@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from relax_rl.distributions.discrete import every_combination
 from relax_rl.distributions.noise import logistic_noise
 
 __all__ = ["Bernoulli"]
@@ -80,5 +80,4 @@ class Bernoulli:
 
     def support(self) -> Tensor:
         """`[2^P, P]`: for few bits."""
-        every = list(itertools.product((0.0, 1.0), repeat=self.params.shape[-1]))
-        return torch.tensor(every, dtype=self.params.dtype, device=self.params.device)
+        return every_combination([2] * self.params.shape[-1], self.params.device).to(self.params.dtype)

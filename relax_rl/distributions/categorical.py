@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from relax_rl.distributions.noise import gumbel_log_density, gumbel_noise, gumbels_given_argmax, noise_given_gumbels
+from relax_rl.distributions.discrete import one_hot
+from relax_rl.distributions.noise import (
+    gumbel_log_density,
+    gumbel_noise,
+    gumbels_given_argmax,
+    noise_given_gumbels,
+)
 
 __all__ = ["Categorical"]
 
@@ -58,8 +64,8 @@ class Categorical:
 
     def score(self, sample: Tensor) -> Tensor:
         index = self._index(sample).unsqueeze(-1)
-        minus_probs = F.softmax(self.params.detach(), dim=-1).neg_()
-        return minus_probs.scatter_add_(-1, index, torch.ones_like(index, dtype=minus_probs.dtype))
+        minus_probs = -F.softmax(self.params.detach(), dim=-1)
+        return minus_probs.scatter_add(-1, index, torch.ones_like(index, dtype=minus_probs.dtype))
 
     def entropy(self) -> Tensor:
         log_probs = self.log_probs
@@ -85,7 +91,7 @@ class Categorical:
         return self._sample(torch.arange(self.params.shape[-1], device=self.params.device))
 
     def _one_hot(self, index: Tensor) -> Tensor:
-        return F.one_hot(index, self.params.shape[-1]).to(self.params.dtype)
+        return one_hot(index, self.params.shape[-1], self.params.dtype)
 
     def _sample(self, index: Tensor) -> Tensor:
         return self._one_hot(index) if self.one_hot else index

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -10,7 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from relax_rl.distributions.noise import gumbel_log_density, gumbel_noise, gumbels_given_argmax, noise_given_gumbels
+from relax_rl.distributions.discrete import every_combination, one_hot
+from relax_rl.distributions.noise import (
+    gumbel_log_density,
+    gumbel_noise,
+    gumbels_given_argmax,
+    noise_given_gumbels,
+)
 
 __all__ = ["MultiCategorical"]
 
@@ -102,11 +107,10 @@ class MultiCategorical:
 
     def support(self) -> Tensor:
         """`[M, ...]` with M = prod(nvec): for few and small factors."""
-        every = torch.tensor(list(itertools.product(*(range(n) for n in self.nvec))), device=self.params.device)
-        return self._sample(every)
+        return self._sample(every_combination(self.nvec, self.params.device))
 
     def _one_hot(self, index: Tensor) -> Tensor:
-        return self._flat(F.one_hot(index, max(self.nvec)).to(self.params.dtype))
+        return self._flat(one_hot(index, max(self.nvec), self.params.dtype))
 
     def _sample(self, index: Tensor) -> Tensor:
         return self._one_hot(index) if self.one_hot else index

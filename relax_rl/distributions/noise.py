@@ -8,14 +8,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["gumbel_log_density", "gumbel_noise", "gumbels_given_argmax", "logistic_noise", "noise_given_gumbels"]
+__all__ = [
+    "gumbel_log_density",
+    "gumbel_noise",
+    "gumbels_given_argmax",
+    "logistic_noise",
+    "noise_given_gumbels",
+]
 
 
 def _open_uniform(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
     """Uniform float64 in the open interval (0, 1); MPS has no float64 and falls back to float32."""
     dtype = torch.float32 if device.type == "mps" else torch.float64
     u = torch.rand(shape, dtype=dtype, generator=generator, device=device)
-    return u.clamp_(min=torch.finfo(dtype).eps / 2)
+    return u.clamp(min=torch.finfo(dtype).eps / 2)
 
 
 def gumbel_noise(

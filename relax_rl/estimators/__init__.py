@@ -16,6 +16,7 @@ from relax_rl.estimators.gradients import (
     relax_gradient,
     row_gradient,
     score_function,
+    value_and_gradient,
 )
 from relax_rl.estimators.losses import policy_gradient_loss
 from relax_rl.estimators.multisample import double_cv, rodeo
@@ -63,6 +64,7 @@ __all__ = [
     "row_gradient",
     "score_function",
     "straight_through",
+    "value_and_gradient",
     "variance_loss",
     "vimco",
     "weighted_moments",

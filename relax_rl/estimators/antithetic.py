@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from relax_rl.distributions import Bernoulli, Categorical, logistic_noise
-from relax_rl.estimators.draws import at_leaf
+from relax_rl.distributions.discrete import one_hot
+from relax_rl.estimators.draws import detached
 from relax_rl.estimators.estimate import Estimate
-from relax_rl.estimators.gradients import check_rows
+from relax_rl.estimators.gradients import check_rows, value_and_gradient
 from relax_rl.estimators.score import check_num_samples
 
 __all__ = ["arm", "arms", "disarm", "stick_breaking_logits"]
@@ -68,7 +69,7 @@ def disarm(
         return _disarm_stick_breaking(f, dist, noise, generator)
     here, logit = _bits(dist, "disarm", noise, generator)
     sample, value = _antithetic(f, here, logit)
-    grad = _disarm_gradient(value, sample, here.params.detach())
+    grad = _disarm_gradient(value, sample, here.params)
     return Estimate(sample, value.mean(0), grad, dist.params)
 
 
@@ -123,22 +124,22 @@ def stick_breaking_logits(logits: Tensor) -> Tensor:
 def _disarm_stick_breaking(
     f: Callable[[Tensor], Tensor], dist: Categorical, noise: Tensor | None, generator: torch.Generator | None
 ) -> Estimate:
-    here = at_leaf(dist)
+    here = detached(dist)
     stick = stick_breaking_logits(here.params)
     bits = Bernoulli(stick)
     if noise is None:
         noise = bits.sample_noise(generator)
-    pair = torch.stack([bits.threshold(bits.relax(noise)), bits.threshold(bits.relax(-noise))]).detach()
+    pair = torch.stack([bits.threshold(bits.relax(noise)), bits.threshold(bits.relax(-noise))])
     # The outcome is the place of the first 1; the last one if there is none.
     padded = F.pad(pair, (0, 1), value=1.0)
     index = padded.argmax(-1)
-    sample = F.one_hot(index, dist.params.shape[-1]).to(dist.params.dtype) if dist.one_hot else index
+    sample = one_hot(index, dist.params.shape[-1], dist.params.dtype) if dist.one_hot else index
     value = _ask(f, sample, dist, 2)
     # Beyond the first 1 of both, no bit matters: their terms have mean 0 and are left out.
     place = torch.arange(stick.shape[-1], device=stick.device)
     matters = place <= index.amax(0).unsqueeze(-1)
-    at_stick = _disarm_gradient(value, pair, stick.detach()) * matters
-    (grad,) = torch.autograd.grad(stick, here.params, at_stick)
+    at_stick = _disarm_gradient(value, pair, stick) * matters
+    _, grad = value_and_gradient(lambda logits: (stick_breaking_logits(logits) * at_stick).sum(-1), here.params)
     return Estimate(sample, value.mean(0), grad, dist.params)
 
 
@@ -150,9 +151,9 @@ def _disarm_gradient(value: Tensor, pair: Tensor, logits: Tensor) -> Tensor:
 def _bits(
     dist: Bernoulli, name: str, noise: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Bernoulli, Tensor]:
-    """The distribution at a leaf, and logit u of one uniform u a bit."""
+    """The distribution without graph, and logit u of one uniform u a bit."""
     _require_bits(dist, name)
-    here = at_leaf(dist)
+    here = detached(dist)
     if noise is None:
         noise = logistic_noise(tuple(here.params.shape), generator, here.params.device).to(here.params.dtype)
     return here, noise
@@ -166,7 +167,7 @@ def _require_bits(dist: object, name: str) -> None:
 
 def _antithetic(f: Callable[[Tensor], Tensor], here: Bernoulli, logit: Tensor) -> tuple[Tensor, Tensor]:
     """b from u and b~ from 1 - u, `[2, *, P]`, and f at both, `[2, *]`."""
-    sample = torch.stack([here.threshold(here.relax(logit)), here.threshold(here.relax(-logit))]).detach()
+    sample = torch.stack([here.threshold(here.relax(logit)), here.threshold(here.relax(-logit))])
     return sample, _ask(f, sample, here, 2)
 
 

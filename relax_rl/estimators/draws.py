@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import Distribution
-from relax_rl.estimators.gradients import check_rows
+from relax_rl.estimators.gradients import check_rows, score_function
 
-__all__ = ["Draw", "Objective", "as_phi", "at_leaf", "draw", "relaxed_sample", "require"]
+__all__ = ["Draw", "Objective", "as_phi", "detached", "draw", "relaxed_sample", "require", "score_of"]
 
 D = TypeVar("D", bound=Distribution)
 
@@ -25,24 +25,42 @@ class Draw(Generic[D]):
     """One outcome for every row, or `[K, *]` of them.
 
     Attributes:
-        dist: the distribution at a leaf: `dist.params` has no graph behind it.
-        z: the relaxed sample, differentiable in `dist.params`.
+        dist: the distribution at its parameters, without the graph behind them.
+        noise: the base noise of the sample.
+        z: the relaxed sample, without graph.
         sample: b = H(z), without graph.
         value: f(b), with the graph of f's own dependence on theta.
     """
 
     dist: D
+    noise: Tensor
     z: Tensor
     sample: Tensor
     value: Tensor
 
+    def through_z(self, surrogate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """c(z) as a function of the parameters, z = T(params, noise)."""
+        return lambda params: surrogate(self.dist.with_params(params).relax(self.noise))
 
-def at_leaf(dist: D, num_samples: int | None = None) -> D:
-    """`dist` at a detached leaf, `[*, P]`, or `[K, *, P]` for K independent samples of each row."""
+    @property
+    def score(self) -> Tensor:
+        """`[*, P]` dlog p(b) / dparams, without graph."""
+        return score_of(self.dist, self.sample)
+
+
+def detached(dist: D, num_samples: int | None = None) -> D:
+    """`dist` without the graph behind its parameters `[*, P]`; `[K, *, P]` for K independent samples of each row."""
     params = dist.params.detach()
     if num_samples is not None:
         params = params.expand(num_samples, *params.shape)
-    return dist.with_params(params.requires_grad_())
+    return dist.with_params(params)
+
+
+def score_of(dist: Distribution, sample: Tensor) -> Tensor:
+    """`[*, P]` dlog p(b) / dparams, without graph: in closed form where the distribution knows it."""
+    if hasattr(dist, "score"):
+        return dist.score(sample)
+    return score_function(lambda params: dist.with_params(params).log_prob(sample), dist.params)
 
 
 def draw(
@@ -65,16 +83,16 @@ def draw(
         ValueError: when f is given by its values but the noise of the sample is not, or f does not give one number a
             row.
     """
-    here = at_leaf(dist, num_samples)
+    here = detached(dist, num_samples)
     if noise is None:
         if isinstance(f, Tensor):
             raise ValueError("f is given by its values: pass the noise of the sample that they belong to")
         noise = here.sample_noise(generator)
     z = here.relax(noise)
-    sample = here.threshold(z).detach()
+    sample = here.threshold(z)
     value = f.detach() if isinstance(f, Tensor) else f(sample)
     check_rows(here.params.shape[:-1], f=value)
-    return Draw(here, z, sample, value)
+    return Draw(here, noise, z, sample, value)
 
 
 def relaxed_sample(dist: Distribution) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,10 +41,7 @@ class Estimate:
         Args:
             weight: factor of each row, a number or `[*]`; 1 / number of rows by default, the gradient of the mean.
         """
-        if weight is None:
-            weight = 1.0 / max(1, self.value.numel())
-        factor = weight if isinstance(weight, Tensor) else torch.full_like(self.value, weight)
-        factor = factor.expand_as(self.value).detach()
+        factor = self._factor(weight)
         outputs, gradients = [], []
         if self.params.requires_grad:
             outputs.append(self.params)
@@ -54,6 +52,35 @@ class Estimate:
         if not outputs:
             raise ValueError("nothing to learn: neither the parameters of the distribution nor f has a gradient")
         torch.autograd.backward(outputs, gradients, retain_graph=self.grad.requires_grad)
+
+    def loss(self, weight: Tensor | float | None = None, *, variance_coef: float = 1.0) -> Tensor:
+        """Scalar whose one backward pass does what `backward` and `variance_loss` do in two.
+
+        Its gradient at theta is the estimate, at phi that of the variance. This is what to return from a function that
+        is compiled or transformed by `torch.func`, where `backward` cannot be called.
+
+        Args:
+            weight: as in `backward`.
+            variance_coef: factor of the variance's gradient; 0 leaves it out.
+
+        Returns:
+            The weighted sum of `value` over rows, for the log.
+        """
+        factor = self._factor(weight)
+        shift = self.params - self.params.detach()
+        through_params = (shift * self.grad.detach() * factor.unsqueeze(-1)).sum()
+        objective = (self.value * factor).sum() + through_params
+        if variance_coef == 0.0:
+            return objective
+        spread = variance_coef * self.variance_loss()
+        return objective + (spread - spread.detach())
+
+    def _factor(self, weight: Tensor | float | None) -> Tensor:
+        """`[*]` the weight of each row, a constant."""
+        if weight is None:
+            weight = 1.0 / max(1, self.value.numel())
+        factor = weight if isinstance(weight, Tensor) else torch.full_like(self.value, weight)
+        return factor.expand_as(self.value).detach()
 
     def variance_loss(self) -> Tensor:
         """Scalar to minimise in phi: the mean squared norm of the estimate over rows.
@@ -86,16 +113,43 @@ def variance_loss(grad: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 def only_to(inputs: Iterable[Tensor], loss: Tensor) -> Tensor:
-    """The value of `loss`, with its gradient to `inputs` and to nothing else."""
+    """The value of `loss`, with its gradient to `inputs` and to nothing else.
+
+    Raises:
+        ValueError: when one of them was computed, but not on the way to `loss`.
+    """
     inputs = tuple(inputs)
-    if not loss.requires_grad:
-        return loss
+    if not loss.requires_grad or not inputs:
+        return loss.detach()
     gradients = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
-    linear = loss.detach()
+    reached = []
     for x, gradient in zip(inputs, gradients, strict=True):
         if gradient is not None:
-            linear = linear + (gradient.detach() * (x - x.detach())).sum()
-    return linear
+            reached.append((x, gradient))
+        elif not x.is_leaf:
+            raise ValueError(
+                "phi holds a tensor that was computed, but from which the estimate was not: give the parameters behind it"
+            )
+    return _WithGradient.apply(loss.detach(), *(x for x, _ in reached), *(gradient.detach() for _, gradient in reached))  # type: ignore[no-any-return]
+
+
+class _WithGradient(torch.autograd.Function):
+    """`value`, with the gradients `[K]` that follow at the K inputs that stand before them."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, *inputs_and_gradients: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1 + len(inputs) // 2 :])
+
+    @staticmethod
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = [weight * gradient for gradient in ctx.saved_tensors]
+        return None, *gradients, *(None for _ in gradients)
 
 
 def weighted_moments(columns: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import FiniteDistribution
-from relax_rl.estimators.draws import Objective, as_phi, at_leaf, draw, require
+from relax_rl.estimators.draws import Objective, as_phi, detached, draw, require, score_of
 from relax_rl.estimators.estimate import Estimate
-from relax_rl.estimators.gradients import check_rows, reinforce_gradient, row_gradient
+from relax_rl.estimators.gradients import check_rows, reinforce_gradient, value_and_gradient
 
 __all__ = ["enumerated", "every_outcome", "marginal"]
 
@@ -29,12 +29,16 @@ def enumerated(f: Callable[[Tensor], Tensor], dist: FiniteDistribution) -> Estim
         ValueError: when the outcomes cannot be listed, or f does not give one number a row.
     """
     require(dist, "support", "enumerated", "use an estimator that samples")
-    here = at_leaf(dist)
+    here = detached(dist)
     sample, probs = every_outcome(here)
     value = f(sample)
     check_rows((len(sample), *here.params.shape[:-1]), f=value)
-    grad = row_gradient((probs * value.detach()).sum(0), here.params)
-    return Estimate(sample, (probs.detach() * value).sum(0), grad, dist.params)
+
+    def expectation(params: Tensor) -> Tensor:
+        return (every_outcome(here.with_params(params))[1] * value.detach()).sum(0)
+
+    _, grad = value_and_gradient(expectation, here.params)
+    return Estimate(sample, (probs * value).sum(0), grad, dist.params)
 
 
 def marginal(
@@ -73,10 +77,9 @@ def marginal(
     found = (here.embed(drawn.sample) == here.embed(outcomes)).all(-1)
     at_sample = (control * found).sum(0)
     # d sum_b' p(b') c(b') = sum_b' c(b') p(b') dlog p(b'), which holds the graph of c.
-    many = at_leaf(dist, len(outcomes))
-    score = row_gradient(many.log_prob(outcomes), many.params)
-    expected = ((control * probs.detach()).unsqueeze(-1) * score).sum(0)
-    grad = reinforce_gradient(drawn.value.detach() - at_sample, here.log_prob(drawn.sample), here.params) + expected
+    score = score_of(detached(dist, len(outcomes)), outcomes)
+    expected = ((control * probs).unsqueeze(-1) * score).sum(0)
+    grad = reinforce_gradient(drawn.value.detach() - at_sample, None, here.params, score=drawn.score) + expected
     return Estimate(drawn.sample, drawn.value, grad, dist.params, as_phi(phi))
 
 

@@ -1,18 +1,20 @@
 """Gradients of E[f(b)] at the parameters of a distribution, from tensors alone.
 
-These work for any distribution and any surrogate: the caller brings log p(b) and the controls, each differentiable in
-`params`. `params` is `[*, P]`; its leading dimensions, of any number, count independent examples, here called rows, so
-that one gradient of a sum gives every row its own.
+These work for any distribution and any surrogate: the caller brings log p(b) and the controls, each as a tensor that is
+differentiable in `params`, or as the function of `params` that gives it. Tensors do for eager code; `torch.compile` and
+`torch.func.vmap` need the functions. `params` is `[*, P]`; its leading dimensions, of any number, count independent
+examples, here called rows, so that one gradient of a sum gives every row its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "OfParams",
     "check_rows",
     "dlax_gradient",
     "lax_gradient",
@@ -20,16 +22,25 @@ __all__ = [
     "relax_gradient",
     "row_gradient",
     "score_function",
+    "value_and_gradient",
 ]
 
+OfParams = Tensor | Callable[[Tensor], Tensor]
+"""`[*]` numbers with the graph that leads to `params`, or the function of `params` that gives them."""
 
-def score_function(log_prob: Tensor, params: Tensor) -> Tensor:
+
+def score_function(log_prob: OfParams, params: Tensor) -> Tensor:
     """`[*, P]` dlog p(b) / dparams, a constant; `log_prob` is `[*]` and keeps its graph."""
-    return row_gradient(log_prob, params)
+    if isinstance(log_prob, Tensor):
+        check_rows(params.shape[:-1], log_prob=log_prob)
+        return row_gradient(log_prob, params)
+    value, gradient = value_and_gradient(log_prob, params)
+    check_rows(params.shape[:-1], log_prob=value)
+    return gradient
 
 
 def reinforce_gradient(
-    value: Tensor, log_prob: Tensor | None, params: Tensor, *, score: Tensor | None = None
+    value: Tensor, log_prob: OfParams | None, params: Tensor, *, score: Tensor | None = None
 ) -> Tensor:
     """Score-function estimate (Williams 1992): g = f(b) dlog p(b).
 
@@ -51,7 +62,7 @@ def reinforce_gradient(
 
 
 def lax_gradient(
-    value: Tensor, log_prob: Tensor | None, control: Tensor, params: Tensor, *, score: Tensor | None = None
+    value: Tensor, log_prob: OfParams | None, control: OfParams, params: Tensor, *, score: Tensor | None = None
 ) -> Tensor:
     """LAX estimate for a reparameterised b (Grathwohl et al. 2018, section 3).
 
@@ -72,13 +83,21 @@ def lax_gradient(
     Raises:
         ValueError: when `value`, `log_prob` or `control` is not `[*]`, or there is neither `log_prob` nor `score`.
     """
-    check_rows(params.shape[:-1], value=value, control=control)
     score = _score(log_prob, params, score)
-    pathwise = row_gradient(control, params, create_graph=True)
+    control, pathwise = _with_gradient(control, params)
+    check_rows(params.shape[:-1], value=value)
     return (value.detach() - control).unsqueeze(-1) * score + pathwise
 
 
-def dlax_gradient(value: Tensor, log_prob: Tensor, relaxed_log_prob: Tensor, control: Tensor, params: Tensor) -> Tensor:
+def dlax_gradient(
+    value: Tensor,
+    log_prob: OfParams | None,
+    relaxed_log_prob: OfParams,
+    control: OfParams,
+    params: Tensor,
+    *,
+    score: Tensor | None = None,
+) -> Tensor:
     """DLAX estimate for a discrete b (Grathwohl et al. 2018, section 3.1): LAX's control at z, REINFORCE's score at b.
 
         g = f(b) dlog p(b) - c(z) dlog p(z) + dc(z),    b = H(z)
@@ -88,28 +107,30 @@ def dlax_gradient(value: Tensor, log_prob: Tensor, relaxed_log_prob: Tensor, con
 
     Args:
         value: `[*]` f(b); no gradient flows into it.
-        log_prob: `[*]` log p(b), differentiable in `params`.
+        log_prob: `[*]` log p(b), differentiable in `params`; None where the score is given.
         relaxed_log_prob: `[*]` log p(z) with z held constant, differentiable in `params`.
         control: `[*]` c(z), differentiable in `params` through z.
         params: `[*, P]` parameters of the distribution.
+        score: `[*, P]` dlog p(b), if it is known already.
 
     Returns:
         `[*, P]` the estimate. The scores are constant; c(z) and dc(z) keep their graph.
 
     Raises:
-        ValueError: when `value`, a log-probability or `control` is not `[*]`.
+        ValueError: when `value`, a log-probability or `control` is not `[*]`, or there is neither `log_prob` nor
+            `score`.
     """
-    check_rows(params.shape[:-1], value=value, log_prob=log_prob, relaxed_log_prob=relaxed_log_prob, control=control)
-    score, relaxed_score = score_function(log_prob, params), score_function(relaxed_log_prob, params)
-    pathwise = row_gradient(control, params, create_graph=True)
+    score, relaxed_score = _score(log_prob, params, score), score_function(relaxed_log_prob, params)
+    control, pathwise = _with_gradient(control, params)
+    check_rows(params.shape[:-1], value=value)
     return value.detach().unsqueeze(-1) * score - control.unsqueeze(-1) * relaxed_score + pathwise
 
 
 def relax_gradient(
     value: Tensor,
-    log_prob: Tensor | None,
-    control: Tensor,
-    conditional_control: Tensor,
+    log_prob: OfParams | None,
+    control: OfParams,
+    conditional_control: OfParams,
     params: Tensor,
     *,
     score: Tensor | None = None,
@@ -135,19 +156,87 @@ def relax_gradient(
     Raises:
         ValueError: when `value`, `log_prob` or a control is not `[*]`, or there is neither `log_prob` nor `score`.
     """
-    check_rows(params.shape[:-1], value=value, control=control, conditional_control=conditional_control)
     score = _score(log_prob, params, score)
-    pathwise = row_gradient(control - conditional_control, params, create_graph=True)
+    if isinstance(control, Tensor) and isinstance(conditional_control, Tensor):
+        check_rows(params.shape[:-1], control=control, conditional_control=conditional_control)
+        pathwise = row_gradient(control - conditional_control, params, create_graph=True)
+    else:
+        difference = _difference(control, conditional_control)
+        (_, control, conditional_control), pathwise = _values_and_gradient(difference, params, create_graph=True)
+        check_rows(params.shape[:-1], control=control, conditional_control=conditional_control)
+    check_rows(params.shape[:-1], value=value)
     return (value.detach() - conditional_control).unsqueeze(-1) * score + pathwise
 
 
 def row_gradient(output: Tensor, params: Tensor, *, create_graph: bool = False) -> Tensor:
     """`[*, P]` gradient of each row of `output` `[*]` at its own row of `params`; keeps the graph of `output`."""
+    if not output.requires_grad:
+        return torch.zeros_like(params)
     (gradient,) = torch.autograd.grad(output.sum(), params, create_graph=create_graph, retain_graph=True)
     return gradient
 
 
-def _score(log_prob: Tensor | None, params: Tensor, score: Tensor | None) -> Tensor:
+def value_and_gradient(
+    function: Callable[[Tensor], Tensor], at: Tensor, *, create_graph: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`function(at)` `[*]`, and the gradient of each of its rows at its own row of `at`.
+
+    The derivative is in `at` alone: no graph leads back to what `at` was made of. Runs eagerly, in `torch.compile` and
+    under the transforms of `torch.func`.
+
+    Args:
+        function: from `[*, P]` to `[*]`.
+        at: `[*, P]` where to evaluate and differentiate.
+        create_graph: whether the gradient keeps a graph, for what else `function` depends on.
+    """
+    (value,), gradient = _values_and_gradient(lambda x: (function(x),), at, create_graph=create_graph)
+    return value, gradient
+
+
+def _values_and_gradient(
+    function: Callable[[Tensor], tuple[Tensor, ...]], at: Tensor, *, create_graph: bool
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """All values of `function`, and the gradient of the rows of the first."""
+    at = at.detach()
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+
+        def total(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            values = function(x)
+            return values[0].sum(), values
+
+        # An inner derivative that the compiler can trace and transforms can nest. Eager code would pay a fifth more.
+        gradient, values = torch.func.grad(total, has_aux=True)(at)
+        return values, gradient if create_graph else gradient.detach()
+    leaf = at.requires_grad_()
+    with torch.enable_grad():
+        values = function(leaf)
+        gradient = row_gradient(values[0], leaf, create_graph=create_graph)
+    return values, gradient
+
+
+def _difference(control: OfParams, conditional_control: OfParams) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """c(z) - c(z~), c(z) and c(z~) as a function of the parameters."""
+    if isinstance(control, Tensor) or isinstance(conditional_control, Tensor):
+        raise ValueError("one control is a tensor and the other a function of params: give both as the same")
+
+    def values(params: Tensor) -> tuple[Tensor, ...]:
+        at_z, at_z_tilde = control(params), conditional_control(params)
+        return at_z - at_z_tilde, at_z, at_z_tilde
+
+    return values
+
+
+def _with_gradient(control: OfParams, params: Tensor) -> tuple[Tensor, Tensor]:
+    """A control and its gradient at `params`, both with their graph."""
+    if isinstance(control, Tensor):
+        check_rows(params.shape[:-1], control=control)
+        return control, row_gradient(control, params, create_graph=True)
+    control, pathwise = value_and_gradient(control, params, create_graph=True)
+    check_rows(params.shape[:-1], control=control)
+    return control, pathwise
+
+
+def _score(log_prob: OfParams | None, params: Tensor, score: Tensor | None) -> Tensor:
     """The score: the one that is known already, or that of `log_prob`."""
     if score is not None:
         if score.shape != params.shape:
@@ -155,7 +244,6 @@ def _score(log_prob: Tensor | None, params: Tensor, score: Tensor | None) -> Ten
         return score.detach()
     if log_prob is None:
         raise ValueError("neither log_prob nor score is given: one of them is needed")
-    check_rows(params.shape[:-1], log_prob=log_prob)
     return score_function(log_prob, params)
 
 

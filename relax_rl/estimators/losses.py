@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from relax_rl.distributions import Distribution
-from relax_rl.estimators.draws import as_phi, at_leaf
+from relax_rl.estimators.draws import as_phi, detached, score_of
 from relax_rl.estimators.estimate import only_to, variance_loss
-from relax_rl.estimators.gradients import check_rows, lax_gradient, relax_gradient, score_function
+from relax_rl.estimators.gradients import check_rows, lax_gradient, relax_gradient
 from relax_rl.estimators.relaxation import Surrogate
 
 __all__ = ["policy_gradient_loss"]
@@ -63,22 +64,13 @@ def policy_gradient_loss(
         ValueError: when a tensor does not give one number a row.
     """
     check_rows(dist.params.shape[:-1], advantage=advantage)
-    here = at_leaf(dist)
+    here = detached(dist)
     advantage, action = advantage.detach(), action.detach()
-    log_prob = here.log_prob(action)
-    score = score_function(log_prob, here.params)
-    if hasattr(here, "relax_given"):
-        # z is drawn given the action, but moves with the parameters as if its own noise had been drawn first.
-        z = here.relax(here.noise_of(here.relax_given(action, here.sample_noise(generator))))
-        z_tilde = here.relax_given(action, here.sample_noise(generator))
-        controls = surrogate(z), surrogate(z_tilde)
-        control_part = relax_gradient(torch.zeros_like(advantage), None, *controls, here.params, score=score)
-    else:
-        z = here.relax(here.noise_of(action))
-        control_part = lax_gradient(torch.zeros_like(advantage), None, surrogate(z), here.params, score=score)
+    score = score_of(here, action)
+    control_part = _control_part(surrogate, here, action, score, generator)
     ratio = torch.ones_like(advantage)
     if old_log_prob is not None:
-        ratio = torch.exp(log_prob.detach() - old_log_prob.detach())
+        ratio = torch.exp(here.log_prob(action) - old_log_prob.detach())
     kept = _unclipped(advantage, ratio, clip).to(advantage.dtype)
     estimate = ratio.unsqueeze(-1) * ((kept * advantage).unsqueeze(-1) * score + control_part)
     rows = max(1, advantage.numel())
@@ -89,6 +81,27 @@ def policy_gradient_loss(
     trained = as_phi(phi)
     variance_part = only_to(trained, loss) if trained is not None else loss
     return policy_part + variance_coef * (variance_part - variance_part.detach()) - (ratio * advantage * each).sum()
+
+
+def _control_part(
+    surrogate: Surrogate, here: Any, action: Tensor, score: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """The estimate for an advantage of 0: what the control variate alone contributes."""
+    nothing = torch.zeros_like(score[..., 0])
+
+    def control(params: Tensor) -> Tensor:
+        return surrogate(here.with_params(params).relax(noise))
+
+    def conditional_control(params: Tensor) -> Tensor:
+        return surrogate(here.with_params(params).relax_given(action, conditional_noise))
+
+    if not hasattr(here, "relax_given"):
+        noise = here.noise_of(action)
+        return lax_gradient(nothing, None, control, here.params, score=score)
+    # z is drawn given the action, but moves with the parameters as if its own noise had been drawn first.
+    noise = here.noise_of(here.relax_given(action, here.sample_noise(generator)))
+    conditional_noise = here.sample_noise(generator)
+    return relax_gradient(nothing, None, control, conditional_control, here.params, score=score)
 
 
 def _unclipped(advantage: Tensor, ratio: Tensor, clip: float | None) -> Tensor:

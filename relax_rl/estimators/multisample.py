@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import Bernoulli
-from relax_rl.estimators.draws import as_phi, at_leaf
+from relax_rl.estimators.draws import as_phi, detached
 from relax_rl.estimators.estimate import Estimate
-from relax_rl.estimators.gradients import check_rows
+from relax_rl.estimators.gradients import check_rows, value_and_gradient
 from relax_rl.estimators.score import check_num_samples
 
 __all__ = ["double_cv", "rodeo"]
@@ -87,9 +87,8 @@ def rodeo(
     flip_prob = torch.where(sample > 0.5, 1 - probs, probs)
     at_sample, flipped = [], []
     for k in range(num_samples):
-        others = [j for j in range(num_samples) if j != k]
-        known, along = values[others], slope[others]
-        linear = (along * (sample[k] - sample[others])).sum(-1)
+        known, along = _others(values, k), _others(slope, k)
+        linear = (along * (sample[k] - _others(sample, k))).sum(-1)
         at_sample.append(control(known, linear).mean(0))
         moved = linear.unsqueeze(-1) + along * flip[k]
         flipped.append(control(known.unsqueeze(-1).expand_as(moved), moved).mean(0))
@@ -109,13 +108,16 @@ def _draw_with_slope(
     if not isinstance(dist, Bernoulli):
         raise ValueError(f"{name} is for Bernoulli outcomes, not for {type(dist).__name__}")
     check_num_samples(num_samples)
-    here = at_leaf(dist, num_samples)
-    sample = here.threshold(here.relax(here.sample_noise(generator))).detach().requires_grad_()
-    with torch.enable_grad():
-        value = f(sample)
-        check_rows(here.params.shape[:-1], f=value)
-        (slope,) = torch.autograd.grad(value.sum(), sample, retain_graph=True)
-    return sample.detach(), value, slope
+    here = detached(dist, num_samples)
+    sample = here.threshold(here.relax(here.sample_noise(generator)))
+    value, slope = value_and_gradient(f, sample)
+    check_rows(here.params.shape[:-1], f=value)
+    return sample, value, slope
+
+
+def _others(x: Tensor, k: int) -> Tensor:
+    """`[K, ...]` -> `[K - 1, ...]`: the entries but the k-th."""
+    return torch.cat([x[:k], x[k + 1 :]])
 
 
 def _others_mean(x: Tensor) -> Tensor:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from relax_rl.distributions import Distribution, FiniteDistribution, RelaxedDistribution
-from relax_rl.estimators.draws import at_leaf, relaxed_sample, require
+from relax_rl.estimators.draws import detached, relaxed_sample, require
 from relax_rl.estimators.estimate import Estimate
-from relax_rl.estimators.gradients import check_rows, row_gradient
+from relax_rl.estimators.gradients import check_rows, value_and_gradient
 
 __all__ = ["concrete", "gumbel_rao", "reinmax", "reparameterized", "straight_through"]
 
+D = TypeVar("D", bound=Distribution)
 R = TypeVar("R", bound=RelaxedDistribution)
 
 
@@ -40,9 +41,10 @@ def reparameterized(
             f"the outcomes of {type(dist).__name__} are discrete and do not move with the parameters: use concrete, "
             "or an unbiased estimator such as relax"
         )
-    here = at_leaf(dist)
-    z = here.relax(here.sample_noise(generator) if noise is None else noise)
-    return _through(f, z, z.detach(), here, dist)
+    here = detached(dist)
+    if noise is None:
+        noise = here.sample_noise(generator)
+    return _through(f, lambda at: at.relax(noise), here.relax(noise), here, dist)
 
 
 def concrete(
@@ -67,9 +69,12 @@ def concrete(
     Raises:
         ValueError: when the samples are indices or continuous, or f does not give one number a row.
     """
-    here, z = _relaxed(dist, "concrete", noise, generator)
-    soft = here.soften(z, temperature)
-    return _through(f, soft, soft.detach(), here, dist)
+    here, noise = _relaxed(dist, "concrete", noise, generator)
+
+    def soft(at: RelaxedDistribution) -> Tensor:
+        return at.soften(at.relax(noise), temperature)
+
+    return _through(f, soft, soft(here).detach(), here, dist)
 
 
 def straight_through(
@@ -87,10 +92,13 @@ def straight_through(
 
     Args and raises as `concrete`.
     """
-    here, z = _relaxed(dist, "straight_through", noise, generator)
-    soft = here.mean if temperature is None else here.soften(z, temperature)
-    sample = here.threshold(z).detach()
-    return _through(f, _swap(sample, soft), sample, here, dist)
+    here, noise = _relaxed(dist, "straight_through", noise, generator)
+    sample = here.threshold(here.relax(noise))
+
+    def soft(at: FiniteDistribution) -> Tensor:
+        return at.mean if temperature is None else at.soften(at.relax(noise), temperature)
+
+    return _through(f, lambda at: _swap(sample, soft(at)), sample, here, dist)
 
 
 def gumbel_rao(
@@ -115,14 +123,21 @@ def gumbel_rao(
     """
     if num_conditional < 1:
         raise ValueError(f"num_conditional is {num_conditional}, expected at least 1")
-    here, z = _relaxed(dist, "gumbel_rao", noise, generator)
-    sample = here.threshold(z).detach()
-    many = here.with_params(here.params.expand(num_conditional, *here.params.shape))
-    fresh = many.sample_noise(generator)
+    here, noise = _relaxed(dist, "gumbel_rao", noise, generator)
+    sample = here.threshold(here.relax(noise))
+
+    def many(at: FiniteDistribution) -> FiniteDistribution:
+        return at.with_params(at.params.expand(num_conditional, *at.params.shape))
+
+    fresh = many(here).sample_noise(generator)
     # The noise behind z~ is held as that of an ordinary z: it is z that moves with the parameters, not z given b.
-    given = many.relax_given(sample.expand(num_conditional, *sample.shape), fresh)
-    soft = many.soften(many.relax(many.noise_of(given)), temperature).mean(0)
-    return _through(f, _swap(sample, soft), sample, here, dist)
+    given = many(here).relax_given(sample.expand(num_conditional, *sample.shape), fresh)
+    held = many(here).noise_of(given)
+
+    def soft(at: FiniteDistribution) -> Tensor:
+        return at.soften(many(at).relax(held), temperature).mean(0)
+
+    return _through(f, lambda at: _swap(sample, soft(at)), sample, here, dist)
 
 
 def reinmax(
@@ -148,21 +163,24 @@ def reinmax(
     Raises:
         ValueError: when the samples are indices or continuous, or f does not give one number a row.
     """
-    here, z = _relaxed(dist, "reinmax", noise, generator)
-    sample = here.threshold(z).detach()
+    here, noise = _relaxed(dist, "reinmax", noise, generator)
+    sample = here.threshold(here.relax(noise))
     probs = here.with_params(here.params / temperature).mean
-    halfway = 0.5 * (probs + sample).detach()
-    # A distribution that has these probabilities now, and whose logits move as those of `here` do.
-    moving = here.with_params(_swap(here.with_mean(halfway).params, here.params)).mean
-    return _through(f, _swap(sample, 2.0 * moving - 0.5 * here.mean), sample, here, dist)
+    halfway = here.with_mean(0.5 * (probs + sample)).params
+
+    def soft(at: FiniteDistribution) -> Tensor:
+        # A distribution that is halfway, and whose logits move as those of `at` do.
+        return 2.0 * at.with_params(_swap(halfway, at.params)).mean - 0.5 * at.mean
+
+    return _through(f, lambda at: _swap(sample, soft(at)), sample, here, dist)
 
 
 def _relaxed(dist: R, name: str, noise: Tensor | None, generator: torch.Generator | None) -> tuple[R, Tensor]:
-    """The distribution at a leaf, and z."""
+    """The distribution without graph, and the noise of the sample."""
     relaxed_sample(dist)
     require(dist, "relax_given", name, "use reparameterized")
-    here = at_leaf(dist)
-    return here, here.relax(here.sample_noise(generator) if noise is None else noise)
+    here = detached(dist)
+    return here, here.sample_noise(generator) if noise is None else noise
 
 
 def _swap(forward: Tensor, backward: Tensor) -> Tensor:
@@ -171,9 +189,9 @@ def _swap(forward: Tensor, backward: Tensor) -> Tensor:
 
 
 def _through(
-    f: Callable[[Tensor], Tensor], argument: Tensor, sample: Tensor, here: Distribution, dist: Distribution
+    f: Callable[[Tensor], Tensor], argument: Callable[[Any], Tensor], sample: Tensor, here: D, dist: D
 ) -> Estimate:
-    """The gradient of f through its argument."""
-    value = f(argument)
+    """The gradient of f through its argument, which moves with the distribution."""
+    value, grad = value_and_gradient(lambda params: f(argument(here.with_params(params))), here.params)
     check_rows(here.params.shape[:-1], f=value)
-    return Estimate(sample, value, row_gradient(value, here.params), dist.params)
+    return Estimate(sample, value, grad, dist.params)

@@ -11,9 +11,15 @@ from torch import Tensor
 from relax_rl.distributions import Distribution, RelaxedDistribution
 from relax_rl.estimators.draws import Draw, Objective, as_phi, draw, relaxed_sample, require
 from relax_rl.estimators.estimate import Estimate
-from relax_rl.estimators.gradients import dlax_gradient, lax_gradient, relax_gradient
+from relax_rl.estimators.gradients import (
+    check_rows,
+    dlax_gradient,
+    lax_gradient,
+    relax_gradient,
+    value_and_gradient,
+)
 
-__all__ = ["Surrogate", "conditional_samples", "dlax", "lax", "rebar", "relax", "relaxed_objective"]
+__all__ = ["Surrogate", "dlax", "lax", "rebar", "relax", "relaxed_objective"]
 
 Surrogate = Callable[[Tensor], Tensor]
 """c: relaxed samples z `[*, P]` to `[*]` values, differentiable twice."""
@@ -49,9 +55,8 @@ def lax(
     if hasattr(dist, "relax_given"):
         raise ValueError(f"lax needs an outcome that is its own relaxed sample: use relax for {type(dist).__name__}")
     drawn = draw(f, dist, noise=noise, generator=generator)
-    here, sample = drawn.dist, drawn.sample
-    grad = lax_gradient(drawn.value, here.log_prob(sample), surrogate(drawn.z), here.params)
-    return Estimate(sample, drawn.value, grad, dist.params, as_phi(phi))
+    grad = lax_gradient(drawn.value, None, drawn.through_z(surrogate), drawn.dist.params, score=drawn.score)
+    return Estimate(drawn.sample, drawn.value, grad, dist.params, as_phi(phi))
 
 
 def dlax(
@@ -71,10 +76,14 @@ def dlax(
     """
     require(dist, "relaxed_log_prob", "dlax", "use lax")
     drawn = draw(f, dist, noise=noise, generator=generator)
-    here, sample, z = drawn.dist, drawn.sample, drawn.z
-    log_probs = here.log_prob(sample), here.relaxed_log_prob(z.detach())
-    grad = dlax_gradient(drawn.value, *log_probs, surrogate(z), here.params)
-    return Estimate(sample, drawn.value, grad, dist.params, as_phi(phi))
+    params = drawn.dist.params
+
+    def relaxed_log_prob(params: Tensor) -> Tensor:
+        return drawn.dist.with_params(params).relaxed_log_prob(drawn.z)
+
+    control = drawn.through_z(surrogate)
+    grad = dlax_gradient(drawn.value, None, relaxed_log_prob, control, params, score=drawn.score)
+    return Estimate(drawn.sample, drawn.value, grad, dist.params, as_phi(phi))
 
 
 def relax(
@@ -100,7 +109,8 @@ def relax(
         noise: the base noise of the sample; drawn from `generator` by default.
         conditional_noise: the noise of z~, independent of `noise`; made as `coupling` says by default.
         coupling: "independent" draws the noise of z~ from `generator`; "coupled" takes the noise that gives z back, so
-            that z~ equals z and moves otherwise with the parameters (Tucker et al. 2017, appendix).
+            that z~ equals z and moves otherwise with the parameters (Tucker et al. 2017, appendix): the surrogate is
+            asked once then, for about half the cost.
         num_conditional: this many independent z~ for each outcome, whose c are averaged: the surrogate sees
             `[num_conditional, *, P]` then.
         phi: what the variance loss trains.
@@ -112,13 +122,19 @@ def relax(
     """
     require(dist, "relax_given", "relax", "use lax")
     drawn = draw(f, dist, noise=noise, generator=generator)
-    z_tilde = conditional_samples(drawn, conditional_noise, coupling, num_conditional, generator)
-    control, conditional_control = surrogate(drawn.z), surrogate(z_tilde)
-    if num_conditional is not None:
-        conditional_control = conditional_control.mean(0)
-    here = drawn.dist
-    log_prob = here.log_prob(drawn.sample)
-    grad = relax_gradient(drawn.value, log_prob, control, conditional_control, here.params)
+    if coupling == "coupled":
+        if conditional_noise is not None or num_conditional is not None:
+            raise ValueError("coupled noise is made from z: give no conditional_noise and no num_conditional with it")
+        grad = _coupled_gradient(drawn, surrogate)
+    elif coupling == "independent":
+        control, conditional_control = (
+            drawn.through_z(surrogate),
+            _through_z_tilde(drawn, surrogate, conditional_noise, num_conditional, generator),
+        )
+        params, score = drawn.dist.params, drawn.score
+        grad = relax_gradient(drawn.value, None, control, conditional_control, params, score=score)
+    else:
+        raise ValueError(f"coupling is {coupling!r}, expected 'independent' or 'coupled'")
     return Estimate(drawn.sample, drawn.value, grad, dist.params, as_phi(phi))
 
 
@@ -187,21 +203,15 @@ def relaxed_objective(
     return surrogate
 
 
-def conditional_samples(
+def _through_z_tilde(
     drawn: Draw[RelaxedDistribution],
+    surrogate: Surrogate,
     noise: Tensor | None,
-    coupling: Coupling,
     num_conditional: int | None,
     generator: torch.Generator | None,
-) -> Tensor:
-    """z~ `[*, P]`, or `[num_conditional, *, P]`, for the outcomes that were drawn."""
+) -> Surrogate:
+    """c(z~) as a function of the parameters, for the outcomes that were drawn; its mean over `num_conditional` z~."""
     here, sample = drawn.dist, drawn.sample
-    if coupling not in ("independent", "coupled"):
-        raise ValueError(f"coupling is {coupling!r}, expected 'independent' or 'coupled'")
-    if coupling == "coupled":
-        if noise is not None or num_conditional is not None:
-            raise ValueError("coupled noise is made from z: give no conditional_noise and no num_conditional with it")
-        noise = here.noise_given(sample, drawn.z)
     if num_conditional is not None:
         if num_conditional < 1:
             raise ValueError(f"num_conditional is {num_conditional}, expected at least 1")
@@ -209,4 +219,28 @@ def conditional_samples(
         sample = sample.expand(num_conditional, *sample.shape)
     if noise is None:
         noise = here.sample_noise(generator)
-    return here.relax_given(sample, noise)
+
+    def control(params: Tensor) -> Tensor:
+        if num_conditional is None:
+            return surrogate(here.with_params(params).relax_given(sample, noise))
+        many = here.with_params(params.expand(num_conditional, *params.shape))
+        return surrogate(many.relax_given(sample, noise)).mean(0)
+
+    return control
+
+
+def _coupled_gradient(drawn: Draw[RelaxedDistribution], surrogate: Surrogate) -> Tensor:
+    """The RELAX estimate where z~ = z, so that c and its slope at z serve both:
+
+    g = (f(b) - c(z)) dlog p(b) + c'(z) (dz - dz~)
+    """
+    here, noise = drawn.dist, drawn.dist.noise_given(drawn.sample, drawn.z)
+    control, slope = value_and_gradient(surrogate, drawn.z, create_graph=True)
+    check_rows(here.params.shape[:-1], surrogate=control)
+
+    def along_slope(params: Tensor) -> Tensor:
+        at = here.with_params(params)
+        return ((at.relax(drawn.noise) - at.relax_given(drawn.sample, noise)) * slope).sum(-1)
+
+    _, pathwise = value_and_gradient(along_slope, here.params, create_graph=True)
+    return (drawn.value.detach() - control).unsqueeze(-1) * drawn.score + pathwise

@@ -12,7 +12,7 @@ from torch import Tensor
 from relax_rl.distributions import Distribution, FiniteDistribution
 from relax_rl.estimators.draws import Objective, draw, relaxed_sample, require
 from relax_rl.estimators.estimate import Estimate
-from relax_rl.estimators.gradients import reinforce_gradient, row_gradient, score_function
+from relax_rl.estimators.gradients import reinforce_gradient, value_and_gradient
 
 __all__ = ["MovingAverage", "check_num_samples", "muprop", "nvil", "reinforce", "rloo", "vimco"]
 
@@ -69,8 +69,7 @@ def reinforce(
             one number a row.
     """
     drawn = draw(f, dist, noise=noise, generator=generator)
-    here = drawn.dist
-    grad = reinforce_gradient(drawn.value.detach() - baseline, here.log_prob(drawn.sample), here.params)
+    grad = reinforce_gradient(drawn.value.detach() - baseline, None, drawn.dist.params, score=drawn.score)
     return Estimate(drawn.sample, drawn.value, grad, dist.params)
 
 
@@ -99,10 +98,10 @@ def nvil(
         the estimate; its `fit_loss` is the mean squared error of mean + baseline.
     """
     drawn = draw(f, dist, noise=noise, generator=generator)
-    here, value = drawn.dist, drawn.value.detach()
+    value = drawn.value.detach()
     error = value - average.mean - baseline
     centred = error.detach() / max(1.0, average.std)
-    grad = reinforce_gradient(centred, here.log_prob(drawn.sample), here.params)
+    grad = reinforce_gradient(centred, None, drawn.dist.params, score=drawn.score)
     average.update(value - baseline)
     return Estimate(drawn.sample, drawn.value, grad, dist.params, fit_loss=error.square().mean())
 
@@ -128,9 +127,9 @@ def rloo(
     """
     check_num_samples(num_samples)
     drawn = draw(f, dist, generator=generator, num_samples=num_samples)
-    here, value = drawn.dist, drawn.value.detach()
+    value = drawn.value.detach()
     centred = (value - value.mean(0)) * (num_samples / (num_samples - 1))
-    grad = reinforce_gradient(centred, here.log_prob(drawn.sample), here.params).mean(0)
+    grad = reinforce_gradient(centred, None, drawn.dist.params, score=drawn.score).mean(0)
     return Estimate(drawn.sample, drawn.value.mean(0), grad, dist.params)
 
 
@@ -163,12 +162,12 @@ def vimco(
     """
     check_num_samples(num_samples)
     drawn = draw(log_weight, dist, generator=generator, num_samples=num_samples)
-    here, log_w = drawn.dist, drawn.value.detach()
+    log_w = drawn.value.detach()
     others = _others(log_w)
     stand_in = others.mean(1) if average == "geometric" else torch.logsumexp(others, 1) - math.log(num_samples - 1)
     without = torch.logsumexp(torch.cat([others, stand_in.unsqueeze(1)], 1), 1)
     signal = torch.logsumexp(log_w, 0) - without
-    grad = reinforce_gradient(signal, here.log_prob(drawn.sample), here.params).sum(0)
+    grad = reinforce_gradient(signal, None, drawn.dist.params, score=drawn.score).sum(0)
     bound = torch.logsumexp(drawn.value, 0) - math.log(num_samples)
     return Estimate(drawn.sample, bound, grad, dist.params)
 
@@ -203,19 +202,20 @@ def muprop(
     relaxed_sample(dist)
     require(dist, "support", "muprop", "its control variate is the expansion at the mean of a discrete outcome")
     drawn = draw(f, dist, noise=noise, generator=generator)
-    here, sample = drawn.dist, drawn.sample
-    with torch.enable_grad():
-        mean = here.mean
-        at_mean = mean.detach().requires_grad_()
-        f_mean = f(at_mean)
-        with_slope = isinstance(slope, Tensor) or slope != 0.0
-        derivative = row_gradient(f_mean, at_mean) if with_slope else torch.zeros_like(at_mean)
-        linear = (derivative * (sample - at_mean.detach())).sum(-1)
-        score = score_function(here.log_prob(sample), here.params)
-        (through_mean,) = torch.autograd.grad(mean, here.params, derivative)
+    here, sample, mean = drawn.dist, drawn.sample, drawn.dist.mean
+    if isinstance(slope, Tensor) or slope != 0.0:
+        f_mean, derivative = value_and_gradient(f, mean)
+    else:
+        f_mean, derivative = f(mean), torch.zeros_like(mean)
+
+    def along_derivative(params: Tensor) -> Tensor:
+        return (here.with_params(params).mean * derivative).sum(-1)
+
+    linear = (derivative * (sample - mean)).sum(-1)
+    _, through_mean = value_and_gradient(along_derivative, here.params)
     centred = drawn.value.detach() - eta * f_mean.detach() - slope * linear - baseline
     factor = slope.unsqueeze(-1) if isinstance(slope, Tensor) and slope.dim() else slope
-    grad = reinforce_gradient(centred, None, here.params, score=score) + factor * through_mean
+    grad = reinforce_gradient(centred, None, here.params, score=drawn.score) + factor * through_mean
     phi = tuple(x for x in (eta, slope, baseline) if isinstance(x, Tensor) and x.requires_grad)
     return Estimate(sample, drawn.value, grad, dist.params, phi)
 
@@ -229,6 +229,6 @@ def check_num_samples(num_samples: int, least: int = 2) -> None:
 def _others(x: Tensor) -> Tensor:
     """`[K, *]` -> `[K, K - 1, *]`: for each k, the entries but the k-th."""
     count = len(x)
-    index = torch.arange(count, device=x.device)
-    keep = torch.stack([index[index != k] for k in range(count)])
-    return x[keep]
+    row = torch.arange(count, device=x.device).unsqueeze(1)
+    column = torch.arange(count - 1, device=x.device)
+    return x[column + (column >= row)]

@@ -170,8 +170,6 @@ def relax_gradient(
 
 def row_gradient(output: Tensor, params: Tensor, *, create_graph: bool = False) -> Tensor:
     """`[*, P]` gradient of each row of `output` `[*]` at its own row of `params`; keeps the graph of `output`."""
-    if not output.requires_grad:
-        return torch.zeros_like(params)
     (gradient,) = torch.autograd.grad(output.sum(), params, create_graph=create_graph, retain_graph=True)
     return gradient
 

@@ -64,6 +64,8 @@ def test_the_tables_agree_with_the_curves(tmp_path):
         assert all((row["log_variance_exact"] == "") == (name == "rloo") for row in own)
     table = (tmp_path / "run" / "toy.md").read_text()
     assert f"| reinforce | {result['estimators']['reinforce']['final_loss']['median']:.6f} |" in table
+    (rloo,) = (line for line in table.splitlines() if line.startswith("| rloo |"))
+    assert rloo.endswith("| none | 2 | none |")  # no quadrature, two evaluations of f, no bias
 
 
 def test_the_same_command_gives_the_same_numbers(tmp_path):

@@ -23,15 +23,18 @@ __all__ = ["densities_figure", "progress_figure", "surrogate_figure", "variance_
 DRAWS = 20_000
 """Samples in a histogram."""
 
+MAX_BANDS = 8
+"""Estimators up to which the quartiles are shaded; more would hide each other."""
+
 
 def progress_figure(runs: Mapping[str, Run], problem: Problem, title: str) -> bytes:
     """Expected loss and theta against steps, median and quartiles over seeds, as PNG."""
-    figure = _figure(10, 4.4)
+    figure = _figure(10, 4.2 + 0.05 * len(runs))
     loss, theta = figure.subplots(1, 2)
     styles = _styles(list(runs))
     for name, run in runs.items():
-        _band(loss, run, run.expected_loss, name, styles[name])
-        _band(theta, run, run.theta, name, styles[name])
+        _band(loss, run, run.expected_loss, name, styles[name], len(runs) <= MAX_BANDS)
+        _band(theta, run, run.theta, name, styles[name], len(runs) <= MAX_BANDS)
     loss.axhline(problem.optimum, color="0.3", linestyle="--", linewidth=1, label="optimum")
     loss.axhline(problem.optimum + NEAR, color="0.3", linestyle=":", linewidth=1, label=f"optimum + {NEAR:g}")
     loss.set_ylabel("expected loss E[f(b)]")
@@ -40,7 +43,7 @@ def progress_figure(runs: Mapping[str, Run], problem: Problem, title: str) -> by
         theta.axhline(0.0 if problem.values[0] < problem.values[1] else 1.0, color="0.3", linestyle="--", linewidth=1)
     theta.set_ylabel("theta = P(b = 1)" if problem.outcomes == 2 else "theta = P(not the first outcome)")
     theta.set_ylim(-0.03, 1.03)
-    _finish_steps(figure, (loss, theta), _last(runs), title)
+    _finish_steps(figure, (loss, theta), runs, title)
     return _png(figure)
 
 
@@ -51,13 +54,13 @@ def variance_figure(runs: Mapping[str, Run], title: str, floors: Mapping[str, fl
         runs: by estimator; those without variance are left out.
         floors: variances to draw as dashed lines, where they are above 0.
     """
-    figure = _figure(8, 4.8)
+    figure = _figure(8, 4.6 + 0.07 * len(runs))
     axes = figure.subplots()
     styles = _styles(list(runs))
     for name, run in runs.items():
         if not (run.variance > 0).any():
             continue
-        _band(axes, run, run.log_variance, name, styles[name])
+        _band(axes, run, run.log_variance, name, styles[name], len(runs) <= MAX_BANDS)
         if run.exact is not None and (run.exact > 0).any():
             median = torch.quantile(run.exact.log(), 0.5, dim=1)
             axes.plot(run.steps, median, color="black", linestyle=":", linewidth=1, zorder=3)
@@ -66,7 +69,7 @@ def variance_figure(runs: Mapping[str, Run], title: str, floors: Mapping[str, fl
             axes.axhline(level, color=styles[name]["color"], linewidth=0.8, label=f"floor of {name}")
     axes.plot([], [], color="black", linestyle=":", linewidth=1, label="by quadrature")
     axes.set_ylabel("log variance of one gradient estimate (natural log)")
-    _finish_steps(figure, (axes,), _last(runs), title)
+    _finish_steps(figure, (axes,), runs, title)
     return _png(figure)
 
 
@@ -154,12 +157,13 @@ def _histogram(axes: Axes, values: Tensor, color: str, label: str) -> None:
     axes.hist(values.flatten().numpy(), bins=90, range=(-9, 9), density=True, alpha=0.45, color=color, label=label)
 
 
-def _band(axes: Axes, run: Run, values: Tensor, name: str, style: Mapping[str, Any]) -> None:
-    """Median over seeds `[M, S]` with the quartiles around it; infinite values are left out."""
+def _band(axes: Axes, run: Run, values: Tensor, name: str, style: Mapping[str, Any], shaded: bool) -> None:
+    """Median over seeds `[M, S]`, the quartiles around it if `shaded`; infinite values are left out."""
     finite = torch.where(torch.isinf(values), torch.full_like(values, torch.nan), values)
     low, median, high = torch.nanquantile(finite, torch.tensor([0.25, 0.5, 0.75], dtype=finite.dtype), dim=1)
     axes.plot(run.steps, median, label=name, linewidth=1.5, **style)
-    axes.fill_between(run.steps, low, high, color=style["color"], alpha=0.2, linewidth=0)
+    if shaded:
+        axes.fill_between(run.steps, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 
 def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -171,17 +175,14 @@ def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {name: {"color": palette(k % palette.N), "linestyle": lines[k % len(lines)]} for k, name in enumerate(names)}
 
 
-def _finish_steps(figure: Figure, panels: Sequence[Axes], last: int, title: str) -> None:
+def _finish_steps(figure: Figure, panels: Sequence[Axes], runs: Mapping[str, Run], title: str) -> None:
     for axes in panels:
         axes.set_xlabel("steps (one sample each)")
-        axes.set_xlim(0, last)
+        axes.set_xlim(0, max(run.steps[-1] for run in runs.values()))
         axes.grid(alpha=0.25)
-    figure.suptitle(f"{title}\nmedian over seeds, shaded: quartiles", fontsize="medium")
+    shown = "median over seeds, shaded: quartiles" if len(runs) <= MAX_BANDS else "median over seeds"
+    figure.suptitle(f"{title}\n{shown}", fontsize="medium")
     _legend_below(figure, panels[0])
-
-
-def _last(runs: Mapping[str, Run]) -> int:
-    return max(run.steps[-1] for run in runs.values())
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -117,7 +118,7 @@ def _free_markdown(result: Mapping[str, Any]) -> str:
             f"{steps} ({entry['solved_seeds']} of {seeds})",
             _with_quartiles(entry["log_variance"], 2),
             "none" if exact is None else _number(exact["median"], 2),
-            describe(name).evaluations,
+            _evaluations(name, result["outcomes"]),
             describe(name).bias,
         )
         lines.append(f"| {' | '.join(cells)} |")
@@ -128,6 +129,15 @@ def _free_markdown(result: Mapping[str, Any]) -> str:
         f"over the measurements from step {result['late']:,} on and over seeds.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _evaluations(name: str, outcomes: int) -> str:
+    """Of f in one step, here where the numbers of samples and of outcomes are known."""
+    info = describe(name)
+    known = {"M": outcomes}
+    if (samples := inspect.signature(info.function).parameters.get("num_samples")) is not None:
+        known["K"] = samples.default
+    return str(known.get(info.evaluations, info.evaluations.partition(" ")[0]))
 
 
 def _fixed_markdown(result: Mapping[str, Any]) -> str:

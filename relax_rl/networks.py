@@ -78,9 +78,18 @@ class NatureCNN(nn.Module):
         self.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, obs: Tensor) -> Tensor:
+        return self.after_convolutions(self.convolved(obs))
+
+    def convolved(self, obs: Tensor) -> Tensor:
+        """`[B, size]` what the convolutions make of `[B, C, H, W]` images."""
         # Fresh memory is not free at this size: pixels are scaled in the copy that the conversion made.
         image = obs.to(torch.float32, memory_format=torch.channels_last, copy=True).div_(255.0)
-        features: Tensor = self.linear(self.convolutions(image))
+        found: Tensor = self.convolutions(image)
+        return found
+
+    def after_convolutions(self, convolved: Tensor) -> Tensor:
+        """`[B, num_features]` from what `convolved` gave."""
+        features: Tensor = self.linear(convolved)
         return features
 
 

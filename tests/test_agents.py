@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -287,6 +288,30 @@ def test_images_share_a_torso_that_the_surrogate_only_reads(estimator: str) -> N
     assert agents[0].policy.torso is agents[0].value.torso
     assert not torch.equal(agents[0].policy.torso.linear[0].weight, start)  # type: ignore[union-attr, index]
     assert agents[0].obs_normalizer is None
+
+
+def test_an_update_takes_over_the_convolutions_of_acting() -> None:
+    class Camera(gym.ObservationWrapper):
+        observation_space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+
+        def observation(self, observation: Any) -> Any:
+            return np.random.default_rng(int(observation[0])).integers(0, 256, (1, 36, 36), dtype=np.uint8)
+
+    envs = VectorEnvs(vector_of([lambda: Camera(TargetEnv(DISCRETE))] * 3, AutoresetMode.NEXT_STEP), seed=0)
+    agents = [RELAX(envs.single_observation_space, DISCRETE, seed=0, cnn_features=16, num_steps=12) for _ in range(2)]
+    rollout = agents[0].collect(agents[0].collector(envs))
+    assert len(rollout.final_obs) == 0 and not rollout.valid.all()
+    asked = []
+    torso = agents[0].policy.torso
+    torso.convolutions.register_forward_hook(lambda *args: asked.append(len(args[2])))  # type: ignore[union-attr]
+    agents[1].generator.set_state(agents[0].generator.get_state())
+    for agent in agents:
+        agent.update(rollout)
+    assert sum(asked) == 3  # the last observations, which only bootstrap
+    for ours, theirs in zip(*(weights(agent).values() for agent in agents), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    agents[0].update(rollout)
+    assert sum(asked) == 3 + 39  # no longer the policy that acted: everything is computed again
 
 
 def test_an_agent_learns_from_nested_observations() -> None:

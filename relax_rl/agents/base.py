@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -16,14 +15,12 @@ from torch import Tensor
 from relax_rl.agents import persistence
 from relax_rl.agents.batch import Batch, batch_statistics, make_batch
 from relax_rl.agents.callback import Callback, UpdateInfo
+from relax_rl.agents.forward import Networks
 from relax_rl.agents.optimizers import Adam, FlatParameters, Optimizer, RMSprop, clip_norm_
 from relax_rl.config import AgentConfig, agent_config_from
-from relax_rl.critics import ValueFunction
 from relax_rl.devices import resolve_device
 from relax_rl.errors import SettingsError, TrainingDiverged
-from relax_rl.networks import make_torso
 from relax_rl.normalization import ObservationNormalizer, RewardScaler, RunningScale
-from relax_rl.policies import Policy
 from relax_rl.rollouts import Collector, Rollout
 from relax_rl.spaces import ActionEncoder, ObservationEncoder
 
@@ -87,31 +84,16 @@ class ActorCritic:
             )
 
     def _build(self) -> None:
-        config, observations = self.config, self.observations
-        new_torso = partial(
-            make_torso,
-            observations,
-            hidden=config.hidden,
-            activation=config.activation,
-            cnn_features=config.cnn_features,
-        )
-        torso = new_torso()
-        self.policy = Policy(
-            torso,
-            self.actions,
-            log_std_init=config.log_std_init,
-            state_dependent_std=config.state_dependent_std,
-            squash=config.squash,
-        ).to(self.device)
-        self.shared_torso = any(leaf.kind == "image" for leaf in observations.leaves)
-        self.value = ValueFunction(torso if self.shared_torso else new_torso()).to(self.device)
-        own = self.value.head if self.shared_torso else self.value
+        config = self.config
+        self._networks = Networks(self.observations, self.actions, config, self.device)
+        self.policy, self.value = self._networks.policy, self._networks.value
+        self.shared_torso, own = self._networks.shared_torso, self._networks.value_part
         self._theta = FlatParameters(self.policy.parameters()), FlatParameters(own.parameters())
         optimizer = {"adam": Adam, "rmsprop": RMSprop}[config.optimizer]
         self.policy_optimizer: Optimizer = optimizer(self._theta[0], lr=config.policy_lr)
         self.value_optimizer: Optimizer = optimizer(self._theta[1], lr=config.value_lr)
         normalize = config.normalize_obs and not self.shared_torso
-        self.obs_normalizer = ObservationNormalizer(observations.shape, self.device) if normalize else None
+        self.obs_normalizer = ObservationNormalizer(self.observations.shape, self.device) if normalize else None
         self.reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
         self.advantage_scale = RunningScale() if config.advantage_scale == "running" else None
 
@@ -119,7 +101,7 @@ class ActorCritic:
         """Everything that learns or counts, by name: modules, optimisers and statistics, each with a state_dict."""
         everything = {
             "policy": self.policy,
-            "value": self.value.head if self.shared_torso else self.value,
+            "value": self._networks.value_part,
             "policy_optimizer": self.policy_optimizer,
             "value_optimizer": self.value_optimizer,
             "obs_normalizer": self.obs_normalizer,
@@ -235,7 +217,12 @@ class ActorCritic:
 
     def collect(self, collector: Collector) -> Rollout:
         """A rollout of the present policy."""
-        return collector.collect(self.sample, self.sample_noise(collector.num_steps, collector.envs.num_envs))
+        noise = self.sample_noise(collector.num_steps, collector.envs.num_envs)
+        kept: list[Tensor] = []
+        rollout = collector.collect(self._networks.sampler(kept) or self.sample, noise)
+        if kept:
+            self._networks.keep(rollout, kept)
+        return rollout
 
     def update(self, rollout: Rollout) -> dict[str, Tensor | float]:
         """One step of policy, critics and statistics on a rollout of the present policy; returns metrics.
@@ -245,6 +232,7 @@ class ActorCritic:
         """
         batch, params, value = self.batch(rollout)
         estimate = self.estimate(batch)
+        self._networks.forget()
         metrics = self._train_actor_critic(batch, params, value, estimate.detach())
         metrics |= self.train_surrogate(batch, estimate)
         metrics |= batch_statistics(batch, value.detach(), self._gradients(batch, estimate.detach()))
@@ -258,27 +246,17 @@ class ActorCritic:
         """`[B, P]` estimate of the gradient of the expected return at `batch.dist.params`, row by row."""
         raise NotImplementedError
 
-    def _forward(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
-        """Policy parameters `[T N, P]`, values `[(T + 1) N + K]` (all observations, then the final ones) and features."""
-        obs = rollout.obs.flatten(0, 1)
-        obs = self.normalized(torch.cat([obs, rollout.final_obs]) if len(rollout.final_obs) else obs)
-        rows = rollout.num_steps * rollout.num_envs
-        if self.shared_torso:
-            features = self.policy.torso(obs[:rows])
-            with torch.no_grad():  # the observations that only bootstrap take no part in the backward pass
-                beyond = self.value(obs[rows:])
-            value = torch.cat([self.value.value(features), beyond])
-            return self.policy.params(features), value, features.detach()
-        return self.policy(obs[:rows]), self.value(obs), obs[:rows]
-
     def batch(self, rollout: Rollout) -> tuple[Batch, Tensor, Tensor]:
         """What an update sees of a rollout of the present policy.
 
         Returns:
             The batch, and with their graphs the policy's parameters `[B, P]` and V `[B]` at its rows.
         """
+        convolved = self._networks.convolved(rollout)
         rollout = rollout.to(self.device)
-        params, value, features = self._forward(rollout)
+        obs = rollout.obs.flatten(0, 1)
+        obs = self.normalized(torch.cat([obs, rollout.final_obs]) if len(rollout.final_obs) else obs)
+        params, value, features = self._networks(obs, rollout.num_steps * rollout.num_envs, convolved)
         batch = make_batch(
             rollout,
             self.policy.distribution(params.detach().requires_grad_()),
@@ -355,6 +333,7 @@ class ActorCritic:
         Raises:
             CheckpointError: if it does not fit.
         """
+        self._networks.forget()
         persistence.restore_agent(self, tensors, state)
 
     def save(self, path: str | os.PathLike[str]) -> None:

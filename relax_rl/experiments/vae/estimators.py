@@ -24,7 +24,7 @@ from relax_rl.experiments.vae.pathwise_estimators import (
     mean_slope,
     reinmax_slope,
 )
-from relax_rl.experiments.vae.relaxation_estimators import ParameterRebar, Relax
+from relax_rl.experiments.vae.relaxation_estimators import ParameterRebar, Relax, SurrogateContext
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 from relax_rl.experiments.vae.score_estimators import MuProp, Reinforce, Rloo, Vimco
 from relax_rl.experiments.vae.surrogate import ResidualNetwork, SurrogateActivation
@@ -44,6 +44,7 @@ class EstimatorSettings:
         num_conditional: z given b that gumbel-rao averages over.
         rebar_scope: learned scales of rebar for each parameter tensor, or for each layer.
         surrogate: c = eta f(sigma(z)) + r(z), or r(z) alone.
+        surrogate_context: what r is given beside z: input and bits before the layer, or the layer's logits alone.
         surrogate_depth, surrogate_width, surrogate_activation: of r.
     """
 
@@ -54,6 +55,7 @@ class EstimatorSettings:
     num_conditional: int = 10
     rebar_scope: Literal["parameter", "layer"] = "parameter"
     surrogate: Literal["objective", "free"] = "objective"
+    surrogate_context: SurrogateContext = "input"
     surrogate_depth: int = 4
     surrogate_width: int = 200
     surrogate_activation: SurrogateActivation = "relu"
@@ -88,9 +90,10 @@ def _residuals(
 ) -> Sequence[ResidualNetwork]:
     context, networks = model.split, []
     for width in model.layers:
+        seen = context if settings.surrogate_context == "input" else width
         networks.append(
             ResidualNetwork(
-                context,
+                seen,
                 width,
                 depth=settings.surrogate_depth,
                 width=settings.surrogate_width,
@@ -141,6 +144,7 @@ def _relax(*, conditional: bool) -> _Maker:
             objective=settings.surrogate == "objective",
             temperature=settings.temperature,
             conditional=conditional,
+            context=settings.surrogate_context,
         )
 
     return maker

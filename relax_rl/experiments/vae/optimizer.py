@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
 __all__ = ["FusedAdam"]
 
@@ -65,42 +64,43 @@ class FusedAdam:
 
 
 class _Group:
-    """Parameters with one decay."""
+    """Parameters with one decay and one count of steps: a parameter that never had a gradient has zero moments."""
 
     def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
         self.parameters, self.decay = parameters, decay
         self.means = [torch.zeros_like(p, requires_grad=False) for p in parameters]
         self.squares = [torch.zeros_like(p, requires_grad=False) for p in parameters]
-        self.steps = [torch.zeros((), device=p.device) for p in parameters]
+        self.count = torch.zeros((), device=parameters[0].device if parameters else None)
 
     def step(self, lr: float, betas: tuple[float, float]) -> None:
         rows = [
-            (p, p.grad, mean, square, count)
-            for p, mean, square, count in zip(self.parameters, self.means, self.squares, self.steps, strict=True)
-            if p.grad is not None
+            (parameter, parameter.grad, mean, square)
+            for parameter, mean, square in zip(self.parameters, self.means, self.squares, strict=True)
+            if parameter.grad is not None
         ]
         if not rows:
             return
-        parameters, grads, means, squares, counts = (list(column) for column in zip(*rows, strict=True))
-        adam(
+        self.count += 1
+        parameters: list[Tensor] = [row[0] for row in rows]
+        torch._fused_adam_(
             parameters,
-            grads,
-            means,
-            squares,
+            [row[1] for row in rows],
+            [row[2] for row in rows],
+            [row[3] for row in rows],
             [],
-            counts,
-            fused=True,
-            amsgrad=False,
+            [self.count] * len(rows),
+            lr=lr,
             beta1=betas[0],
             beta2=betas[1],
-            lr=lr,
             weight_decay=self.decay,
             eps=1e-8,
+            amsgrad=False,
             maximize=False,
         )
         for parameter in parameters:
             parameter.grad = None
 
     def state(self) -> dict[str, Tensor]:
-        named = {"mean": self.means, "square": self.squares, "steps": self.steps}
-        return {f"{name}.{i}": tensor for name, tensors in named.items() for i, tensor in enumerate(tensors)}
+        named = {"mean": self.means, "square": self.squares}
+        state = {f"{name}.{i}": tensor for name, tensors in named.items() for i, tensor in enumerate(tensors)}
+        return {**state, "count": self.count}

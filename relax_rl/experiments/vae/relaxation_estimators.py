@@ -12,16 +12,20 @@ the logits. So c_l is evaluated and differentiated once, and dc_l(z) - dc_l(z~) 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from relax_rl.experiments.vae.baselines import InputBaseline
 from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator, at_logits
+from relax_rl.experiments.vae.relaxed_loss import relaxed_loss
 from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork, draw_noise
 from relax_rl.experiments.vae.surrogate import ResidualNetwork
 
-__all__ = ["ParameterRebar", "Relax", "conditional_slope", "relaxed_loss"]
+__all__ = ["ParameterRebar", "Relax", "SurrogateContext", "conditional_slope"]
+
+SurrogateContext = Literal["input", "logits"]
 
 
 def conditional_slope(logits: Tensor, z: Tensor) -> Tensor:
@@ -33,22 +37,6 @@ def conditional_slope(logits: Tensor, z: Tensor) -> Tensor:
     return 1 + torch.expm1(-z.abs()) * torch.sigmoid(torch.copysign(logits, logits * z))
 
 
-def relaxed_loss(
-    model: SigmoidBeliefNetwork, target: Tensor, chain: Chain, layer: int, z: Tensor, temperature: Tensor
-) -> Tensor:
-    """The terms of f from `layer` on, `[B]`, at sigma(z / temperature) and deeper layers relaxed likewise."""
-    below = None if layer == 0 else chain.bits[layer - 1]
-    logits = chain.logits[layer].detach()
-    soft = torch.sigmoid(z / temperature)
-    value = model.term(layer, target, below, soft, logits)
-    for deeper in range(layer + 1, len(model.layers)):
-        below = soft
-        logits = model.encode(deeper, below)
-        soft = torch.sigmoid((logits + chain.noise[deeper]) / temperature)
-        value = value + model.term(deeper, target, below, soft, logits)
-    return value
-
-
 class Relax(LayeredEstimator):
     """RELAX (Grathwohl et al. 2018) with one surrogate, one eta and one temperature a layer; REBAR without r; DLAX.
 
@@ -56,9 +44,11 @@ class Relax(LayeredEstimator):
 
     Args:
         layers: widths of the layers of bits.
-        residuals: r_l of each layer, of the context [input, 2 b_1 - 1, ..., 2 b_{l-1} - 1] and z_l; none for REBAR.
+        residuals: r_l of each layer, of its context and z_l; none for REBAR.
         objective: whether the surrogate holds eta f.
         temperature: lambda at the start; its logarithm is learned.
+        context: of r_l: the "input" and the bits before the layer, [input, 2 b_1 - 1, ..., 2 b_{l-1} - 1], as published; or
+            their "logits" of the layer alone.
         conditional: RELAX's form with z given b; otherwise DLAX's, (f(b) s_l - c(z) dlog p(z)) + dc(z).
     """
 
@@ -70,9 +60,10 @@ class Relax(LayeredEstimator):
         objective: bool = True,
         temperature: float = 0.5,
         conditional: bool = True,
+        context: SurrogateContext = "input",
     ) -> None:
         super().__init__()
-        self.conditional = conditional
+        self.conditional, self.context = conditional, context
         self.residuals = nn.ModuleList(residuals)
         self.eta: nn.Parameter | None = None
         self.log_temperature: nn.Parameter | None = None
@@ -92,12 +83,12 @@ class Relax(LayeredEstimator):
         before = torch.zeros_like(loss)
         context, estimates, trained = [model.input(x)], [], []
         for layer, score in enumerate(chain.scores):
-            estimate, through_objective = self._layer(model, target, chain, layer, score, loss, before, context)
+            estimate, at_scales = self._layer(model, target, chain, layer, score, loss, before, context)
             estimates.append(estimate)
-            trained.append(through_objective)
+            trained.append(at_scales)
             before = before + terms[layer].detach()
             context.append(2 * chain.bits[layer] - 1)
-        self._train_objective_part(trained)
+        self._train_scales(trained)
         return Gradient(loss, value.mean(), chain.logits, at_logits(chain.logits, estimates, len(x)))
 
     def _layer(
@@ -111,7 +102,7 @@ class Relax(LayeredEstimator):
         before: Tensor,
         context: list[Tensor],
     ) -> tuple[Tensor, Tensor | None]:
-        """g_l `[B, P]`, and the scalar whose gradient at eta and lambda is that of the variance.
+        """g_l `[B, P]`, and the gradient of its variance at eta and log lambda `[2]`.
 
         g_l is linear in c and c': its variance moves with phi as `weight` c + `direction` . c' does.
         """
@@ -121,24 +112,26 @@ class Relax(LayeredEstimator):
         else:
             c_score, slope_factor = torch.tanh(chain.noise[layer] / 2), torch.ones_like(z)  # dlog p(z) at fixed z
         control, slope = torch.zeros_like(loss), torch.zeros_like(z)
+        relaxed = None
         if self.eta is not None and self.log_temperature is not None:
-            leaf = z.detach().requires_grad_()
-            relaxed = before + relaxed_loss(model, target, chain, layer, leaf, self.log_temperature[layer].exp())
-            (relaxed_slope,) = torch.autograd.grad(relaxed.sum(), leaf, create_graph=True)
+            relaxed = relaxed_loss(model, target, chain, layer, self.log_temperature[layer])
             eta = self.eta.detach()[layer]
-            control, slope = control + eta * relaxed.detach(), slope + eta * relaxed_slope.detach()
+            control, slope = eta * (before + relaxed.value), eta * relaxed.slope
         residual = self._residual(layer)
         if residual is not None:
-            free, free_slope = residual(torch.cat(context, -1), z)
+            given = torch.cat(context, -1) if self.context == "input" else logits
+            free, free_slope = residual(given, z)
             control, slope = control + free, slope + free_slope
         estimate = loss.unsqueeze(-1) * score - control.unsqueeze(-1) * c_score + slope_factor * slope
         pull = estimate * (2.0 / estimate.numel())
         weight, direction = -(pull * c_score).sum(-1), pull * slope_factor
         if residual is not None:
             residual.add_gradient(weight, direction)
-        if self.eta is None:
+        if relaxed is None:
             return estimate, None
-        return estimate, (weight * relaxed).sum() + (direction * relaxed_slope).sum()
+        by_eta = weight @ (before + relaxed.value) + (direction * relaxed.slope).sum()
+        by_temperature = weight @ relaxed.value_tangent + (direction * relaxed.slope_tangent).sum()
+        return estimate, torch.stack([by_eta, eta * by_temperature])
 
     def _residual(self, layer: int) -> ResidualNetwork | None:
         if not self.residuals:
@@ -147,18 +140,13 @@ class Relax(LayeredEstimator):
         assert isinstance(residual, ResidualNetwork)
         return residual
 
-    def _train_objective_part(self, trained: list[Tensor | None]) -> None:
-        """Add the gradients at eta and log lambda: S_l is linear in eta_l, and eta_l scales its gradient at lambda."""
+    def _train_scales(self, gradients: list[Tensor | None]) -> None:
+        """Add the gradients at eta and log lambda, one pair a layer."""
         if self.eta is None or self.log_temperature is None:
             return
-        each = torch.stack([part for part in trained if part is not None])
-        torch.autograd.backward(
-            (self.eta * each.detach() + self.eta.detach() * each).sum(), inputs=list(self._scales())
-        )
-
-    def _scales(self) -> tuple[nn.Parameter, nn.Parameter]:
-        assert self.eta is not None and self.log_temperature is not None
-        return self.eta, self.log_temperature
+        each = torch.stack([pair for pair in gradients if pair is not None])
+        for parameter, gradient in zip((self.eta, self.log_temperature), each.unbind(-1), strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
 class ParameterRebar(LayeredEstimator):
@@ -189,21 +177,26 @@ class ParameterRebar(LayeredEstimator):
         loss = value.detach()
         signal = loss if self.baseline is None else loss - self.baseline(model.input(x))
         before = torch.zeros_like(loss)
-        plain, controls = [], []
+        plain, controls, tangents = [], [], []
         for layer, score in enumerate(chain.scores):
-            leaf = chain.z[layer].detach().requires_grad_()
-            relaxed = before + relaxed_loss(model, target, chain, layer, leaf, self.log_temperature.exp())
-            (slope,) = torch.autograd.grad(relaxed.sum(), leaf, create_graph=True)
-            factor = conditional_slope(chain.logits[layer].detach(), leaf.detach())
+            relaxed = relaxed_loss(model, target, chain, layer, self.log_temperature)
+            factor = conditional_slope(chain.logits[layer].detach(), chain.z[layer])
             plain.append(signal.unsqueeze(-1) * score / len(x))
-            controls.append((relaxed.unsqueeze(-1) * score - factor * slope) / len(x))
+            controls.append(((before + relaxed.value).unsqueeze(-1) * score - factor * relaxed.slope) / len(x))
+            tangents.append((relaxed.value_tangent.unsqueeze(-1) * score - factor * relaxed.slope_tangent) / len(x))
             before = before + terms[layer].detach()
         logits, tensors = list(chain.logits), model.encoder_parameters
-        # Both pull-backs keep their graph: through them the variance at the parameters reaches lambda and the baseline.
-        of_plain = torch.autograd.grad(logits, tensors, plain, create_graph=True)
-        of_control = torch.autograd.grad(logits, tensors, controls, create_graph=True)
+        # The variance at the parameters reaches the baseline through this pull-back, which keeps its graph for that.
+        of_plain = torch.autograd.grad(
+            logits, tensors, plain, create_graph=self.baseline is not None, retain_graph=True
+        )
+        of_control = torch.autograd.grad(logits, tensors, controls, retain_graph=True)
+        of_tangent = torch.autograd.grad(logits, tensors, tangents, retain_graph=self.baseline is not None)
         scales = 2 * torch.sigmoid(self.scale_logits)
         encoder = [a - eta * c for a, eta, c in zip(of_plain, scales, of_control, strict=True)]
-        variance = torch.stack([g.square().sum() for g in encoder]).sum()
-        torch.autograd.backward(variance, inputs=list(self.parameters()), retain_graph=True)
+        variance = torch.stack([torch.linalg.vector_norm(g).square() for g in encoder]).sum()
+        pairs = zip(encoder, scales.detach(), of_tangent, strict=True)
+        by_temperature = torch.stack([eta * (g.detach() * t).sum() for g, eta, t in pairs]).sum()
+        moved = variance - 2 * by_temperature * self.log_temperature
+        torch.autograd.backward(moved, inputs=list(self.parameters()), retain_graph=True)
         return Gradient(loss, value.mean(), encoder=[g.detach() for g in encoder])

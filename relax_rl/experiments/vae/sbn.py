@@ -28,6 +28,9 @@ class ConditionalNetwork(nn.Module):
     """`[*, size]` -> `[*, outputs]` logits: a linear layer, behind tanh layers if there are any.
 
     Weights are uniform with Glorot's variance, biases zero.
+
+    Attributes:
+        steps: weight and bias of each layer, the linear one last.
     """
 
     def __init__(self, size: int, hidden: Sequence[int], outputs: int, generator: torch.Generator | None) -> None:
@@ -40,10 +43,10 @@ class ConditionalNetwork(nn.Module):
             weight = torch.empty(width, inputs).uniform_(-bound, bound, generator=generator)
             self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(torch.zeros(width)))
-        self._layers = list(zip(self.weights, self.biases, strict=True))
+        self.steps = list(zip(self.weights, self.biases, strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        *hidden, (weight, bias) = self._layers
+        *hidden, (weight, bias) = self.steps
         for inner_weight, inner_bias in hidden:
             x = torch.tanh(F.linear(x, inner_weight, inner_bias))
         return F.linear(x, weight, bias)

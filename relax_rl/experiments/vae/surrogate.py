@@ -103,6 +103,7 @@ class ResidualNetwork(nn.Module):
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(width)) for _ in range(depth))
         self.out = nn.Parameter(torch.zeros(width))
         self._pass: _Pass | None = None
+        self._memory: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def forward(self, context: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,7 +143,7 @@ class ResidualNetwork(nn.Module):
         for layer in range(1, len(self.biases)):
             tangents.append(moved[-1] @ self.inner[layer - 1].t())
             moved.append(tangents[-1] * kept.slopes[layer])
-        _add(self.out, (moved[-1] + weight * kept.outputs[-1]).sum(0))
+        _add_vector(self.out, (moved[-1] + weight * kept.outputs[-1]).sum(0))
         # dS/d(pre-activation) is weight * delta, and what the curvature of this layer and of those above it adds.
         extra: Tensor | None = None
         for layer in range(len(self.biases) - 1, -1, -1):
@@ -153,14 +154,24 @@ class ResidualNetwork(nn.Module):
                 curved = curvature.mul(tangents[layer]).mul_(kept.sensitivities[layer])
                 extra = curved if extra is None else extra.add_(curved)
             through = weight * delta if extra is None else extra + weight * delta
-            _add(self.biases[layer], through.sum(0))
+            _add_vector(self.biases[layer], through.sum(0))
             if layer:
                 inputs = torch.cat([kept.outputs[layer - 1], moved[layer - 1]])
-                _add(self.inner[layer - 1], torch.cat([through, delta]).t() @ inputs)
+                self._add(self.inner[layer - 1], torch.cat([through, delta]).t(), inputs)
             else:
-                _add(self.of_z, torch.cat([through, delta]).t() @ torch.cat([kept.z, direction]))
-                _add(self.of_context, through.t() @ kept.context)
+                self._add(self.of_z, torch.cat([through, delta]).t(), torch.cat([kept.z, direction]))
+                self._add(self.of_context, through.t(), kept.context)
+
+    def _add(self, parameter: Tensor, left: Tensor, right: Tensor) -> None:
+        """Add left @ right to the gradient, in memory that stays the network's own: fresh pages are not free."""
+        if parameter.grad is not None:
+            parameter.grad.addmm_(left, right)
+            return
+        key = id(parameter)
+        if key not in self._memory or self._memory[key].shape != parameter.shape:
+            self._memory[key] = torch.empty_like(parameter, requires_grad=False)
+        parameter.grad = torch.mm(left, right, out=self._memory[key])
 
 
-def _add(parameter: Tensor, gradient: Tensor) -> None:
+def _add_vector(parameter: Tensor, gradient: Tensor) -> None:
     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)

@@ -190,6 +190,7 @@ class Trainer:
             num_conditional=config.num_conditional,
             rebar_scope=config.rebar_scope,
             surrogate=config.surrogate,
+            surrogate_context=config.surrogate_context,
             surrogate_depth=config.surrogate_depth,
             surrogate_width=config.surrogate_width,
             surrogate_activation=config.surrogate_activation,

@@ -1,0 +1,188 @@
+"""f at relaxed bits with its derivatives at z and at the temperature, written out.
+
+A surrogate needs f(sigma(z / lambda)), its gradient at z, and how both move with lambda. Here the gradient is the chain
+rule by hand, and every number carries its derivative at log lambda along, so that one pass gives all of it: no graph is
+built, and nothing is differentiated twice. A number with its derivative is a tensor `[2, B, P]`, called dual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from relax_rl.experiments.vae.sbn import Chain, ConditionalNetwork, SigmoidBeliefNetwork, bernoulli_log_prob
+
+__all__ = ["RelaxedLoss", "relaxed_loss"]
+
+Pull = Callable[[Tensor], Tensor]
+"""From the (dual) derivative of the loss at a network's logits to that at its input."""
+
+
+@dataclass(frozen=True)
+class RelaxedLoss:
+    """The terms of f from one layer on, at relaxed bits; all without graph.
+
+    Attributes:
+        value: `[B]`.
+        slope: `[B, P]` its derivative at z.
+        value_tangent, slope_tangent: how the two move with the logarithm of the temperature.
+    """
+
+    value: Tensor
+    slope: Tensor
+    value_tangent: Tensor
+    slope_tangent: Tensor
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer on the way up: what its bits were made of, and what they say of the layer below.
+
+    Attributes:
+        scaled: z / lambda.
+        soft: sigma of it.
+        logits: of q.
+        pull_logits: back to the relaxed bits below; None where those are bits.
+        error: derivative of -log p(below | soft) at the decoder's logits; None where nothing is decoded from this layer.
+        pull_decoded: from there back to the relaxed bits of this layer.
+        decoded: the decoder's logits.
+    """
+
+    scaled: Tensor
+    soft: Tensor
+    logits: Tensor
+    pull_logits: Pull | None
+    error: Tensor | None = None
+    pull_decoded: Pull | None = None
+    decoded: Tensor | None = None
+
+
+@torch.no_grad()
+def relaxed_loss(
+    model: SigmoidBeliefNetwork, target: Tensor, chain: Chain, layer: int, log_temperature: Tensor
+) -> RelaxedLoss:
+    """f_l + f_{l+1} + ... at sigma(z_l / lambda), the deeper layers relaxed likewise from the noise of their bits.
+
+    Args:
+        model: whose f it is.
+        target: `[B, D]` predicted pixels.
+        chain: the bits before layer l, z_l, and the noise after it.
+        layer: l, from 0.
+        log_temperature: log lambda, a scalar.
+    """
+    temperature = float(log_temperature.exp())
+    value, layers = _upwards(model, target, chain, layer, temperature)
+    derivative: Tensor | None = None  # of f at the relaxed bits of the layer at hand, as far as deeper layers bring it
+    if model.prior is not None:
+        derivative = _constant(-model.prior.expand_as(layers[-1].soft[0]))
+    value_tangent = torch.zeros_like(value)
+    for at in reversed(layers):
+        if at.pull_decoded is not None and at.error is not None:
+            through = at.pull_decoded(at.error)
+            derivative = through if derivative is None else derivative.add_(through)
+        assert derivative is not None
+        if model.task == "generative":
+            derivative += at.logits
+        derivative = _times(derivative, _spread(at.soft))
+        value_tangent -= (derivative[0] * at.scaled[0]).sum(-1)
+        derivative[1] -= derivative[0]
+        derivative /= temperature
+        if at.pull_logits is None:
+            break
+        if model.task == "generative":
+            assert at.decoded is not None
+            derivative = at.pull_logits(derivative.add_(at.soft).sub_(_sigmoid(at.logits))).sub_(at.decoded)
+        else:
+            derivative = at.pull_logits(derivative)
+    assert derivative is not None
+    return RelaxedLoss(value, derivative[0], value_tangent, derivative[1])
+
+
+def _upwards(
+    model: SigmoidBeliefNetwork, target: Tensor, chain: Chain, layer: int, temperature: float
+) -> tuple[Tensor, list[_Layer]]:
+    """The value, and the layers from `layer` on with all that the way back needs."""
+    below = _constant(target if layer == 0 else chain.bits[layer - 1])
+    logits, pull_logits = _constant(chain.logits[layer].detach()), None
+    scaled = torch.stack([chain.z[layer], -chain.z[layer]]).div_(temperature)
+    value = torch.zeros_like(target[:, 0])
+    layers: list[_Layer] = []
+    for here in range(layer, len(model.layers)):
+        if here > layer:
+            below = layers[-1].soft
+            logits, pull_logits = _dual_network(model.encoders[here], below)
+            scaled = torch.stack([logits[0] + chain.noise[here], logits[1]])
+            scaled[1] -= scaled[0]
+            scaled /= temperature
+        soft = _sigmoid(scaled)
+        if model.task == "generative":
+            decoded, pull_decoded = _dual_network(model.decoders[here], soft)
+            error = _sigmoid(decoded).sub_(below)
+            layers.append(_Layer(scaled, soft, logits, pull_logits, error, pull_decoded, decoded))
+            value = value + bernoulli_log_prob(soft[0], logits[0]) - bernoulli_log_prob(below[0], decoded[0])
+        elif here == len(model.layers) - 1:
+            decoded, pull_decoded = _dual_network(model.decoders[0], soft)
+            error = _sigmoid(decoded)
+            error[0] -= target
+            layers.append(_Layer(scaled, soft, logits, pull_logits, error, pull_decoded, decoded))
+            value = -bernoulli_log_prob(target, decoded[0])
+        else:
+            layers.append(_Layer(scaled, soft, logits, pull_logits))
+    if model.prior is not None:
+        value = value - bernoulli_log_prob(layers[-1].soft[0], model.prior)
+    return value, layers
+
+
+def _dual_network(network: nn.Module, soft: Tensor) -> tuple[Tensor, Pull]:
+    """Dual logits of a network that reads dual relaxed bits as 2 b - 1, and the way back to the bits."""
+    assert isinstance(network, ConditionalNetwork)
+    *hidden, (weight, bias) = network.steps
+    x = 2 * soft
+    x[0] -= 1
+    outputs: list[Tensor] = []
+    for inner_weight, inner_bias in hidden:
+        x = _linear(x, inner_weight, inner_bias)
+        x[0].tanh_()
+        x[1] *= 1 - x[0].square()
+        outputs.append(x)
+
+    def pull(derivative: Tensor) -> Tensor:
+        derivative = derivative @ weight
+        for (inner_weight, _), output in zip(reversed(hidden), reversed(outputs), strict=True):
+            slope = torch.stack([1 - output[0].square(), -2 * output[0] * output[1]])
+            derivative = _times(derivative, slope) @ inner_weight
+        return derivative.mul_(2)
+
+    return _linear(x, weight, bias), pull
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    y = x @ weight.t()
+    y[0] += bias
+    return y
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    soft = torch.sigmoid(x)
+    torch.mul(soft[0] * (1 - soft[0]), x[1], out=soft[1])
+    return soft
+
+
+def _spread(soft: Tensor) -> Tensor:
+    """s (1 - s)."""
+    return torch.stack([soft[0] * (1 - soft[0]), (1 - 2 * soft[0]) * soft[1]])
+
+
+def _times(x: Tensor, y: Tensor) -> Tensor:
+    """The product rule."""
+    product = x * y[0]
+    product[1].addcmul_(x[0], y[1])
+    return product
+
+
+def _constant(x: Tensor) -> Tensor:
+    """What does not move with the temperature."""
+    return torch.stack([x, torch.zeros_like(x)])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from relax_rl.serialization import write_text_atomic
 
 __all__ = [
     "AGENT_RESULTS",
@@ -61,11 +62,9 @@ def file_stem(env: str, contestant: str, seed: int) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: a temporary file in the same folder, then a rename."""
+    """Write a whole file or nothing, also while others write it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".tmp")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write_text_atomic(path, text)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -392,3 +392,45 @@ def test_indices_and_one_hot_vectors_give_the_same_estimates() -> None:
     for one, other in pairs:
         torch.testing.assert_close(one.grad, other.grad)
         assert one.grad.abs().max() > 0.01
+
+
+def test_coupled_relax_asks_its_surrogate_once_and_is_relax_with_the_noise_that_gives_z_back() -> None:
+    params, calls = torch.randn(40, 3, generator=seeded(11)), []
+    weight = torch.tensor(0.7, requires_grad=True)
+
+    def counted(z: Tensor) -> Tensor:
+        calls.append(z)
+        return weight * curved(z)
+
+    noise = BITS.with_params(params).sample_noise(seeded(12))
+    coupled = relax(of_vector, BITS.with_params(params), counted, noise=noise, coupling="coupled")
+    assert len(calls) == 1
+    here = BITS.with_params(params)
+    z = here.relax(noise)
+    back = here.noise_given(here.threshold(z), z)
+    twice = relax(of_vector, here, counted, noise=noise, conditional_noise=back)
+    assert len(calls) == 3
+    torch.testing.assert_close(coupled.grad, twice.grad, rtol=1e-4, atol=1e-4)
+    (one,), (other,) = (torch.autograd.grad(x.variance_loss(), weight) for x in (coupled, twice))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("weight", [None, 0.3, torch.tensor([1.0, 0.0, -2.0, 0.5])], ids=["mean", "number", "rows"])
+def test_loss_does_in_one_pass_what_backward_and_the_variance_loss_do(weight: Any) -> None:
+    theta, phi, scale = (torch.full(shape, 0.3).requires_grad_() for shape in ((4, 3), (), ()))
+    inputs = theta, phi, scale
+
+    def estimate() -> Estimate:
+        f = lambda b: scale * of_vector(b)  # noqa: E731
+        return relax(f, Bernoulli(2 * theta), lambda z: phi * curved(z), generator=seeded(13))
+
+    found = estimate()
+    found.backward(weight)
+    (0.5 * found.variance_loss()).backward()
+    together = torch.autograd.grad(estimate().loss(weight, variance_coef=0.5), inputs)
+    torch.testing.assert_close(together, tuple(x.grad for x in inputs))
+    factor = 0.25 if weight is None else weight
+    torch.testing.assert_close(estimate().loss(weight).detach(), (found.value * factor).sum().detach())
+    alone = torch.autograd.grad(estimate().loss(weight, variance_coef=0.0), inputs, allow_unused=True)
+    assert alone[1] is None and theta.grad is not None and theta.grad.abs().sum() > 0
+    torch.testing.assert_close(alone[0], theta.grad)

@@ -13,7 +13,7 @@ __all__ = ["FusedAdam"]
 class FusedAdam:
     """Adam (Kingma and Ba 2015): the numbers of `torch.optim.Adam(fused=True)`, without what a step of that costs in Python.
 
-    A parameter without a gradient is left alone.
+    A parameter without a gradient is left alone. Parameters are contiguous.
 
     Args:
         parameters: what it steps.
@@ -68,13 +68,18 @@ class _Group:
 
     def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
         self.parameters, self.decay = parameters, decay
-        self.means = [torch.zeros_like(p, requires_grad=False) for p in parameters]
-        self.squares = [torch.zeros_like(p, requires_grad=False) for p in parameters]
+        self.means = [
+            torch.zeros_like(p, requires_grad=False, memory_format=torch.contiguous_format) for p in parameters
+        ]
+        self.squares = [
+            torch.zeros_like(p, requires_grad=False, memory_format=torch.contiguous_format) for p in parameters
+        ]
         self.count = torch.zeros((), device=parameters[0].device if parameters else None)
 
     def step(self, lr: float, betas: tuple[float, float]) -> None:
+        # The kernel walks through memory: a gradient in another layout would move the wrong entries.
         rows = [
-            (parameter, parameter.grad, mean, square)
+            (parameter, parameter.grad.contiguous(), mean, square)
             for parameter, mean, square in zip(self.parameters, self.means, self.squares, strict=True)
             if parameter.grad is not None
         ]

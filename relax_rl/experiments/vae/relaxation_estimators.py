@@ -144,8 +144,8 @@ class Relax(LayeredEstimator):
         """Add the gradients at eta and log lambda, one pair a layer."""
         if self.eta is None or self.log_temperature is None:
             return
-        each = torch.stack([pair for pair in gradients if pair is not None])
-        for parameter, gradient in zip((self.eta, self.log_temperature), each.unbind(-1), strict=True):
+        each = torch.stack([pair for pair in gradients if pair is not None], -1)
+        for parameter, gradient in zip((self.eta, self.log_temperature), each, strict=True):
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 

@@ -1,0 +1,237 @@
+"""The table of the discrete VAE: every row of the papers' tables with every estimator, and longer runs on MNIST.
+
+    python -m benchmarks.vae                       # the whole queue; finished runs are skipped
+    python -m benchmarks.vae --sets table --rows mnist-linear2 --estimators nvil rebar relax
+    python -m benchmarks.vae --report              # results/vae/vae.md and its figures, from the runs that are there
+
+One run is one process on one thread, through the command line that a user types. It leaves
+`results/vae/<set>/<row>-<estimator>.json` (settings, bounds, variance, seconds) and `.csv` (its progress.csv). Run
+folders lie under `runs/benchmarks/vae/`, which git ignores; a queue that was stopped goes on from the last checkpoint of
+each unfinished run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.run_agents import commit, stop
+from benchmarks.tasks import RESULTS, write_json, write_text
+
+__all__ = ["ESTIMATORS", "ROWS", "SETS", "Run", "main"]
+
+ROOT = Path(__file__).parent.parent
+RUNS = ROOT / "runs" / "benchmarks" / "vae"
+VAE_RESULTS = RESULTS / "vae"
+
+ROWS = tuple(f"{data}-{model}" for model in ("linear1", "linear2", "nonlinear") for data in ("mnist", "omniglot"))
+"""Rows of the papers' tables."""
+
+ESTIMATORS = ("relax", "rebar", "nvil", "muprop", "concrete", "rloo", "disarm", "arms", "double-cv", "rodeo", "reinmax")
+"""Columns: those of the papers, then those that came after."""
+
+
+@dataclass(frozen=True)
+class Set:
+    """Runs of one length."""
+
+    name: str
+    steps: int
+    rows: tuple[str, ...]
+    estimators: tuple[str, ...]
+
+
+SETS = {
+    each.name: each
+    for each in (
+        Set("table", 50_000, ROWS, ESTIMATORS),
+        Set("long", 300_000, ("mnist-linear1", "mnist-linear2"), ("relax", "rebar", "nvil")),
+        Set("wide", 50_000, ("mnist-nonlinear-wide", "omniglot-nonlinear-wide"), ("relax", "rebar", "nvil")),
+    )
+}
+"""Equal steps on every row; three estimators six times as long; and the decoder that explains the published rows."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row with one estimator."""
+
+    set: Set
+    row: str
+    estimator: str
+    lr: float
+
+    @property
+    def stem(self) -> str:
+        """Name of everything this run leaves."""
+        return (
+            f"{self.row}-{self.estimator}" if self.lr == LEARNING_RATE else f"{self.row}-{self.estimator}-lr{self.lr:g}"
+        )
+
+    @property
+    def folder(self) -> Path:
+        """The run folder that the trainer writes."""
+        return RUNS / self.set.name / self.stem
+
+    @property
+    def result(self) -> Path:
+        """What is kept, without its ending."""
+        return VAE_RESULTS / self.set.name / self.stem
+
+
+LEARNING_RATE = 1e-3
+"""Of the published grid {5e-3, 1e-3, 5e-4, 1e-4, 5e-5}, for every run alike."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run in progress."""
+
+    run: Run
+    commit: str
+    time: float
+
+
+def prepare(run: Run, data_dir: str | None) -> list[str]:
+    """The command that starts the run or goes on with it; a folder without a checkpoint is removed."""
+    command = [sys.executable, str(ROOT / "train_agent.py"), "vae"]
+    if any(run.folder.rglob("*.safetensors")):
+        command += ["--resume", str(run.folder)]
+    else:
+        shutil.rmtree(run.folder, ignore_errors=True)
+        command += ["--preset", f"{run.row}-{run.estimator}", "--run-dir", str(run.folder), "--no-tensorboard"]
+        command += ["--lr", str(run.lr), "--steps", str(run.set.steps), "--quiet"]
+        return command if data_dir is None else [*command, "--data-dir", data_dir]
+    return [*command, "--quiet"]
+
+
+def keep(started: Started) -> dict[str, Any]:
+    """Write what is kept of a finished run; the JSON comes last, and its presence means that the run is done."""
+    run = started.run
+    text = (run.folder / "progress.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    saved = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
+    evaluation = json.loads((run.folder / "evaluation.json").read_text(encoding="utf-8"))
+    last = rows[-max(1, len(rows) // 10) :]
+    result = {
+        "row": run.row,
+        "estimator": run.estimator,
+        "steps": int(rows[-1]["step"]),
+        "data": evaluation["data"],
+        "train_bound": mean(last, "train_bound"),
+        "log_variance": mean(last, "log_variance"),
+        "bounds": evaluation["bounds"],
+        "seconds_per_step": float(rows[-1]["seconds"]) / int(rows[-1]["step"]),
+        "settings": {name: value for name, value in saved["vae"].items() if name not in ("run_dir", "data_dir")},
+        "versions": saved["versions"],
+        "resumed": len(saved["resumed"]),
+        "commit": started.commit,
+    }
+    write_text(run.result.with_suffix(".csv"), text)
+    write_json(run.result.with_suffix(".json"), result)
+    return result
+
+
+def mean(rows: list[dict[str, str]], column: str) -> float:
+    """Mean of a column over the last tenth of the rows, which is what the tables show."""
+    return sum(float(row[column]) for row in rows) / len(rows)
+
+
+def queue(arguments: argparse.Namespace) -> Iterator[Run]:
+    """Unfinished runs in order: set by set, row by row."""
+    for each in (SETS[name] for name in arguments.sets):
+        for row in each.rows:
+            for estimator in each.estimators:
+                run = Run(each, row, estimator, arguments.lr)
+                wanted = (arguments.rows is None or row in arguments.rows) and (
+                    arguments.estimators is None or estimator in arguments.estimators
+                )
+                if wanted and not run.result.with_suffix(".json").exists():
+                    yield run
+
+
+def start(run: Run, data_dir: str | None) -> tuple[subprocess.Popen[bytes], Started]:
+    """Start the run's process, with its output in a log beside the run folder."""
+    command = prepare(run, data_dir)
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    with run.folder.with_suffix(".log").open("ab") as log:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
+    return process, Started(run, commit(), time.perf_counter())
+
+
+def work(runs: Iterator[Run], jobs: int, data_dir: str | None) -> int:
+    """Keep `jobs` runs going until the queue is empty; returns how many did not finish."""
+    active: dict[subprocess.Popen[bytes], Started] = {}
+    failures = 0
+    try:
+        while True:
+            while len(active) < jobs and (run := next(runs, None)) is not None:
+                process, started = start(run, data_dir)
+                active[process] = started
+            if not active:
+                return failures
+            time.sleep(0.2)
+            for process in [process for process in active if process.poll() is not None]:
+                failures += not finish(process, active.pop(process))
+    finally:
+        for process in active:
+            process.terminate()
+        for process in active:
+            process.wait()
+
+
+def finish(process: subprocess.Popen[bytes], started: Started) -> bool:
+    """Keep the result of a run that has ended, or say that it ended early."""
+    run = started.run
+    if process.returncode == 0:
+        result = keep(started)
+        outcome = f"training bound {result['train_bound']:.2f}, {1e3 * result['seconds_per_step']:.1f} ms a step"
+    else:
+        outcome = f"not finished (exit code {process.returncode}), see {run.folder.with_suffix('.log')}"
+    print(f"{run.set.name} {run.stem}: {outcome}, {time.perf_counter() - started.time:.0f} s", flush=True)
+    return process.returncode == 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Train discrete VAEs for the papers' tables.")
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS), help="in order")
+    parser.add_argument("--rows", nargs="+", help="only these rows")
+    parser.add_argument("--estimators", nargs="+", help="only these estimators")
+    parser.add_argument("--lr", type=float, default=LEARNING_RATE, help="learning rate of the model")
+    parser.add_argument("--data-dir", help="folder with the data files")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--report", action="store_true", help="write the report and train nothing")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Work through the queue, then write the report."""
+    from benchmarks.vae_report import write_report
+
+    arguments = parse_arguments()
+    signal.signal(signal.SIGTERM, stop)
+    failures = 0
+    if not arguments.report:
+        try:
+            failures = work(queue(arguments), arguments.jobs, arguments.data_dir)
+        except KeyboardInterrupt:
+            sys.exit(130)
+    write_report(VAE_RESULTS)
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()

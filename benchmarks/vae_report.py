@@ -1,0 +1,190 @@
+"""The report of the discrete VAE: tables in the papers' layout, published final values beside them, and curves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tasks import write_text
+from relax_rl.serialization import write_bytes_atomic
+
+__all__ = ["PUBLISHED_TRAIN", "PUBLISHED_VALID", "write_report"]
+
+Result = dict[str, Any]
+
+TITLES = {
+    "mnist-linear1": "MNIST, one linear layer",
+    "omniglot-linear1": "Omniglot, one linear layer",
+    "mnist-linear2": "MNIST, two linear layers",
+    "omniglot-linear2": "Omniglot, two linear layers",
+    "mnist-nonlinear": "MNIST, nonlinear",
+    "omniglot-nonlinear": "Omniglot, nonlinear",
+    "mnist-nonlinear-wide": "MNIST, nonlinear, wide decoder",
+    "omniglot-nonlinear-wide": "Omniglot, nonlinear, wide decoder",
+}
+"""The rows, in the order of the tables."""
+
+COLUMNS = ("concrete", "nvil", "muprop", "rebar", "relax", "reinmax", "disarm", "arms", "rloo", "double-cv", "rodeo")
+"""The papers' estimators, then the others by evaluations of f."""
+
+PUBLISHED_TRAIN: Mapping[str, Mapping[str, float]] = {
+    "mnist-linear1": {"concrete": -111.3, "nvil": -112.5, "muprop": -111.7, "rebar": -111.6, "relax": -111.20},
+    "mnist-linear2": {"concrete": -99.62, "nvil": -99.6, "muprop": -99.07, "rebar": -98.22, "relax": -98.00},
+    "mnist-nonlinear": {"concrete": -102.2, "nvil": -101.5, "muprop": -101.1, "rebar": -101.1},
+    "mnist-nonlinear-wide": {"rebar": -81.01, "relax": -78.13},
+    "omniglot-linear1": {"concrete": -117.23, "nvil": -117.44, "muprop": -117.09, "rebar": -116.63, "relax": -116.57},
+    "omniglot-linear2": {"concrete": -109.95, "nvil": -109.98, "muprop": -109.55, "rebar": -108.71, "relax": -108.54},
+    "omniglot-nonlinear": {"concrete": -110.4, "nvil": -109.58, "muprop": -108.72, "rebar": -108.72},
+    "omniglot-nonlinear-wide": {"rebar": -56.76, "relax": -56.12},
+}
+"""Training bounds after 2,000,000 steps (Tucker et al. 2017; Grathwohl et al. 2018). The latter's nonlinear REBAR and
+RELAX have decoders with 784 hidden units, and stand in the wide rows."""
+
+PUBLISHED_VALID: Mapping[str, Mapping[str, float]] = {
+    "mnist-linear1": {"rebar": -114.32, "relax": -113.62},
+    "mnist-linear2": {"rebar": -101.20, "relax": -100.85},
+    "mnist-nonlinear-wide": {"rebar": -111.12, "relax": -119.19},
+    "omniglot-linear1": {"rebar": -122.44, "relax": -122.11},
+    "omniglot-linear2": {"rebar": -115.83, "relax": -115.42},
+    "omniglot-nonlinear-wide": {"rebar": -127.51, "relax": -128.20},
+}
+"""Validation bounds with 100 importance samples at the end of training (Grathwohl et al. 2018)."""
+
+SECTIONS = {
+    "table": "Equal steps on every row",
+    "long": "Longer runs",
+    "wide": "The wide decoder",
+}
+
+
+def write_report(folder: Path) -> None:
+    """Write `vae.md` and the figures from the results that are there.
+
+    Args:
+        folder: holds a folder of JSON and CSV files for each set of runs.
+    """
+    parts = ["# Discrete VAE\n", _PREAMBLE]
+    for name, title in SECTIONS.items():
+        results = _results(folder / name)
+        if not results:
+            continue
+        steps = max(result["steps"] for result in results.values())
+        parts.append(f"## {title}: {steps:,} steps\n")
+        parts += _tables(results)
+        for row in _rows(results):
+            figure = f"{name}_{row}.png"
+            _draw(folder / name, folder / figure, row, [e for e in COLUMNS if (row, e) in results], steps)
+            parts.append(f"![{TITLES[row]}]({figure})\n")
+    write_text(folder / "vae.md", "\n".join(parts))
+
+
+_PREAMBLE = """\
+Batches of 24, Adam (second-moment decay 0.99999), one learning rate for all runs (1e-3 of the published grid), 10 times
+that for surrogates and baselines, one seed, one thread. Estimators that take several samples take as many as RELAX has
+evaluations of f in its published form, or the next lower number that they allow: see `evaluations of f`. In brackets: the
+published value after 2,000,000 steps, where there is one. All bounds are in nats per image, larger is better.
+`python -m benchmarks.vae --report` writes this file.
+"""
+
+
+def _tables(results: Mapping[tuple[str, str], Result]) -> list[str]:
+    def bound(name: str) -> Callable[[Result], float]:
+        return lambda result: float(result["bounds"].get(name, math.nan))
+
+    return [
+        "Training bound (1 sample; mean over the last tenth of the steps, each batch before its step):\n",
+        _grid(results, lambda result: result["train_bound"], PUBLISHED_TRAIN),
+        "Validation bound (1 sample):\n",
+        _grid(results, bound("valid_bound_1")),
+        "Validation bound (100 importance samples):\n",
+        _grid(results, bound("valid_bound_100"), PUBLISHED_VALID),
+        "Log variance of the encoder's gradient (natural logarithm of the mean over parameters; last tenth):\n",
+        _grid(results, lambda result: result["log_variance"]),
+        "Milliseconds a step, all included (wall clock; the machine was not always quiet):\n",
+        _grid(results, lambda result: 1e3 * result["seconds_per_step"], digits=1),
+        "Evaluations of f in a step, as published (RELAX and REBAR make fewer here, since both controls are one):\n",
+        _grid(results, _evaluations, digits=0),
+    ]
+
+
+def _evaluations(result: Result) -> float:
+    layers, count = int(result["settings"]["layers"]), int(result["settings"]["num_samples"])
+    name = result["estimator"]
+    if name in ("relax", "rebar"):
+        return 2 * layers + 1
+    if name in ("disarm", "arms"):
+        return count * layers
+    if name in ("rloo", "double-cv", "rodeo"):
+        return count
+    return 2 if name == "muprop" else 1
+
+
+def _grid(
+    results: Mapping[tuple[str, str], Result],
+    value: Callable[[Result], float],
+    published: Mapping[str, Mapping[str, float]] | None = None,
+    *,
+    digits: int = 2,
+) -> str:
+    columns = [name for name in COLUMNS if any(name == estimator for _, estimator in results)]
+    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    for row in _rows(results):
+        cells = []
+        for name in columns:
+            cell = f"{value(results[row, name]):.{digits}f}" if (row, name) in results else ""
+            known = (published or {}).get(row, {}).get(name)
+            cells.append(cell if known is None or not cell else f"{cell} ({known:.2f})")
+        lines.append(f"| {TITLES[row]} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _rows(results: Mapping[tuple[str, str], Result]) -> list[str]:
+    return [row for row in TITLES if any(row == here for here, _ in results)]
+
+
+def _results(folder: Path) -> dict[tuple[str, str], Result]:
+    """Finished runs by row and estimator; runs at another learning rate are no part of the tables."""
+    found: dict[tuple[str, str], Result] = {}
+    for path in sorted(folder.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if path.stem == f"{result['row']}-{result['estimator']}":
+            found[result["row"], result["estimator"]] = result
+    return found
+
+
+def _draw(folder: Path, path: Path, row: str, estimators: list[str], steps: int) -> None:
+    """Training bound and log variance of all estimators of a row, against steps."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    figure = Figure(figsize=(11, 4.4), dpi=120, layout="constrained")
+    bounds, variances = figure.subplots(1, 2)
+    lows = []
+    for index, name in enumerate(estimators):
+        with (folder / f"{row}-{name}.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        x = [int(each["step"]) for each in rows]
+        style: dict[str, Any] = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--", "linewidth": 1.3}
+        train = [float(each["train_bound"]) for each in rows]
+        lows += train[len(train) // 10 :]
+        bounds.plot(x, train, label=name, **style)
+        variances.plot(x, [float(each["log_variance"]) for each in rows], label=name, **style)
+    if lows:
+        bounds.set_ylim(bottom=min(lows) - 1)
+    bounds.set_ylabel("training bound (nats per image)")
+    variances.set_ylabel("log variance of the encoder's gradient")
+    for axes in (bounds, variances):
+        axes.set_xlabel("steps")
+        axes.set_xlim(0, steps)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.grid(alpha=0.25)
+    bounds.legend(loc="lower right", frameon=False, fontsize="small", ncols=2)
+    figure.suptitle(TITLES[row], fontsize="medium")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes_atomic(path, buffer.getvalue())

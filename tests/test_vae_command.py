@@ -1,0 +1,306 @@
+"""The command `vae`: what a run leaves, exact resumption, what ends it, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from relax_rl.cli import main
+from relax_rl.errors import CheckpointError, SettingsError, TrainingDiverged
+from relax_rl.estimators import ESTIMATORS
+from relax_rl.experiments.data import Dataset
+from relax_rl.experiments.vae import session as sessions
+from relax_rl.experiments.vae import training
+from relax_rl.experiments.vae.config import ESTIMATOR_NAMES, VaeConfig, config_from_json
+from relax_rl.experiments.vae.estimators import LAYERED
+from relax_rl.experiments.vae.presets import preset_config, preset_names
+from relax_rl.experiments.vae.trainer import Trainer
+from relax_rl.experiments.vae.training import train_vae
+from relax_rl.loggers import read_csv
+from relax_rl.serialization import load_state
+
+SMALL = VaeConfig(
+    layers=2,
+    width=5,
+    surrogate_depth=2,
+    surrogate_width=6,
+    lr=1e-2,
+    steps=40,
+    log_interval=10,
+    checkpoint_interval=15,
+    eval_samples=3,
+    batch_size=4,
+    valid_images=6,
+    track_variances=("nvil", "rebar"),
+    tensorboard=False,
+    quiet=True,
+)
+
+
+@pytest.fixture(autouse=True)
+def small_data(tmp_path, monkeypatch):
+    """Twelve-pixel images instead of a data set, and a working folder for every test."""
+    images = np.random.default_rng(0).integers(0, 2, (30, 12), dtype=np.uint8)
+    data = Dataset("stripes", images[:14], images[14:22], images[22:], shape=(4, 3), dynamic=False)
+    monkeypatch.setattr(sessions, "load_data", lambda *_, **__: data)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def no_curves(request, monkeypatch):
+    """Curves take longer than the runs here: only the test of what a run leaves draws them."""
+    if request.function is not test_what_a_run_leaves:
+        monkeypatch.setattr(training, "draw_curves", lambda *_: None)
+
+
+def train(**changes):
+    return train_vae(replace(SMALL, **changes))
+
+
+def last_state(run: str | Path):
+    newest = max((Path(run) / "checkpoints").glob("step_*.safetensors"))
+    return load_state(newest)
+
+
+def assert_same_run(one: str, other: str) -> None:
+    """All tensors, counters and rows but for the time they took."""
+    (tensors, state), (others, other_state) = last_state(one), last_state(other)
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, others[name]), name
+    assert state["vae"] == other_state["vae"] and state["run"]["best_bound"] == other_state["run"]["best_bound"]
+    rows, other_rows = (read_csv(Path(run) / "progress.csv") for run in (one, other))
+    rows.pop("seconds"), other_rows.pop("seconds")
+    assert str(rows) == str(other_rows)
+
+
+def test_what_a_run_leaves():
+    result = train(run_dir="run", tensorboard=True)
+    assert result.steps == 40 and result.stopped_by == "steps"
+    rows = read_csv(Path("run/progress.csv"))
+    assert list(rows)[:5] == ["step", "seconds", "train_bound", "log_variance", "valid_bound"]
+    assert {"log_variance/nvil", "log_variance/rebar", "temperature/1", "eta/2"} <= set(rows)
+    assert rows["step"] == [10, 20, 30, 40]
+    assert all(math.isfinite(value) for name in ("train_bound", "valid_bound", "log_variance") for value in rows[name])
+    for name in ("learning_curve.png", "images.png"):
+        assert Path("run", name).read_bytes().startswith(b"\x89PNG")
+    assert list(Path("run").glob("events.out.tfevents.*"))
+    config = json.loads(Path("run/config.json").read_text())
+    assert config["vae"]["layers"] == 2 and config["data"] == "stripes"
+    evaluation = json.loads(Path("run/evaluation.json").read_text())
+    names = {f"{part}_bound_{k}" for part in ("valid", "test") for k in (1, 3)} | {"train_bound_1"}
+    assert evaluation["bounds"].keys() == names and evaluation["data"] == "stripes"
+    assert all(-30 < value < 0 for value in evaluation["bounds"].values())
+    assert [path.name for path in sorted(Path("run/checkpoints").iterdir())] == [
+        "step_000000030.safetensors",
+        "step_000000040.safetensors",
+    ]
+
+
+def test_the_training_bound_is_the_mean_since_the_row_before():
+    seen = []
+    original = Trainer.take_step
+
+    def watching(trainer):
+        original(trainer)
+        seen.append(trainer._loss.item())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "take_step", watching)
+        train(run_dir="run", steps=20)
+    rows = read_csv(Path("run/progress.csv"))
+    assert rows["train_bound"] == pytest.approx([-seen[9] / 10, -seen[19] / 10], rel=1e-5)
+
+
+def test_a_resumed_run_is_bit_for_bit_the_run_that_was_never_stopped():
+    train(run_dir="whole")
+    train(run_dir="parts", steps=20)
+    train(run_dir=None, resume="parts", steps=40)
+    assert_same_run("whole", "parts")
+    assert len(json.loads(Path("parts/config.json").read_text())["resumed"]) == 1
+
+
+@pytest.mark.parametrize("name", ["nvil", "muprop", "rebar", "rodeo", "double-cv", "disarm", "concrete"])
+def test_every_kind_of_estimator_resumes_exactly(name):
+    options = {"estimator": name, "track_variances": (), "eval_samples": 0, "pretrain_steps": 3}
+    train(run_dir="whole", **options)
+    train(run_dir="parts", **{**options, "steps": 20})
+    train(resume="parts", **options)
+    assert_same_run("whole", "parts")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_checkpoint_to_go_on_from(number, monkeypatch):
+    train(run_dir="whole")
+    original = Trainer.take_step
+
+    def interrupted(trainer):
+        original(trainer)
+        if trainer.step == 23:
+            signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "take_step", interrupted)
+        result = train(run_dir="stopped")
+    assert result.stopped_by == number.name and result.steps == 23 and result.evaluation is None
+    train(resume="stopped")
+    assert_same_run("whole", "stopped")
+
+
+def test_what_is_not_a_number_ends_the_run_and_the_last_good_checkpoint_is_named(monkeypatch):
+    original = Trainer.take_step
+
+    def spoiled(trainer):
+        original(trainer)
+        if trainer.step == 33:
+            with torch.no_grad():
+                trainer.model.decoders[0].biases[0][0] = math.nan
+
+    monkeypatch.setattr(Trainer, "take_step", spoiled)
+    with pytest.raises(TrainingDiverged, match=r"step_000000030\.safetensors"):
+        train(run_dir="run")
+    tensors, _ = last_state("run")
+    assert all(tensor.isfinite().all() for name, tensor in tensors.items() if name.startswith("model/"))
+
+
+def test_the_model_stops_at_freeze_at_and_the_surrogates_go_on():
+    train(run_dir="short", steps=20)
+    train(run_dir="frozen", freeze_at=20)
+    (before, _), (after, _) = last_state("short"), last_state("frozen")
+    for name, tensor in before.items():
+        same = torch.equal(tensor, after[name])
+        if name.startswith("model/"):
+            assert same, name
+        if name.endswith(("residuals.0.of_z", "network.weight")) and "optimizer" not in name:
+            assert not same, name
+
+
+def test_pretraining_moves_the_surrogate_alone(monkeypatch):
+    starts = {}
+    original = Trainer.take_step
+
+    def watching(trainer):
+        if trainer.step in (-5, 0):
+            starts[trainer.step] = {name: tensor.clone() for name, tensor in trainer.state_dict()[0].items()}
+        original(trainer)
+
+    monkeypatch.setattr(Trainer, "take_step", watching)
+    train(run_dir="run", pretrain_steps=5)
+    for name, tensor in starts[-5].items():
+        if name.startswith("model/"):
+            assert torch.equal(tensor, starts[0][name]), name
+    assert not torch.equal(starts[-5]["main/estimator/eta"], starts[0]["main/estimator/eta"])
+    assert read_csv(Path("run/progress.csv"))["step"] == [10, 20, 30, 40]
+
+
+def test_estimators_that_watch_do_not_touch_the_model():
+    train(run_dir="alone", track_variances=())
+    train(run_dir="watched")
+    (alone, _), (watched, _) = last_state("alone"), last_state("watched")
+    for name, tensor in alone.items():
+        assert torch.equal(tensor, watched[name]), name
+
+
+def test_early_stopping_takes_the_best_model(monkeypatch):
+    fake = iter([-9.0, -5.0, -6.0, -7.0, -8.0])
+    real = training.bound
+    monkeypatch.setattr(
+        training, "bound", lambda model, x, **k: next(fake) if x.shape[0] == 6 and not k else real(model, x, **k)
+    )
+    result = train(run_dir="run", steps=500, early_stopping=20)
+    assert result.stopped_by == "early stopping" and result.steps == 40
+    assert result.evaluation is not None and result.evaluation["step"] == 20
+    _, state = load_state("run/checkpoints/best.safetensors")
+    assert state["vae"]["step"] == 20
+
+
+def test_a_damaged_checkpoint_is_passed_over():
+    train(run_dir="run")
+    newest = Path("run/checkpoints/step_000000040.safetensors")
+    newest.write_bytes(newest.read_bytes()[:-50])
+    with pytest.warns(UserWarning, match="damaged"):
+        result = train(resume="run", steps=50)
+    assert result.steps == 50 and newest.with_name(f"{newest.name}.damaged").exists()
+
+
+def test_other_settings_or_other_data_cannot_be_resumed(monkeypatch):
+    train(run_dir="run")
+    with pytest.raises(SettingsError, match="width is 6"):
+        train(resume="run", width=6, steps=50)
+    with pytest.raises(SettingsError, match="raise --steps"):
+        train(resume="run")
+    data = sessions.load_data()
+    monkeypatch.setattr(sessions, "load_data", lambda *_, **__: replace(data, name="dots"))
+    with pytest.raises(CheckpointError, match="trained on stripes"):
+        train(resume="run", steps=50)
+    with pytest.raises(SettingsError, match="already holds a run"):
+        train(run_dir="run")
+
+
+def test_structured_prediction_and_nonlinear_models_train():
+    result = train(run_dir="run", task="structured", nonlinear=True, wide_decoder=True, hidden_width=4)
+    assert result.evaluation is not None and result.evaluation["model"] == "nonlinear2-wide"
+
+
+ARGS = ["--width", "5", "--steps", "20", "--log-interval", "10", "--batch-size", "4", "--surrogate-width", "4"]
+
+
+def test_the_command_line(capsys):
+    assert main(["vae", *ARGS, "--run-dir", "run", "--estimator", "rebar", "--no-tensorboard"]) == 0
+    out = capsys.readouterr().out
+    assert "all steps taken: 20 steps" in out and "100 importance samples" in out and "images.png" in out
+    assert main(["vae", "--resume", "run", "--steps", "30"]) == 0
+    assert "resumed at step 20" in capsys.readouterr().out
+    shutil.rmtree("run")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--estimator", "lax"], "unknown or not for bits"),
+        (["--estimator", "relaxx"], "did you mean relax"),
+        (["--layers", "0"], "layers is 0, expected at least 1"),
+        (["--log-interval", "2000"], "at most 1000"),
+        (["--wide-decoder"], "--nonlinear"),
+        (["--preset", "mnist-linear3-relax"], "unknown preset"),
+        (["--resume", "nowhere"], "does not exist"),
+        (["--track-variances", "lax"], "unknown or not for bits"),
+        (["--lr", "nan"], "lr is nan"),
+        (["--stepps", "3"], "did you mean --steps"),
+        (["--estimator", "disarm", "--num-samples", "3"], "even number"),
+        (["--estimator", "enumerated"], "out of reach"),
+    ],
+)
+def test_mistakes_are_one_line(args, message, capsys):
+    assert main(["vae", *args, "--run-dir", "run"] if "--resume" not in args else ["vae", *args]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and message in err
+    assert not Path("run").exists()
+
+
+def test_settings_come_back_from_json_and_damaged_ones_are_told():
+    config = replace(SMALL, freeze_at=7, data_dir="x")
+    assert config_from_json(json.loads(json.dumps(config.to_dict()))) == config
+    for wrong in ({"layers": "2"}, {"data": "faces"}, {"colour": 1}, {"layers": 0}, {"quiet": 1}, {"run_dir": 3}):
+        with pytest.raises(CheckpointError):
+            config_from_json({**config.to_dict(), **wrong})
+
+
+def test_presets_are_the_rows_of_the_tables():
+    config = preset_config("omniglot-nonlinear-wide-double-cv")
+    assert (config.data, config.layers, config.nonlinear, config.wide_decoder) == ("omniglot", 1, True, True)
+    assert config.estimator == "double-cv" and config.num_samples == 3 and config.batch_size == 24
+    assert preset_config("mnist-linear2-relax").layers == 2
+    assert all(preset_config(name).preset == name for name in preset_names())
+
+
+def test_the_names_of_the_estimators_are_those_of_the_registry():
+    assert set(ESTIMATOR_NAMES) == set(LAYERED) <= set(ESTIMATORS)

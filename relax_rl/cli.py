@@ -60,6 +60,10 @@ COMMANDS: Mapping[str, Command] = {
     "toy": Command(
         "compare estimators on the toy problem of REBAR and RELAX", "relax_rl.experiments.toy.command:toy_command"
     ),
+    "compare": Command(
+        "compare estimators, and other libraries, over environments and seeds",
+        "relax_rl.comparison.command:compare_command",
+    ),
     "vae": Command("train a discrete variational autoencoder", "relax_rl.experiments.vae.command:vae_command"),
 }
 

@@ -28,7 +28,7 @@ FLOORS = (
     "callbacks video variance_decomposition",
     "training",
     "evaluate_command variance_command",
-    "experiments",
+    "experiments comparison",
     "cli",
     "__main__ __init__",
 )

@@ -1,0 +1,1 @@
+"""Contestants compared over environments and seeds: `compare`."""

@@ -1,0 +1,121 @@
+"""The command `compare`: contestants over environments and seeds, in worker processes, with a report at the end."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from relax_rl.comparison.config import CompareConfig, check_resumable, read_settings, write_settings
+from relax_rl.comparison.contestants import read_contestants
+from relax_rl.errors import SettingsError
+from relax_rl.interruption import Interruption, interruptible
+from relax_rl.options import parse
+
+__all__ = ["compare_command", "run_comparison"]
+
+
+def compare_command(args: Sequence[str], prog: str) -> int:
+    """`compare`: read the options, train everything, say what came of it; returns the exit code."""
+    config = _config(list(args), prog)
+    with interruptible() as interruption:
+        folder, result = run_comparison(config, command=f"{prog} {shlex.join(args)}", interruption=interruption)
+    if result is None:
+        number = interruption.signal or signal.SIGINT
+        print(f"interrupted by {number.name}; go on with  {prog} --resume {shlex.quote(str(folder))}", flush=True)
+        return 128 + number
+    print("\n".join(_told(result, folder)), flush=True)
+    return 1 if result["failures"] else 0
+
+
+def run_comparison(
+    config: CompareConfig, *, command: str = "", interruption: Interruption | None = None
+) -> tuple[Path, dict[str, Any] | None]:
+    """Run a comparison, or go on with the one in `config.resume`.
+
+    Args:
+        config: the options.
+        command: kept in the report.
+        interruption: when it holds, runs in progress are saved and nothing more is begun.
+
+    Returns:
+        the folder, and what its `comparison.json` holds; None instead if interrupted.
+
+    Raises:
+        SettingsError: environments, contestants or settings that cannot work, a missing extra, or a folder in use.
+        CheckpointError: no comparison to go on with.
+        RelaxRLError: the folder cannot be written.
+    """
+    from relax_rl.comparison import peers, tuning
+    from relax_rl.comparison.plan import Folder, check_contestants, make_environments, variance_reference
+    from relax_rl.comparison.pool import WorkerPool
+    from relax_rl.comparison.progress import Board, make_view
+    from relax_rl.comparison.session import Session
+
+    if config.resume is not None:
+        check_resumable(read_settings(Folder(Path(config.resume)).settings), config)
+    contestants = read_contestants(config.estimators, config.peers, config.set)
+    if config.peers:
+        peers.check_installed()
+    if config.tune:
+        tuning.check_installed(config)
+    variance_reference(contestants, config)
+    environments, spaces = make_environments(config)
+    check_contestants(contestants, config, spaces)
+    folder = Folder(Path(config.resume or config.run_dir or _default_folder()))
+    if config.resume is None:
+        folder.create()
+    with folder.locked() as held:
+        write_settings(folder.settings, replace(config, resume=None, run_dir=str(folder.path)), command)
+        view = make_view(Board(config.workers), quiet=config.quiet)
+        session = Session(config, folder, environments, contestants, command)
+        with WorkerPool(config.workers, folder.logs, held=held) as pool:
+            try:
+                result = session.run(pool, view, interruption or Interruption())
+            finally:
+                view.end()
+    return folder.path, result
+
+
+def _config(args: list[str], prog: str) -> CompareConfig:
+    """The options; those of a comparison that is gone on with are the defaults of the ones that are not given."""
+    description = "Compare estimators, and other libraries, over environments and seeds."
+    given = parse(CompareConfig, args, prog=prog, description=description)
+    if given.resume is None:
+        return given
+    saved = read_settings(Path(given.resume) / "settings.json")
+    default = replace(saved, resume=given.resume, quiet=False)
+    config = parse(CompareConfig, args, default=default, prog=prog, description=description)
+    if config.run_dir is not None and Path(config.run_dir).resolve() != Path(given.resume).resolve():
+        raise SettingsError(f"run_dir is {config.run_dir!r}, but a comparison stays in its folder, {given.resume!r}")
+    return config
+
+
+def _default_folder() -> Path:
+    base = Path("runs") / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, count = base, 1
+    while path.exists():
+        count += 1
+        path = base.with_name(f"{base.name}-{count}")
+    return path
+
+
+def _told(result: Mapping[str, Any], folder: Path) -> list[str]:
+    """The lines that the command ends with."""
+    lines = []
+    for env, summary in result["environments"].items():
+        lines.append(env)
+        width = max(map(len, summary["contestants"]), default=0)
+        for label, entry in summary["contestants"].items():
+            final = entry["final"]
+            line = f"  {label:{width}}  final score {final['value']:.1f} [{final['low']:.1f}, {final['high']:.1f}]"
+            if entry["solved"] is not None:
+                line += f", solved {entry['solved']['solved']} of {entry['solved']['runs']}"
+            lines.append(f"{line}, {entry['steps_per_second']:,.0f} steps/s")
+    if result["failures"]:
+        lines.append(f"{len(result['failures'])} failed, told in the report")
+    return [*lines, f"  report   {folder / 'report.md'}", f"  figures  {folder / 'figures'}/*.png"]

@@ -1,0 +1,139 @@
+"""Who is compared: contestants from the command line, and their settings from text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from relax_rl.config import ESTIMATORS, AgentConfig, EnvConfig, RunConfig, did_you_mean
+from relax_rl.errors import SettingsError
+
+__all__ = ["Contestant", "parse_settings", "read_contestant", "read_contestants", "safe_name"]
+
+_GOVERNED = {
+    "env": "--env",
+    "estimator": "--estimators",
+    "seed": "--seeds and --first-seed",
+    "total_steps": "--total-steps",
+    "stop_at_return": "--stop-when-solved and --threshold",
+    "run_dir": "--run-dir",
+    "resume": "--resume",
+    "quiet": "--quiet",
+}
+"""Settings of a run that the comparison gives, and by which option."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One of those that are compared.
+
+    Attributes:
+        label: its name in tables and figures.
+        kind: an estimator, or the name of a peer.
+        settings: by name, over those of the environment's preset (of the published ones for a peer).
+        pinned: names among them that tuning leaves alone.
+        peer: whether it is of another library.
+    """
+
+    label: str
+    kind: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    pinned: frozenset[str] = frozenset()
+    peer: bool = False
+
+
+def read_contestants(estimators: Sequence[str], peers: Sequence[str], common: Sequence[str]) -> list[Contestant]:
+    """All contestants, estimators first.
+
+    Args:
+        estimators: such as "relax" or "best=relax:surrogate_steps=4".
+        peers: names of peers.
+        common: `name=value` settings of all estimators; a contestant's own win.
+
+    Raises:
+        SettingsError: an unknown estimator or setting, a value that a setting cannot have, or two equal labels.
+    """
+    shared = parse_settings(common)
+    found = [read_contestant(text, shared) for text in estimators]
+    found += [Contestant(label=name, kind=name, peer=True) for name in peers]
+    names = [safe_name(contestant.label) for contestant in found]
+    for contestant, name in zip(found, names, strict=True):
+        if names.count(name) > 1:
+            raise SettingsError(f"two contestants are called {contestant.label!r}; give them labels, as in best=relax")
+    return found
+
+
+def read_contestant(text: str, common: Mapping[str, Any] | None = None) -> Contestant:
+    """One contestant from `[LABEL=]ESTIMATOR[:name=value,...]`.
+
+    Raises:
+        SettingsError: an unknown estimator or setting, or a value that a setting cannot have.
+    """
+    head, colon, tail = text.partition(":")
+    label, equals, estimator = head.rpartition("=")
+    known = ("auto", *ESTIMATORS)
+    if estimator not in known:
+        near = did_you_mean(estimator, known)
+        raise SettingsError(f"unknown estimator {estimator!r}, expected one of {', '.join(known)}{near}")
+    own = parse_settings(tail.split(",")) if colon else {}
+    if (equals and not label) or (colon and not own):
+        raise SettingsError(f"contestant {text!r} is not of the form [LABEL=]ESTIMATOR[:name=value,...]")
+    settings = {**(common or {}), **own}
+    return Contestant(label or text, estimator, settings, frozenset(settings))
+
+
+def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
+    """Settings of a run by name from `name=value` texts; widths are written 64x64.
+
+    Raises:
+        SettingsError: an unknown name, one that the comparison itself gives, or a value of the wrong type.
+    """
+    settings: dict[str, Any] = {}
+    kinds: dict[str, Any] = {}
+    for section in (RunConfig, EnvConfig, AgentConfig):
+        kinds |= get_type_hints(section)
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        name = name.strip().lstrip("-").replace("-", "_")
+        if not equals:
+            raise SettingsError(f"setting {assignment!r} is not of the form name=value")
+        if name in _GOVERNED:
+            raise SettingsError(f"{name} cannot be set for a contestant; use {_GOVERNED[name]}")
+        if name not in kinds:
+            raise SettingsError(f"unknown setting {name!r}{did_you_mean(name, kinds)}")
+        settings[name] = _value(name, kinds[name], text.strip())
+    # Ranges are checked where they are defined.
+    for section in (RunConfig, EnvConfig, AgentConfig):
+        names = get_type_hints(section).keys() & settings.keys()
+        section(**{name: settings[name] for name in names})
+    return settings
+
+
+def safe_name(text: str) -> str:
+    """The text as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.") or "-"
+
+
+def _value(name: str, kind: Any, text: str) -> Any:
+    """A value of the type that the setting's definition names."""
+    if get_origin(kind) in (Union, UnionType):
+        parts = get_args(kind)
+        if NoneType in parts and text.lower() == "none":
+            return None
+        kind = next(part for part in parts if part is not NoneType)
+    if get_origin(kind) is Literal:
+        if text not in get_args(kind):
+            raise SettingsError(f"{name} is {text!r}, expected one of {', '.join(map(str, get_args(kind)))}")
+        return text
+    try:
+        if get_origin(kind) is tuple:
+            return tuple(int(width) for width in text.split("x"))
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return kind(text)
+    except (ValueError, KeyError):
+        expected = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "widths such as 64x64")
+        raise SettingsError(f"{name} is {text!r}, expected {expected}") from None

@@ -1,0 +1,233 @@
+"""The figures of a comparison, each written as a PNG from what `comparison.json` holds."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relax_rl.serialization import write_bytes_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Styles", "plot_curves", "plot_improvement", "plot_scores", "plot_solved", "plot_variance", "styles"]
+
+Styles = Mapping[str, Mapping[str, Any]]
+
+_COLOURS = (
+    "#d9793d",
+    "#3b75af",
+    "#519e3e",
+    "#8d69b8",
+    "#c53a32",
+    "#84584e",
+    "#d57dbe",
+    "#7f7f7f",
+    "#bcbd22",
+    "#4dbeee",
+)
+_LINES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (8, 2, 2, 2)))
+
+
+def styles(labels: Sequence[str]) -> Styles:
+    """Colour and line of each contestant, the same in all figures."""
+    return {
+        label: {"color": _COLOURS[k % len(_COLOURS)], "linestyle": _LINES[k // len(_COLOURS) % len(_LINES)]}
+        for k, label in enumerate(labels)
+    }
+
+
+def plot_curves(path: Path, env: str, summary: Mapping[str, Any], style: Styles) -> None:
+    """Learning curves against environment steps and against wall time."""
+    figure = _figure(11, 4.6)
+    left, right = figure.subplots(1, 2, sharey=True)
+    contestants = summary["contestants"]
+    longest = max(
+        entry["wall_curve"]["seconds"][-1] for entry in contestants.values() if entry["wall_curve"]["seconds"]
+    )
+    unit, name = (3600.0, "h") if longest > 7200 else (60.0, "min") if longest > 120 else (1.0, "s")
+    for label, entry in contestants.items():
+        _band(left, entry["curve"]["steps"], entry["curve"], label, style[label])
+        times = [second / unit for second in entry["wall_curve"]["seconds"]]
+        _band(right, times, entry["wall_curve"], None, style[label])
+    for axes in (left, right):
+        if summary["threshold"] is not None:
+            known = f"threshold {summary['threshold']:g}" if axes is left else None
+            axes.axhline(summary["threshold"], color="0.4", linestyle="--", linewidth=1, label=known)
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.25)
+    left.set_xlim(right=summary["total_steps"])
+    _engineering(left)
+    left.set_xlabel("environment steps")
+    right.set_xlabel(f"wall time of a run ({name})")
+    left.set_ylabel("mean return of the last 100 episodes")
+    _title(figure, env, f"interquartile mean over {_runs(contestants)}, shaded: 95% bootstrap interval")
+    _legend_below(figure, left)
+    _write(figure, path)
+
+
+def plot_solved(path: Path, env: str, summary: Mapping[str, Any], style: Styles) -> None:
+    """Share of runs that have solved the task, against steps, episodes and wall time."""
+    figure = _figure(11, 4.2)
+    panels = figure.subplots(1, 3, sharey=True)
+    contestants = summary["contestants"]
+    names = {"steps": "environment steps", "episodes": "episodes", "seconds": "wall time of a run (s)"}
+    for axes, (unit, name) in zip(panels, names.items(), strict=True):
+        for label, entry in contestants.items():
+            solved = entry["solved"]
+            told = f"{label}: {solved['solved']} of {solved['runs']}" if axes is panels[0] else None
+            fraction = solved[unit]["fraction"]
+            axes.step(fraction["at"], fraction["solved"], where="post", label=told, linewidth=1.8, **style[label])
+        axes.set_xlabel(name)
+        axes.set_xlim(left=0)
+        axes.set_ylim(-0.03, 1.03)
+        axes.grid(alpha=0.25)
+        if unit != "seconds":
+            _engineering(axes)
+    panels[0].set_ylabel("share of runs that have solved it")
+    _title(figure, env, f"solved: mean return of 100 episodes at {summary['threshold']:g}")
+    _legend_below(figure, panels[0])
+    _write(figure, path)
+
+
+def plot_scores(path: Path, env: str, summary: Mapping[str, Any], style: Styles) -> None:
+    """Final scores of the runs, their performance profile, and how fast the runs were."""
+    contestants = summary["contestants"]
+    figure = _figure(12, 2.6 + 0.42 * max(4, len(contestants)))
+    scores, profile, speed = figure.subplots(1, 3, width_ratios=(1.2, 1.2, 0.9))
+    for place, (label, entry) in enumerate(contestants.items()):
+        colour = style[label]["color"]
+        final = entry["final"]
+        _dots(scores, place, [run["final"] for run in entry["runs"]], colour)
+        scores.plot([final["low"], final["high"]], [place, place], color=colour, linewidth=5, alpha=0.45)
+        scores.plot(final["value"], place, "D", color=colour, markersize=7, markeredgecolor="white")
+        speeds = [run["steps_per_second"] for run in entry["runs"]]
+        _dots(speed, place, speeds, colour)
+        speed.plot(entry["steps_per_second"], place, "D", color=colour, markersize=7, markeredgecolor="white")
+    if summary["threshold"] is not None:
+        scores.axvline(summary["threshold"], color="0.4", linestyle="--", linewidth=1, zorder=0)
+    for label, line in summary["profiles"]["contestants"].items():
+        grid = summary["profiles"]["scores"]
+        profile.step(grid, line["value"], where="post", linewidth=1.6, **style[label])
+        profile.fill_between(
+            grid, line["low"], line["high"], step="post", color=style[label]["color"], alpha=0.15, linewidth=0
+        )
+    _name_rows(scores, list(contestants))
+    _name_rows(speed, list(contestants), named=False)
+    scores.set_xlabel("mean return of the last 100 episodes")
+    scores.set_title("final score: runs, IQM and its interval", fontsize="medium")
+    profile.set_xlabel("score τ")
+    profile.set_ylabel("share of runs above τ")
+    profile.set_ylim(-0.03, 1.03)
+    profile.set_title("performance profile", fontsize="medium")
+    profile.grid(alpha=0.25)
+    speed.set_xlabel("environment steps per second")
+    speed.set_title("speed: runs and median", fontsize="medium")
+    speed.set_xlim(left=0)
+    _engineering(speed)
+    _title(figure, env, f"{summary['total_steps']:,} steps, {_runs(contestants)}")
+    _write(figure, path)
+
+
+def plot_improvement(path: Path, title: str, pairs: Sequence[Mapping[str, Any]]) -> None:
+    """Probability of improvement of each pair, with its interval."""
+    figure = _figure(7.5, 1.7 + 0.42 * len(pairs))
+    axes = figure.subplots()
+    for place, pair in enumerate(pairs):
+        certain = pair["low"] > 0.5 or pair["high"] < 0.5
+        colour = "#3b75af" if certain else "0.45"
+        axes.plot([pair["low"], pair["high"]], [place, place], color=colour, linewidth=5, alpha=0.45)
+        axes.plot(pair["value"], place, "D", color=colour, markersize=7, markeredgecolor="white")
+    axes.axvline(0.5, color="0.4", linestyle="--", linewidth=1, zorder=0)
+    axes.set_xlim(-0.03, 1.03)
+    _name_rows(axes, [f"{pair['x']} > {pair['y']}" for pair in pairs])
+    axes.set_xlabel("P(X > Y): a run of X ends with a higher score than one of Y")
+    _title(figure, title, "probability of improvement with its 95% bootstrap interval; coloured: 1/2 lies outside")
+    _write(figure, path)
+
+
+def plot_variance(path: Path, env: str, stages: Mapping[str, Mapping[str, Any]]) -> None:
+    """Variance of an update's gradient relative to A2C's, for every estimator at every stage of learning."""
+    names = list(next(iter(stages.values()))["applied"])
+    figure = _figure(3.2 + 3.1 * len(stages), 1.9 + 0.42 * len(names))
+    panels = figure.subplots(1, len(stages), sharex=True, squeeze=False)[0]
+    for axes, (stage, found) in zip(panels, stages.items(), strict=True):
+        for place, name in enumerate(names):
+            ratio = {key: float(value) for key, value in found["applied"][name]["ratio"].items()}
+            axes.plot([ratio["low"], ratio["high"]], [place, place], color="#d9793d", linewidth=5, alpha=0.45)
+            axes.plot(ratio["value"], place, "D", color="#d9793d", markersize=7, markeredgecolor="white")
+            axes.annotate(
+                f"{ratio['value']:.2g}",
+                (ratio["value"], place),
+                (0, 8),
+                textcoords="offset points",
+                ha="center",
+                size=8,
+            )
+        axes.axvline(1.0, color="0.4", linestyle="--", linewidth=1, zorder=0)
+        axes.set_xscale("log")
+        axes.margins(x=0.15)
+        _name_rows(axes, names, named=axes is panels[0])
+        axes.set_title(f"{stage}, after {found['step']:,} steps", fontsize="medium")
+    figure.supxlabel("variance of an update's gradient, times A2C's", fontsize="medium")
+    _title(figure, env, f"at frozen parameters of {next(iter(stages.values()))['estimator']}; bars: 95% interval")
+    _write(figure, path)
+
+
+def _band(
+    axes: Axes, x: Sequence[float], curve: Mapping[str, Any], label: str | None, style: Mapping[str, Any]
+) -> None:
+    axes.plot(x, curve["iqm"], label=label, linewidth=1.8, **style)
+    axes.fill_between(x, curve["low"], curve["high"], color=style["color"], alpha=0.18, linewidth=0)
+
+
+def _dots(axes: Axes, place: int, values: Sequence[float], colour: str) -> None:
+    """One dot per run, spread a little so that equal ones can be told apart."""
+    count = len(values)
+    heights = [place + 0.22 + (0.12 * (k / max(1, count - 1) - 0.5) if count > 1 else 0.0) for k in range(count)]
+    axes.plot(values, heights, "o", color=colour, markersize=3.5, alpha=0.7, markeredgewidth=0)
+
+
+def _name_rows(axes: Axes, rows: Sequence[str], *, named: bool = True) -> None:
+    axes.set_yticks(range(len(rows)), list(rows) if named else [""] * len(rows))
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.25)
+
+
+def _runs(contestants: Mapping[str, Any]) -> str:
+    counts = {len(entry["runs"]) for entry in contestants.values()}
+    low, high = min(counts), max(counts)
+    told = str(low) if low == high else f"{low} to {high}"
+    return f"{told} runs" if high > 1 else "1 run"
+
+
+def _engineering(axes: Axes) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _title(figure: Figure, title: str, below: str) -> None:
+    figure.suptitle(f"{title}\n{below}", fontsize="medium")
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    columns = max(1, min(5, len(labels), math.floor(110 / (6 + max(map(len, labels))))))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure  # no pyplot: it would pick a screen and keep figures alive
+
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def _write(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes_atomic(path, buffer.getvalue())

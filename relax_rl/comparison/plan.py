@@ -1,0 +1,233 @@
+"""What a comparison consists of: environments, folders, and the tasks of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from relax_rl.comparison.config import CompareConfig
+from relax_rl.comparison.contestants import Contestant, safe_name
+from relax_rl.comparison.peers import planned_steps, published
+from relax_rl.comparison.pool import Task
+from relax_rl.errors import SettingsError
+from relax_rl.serialization import writing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Environment", "Folder", "check_contestants", "make_environments", "run_task", "variance_reference"]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """An environment of a comparison.
+
+    Attributes:
+        id: Gymnasium's.
+        total_steps: of a run.
+        threshold: mean return of 100 episodes that counts as solved, if there is one.
+        continuous: whether its actions are.
+    """
+
+    id: str
+    total_steps: int
+    threshold: float | None
+    continuous: bool
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where the files of a comparison lie."""
+
+    path: Path
+
+    @property
+    def settings(self) -> Path:
+        """Options, versions and command, as JSON; a folder that has it holds a comparison."""
+        return self.path / "settings.json"
+
+    @property
+    def results(self) -> Path:
+        """All numbers, as JSON."""
+        return self.path / "comparison.json"
+
+    @property
+    def report(self) -> Path:
+        """The report, as Markdown."""
+        return self.path / "report.md"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of what runs printed."""
+        return self.path / "logs"
+
+    def run(self, env: str, contestant: Contestant, seed: int) -> Path:
+        """Folder of one run."""
+        return self.path / "runs" / f"{safe_name(env)}-{safe_name(contestant.label)}-s{seed}"
+
+    def tuning(self, env: str, contestant: Contestant) -> Path:
+        """Folder of the trials of one contestant."""
+        return self.path / "tuning" / f"{safe_name(env)}-{safe_name(contestant.label)}"
+
+    def variance(self, env: str, stage: str) -> Path:
+        """The variances measured at one stage of learning, as JSON."""
+        return self.path / "variance" / f"{safe_name(env)}-{stage}.json"
+
+    def figure(self, env: str, what: str) -> Path:
+        """A figure of one environment."""
+        return self.path / "figures" / f"{safe_name(env)}-{what}.png"
+
+    def create(self) -> None:
+        """Make the folders.
+
+        Raises:
+            SettingsError: there is a comparison already.
+            RelaxRLError: they cannot be made.
+        """
+        if self.settings.exists():
+            raise SettingsError(
+                f"{self.path} already holds a comparison; go on with it by --resume {self.path} or choose another "
+                "--run-dir"
+            )
+        with writing(self.path):
+            for name in ("runs", "logs", "variance", "figures"):
+                (self.path / name).mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[int | None]:
+        """Hold the folder for this process and for the workers that inherit the descriptor it yields.
+
+        Raises:
+            SettingsError: another process, or a worker that one has left behind, is at work in it.
+        """
+        with writing(self.path):
+            file: IO[bytes] = open(self.path / ".lock", "ab")  # noqa: SIM115
+        with file:
+            try:
+                import fcntl
+            except ImportError:  # no such locks on this system
+                yield None
+                return
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise SettingsError(
+                    f"{self.path} is being worked on; wait until its processes have saved their runs and left"
+                ) from None
+            yield file.fileno()
+
+
+def make_environments(config: CompareConfig) -> tuple[list[Environment], dict[str, Any]]:
+    """The environments, each of which is made once to see that it can be, and their spaces by id.
+
+    Raises:
+        SettingsError: one that cannot be made, or a threshold that cannot be understood.
+    """
+    from relax_rl.envs import make_envs
+    from relax_rl.presets import preset_config
+    from relax_rl.spaces import ActionEncoder
+
+    given = _thresholds(config)
+    found, spaces = [], {}
+    for env in config.env:
+        with make_envs(env, num_envs=1, seed=0) as envs:
+            spaces[env] = (envs.single_observation_space, envs.single_action_space)
+            threshold = given.get(env, given.get("", envs.solve_threshold))
+        steps = config.total_steps or preset_config(env).run.total_steps
+        continuous = ActionEncoder(spaces[env][1]).kind == "gaussian"
+        found.append(Environment(env, steps, threshold, continuous))
+        if config.stop_when_solved and threshold is None:
+            raise SettingsError(f"{env} has no registered threshold to stop at; give one by --threshold {env}=VALUE")
+    return found, spaces
+
+
+def check_contestants(contestants: Sequence[Contestant], config: CompareConfig, spaces: Mapping[str, Any]) -> None:
+    """Make every agent once, so that what cannot work is told before anything is trained.
+
+    Raises:
+        SettingsError: naming the contestant and the environment.
+    """
+    from relax_rl.agents import AGENTS, resolve_estimator
+    from relax_rl.comparison.own_training import own_config
+
+    for env, (observations, actions) in spaces.items():
+        for contestant in contestants:
+            if contestant.peer:
+                continue
+            task = {"env": env, "estimator": contestant.kind, "settings": dict(contestant.settings)}
+            rest = {"seed": 0, "total_steps": config.total_steps or 1, "stop_at_return": None, "folder": ""}
+            try:
+                estimator = resolve_estimator(contestant.kind, actions)
+                AGENTS[estimator](observations, actions, config=own_config({**task, **rest}).agent)
+            except SettingsError as error:
+                raise SettingsError(f"contestant {contestant.label!r} on {env}: {error}") from None
+
+
+def variance_reference(contestants: Sequence[Contestant], config: CompareConfig) -> Contestant | None:
+    """The contestant whose agents are frozen, or None if that is not asked for.
+
+    Raises:
+        SettingsError: it does not exist, or is a peer.
+    """
+    if not config.variance:
+        return None
+    own = {contestant.label: contestant for contestant in contestants if not contestant.peer}
+    label = config.variance_of or ("a2c" if "a2c" in own else next(iter(own), ""))
+    if label not in own:
+        raise SettingsError(f"variance_of is {label!r}, expected one of {', '.join(own) or 'the estimators'}")
+    return own[label]
+
+
+def run_task(
+    config: CompareConfig,
+    env: Environment,
+    contestant: Contestant,
+    seed: int,
+    folder: Path,
+    *,
+    name: str,
+    total_steps: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    snapshots: bool = False,
+) -> Task:
+    """One run as a task.
+
+    Args:
+        folder: of the run.
+        name: of the task.
+        total_steps: those of the environment if left out.
+        settings: over the contestant's own.
+        snapshots: keep agents frozen on the way.
+    """
+    steps = total_steps or env.total_steps
+    message: dict[str, Any] = {
+        "env": env.id,
+        "seed": seed,
+        "folder": str(folder),
+        "total_steps": steps,
+        "stop_at_return": env.threshold if config.stop_when_solved else None,
+        "settings": {**contestant.settings, **(settings or {})},
+    }
+    if contestant.peer:
+        message |= {"kind": "peer", "peer": contestant.kind}
+        steps = planned_steps(published(env.id, contestant.kind), steps)[1]
+    else:
+        message |= {"kind": "own", "estimator": contestant.kind, "snapshots": snapshots}
+    return Task(name, (env.id, contestant.label), steps, message)
+
+
+def _thresholds(config: CompareConfig) -> dict[str, float]:
+    """Given thresholds by environment; that for all under the empty name."""
+    found = {}
+    for text in config.threshold:
+        env, _, value = text.rpartition("=")
+        if env and env not in config.env:
+            raise SettingsError(f"threshold {text!r} is for {env}, which is not among the environments")
+        try:
+            found[env] = float(value)
+        except ValueError:
+            raise SettingsError(f"threshold is {text!r}, expected a number or ENV=number") from None
+    return found

@@ -1,0 +1,193 @@
+"""`report.md`: what a comparison has found, in tables with its figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from relax_rl.comparison.contestants import safe_name
+
+__all__ = ["markdown"]
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The report.
+
+    Args:
+        result: what `comparison.json` holds.
+    """
+    options = result["options"]
+    seeds = options["seeds"]
+    lines = [
+        "# Comparison",
+        "",
+        f"`{result['command']}`" if result["command"] else "",
+        "",
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'} from {options['first_seed']} on; "
+        f"{result['num_workers']} runs side by side on {result['cores']} cores, each with one CPU thread unless its "
+        "settings say otherwise: wall times are those under this load.",
+    ]
+    if result["failures"]:
+        lines += ["", "## Runs that failed", ""]
+        lines += [f"- {failure['run']}: {failure['status']}: {failure['error']}" for failure in result["failures"]]
+        lines += [
+            "",
+            "A run that diverged counts with its last mean return, and as one that never solved the task; one that failed "
+            "otherwise is left out.",
+        ]
+    for env, summary in result["environments"].items():
+        lines += ["", *_environment(env, summary, result["variance"].get(env, {}))]
+    if result["aggregate"] is not None:
+        lines += ["", *_aggregate(result["aggregate"])]
+    lines += ["", *_settings(result), "", *_METHODS]
+    return "\n".join(lines) + "\n"
+
+
+def _environment(env: str, summary: Mapping[str, Any], variance: Mapping[str, Any]) -> list[str]:
+    contestants, threshold = summary["contestants"], summary["threshold"]
+    lines = [f"## {env}", ""]
+    if not contestants:
+        return [*lines, "No run has ended."]
+    known = "no registered threshold" if threshold is None else f"solved at a mean return of {threshold:g}"
+    lines += [f"{summary['total_steps']:,} steps a run; {known}.", ""]
+    head = ["contestant", "runs", "final score"]
+    if threshold is not None:
+        head += ["solved", "steps to solve", "episodes to solve", "seconds to solve"]
+    lines += _table([*head, "steps/s"], [_row(label, entry) for label, entry in contestants.items()])
+    lines += ["", _image(env, "curves", "Learning curves")]
+    if threshold is not None:
+        lines += [_image(env, "solved", "Share of runs that have solved it")]
+    lines += [_image(env, "scores", "Final scores and speed")]
+    if summary["improvement"]:
+        lines += [_image(env, "improvement", "Probability of improvement"), "", *_pairs(summary["improvement"])]
+    if variance:
+        lines += ["", *_variance(env, variance)]
+    return lines
+
+
+def _row(label: str, entry: Mapping[str, Any]) -> list[str]:
+    cells = [label, str(len(entry["runs"])), _interval(entry["final"], ".1f")]
+    solved = entry["solved"]
+    if solved is not None:
+        cells.append(f"{solved['solved']} of {solved['runs']}")
+        cells += [_interval(solved[unit]["median"], ",.0f") for unit in ("steps", "episodes", "seconds")]
+    return [*cells, f"{entry['steps_per_second']:,.0f}"]
+
+
+def _pairs(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [[f"P({pair['x']} > {pair['y']})", _interval(pair, ".2f")] for pair in pairs]
+    return _table(["pair", "probability of improvement"], rows)
+
+
+def _variance(env: str, stages: Mapping[str, Any]) -> list[str]:
+    first = next(iter(stages.values()))
+    rows = []
+    for name in first["applied"]:
+        cells = [name]
+        for found in stages.values():
+            ratio = {key: float(value) for key, value in found["applied"][name]["ratio"].items()}
+            cells.append(f"{ratio['value']:.3g} [{ratio['low']:.3g}, {ratio['high']:.3g}]")
+        rows.append(cells)
+    head = ["estimator", *(f"{stage}, {found['step']:,} steps" for stage, found in stages.items())]
+    squares = ", ".join(f"{float(found['squared_gradient_norm']):.3g} {stage}" for stage, found in stages.items())
+    return [
+        f"Variance of an update's gradient, times A2C's, at frozen parameters of {first['estimator']} on the same "
+        f"{first['batches']} rollouts of {first['rows_per_batch']} rows. *Fitted* surrogates were trained on "
+        f"{first['fit_batches']} rollouts at these parameters. The squared norm of the gradient itself: {squares}.",
+        "",
+        *_table(head, rows),
+        "",
+        _image(env, "variance", "Gradient variance"),
+    ]
+
+
+def _aggregate(found: Mapping[str, Any]) -> list[str]:
+    return [
+        "## All environments",
+        "",
+        f"Probability of improvement, averaged over {', '.join(found['environments'])} with equal weight. It asks for no "
+        "common scale of returns, whose choice would decide the outcome.",
+        "",
+        *_pairs(found["improvement"]),
+        "",
+        _image("all", "improvement", "Probability of improvement over all environments"),
+    ]
+
+
+def _settings(result: Mapping[str, Any]) -> list[str]:
+    lines = ["## Settings", ""]
+    for env, contestants in result["contestants"].items():
+        lines += [f"### {env}", ""]
+        for label, entry in contestants.items():
+            if entry["peer"] is None:
+                kind = f"{entry['kind']} (preset {entry['preset']})"
+            else:
+                peer = entry["peer"]
+                kind = f"{entry['kind']}, {peer['source']}; departures: {peer['departure']}"
+            given = ", ".join(f"{name} {_value(value)}" for name, value in entry["settings"].items())
+            lines.append(f"- **{label}**: {kind}" + (f"; with {given}" if given else ""))
+            if entry["tuning"] is not None:
+                lines.append(f"  - {_tuned(entry['tuning'])}")
+        lines.append("")
+    return lines[:-1]
+
+
+def _tuned(tuning: Mapping[str, Any]) -> str:
+    scored = [trial for trial in tuning["trials"] if trial["score"] is not None]
+    told = (
+        f"tuned: {len(tuning['trials'])} trials of {tuning['steps']:,} steps on "
+        f"{'seed' if len(tuning['seeds']) == 1 else 'seeds'} {', '.join(map(str, tuning['seeds']))}"
+    )
+    if not scored:
+        return f"{told}; none ended well, so its own settings are kept"
+    best = max(scored, key=lambda trial: trial["score"])
+    settings = ", ".join(f"{name} {_value(value)}" for name, value in best["settings"].items())
+    first = next((trial["score"] for trial in scored if trial["number"] == 0), None)
+    before = "" if first is None else f" (untuned {first:.1f})"
+    return f"{told}; best, number {best['number']}, mean of the curve {best['score']:.1f}{before}: " + (
+        settings or "its own settings"
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    rule = "|".join(["---", *["---:"] * (len(head) - 1)])
+    # A label may hold what Markdown reads as the end of a cell.
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    body = [f"| {' | '.join(row)} |" for row in cells]
+    return [body[0], f"|{rule}|", *body[1:]]
+
+
+def _image(env: str, what: str, told: str) -> str:
+    return f"![{told}](figures/{safe_name(env)}-{what}.png)"
+
+
+def _interval(found: Mapping[str, float], form: str) -> str:
+    value, low, high = (_finite(found[name], form) for name in ("value", "low", "high"))
+    return value if value == low == high else f"{value} [{low}, {high}]"
+
+
+def _finite(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else "beyond"
+
+
+def _value(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+_METHODS = [
+    "## How to read this",
+    "",
+    "- In brackets: 95% bootstrap intervals (2,000 samples, runs resampled within each environment). With few runs they are "
+    "too narrow; with one there is none.",
+    "- **Final score**: mean return of the last 100 training episodes of a run, interquartile mean over runs (that is, "
+    "without the lowest and the highest quarter; the plain mean of fewer than four).",
+    "- **Steps, episodes, seconds to solve**: when the mean return of the last 100 training episodes first reached the "
+    "threshold, and not before there were 100. Medians are over all runs; one that did not get there counts as later than "
+    "all that did, and a median among these is *beyond* the budget. Kaplan and Meier's curve shows the same.",
+    "- **Probability of improvement** P(X > Y): that a run of X drawn at random ends with a higher score than one of Y, ties "
+    "counting half.",
+    "- **steps/s**: environment steps over the whole time of a run, median over runs.",
+    "",
+    "Statistics after Agarwal et al. 2021, *Deep Reinforcement Learning at the Edge of the Statistical Precipice*.",
+]

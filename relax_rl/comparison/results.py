@@ -1,0 +1,269 @@
+"""What the runs of a comparison have come to: read from their folders, summarised per environment and over all."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from relax_rl.comparison.recording import EPISODES, read_outcome
+from relax_rl.comparison.statistics import (
+    Estimate,
+    bootstrap,
+    improvement,
+    iqm,
+    median,
+    performance_profile,
+    solved_fraction,
+)
+from relax_rl.loggers import read_csv
+from relax_rl.runs import RunFolder
+
+__all__ = ["RunResult", "Solved", "aggregate", "read_run", "read_variances", "summarise"]
+
+WINDOW = 100
+"""Episodes in every mean return."""
+POINTS = 200
+"""Points of a summarised curve."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """When a run reached the threshold: environment steps, finished episodes, seconds."""
+
+    steps: float
+    episodes: float
+    seconds: float
+
+
+NEVER = Solved(math.inf, math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One run.
+
+    Attributes:
+        seed: its seed.
+        status: "finished" or "diverged".
+        steps, returns, seconds: rows of its curve in which the mean return is known.
+        end: the last row's steps and seconds.
+        episode_steps, episode_returns: of every finished episode.
+    """
+
+    seed: int
+    status: str
+    steps: np.ndarray
+    returns: np.ndarray
+    seconds: np.ndarray
+    end: tuple[float, float]
+    episode_steps: np.ndarray
+    episode_returns: np.ndarray
+
+    @property
+    def final(self) -> float:
+        """Mean return of the last 100 training episodes."""
+        return float(self.episode_returns[-WINDOW:].mean())
+
+    @property
+    def speed(self) -> float:
+        """Environment steps per second over the whole run."""
+        return self.end[0] / max(self.end[1], 1e-9)
+
+    def solved(self, threshold: float) -> Solved:
+        """When the mean return of the last 100 episodes first reached a threshold, and not before there were 100."""
+        totals = np.cumsum(np.concatenate([[0.0], self.episode_returns]))
+        means = (totals[WINDOW:] - totals[:-WINDOW]) / WINDOW
+        reached = np.flatnonzero(means >= threshold)
+        if len(reached) == 0:
+            return NEVER
+        episodes = int(reached[0]) + WINDOW
+        step = float(self.episode_steps[episodes - 1])
+        return Solved(step, float(episodes), self.seconds_at(step))
+
+    def seconds_at(self, step: float) -> float:
+        """Seconds after that many steps, between the rows of the curve by interpolation."""
+        steps, seconds = [0.0, *self.steps, self.end[0]], [0.0, *self.seconds, self.end[1]]
+        return float(np.interp(step, steps, seconds))
+
+    def at_steps(self, grid: np.ndarray) -> np.ndarray:
+        """Mean return at each step of a grid: NaN before the first episode, the last one after the end of the run."""
+        return np.asarray(np.interp(grid, self.steps, self.returns, left=np.nan))
+
+    def at_seconds(self, grid: np.ndarray) -> np.ndarray:
+        """Mean return at each second of a grid, likewise."""
+        return np.asarray(np.interp(grid, self.seconds, self.returns, left=np.nan))
+
+
+def read_run(folder: Path, seed: int) -> RunResult | None:
+    """The run in a folder; None if it has not ended by itself, or no episode has finished in it."""
+    outcome = read_outcome(folder)
+    if outcome is None or outcome["status"] not in ("finished", "diverged"):
+        return None
+    progress, episodes = read_csv(RunFolder(folder).progress), read_csv(folder / EPISODES)
+    table = np.array([progress[name] for name in ("step", "return_mean", "seconds")])
+    known = table[:, np.isfinite(table[1])]
+    if known.shape[1] == 0 or not episodes.get("return"):
+        return None
+    return RunResult(
+        seed=seed,
+        status=outcome["status"],
+        steps=known[0],
+        returns=known[1],
+        seconds=known[2],
+        end=(float(table[0, -1]), float(table[2, -1])),
+        episode_steps=np.array(episodes["step"]),
+        episode_returns=np.array(episodes["return"]),
+    )
+
+
+def summarise(runs: Mapping[str, Sequence[RunResult]], *, total_steps: int, threshold: float | None) -> dict[str, Any]:
+    """One environment.
+
+    Args:
+        runs: of each contestant by label; contestants without runs are left out.
+        total_steps: budget of a run.
+        threshold: mean return that counts as solved, if there is one.
+
+    Returns:
+        What `comparison.json` holds of it: per contestant every run's numbers and curves, curves and final scores with
+        intervals; and the probability of improvement of each ordered pair.
+    """
+    present = {label: list(found) for label, found in runs.items() if found}
+    longest = max((run.end[1] for found in present.values() for run in found), default=0.0)
+    contestants = {
+        label: _contestant(found, total_steps=total_steps, longest=longest, threshold=threshold)
+        for label, found in present.items()
+    }
+    finals = {label: [run.final for run in found] for label, found in present.items()}
+    return {
+        "total_steps": total_steps,
+        "threshold": threshold,
+        "contestants": contestants,
+        "profiles": _profiles(finals),
+        "improvement": _improvements([finals]),
+    }
+
+
+def aggregate(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Over environments: the probability of improvement of each pair, averaged with equal weight; None for just one.
+
+    It needs no common scale of returns, the choice of which would decide who wins. Contestants that lack an
+    environment are left out.
+    """
+    if len(summaries) < 2:
+        return None
+    tables = [
+        {label: [run["final"] for run in found["runs"]] for label, found in summary["contestants"].items()}
+        for summary in summaries.values()
+    ]
+    return {"environments": list(summaries), "improvement": _improvements(tables)}
+
+
+def read_variances(paths: Mapping[str, Path]) -> dict[str, Any]:
+    """The measurements at frozen agents that there are, by stage."""
+    found = {}
+    for stage, path in paths.items():
+        if path.exists():
+            found[stage] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _contestant(
+    runs: Sequence[RunResult], *, total_steps: int, longest: float, threshold: float | None
+) -> dict[str, Any]:
+    steps = np.linspace(0, total_steps, POINTS + 1)[1:]
+    own_longest = max(run.end[1] for run in runs)
+    seconds = np.linspace(0, longest, POINTS + 1)[1:]
+    seconds = seconds[seconds <= own_longest * (1 + 1e-9)]
+    entry: dict[str, Any] = {
+        "runs": [
+            {
+                "seed": run.seed,
+                "status": run.status,
+                "steps": run.end[0],
+                "seconds": run.end[1],
+                "episodes": len(run.episode_returns),
+                "final": run.final,
+                "steps_per_second": run.speed,
+                "solved": asdict(run.solved(threshold)) if threshold is not None else None,
+                "curve": {"return": _rounded(run.at_steps(steps))},
+            }
+            for run in runs
+        ],
+        "curve": {"steps": steps.tolist(), **_curve(np.array([run.at_steps(steps) for run in runs]))},
+        "wall_curve": {"seconds": seconds.tolist(), **_curve(np.array([run.at_seconds(seconds) for run in runs]))},
+        "final": asdict(_plain(bootstrap(iqm, np.array([run.final for run in runs])))),
+        "steps_per_second": float(np.median([run.speed for run in runs])),
+        "solved": None,
+    }
+    if threshold is not None:
+        entry["solved"] = _solving(runs, threshold)
+    return entry
+
+
+def _solving(runs: Sequence[RunResult], threshold: float) -> dict[str, Any]:
+    """How many solved it and when; medians are over all runs, those that have not solved it counting as later."""
+    found = [run.solved(threshold) for run in runs]
+    entry: dict[str, Any] = {
+        "runs": len(runs),
+        "solved": sum(math.isfinite(solved.steps) for solved in found),
+    }
+    ends = {"steps": [run.end[0] for run in runs], "episodes": [float(len(run.episode_returns)) for run in runs]}
+    ends["seconds"] = [run.end[1] for run in runs]
+    for unit, last in ends.items():
+        times = [getattr(solved, unit) for solved in found]
+        at, share = solved_fraction(times, last)
+        entry[unit] = {
+            "median": asdict(_plain(bootstrap(median, np.array(times)))),
+            "fraction": {"at": [*at, max(max(last), at[-1])], "solved": [*share, share[-1]]},
+        }
+    return entry
+
+
+def _curve(table: np.ndarray) -> dict[str, Any]:
+    """Interquartile mean of `[runs, points]` with its intervals, where every run is known."""
+    whole = np.isfinite(table).all(axis=0)
+    lines = np.full((3, table.shape[1]), np.nan)
+    if whole.any():
+        found = bootstrap(iqm, table[:, whole])
+        lines[:, whole] = found.value, found.low, found.high
+    return {name: _rounded(line) for name, line in zip(("iqm", "low", "high"), lines, strict=True)}
+
+
+def _profiles(finals: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Share of runs whose final score is above each of a grid of scores."""
+    scores = [score for own in finals.values() for score in own]
+    if not scores:
+        return {}
+    margin = 0.02 * (max(scores) - min(scores)) or 1.0
+    grid = np.linspace(min(scores) - margin, max(scores) + margin, POINTS)
+    found: dict[str, Any] = {"scores": _rounded(grid), "contestants": {}}
+    for label, own in finals.items():
+        profile = performance_profile(own, grid)
+        found["contestants"][label] = {name: _rounded(line) for name, line in asdict(profile).items()}
+    return found
+
+
+def _improvements(tables: Sequence[Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
+    """P(X > Y) of the final scores for each pair of contestants that stand in every table."""
+    labels = [label for label in tables[0] if all(label in table for table in tables)] if tables else []
+    return [
+        {"x": x, "y": y, **asdict(improvement([(table[x], table[y]) for table in tables]))}
+        for place, x in enumerate(labels)
+        for y in labels[place + 1 :]
+    ]
+
+
+def _plain(estimate: Estimate) -> Estimate:
+    return Estimate(float(estimate.value), float(estimate.low), float(estimate.high))
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    """Six digits are more than any curve holds."""
+    return [float(f"{value:.6g}") for value in values]

@@ -1,0 +1,133 @@
+"""Statistics of a few runs: interquartile means, probabilities of improvement, performance profiles, times to solve.
+
+As in Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice": intervals are
+percentiles of a bootstrap that resamples runs within each environment (stratified), 95% of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "Estimate",
+    "bootstrap",
+    "improvement",
+    "improvement_matrix",
+    "iqm",
+    "median",
+    "performance_profile",
+    "probability_of_improvement",
+    "solved_fraction",
+]
+
+DRAWS = 2_000
+"""Bootstrap samples."""
+
+_TAILS = (0.025, 0.975)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number (or an array of them) and its bootstrap interval of 95%."""
+
+    value: Any
+    low: Any
+    high: Any
+
+
+def iqm(scores: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Interquartile mean along an axis: the mean without the lowest and the highest quarter.
+
+    Of n scores floor(n/4) are dropped at either end, so that it is the plain mean for fewer than four.
+    """
+    ordered = np.sort(np.moveaxis(np.asarray(scores, dtype=np.float64), axis, 0), axis=0)
+    cut = len(ordered) // 4
+    result: np.ndarray = ordered[cut : len(ordered) - cut].mean(axis=0)
+    return result
+
+
+def median(times: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Median along an axis, where infinity stands for never."""
+    ordered = np.sort(np.moveaxis(np.asarray(times, dtype=np.float64), axis, 0), axis=0)
+    middle = len(ordered) // 2
+    result: np.ndarray = (ordered[(len(ordered) - 1) // 2] + ordered[middle]) / 2
+    return result
+
+
+def bootstrap(
+    statistic: Callable[..., np.ndarray], scores: np.ndarray, *, seed: int = 0, draws: int = DRAWS
+) -> Estimate:
+    """A statistic of runs with its interval.
+
+    Args:
+        statistic: of an array and an axis, over which runs vary; `iqm` or `median`.
+        scores: `[runs, ...]`, resampled along the first axis; infinity is a number like others.
+        seed: of the resampling.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    rows = np.random.default_rng(seed).integers(len(scores), size=(draws, len(scores)))
+    found = statistic(scores[rows], axis=1)
+    # Without interpolation, which infinity would turn into NaN.
+    low, high = np.quantile(found, _TAILS, axis=0, method="inverted_cdf")
+    return Estimate(statistic(scores, axis=0), low, high)
+
+
+def improvement_matrix(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
+    """`[len(x), len(y)]` 1 where a run of X is better than one of Y, 1/2 where they are equal, else 0."""
+    left, right = np.asarray(x, dtype=np.float64)[:, None], np.asarray(y, dtype=np.float64)[None, :]
+    return np.where(left == right, 0.5, left > right)
+
+
+def probability_of_improvement(x: Sequence[float], y: Sequence[float]) -> float:
+    """P(X > Y) for a run of X and a run of Y drawn at random, ties counting half: Mann-Whitney's U over its maximum."""
+    return float(improvement_matrix(x, y).mean())
+
+
+def improvement(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], *, seed: int = 0) -> Estimate:
+    """P(X > Y) with its interval, averaged over environments with equal weight.
+
+    Args:
+        pairs: the scores of X's and of Y's runs, one pair per environment; resampled independently.
+    """
+    rng = np.random.default_rng(seed)
+    value, found = 0.0, np.zeros(DRAWS)
+    for x, y in pairs:
+        better = improvement_matrix(x, y)
+        n, m = better.shape
+        counts_x = rng.multinomial(n, np.full(n, 1 / n), size=DRAWS)
+        counts_y = rng.multinomial(m, np.full(m, 1 / m), size=DRAWS)
+        value += float(better.mean()) / len(pairs)
+        found += np.einsum("dn,nm,dm->d", counts_x, better, counts_y) / (n * m * len(pairs))
+    low, high = np.quantile(found, _TAILS)
+    return Estimate(value, float(low), float(high))
+
+
+def performance_profile(scores: Sequence[float], thresholds: np.ndarray, *, seed: int = 0) -> Estimate:
+    """Share of runs with a score above each of `[K]` thresholds, with pointwise intervals."""
+    above = np.asarray(scores, dtype=np.float64)[:, None] > np.asarray(thresholds)[None, :]
+    return bootstrap(np.mean, above.astype(np.float64), seed=seed)
+
+
+def solved_fraction(times: Sequence[float], ends: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Share of runs that have solved the task by each time: one minus Kaplan and Meier's estimate of survival.
+
+    Args:
+        times: when each run solved it; infinity for one that has not.
+        ends: until when each run was watched. One that ended unsolved counts as at risk until then, not beyond.
+
+    Returns:
+        The times at which the share rises, and the share from there on.
+    """
+    unsolved, steps, shares = 1.0, [0.0], [0.0]
+    watched = [min(time, end) for time, end in zip(times, ends, strict=True)]
+    for moment in sorted({time for time in times if math.isfinite(time)}):
+        at_risk = sum(last >= moment for last in watched)
+        unsolved *= 1.0 - sum(time == moment for time in times) / at_risk
+        steps.append(moment)
+        shares.append(1.0 - unsolved)
+    return steps, shares

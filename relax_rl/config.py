@@ -59,6 +59,14 @@ class AgentConfig:
     """Learning rates stay constant, or fall linearly to zero at the last step."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """Optimiser of policy and value function; the surrogate always uses Adam."""
+    epochs: int = 1
+    """Passes over each rollout; more than one needs --clip-range or --target-kl."""
+    minibatch_size: int = 0
+    """Rows of a rollout per step of the optimisers; 0 takes all of them at once."""
+    clip_range: float = math.inf
+    """PPO's trust region: where the ratio of new to old probability has left 1 +- this in the direction of its advantage, the advantage's term is left out; inf clips nothing."""
+    target_kl: float = math.inf
+    """No further epoch over a rollout once the policy's mean KL divergence from the one that acted is above this; inf for no limit."""
     surrogate_steps: int = 1
     """Steps of the surrogate per batch, the first of them on the graph of the gradient itself."""
     entropy_coef: float = 0.0
@@ -97,11 +105,22 @@ class AgentConfig:
     """Device of the networks: cpu, cuda, cuda:1, mps, or auto."""
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "surrogate_steps", "cnn_features"):
+        for name in ("num_steps", "surrogate_steps", "cnn_features", "epochs"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("gamma", "gae_lambda"):
             _require(0.0 <= getattr(self, name) <= 1.0, name, getattr(self, name), "between 0 and 1")
-        for name in ("policy_lr", "value_lr", "surrogate_lr", "max_grad_norm", "reward_clip"):
+        _require(self.minibatch_size >= 0, "minibatch_size", self.minibatch_size, "0 or above")
+        trusted = math.isfinite(self.clip_range) or math.isfinite(self.target_kl)
+        _require(self.epochs == 1 or trusted, "epochs", self.epochs, "1, or a finite clip_range or target_kl beside it")
+        for name in (
+            "policy_lr",
+            "value_lr",
+            "surrogate_lr",
+            "max_grad_norm",
+            "reward_clip",
+            "clip_range",
+            "target_kl",
+        ):
             _require(getattr(self, name) > 0.0, name, getattr(self, name), "above 0")
         for name in ("entropy_coef", "value_coef"):
             value = getattr(self, name)

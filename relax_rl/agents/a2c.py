@@ -31,4 +31,5 @@ class Reinforce(ActorCritic):
     name: ClassVar[str] = "reinforce"
 
     def estimate(self, batch: Batch) -> Tensor:
-        return reinforce_gradient(batch.return_, None, batch.dist.params, score=batch.score)
+        signal = batch.signal(batch.return_)
+        return batch.reweighted(reinforce_gradient(signal, None, batch.dist.params, score=batch.score))

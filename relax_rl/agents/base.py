@@ -16,6 +16,7 @@ from relax_rl.agents import persistence
 from relax_rl.agents.batch import Batch, batch_statistics, make_batch
 from relax_rl.agents.callback import Callback, UpdateInfo
 from relax_rl.agents.forward import Networks
+from relax_rl.agents.minibatches import minibatch_steps
 from relax_rl.agents.optimizers import Adam, FlatParameters, Optimizer, RMSprop, clip_norm_
 from relax_rl.config import AgentConfig, agent_config_from
 from relax_rl.devices import resolve_device
@@ -231,20 +232,38 @@ class ActorCritic:
             TrainingDiverged: if a gradient is not finite; nothing has been changed then.
         """
         batch, params, value = self.batch(rollout)
-        estimate = self.estimate(batch)
         self._networks.forget()
-        metrics = self._train_actor_critic(batch, params, value, estimate.detach())
-        metrics |= self.train_surrogate(batch, estimate)
-        metrics |= batch_statistics(batch, value.detach(), self._gradients(batch, estimate.detach()))
+        if self.config.epochs == 1 and not 0 < self.config.minibatch_size < len(batch.weight):
+            metrics = self.step(batch, params, value)
+        else:
+            obs = self._observations(rollout.to(self.device))[: len(batch.weight)]
+            metrics = minibatch_steps(self, batch, obs, self._networks)
         self._absorb(rollout, batch)
         self.steps += int(rollout.valid.sum())
         self.episodes += len(rollout.episodes)
         self.updates += 1
         return metrics
 
+    def step(self, batch: Batch, params: Tensor, value: Tensor) -> dict[str, Tensor | float]:
+        """One step of policy, value function and surrogate; returns metrics.
+
+        Args:
+            batch: rows of a rollout.
+            params, value: `[B, P]` and `[B]` of these rows, with their graphs.
+        """
+        estimate = self.estimate(batch)
+        metrics = self._train_actor_critic(batch, params, value, estimate.detach())
+        metrics |= self.train_surrogate(batch, estimate)
+        return metrics | batch_statistics(batch, value.detach(), self._gradients(batch, estimate.detach()))
+
     def estimate(self, batch: Batch) -> Tensor:
         """`[B, P]` estimate of the gradient of the expected return at `batch.dist.params`, row by row."""
         raise NotImplementedError
+
+    def _observations(self, rollout: Rollout) -> Tensor:
+        """`[(T + 1) N + K, ...]` all of a rollout's observations as the networks take them, then the final ones."""
+        obs = rollout.obs.flatten(0, 1)
+        return self.normalized(torch.cat([obs, rollout.final_obs]) if len(rollout.final_obs) else obs)
 
     def batch(self, rollout: Rollout) -> tuple[Batch, Tensor, Tensor]:
         """What an update sees of a rollout of the present policy.
@@ -254,8 +273,7 @@ class ActorCritic:
         """
         convolved = self._networks.convolved(rollout)
         rollout = rollout.to(self.device)
-        obs = rollout.obs.flatten(0, 1)
-        obs = self.normalized(torch.cat([obs, rollout.final_obs]) if len(rollout.final_obs) else obs)
+        obs = self._observations(rollout)
         params, value, features = self._networks(obs, rollout.num_steps * rollout.num_envs, convolved)
         batch = make_batch(
             rollout,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from relax_rl.config import AgentConfig
 from relax_rl.critics import explained_variance
 from relax_rl.distributions import Distribution
-from relax_rl.estimators import reinforce_gradient, weighted_moments
+from relax_rl.estimators import reinforce_gradient, unclipped, weighted_moments
 from relax_rl.rollouts import Rollout, gae, successor_values
 
 __all__ = ["Batch", "batch_statistics", "make_batch"]
@@ -31,6 +32,8 @@ class Batch:
         weight: `[B]` 1 for a transition, 0 for a row made up by autoreset.
         dist: the action distribution at a leaf: `dist.params` `[B, P]` has no graph behind it.
         scale: what advantages were multiplied by, the same for every term of an estimate.
+        old_log_prob: `[B]` log-probability of each action under the policy that took it, where `dist` is another one.
+        clip_range: PPO's, of the ratio of the two.
     """
 
     features: Tensor
@@ -41,6 +44,64 @@ class Batch:
     weight: Tensor
     dist: Distribution
     scale: float = 1.0
+    old_log_prob: Tensor | None = None
+    clip_range: float = math.inf
+
+    def select(
+        self,
+        index: Tensor,
+        *,
+        dist: Distribution,
+        features: Tensor,
+        noise: Tensor,
+        old_log_prob: Tensor,
+        clip_range: float,
+    ) -> Batch:
+        """Some rows under a later policy.
+
+        Args:
+            index: `[b]` which.
+            dist: `[b, P]` their action distribution at a leaf.
+            features: `[b, F]` their states.
+            noise: `[b, ...]` from which `dist` makes their actions.
+            old_log_prob: `[B]` of all rows.
+            clip_range: PPO's.
+        """
+        return replace(
+            self,
+            features=features,
+            action=self.action[index],
+            noise=noise,
+            advantage=self.advantage[index],
+            return_=self.return_[index],
+            weight=self.weight[index],
+            dist=dist,
+            old_log_prob=old_log_prob[index],
+            clip_range=clip_range,
+        )
+
+    @cached_property
+    def ratio(self) -> Tensor | None:
+        """`[B]` pi(a | s) / pi_old(a | s); None where the policy is the one that acted."""
+        if self.old_log_prob is None:
+            return None
+        with torch.no_grad():
+            return torch.exp(self.dist.log_prob(self.action) - self.old_log_prob)
+
+    @cached_property
+    def kept(self) -> Tensor | None:
+        """`[B]` 0 where PPO clips (Schulman et al. 2017, eq. 7), else 1; None where nothing is clipped."""
+        if self.ratio is None or not math.isfinite(self.clip_range):
+            return None
+        return unclipped(self.advantage, self.ratio, self.clip_range).to(self.advantage.dtype)
+
+    def signal(self, value: Tensor) -> Tensor:
+        """`[B]` values without those of clipped rows."""
+        return value if self.kept is None else value * self.kept
+
+    def reweighted(self, gradient: Tensor) -> Tensor:
+        """`[B, P]` gradients from actions of the old policy as gradients of the present one."""
+        return gradient if self.ratio is None else gradient * self.ratio.unsqueeze(-1)
 
     @cached_property
     def score(self) -> Tensor:
@@ -54,8 +115,9 @@ class Batch:
 
     @cached_property
     def a2c_gradient(self) -> Tensor:
-        """`[B, P]` A dlog pi(a | s), what A2C estimates from these rows."""
-        return reinforce_gradient(self.advantage, None, self.dist.params, score=self.score)
+        """`[B, P]` A dlog pi(a | s), what A2C (or PPO) estimates from these rows."""
+        signal = self.signal(self.advantage)
+        return self.reweighted(reinforce_gradient(signal, None, self.dist.params, score=self.score))
 
 
 def make_batch(

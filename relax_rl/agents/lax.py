@@ -27,4 +27,5 @@ class LAX(SurrogateActorCritic):
     def estimate(self, batch: Batch) -> Tensor:
         dist = batch.dist
         (c,) = self.controls(batch, dist.relax(batch.noise))
-        return lax_gradient(batch.advantage, None, c, dist.params, score=batch.score)
+        signal = batch.signal(batch.advantage)
+        return batch.reweighted(lax_gradient(signal, None, c, dist.params, score=batch.score))

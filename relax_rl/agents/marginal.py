@@ -50,5 +50,6 @@ class Marginal(SurrogateActorCritic):
             return values.view(actions.shape[:2])
 
         dist = cast(FiniteDistribution, batch.dist)
-        estimate: Tensor = marginal(batch.advantage, dist, surrogate, noise=batch.noise).grad
-        return estimate
+        signal = batch.signal(batch.advantage)
+        estimate: Tensor = marginal(signal, dist, surrogate, noise=batch.noise).grad
+        return batch.reweighted(estimate)

@@ -30,4 +30,5 @@ class RELAX(SurrogateActorCritic):
         z = dist.relax(batch.noise)
         z_tilde = dist.relax_given(batch.action, dist.sample_noise(self.generator))
         c, c_tilde = self.controls(batch, z, z_tilde)
-        return relax_gradient(batch.advantage, None, c, c_tilde, dist.params, score=batch.score)
+        signal = batch.signal(batch.advantage)
+        return batch.reweighted(relax_gradient(signal, None, c, c_tilde, dist.params, score=batch.score))

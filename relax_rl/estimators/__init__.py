@@ -18,7 +18,7 @@ from relax_rl.estimators.gradients import (
     score_function,
     value_and_gradient,
 )
-from relax_rl.estimators.losses import policy_gradient_loss
+from relax_rl.estimators.losses import policy_gradient_loss, unclipped
 from relax_rl.estimators.multisample import double_cv, rodeo
 from relax_rl.estimators.pathwise import concrete, gumbel_rao, reinmax, reparameterized, straight_through
 from relax_rl.estimators.registry import ESTIMATORS, EstimatorInfo, describe, estimator_table, make_estimator
@@ -64,6 +64,7 @@ __all__ = [
     "row_gradient",
     "score_function",
     "straight_through",
+    "unclipped",
     "value_and_gradient",
     "variance_loss",
     "vimco",

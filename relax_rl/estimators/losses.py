@@ -14,7 +14,7 @@ from relax_rl.estimators.estimate import only_to, variance_loss
 from relax_rl.estimators.gradients import check_rows, lax_gradient, relax_gradient
 from relax_rl.estimators.relaxation import Surrogate
 
-__all__ = ["policy_gradient_loss"]
+__all__ = ["policy_gradient_loss", "unclipped"]
 
 
 def policy_gradient_loss(
@@ -71,7 +71,7 @@ def policy_gradient_loss(
     ratio = torch.ones_like(advantage)
     if old_log_prob is not None:
         ratio = torch.exp(here.log_prob(action) - old_log_prob.detach())
-    kept = _unclipped(advantage, ratio, clip).to(advantage.dtype)
+    kept = unclipped(advantage, ratio, clip).to(advantage.dtype)
     estimate = ratio.unsqueeze(-1) * ((kept * advantage).unsqueeze(-1) * score + control_part)
     rows = max(1, advantage.numel())
     each = torch.full_like(advantage, 1.0 / rows) if weight is None else weight.detach() / rows
@@ -104,8 +104,19 @@ def _control_part(
     return relax_gradient(nothing, None, control, conditional_control, here.params, score=score)
 
 
-def _unclipped(advantage: Tensor, ratio: Tensor, clip: float | None) -> Tensor:
-    """Where min(ratio A, clamp(ratio) A) still moves with the ratio (Schulman et al. 2017, eq. 7)."""
+def unclipped(advantage: Tensor, ratio: Tensor, clip: float | None) -> Tensor:
+    """Where PPO's objective min(ratio A, clamp(ratio, 1 - clip, 1 + clip) A) still moves with the ratio.
+
+    Schulman et al. 2017, eq. 7.
+
+    Args:
+        advantage: `[*]` A.
+        ratio: `[*]` of the present policy's probability to the old one's.
+        clip: None for no clipping.
+
+    Returns:
+        `[*]` booleans.
+    """
     if clip is None:
         return torch.ones_like(advantage, dtype=torch.bool)
     too_far = torch.where(advantage > 0, ratio > 1.0 + clip, ratio < 1.0 - clip)

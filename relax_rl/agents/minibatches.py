@@ -1,0 +1,79 @@
+"""Several steps on one rollout: epochs of minibatches within a trust region around the policy that acted (PPO)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from relax_rl.agents.batch import Batch
+from relax_rl.agents.forward import Networks
+from relax_rl.distributions import Distribution
+
+if TYPE_CHECKING:
+    from relax_rl.agents.base import ActorCritic
+
+__all__ = ["minibatch_steps", "noise_for"]
+
+
+def minibatch_steps(agent: ActorCritic, batch: Batch, obs: Tensor, networks: Networks) -> dict[str, Tensor | float]:
+    """Pass over a rollout in shuffled minibatches, each one step of policy, value function and surrogate.
+
+    Advantages and returns stay those from before the first step. Every gradient is that of the present policy, by the
+    ratio of its probabilities to those of the policy that acted (Schulman et al. 2017), and the noise behind an action
+    is drawn anew from its law given that action: what made the action at first need not lead to it any more.
+
+    Args:
+        agent: takes the steps; its settings say how many epochs, how large minibatches, and how far the policy may go.
+        batch: the rollout, under the policy that acted.
+        obs: `[B, ...]` normalised observations.
+        networks: the agent's.
+
+    Returns:
+        The metrics of the first step, whose estimates are of the policy that acted, with the loss of the last, and
+        the policy's KL divergence from the one that acted.
+    """
+    config, rows = agent.config, len(batch.weight)
+    old_log_prob = batch.dist.log_prob(batch.action).detach()
+    size = config.minibatch_size or rows
+    first: dict[str, Any] = {}
+    for epochs in range(1, config.epochs + 1):  # noqa: B007
+        divergence, share = [], []
+        for index in torch.randperm(rows, generator=agent.generator, device=agent.device).split(size):
+            params, value, features = networks(obs[index], len(index))
+            dist = batch.dist.with_params(params.detach().requires_grad_())
+            part = batch.select(
+                index,
+                dist=dist,
+                features=features,
+                noise=noise_for(dist, batch.action[index], agent.generator),
+                old_log_prob=old_log_prob,
+                clip_range=config.clip_range,
+            )
+            metrics = agent.step(part, params, value)
+            first = first or metrics
+            divergence.append(_divergence(part))
+            share.append(1.0 - part.kept.mean() if part.kept is not None else torch.zeros(()))
+        kl = torch.stack(divergence).mean()
+        if math.isfinite(config.target_kl) and float(kl) > config.target_kl:
+            break
+    last = {name: x for name, x in metrics.items() if name.startswith("losses/")}
+    return first | last | {"policy/kl": kl, "policy/clipped": torch.stack(share).mean(), "policy/epochs": float(epochs)}
+
+
+def noise_for(dist: Distribution, action: Tensor, generator: torch.Generator) -> Tensor:
+    """`[B, ...]` base noise from which the distribution makes these actions, drawn from its law given them."""
+    with torch.no_grad():
+        relax_given = getattr(dist, "relax_given", None)
+        if relax_given is None:
+            return dist.noise_of(action)
+        return dist.noise_of(relax_given(action, dist.sample_noise(generator)))
+
+
+def _divergence(batch: Batch) -> Tensor:
+    """KL(pi_old || pi) from the actions taken, as mean(ratio - 1 - log ratio), which is never negative."""
+    assert batch.ratio is not None and batch.old_log_prob is not None
+    each = batch.ratio - 1.0 - batch.ratio.clamp(min=1e-30).log()
+    return (each * batch.weight).sum() / batch.weight.sum().clamp(min=1.0)

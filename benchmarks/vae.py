@@ -42,6 +42,13 @@ ESTIMATORS = ("relax", "rebar", "nvil", "muprop", "concrete", "rloo", "disarm", 
 """Columns: those of the papers, then those that came after."""
 
 
+LEARNING_RATE = 1e-3
+"""Of the published grid {5e-3, 1e-3, 5e-4, 1e-4, 5e-5}, for every run alike."""
+
+TRACKED = ("nvil", "muprop", "relax", "rloo", "disarm", "reinmax")
+"""Whose variance is measured while REBAR trains the model."""
+
+
 @dataclass(frozen=True)
 class Set:
     """Runs of one length."""
@@ -50,6 +57,8 @@ class Set:
     steps: int
     rows: tuple[str, ...]
     estimators: tuple[str, ...]
+    lr: float = LEARNING_RATE
+    options: tuple[str, ...] = ()
 
 
 SETS = {
@@ -57,10 +66,19 @@ SETS = {
     for each in (
         Set("table", 50_000, ROWS, ESTIMATORS),
         Set("long", 300_000, ("mnist-linear1", "mnist-linear2"), ("relax", "rebar", "nvil")),
+        Set(
+            "variances",
+            20_000,
+            ("omniglot-linear2",),
+            ("rebar",),
+            lr=3e-4,
+            options=("--freeze-at", "10000", "--track-variances", *TRACKED),
+        ),
         Set("wide", 50_000, ("mnist-nonlinear-wide", "omniglot-nonlinear-wide"), ("relax", "rebar", "nvil")),
     )
 }
-"""Equal steps on every row; three estimators six times as long; and the decoder that explains the published rows."""
+"""Equal steps on every row; three estimators six times as long; the variances of several on one model, which stands still
+from half of the steps on; and the decoder that explains the published nonlinear rows."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +108,6 @@ class Run:
         return VAE_RESULTS / self.set.name / self.stem
 
 
-LEARNING_RATE = 1e-3
-"""Of the published grid {5e-3, 1e-3, 5e-4, 1e-4, 5e-5}, for every run alike."""
-
-
 @dataclass(frozen=True)
 class Started:
     """A run in progress."""
@@ -112,6 +126,7 @@ def prepare(run: Run, data_dir: str | None) -> list[str]:
         shutil.rmtree(run.folder, ignore_errors=True)
         command += ["--preset", f"{run.row}-{run.estimator}", "--run-dir", str(run.folder), "--no-tensorboard"]
         command += ["--lr", str(run.lr), "--steps", str(run.set.steps), "--quiet"]
+        command += run.set.options
         return command if data_dir is None else [*command, "--data-dir", data_dir]
     return [*command, "--quiet"]
 
@@ -153,7 +168,7 @@ def queue(arguments: argparse.Namespace) -> Iterator[Run]:
     for each in (SETS[name] for name in arguments.sets):
         for row in each.rows:
             for estimator in each.estimators:
-                run = Run(each, row, estimator, arguments.lr)
+                run = Run(each, row, estimator, arguments.lr or each.lr)
                 wanted = (arguments.rows is None or row in arguments.rows) and (
                     arguments.estimators is None or estimator in arguments.estimators
                 )
@@ -210,7 +225,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS), help="in order")
     parser.add_argument("--rows", nargs="+", help="only these rows")
     parser.add_argument("--estimators", nargs="+", help="only these estimators")
-    parser.add_argument("--lr", type=float, default=LEARNING_RATE, help="learning rate of the model")
+    parser.add_argument("--lr", type=float, help="another learning rate of the model than the set's")
     parser.add_argument("--data-dir", help="folder with the data files")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--report", action="store_true", help="write the report and train nothing")

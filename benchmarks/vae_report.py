@@ -59,6 +59,7 @@ SECTIONS = {
     "table": "Equal steps on every row",
     "long": "Longer runs",
     "wide": "The wide decoder",
+    "variances": "Variances on one model",
 }
 
 
@@ -74,6 +75,9 @@ def write_report(folder: Path) -> None:
         if not results:
             continue
         steps = max(result["steps"] for result in results.values())
+        if name == "variances":
+            parts += _variances(folder, results)
+            continue
         parts.append(f"## {title}: {steps:,} steps\n")
         parts += _tables(results)
         for row in _rows(results):
@@ -110,6 +114,66 @@ def _tables(results: Mapping[tuple[str, str], Result]) -> list[str]:
         "Evaluations of f in a step, as published (RELAX and REBAR make fewer here, since both controls are one):\n",
         _grid(results, _evaluations, digits=0),
     ]
+
+
+def _variances(folder: Path, results: Mapping[tuple[str, str], Result]) -> list[str]:
+    """Log variances of all estimators on the same model, and their curves."""
+    parts = []
+    for (row, estimator), result in results.items():
+        rows = _progress(folder / "variances" / f"{row}-{estimator}.csv")
+        settings = result["settings"]
+        freeze_at = int(settings["freeze_at"])
+        curves = {estimator: "log_variance"} | {name: f"log_variance/{name}" for name in settings["track_variances"]}
+        while_learning = [each for each in rows if freeze_at * 0.8 <= int(each["step"]) <= freeze_at]
+        frozen = rows[-max(1, len(rows) // 10) :]
+        means = {
+            name: [sum(float(each[column]) for each in some) / len(some) for some in (while_learning, frozen)]
+            for name, column in curves.items()
+        }
+        lines = [
+            f"## Variances on one model: {TITLES[row]}, learning rate {settings['lr']:g}, {result['steps']:,} steps\n",
+            f"{estimator} trains the model until step {freeze_at:,}, where it stops; the others watch, each with a surrogate or "
+            "baseline of its own. Log variance of the encoder's gradient (natural logarithm of the mean over parameters):\n",
+            f"| estimator | before step {freeze_at:,} | at fixed parameters, last tenth |",
+            "|---|---|---|",
+        ]
+        lines += [
+            f"| {name} | {a:.2f} | {b:.2f} |" for name, (a, b) in sorted(means.items(), key=lambda pair: pair[1][0])
+        ]
+        figure = f"variances_{row}.png"
+        _draw_variances(folder / figure, TITLES[row], rows, curves, freeze_at)
+        parts += ["\n".join(lines) + "\n", f"![{TITLES[row]}]({figure})\n"]
+    return parts
+
+
+def _draw_variances(
+    path: Path, title: str, rows: list[dict[str, str]], curves: Mapping[str, str], freeze_at: int
+) -> None:
+    """Log variance of each estimator against steps, with a line where the model stops."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    figure = Figure(figsize=(8, 4.6), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for name, column in curves.items():
+        axes.plot([int(each["step"]) for each in rows], [float(each[column]) for each in rows], label=name)
+    axes.axvline(freeze_at, color="0.4", linestyle="--", linewidth=1)
+    axes.text(freeze_at, 0.99, " the model stops", transform=axes.get_xaxis_transform(), va="top", fontsize="small")
+    axes.set_xlabel("steps")
+    axes.set_ylabel("log variance of the encoder's gradient")
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(alpha=0.25)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.suptitle(title, fontsize="medium")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes_atomic(path, buffer.getvalue())
+
+
+def _progress(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def _evaluations(result: Result) -> float:
@@ -166,8 +230,7 @@ def _draw(folder: Path, path: Path, row: str, estimators: list[str], steps: int)
     bounds, variances = figure.subplots(1, 2)
     lows = []
     for index, name in enumerate(estimators):
-        with (folder / f"{row}-{name}.csv").open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = _progress(folder / f"{row}-{name}.csv")
         x = [int(each["step"]) for each in rows]
         style: dict[str, Any] = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--", "linewidth": 1.3}
         train = [float(each["train_bound"]) for each in rows]

@@ -89,7 +89,7 @@ def test_unbiased_in_one_and_in_two_layers(name, layers):
     [
         ("rebar", {"rebar_scope": "layer"}),
         ("relax", {"surrogate": "free"}),
-        ("relax", {"surrogate_activation": "relu"}),
+        ("relax", {"surrogate_activation": "relu", "surrogate_context": "input"}),
         ("reinforce", {"baseline": "none"}),
         ("disarm", {"num_samples": 2}),
     ],
@@ -180,16 +180,24 @@ def residual(network, context, z):
     return h @ network.out
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh", "silu"])
+@pytest.mark.parametrize(
+    ("activation", "context"), [("relu", "input"), ("relu", "logits"), ("tanh", "logits"), ("silu", "input")]
+)
 @pytest.mark.parametrize("name", ["relax", "dlax", "rebar"])
-def test_one_layer_is_the_estimator_for_one_distribution_and_so_is_its_variance_gradient(name, activation):
-    options = {"surrogate_activation": activation, "surrogate_depth": 3, "rebar_scope": "layer"}
+def test_one_layer_is_the_estimator_for_one_distribution_and_so_is_its_variance_gradient(name, activation, context):
+    options = {
+        "surrogate_activation": activation,
+        "surrogate_context": context,
+        "surrogate_depth": 3,
+        "rebar_scope": "layer",
+    }
     model, estimator, x, noise, found, dist, f = one_layer(name, **options)
     eta, temperature = estimator.eta[0], estimator.log_temperature[0].exp()
 
     def surrogate(z):
         control = eta * f(dist.soften(z, temperature))
-        return control + residual(estimator.residuals[0], model.input(x), z) if estimator.residuals else control
+        given = model.input(x) if context == "input" else dist.params.detach()
+        return control + residual(estimator.residuals[0], given, z) if estimator.residuals else control
 
     coupled = {} if name == "dlax" else {"coupling": "coupled"}
     function = core.dlax if name == "dlax" else core.relax

@@ -80,9 +80,9 @@ class VaeConfig:
     """rebar: learned scales for each parameter tensor and one temperature, trained on the variance at the parameters; or one scale and one temperature for each layer, trained on the variance at the logits."""
     surrogate: Literal["objective", "free"] = "objective"
     """relax, dlax: c = eta f(sigma(z / temperature)) + r(z) as published, or r(z) alone."""
-    surrogate_context: Literal["input", "logits"] = "input"
+    surrogate_context: Literal["input", "logits"] = "logits"
     """What r is given beside z: the input and the bits before the layer as published, or the layer's logits alone, which is cheaper."""
-    surrogate_depth: int = 4
+    surrogate_depth: int = 2
     """Hidden layers of r."""
     surrogate_width: int = 200
     """Units of each."""

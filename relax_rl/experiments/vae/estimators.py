@@ -55,8 +55,8 @@ class EstimatorSettings:
     num_conditional: int = 10
     rebar_scope: Literal["parameter", "layer"] = "parameter"
     surrogate: Literal["objective", "free"] = "objective"
-    surrogate_context: SurrogateContext = "input"
-    surrogate_depth: int = 4
+    surrogate_context: SurrogateContext = "logits"
+    surrogate_depth: int = 2
     surrogate_width: int = 200
     surrogate_activation: SurrogateActivation = "relu"
 

@@ -48,7 +48,7 @@ class Relax(LayeredEstimator):
         objective: whether the surrogate holds eta f.
         temperature: lambda at the start; its logarithm is learned.
         context: of r_l: the "input" and the bits before the layer, [input, 2 b_1 - 1, ..., 2 b_{l-1} - 1], as published; or
-            their "logits" of the layer alone.
+            the "logits" of the layer, held.
         conditional: RELAX's form with z given b; otherwise DLAX's, (f(b) s_l - c(z) dlog p(z)) + dc(z).
     """
 
@@ -60,7 +60,7 @@ class Relax(LayeredEstimator):
         objective: bool = True,
         temperature: float = 0.5,
         conditional: bool = True,
-        context: SurrogateContext = "input",
+        context: SurrogateContext = "logits",
     ) -> None:
         super().__init__()
         self.conditional, self.context = conditional, context

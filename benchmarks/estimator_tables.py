@@ -141,6 +141,7 @@ def _panel(axes: Any, result: dict[str, Any]) -> None:
     axes.invert_yaxis()
     axes.axvline(1.0, color="0.3", lw=0.8, ls="--")
     axes.set_xscale("log")
+    axes.set_xlim(0.4, 30.0)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
     axes.tick_params(axis="x", which="both", labelsize=8)

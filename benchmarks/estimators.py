@@ -1,6 +1,6 @@
 """Measure what each estimator costs against plain REINFORCE on the same model, and against Storchastic.
 
-    python -m benchmarks.estimators                     # about three minutes; the machine must be otherwise idle
+    python -m benchmarks.estimators                     # a few minutes; the machine must be otherwise idle
 
 A gradient is one estimate, its pull-back to theta and, where there is a phi, the backward pass of the variance. All
 contestants of a model take turns in one process, on one thread; every round gives one ratio to REINFORCE. Writes
@@ -133,8 +133,12 @@ highest] over the rounds of one run, everyone in turns, one thread. "Without phi
 out. "Compiled" is `torch.compile` of the whole update as one graph, `grad(loss, argnums=(theta, phi))`, divided by
 eager and by compiled REINFORCE. "Memory" is the most that one gradient holds in tensors, the gradients of the
 parameters among them.
-Storchastic's columns are the time of its estimator of the same kind, with the same networks, and that time divided
-by ours.
+Storchastic's columns are the time of its estimator of the same kind, with the same networks, and that time divided by
+ours.
+
+A floor under the large batch: of the products with the 64 x 64 matrices, which dominate there, REINFORCE takes 3 a row
+(forward, weights, input). RELAX adds 6 for each of z and z~ (forward, slope, and 4 to differentiate both in the weights):
+15 in all, 5 times as many. With coupled noise, or in LAX, it is 6 once: 3 times as many.
 """
 
 

@@ -110,7 +110,7 @@ def relax(
         conditional_noise: the noise of z~, independent of `noise`; made as `coupling` says by default.
         coupling: "independent" draws the noise of z~ from `generator`; "coupled" takes the noise that gives z back, so
             that z~ equals z and moves otherwise with the parameters (Tucker et al. 2017, appendix): the surrogate is
-            asked once then, for about half the cost.
+            asked once then instead of twice.
         num_conditional: this many independent z~ for each outcome, whose c are averaged: the surrogate sees
             `[num_conditional, *, P]` then.
         phi: what the variance loss trains.
@@ -127,12 +127,11 @@ def relax(
             raise ValueError("coupled noise is made from z: give no conditional_noise and no num_conditional with it")
         grad = _coupled_gradient(drawn, surrogate)
     elif coupling == "independent":
-        control, conditional_control = (
+        controls = (
             drawn.through_z(surrogate),
             _through_z_tilde(drawn, surrogate, conditional_noise, num_conditional, generator),
         )
-        params, score = drawn.dist.params, drawn.score
-        grad = relax_gradient(drawn.value, None, control, conditional_control, params, score=score)
+        grad = relax_gradient(drawn.value, None, *controls, drawn.dist.params, score=drawn.score)
     else:
         raise ValueError(f"coupling is {coupling!r}, expected 'independent' or 'coupled'")
     return Estimate(drawn.sample, drawn.value, grad, dist.params, as_phi(phi))

@@ -33,6 +33,12 @@ _COLOURS = (
 _LINES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (8, 2, 2, 2)))
 
 
+_FEWEST_FOR_BANDS = 5
+"""With fewer runs the intervals of a performance profile reach over almost everything."""
+_FAR = 20.0
+"""Variances beyond this ratio to A2C's are told in numbers, so that the others can be told apart."""
+
+
 def styles(labels: Sequence[str]) -> Styles:
     """Colour and line of each contestant, the same in all figures."""
     return {
@@ -108,11 +114,27 @@ def plot_scores(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
         speeds = [run["steps_per_second"] for run in entry["runs"]]
         _dots(speed, place, speeds, colour)
         speed.plot(entry["steps_per_second"], place, "D", color=colour, markersize=7, markeredgecolor="white")
-    if summary["threshold"] is not None:
+    low, high = scores.get_xlim()
+    # A threshold far from all scores would press them together.
+    if summary["threshold"] is not None and abs(summary["threshold"] - (low + high) / 2) <= high - low:
         scores.axvline(summary["threshold"], color="0.4", linestyle="--", linewidth=1, zorder=0)
+        scores.annotate(
+            "threshold",
+            (summary["threshold"], 1),
+            (-3, -4),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            rotation=90,
+            ha="right",
+            va="top",
+            fontsize="x-small",
+            color="0.4",
+        )
     for label, line in summary["profiles"]["contestants"].items():
         grid = summary["profiles"]["scores"]
         profile.step(grid, line["value"], where="post", linewidth=1.6, **style[label])
+        if len(contestants[label]["runs"]) < _FEWEST_FOR_BANDS:
+            continue
         profile.fill_between(
             grid, line["low"], line["high"], step="post", color=style[label]["color"], alpha=0.15, linewidth=0
         )
@@ -146,36 +168,58 @@ def plot_improvement(path: Path, title: str, pairs: Sequence[Mapping[str, Any]])
     axes.set_xlim(-0.03, 1.03)
     _name_rows(axes, [f"{pair['x']} > {pair['y']}" for pair in pairs])
     axes.set_xlabel("P(X > Y): a run of X ends with a higher score than one of Y")
-    _title(figure, title, "probability of improvement with its 95% bootstrap interval; coloured: 1/2 lies outside")
+    _title(figure, title, "probability of improvement with its 95% bootstrap interval, blue where 1/2 lies outside")
     _write(figure, path)
 
 
 def plot_variance(path: Path, env: str, stages: Mapping[str, Mapping[str, Any]]) -> None:
     """Variance of an update's gradient relative to A2C's, for every estimator at every stage of learning."""
     names = list(next(iter(stages.values()))["applied"])
+    ratios = {
+        stage: {name: _floats(found["applied"][name]["ratio"]) for name in names} for stage, found in stages.items()
+    }
+    shown = [ratio for found in ratios.values() for ratio in found.values() if ratio["value"] <= _FAR]
+    low = 0.7 * min(ratio["low"] for ratio in shown)
+    high = 1.4 * min(_FAR, max(max(ratio["high"], 1.5) for ratio in shown))
     figure = _figure(3.2 + 3.1 * len(stages), 1.9 + 0.42 * len(names))
-    panels = figure.subplots(1, len(stages), sharex=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(stages), squeeze=False)[0]
     for axes, (stage, found) in zip(panels, stages.items(), strict=True):
-        for place, name in enumerate(names):
-            ratio = {key: float(value) for key, value in found["applied"][name]["ratio"].items()}
-            axes.plot([ratio["low"], ratio["high"]], [place, place], color="#d9793d", linewidth=5, alpha=0.45)
-            axes.plot(ratio["value"], place, "D", color="#d9793d", markersize=7, markeredgecolor="white")
-            axes.annotate(
-                f"{ratio['value']:.2g}",
-                (ratio["value"], place),
-                (0, 8),
-                textcoords="offset points",
-                ha="center",
-                size=8,
-            )
-        axes.axvline(1.0, color="0.4", linestyle="--", linewidth=1, zorder=0)
         axes.set_xscale("log")
-        axes.margins(x=0.15)
+        axes.set_xlim(low, high)
+        axes.axvline(1.0, color="0.4", linestyle="--", linewidth=1, zorder=0)
+        for place, name in enumerate(names):
+            _ratio(axes, place, ratios[stage][name], high)
+        _plain_log_ticks(axes, low, high)
         _name_rows(axes, names, named=axes is panels[0])
         axes.set_title(f"{stage}, after {found['step']:,} steps", fontsize="medium")
     figure.supxlabel("variance of an update's gradient, times A2C's", fontsize="medium")
     _title(figure, env, f"at frozen parameters of {next(iter(stages.values()))['estimator']}; bars: 95% interval")
     _write(figure, path)
+
+
+def _ratio(axes: Axes, place: int, ratio: Mapping[str, float], right: float) -> None:
+    told = f"{ratio['value']:.2g}" if ratio["value"] < 100 else f"{ratio['value']:,.0f}"
+    if ratio["value"] > _FAR:
+        axes.annotate(f"{told} →", (right, place), (-4, 0), textcoords="offset points", ha="right", va="center", size=8)
+        return
+    axes.plot([ratio["low"], min(ratio["high"], right)], [place, place], color="#d9793d", linewidth=5, alpha=0.45)
+    axes.plot(ratio["value"], place, "D", color="#d9793d", markersize=7, markeredgecolor="white")
+    axes.annotate(told, (ratio["value"], place), (0, 8), textcoords="offset points", ha="center", size=8)
+
+
+def _plain_log_ticks(axes: Axes, low: float, high: float) -> None:
+    """1, 2, 5 in every decade, or powers of ten where that would be too many."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    digits = (1, 2, 5) if len(decades) <= 4 else (1,)
+    ticks = [digit * 10.0**decade for decade in decades for digit in digits]
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+
+
+def _floats(found: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers of a JSON file, in which infinity is a string."""
+    return {name: float(value) for name, value in found.items()}
 
 
 def _band(

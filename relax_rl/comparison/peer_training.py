@@ -18,7 +18,8 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from relax_rl.callbacks import Every
-from relax_rl.comparison.peers import ALGORITHMS, Peer, planned_steps, published, with_overrides
+from relax_rl.comparison.peer import Peer
+from relax_rl.comparison.peers import ALGORITHMS, planned_steps, published, with_overrides
 from relax_rl.comparison.recording import EpisodeTable, ReportProgress, Send, write_outcome
 from relax_rl.interruption import Interruption, interruptible
 from relax_rl.loggers import PROGRESS_COLUMNS, CsvLogger

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,10 +83,18 @@ class WorkerPool:
         num_workers: at most so many at a time; a process is started when there is something to do.
         log_folder: where the logs go; it must exist.
         held: a file descriptor that workers inherit: a lock on it is held until the last of them has left.
+        command: that starts a worker.
     """
 
-    def __init__(self, num_workers: int, log_folder: Path, *, held: int | None = None) -> None:
-        self._num_workers, self._log_folder, self._held = num_workers, log_folder, held
+    def __init__(
+        self,
+        num_workers: int,
+        log_folder: Path,
+        *,
+        held: int | None = None,
+        command: Sequence[str] = (sys.executable, "-m", "relax_rl.comparison.worker"),
+    ) -> None:
+        self._num_workers, self._log_folder, self._held, self._command = num_workers, log_folder, held, command
         self._workers: list[_Worker] = []
         self._events: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
 
@@ -153,7 +161,7 @@ class WorkerPool:
         root = str(Path(relax_rl.__file__).resolve().parent.parent)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
         process = subprocess.Popen(
-            [sys.executable, "-m", "relax_rl.comparison.worker"],
+            list(self._command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

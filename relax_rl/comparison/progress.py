@@ -45,12 +45,9 @@ class Row:
         return sum(self.means.values()) / len(self.means) if self.means else None
 
     @property
-    def seconds_of_work_left(self) -> float | None:
-        """For one worker at the present speed; None while that is unknown."""
-        left = self.steps_left - sum(self.running.values())
-        if left <= 0:
-            return 0.0
-        return left / self.last_speed if self.last_speed else None
+    def steps_to_go(self) -> int:
+        """Steps that have not been taken."""
+        return max(0, self.steps_left - sum(self.running.values()))
 
 
 class Board:
@@ -99,10 +96,18 @@ class Board:
             row.means[task.name] = mean
 
     def time_left(self, rows: Sequence[Row] | None = None) -> float | None:
-        """Seconds until these rows (all, if left out) would be done if all workers worked on them."""
-        parts = [row.seconds_of_work_left for row in (self.rows.values() if rows is None else rows)]
-        known = [part for part in parts if part is not None]
-        return sum(known) / self._num_workers if len(known) == len(parts) else None
+        """Seconds until these rows (all, if left out) would be done if all workers worked on them.
+
+        Rows of which no speed is known yet count with the mean time of a step of the others; None while all are such.
+        """
+        known = [1.0 / row.last_speed for row in self.rows.values() if row.last_speed]
+        if not known:
+            return None
+        usual = sum(known) / len(known)
+        seconds = 0.0
+        for row in self.rows.values() if rows is None else rows:
+            seconds += row.steps_to_go * (1.0 / row.last_speed if row.last_speed else usual)
+        return seconds / self._num_workers
 
 
 class View:

@@ -8,7 +8,7 @@ from typing import Any
 
 from relax_rl.comparison.contestants import safe_name
 
-__all__ = ["markdown"]
+__all__ = ["markdown", "solved_by_any"]
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -44,6 +44,11 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def solved_by_any(summary: Mapping[str, Any]) -> bool:
+    """Whether any run of an environment has reached its threshold."""
+    return any(entry["solved"] and entry["solved"]["solved"] for entry in summary["contestants"].values())
+
+
 def _environment(env: str, summary: Mapping[str, Any], variance: Mapping[str, Any]) -> list[str]:
     contestants, threshold = summary["contestants"], summary["threshold"]
     lines = [f"## {env}", ""]
@@ -56,7 +61,7 @@ def _environment(env: str, summary: Mapping[str, Any], variance: Mapping[str, An
         head += ["solved", "steps to solve", "episodes to solve", "seconds to solve"]
     lines += _table([*head, "steps/s"], [_row(label, entry) for label, entry in contestants.items()])
     lines += ["", _image(env, "curves", "Learning curves")]
-    if threshold is not None:
+    if solved_by_any(summary):
         lines += [_image(env, "solved", "Share of runs that have solved it")]
     lines += [_image(env, "scores", "Final scores and speed")]
     if summary["improvement"]:

@@ -15,7 +15,7 @@ from relax_rl.comparison.plan import Environment, Folder, run_task, variance_ref
 from relax_rl.comparison.pool import Task, WorkerPool
 from relax_rl.comparison.progress import Board, View
 from relax_rl.comparison.recording import SNAPSHOTS, read_outcome
-from relax_rl.comparison.report import markdown
+from relax_rl.comparison.report import markdown, solved_by_any
 from relax_rl.comparison.results import aggregate, read_run, read_variances, summarise
 from relax_rl.comparison.tuning import Tuning
 from relax_rl.interruption import Interruption
@@ -235,7 +235,7 @@ class Session:
 
             figures.plot_curves(path("curves"), env, summary, style)
             figures.plot_scores(path("scores"), env, summary, style)
-            if summary["threshold"] is not None:
+            if solved_by_any(summary):
                 figures.plot_solved(path("solved"), env, summary, style)
             if summary["improvement"]:
                 figures.plot_improvement(path("improvement"), env, summary["improvement"])

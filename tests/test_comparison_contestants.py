@@ -1,0 +1,174 @@
+"""Contestants and settings from the command line, and the peers' published settings."""
+
+from __future__ import annotations
+
+import math
+
+import gymnasium as gym
+import pytest
+
+from relax_rl.comparison import peers
+from relax_rl.comparison.config import CompareConfig, check_resumable, read_settings, write_settings
+from relax_rl.comparison.contestants import parse_settings, read_contestant, read_contestants, safe_name
+from relax_rl.comparison.peers import PEERS, planned_steps, published, with_overrides
+from relax_rl.errors import CheckpointError, SettingsError
+
+
+def test_a_bare_estimator():
+    contestant = read_contestant("relax")
+    assert (contestant.label, contestant.kind, contestant.settings, contestant.peer) == ("relax", "relax", {}, False)
+
+
+def test_settings_and_labels():
+    contestant = read_contestant("best=relax:surrogate_steps=4,policy-lr=1e-3,hidden=64x32,normalize_obs=false")
+    assert (contestant.label, contestant.kind) == ("best", "relax")
+    assert contestant.settings == {
+        "surrogate_steps": 4,
+        "policy_lr": 1e-3,
+        "hidden": (64, 32),
+        "normalize_obs": False,
+    }
+    assert contestant.pinned == set(contestant.settings)
+    plain = read_contestant("relax:gamma=0.9")
+    assert plain.label == "relax:gamma=0.9" and safe_name(plain.label) == "relax-gamma-0.9"
+
+
+def test_a_contestants_own_settings_win_over_the_common_ones():
+    first, second, peer = read_contestants(["relax", "a2c:gamma=0.9"], ["sb3-ppo"], ["gamma=0.98", "num_envs=4"])
+    assert first.settings == {"gamma": 0.98, "num_envs": 4}
+    assert second.settings == {"gamma": 0.9, "num_envs": 4}
+    assert peer.settings == {} and peer.peer and peer.kind == "sb3-ppo"
+
+
+def test_values_have_the_type_of_their_setting():
+    assert parse_settings(["max_grad_norm=inf"])["max_grad_norm"] == math.inf
+    assert parse_settings(["activation=silu", "num_steps=8"]) == {"activation": "silu", "num_steps": 8}
+    assert parse_settings(["preset=none"]) == {"preset": "none"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("relaks", "unknown estimator 'relaks', expected one of auto, relax, .*; did you mean relax"),
+        ("relax:policy_rl=1", "unknown setting 'policy_rl'; did you mean policy_lr"),
+        ("relax:policy_lr=fast", "policy_lr is 'fast', expected a number"),
+        ("relax:policy_lr=-1", "policy_lr is -1.0, expected above 0"),
+        ("relax:num_steps=1.5", "num_steps is '1.5', expected a whole number"),
+        ("relax:activation=sine", "activation is 'sine', expected one of tanh, relu"),
+        ("relax:normalize_obs=1", "normalize_obs is '1', expected true or false"),
+        ("relax:hidden=wide", "hidden is 'wide', expected widths such as 64x64"),
+        ("relax:seed=3", "seed cannot be set for a contestant; use --seeds"),
+        ("relax:total_steps=3", "use --total-steps"),
+        ("relax:", "setting '' is not of the form name=value"),
+        ("=relax", "not of the form"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(text, expected):
+    with pytest.raises(SettingsError, match=expected) as told:
+        read_contestant(text)
+    assert "\n" not in str(told.value)
+
+
+def test_labels_must_differ():
+    with pytest.raises(SettingsError, match="two contestants are called 'relax'"):
+        read_contestants(["relax", "relax"], [], [])
+    with pytest.raises(SettingsError, match="two contestants"):
+        read_contestants(["relax:gamma=0.9", "relax-gamma-0.9=a2c"], [], [])
+
+
+def test_options_are_kept_and_read_back(tmp_path):
+    config = CompareConfig(env=("CartPole-v1", "Acrobot-v1"), estimators=("relax",), seeds=3, set=("gamma=0.9",))
+    write_settings(tmp_path / "settings.json", config, "compare")
+    assert read_settings(tmp_path / "settings.json") == config
+
+
+def test_a_folder_without_a_comparison(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no comparison"):
+        read_settings(tmp_path / "settings.json")
+    for text in ("{", "[]", '{"options": {"seeds": 0}}', '{"options": {"seeds": "x"}}'):
+        (tmp_path / "settings.json").write_text(text)
+        with pytest.raises(CheckpointError, match="damaged"):
+            read_settings(tmp_path / "settings.json")
+    (tmp_path / "settings.json").write_text('{"options": {"sedes": 1}}')
+    with pytest.raises(CheckpointError, match="does not know: 'sedes'"):
+        read_settings(tmp_path / "settings.json")
+
+
+def test_what_may_change_when_a_comparison_goes_on():
+    saved = CompareConfig(seeds=3)
+    check_resumable(saved, CompareConfig(seeds=5, num_workers=3, threshold=("100",), quiet=True))
+    with pytest.raises(SettingsError, match=r"estimators is \('lax',\), but the comparison to go on with has"):
+        check_resumable(saved, CompareConfig(seeds=3, estimators=("lax",)))
+    with pytest.raises(SettingsError, match="threshold"):
+        check_resumable(CompareConfig(stop_when_solved=True), CompareConfig(stop_when_solved=True, threshold=("1",)))
+
+
+@pytest.mark.parametrize("options", [{"seeds": 0}, {"tune": -1}, {"env": ()}, {"env": ("A", "A")}, {"estimators": ()}])
+def test_options_that_cannot_work(options):
+    with pytest.raises(SettingsError, match=next(iter(options))):
+        CompareConfig(**options)
+
+
+WANTED = [
+    "CartPole-v1",
+    "Acrobot-v1",
+    "MountainCar-v0",
+    "Pendulum-v1",
+    "LunarLander-v3",
+    "LunarLanderContinuous-v3",
+    "BipedalWalker-v3",
+    "InvertedPendulum-v5",
+    "InvertedDoublePendulum-v5",
+    "HalfCheetah-v5",
+    "Hopper-v5",
+    "Walker2d-v5",
+    "Swimmer-v5",
+    "Ant-v5",
+    "Humanoid-v5",
+    "Reacher-v5",
+    "ALE/Pong-v5",
+]
+
+
+@pytest.mark.parametrize("algo", ["sb3-a2c", "sb3-ppo"])
+@pytest.mark.parametrize("env", WANTED)
+def test_every_peer_has_a_source_and_takes_its_settings(env, algo):
+    peer = published(env, algo)
+    assert peer.env == env and peer.algo == algo
+    assert "rl-baselines3-zoo/blob/" in peer.source and algo[4:] + ".yml (" in peer.source
+    entry = peer.source.rpartition("(")[2].rstrip(")")
+    assert (entry in (env, "atari")) == (peer.departure == "none" or entry == "atari"), "a departure is told"
+    import inspect
+
+    import stable_baselines3
+
+    known = inspect.signature(getattr(stable_baselines3, peers.ALGORITHMS[algo])).parameters
+    assert set(peer.settings) | set(peer.linear) <= set(known)
+    assert not set(peer.settings) & set(peer.linear)
+
+
+def test_peers_are_told_apart_by_environment_and_algorithm():
+    keys = [(peer.env, peer.algo) for peer in PEERS]
+    assert len(set(keys)) == len(keys)
+    assert all(env == "atari" or env in gym.registry for env, _ in keys)
+
+
+def test_an_environment_without_an_entry():
+    peer = published("Taxi-v3", "sb3-ppo")
+    assert peer.source == "none" and "defaults" in peer.departure and not peer.settings
+
+
+def test_overrides_keep_schedules():
+    peer = with_overrides(published("CartPole-v1", "sb3-ppo"), {"learning_rate": 0.01, "n_epochs": 3})
+    assert peer.linear == {"learning_rate": 0.01, "clip_range": 0.2} and peer.settings["n_epochs"] == 3
+
+
+def test_a_schedule_ends_where_it_was_published_to_end():
+    cartpole = published("CartPole-v1", "sb3-ppo")
+    assert planned_steps(cartpole, 500_000) == (cartpole, 100_000)
+    peer, steps = planned_steps(cartpole, 30_000)
+    assert (
+        steps == 30_000 and "30,000 steps instead of 100,000 (its schedules fall to zero over these)" in peer.departure
+    )
+    peer, steps = planned_steps(published("Hopper-v5", "sb3-ppo"), 2_000_000)
+    assert steps == 2_000_000 and peer.departure.startswith("published for version 4 of the environment; 2,000,000")

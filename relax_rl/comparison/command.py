@@ -70,9 +70,10 @@ def run_comparison(
     if config.resume is None:
         folder.create()
     with folder.locked() as held:
-        write_settings(folder.settings, replace(config, resume=None, run_dir=str(folder.path)), command)
+        settings = replace(config, resume=None, run_dir=str(folder.path))
+        commands = write_settings(folder.settings, settings, command)
         view = make_view(Board(config.workers), quiet=config.quiet)
-        session = Session(config, folder, environments, contestants, command)
+        session = Session(config, folder, environments, contestants, commands)
         with WorkerPool(config.workers, folder.logs, held=held) as pool:
             try:
                 result = session.run(pool, view, interruption or Interruption())

@@ -105,12 +105,17 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def write_settings(path: Path, config: CompareConfig, command: str) -> None:
-    """Write the options, the versions of what the numbers depend on, and the command.
+def write_settings(path: Path, config: CompareConfig, command: str) -> list[str]:
+    """Write the options, the versions of what the numbers depend on, and the command, behind those of earlier sessions.
+
+    Returns:
+        the commands of all sessions.
 
     Raises:
         RelaxRLError: the file cannot be written.
     """
+    earlier = json.loads(path.read_text(encoding="utf-8")).get("commands", []) if path.exists() else []
+    commands = [*earlier, command]
     versions = {"python": platform.python_version()}
     for package in ("torch", "gymnasium", "numpy", "stable_baselines3", "optuna"):
         try:
@@ -118,7 +123,8 @@ def write_settings(path: Path, config: CompareConfig, command: str) -> None:
         except metadata.PackageNotFoundError:
             continue
     about = {"versions": versions, "cores": usable_cores(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    write_json(path, {"options": asdict(config), "command": command, **about})
+    write_json(path, {"options": asdict(config), "commands": commands, **about})
+    return commands
 
 
 def read_settings(path: Path) -> CompareConfig:

@@ -204,7 +204,8 @@ def _ratio(axes: Axes, place: int, ratio: Mapping[str, float], right: float) -> 
         return
     axes.plot([ratio["low"], min(ratio["high"], right)], [place, place], color="#d9793d", linewidth=5, alpha=0.45)
     axes.plot(ratio["value"], place, "D", color="#d9793d", markersize=7, markeredgecolor="white")
-    axes.annotate(told, (ratio["value"], place), (0, 8), textcoords="offset points", ha="center", size=8)
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+    axes.annotate(told, (ratio["value"], place), (0, 8), textcoords="offset points", ha="center", size=8, bbox=box)
 
 
 def _plain_log_ticks(axes: Axes, low: float, high: float) -> None:

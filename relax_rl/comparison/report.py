@@ -18,14 +18,13 @@ def markdown(result: Mapping[str, Any]) -> str:
         result: what `comparison.json` holds.
     """
     options = result["options"]
-    seeds = options["seeds"]
     lines = [
         "# Comparison",
         "",
-        f"`{result['command']}`" if result["command"] else "",
+        *(f"    {command}" for command in result["commands"]),
         "",
-        f"{seeds} {'seed' if seeds == 1 else 'seeds'} from {options['first_seed']} on; "
-        f"{result['num_workers']} runs side by side on {result['cores']} cores, each with one CPU thread unless its "
+        f"{_count(options['seeds'], 'seed')} from {options['first_seed']} on; "
+        f"{_at_a_time(result['num_workers'])} on {_count(result['cores'], 'core')}, each with one CPU thread unless its "
         "settings say otherwise: wall times are those under this load.",
     ]
     if result["failures"]:
@@ -142,7 +141,7 @@ def _tuned(tuning: Mapping[str, Any]) -> str:
     scored = [trial for trial in tuning["trials"] if trial["score"] is not None]
     told = (
         f"tuned: {len(tuning['trials'])} trials of {tuning['steps']:,} steps on "
-        f"{'seed' if len(tuning['seeds']) == 1 else 'seeds'} {', '.join(map(str, tuning['seeds']))}"
+        f"the seeds {', '.join(map(str, tuning['seeds']))}"
     )
     if not scored:
         return f"{told}; none ended well, so its own settings are kept"
@@ -165,6 +164,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _image(env: str, what: str, told: str) -> str:
     return f"![{told}](figures/{safe_name(env)}-{what}.png)"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _at_a_time(workers: int) -> str:
+    return "one run at a time" if workers == 1 else f"{workers} runs side by side"
 
 
 def _interval(found: Mapping[str, float], form: str) -> str:

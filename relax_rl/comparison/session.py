@@ -30,11 +30,11 @@ class _Fixed:
     """A source of tasks that are all known beforehand; keeps what became of those that did not end well."""
 
     def __init__(self, tasks: Iterable[Task]) -> None:
-        self._tasks = list(tasks)
+        self.tasks = list(tasks)
         self.failures: list[dict[str, str]] = []
 
     def next(self) -> Task | None:
-        return self._tasks.pop(0) if self._tasks else None
+        return self.tasks.pop(0) if self.tasks else None
 
     def finished(self, task: Task, outcome: Mapping[str, Any]) -> None:
         if outcome["status"] != "finished":
@@ -49,14 +49,14 @@ class Session:
         config: its options.
         folder: exists, and is held for this process.
         environments, contestants: checked.
-        command: as typed, for the report.
+        commands: as typed, of this and earlier sessions, for the report.
     """
 
     config: CompareConfig
     folder: Folder
     environments: Sequence[Environment]
     contestants: Sequence[Contestant]
-    command: str = ""
+    commands: Sequence[str] = ()
 
     def run(self, pool: WorkerPool, view: View, interruption: Interruption) -> dict[str, Any] | None:
         """Do what is still to be done, and write the results; returns what `comparison.json` holds.
@@ -75,9 +75,8 @@ class Session:
             if not pool.run(self._tuning, view, interruption):
                 return None
         source = _Fixed(self._runs())
-        tasks = list(source._tasks)
-        self._plan(view.board, tasks)
-        view.begin(f"{len(tasks)} runs, {self.config.workers} at a time, in {self.folder.path}")
+        self._plan(view.board, source.tasks)
+        view.begin(f"{len(source.tasks)} runs, {self.config.workers} at a time, in {self.folder.path}")
         if not pool.run(source, view, interruption):
             return None
         failures = source.failures + self._earlier_failures(source.failures)
@@ -188,7 +187,7 @@ class Session:
             variances[env.id] = read_variances({stage: self.folder.variance(env.id, stage) for stage in STAGES})
         result = {
             "options": asdict(self.config),
-            "command": self.command,
+            "commands": list(self.commands),
             "num_workers": self.config.workers,
             "cores": usable_cores(),
             "failures": list(failures),
@@ -235,6 +234,7 @@ class Session:
 
             figures.plot_curves(path("curves"), env, summary, style)
             figures.plot_scores(path("scores"), env, summary, style)
+            path("solved").unlink(missing_ok=True)
             if solved_by_any(summary):
                 figures.plot_solved(path("solved"), env, summary, style)
             if summary["improvement"]:

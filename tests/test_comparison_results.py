@@ -1,0 +1,199 @@
+"""Runs read from their folders, what is summarised of them, the report and the figures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from relax_rl.comparison import figures
+from relax_rl.comparison.frozen_variance import choose_snapshots
+from relax_rl.comparison.report import markdown
+from relax_rl.comparison.results import aggregate, read_run, summarise
+from relax_rl.comparison.tuning import curve_mean
+
+
+def write_run(folder: Path, returns: list[float], *, length: int = 10, status: str = "finished") -> Path:
+    """A run of one environment whose every episode takes `length` steps, at 100 steps a second, a row every 20 episodes."""
+    folder.mkdir(parents=True)
+    with (folder / "episodes.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("step", "return", "length")])
+        csv.writer(file).writerows(((k + 1) * length, r, length) for k, r in enumerate(returns))
+    with (folder / "progress.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("step", "episodes", "return_mean", "seconds"))
+        writer.writerow((length // 2, 0, "", length / 200))
+        for k in range(20, len(returns) + 1, 20):
+            writer.writerow((k * length, k, np.mean(returns[max(0, k - 100) : k]), k * length / 100))
+    (folder / "outcome.json").write_text(json.dumps({"status": status, "error": "too large"}))
+    return folder
+
+
+def ramp(count: int, slope: float) -> list[float]:
+    return [slope * k for k in range(count)]
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two contestants with four runs each: one climbs to 199, half of the other only to 99."""
+    found = {}
+    for label, slopes in {"quick": (1.0, 1.0, 1.0, 1.0), "slow": (0.5, 0.5, 0.9, 1.0)}.items():
+        folders = [write_run(tmp_path / f"{label}-{k}", ramp(200, slope)) for k, slope in enumerate(slopes)]
+        found[label] = [read_run(folder, k) for k, folder in enumerate(folders)]
+    return found
+
+
+def test_a_run_is_solved_where_its_window_reaches_the_threshold(tmp_path):
+    run = read_run(write_run(tmp_path / "run", ramp(200, 1.0)), 0)
+    # The mean of episodes k-99..k with returns k is k - 49.5.
+    solved = run.solved(100.0)
+    assert (solved.episodes, solved.steps) == (151, 1510) and solved.seconds == pytest.approx(15.1)
+    assert run.solved(49.5).episodes == 100, "a full window at the earliest"
+    assert run.solved(-10.0).episodes == 100
+    assert run.solved(149.6).steps == math.inf
+    assert run.final == 149.5 and run.speed == pytest.approx(100.0)
+
+
+def test_fewer_episodes_than_a_window(tmp_path):
+    run = read_run(write_run(tmp_path / "run", ramp(40, 1.0)), 0)
+    assert run.final == 19.5 and run.solved(0.0).steps == math.inf
+
+
+def test_curves_are_unknown_before_the_first_episode_and_go_on_after_the_end(tmp_path):
+    run = read_run(write_run(tmp_path / "run", ramp(40, 1.0)), 0)
+    at = run.at_steps(np.array([5.0, 200.0, 300.0, 400.0, 4000.0]))
+    assert math.isnan(at[0]) and at[1:].tolist() == [9.5, 14.5, 19.5, 19.5]
+    assert run.at_seconds(np.array([3.0])).tolist() == [14.5]
+
+
+def test_runs_that_have_not_ended_or_have_no_episode(tmp_path):
+    assert read_run(tmp_path / "nothing", 0) is None
+    assert read_run(write_run(tmp_path / "failed", ramp(40, 1.0), status="failed"), 0) is None
+    assert read_run(write_run(tmp_path / "empty", []), 0) is None
+    assert read_run(write_run(tmp_path / "diverged", ramp(40, 1.0), status="diverged"), 0).status == "diverged"
+
+
+def test_the_summary_of_an_environment(runs):
+    summary = summarise(runs, total_steps=2000, threshold=100.0)
+    quick, slow = summary["contestants"]["quick"], summary["contestants"]["slow"]
+    assert quick["final"] == {"value": 149.5, "low": 149.5, "high": 149.5}
+    assert slow["final"]["value"] == pytest.approx((74.75 + 134.55) / 2), "the lowest and the highest run are dropped"
+    assert quick["solved"]["solved"] == 4 and slow["solved"]["solved"] == 2
+    assert quick["solved"]["steps"]["median"]["value"] == 1510
+    assert slow["solved"]["steps"]["median"]["value"] == math.inf, "half of the runs have not got there"
+    assert slow["solved"]["episodes"]["fraction"]["solved"] == pytest.approx([0, 0.25, 0.5, 0.5])
+    (pair,) = summary["improvement"]
+    assert (pair["x"], pair["y"], pair["value"]) == ("quick", "slow", 0.875)
+    curve = quick["curve"]
+    assert len(curve["steps"]) == len(curve["iqm"]) == 200 and curve["iqm"][-1] == 149.5
+    assert math.isnan(curve["iqm"][0])
+
+
+def test_contestants_without_runs_are_left_out(runs):
+    summary = summarise({**runs, "crashed": []}, total_steps=2000, threshold=None)
+    assert list(summary["contestants"]) == ["quick", "slow"]
+    assert summary["contestants"]["quick"]["solved"] is None
+    empty = summarise({"crashed": []}, total_steps=2000, threshold=None)
+    assert empty["contestants"] == {} and empty["improvement"] == []
+
+
+def test_environments_are_averaged(runs):
+    summary = summarise(runs, total_steps=2000, threshold=None)
+    swapped = summarise({"quick": runs["slow"], "slow": runs["quick"]}, total_steps=2000, threshold=None)
+    assert aggregate({"A": summary}) is None
+    found = aggregate({"A": summary, "B": swapped})
+    assert found["improvement"][0]["value"] == pytest.approx(0.5)
+
+
+def test_the_mean_of_a_curve(tmp_path):
+    folder = write_run(tmp_path / "run", [5.0] * 100)
+    assert curve_mean(folder, 1000) == pytest.approx(5.0)
+    folder = write_run(tmp_path / "ramp", ramp(40, 1.0))
+    # 200 steps at 9.5, 200 at 19.5, and the last row to the end of the budget.
+    assert curve_mean(folder, 1000) == pytest.approx((200 * 9.5 + 800 * 19.5) / 1000)
+    assert curve_mean(write_run(tmp_path / "bad", ramp(40, 1.0), status="diverged"), 1000) is None
+    assert curve_mean(tmp_path / "nothing", 1000) is None
+
+
+def test_snapshots_are_chosen_by_progress(tmp_path):
+    folder = write_run(tmp_path / "run", [0.0] * 100 + [100.0] * 200)
+    (folder / "snapshots").mkdir()
+    for step in range(200, 3001, 200):
+        (folder / "snapshots" / f"step_{step:09d}.safetensors").touch()
+    chosen = {stage: int(path.stem[5:]) for stage, path in choose_snapshots(folder).items()}
+    assert chosen == {"early": 1400, "midway": 1600, "late": 1800}
+    flat = write_run(tmp_path / "flat", [1.0] * 300)
+    (folder / "snapshots").rename(flat / "snapshots")
+    assert [int(path.stem[5:]) for path in choose_snapshots(flat).values()] == [800, 1600, 2400]
+    assert choose_snapshots(folder) == {}
+
+
+RATIO = {"value": 0.4, "low": 0.3, "high": 0.6}
+VARIANCE = {
+    "estimator": "a2c",
+    "batches": 10,
+    "rows_per_batch": 40,
+    "fit_batches": 5,
+    "squared_gradient_norm": 0.01,
+    "applied": {
+        "reinforce": {"ratio": {"value": 300.0, "low": 200.0, "high": "inf"}},
+        "a2c": {"ratio": {"value": 1.0, "low": 1.0, "high": 1.0}},
+        "relax, fitted": {"ratio": RATIO},
+    },
+}
+
+
+def make_result(runs) -> dict:
+    summary = summarise(runs, total_steps=2000, threshold=100.0)
+    about = {"kind": "a2c", "preset": "classic-control", "settings": {"gamma": 0.9}, "peer": None, "tuning": None}
+    trials = [
+        {"number": 0, "settings": {}, "params": {}, "score": 10.0},
+        {"number": 1, "settings": {"policy_lr": 0.00123456}, "params": {}, "score": 20.0},
+    ]
+    peer = {"source": "zoo (CartPole-v1)", "departure": "none"}
+    tuned = {**about, "kind": "sb3-a2c", "peer": peer, "tuning": {"steps": 500, "seeds": [7], "trials": trials}}
+    return {
+        "options": {"seeds": 4, "first_seed": 0},
+        "commands": ["compare --seeds 4"],
+        "num_workers": 1,
+        "cores": 2,
+        "failures": [{"run": "A-slow-s9", "status": "failed", "error": "out of luck"}],
+        "contestants": {"A": {"quick": about, "slow": tuned}},
+        "environments": {"A": summary, "B": summarise({"quick": []}, total_steps=5, threshold=None)},
+        "aggregate": aggregate({"A": summary, "B": summary}),
+        "variance": {"A": {"early": {"step": 100, **VARIANCE}}, "B": {}},
+    }
+
+
+def test_the_report_says_it_all(runs):
+    text = markdown(make_result(runs))
+    assert "| quick | 4 | 149.5 | 4 of 4 | 1,510 | 151 | 15 | 100 |" in text
+    slow = next(line for line in text.splitlines() if line.startswith("| slow |"))
+    assert "| 2 of 4 | beyond [" in slow and slow.count("|") == 9
+    assert "- A-slow-s9: failed: out of luck" in text
+    assert "| P(quick > slow) | 0.88 [" in text and "averaged over A, B" in text
+    assert "| relax, fitted | 0.4 [0.3, 0.6] |" in text and "| reinforce | 300 [200, inf] |" in text
+    assert "with gamma 0.9" in text and "zoo (CartPole-v1); departures: none" in text
+    assert "best, number 1, mean of the curve 20.0 (untuned 10.0): policy_lr 0.00123456" in text
+    assert "No run has ended." in text
+
+
+def test_every_figure_of_the_report_can_be_drawn(runs, tmp_path):
+    result = make_result(runs)
+    summary, style = result["environments"]["A"], figures.styles(["quick", "slow"])
+    figures.plot_curves(tmp_path / "curves.png", "A", summary, style)
+    figures.plot_solved(tmp_path / "solved.png", "A", summary, style)
+    figures.plot_scores(tmp_path / "scores.png", "A", summary, style)
+    figures.plot_improvement(tmp_path / "improvement.png", "A", summary["improvement"])
+    figures.plot_variance(tmp_path / "variance.png", "A", result["variance"]["A"])
+    for name in ("curves", "solved", "scores", "improvement", "variance"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_contestants_can_be_told_apart():
+    style = figures.styles([f"contestant {k}" for k in range(25)])
+    assert len({(each["color"], str(each["linestyle"])) for each in style.values()}) == 25

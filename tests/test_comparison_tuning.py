@@ -1,0 +1,141 @@
+"""Tuning: equal numbers of trials, the same whatever the workers and stops, and the space that is searched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from relax_rl.comparison.config import CompareConfig
+from relax_rl.comparison.contestants import Contestant, read_contestant
+from relax_rl.comparison.peers import published
+from relax_rl.comparison.plan import Environment, Folder
+from relax_rl.comparison.search_space import SPACE, dimensions, searched_values
+from relax_rl.comparison.tuning import FIRST_TUNING_SEED, Study, Tuning
+
+ENV = Environment("CartPole-v1", total_steps=1000, threshold=475.0, continuous=False)
+PPO = Contestant("sb3-ppo", "sb3-ppo", peer=True)
+
+
+def work(task) -> None:
+    """Leave a run whose curve is the higher, the nearer its learning rate is to 0.003."""
+    folder = Path(task.message["folder"])
+    folder.mkdir(parents=True)
+    settings = task.message["settings"]
+    rate = settings.get("policy_lr", settings.get("learning_rate", 1e-3))
+    value = 100.0 - 1e4 * abs(rate - 0.003) + task.message["seed"] % 7
+    (folder / "progress.csv").write_text(f"step,episodes,return_mean,seconds\n1000,5,{value},1\n")
+    (folder / "outcome.json").write_text(json.dumps({"status": "finished"}))
+
+
+def run_to_the_end(study: Study, *, most: int = 1000) -> list:
+    """Do one run at a time, the last one first where several are ready; returns the tasks."""
+    done, ready = [], []
+    while len(done) < most:
+        while (task := study.next()) is not None:
+            ready.append(task)
+        if not ready:
+            break
+        task = ready.pop()
+        work(task)
+        study.finished(task)
+        done.append(task)
+    return done
+
+
+def make_study(folder: Path, contestant: Contestant | None = None, **options) -> Study:
+    config = CompareConfig(**{"tune": 11, "tune_seeds": 2, **options})
+    return Study(config, ENV, contestant or read_contestant("relax"), folder)
+
+
+def test_every_trial_is_run_from_its_own_seeds(tmp_path):
+    study = make_study(tmp_path / "study")
+    tasks = run_to_the_end(study)
+    assert len(tasks) == 22 and len(study.trials) == 11 and study.tasks_left() == 0
+    assert {task.message["seed"] for task in tasks} == {FIRST_TUNING_SEED, FIRST_TUNING_SEED + 1}
+    assert study.trials[0]["settings"] == {}, "the first trial is the contestant as it stands"
+    assert len({json.dumps(trial["params"], sort_keys=True) for trial in study.trials}) == 11
+    saved = json.loads((tmp_path / "study" / "trials.json").read_text())
+    assert saved["trials"] == study.trials and saved["steps"] == 1000
+
+
+def test_the_best_trial_wins(tmp_path):
+    study = make_study(tmp_path / "study")
+    run_to_the_end(study)
+    scores = [trial["score"] for trial in study.trials]
+    assert study.best == study.trials[scores.index(max(scores))]["settings"]
+    config = CompareConfig(tune=11, tune_seeds=2)
+    tuning = Tuning(config, [ENV], [read_contestant("relax")], Folder(tmp_path))
+    tuning.studies["CartPole-v1", "relax"] = study
+    assert tuning.tuned("CartPole-v1", read_contestant("relax")).settings == study.best
+    other = read_contestant("a2c")
+    assert tuning.tuned("CartPole-v1", other) is other
+
+
+@pytest.mark.parametrize("most", [1, 9, 15])
+def test_a_stop_changes_no_number(tmp_path, most):
+    whole = make_study(tmp_path / "whole" / "study")
+    run_to_the_end(whole)
+    run_to_the_end(make_study(tmp_path / "parts" / "study"), most=most)
+    again = make_study(tmp_path / "parts" / "study")
+    repeated = run_to_the_end(again)
+    assert again.trials == whole.trials
+    assert len(repeated) == 22 - most, "runs that have ended are not repeated"
+
+
+def test_all_runs_of_a_batch_had_ended_before_the_stop(tmp_path):
+    study = make_study(tmp_path / "study")
+    for task in run_to_the_end(study, most=8):
+        assert task.total_steps == 1000
+    (tmp_path / "study" / "trials.json").unlink()
+    again = make_study(tmp_path / "study")
+    assert len(run_to_the_end(again)) == 22 - 8 and again.trials[:4] == study.trials[:4]
+
+
+def test_trials_that_fail_do_not_win(tmp_path):
+    study = make_study(tmp_path / "study", tune=4, tune_seeds=1)
+    while (task := study.next()) is not None:
+        study.finished(task)
+    assert [trial["score"] for trial in study.trials] == [None] * 4 and study.best == {}
+
+
+def test_studies_take_turns(tmp_path):
+    contestants = [read_contestant("relax"), read_contestant("a2c"), PPO]
+    config = CompareConfig(tune=1, peers=("sb3-ppo",))
+    tuning = Tuning(config, [ENV], contestants, Folder(tmp_path))
+    assert [tuning.next().row[1] for _ in range(3)] == ["relax", "a2c", "sb3-ppo"]
+    assert tuning.next() is None
+    alone = Tuning(CompareConfig(tune=1, tune_peers=False), [ENV], contestants, Folder(tmp_path / "alone"))
+    assert [label for _, label in alone.studies] == ["relax", "a2c"]
+
+
+def test_shared_settings_have_one_range():
+    relax, a2c, ppo = (
+        {d.name for d in dimensions(c).values()} for c in (read_contestant("relax"), read_contestant("a2c"), PPO)
+    )
+    shared = {"policy_lr", "one_minus_gamma", "gae_lambda", "entropy_coef", "num_steps", "max_grad_norm"}
+    assert relax & ppo == shared and relax - a2c == {"surrogate_lr", "surrogate_steps"}
+    assert {"learning_rate", "n_epochs", "clip_range", "batch_size"} <= set(dimensions(PPO))
+
+
+def test_what_was_set_by_hand_is_not_tuned():
+    pinned = read_contestant("relax:policy_lr=1e-3")
+    assert "policy_lr" not in dimensions(pinned) and "value_lr" in dimensions(pinned)
+
+
+def test_the_space_holds_the_published_settings():
+    peer = published("Hopper-v5", "sb3-ppo")
+    space = {name: d for name, d in dimensions(PPO).items() if name in peer.settings}
+    values = searched_values(peer.settings, space)
+    assert values["policy_lr"] == 9.80828e-05 and values["one_minus_gamma"] == pytest.approx(0.001)
+    back = {name: d.setting(values[d.name]) for name, d in space.items()}
+    assert back == pytest.approx(dict(peer.settings))
+
+
+def test_settings_outside_the_space_are_moved_into_it():
+    rates = next(d for d in SPACE if d.name == "policy_lr")
+    steps = next(d for d in SPACE if d.name == "num_steps")
+    sizes = next(d for d in SPACE if d.name == "batch_size")
+    assert (rates.searched(1.0), steps.searched(2048), sizes.searched(512)) == (1e-2, 1024, 256)
+    assert searched_values({"max_grad_norm": float("inf")}, dimensions(read_contestant("a2c"))) is None

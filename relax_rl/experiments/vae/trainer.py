@@ -89,7 +89,7 @@ class Trainer:
         self.model = make_model(config, mean, _generator(next(seeds))).to(device)
         self.step = -config.pretrain_steps
         self._encoder = self.model.encoder_parameters
-        self._optimizer = FusedAdam(self.model.parameters(), lr=config.lr, betas=(0.9, config.beta2))
+        self.optimizer = FusedAdam(self.model.parameters(), lr=config.lr, betas=(0.9, config.beta2))
         self.main = self._watch(config.estimator, next(seeds))
         self.others = [self._watch(name, next(seeds)) for name in config.track_variances]
         self._loss = torch.zeros((), device=self.device, dtype=torch.float64)
@@ -118,7 +118,7 @@ class Trainer:
             gradient.backward(self.model)
             if looked_at:
                 self.main.variance.update([parameter.grad for parameter in self._encoder if parameter.grad is not None])
-            self._optimizer.step()
+            self.optimizer.step()
         self.main.optimizer.step()
         self.step += 1
         if self.step > 0:
@@ -153,7 +153,7 @@ class Trainer:
         """Tensors and counters, from which a trainer of the same settings goes on bit for bit."""
         parts = {
             "model": self.model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "batches": self.batches.state_dict(),
             "loss": {"sum": self._loss},
             "main": self.main.state_dict(),
@@ -169,7 +169,7 @@ class Trainer:
         """
         try:
             self.model.load_state_dict(part(tensors, "model"))
-            self._optimizer.load_state_dict(part(tensors, "optimizer"))
+            self.optimizer.load_state_dict(part(tensors, "optimizer"))
             self.batches.load_state_dict(part(tensors, "batches"))
             for i, watched in enumerate([self.main, *self.others]):
                 watched.load_state_dict(part(tensors, f"other{i - 1}" if i else "main"))

@@ -1,0 +1,137 @@
+"""Time of one update with every estimator, and what the training loop adds to it.
+
+    python -m benchmarks.vae_speed          # writes results/vae/speed.json and speed.md
+
+Two linear layers of 200 on 784 pixels, batches of 24, one thread. An update is what a step of training cannot do without:
+the batch, the estimate, its way back through the model, and the optimisers. The loop adds moving averages of the variance,
+a row with a validation bound every 1,000 steps, the display and checkpoints.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.tasks import RESULTS, write_json, write_text
+from relax_rl.experiments.batches import Batches
+from relax_rl.experiments.data import Dataset
+from relax_rl.experiments.vae import session, training
+from relax_rl.experiments.vae.config import VaeConfig
+from relax_rl.experiments.vae.trainer import Trainer
+
+__all__ = ["main"]
+
+ROUNDS, STEPS = 9, 15
+LOOP_STEPS = 1_000
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "reinforce": {"estimator": "reinforce"},
+    "nvil": {"estimator": "nvil"},
+    "muprop": {"estimator": "muprop"},
+    "concrete": {"estimator": "concrete"},
+    "reinmax": {"estimator": "reinmax"},
+    "rebar, scales for each tensor": {"estimator": "rebar"},
+    "rebar, scales for each layer": {"estimator": "rebar", "rebar_scope": "layer"},
+    "relax": {"estimator": "relax"},
+    "relax, published surrogate": {"estimator": "relax", "surrogate_depth": 4, "surrogate_context": "input"},
+    "rloo, K = 5": {"estimator": "rloo", "num_samples": 5},
+    "disarm, one pair a layer": {"estimator": "disarm"},
+    "arms, K = 2 a layer": {"estimator": "arms"},
+    "double-cv, K = 5": {"estimator": "double-cv", "num_samples": 5},
+    "rodeo, K = 5": {"estimator": "rodeo", "num_samples": 5},
+}
+
+CASES = {name: VaeConfig(layers=2, **options) for name, options in _OPTIONS.items()}
+
+
+def main() -> None:
+    """Measure and write."""
+    torch.set_num_threads(1)
+    images = (np.random.default_rng(0).random((10_000, 784)) < 0.13).astype(np.uint8)
+    data = Dataset("noise", images, images, images[:100], shape=(28, 28), dynamic=False)
+    updates = {name: _update(config, data) for name, config in CASES.items()}
+    times: dict[str, list[float]] = {name: [] for name in updates}
+    for _ in range(ROUNDS):
+        for name, update in updates.items():  # side by side, so that a busy moment meets all of them
+            update()
+            started = time.process_time()
+            for _ in range(STEPS):
+                update()
+            times[name].append((time.process_time() - started) / STEPS)
+    best = {name: statistics.median(values) for name, values in times.items()}
+    loops = {name: _loop(CASES[name], data, updates[name]) for name in ("reinforce", "relax")}
+    content = {
+        "milliseconds": {name: 1e3 * value for name, value in best.items()},
+        "to_reinforce": {name: value / best["reinforce"] for name, value in best.items()},
+        "loop_overhead": loops,
+        "torch": torch.__version__,
+    }
+    write_json(RESULTS / "vae" / "speed.json", content)
+    lines = [
+        "# Speed of the discrete VAE\n",
+        f"784-200-200, batches of 24, one thread, torch {torch.__version__}; processor time, medians of {ROUNDS} rounds of {STEPS} updates, all "
+        "estimators side by side. `python -m benchmarks.vae_speed` writes this file.\n",
+        "| estimator | ms an update | to REINFORCE |",
+        "|---|---|---|",
+        *(f"| {name} | {1e3 * value:.2f} | {value / best['reinforce']:.2f} |" for name, value in best.items()),
+        "",
+        "What the training loop adds to an update (variance, rows, validation bound, display, checkpoint): "
+        + ", ".join(f"{100 * value:.1f}% with {name}" for name, value in loops.items())
+        + ".\n",
+    ]
+    write_text(RESULTS / "vae" / "speed.md", "\n".join(lines))
+    print("\n".join(lines))
+
+
+def _update(config: VaeConfig, data: Dataset) -> Callable[[], None]:
+    """The bare update of a trainer."""
+    trainer = Trainer(config, torch.from_numpy(data.mean_image.copy()), Batches(data.train, seed=0))
+
+    def update() -> None:
+        x = trainer.batches.next(config.batch_size)
+        gradient = trainer.main.estimator(trainer.model, x, trainer.main.generator)
+        gradient.backward(trainer.model)
+        trainer.optimizer.step()
+        trainer.main.optimizer.step()
+
+    return update
+
+
+def _loop(config: VaeConfig, data: Dataset, update: Callable[[], None]) -> float:
+    """How much longer a step of a whole run takes than the update alone, as a fraction.
+
+    The second of two thousand steps, as the difference of two runs: start and end of a run cancel.
+    """
+
+    def run(steps: int) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.process_time()
+            whole = replace(config, run_dir=str(Path(folder) / "run"), eval_samples=0, quiet=True, tensorboard=False)
+            training.train_vae(replace(whole, steps=steps))
+            return time.process_time() - started
+
+    def bare() -> float:
+        started = time.process_time()
+        for _ in range(LOOP_STEPS):
+            update()
+        return time.process_time() - started
+
+    original = session.load_data
+    session.load_data = lambda *_, **__: data
+    try:
+        pairs = [(run(2 * LOOP_STEPS) - run(LOOP_STEPS), bare()) for _ in range(2)]
+    finally:
+        session.load_data = original
+    return sum(loop for loop, _ in pairs) / sum(alone for _, alone in pairs) - 1.0
+
+
+if __name__ == "__main__":
+    main()

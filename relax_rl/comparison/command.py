@@ -76,7 +76,8 @@ def run_comparison(
         session = Session(config, folder, environments, contestants, commands)
         with WorkerPool(config.workers, folder.logs, held=held) as pool:
             try:
-                result = session.run(pool, view, interruption or Interruption())
+                # An interruption that has not come yet is false.
+                result = session.run(pool, view, Interruption() if interruption is None else interruption)
             finally:
                 view.end()
     return folder.path, result

@@ -96,6 +96,7 @@ class WorkerPool:
     ) -> None:
         self._num_workers, self._log_folder, self._held, self._command = num_workers, log_folder, held, command
         self._workers: list[_Worker] = []
+        self._leaving: list[_Worker] = []
         self._events: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
 
     def __enter__(self) -> WorkerPool:
@@ -127,7 +128,7 @@ class WorkerPool:
             if worker.task is not None and worker.process.poll() is None:
                 worker.process.terminate()
         deadline = time.monotonic() + _PATIENCE
-        for worker in self._workers:
+        for worker in (*self._workers, *self._leaving):
             if worker.task is None and worker.process.stdin is not None:
                 worker.process.stdin.close()
             try:
@@ -136,6 +137,7 @@ class WorkerPool:
                 worker.process.kill()
                 worker.process.wait()
         self._workers.clear()
+        self._leaving.clear()
 
     def _hand_out(self, source: Source, watcher: Watcher) -> None:
         while True:
@@ -200,6 +202,9 @@ class WorkerPool:
             return
         else:
             worker.task, outcome = None, message["outcome"]
+            if outcome["status"] == "interrupted":
+                self._workers.remove(worker)  # it is leaving, and takes no further task
+                self._leaving.append(worker)
         watcher.ended(task, outcome)
         if outcome["status"] != "interrupted":
             source.finished(task, outcome)

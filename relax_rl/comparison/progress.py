@@ -131,7 +131,7 @@ class View:
         """A run has ended; failures are told."""
         self.board.ended(task, outcome)
         if outcome["status"] in ("failed", "diverged"):
-            self.say(f"{task.name}: {outcome['status']}: {outcome['error']}")
+            self.warn(f"{task.name}: {outcome['status']}: {outcome['error']}")
 
     def refresh(self) -> None:
         """Show the present state, if it is time."""
@@ -139,14 +139,18 @@ class View:
     def say(self, line: str) -> None:
         """Show a line of its own."""
 
+    def warn(self, line: str) -> None:
+        """Show a line about something that went wrong."""
+        self.say(line)
+
     def end(self) -> None:
         """Leave the terminal as it was."""
 
 
 class SilentView(View):
-    """Shows nothing but failures, on standard error."""
+    """Shows nothing but what goes wrong, on standard error."""
 
-    def say(self, line: str) -> None:
+    def warn(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 

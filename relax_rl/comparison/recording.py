@@ -113,7 +113,7 @@ class TakeSnapshots:
 
     def __call__(self, agent: ActorCritic, info: UpdateInfo) -> None:
         if self._every is None:
-            self._every = Every(self._interval, max(0, info.steps - 1))
+            self._every = Every(self._interval)
             with writing(self._folder):
                 self._folder.mkdir(exist_ok=True)
         if self._every.due(info.steps):

@@ -1,0 +1,229 @@
+"""The command `compare` from end to end, on a few hundred steps of CartPole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from relax_rl.cli import main
+from relax_rl.comparison.plan import Folder
+from relax_rl.errors import SettingsError
+from relax_rl.loggers import read_csv
+from relax_rl.runs import RunFolder, read_config
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--set", "hidden=8", "surrogate_hidden=8", "log_interval=100", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A comparison with everything in it. Tests must not write to it."""
+    folder = tmp_path_factory.mktemp("compare") / "all"
+    args = ["--env", "CartPole-v1", "--estimators", "few=relax:num_envs=4", "a2c", "--peers", "sb3-a2c"]
+    args += [
+        "--set",
+        *SMALL[1:-1],
+        "num_steps=5",
+        "--quiet",
+        "--seeds",
+        "2",
+        "--total-steps",
+        "500",
+        "--threshold",
+        "15",
+        "--num-workers",
+        "2",
+        "--tune",
+        "2",
+    ]
+    args += ["--tune-steps", "200", "--variance", "--variance-batches", "3", "--variance-fit-batches", "1"]
+    assert main(["compare", *args, "--run-dir", str(folder)]) == 0
+    return folder
+
+
+def test_every_run_is_an_ordinary_run(finished):
+    names = {f"CartPole-v1-{label}-s{seed}" for label in ("few", "a2c", "sb3-a2c") for seed in (0, 1)}
+    assert {path.name for path in (finished / "runs").iterdir()} == names
+    config = read_config(RunFolder(finished / "runs" / "CartPole-v1-few-s1"))
+    assert (config.run.estimator, config.run.seed, config.run.total_steps) == ("relax", 1, 500)
+    assert config.env.num_envs == 4 and config.agent.hidden == (8,) and config.run.threads == 1
+    assert main(["evaluate", str(finished / "runs" / "CartPole-v1-a2c-s0"), "--episodes", "1"]) == 0
+
+
+def test_episodes_agree_with_the_run(finished):
+    for name in ("CartPole-v1-few-s0", "CartPole-v1-sb3-a2c-s0"):
+        folder = finished / "runs" / name
+        episodes, progress = read_csv(folder / "episodes.csv"), read_csv(folder / "progress.csv")
+        assert len(episodes["step"]) == progress["episodes"][-1] > 0
+        assert episodes["return"] == episodes["length"], "CartPole pays 1 a step"
+        last = episodes["return"][-100:]
+        assert progress["return_mean"][-1] == pytest.approx(sum(last) / len(last), rel=1e-4)
+        assert json.loads((folder / "outcome.json").read_text())["status"] == "finished"
+
+
+def test_the_results_are_complete(finished):
+    result = json.loads((finished / "comparison.json").read_text())
+    summary = result["environments"]["CartPole-v1"]
+    assert (summary["total_steps"], summary["threshold"]) == (500, 15.0)
+    assert list(summary["contestants"]) == ["few", "a2c", "sb3-a2c"]
+    for entry in summary["contestants"].values():
+        assert [run["seed"] for run in entry["runs"]] == [0, 1] and entry["solved"]["runs"] == 2
+        assert entry["final"]["low"] <= entry["final"]["value"] <= entry["final"]["high"]
+        assert all(run["steps"] >= 500 and run["steps_per_second"] > 0 for run in entry["runs"])
+    assert len(summary["improvement"]) == 3 and result["aggregate"] is None and result["failures"] == []
+    variance = result["variance"]["CartPole-v1"]
+    assert list(variance) == ["early", "midway", "late"]
+    assert {"a2c", "reinforce", "relax, fitted"} <= set(variance["late"]["applied"])
+    kept = {Path(stage["checkpoint"]).name for stage in variance.values()}
+    assert {p.name for p in (finished / "runs" / "CartPole-v1-a2c-s0" / "snapshots").iterdir()} == kept
+
+
+def test_every_contestant_has_its_trials_and_runs_with_the_best(finished):
+    about = json.loads((finished / "comparison.json").read_text())["contestants"]["CartPole-v1"]
+    for label, entry in about.items():
+        trials = entry["tuning"]["trials"]
+        assert len(trials) == 2 and entry["tuning"]["steps"] == 200 and entry["tuning"]["seeds"] == [1_000_000]
+        best = max(trials, key=lambda trial: trial["score"])
+        config = json.loads((finished / "runs" / f"CartPole-v1-{label}-s0" / "config.json").read_text())
+        used = {**config["peer"]["settings"], **config["peer"]["linear"]} if label == "sb3-a2c" else config["agent"]
+        assert {name: used[name] for name in best["settings"]} == best["settings"]
+    assert about["few"]["settings"]["num_envs"] == 4 and "num_envs" not in about["a2c"]["settings"]
+
+
+def test_the_report_links_to_figures_that_exist(finished):
+    text = (finished / "report.md").read_text()
+    links = [line.partition("](")[2].rstrip(")") for line in text.splitlines() if line.startswith("![")]
+    assert len(links) >= 4 and all((finished / link).read_bytes().startswith(b"\x89PNG") for link in links)
+    assert "rl-baselines3-zoo/blob" in text and "compare --env CartPole-v1" in text
+
+
+def test_a_finished_comparison_is_only_reported_anew(finished, tmp_path, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (finished / "runs").rglob("*") if path.is_file()}
+    assert main(["compare", "--resume", str(finished), "--threshold", "1000000", "--quiet"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (finished / "runs").rglob("*") if path.is_file()} == before
+    summary = json.loads((finished / "comparison.json").read_text())["environments"]["CartPole-v1"]
+    assert all(entry["solved"]["solved"] == 0 for entry in summary["contestants"].values())
+    assert "| beyond |" in (finished / "report.md").read_text()
+
+
+def start(folder: Path, *args: str) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "train_agent.py"), "compare", *args]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(what, process: subprocess.Popen | None = None, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "nothing has happened"
+        assert process is None or process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def test_a_comparison_goes_on_after_ctrl_c_and_after_a_kill(tmp_path):
+    run = tmp_path / "it" / "runs" / "CartPole-v1-a2c-s0"
+    args = ["--env", "CartPole-v1", "--estimators", "a2c", "--seeds", "1", "--total-steps", "8000", *SMALL[:-1]]
+    first = start(tmp_path, *args, "checkpoint_interval=1000", "--run-dir", "it", "--num-workers", "1")
+    wait_for(lambda: any(run.glob("checkpoints/step_*")), first)
+    first.send_signal(signal.SIGINT)
+    out = first.communicate(timeout=60)[0]
+    assert first.returncode == 130 and "Traceback" not in out
+    assert out.splitlines()[-1].endswith("compare --resume it")
+    stopped = max(run.glob("checkpoints/step_*")).name
+    assert not (run / "outcome.json").exists()
+
+    second = start(tmp_path, "--resume", "it", "--quiet")
+    wait_for(lambda: max(run.glob("checkpoints/step_*")).name > stopped, second)
+    second.kill()
+    second.communicate()
+    killed = max(run.glob("checkpoints/step_*")).name
+
+    def free() -> bool:
+        try:
+            with Folder(tmp_path / "it").locked():
+                return True
+        except SettingsError:
+            return False
+
+    wait_for(free)  # the worker has noticed, saved and left
+    os.chdir(tmp_path)
+    assert main(["compare", "--resume", "it", "--quiet"]) == 0
+    record = json.loads((run / "config.json").read_text())
+    assert len(record["resumed"]) == 2
+    assert record["resumed"][1]["step"] >= int(killed[5:14]), "what the kill interrupted was saved all the same"
+    episodes, progress = read_csv(run / "episodes.csv"), read_csv(run / "progress.csv")
+    assert progress["step"] == sorted(progress["step"]) and progress["step"][-1] >= 8000
+    assert len(episodes["step"]) == progress["episodes"][-1] and episodes["step"] == sorted(episodes["step"])
+    assert len((tmp_path / "it" / "report.md").read_text().split("    python")) > 3, "every session's command"
+
+
+def test_a_run_that_diverges_is_told_and_does_not_stop_the_rest(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ["--env", "CartPole-v1", "--estimators", "wild=a2c:policy_lr=1e38,normalize_obs=false", "a2c", *SMALL]
+    assert (
+        main(["compare", *args, "--seeds", "1", "--total-steps", "1000", "--num-workers", "1", "--run-dir", "d"]) == 1
+    )
+    out, err = capsys.readouterr()
+    assert "1 failed, told in the report" in out
+    assert len(err.splitlines()) == 1 and err.startswith("CartPole-v1-wild-s0: diverged: the gradient is not finite")
+    result = json.loads((tmp_path / "d" / "comparison.json").read_text())
+    assert result["failures"][0]["status"] == "diverged"
+    assert "a2c" in result["environments"]["CartPole-v1"]["contestants"]
+    assert main(["compare", "--resume", "d", "--quiet"]) == 1
+    assert "diverged: the gradient" in (tmp_path / "d" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--estimators", "lax"], "contestant 'lax' on CartPole-v1: estimator 'lax' does not fit discrete actions"),
+        (["--env", "Pendulum-v1", "--estimators", "a2c", "relax"], "'relax' does not fit continuous actions"),
+        (["--env", "CartPole-v7"], "CartPole-v7"),
+        (["--estimators", "relaks"], "unknown estimator 'relaks'"),
+        (["--seeds", "0"], "seeds is 0, expected at least 1"),
+        (["--threshold", "high"], "threshold is 'high', expected a number or ENV=number"),
+        (["--threshold", "Acrobot-v1=3"], "is for Acrobot-v1, which is not among the environments"),
+        (["--env", "Pendulum-v1", "--stop-when-solved"], "Pendulum-v1 has no registered threshold"),
+        (["--variance", "--variance-of", "relax"], "variance_of is 'relax', expected one of auto, a2c"),
+        (["--resume", "nowhere"], "nowhere holds no comparison"),
+        (["--tune", "1", "--first-seed", "1000000"], "expected seeds below 1000000 with --tune"),
+    ],
+)
+def test_mistakes_are_told_in_one_line_before_anything_runs(args, expected, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", *args]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and err.startswith("error: ") and expected in err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "args", "expected"),
+    [
+        ("stable_baselines3", ["--peers", "sb3-ppo"], "--peers needs Stable-Baselines3, which is missing: pip install"),
+        ("optuna", ["--tune", "3"], "--tune needs Optuna, which is missing: pip install 'relax-rl[compare]'"),
+    ],
+)
+def test_a_missing_extra_is_named(module, args, expected, capsys, monkeypatch):
+    from relax_rl.comparison import peers, tuning
+
+    for user in (peers, tuning):
+        monkeypatch.setattr(user, "find_spec", lambda name: None if name == module else True)
+    assert main(["compare", *args]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_a_folder_in_use_is_refused(finished, capsys):
+    assert main(["compare", "--run-dir", str(finished)]) == 2
+    assert "already holds a comparison; go on with it by --resume" in capsys.readouterr().err
+    assert main(["compare", "--resume", str(finished), "--estimators", "a2c"]) == 2
+    assert "start a new comparison instead" in capsys.readouterr().err
+    with Folder(finished).locked():
+        assert main(["compare", "--resume", str(finished)]) == 2
+    assert "is being worked on" in capsys.readouterr().err

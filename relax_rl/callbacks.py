@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from relax_rl.distributed import ALONE, Workers
 from relax_rl.evaluation import evaluate
 from relax_rl.interruption import Interruption
 from relax_rl.loggers import mean_metrics
@@ -60,10 +63,22 @@ class CountEpisodes:
 
 
 class LogProgress:
-    """Hands a row to the loggers once per interval: counters, and the mean of each metric since the last row."""
+    """Hands a row to the loggers once per interval: counters, and the mean of each metric since the last row.
 
-    def __init__(self, run: RunState, loggers: Sequence[Logger], *, interval: int, step: int = 0) -> None:
-        self._run, self._loggers = run, loggers
+    Args:
+        workers: among which metrics are averaged; all of them call this, those without loggers too.
+    """
+
+    def __init__(
+        self,
+        run: RunState,
+        loggers: Sequence[Logger],
+        *,
+        interval: int,
+        step: int = 0,
+        workers: Workers = ALONE,
+    ) -> None:
+        self._run, self._loggers, self._workers = run, loggers, workers
         self._every = Every(interval, step)
         self._history: list[Mapping[str, Any]] = []
         self._step, self._seconds = step, run.seconds
@@ -77,7 +92,7 @@ class LogProgress:
         """Write a row for now, unless nothing has happened since the last one."""
         if not self._history:
             return
-        seconds, metrics = self._run.seconds, mean_metrics(self._history)
+        seconds, metrics = self._run.seconds, self._over_workers(mean_metrics(self._history))
         if "estimate/variance_a2c" in metrics:
             # The ratio of the means: a mean of ratios would be that of the batches in which nothing happens.
             plain = max(metrics["estimate/variance_a2c"], 1e-30)
@@ -95,6 +110,16 @@ class LogProgress:
         self._step, self._seconds = agent.steps, seconds
         for logger in self._loggers:
             logger.log(row)
+
+    def _over_workers(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Means over the workers, of those that have a number to tell."""
+        if self._workers.count == 1:
+            return metrics
+        found = self._workers.gather(np.array(list(metrics.values())))
+        told = ~np.isnan(found)
+        totals, counts = np.where(told, found, 0.0).sum(0), told.sum(0)
+        means = np.divide(totals, counts, out=np.full_like(totals, np.nan), where=counts > 0)
+        return dict(zip(metrics, means.tolist(), strict=True))
 
 
 class ShowProgress:
@@ -140,6 +165,11 @@ class PeriodicEvaluation:
     def __call__(self, agent: ActorCritic, info: UpdateInfo) -> None:
         if not self._every.due(info.steps):
             return
+        agent.watch("evaluation")
+        self._evaluate(agent)
+        agent.watch("logging")
+
+    def _evaluate(self, agent: ActorCritic) -> None:
         scores = evaluate(
             agent,
             self._envs,
@@ -189,7 +219,9 @@ class SaveCheckpoints:
 
     def __call__(self, agent: ActorCritic, info: UpdateInfo) -> None:
         if self._every.due(info.steps):
+            agent.watch("checkpoints")
             self.save(agent)
+            agent.watch("logging")
 
     def save(self, agent: ActorCritic) -> Path:
         """Save now, unless the agent has not moved since it was last saved; returns the last checkpoint."""

@@ -83,10 +83,11 @@ class CheckpointFolder:
     Args:
         path: the folder.
         keep: how many, besides `best.safetensors`. Two, so that a damaged last one does not cost the run.
+        writes: False where another process writes them, and only their names are told here.
     """
 
-    def __init__(self, path: Path, *, keep: int = 2) -> None:
-        self.path, self.keep = path, keep
+    def __init__(self, path: Path, *, keep: int = 2, writes: bool = True) -> None:
+        self.path, self.keep, self.writes = path, keep, writes
 
     @property
     def best(self) -> Path:
@@ -103,8 +104,12 @@ class CheckpointFolder:
 
         Raises:
             RelaxRLError: the file cannot be written; the checkpoints before it stay.
+            TrainingDiverged: a weight is not finite.
         """
         path = self.path / f"step_{agent.steps:09d}.safetensors"
+        if not self.writes:
+            agent.state_dict()  # raises if a weight is not finite, in all processes alike
+            return path
         _save(path, agent, run)
         with writing(self.path):
             for old in self.newest_first()[self.keep :]:

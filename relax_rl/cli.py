@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relax_rl import runs
+from relax_rl import distributed, runs
 from relax_rl.config import TrainConfig, did_you_mean
 from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.options import parse
@@ -94,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _dispatch(args, prog)
         except RelaxRLError as error:
-            print(f"error: {error}", file=sys.stderr)
+            if not error.told_elsewhere:
+                print(f"error: {error}", file=sys.stderr)
             return 2
         except SystemExit as leaving:  # help has been printed
             return int(leaving.code or 0)
@@ -142,13 +143,14 @@ def _overview(prog: str) -> str:
 def train_command(args: Sequence[str], prog: str) -> int:
     """`train`: start or resume a run, and say where its results lie."""
     config = _train_config(list(args), prog)
-    if config.run.resume is None and config.run.run_dir is not None:
+    if config.run.resume is None and config.run.run_dir is not None and not distributed.restarted():
         RunFolder(Path(config.run.run_dir)).check_unused()
     from relax_rl.training import train
 
     started = time.perf_counter()
     result = train(config, command=f"{prog} {shlex.join(args)}")
-    print(_summary(result, config, prog.rpartition(" ")[0], time.perf_counter() - started), flush=True)
+    if distributed.is_first():
+        print(_summary(result, config, prog.rpartition(" ")[0], time.perf_counter() - started), flush=True)
     return 128 + signal.Signals[result.stopped_by] if result.stopped_by in ("SIGINT", "SIGTERM") else 0
 
 
@@ -170,8 +172,8 @@ def _train_config(args: list[str], prog: str) -> TrainConfig:
         config = read(args, base)
         return replace(config, run=replace(config.run, preset=base.run.preset))
     saved = runs.read_config(RunFolder(Path(given.run.resume)))
-    # Whether progress is shown is a matter of this call, not of the run.
-    here = {"resume": given.run.resume, "run_dir": given.run.resume, "quiet": False}
+    # Whether progress is shown, or time measured, is a matter of this call, not of the run.
+    here = {"resume": given.run.resume, "run_dir": given.run.resume, "quiet": False, "profile": False}
     config = read(args, with_settings(saved, here))
     if config.run.preset == "auto":
         config = replace(config, run=replace(config.run, preset=saved.run.preset))

@@ -162,13 +162,19 @@ class RunConfig:
     quiet: bool = False
     """Show no progress display."""
     threads: int = 1
-    """CPU threads for tensor work; 0 takes all cores. More than one pays only for images or wide networks."""
+    """CPU threads for tensor work; 0 takes all cores, shared among the workers of a machine. More than one pays only for images or wide networks."""
+    profile: bool = False
+    """Measure where the time goes: profile.md and profile.json, and a trace of a few updates, in the run's folder."""
+    worker_timeout: float = 1800.0
+    """Under torchrun: seconds that workers wait for one another before the run ends; longer than an evaluation takes."""
 
     def __post_init__(self) -> None:
         for name in ("total_steps", "eval_episodes", "checkpoint_interval", "log_interval"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("seed", "eval_interval", "threads"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or above")
+        timeout = self.worker_timeout
+        _require(timeout > 0.0 and math.isfinite(timeout), "worker_timeout", timeout, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

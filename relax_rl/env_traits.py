@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from relax_rl.env_pool import EnvPoolVectorEnv
 from relax_rl.errors import SettingsError
 
 __all__ = [
@@ -20,7 +21,7 @@ __all__ = [
     "vectorization_of",
 ]
 
-Vectorization = Literal["native", "sync", "async"]
+Vectorization = Literal["native", "envpool", "sync", "async"]
 
 
 def autoreset_mode_named(mode: AutoresetMode | str | None) -> AutoresetMode | None:
@@ -58,6 +59,8 @@ def vectorization_of(env: VectorEnv[Any, Any, Any]) -> Vectorization:
     """How an unwrapped vector environment steps."""
     if isinstance(env, SyncVectorEnv):
         return "sync"
+    if isinstance(env, EnvPoolVectorEnv):
+        return "envpool"
     return "async" if isinstance(env, AsyncVectorEnv) else "native"
 
 
@@ -65,14 +68,15 @@ def hands_out_fresh_arrays(env: VectorEnv[Any, Any, Any]) -> bool:
     """Whether an unwrapped vector environment is known never to write to an observation that it handed out."""
     if isinstance(env, SyncVectorEnv | AsyncVectorEnv):
         return bool(env.copy)
-    return isinstance(env, CartPoleVectorEnv) or _is_native_atari(env)
+    return isinstance(env, CartPoleVectorEnv | EnvPoolVectorEnv) or _is_native_atari(env)
 
 
-def derived_seeds(env: VectorEnv[Any, Any, Any], seed: int | Sequence[int]) -> Any:
+def derived_seeds(env: VectorEnv[Any, Any, Any], seed: int | Sequence[int], first: int = 0) -> Any:
     """Well-separated seeds in the form that `env.reset` takes; its spaces, which sample on their own, get one too.
 
     Args:
         seed: one or several whole numbers; different ones give unrelated seeds, also neighbouring ones.
+        first: how many environments of other processes stand before these: the seeds are those that follow theirs.
 
     Returns:
         One seed per environment where the vector environment takes that, else a single one.
@@ -85,11 +89,11 @@ def derived_seeds(env: VectorEnv[Any, Any, Any], seed: int | Sequence[int]) -> A
     except (TypeError, ValueError) as wrong:
         raise SettingsError(f"seed is {seed!r}, expected whole numbers of 0 or above") from wrong
     # 31 bits, since ale-py takes signed integers of 32 and reads negative ones as "no seed"
-    seeds = [int(word) >> 1 for word in sequence.generate_state(env.num_envs + 1)]
+    seeds = [int(word) >> 1 for word in sequence.generate_state(first + env.num_envs + 1)[first:]]
     for space in (env.single_action_space, env.single_observation_space, env.action_space, env.observation_space):
         space.seed(seeds[-1])
     inner = env.unwrapped
-    if isinstance(inner, SyncVectorEnv | AsyncVectorEnv):
+    if isinstance(inner, SyncVectorEnv | AsyncVectorEnv | EnvPoolVectorEnv):
         return seeds[:-1]
     return np.array(seeds[:-1]) if _is_native_atari(inner) else seeds[0]
 

@@ -76,6 +76,7 @@ class VectorEnvs:
         vectorization: how it steps (default: told from its class).
         life_loss_terminal: report a lost life as `terminated`, while the game, its return and its length go on; needs
             `lives` in the infos.
+        first_env: how many environments of other processes stand before these; each process's get seeds of their own.
 
     Attributes:
         obs: `[N, ...]`, what the next action is chosen on.
@@ -94,6 +95,7 @@ class VectorEnvs:
         env_id: str | None = None,
         vectorization: Vectorization | None = None,
         life_loss_terminal: bool = False,
+        first_env: int = 0,
     ) -> None:
         inner = vector_env.unwrapped
         self.vector_env = vector_env
@@ -116,7 +118,7 @@ class VectorEnvs:
             )
         is_async = isinstance(inner, AsyncVectorEnv)
         self._worker_death_report = WorkerDeathReport(self.env_id) if is_async else nullcontext()
-        self._life_loss_terminal = life_loss_terminal
+        self._life_loss_terminal, self._first_env = life_loss_terminal, first_env
         self._copies = vector_env is not inner or not hands_out_fresh_arrays(inner)
         self._checked_action = action_checker(self.single_action_space, self.num_envs)
         self._lives: np.ndarray | None = None
@@ -139,8 +141,9 @@ class VectorEnvs:
             SettingsError: for a negative seed.
             RelaxRLError: if a worker process died.
         """
+        seeds = None if seed is None else derived_seeds(self.vector_env, seed, self._first_env)
         with self._worker_death_report:
-            obs, infos = self.vector_env.reset(seed=None if seed is None else derived_seeds(self.vector_env, seed))
+            obs, infos = self.vector_env.reset(seed=seeds)
         # Workers without shared memory do not take back a pending autoreset: theirs still makes up the next row.
         inner = self.vector_env.unwrapped
         if not (isinstance(inner, AsyncVectorEnv) and not inner.shared_memory):
@@ -285,6 +288,7 @@ def make_envs(
     sticky_actions: float = 0.25,
     life_loss_terminal: bool = True,
     autoreset_mode: AutoresetMode | str | None = None,
+    first_env: int = 0,
     **env_kwargs: Any,
 ) -> VectorEnvs:
     """Environments of one kind, stepped together, reset and ready.
@@ -298,6 +302,7 @@ def make_envs(
         sticky_actions: Atari: probability that the last action is repeated, whatever the id says.
         life_loss_terminal: Atari: report a lost life as `terminated`, while the game goes on.
         autoreset_mode: "NEXT_STEP" (the default, right for every environment), "SAME_STEP" or "DISABLED".
+        first_env: how many environments of other processes stand before these: the seeds are those that follow theirs.
         env_kwargs: for the environment itself.
 
     Raises:
@@ -325,6 +330,7 @@ def make_envs(
             env_id=f"{module}{colon}{spec.id}",
             vectorization=chosen,
             life_loss_terminal=life_loss_terminal and is_atari(spec),
+            first_env=first_env,
         )
     except BaseException:
         close_vector_env(vector_env)

@@ -1,13 +1,18 @@
 """The errors a user can cause, each told in one line."""
 
-__all__ = ["CheckpointError", "RelaxRLError", "SettingsError", "TrainingDiverged"]
+__all__ = ["CheckpointError", "RelaxRLError", "SettingsError", "TrainingDiverged", "WorkerLost"]
 
 
 class RelaxRLError(Exception):
     """Base of every error that a user can mend: what was wrong, what was expected, what to do.
 
     The command line prints its message on one line and exits with code 2.
+
+    Attributes:
+        told_elsewhere: another process that works on the same already prints this line.
     """
+
+    told_elsewhere: bool = False
 
 
 class SettingsError(RelaxRLError, ValueError):
@@ -20,3 +25,7 @@ class CheckpointError(RelaxRLError):
 
 class TrainingDiverged(RelaxRLError):
     """A loss, gradient or parameter stopped being a finite number."""
+
+
+class WorkerLost(RelaxRLError):
+    """Another of the processes that learn together stopped, or does not answer."""

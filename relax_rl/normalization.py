@@ -2,6 +2,9 @@
 
 All of them are read during a rollout and its update, and take the rollout in afterwards: a statistic that moved within
 a batch would correlate with the batch and bias its gradient.
+
+Each takes in data in two steps, so that processes that learn together can take in what all of them saw: `summary` makes
+a vector of the data, `merge` takes in one vector or several. `update` does both.
 """
 
 from __future__ import annotations
@@ -22,13 +25,28 @@ class RunningMoments:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.mean, self.var, self.count = np.zeros(shape), np.ones(shape), 0.0
 
-    def update(self, batch: np.ndarray) -> None:
-        """Take in `[B, *shape]`; an empty batch changes nothing."""
+    def summary(self, batch: np.ndarray) -> np.ndarray:
+        """`[1 + 2 D]` of `[B, *shape]`: B, the means, and the sums of squared deviations from them."""
         size = len(batch)
         if size == 0:
-            return
+            return np.zeros(1 + 2 * self.mean.size)
         mean = batch.sum(0, dtype=np.float64) / size
         square_sum = np.square(batch - mean).sum(0)
+        return np.concatenate(([size], np.ravel(mean), np.ravel(square_sum)))
+
+    def merge(self, summaries: np.ndarray) -> None:
+        """Take in summaries `[S, 1 + 2 D]`, one after the other."""
+        shape = self.mean.shape
+        for summary in summaries:
+            mean, square_sum = summary[1:].reshape(2, *shape)
+            if summary[0]:
+                self._take_in(float(summary[0]), mean, square_sum)
+
+    def update(self, batch: np.ndarray) -> None:
+        """Take in `[B, *shape]`; an empty batch changes nothing."""
+        self.merge(self.summary(batch)[None])
+
+    def _take_in(self, size: float, mean: np.ndarray, square_sum: np.ndarray) -> None:
         total = self.count + size
         delta = mean - self.mean
         self.var = (self.var * self.count + square_sum + np.square(delta) * (self.count * size / total)) / total
@@ -63,10 +81,18 @@ class ObservationNormalizer:
             return obs
         return torch.clamp((obs - self._mean) * self._inverse_std, -self.clip, self.clip)
 
+    def summary(self, obs: Tensor, valid: Tensor) -> np.ndarray:
+        """Of raw observations `[T, N, *shape]`, without the rows that are not `valid` `[T, N]`."""
+        return self.moments.summary(obs.cpu().numpy()[valid.cpu().numpy()])
+
+    def merge(self, summaries: np.ndarray) -> None:
+        """Take in summaries, one a row."""
+        self.moments.merge(summaries)
+        self._refresh()
+
     def update(self, obs: Tensor, valid: Tensor) -> None:
         """Take in raw observations `[T, N, *shape]`, without the rows that are not `valid` `[T, N]`."""
-        self.moments.update(obs.cpu().numpy()[valid.cpu().numpy()])
-        self._refresh()
+        self.merge(self.summary(obs, valid)[None])
 
     def _refresh(self) -> None:
         values = self.moments.mean, 1.0 / np.sqrt(self.moments.var + 1e-8)
@@ -93,8 +119,11 @@ class RewardScaler:
         """What rewards are multiplied by; 1 until a rollout was seen."""
         return 1.0 / math.sqrt(float(self.moments.var) + 1e-8) if self.moments.count else 1.0
 
-    def update(self, reward: Tensor, ended: Tensor, valid: Tensor) -> None:
-        """Take in raw rewards of one rollout, all `[T, N]`: `ended` cuts the return, rows that are not `valid` are skipped."""
+    def summary(self, reward: Tensor, ended: Tensor, valid: Tensor) -> np.ndarray:
+        """Of the raw rewards of one rollout, all `[T, N]`: `ended` cuts the return, rows not `valid` are skipped.
+
+        The returns go on from here: each rollout is summarised once.
+        """
         if len(self.returns) != reward.shape[1]:
             self.returns = np.zeros(reward.shape[1])
         ok, keep = valid.cpu().numpy(), ~ended.cpu().numpy()
@@ -102,7 +131,15 @@ class RewardScaler:
         for t, returns in enumerate(seen):
             returns += self.gamma * self.returns
             self.returns = returns * keep[t]
-        self.moments.update(seen[ok])
+        return self.moments.summary(seen[ok])
+
+    def merge(self, summaries: np.ndarray) -> None:
+        """Take in summaries, one a row."""
+        self.moments.merge(summaries)
+
+    def update(self, reward: Tensor, ended: Tensor, valid: Tensor) -> None:
+        """Take in the raw rewards of one rollout; arguments as for `summary`."""
+        self.merge(self.summary(reward, ended, valid)[None])
 
     def state_dict(self) -> dict[str, Tensor]:
         """The moments alone: after a load the environments begin new episodes, and so do the returns."""
@@ -126,11 +163,20 @@ class RunningScale:
         """What the signal is divided by; 1 until a batch was seen."""
         return math.sqrt(self.mean_square / self.weight) + 1e-8 if self.weight else 1.0
 
-    def update(self, signal: Tensor, weight: Tensor) -> None:
-        """Take in `[B]` values, each with weight 0 or 1."""
-        mean_square = float((signal.square() * weight).sum() / weight.sum().clamp(min=1.0))
+    def summary(self, signal: Tensor, weight: Tensor) -> np.ndarray:
+        """`[2]` of `[B]` values, each with weight 0 or 1: their mean square and their number."""
+        rows = weight.sum()
+        return np.array([float((signal.square() * weight).sum() / rows.clamp(min=1.0)), float(rows)])
+
+    def merge(self, summaries: np.ndarray) -> None:
+        """Take in summaries `[S, 2]` as one batch."""
+        mean_square = float(summaries[:, 0] @ summaries[:, 1]) / max(float(summaries[:, 1].sum()), 1.0)
         self.mean_square = self.decay * self.mean_square + (1 - self.decay) * mean_square
         self.weight = self.decay * self.weight + (1 - self.decay)
+
+    def update(self, signal: Tensor, weight: Tensor) -> None:
+        """Take in `[B]` values, each with weight 0 or 1."""
+        self.merge(self.summary(signal, weight)[None])
 
     def state_dict(self) -> dict[str, Tensor]:
         values = {"mean_square": self.mean_square, "weight": self.weight}

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from relax_rl.profiling import Watch, unwatched
+
 if TYPE_CHECKING:
     from relax_rl.envs import Episode, VectorEnvs
 
@@ -67,6 +69,7 @@ class Collector:
         encode: batch of raw observations -> `[N, ...]` array.
         to_env: outcomes of the action distribution as an array -> actions of the environment.
         num_steps: T.
+        watch: told when acting and when stepping begins.
     """
 
     def __init__(
@@ -75,8 +78,11 @@ class Collector:
         encode: Callable[[Any], np.ndarray],
         to_env: Callable[[np.ndarray], np.ndarray],
         num_steps: int,
+        *,
+        watch: Watch = unwatched,
     ) -> None:
         self.envs, self.encode, self.to_env, self.num_steps = envs, encode, to_env, num_steps
+        self.watch = watch
 
     def collect(self, sample: Callable[[Tensor, Tensor], Tensor], noise: Tensor) -> Rollout:
         """One rollout.
@@ -95,7 +101,10 @@ class Collector:
         obs_tensor = torch.from_numpy(obs)
         for t, (obs_t, noise_t) in enumerate(zip(obs_tensor[:-1].unbind(), noise.unbind(), strict=True)):
             action = sample(obs_t, noise_t)
-            step = envs.step(self.to_env(action.cpu().numpy()))
+            taken = self.to_env(action.cpu().numpy())
+            self.watch("env")
+            step = envs.step(taken)
+            self.watch("act")
             actions.append(action)
             reward[t], terminated[t], truncated[t], valid[t] = step.reward, step.terminated, step.truncated, step.valid
             obs[t + 1] = self.encode(envs.obs)

@@ -39,6 +39,9 @@ CHANGEABLE = frozenset(
         "threads",
         "eval_interval",
         "eval_episodes",
+        "num_envs",
+        "profile",
+        "worker_timeout",
     }
 )
 """Settings that may differ when a run is resumed; all others would make it another run."""

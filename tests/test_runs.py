@@ -104,9 +104,12 @@ def test_only_some_settings_may_change_on_resuming():
         "threads": 2,
         "device": "auto",
         "eval_interval": 5,
+        "num_envs": 3,
+        "profile": True,
+        "worker_timeout": 5.0,
     }
     check_resumable(saved, with_settings(saved, {**changed, "resume": "x", "run_dir": "x", "estimator": "auto"}))
-    for name, value in {"gamma": 0.5, "num_envs": 3, "estimator": "a2c", "seed": 1, "hidden": (8,)}.items():
+    for name, value in {"gamma": 0.5, "num_steps": 3, "estimator": "a2c", "seed": 1, "hidden": (8,)}.items():
         with pytest.raises(SettingsError, match=f"{name} is .* may change"):
             check_resumable(saved, with_settings(saved, {name: value}))
     with pytest.raises(CheckpointError, match="trained on CartPole-v1"):

@@ -18,10 +18,14 @@ from relax_rl.agents.callback import Callback, UpdateInfo
 from relax_rl.agents.forward import Networks
 from relax_rl.agents.minibatches import minibatch_steps
 from relax_rl.agents.optimizers import Adam, FlatParameters, Optimizer, RMSprop, clip_norm_
+from relax_rl.agents.shares import columns, share_of_rollout
+from relax_rl.agents.statistics import absorb, episodes_of_all
 from relax_rl.config import AgentConfig, agent_config_from
 from relax_rl.devices import resolve_device
+from relax_rl.distributed import ALONE, Workers
 from relax_rl.errors import SettingsError, TrainingDiverged
 from relax_rl.normalization import ObservationNormalizer, RewardScaler, RunningScale
+from relax_rl.profiling import Watch, unwatched
 from relax_rl.rollouts import Collector, Rollout
 from relax_rl.spaces import ActionEncoder, ObservationEncoder
 
@@ -43,6 +47,8 @@ class ActorCritic:
 
     Attributes:
         steps, updates, episodes: valid environment steps, updates and finished episodes learned from so far.
+        workers: the processes that learn together; `join` sets them.
+        watch: told which section of an update begins; see `relax_rl.profiling`.
 
     Raises:
         SettingsError: for spaces or settings that cannot work.
@@ -70,6 +76,8 @@ class ActorCritic:
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.steps = self.updates = self.episodes = 0
         self.schedule_start, self.schedule_end = 0, 0
+        self.workers: Workers = ALONE
+        self.watch: Watch = unwatched
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._build()
@@ -172,6 +180,16 @@ class ActorCritic:
 
     # Learning
 
+    def join(self, workers: Workers) -> None:
+        """Learn together with the same agent in other processes, from the state of the first one.
+
+        Each has as many environments of its own. W workers of N environments take the same steps, to rounding, as one
+        of W N: gradients, statistics, counters and decisions are those of all rows.
+        """
+        self.workers = workers
+        if workers.count > 1:
+            persistence.share_state(self)
+
     def learn(
         self: AgentT,
         envs: VectorEnvs,
@@ -185,12 +203,13 @@ class ActorCritic:
         Args:
             envs: environments with this agent's spaces.
             total_steps: steps summed over the environments.
-            callbacks: called after every update; one that returns False ends the training.
+            callbacks: called after every update; one that returns False ends the training, of all workers.
             reset_schedule: start schedules anew; False goes on with those of the last call, as after a load.
 
         Raises:
             SettingsError: if the environments have other spaces.
             TrainingDiverged: if a gradient is not finite.
+            WorkerLost: if another worker stops.
         """
         for ours, theirs in (
             (self.observation_space, envs.single_observation_space),
@@ -204,21 +223,27 @@ class ActorCritic:
         collector = self.collector(envs)
         callbacks = list(callbacks)
         while self.steps < self.schedule_end:
+            before = self.episodes
             rollout = self.collect(collector)
             metrics = self.update(rollout)
-            info = UpdateInfo(self.steps, self.updates, rollout.episodes, metrics)
+            episodes = episodes_of_all(self.workers, rollout.episodes, self.episodes - before)
+            self.watch("logging")
+            info = UpdateInfo(self.steps, self.updates, episodes, metrics)
             heard = [callback(self, info) for callback in callbacks]
-            if any(answer is False for answer in heard):
+            if self.workers.any(any(answer is False for answer in heard)):
                 break
         return self
 
     def collector(self, envs: VectorEnvs) -> Collector:
         """What steps these environments, `num_steps` at a time, with this agent's view of them."""
-        return Collector(envs, self.observations.encode, self.to_env, self.config.num_steps)
+        return Collector(envs, self.observations.encode, self.to_env, self.config.num_steps, watch=self.watch)
 
     def collect(self, collector: Collector) -> Rollout:
         """A rollout of the present policy."""
-        noise = self.sample_noise(collector.num_steps, collector.envs.num_envs)
+        self.watch("act")
+        num_envs = collector.envs.num_envs
+        noise = self.sample_noise(collector.num_steps, self.workers.count * num_envs)
+        noise = noise[:, columns(self.workers, num_envs)]
         kept: list[Tensor] = []
         rollout = collector.collect(self._networks.sampler(kept) or self.sample, noise)
         if kept:
@@ -231,16 +256,18 @@ class ActorCritic:
         Raises:
             TrainingDiverged: if a gradient is not finite; nothing has been changed then.
         """
+        self.watch("advantage")
         batch, params, value = self.batch(rollout)
         self._networks.forget()
-        if self.config.epochs == 1 and not 0 < self.config.minibatch_size < len(batch.weight):
+        if self.config.epochs == 1 and not 0 < self.config.minibatch_size < batch.num_rows:
             metrics = self.step(batch, params, value)
         else:
             obs = self._observations(rollout.to(self.device))[: len(batch.weight)]
             metrics = minibatch_steps(self, batch, obs, self._networks)
-        self._absorb(rollout, batch)
-        self.steps += int(rollout.valid.sum())
-        self.episodes += len(rollout.episodes)
+        self.watch("statistics")
+        steps, episodes = absorb(self, rollout, batch)
+        self.steps += steps
+        self.episodes += episodes
         self.updates += 1
         return metrics
 
@@ -251,9 +278,13 @@ class ActorCritic:
             batch: rows of a rollout.
             params, value: `[B, P]` and `[B]` of these rows, with their graphs.
         """
+        self.watch("estimate")
         estimate = self.estimate(batch)
+        self.watch("backward")
         metrics = self._train_actor_critic(batch, params, value, estimate.detach())
+        self.watch("surrogate")
         metrics |= self.train_surrogate(batch, estimate)
+        self.watch("statistics")
         return metrics | batch_statistics(batch, value.detach(), self._gradients(batch, estimate.detach()))
 
     def estimate(self, batch: Batch) -> Tensor:
@@ -283,6 +314,7 @@ class ActorCritic:
             config=self.config,
             reward_scale=self.reward_scaler.scale if self.reward_scaler is not None else 1.0,
             scale=1.0 / self.advantage_scale.scale if self.advantage_scale is not None else 1.0,
+            share=share_of_rollout(self.workers, rollout.num_steps, rollout.num_envs, self.device),
         )
         return batch, params, value[: len(batch.weight)]
 
@@ -291,7 +323,7 @@ class ActorCritic:
     ) -> dict[str, Tensor | float]:
         """Pull the estimate back through the policy, regress V on returns, clip, step."""
         config, weight = self.config, batch.weight
-        rows = len(weight)
+        rows = batch.divisor
         ascent = estimate
         entropy_coef = config.entropy_coef * self.schedule_factor(config.entropy_schedule)
         if entropy_coef:
@@ -303,6 +335,8 @@ class ActorCritic:
         for part in self._theta:
             part.zero_grad()
         torch.autograd.backward([params, value], [pulled, weighted_error * (2.0 * config.value_coef / rows)])
+        self.average(*(part.grad for part in self._theta))
+        self.watch("optimiser")
         norm = clip_norm_(self._theta, config.max_grad_norm)
         if not math.isfinite(norm):
             raise TrainingDiverged(
@@ -325,15 +359,11 @@ class ActorCritic:
         """`[B, P]` gradients, by the name under which to report their variance over rows."""
         return {"variance": estimate}
 
-    def _absorb(self, rollout: Rollout, batch: Batch) -> None:
-        """Let the running statistics take in the rollout, now that its update is done."""
-        if self.obs_normalizer is not None:
-            self.obs_normalizer.update(rollout.obs[:-1], rollout.valid)
-        if self.reward_scaler is not None:
-            reward = rollout.reward.clamp(-self.config.reward_clip, self.config.reward_clip)
-            self.reward_scaler.update(reward, rollout.terminated | rollout.truncated, rollout.valid)
-        if self.advantage_scale is not None:
-            self.advantage_scale.update(batch.advantage / batch.scale, batch.weight)
+    def average(self, *gradients: Tensor) -> None:
+        """Replace each gradient, in place, by its mean over the workers."""
+        if self.workers.count > 1:
+            self.watch("communication")
+            self.workers.average_(*gradients)
 
     # State
 

@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from relax_rl.agents.shares import Share
 from relax_rl.config import AgentConfig
 from relax_rl.critics import explained_variance
 from relax_rl.distributions import Distribution
@@ -34,6 +35,7 @@ class Batch:
         scale: what advantages were multiplied by, the same for every term of an estimate.
         old_log_prob: `[B]` log-probability of each action under the policy that took it, where `dist` is another one.
         clip_range: PPO's, of the ratio of the two.
+        share: which rows these are among those of all workers; None if they are all there are.
     """
 
     features: Tensor
@@ -46,6 +48,17 @@ class Batch:
     scale: float = 1.0
     old_log_prob: Tensor | None = None
     clip_range: float = math.inf
+    share: Share | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all workers."""
+        return len(self.weight) if self.share is None else self.share.rows
+
+    @property
+    def divisor(self) -> float:
+        """What makes a sum over these rows a mean over all workers' rows, once it is averaged over the workers."""
+        return len(self.weight) if self.share is None else self.share.rows / self.share.workers
 
     def select(
         self,
@@ -56,6 +69,7 @@ class Batch:
         noise: Tensor,
         old_log_prob: Tensor,
         clip_range: float,
+        share: Share | None = None,
     ) -> Batch:
         """Some rows under a later policy.
 
@@ -66,6 +80,7 @@ class Batch:
             noise: `[b, ...]` from which `dist` makes their actions.
             old_log_prob: `[B]` of all rows.
             clip_range: PPO's.
+            share: which rows of all workers' minibatch these are.
         """
         return replace(
             self,
@@ -78,6 +93,7 @@ class Batch:
             dist=dist,
             old_log_prob=old_log_prob[index],
             clip_range=clip_range,
+            share=share,
         )
 
     @cached_property
@@ -129,6 +145,7 @@ def make_batch(
     config: AgentConfig,
     reward_scale: float = 1.0,
     scale: float = 1.0,
+    share: Share | None = None,
 ) -> Batch:
     """The rows of a rollout, with their advantages and returns.
 
@@ -140,6 +157,7 @@ def make_batch(
         config: says gamma, lambda and where rewards are clipped.
         reward_scale: factor of the clipped rewards.
         scale: factor of the advantages.
+        share: which rows these are among those of all workers.
     """
     steps, num_envs = rollout.num_steps, rollout.num_envs
     body = (steps + 1) * num_envs
@@ -163,6 +181,7 @@ def make_batch(
         weight=rollout.valid.flatten().to(advantage.dtype),
         dist=dist,
         scale=scale,
+        share=share,
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from relax_rl.agents.batch import Batch
 from relax_rl.agents.forward import Networks
+from relax_rl.agents.shares import Share, minibatches, sample_noise
 from relax_rl.distributions import Distribution
 
 if TYPE_CHECKING:
@@ -37,43 +38,55 @@ def minibatch_steps(agent: ActorCritic, batch: Batch, obs: Tensor, networks: Net
     """
     config, rows = agent.config, len(batch.weight)
     old_log_prob = batch.dist.log_prob(batch.action).detach()
-    size = config.minibatch_size or rows
     first: dict[str, Any] = {}
     for epochs in range(1, config.epochs + 1):  # noqa: B007
-        divergence, share = [], []
-        for index in torch.randperm(rows, generator=agent.generator, device=agent.device).split(size):
+        divergence, clipped = [], []
+        for index, share in minibatches(rows, config.minibatch_size, batch.share, agent.generator):
+            agent.watch("advantage")
             params, value, features = networks(obs[index], len(index))
             dist = batch.dist.with_params(params.detach().requires_grad_())
             part = batch.select(
                 index,
                 dist=dist,
                 features=features,
-                noise=noise_for(dist, batch.action[index], agent.generator),
+                noise=noise_for(dist, batch.action[index], agent.generator, share),
                 old_log_prob=old_log_prob,
                 clip_range=config.clip_range,
+                share=share,
             )
             metrics = agent.step(part, params, value)
             first = first or metrics
             divergence.append(_divergence(part))
-            share.append(1.0 - part.kept.mean() if part.kept is not None else torch.zeros(()))
-        kl = torch.stack(divergence).mean()
+            clipped.append(1.0 - part.kept.mean() if part.kept is not None else torch.zeros(()))
+        total, weight = (torch.stack(column) for column in zip(*divergence, strict=True))
+        agent.average(total, weight)
+        kl = (total / weight.clamp(min=1.0 / agent.workers.count)).mean()
         if math.isfinite(config.target_kl) and float(kl) > config.target_kl:
             break
     last = {name: x for name, x in metrics.items() if name.startswith("losses/")}
-    return first | last | {"policy/kl": kl, "policy/clipped": torch.stack(share).mean(), "policy/epochs": float(epochs)}
+    return (
+        first | last | {"policy/kl": kl, "policy/clipped": torch.stack(clipped).mean(), "policy/epochs": float(epochs)}
+    )
 
 
-def noise_for(dist: Distribution, action: Tensor, generator: torch.Generator) -> Tensor:
-    """`[B, ...]` base noise from which the distribution makes these actions, drawn from its law given them."""
+def noise_for(dist: Distribution, action: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
+    """`[B, ...]` base noise from which the distribution makes these actions, drawn from its law given them.
+
+    Args:
+        dist: `[B, P]`.
+        action: `[B, ...]`.
+        generator: of the draw.
+        share: which rows of all workers' batch these are.
+    """
     with torch.no_grad():
         relax_given = getattr(dist, "relax_given", None)
         if relax_given is None:
             return dist.noise_of(action)
-        return dist.noise_of(relax_given(action, dist.sample_noise(generator)))
+        return dist.noise_of(relax_given(action, sample_noise(dist, generator, share)))
 
 
-def _divergence(batch: Batch) -> Tensor:
-    """KL(pi_old || pi) from the actions taken, as mean(ratio - 1 - log ratio), which is never negative."""
+def _divergence(batch: Batch) -> tuple[Tensor, Tensor]:
+    """KL(pi_old || pi) from the actions taken, as mean(ratio - 1 - log ratio), which is never negative: sum, rows."""
     assert batch.ratio is not None and batch.old_log_prob is not None
     each = batch.ratio - 1.0 - batch.ratio.clamp(min=1e-30).log()
-    return (each * batch.weight).sum() / batch.weight.sum().clamp(min=1.0)
+    return (each * batch.weight).sum(), batch.weight.sum()

@@ -18,7 +18,7 @@ from relax_rl.space_json import space_from_json, space_to_json
 if TYPE_CHECKING:
     from relax_rl.agents.base import ActorCritic
 
-__all__ = ["agent_state", "load_agent", "restore_agent", "save_agent"]
+__all__ = ["agent_state", "build_agent", "load_agent", "restore_agent", "save_agent", "share_state"]
 
 AgentT = TypeVar("AgentT", bound="ActorCritic")
 
@@ -83,20 +83,43 @@ def load_agent(cls: type[AgentT], path: str | os.PathLike[str], device: str) -> 
         CheckpointError: if the file is unreadable, or holds an agent that is not a `cls`.
     """
     tensors, saved = load_state(path)
+    agent = build_agent(cls, saved.get("agent", {}), device, source=str(path))
+    restore_agent(agent, tensors, saved["agent"])
+    return agent
+
+
+def build_agent(cls: type[AgentT], state: Mapping[str, Any], device: str, *, source: str) -> AgentT:
+    """An agent of the kind, spaces and settings that the JSON of `agent_state` tells, before it has learned anything.
+
+    Args:
+        cls: the agent's class, or one above it.
+        state: that JSON.
+        device: where the networks go.
+        source: where the state comes from, for messages.
+
+    Raises:
+        CheckpointError: if it describes no agent, or one that is not a `cls`.
+    """
     try:
-        state = saved["agent"]
         name, seed, config = state["estimator"], int(state["seed"]), dict(state["config"])
         observation_space, action_space = (space_from_json(state[k]) for k in ("observation_space", "action_space"))
         lists = {key: tuple(value) for key, value in config.items() if isinstance(value, list)}
         settings = replace(AgentConfig(**{**config, **lists}), device=device)
     except (KeyError, TypeError, ValueError, SettingsError) as error:
-        raise CheckpointError(f"{path} does not describe an agent ({error})") from None
+        raise CheckpointError(f"{source} does not describe an agent ({error})") from None
     kinds = {kind.name: kind for kind in _family(cls)}
     if name not in kinds:
-        raise CheckpointError(f"{path} holds a {name!r} agent, expected {' or '.join(sorted(k for k in kinds if k))}")
-    agent = kinds[name](observation_space, action_space, seed=seed, config=settings)
-    restore_agent(agent, tensors, state)
-    return agent
+        raise CheckpointError(f"{source} holds a {name!r} agent, expected {' or '.join(sorted(k for k in kinds if k))}")
+    return kinds[name](observation_space, action_space, seed=seed, config=settings)
+
+
+def share_state(agent: ActorCritic) -> None:
+    """Overwrite an agent by that of the first of its workers."""
+    tensors, state = agent_state(agent)
+    copies = {name: x.detach().contiguous().clone() for name, x in sorted(tensors.items())}
+    for x in copies.values():
+        agent.workers.broadcast_(x)
+    restore_agent(agent, copies, agent.workers.told(state))
 
 
 def _family(cls: type[AgentT]) -> list[type[AgentT]]:

@@ -7,6 +7,7 @@ from typing import ClassVar, cast
 from torch import Tensor
 
 from relax_rl.agents.batch import Batch
+from relax_rl.agents.shares import sample_noise
 from relax_rl.agents.surrogate import SurrogateActorCritic
 from relax_rl.distributions import RelaxedDistribution
 from relax_rl.estimators import relax_gradient
@@ -28,7 +29,7 @@ class RELAX(SurrogateActorCritic):
     def estimate(self, batch: Batch) -> Tensor:
         dist = cast(RelaxedDistribution, batch.dist)
         z = dist.relax(batch.noise)
-        z_tilde = dist.relax_given(batch.action, dist.sample_noise(self.generator))
+        z_tilde = dist.relax_given(batch.action, sample_noise(dist, self.generator, batch.share))
         c, c_tilde = self.controls(batch, z, z_tilde)
         signal = batch.signal(batch.advantage)
         return batch.reweighted(relax_gradient(signal, None, c, c_tilde, dist.params, score=batch.score))

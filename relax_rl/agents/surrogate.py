@@ -50,18 +50,34 @@ class SurrogateActorCritic(ActorCritic):
         a hundred calm batches, on which an untrained surrogate then adds more noise than there was.
         """
         factor = self.schedule_factor(self.config.lr_schedule)
-        plain_loss = variance_loss(batch.a2c_gradient, batch.weight) + _SMALLEST_VARIANCE
+        unit = self._variance_unit(batch)
         loss = first = variance_loss(estimate, batch.weight)
         for step in range(self.config.surrogate_steps):
             if step:
                 loss = variance_loss(self.estimate(batch), batch.weight)
             self._phi.zero_grad()
-            torch.autograd.backward(loss / plain_loss, inputs=self._phi.parameters)
+            torch.autograd.backward(loss / unit, inputs=self._phi.parameters)
+            self.average(self._phi.grad)
             self.surrogate_optimizer.step(factor)
         return {
             "losses/variance": first.detach(),
             "surrogate/gain": self.surrogate.gain.detach().clone(),
         }
+
+    def _variance_unit(self, batch: Batch) -> Tensor:
+        """What the variance over this worker's rows is divided by: the plain gradient's, over all workers' rows.
+
+        Both are means over rows that count, of which one worker may have more than another. The loss is so divided
+        that its mean over the workers is the mean over all rows.
+        """
+        plain, rows = variance_loss(batch.a2c_gradient, batch.weight), batch.weight.sum()
+        if self.workers.count == 1:
+            return plain + _SMALLEST_VARIANCE
+        together = torch.stack([plain * rows, rows])
+        self.average(together)
+        total, mean_rows = together.unbind()
+        mean_rows, rows = (x.clamp(min=torch.finfo(x.dtype).tiny) for x in (mean_rows, rows))
+        return (total / mean_rows + _SMALLEST_VARIANCE) * (mean_rows / rows)
 
     def _gradients(self, batch: Batch, estimate: Tensor) -> dict[str, Tensor]:
         return {**super()._gradients(batch, estimate), "variance_a2c": batch.a2c_gradient}

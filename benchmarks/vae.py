@@ -93,9 +93,8 @@ class Run:
     @property
     def stem(self) -> str:
         """Name of everything this run leaves."""
-        return (
-            f"{self.row}-{self.estimator}" if self.lr == LEARNING_RATE else f"{self.row}-{self.estimator}-lr{self.lr:g}"
-        )
+        own = f"{self.row}-{self.estimator}"
+        return own if self.lr == self.set.lr else f"{own}-lr{self.lr:.0e}"
 
     @property
     def folder(self) -> Path:

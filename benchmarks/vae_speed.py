@@ -13,7 +13,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,17 @@ import torch
 from benchmarks.tasks import RESULTS, write_json, write_text
 from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.data import Dataset
-from relax_rl.experiments.vae import session, training
+from relax_rl.experiments.vae import training
+from relax_rl.experiments.vae.checkpoints import VaeCheckpoints
 from relax_rl.experiments.vae.config import VaeConfig
+from relax_rl.experiments.vae.display import SilentDisplay, describe_bounds
+from relax_rl.experiments.vae.evaluation import bound
+from relax_rl.experiments.vae.gradient_variance import EVERY
 from relax_rl.experiments.vae.trainer import Trainer
 
 __all__ = ["main"]
 
 ROUNDS, STEPS = 9, 15
-LOOP_STEPS = 1_000
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "reinforce": {"estimator": "reinforce"},
@@ -57,7 +59,8 @@ def main() -> None:
     torch.set_num_threads(1)
     images = (np.random.default_rng(0).random((10_000, 784)) < 0.13).astype(np.uint8)
     data = Dataset("noise", images, images, images[:100], shape=(28, 28), dynamic=False)
-    updates = {name: _update(config, data) for name, config in CASES.items()}
+    trainers = {name: _trainer(config, data) for name, config in CASES.items()}
+    updates = {name: _update(trainer) for name, trainer in trainers.items()}
     times: dict[str, list[float]] = {name: [] for name in updates}
     for _ in range(ROUNDS):
         for name, update in updates.items():  # side by side, so that a busy moment meets all of them
@@ -67,11 +70,11 @@ def main() -> None:
                 update()
             times[name].append((time.process_time() - started) / STEPS)
     best = {name: statistics.median(values) for name, values in times.items()}
-    loops = {name: _loop(CASES[name], data, updates[name]) for name in ("reinforce", "relax")}
+    loops = {name: _added(trainers[name], data) / best[name] for name in ("reinforce", "relax")}
     content = {
         "milliseconds": {name: 1e3 * value for name, value in best.items()},
         "to_reinforce": {name: value / best["reinforce"] for name, value in best.items()},
-        "loop_overhead": loops,
+        "added_by_the_loop": loops,
         "torch": torch.__version__,
     }
     write_json(RESULTS / "vae" / "speed.json", content)
@@ -83,7 +86,7 @@ def main() -> None:
         "|---|---|---|",
         *(f"| {name} | {1e3 * value:.2f} | {value / best['reinforce']:.2f} |" for name, value in best.items()),
         "",
-        "What the training loop adds to an update (variance, rows, validation bound, display, checkpoint): "
+        "What the training loop adds to an update (variance, rows, validation bound, display, checkpoints, each timed by itself): "
         + ", ".join(f"{100 * value:.1f}% with {name}" for name, value in loops.items())
         + ".\n",
     ]
@@ -91,12 +94,15 @@ def main() -> None:
     print("\n".join(lines))
 
 
-def _update(config: VaeConfig, data: Dataset) -> Callable[[], None]:
-    """The bare update of a trainer."""
-    trainer = Trainer(config, torch.from_numpy(data.mean_image.copy()), Batches(data.train, seed=0))
+def _trainer(config: VaeConfig, data: Dataset) -> Trainer:
+    return Trainer(config, torch.from_numpy(data.mean_image.copy()), Batches(data.train, seed=0))
+
+
+def _update(trainer: Trainer) -> Callable[[], None]:
+    """What a step cannot do without."""
 
     def update() -> None:
-        x = trainer.batches.next(config.batch_size)
+        x = trainer.batches.next(trainer.config.batch_size)
         gradient = trainer.main.estimator(trainer.model, x, trainer.main.generator)
         gradient.backward(trainer.model)
         trainer.optimizer.step()
@@ -105,32 +111,42 @@ def _update(config: VaeConfig, data: Dataset) -> Callable[[], None]:
     return update
 
 
-def _loop(config: VaeConfig, data: Dataset, update: Callable[[], None]) -> float:
-    """How much longer a step of a whole run takes than the update alone, as a fraction.
+def _added(trainer: Trainer, data: Dataset) -> float:
+    """Seconds that the loop adds to a step: each of its parts, by how often it comes."""
+    config = trainer.config
+    valid = torch.from_numpy(data.valid[: config.valid_images]).float()
+    gradient = [torch.randn_like(parameter) for parameter in trainer.model.encoder_parameters]
+    display = SilentDisplay()
 
-    The second of two thousand steps, as the difference of two runs: start and end of a run cancel.
-    """
+    def row() -> None:
+        trainer.take_train_bound()
+        trainer.metrics()
+        bound(trainer.model, valid)
 
-    def run(steps: int) -> float:
+    def checkpoint() -> None:
+        tensors, counters = trainer.state_dict()
         with tempfile.TemporaryDirectory() as folder:
-            started = time.process_time()
-            whole = replace(config, run_dir=str(Path(folder) / "run"), eval_samples=0, quiet=True, tensorboard=False)
-            training.train_vae(replace(whole, steps=steps))
-            return time.process_time() - started
+            trainer.is_finite()
+            VaeCheckpoints(Path(folder)).save(1, tensors, {"vae": counters})
 
-    def bare() -> float:
+    return (
+        _seconds(lambda: trainer.main.variance.update(gradient), 20) / EVERY
+        + _seconds(lambda: display.update(0, describe_bounds(-100.0, -100.0)), 20) / training.SHOW_EVERY
+        + _seconds(row, 1) / config.log_interval
+        + _seconds(checkpoint, 1) / config.checkpoint_interval
+    )
+
+
+def _seconds(call: Callable[[], object], count: int) -> float:
+    """Of one call: the median of the rounds."""
+    call()
+    times = []
+    for _ in range(ROUNDS):
         started = time.process_time()
-        for _ in range(LOOP_STEPS):
-            update()
-        return time.process_time() - started
-
-    original = session.load_data
-    session.load_data = lambda *_, **__: data
-    try:
-        pairs = [(run(2 * LOOP_STEPS) - run(LOOP_STEPS), bare()) for _ in range(2)]
-    finally:
-        session.load_data = original
-    return sum(loop for loop, _ in pairs) / sum(alone for _, alone in pairs) - 1.0
+        for _ in range(count):
+            call()
+        times.append((time.process_time() - started) / count)
+    return statistics.median(times)
 
 
 if __name__ == "__main__":

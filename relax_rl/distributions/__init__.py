@@ -16,7 +16,13 @@ from relax_rl.distributions.categorical import Categorical
 from relax_rl.distributions.gaussian import DiagGaussian, TanhGaussian
 from relax_rl.distributions.multi_categorical import MultiCategorical
 from relax_rl.distributions.noise import gumbel_noise, logistic_noise
-from relax_rl.distributions.protocols import Distribution, FiniteDistribution, RelaxedDistribution
+from relax_rl.distributions.protocols import (
+    Distribution,
+    FiniteDistribution,
+    RelaxedDistribution,
+    SlopedDistribution,
+    SlopedRelaxation,
+)
 
 __all__ = [
     "Bernoulli",
@@ -26,6 +32,8 @@ __all__ = [
     "FiniteDistribution",
     "MultiCategorical",
     "RelaxedDistribution",
+    "SlopedDistribution",
+    "SlopedRelaxation",
     "TanhGaussian",
     "gumbel_noise",
     "logistic_noise",

@@ -84,6 +84,22 @@ class Categorical:
     def soften(self, z: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         return F.softmax(z / temperature, dim=-1)
 
+    def pull_back(self, slope: Tensor, z: Tensor) -> Tensor:
+        return slope - self.mean.detach() * _sum(slope)
+
+    def push_forward(self, direction: Tensor, z: Tensor) -> Tensor:
+        return direction - _sum(self.mean.detach() * direction)
+
+    def conditional_weight(self, sample: Tensor, z_tilde: Tensor) -> Tensor:
+        return -torch.expm1(z_tilde - _sum(z_tilde * self.embed(sample)))
+
+    def soften_slope(self, relaxed: Tensor, vector: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+        weighted = relaxed * vector
+        return (weighted - relaxed * _sum(weighted)) / temperature
+
+    def soften_curvature(self, relaxed: Tensor, change: Tensor, vector: Tensor) -> Tensor:
+        return change * (vector - _sum(relaxed * vector)) - relaxed * _sum(change * vector)
+
     def embed(self, sample: Tensor) -> Tensor:
         return sample if self.one_hot else self._one_hot(sample)
 
@@ -98,3 +114,7 @@ class Categorical:
 
     def _index(self, sample: Tensor) -> Tensor:
         return sample.argmax(-1) if self.one_hot else sample
+
+
+def _sum(x: Tensor) -> Tensor:
+    return x.sum(-1, keepdim=True)

@@ -70,6 +70,16 @@ class DiagGaussian:
     def soften(self, z: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         return z
 
+    def pull_back(self, slope: Tensor, z: Tensor) -> Tensor:
+        return torch.cat([slope, slope * (z - self.mean.detach())], -1)
+
+    def push_forward(self, direction: Tensor, z: Tensor) -> Tensor:
+        of_mean, of_log_std = direction.chunk(2, -1)
+        return of_mean + of_log_std * (z - self.mean.detach())
+
+    def soften_slope(self, relaxed: Tensor, vector: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+        return vector
+
     def embed(self, sample: Tensor) -> Tensor:
         return sample
 
@@ -108,6 +118,9 @@ class TanhGaussian(DiagGaussian):
 
     def soften(self, z: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         return torch.tanh(z)
+
+    def soften_slope(self, relaxed: Tensor, vector: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+        return (1 - relaxed.square()) * vector
 
     def embed(self, sample: Tensor) -> Tensor:
         return torch.tanh(sample)

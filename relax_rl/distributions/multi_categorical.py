@@ -102,12 +102,36 @@ class MultiCategorical:
     def soften(self, z: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         return self._flat(F.softmax(self._pad(z / temperature, -math.inf), dim=-1))
 
+    def pull_back(self, slope: Tensor, z: Tensor) -> Tensor:
+        return slope - self.mean.detach() * self._sum(slope)
+
+    def push_forward(self, direction: Tensor, z: Tensor) -> Tensor:
+        return direction - self._sum(self.mean.detach() * direction)
+
+    def conditional_weight(self, sample: Tensor, z_tilde: Tensor) -> Tensor:
+        return -torch.expm1(z_tilde - self._sum(z_tilde * self.embed(sample)))
+
+    def soften_slope(self, relaxed: Tensor, vector: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+        weighted = relaxed * vector
+        return (weighted - relaxed * self._sum(weighted)) / temperature
+
+    def soften_curvature(self, relaxed: Tensor, change: Tensor, vector: Tensor) -> Tensor:
+        return change * (vector - self._sum(relaxed * vector)) - relaxed * self._sum(change * vector)
+
     def embed(self, sample: Tensor) -> Tensor:
         return sample if self.one_hot else self._one_hot(sample)
 
     def support(self) -> Tensor:
         """`[M, ...]` with M = prod(nvec): for few and small factors."""
         return self._sample(every_combination(self.nvec, self.params.device))
+
+    def _sum(self, x: Tensor) -> Tensor:
+        """`[*, sum(nvec)]` for each entry the sum over its factor."""
+        if self._equal:
+            padded = self._pad(x, 0.0)
+            return self._flat(padded.sum(-1, keepdim=True).expand_as(padded))
+        parts = [part.sum(-1, keepdim=True).expand_as(part) for part in x.split(self.nvec, -1)]
+        return torch.cat(parts, -1)
 
     def _one_hot(self, index: Tensor) -> Tensor:
         return self._flat(one_hot(index, max(self.nvec), self.params.dtype))

@@ -17,16 +17,11 @@ class Derivatives:
 
     Attributes:
         first: (a, h) -> dh/da.
-        second: (a, h, first) -> d^2h/da^2.
+        second: (a, h, x, dh/da x) -> d^2h/da^2 x.
     """
 
     first: Callable[[Tensor, Tensor], Tensor]
-    second: Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def _silu_second(a: Tensor, h: Tensor, first: Tensor) -> Tensor:
-    s = torch.sigmoid(a)
-    return s * (1 - s) * (2 + a * (1 - 2 * s))
+    second: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def _silu_first(a: Tensor, h: Tensor) -> Tensor:
@@ -34,12 +29,19 @@ def _silu_first(a: Tensor, h: Tensor) -> Tensor:
     return s + h * (1 - s)
 
 
+def _silu_second(a: Tensor, h: Tensor, x: Tensor, first_x: Tensor) -> Tensor:
+    s = torch.sigmoid(a)
+    return s * (1 - s) * (2 + a * (1 - 2 * s)) * x
+
+
 DERIVATIVES: dict[str, Derivatives] = {
-    "tanh": Derivatives(lambda a, h: 1 - h * h, lambda a, h, first: -2 * h * first),
-    "relu": Derivatives(lambda a, h: (a > 0).to(a.dtype), lambda a, h, first: torch.zeros_like(a)),
-    "elu": Derivatives(
-        lambda a, h: 1 + h.clamp(max=0.0), lambda a, h, first: torch.where(a > 0, torch.zeros_like(first), first)
-    ),
+    "tanh": Derivatives(lambda a, h: torch.addcmul(_one(h), h, h, value=-1), lambda a, h, x, first_x: -2 * h * first_x),
+    "relu": Derivatives(lambda a, h: (a > 0).to(a.dtype), lambda a, h, x, first_x: torch.zeros_like(a)),
+    "elu": Derivatives(lambda a, h: 1 + h.clamp(max=0.0), lambda a, h, x, first_x: first_x.masked_fill(a > 0, 0.0)),
     "silu": Derivatives(_silu_first, _silu_second),
 }
 """By the names that networks know."""
+
+
+def _one(like: Tensor) -> Tensor:
+    return like.new_ones(())

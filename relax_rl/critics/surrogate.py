@@ -112,9 +112,10 @@ class ActionSurrogate(nn.Module):
         back, back_moved = (self.gain * weight).unsqueeze(-1) * out, (self.gain * out).expand_as(moved[-1])
         for number in reversed(range(len(layers))):
             layer, slope = layers[number], at.slopes[number]
-            second = self.derivatives.second(at.inputs[number], at.outputs[number + 1], slope)
-            back = back * slope + back_moved * at_inputs[number] * second
-            back_moved = back_moved * slope
+            back_moved_in = back_moved * slope
+            curved = self.derivatives.second(at.inputs[number], at.outputs[number + 1], back_moved, back_moved_in)
+            back = torch.addcmul(back * slope, at_inputs[number], curved)
+            back_moved = back_moved_in
             assert layer.weight.grad is not None and layer.bias.grad is not None
             layer.weight.grad.addmm_(back.T, at.outputs[number]).addmm_(back_moved.T, moved[number])
             layer.bias.grad.add_(back.sum(0))

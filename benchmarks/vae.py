@@ -46,7 +46,7 @@ LEARNING_RATE = 1e-3
 """Of the published grid {5e-3, 1e-3, 5e-4, 1e-4, 5e-5}, for every run alike."""
 
 TRACKED = ("nvil", "muprop", "relax", "rloo", "disarm", "reinmax")
-"""Whose variance is measured while REBAR trains the model."""
+"""Whose variance is measured while REBAR trains the model; with 4 samples for RLOO, and for DisARM in each layer."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ SETS = {
             ("omniglot-linear2",),
             ("rebar",),
             lr=3e-4,
-            options=("--freeze-at", "10000", "--track-variances", *TRACKED),
+            options=("--freeze-at", "10000", "--num-samples", "4", "--track-variances", *TRACKED),
         ),
         Set("wide", 50_000, ("mnist-nonlinear-wide", "omniglot-nonlinear-wide"), ("relax", "rebar", "nvil")),
     )

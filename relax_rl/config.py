@@ -26,17 +26,20 @@ class EnvConfig:
     """Gymnasium id, such as CartPole-v1 or ALE/Pong-v5, or module:EnvId to import the module that registers it first."""
     num_envs: int = 8
     """Environments stepped side by side."""
-    vectorization: Literal["auto", "native", "sync", "async"] = "auto"
-    """How they are stepped: native vector code where the environment has it (auto prefers it), one process (sync), or one process each (async)."""
+    vectorization: Literal["auto", "native", "envpool", "sync", "async"] = "auto"
+    """How they are stepped: vector code of Gymnasium or ale-py (native), threads in C++ (envpool), one process (sync), one process each (async), or the fastest of them that is the same task (auto); --backend is the same option."""
     sticky_actions: float = 0.25
     """Atari: probability that the previous action is repeated instead of the new one."""
     life_loss_terminal: bool = True
     """Atari: treat a lost life as the end of an episode for learning; the game itself goes on."""
+    bins: int = 0
+    """Continuous actions: cut each dimension into this many equally spaced values, bounds included, and choose among them; 0 leaves them continuous."""
 
     def __post_init__(self) -> None:
         _require(bool(self.env), "env", self.env, "the id of an environment")
         _require(self.num_envs >= 1, "num_envs", self.num_envs, "at least 1")
         _require(0.0 <= self.sticky_actions < 1.0, "sticky_actions", self.sticky_actions, "a probability below 1")
+        _require(self.bins == 0 or self.bins >= 2, "bins", self.bins, "at least 2, or 0 to leave actions continuous")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,14 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, parse_env_id
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from relax_rl.env_pool import EnvPoolVectorEnv, faster_in_envpool, why_not_envpool
 from relax_rl.env_traits import Vectorization, declared_autoreset_mode
 from relax_rl.env_workers import WorkerDeathReport, shielded_from_signals
 from relax_rl.errors import SettingsError
 
-__all__ = ["create_vector_env", "find_spec", "is_atari"]
+__all__ = ["AskedVectorization", "create_vector_env", "find_spec", "is_atari"]
+
+AskedVectorization = Literal["auto", "native", "envpool", "sync", "async"]
 
 SubEnvWrapper = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
 
@@ -46,7 +49,7 @@ def create_vector_env(
     spec: EnvSpec,
     *,
     num_envs: int,
-    vectorization: Literal["auto", "native", "sync", "async"] = "auto",
+    vectorization: AskedVectorization = "auto",
     autoreset_mode: AutoresetMode | None = None,
     sticky_actions: float = 0.25,
     env_kwargs: Mapping[str, Any] | None = None,
@@ -54,8 +57,8 @@ def create_vector_env(
     """`num_envs` environments of one kind, stepped together, and how they are.
 
     Args:
-        vectorization: "auto" takes native vector code if the environment has it and it can do what is asked, else one
-            process.
+        vectorization: "auto" takes native vector code if the environment has it and it can do what is asked; else
+            EnvPool, if it is installed, faster, and steps the very same task; else one process.
         autoreset_mode: None takes NEXT_STEP, the mode in which Gymnasium itself copies every observation.
         sticky_actions: Atari only.
         env_kwargs: passed on to the environment.
@@ -79,6 +82,12 @@ def create_vector_env(
                     f"the native vector code of {spec.id} autoresets by {declared.name}, not {autoreset_mode.name}; "
                     "leave autoreset_mode out or use vectorization 'sync'"
                 )
+        if vectorization == "envpool" or (vectorization == "auto" and faster_in_envpool(spec, num_envs)):
+            refusal = why_not_envpool(spec, autoreset_mode=autoreset_mode, env_kwargs=kwargs)
+            if refusal is None:
+                return _envpool(spec, num_envs, sticky_actions, kwargs), "envpool"
+            if vectorization == "envpool":
+                raise SettingsError(refusal)
         mode = autoreset_mode or AutoresetMode.NEXT_STEP
         chosen: Vectorization = "async" if vectorization == "async" else "sync"
         return _one_by_one(spec, num_envs, chosen, mode, sticky_actions, kwargs), chosen
@@ -124,7 +133,9 @@ def _native(
     spec: EnvSpec, num_envs: int, mode: AutoresetMode | None, sticky_actions: float, kwargs: Mapping[str, Any]
 ) -> VectorEnv[Any, Any, Any]:
     if spec.vector_entry_point is None:
-        raise SettingsError(f"{spec.id} has no native vector code; use vectorization 'auto', 'sync' or 'async'")
+        raise SettingsError(
+            f"{spec.id} has no native vector code; use vectorization 'auto', 'envpool', 'sync' or 'async'"
+        )
     settings: dict[str, Any] = {}
     if is_atari(spec):
         settings = {
@@ -136,6 +147,13 @@ def _native(
         if mode is AutoresetMode.SAME_STEP:
             settings["autoreset_mode"] = mode
     return gym.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **{**settings, **kwargs})
+
+
+def _envpool(
+    spec: EnvSpec, num_envs: int, sticky_actions: float, kwargs: Mapping[str, Any]
+) -> VectorEnv[Any, Any, Any]:
+    threads = min(num_envs, _usable_cores())
+    return EnvPoolVectorEnv(spec, num_envs, num_threads=threads, sticky_actions=sticky_actions, **kwargs)
 
 
 def _one_by_one(

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from relax_rl.env_actions import BinnedActions
 from relax_rl.env_creation import find_spec, is_atari
 from relax_rl.errors import SettingsError
 
@@ -25,6 +26,7 @@ class ForkableEnv:
 
     Args:
         env_id: Gymnasium id, or `module:EnvId`.
+        bins: cut continuous actions into this many values per dimension, as `make_envs` does; 0 leaves them.
         env_kwargs: for the environment.
 
     Attributes:
@@ -35,8 +37,8 @@ class ForkableEnv:
         SettingsError: the environment cannot be made, or its state cannot be had again.
     """
 
-    def __init__(self, env_id: str, **env_kwargs: Any) -> None:
-        self._spec, self._kwargs = find_spec(env_id), env_kwargs
+    def __init__(self, env_id: str, *, bins: int = 0, **env_kwargs: Any) -> None:
+        self._spec, self._kwargs, self._bins = find_spec(env_id), env_kwargs, bins
         if is_atari(self._spec):
             raise SettingsError(f"the state of {self._spec.id} cannot be had again with a random future of its own")
         self._env = self._make()
@@ -74,7 +76,8 @@ class ForkableEnv:
         self._env.close()
 
     def _make(self) -> gym.Env[Any, Any]:
-        return gym.make(self._spec, **self._kwargs)
+        env = gym.make(self._spec, **self._kwargs)
+        return BinnedActions(env, self._bins) if self._bins else env
 
     def _replayed(self) -> gym.Env[Any, Any]:
         env = self._make()

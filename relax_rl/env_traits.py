@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from gymnasium.spaces import Space
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from relax_rl.env_pool import EnvPoolVectorEnv
@@ -71,12 +72,15 @@ def hands_out_fresh_arrays(env: VectorEnv[Any, Any, Any]) -> bool:
     return isinstance(env, CartPoleVectorEnv | EnvPoolVectorEnv) or _is_native_atari(env)
 
 
-def derived_seeds(env: VectorEnv[Any, Any, Any], seed: int | Sequence[int], first: int = 0) -> Any:
+def derived_seeds(
+    env: VectorEnv[Any, Any, Any], seed: int | Sequence[int], first: int = 0, spaces: Sequence[Space[Any]] = ()
+) -> Any:
     """Well-separated seeds in the form that `env.reset` takes; its spaces, which sample on their own, get one too.
 
     Args:
         seed: one or several whole numbers; different ones give unrelated seeds, also neighbouring ones.
         first: how many environments of other processes stand before these: the seeds are those that follow theirs.
+        spaces: that are seeded beside those of the environment.
 
     Returns:
         One seed per environment where the vector environment takes that, else a single one.
@@ -90,7 +94,8 @@ def derived_seeds(env: VectorEnv[Any, Any, Any], seed: int | Sequence[int], firs
         raise SettingsError(f"seed is {seed!r}, expected whole numbers of 0 or above") from wrong
     # 31 bits, since ale-py takes signed integers of 32 and reads negative ones as "no seed"
     seeds = [int(word) >> 1 for word in sequence.generate_state(first + env.num_envs + 1)[first:]]
-    for space in (env.single_action_space, env.single_observation_space, env.action_space, env.observation_space):
+    own = (env.single_action_space, env.single_observation_space, env.action_space, env.observation_space)
+    for space in (*own, *spaces):
         space.seed(seeds[-1])
     inner = env.unwrapped
     if isinstance(inner, SyncVectorEnv | AsyncVectorEnv | EnvPoolVectorEnv):

@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
+from relax_rl.env_actions import ActionBins
 from relax_rl.env_batches import action_checker, copied, put_row, share_memory
-from relax_rl.env_creation import create_vector_env, find_spec, is_atari
+from relax_rl.env_creation import AskedVectorization, create_vector_env, find_spec, is_atari
 from relax_rl.env_traits import (
     Vectorization,
     autoreset_mode_named,
@@ -38,7 +39,7 @@ class Step:
 
     Attributes:
         obs: what the action was chosen on, `[N, ...]`, nested like the observation space.
-        action: as the environment took it, `[N, ...]`.
+        action: as it was chosen, `[N, ...]` in the action space (bins, where those stand for numbers).
         reward: raw, `[N]` float64; 0 where not `valid`.
         next_obs: the true successor, also at the end of an episode, where it is the last observation.
         terminated: `[N]` bool, the episode ended in a final state (or, in Atari, a life was lost): bootstrap nothing.
@@ -76,6 +77,8 @@ class VectorEnvs:
         vectorization: how it steps (default: told from its class).
         life_loss_terminal: report a lost life as `terminated`, while the game, its return and its length go on; needs
             `lives` in the infos.
+        bins: cut every dimension of a Box of actions into this many equally spaced values, from bound to bound, and
+            take choices among them (MultiDiscrete) instead; 0 leaves the actions as they are.
         first_env: how many environments of other processes stand before these; each process's get seeds of their own.
 
     Attributes:
@@ -84,7 +87,8 @@ class VectorEnvs:
         vector_env: the wrapped environment.
 
     Raises:
-        SettingsError: if the environment declares no autoreset mode, or one that it cannot keep.
+        SettingsError: if the environment declares no autoreset mode, or one that it cannot keep; or if its actions
+            cannot be cut into bins.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class VectorEnvs:
         env_id: str | None = None,
         vectorization: Vectorization | None = None,
         life_loss_terminal: bool = False,
+        bins: int = 0,
         first_env: int = 0,
     ) -> None:
         inner = vector_env.unwrapped
@@ -102,7 +107,10 @@ class VectorEnvs:
         self.env_id: str = env_id or (inner.spec.id if inner.spec is not None else type(inner).__name__)
         self.num_envs: int = vector_env.num_envs
         self.single_observation_space: spaces.Space[Any] = vector_env.single_observation_space
-        self.single_action_space: spaces.Space[Any] = vector_env.single_action_space
+        self._bins = ActionBins(vector_env.single_action_space, bins) if bins else None
+        self.single_action_space: spaces.Space[Any] = (
+            vector_env.single_action_space if self._bins is None else self._bins.space
+        )
         self.solve_threshold: float | None = inner.spec.reward_threshold if inner.spec is not None else None
         self.vectorization: Vectorization = vectorization or vectorization_of(inner)
         self.autoreset_mode: AutoresetMode = declared_autoreset_mode(vector_env)
@@ -141,7 +149,7 @@ class VectorEnvs:
             SettingsError: for a negative seed.
             RelaxRLError: if a worker process died.
         """
-        seeds = None if seed is None else derived_seeds(self.vector_env, seed, self._first_env)
+        seeds = None if seed is None else self._derived_seeds(seed)
         with self._worker_death_report:
             obs, infos = self.vector_env.reset(seed=seeds)
         # Workers without shared memory do not take back a pending autoreset: theirs still makes up the next row.
@@ -165,9 +173,10 @@ class VectorEnvs:
             RelaxRLError: if a worker process died.
         """
         action = self._checked_action(action)
+        taken = action if self._bins is None else self._bins.to_box(action)
         obs, valid = self.obs, ~self._resetting
         with self._worker_death_report:
-            found, rewards, terminations, truncations, infos = self.vector_env.step(action)
+            found, rewards, terminations, truncations, infos = self.vector_env.step(taken)
         next_obs = self._owned(found)
         reward = np.asarray(rewards).astype(np.float64)
         terminated = np.array(terminations, dtype=bool)
@@ -231,6 +240,9 @@ class VectorEnvs:
     ) -> None:
         self.close()
 
+    def _derived_seeds(self, seed: int | Sequence[int]) -> Any:
+        return derived_seeds(self.vector_env, seed, self._first_env, (self.single_action_space,))
+
     def _owned(self, obs: Any) -> Any:
         return copied(obs) if self._copies else obs
 
@@ -284,9 +296,10 @@ def make_envs(
     *,
     num_envs: int = 8,
     seed: int | Sequence[int] = 0,
-    vectorization: Literal["auto", "native", "sync", "async"] = "auto",
+    vectorization: AskedVectorization = "auto",
     sticky_actions: float = 0.25,
     life_loss_terminal: bool = True,
+    bins: int = 0,
     autoreset_mode: AutoresetMode | str | None = None,
     first_env: int = 0,
     **env_kwargs: Any,
@@ -297,10 +310,13 @@ def make_envs(
         env: Gymnasium id, or `module:EnvId` to import the module that registers it first.
         num_envs: how many.
         seed: one number or several; the environments' seeds are derived from it (see `VectorEnvs.reset`).
-        vectorization: "native" vector code, one process ("sync"), one process each ("async"), or "auto": native where
-            it exists and can do what is asked, else sync.
+        vectorization: "native" vector code, threads in C++ ("envpool"), one process ("sync"), one process each
+            ("async"), or "auto": native where it exists and can do what is asked; else envpool where it is installed,
+            faster and the very same task; else sync.
         sticky_actions: Atari: probability that the last action is repeated, whatever the id says.
         life_loss_terminal: Atari: report a lost life as `terminated`, while the game goes on.
+        bins: cut every dimension of continuous actions into this many equally spaced values, from bound to bound, and
+            take choices among them (MultiDiscrete) instead; 0 leaves the actions as they are.
         autoreset_mode: "NEXT_STEP" (the default, right for every environment), "SAME_STEP" or "DISABLED".
         first_env: how many environments of other processes stand before these: the seeds are those that follow theirs.
         env_kwargs: for the environment itself.
@@ -311,8 +327,8 @@ def make_envs(
     """
     if num_envs < 1:
         raise SettingsError(f"num_envs is {num_envs}, expected at least 1")
-    if vectorization not in ("auto", "native", "sync", "async"):
-        raise SettingsError(f"vectorization is {vectorization!r}, expected auto, native, sync or async")
+    if vectorization not in get_args(AskedVectorization):
+        raise SettingsError(f"vectorization is {vectorization!r}, expected auto, native, envpool, sync or async")
     spec = find_spec(env)
     vector_env, chosen = create_vector_env(
         spec,
@@ -330,6 +346,7 @@ def make_envs(
             env_id=f"{module}{colon}{spec.id}",
             vectorization=chosen,
             life_loss_terminal=life_loss_terminal and is_atari(spec),
+            bins=bins,
             first_env=first_env,
         )
     except BaseException:

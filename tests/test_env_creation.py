@@ -139,7 +139,7 @@ def test_a_missing_package_is_answered_with_what_to_install(monkeypatch, env, en
 
     monkeypatch.setattr(gym, "make_vec", make_vec)
     with pytest.raises(SettingsError, match="not installed") as caught:
-        make_envs(env)
+        make_envs(env, num_envs=1)
     assert advice in str(caught.value) and env in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -159,7 +159,7 @@ def test_a_setting_that_an_environment_does_not_have_is_refused():
     ("kwargs", "message"),
     [
         ({"num_envs": 0}, "num_envs is 0, expected at least 1"),
-        ({"vectorization": "threads"}, "vectorization is 'threads', expected auto, native, sync or async"),
+        ({"vectorization": "threads"}, "vectorization is 'threads', expected auto, native, envpool, sync or async"),
         ({"autoreset_mode": "NEVER"}, "autoreset_mode is 'NEVER', expected one of NEXT_STEP, SAME_STEP, DISABLED"),
         ({"env": "Acrobot-v1", "vectorization": "native"}, "has no native vector code"),
     ],

@@ -60,7 +60,7 @@ def test_neighbouring_seeds_share_no_random_stream():
     """Gymnasium seeds environment i with seed + i: seeds 0 and 1 of 8 environments would share 7 streams."""
     seen: set[int] = set()
     for seed in range(4):
-        with make_envs("Acrobot-v1", num_envs=8, seed=seed) as envs:
+        with make_envs("Acrobot-v1", num_envs=8, seed=seed, vectorization="sync") as envs:
             seeds = sub_seeds(envs)
             assert len(set(seeds)) == 8 and not seen & set(seeds)
             seen |= set(seeds)

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "relax_rl"
 FLOORS = (
     "errors",
     "config devices distributions serialization space_json spaces interruption displays normalization",
-    "estimators presets networks env_batches env_traits env_workers options",
+    "estimators presets networks env_actions env_batches env_pool env_traits env_workers options",
     "critics policies env_creation runs plotting loggers variance_figure",
     "envs env_snapshots",
     "rollouts",

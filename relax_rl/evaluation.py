@@ -60,6 +60,7 @@ def evaluation_envs(config: EnvConfig, *, episodes: int, seed: int) -> VectorEnv
         vectorization=config.vectorization,
         sticky_actions=config.sticky_actions,
         life_loss_terminal=False,
+        bins=config.bins,
     )
 
 

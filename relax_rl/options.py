@@ -12,7 +12,10 @@ from typing import Any, TypeVar, get_type_hints
 from relax_rl.config import did_you_mean
 from relax_rl.errors import RelaxRLError, SettingsError
 
-__all__ = ["parse"]
+__all__ = ["ALIASES", "parse"]
+
+ALIASES = {"backend": "vectorization"}
+"""Options that may be called by another name, and what they are called in the settings."""
 
 T = TypeVar("T")
 
@@ -20,8 +23,8 @@ T = TypeVar("T")
 def parse(kind: type[T], args: Sequence[str], *, default: T | None = None, prog: str, description: str) -> T:
     """Read command-line arguments into a dataclass; nested dataclasses give their fields without a prefix.
 
-    `--some-name` and `--some_name` are the same option; the docstring under a field is its help. `--help` prints the
-    help and raises SystemExit(0).
+    `--some-name` and `--some_name` are the same option, and so are those of `ALIASES`; the docstring under a field is
+    its help. `--help` prints the help and raises SystemExit(0).
 
     Args:
         kind: the dataclass.
@@ -35,7 +38,9 @@ def parse(kind: type[T], args: Sequence[str], *, default: T | None = None, prog:
     """
     import tyro
 
-    _check_names(kind, args)
+    known = _option_names(kind)
+    args = [_settled_name(token, known) for token in args]
+    _check_names(known, args)
     settings: dict[str, Any] = {} if default is None else {"default": default}
     told = io.StringIO()
     try:
@@ -51,9 +56,16 @@ def parse(kind: type[T], args: Sequence[str], *, default: T | None = None, prog:
     return result
 
 
-def _check_names(kind: type, args: Sequence[str]) -> None:
+def _settled_name(token: str, known: set[str]) -> str:
+    """An argument with the option in it called as the settings call it."""
+    name, equals, value = token.partition("=")
+    option = ALIASES.get(name.removeprefix("--").replace("_", "-")) if name.startswith("--") else None
+    return f"--{option}{equals}{value}" if option in known else token
+
+
+def _check_names(options: set[str], args: Sequence[str]) -> None:
     """Refuse unknown options with the nearest known one."""
-    known = {"help", *_option_names(kind)}
+    known = {"help", *options}
     for token in args:
         if token.startswith("--") and token != "--":
             name = token[2:].partition("=")[0].replace("_", "-")

@@ -146,6 +146,7 @@ def _envs(config: EnvConfig, seed: int) -> VectorEnvs:
         vectorization=config.vectorization,
         sticky_actions=config.sticky_actions,
         life_loss_terminal=config.life_loss_terminal,
+        bins=config.bins,
     )
 
 
@@ -159,7 +160,7 @@ def _parts(
     if config.states == 0:
         return None, "not asked for"
     try:
-        env = ForkableEnv(env_config.env)
+        env = ForkableEnv(env_config.env, bins=env_config.bins)
         stack.callback(env.close)
         with _progress("states", config.states) as progress:
             parts = decompose(

@@ -37,6 +37,7 @@ def rendering_env(config: EnvConfig, *, seed: int) -> VectorEnvs:
         vectorization="sync",
         sticky_actions=config.sticky_actions,
         life_loss_terminal=False,
+        bins=config.bins,
         render_mode="rgb_array",
     )
 

@@ -77,6 +77,16 @@ def test_runs_that_have_not_ended_or_have_no_episode(tmp_path):
     assert read_run(write_run(tmp_path / "diverged", ramp(40, 1.0), status="diverged"), 0).status == "diverged"
 
 
+def test_a_run_that_diverges_before_its_first_row_counts(tmp_path):
+    folder = write_run(tmp_path / "run", ramp(15, 1.0), status="diverged")
+    (folder / "progress.csv").write_text("")
+    (folder / "outcome.json").write_text(json.dumps({"status": "diverged", "error": "inf", "seconds": 3.0}))
+    run = read_run(folder, 0)
+    assert (run.final, run.speed, run.solved(0.0).steps) == (7.0, 50.0, math.inf)
+    (folder / "episodes.csv").unlink()
+    assert read_run(folder, 0) is None
+
+
 def test_the_summary_of_an_environment(runs):
     summary = summarise(runs, total_steps=2000, threshold=100.0)
     quick, slow = summary["contestants"]["quick"], summary["contestants"]["slow"]
@@ -90,7 +100,7 @@ def test_the_summary_of_an_environment(runs):
     assert (pair["x"], pair["y"], pair["value"]) == ("quick", "slow", 0.875)
     curve = quick["curve"]
     assert len(curve["steps"]) == len(curve["iqm"]) == 200 and curve["iqm"][-1] == 149.5
-    assert math.isnan(curve["iqm"][0])
+    assert curve["iqm"][:2] == [0.0, 0.5]
 
 
 def test_contestants_without_runs_are_left_out(runs):
@@ -171,7 +181,7 @@ def make_result(runs) -> dict:
 
 def test_the_report_says_it_all(runs):
     text = markdown(make_result(runs))
-    assert "| quick | 4 | 149.5 | 4 of 4 | 1,510 | 151 | 15 | 100 |" in text
+    assert "| quick | 4 | 149.5 | 4 of 4 | 1,510 | 151 | 15.1 | 100 |" in text
     slow = next(line for line in text.splitlines() if line.startswith("| slow |"))
     assert "| 2 of 4 | beyond [" in slow and slow.count("|") == 9
     assert "- A-slow-s9: failed: out of luck" in text

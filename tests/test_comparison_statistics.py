@@ -113,16 +113,13 @@ def test_the_performance_profile_is_the_share_above():
     assert found.low[0] == found.high[0] == 1.0
 
 
-def test_without_censoring_the_solved_share_counts_runs():
-    at, share = solved_fraction([5.0, 3.0, math.inf, 3.0], [10.0] * 4)
+def test_the_solved_share_is_over_all_runs():
+    at, share = solved_fraction([5.0, 3.0, math.inf, 3.0])
     assert at == [0.0, 3.0, 5.0] and share == pytest.approx([0.0, 0.5, 0.75])
+    assert solved_fraction([math.inf, math.inf]) == ([0.0], [0.0])
 
 
-def test_a_run_that_ended_early_leaves_those_at_risk():
-    # Kaplan and Meier by hand: survival (1 - 1/4) at 2, then one of four is gone unsolved, (1 - 1/2) at 6.
-    at, share = solved_fraction([2.0, math.inf, 6.0, math.inf], [9.0, 4.0, 9.0, 9.0])
-    assert at == [0.0, 2.0, 6.0] and share == pytest.approx([0.0, 0.25, 1 - 0.75 * 0.5])
-
-
-def test_nothing_solved():
-    assert solved_fraction([math.inf, math.inf], [1.0, 1.0]) == ([0.0], [0.0])
+def test_the_solved_share_reaches_a_half_at_the_median():
+    times = [4.0, 1.0, math.inf, 9.0, 7.0]
+    at, share = solved_fraction(times)
+    assert at[next(k for k, value in enumerate(share) if value >= 0.5)] == median(np.array(times)) == 7.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,11 @@ def train_own(task: dict[str, Any], send: Send) -> dict[str, Any]:
         callbacks: list[Any] = [record, ReportProgress(send)]
         if task.get("snapshots"):
             callbacks.append(TakeSnapshots(path, total_steps=task["total_steps"]))
+        started = time.perf_counter()
         try:
             outcome = _outcome(train(config, callbacks=callbacks, command="compare"))
         except TrainingDiverged as error:
-            outcome = {"status": "diverged", "error": str(error)}
+            outcome = {"status": "diverged", "error": str(error), "seconds": time.perf_counter() - started}
         finally:
             record.close()
     if outcome["status"] != "interrupted":

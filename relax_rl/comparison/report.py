@@ -32,8 +32,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         lines += [f"- {failure['run']}: {failure['status']}: {failure['error']}" for failure in result["failures"]]
         lines += [
             "",
-            "A run that diverged counts with its last mean return, and as one that never solved the task; one that failed "
-            "otherwise is left out.",
+            "A run that diverged counts with its last mean return, and as one that never solved the task unless it had before; "
+            "one that failed otherwise, or before its first episode had ended, is left out.",
         ]
     for env, summary in result["environments"].items():
         lines += ["", *_environment(env, summary, result["variance"].get(env, {}))]
@@ -75,7 +75,8 @@ def _row(label: str, entry: Mapping[str, Any]) -> list[str]:
     solved = entry["solved"]
     if solved is not None:
         cells.append(f"{solved['solved']} of {solved['runs']}")
-        cells += [_interval(solved[unit]["median"], ",.0f") for unit in ("steps", "episodes", "seconds")]
+        cells += [_interval(solved[unit]["median"], ",.0f") for unit in ("steps", "episodes")]
+        cells.append(_interval(solved["seconds"]["median"], ",.1f"))
     return [*cells, f"{entry['steps_per_second']:,.0f}"]
 
 
@@ -196,7 +197,7 @@ _METHODS = [
     "without the lowest and the highest quarter; the plain mean of fewer than four).",
     "- **Steps, episodes, seconds to solve**: when the mean return of the last 100 training episodes first reached the "
     "threshold, and not before there were 100. Medians are over all runs; one that did not get there counts as later than "
-    "all that did, and a median among these is *beyond* the budget. Kaplan and Meier's curve shows the same.",
+    "all that did, and a median among these is *beyond* the budget.",
     "- **Probability of improvement** P(X > Y): that a run of X drawn at random ends with a higher score than one of Y, ties "
     "counting half.",
     "- **steps/s**: environment steps over the whole time of a run, median over runs.",

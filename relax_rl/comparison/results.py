@@ -51,24 +51,34 @@ class RunResult:
     Attributes:
         seed: its seed.
         status: "finished" or "diverged".
-        steps, returns, seconds: rows of its curve in which the mean return is known.
-        end: the last row's steps and seconds.
-        episode_steps, episode_returns: of every finished episode.
+        steps, seconds: environment steps and the time they took, row by row.
+        episode_steps, episode_returns: of every finished episode; the steps are those of the update after its end.
     """
 
     seed: int
     status: str
     steps: np.ndarray
-    returns: np.ndarray
     seconds: np.ndarray
-    end: tuple[float, float]
     episode_steps: np.ndarray
     episode_returns: np.ndarray
 
     @property
+    def end(self) -> tuple[float, float]:
+        """Steps and seconds of the whole run."""
+        return float(self.steps[-1]), float(self.seconds[-1])
+
+    @property
+    def means(self) -> np.ndarray:
+        """Mean return of the last 100 episodes (of all, as long as there are fewer) after each episode."""
+        totals = np.cumsum(np.concatenate([[0.0], self.episode_returns]))
+        last = np.arange(1, len(totals))
+        first = np.maximum(0, last - WINDOW)
+        return np.asarray((totals[last] - totals[first]) / (last - first))
+
+    @property
     def final(self) -> float:
         """Mean return of the last 100 training episodes."""
-        return float(self.episode_returns[-WINDOW:].mean())
+        return float(self.means[-1])
 
     @property
     def speed(self) -> float:
@@ -77,9 +87,7 @@ class RunResult:
 
     def solved(self, threshold: float) -> Solved:
         """When the mean return of the last 100 episodes first reached a threshold, and not before there were 100."""
-        totals = np.cumsum(np.concatenate([[0.0], self.episode_returns]))
-        means = (totals[WINDOW:] - totals[:-WINDOW]) / WINDOW
-        reached = np.flatnonzero(means >= threshold)
+        reached = np.flatnonzero(self.means[WINDOW - 1 :] >= threshold)
         if len(reached) == 0:
             return NEVER
         episodes = int(reached[0]) + WINDOW
@@ -87,17 +95,17 @@ class RunResult:
         return Solved(step, float(episodes), self.seconds_at(step))
 
     def seconds_at(self, step: float) -> float:
-        """Seconds after that many steps, between the rows of the curve by interpolation."""
-        steps, seconds = [0.0, *self.steps, self.end[0]], [0.0, *self.seconds, self.end[1]]
-        return float(np.interp(step, steps, seconds))
+        """Seconds after that many steps, between the rows by interpolation."""
+        return float(np.interp(step, [0.0, *self.steps], [0.0, *self.seconds]))
 
     def at_steps(self, grid: np.ndarray) -> np.ndarray:
         """Mean return at each step of a grid: NaN before the first episode, the last one after the end of the run."""
-        return np.asarray(np.interp(grid, self.steps, self.returns, left=np.nan))
+        finished = np.searchsorted(self.episode_steps, grid, side="right")
+        return np.where(finished > 0, self.means[np.maximum(0, finished - 1)], np.nan)
 
     def at_seconds(self, grid: np.ndarray) -> np.ndarray:
         """Mean return at each second of a grid, likewise."""
-        return np.asarray(np.interp(grid, self.seconds, self.returns, left=np.nan))
+        return self.at_steps(np.interp(grid, [0.0, *self.seconds], [0.0, *self.steps]))
 
 
 def read_run(folder: Path, seed: int) -> RunResult | None:
@@ -105,21 +113,23 @@ def read_run(folder: Path, seed: int) -> RunResult | None:
     outcome = read_outcome(folder)
     if outcome is None or outcome["status"] not in ("finished", "diverged"):
         return None
-    progress, episodes = read_csv(RunFolder(folder).progress), read_csv(folder / EPISODES)
-    table = np.array([progress[name] for name in ("step", "return_mean", "seconds")])
-    known = table[:, np.isfinite(table[1])]
-    if known.shape[1] == 0 or not episodes.get("return"):
+    progress, episodes = _table(RunFolder(folder).progress), _table(folder / EPISODES)
+    if not episodes.get("return"):
         return None
+    if not progress.get("step"):  # it diverged before the first row
+        progress = {"step": episodes["step"][-1:], "seconds": [float(outcome["seconds"])]}
     return RunResult(
         seed=seed,
         status=outcome["status"],
-        steps=known[0],
-        returns=known[1],
-        seconds=known[2],
-        end=(float(table[0, -1]), float(table[2, -1])),
+        steps=np.array(progress["step"]),
+        seconds=np.array(progress["seconds"]),
         episode_steps=np.array(episodes["step"]),
         episode_returns=np.array(episodes["return"]),
     )
+
+
+def _table(path: Path) -> dict[str, list[float]]:
+    return read_csv(path) if path.exists() else {}
 
 
 def summarise(runs: Mapping[str, Sequence[RunResult]], *, total_steps: int, threshold: float | None) -> dict[str, Any]:
@@ -218,7 +228,7 @@ def _solving(runs: Sequence[RunResult], threshold: float) -> dict[str, Any]:
     ends["seconds"] = [run.end[1] for run in runs]
     for unit, last in ends.items():
         times = [getattr(solved, unit) for solved in found]
-        at, share = solved_fraction(times, last)
+        at, share = solved_fraction(times)
         entry[unit] = {
             "median": asdict(_plain(bootstrap(median, np.array(times)))),
             "fraction": {"at": [*at, max(max(last), at[-1])], "solved": [*share, share[-1]]},

@@ -113,21 +113,19 @@ def performance_profile(scores: Sequence[float], thresholds: np.ndarray, *, seed
     return bootstrap(np.mean, above.astype(np.float64), seed=seed)
 
 
-def solved_fraction(times: Sequence[float], ends: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Share of runs that have solved the task by each time: one minus Kaplan and Meier's estimate of survival.
+def solved_fraction(times: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Share of all runs that have solved the task by each time.
+
+    A run that has not solved it counts as never doing so. Treating it as merely unseen after its end (Kaplan and Meier's
+    estimate) would need ends that have nothing to do with learning; a budget in steps ends the runs with long episodes
+    after few of them.
 
     Args:
         times: when each run solved it; infinity for one that has not.
-        ends: until when each run was watched. One that ended unsolved counts as at risk until then, not beyond.
 
     Returns:
         The times at which the share rises, and the share from there on.
     """
-    unsolved, steps, shares = 1.0, [0.0], [0.0]
-    watched = [min(time, end) for time, end in zip(times, ends, strict=True)]
-    for moment in sorted({time for time in times if math.isfinite(time)}):
-        at_risk = sum(last >= moment for last in watched)
-        unsolved *= 1.0 - sum(time == moment for time in times) / at_risk
-        steps.append(moment)
-        shares.append(1.0 - unsolved)
-    return steps, shares
+    solved = sorted({time for time in times if math.isfinite(time)})
+    shares = [sum(time <= moment for time in times) / len(times) for moment in solved]
+    return [0.0, *solved], [0.0, *shares]

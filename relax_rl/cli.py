@@ -143,7 +143,7 @@ def _overview(prog: str) -> str:
 def train_command(args: Sequence[str], prog: str) -> int:
     """`train`: start or resume a run, and say where its results lie."""
     config = _train_config(list(args), prog)
-    if config.run.resume is None and config.run.run_dir is not None and not distributed.restarted():
+    if config.run.resume is None and config.run.run_dir is not None and not distributed.elastic():
         RunFolder(Path(config.run.run_dir)).check_unused()
     from relax_rl.training import train
 

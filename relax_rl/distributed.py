@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import Store
 
-__all__ = ["ALONE", "Alone", "Group", "Workers", "is_first", "joined", "local_count", "local_device", "restarted"]
+__all__ = ["ALONE", "Alone", "Group", "Workers", "elastic", "is_first", "joined", "local_count", "local_device"]
 
 
 class Workers(Protocol):
@@ -221,13 +223,17 @@ def joined(*, device: str = "cpu", timeout: float = 1800.0) -> Iterator[Workers]
 
 def _join(device: str, timeout: float) -> Store:
     """Set up `torch.distributed` from the environment variables of torchrun."""
+    import torch
     from torch import distributed as dist
 
-    wait = timedelta(seconds=timeout)
-    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    wait, backend = timedelta(seconds=timeout), "gloo"
+    if device.startswith("cuda"):
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(device)
     try:
-        store, rank, count = next(dist.rendezvous("env://", timeout=wait))
-        store.set_timeout(wait)
+        shared, rank, count = next(dist.rendezvous("env://", timeout=wait))
+        shared.set_timeout(wait)
+        store = dist.PrefixStore(_meeting(shared, rank, count, timeout), shared)
         dist.init_process_group(
             backend, store=dist.PrefixStore("group", store), rank=rank, world_size=count, timeout=wait
         )
@@ -235,6 +241,41 @@ def _join(device: str, timeout: float) -> Store:
         line = (str(error).splitlines() or [""])[0]
         raise WorkerLost(f"the workers did not find one another ({line}); start all of them with torchrun") from error
     return dist.PrefixStore("notes", store)
+
+
+def _meeting(store: Store, rank: int, count: int, timeout: float) -> str:
+    """A name for this meeting of the workers, unlike that of any before it.
+
+    torchrun keeps one store when it starts workers anew: what earlier ones left there, such as their addresses, must
+    not be taken for fresh. So each worker shows a token, and the first one answers every token that it sees with the
+    name, until all have confirmed it.
+
+    Raises:
+        TimeoutError: not all of them came.
+    """
+
+    def read(key: str) -> str:
+        return str(store.get(key).decode()) if store.check([key]) else ""
+
+    token = secrets.token_hex(8)
+    missing = set(range(1, count)) if rank == 0 else set()
+    deadline = time.monotonic() + timeout
+    if rank > 0:
+        store.set(f"token {rank}", token)
+    while True:
+        for other in missing:
+            store.set(f"answer {other}", f"{read(f'token {other}')} {token}")
+        missing = {other for other in missing if read(f"confirmed {other}") != token}
+        if rank == 0 and not missing:
+            return token
+        answered, _, name = read(f"answer {rank}").partition(" ")
+        if rank > 0 and answered == token:
+            store.set(f"confirmed {rank}", name)
+            return name
+        if time.monotonic() > deadline:
+            who = f"worker {min(missing)}" if missing else "the first worker"
+            raise TimeoutError(f"{who} of {count} has not come within {timeout:g} s")
+        time.sleep(0.01)
 
 
 def is_first(environ: Mapping[str, str] = os.environ) -> bool:
@@ -247,9 +288,9 @@ def local_count(environ: Mapping[str, str] = os.environ) -> int:
     return int(environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def restarted(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun has started this command before, and a worker failed."""
-    return int(environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def elastic(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun starts the same command anew when a worker fails."""
+    return int(environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 def local_device(device: torch.device, environ: Mapping[str, str] = os.environ) -> torch.device:

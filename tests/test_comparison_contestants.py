@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import gymnasium as gym
 import pytest
@@ -10,7 +12,8 @@ import pytest
 from relax_rl.comparison import peers
 from relax_rl.comparison.config import CompareConfig, check_resumable, read_settings, write_settings
 from relax_rl.comparison.contestants import parse_settings, read_contestant, read_contestants, safe_name
-from relax_rl.comparison.peers import PEERS, planned_steps, published, with_overrides
+from relax_rl.comparison.peers import PEERS, planned_steps, published, with_bins, with_overrides
+from relax_rl.comparison.plan import check_contestants, make_environments, run_task
 from relax_rl.errors import CheckpointError, SettingsError
 
 
@@ -161,6 +164,44 @@ def test_an_environment_without_an_entry():
 def test_overrides_keep_schedules():
     peer = with_overrides(published("CartPole-v1", "sb3-ppo"), {"learning_rate": 0.01, "n_epochs": 3})
     assert peer.linear == {"learning_rate": 0.01, "clip_range": 0.2} and peer.settings["n_epochs"] == 3
+
+
+def test_peers_on_cut_actions(tmp_path):
+    task = {"env": "Pendulum-v1", "peer": "sb3-ppo", "bins": 5, "seed": 0, "folder": str(tmp_path / "run")}
+    task |= {"total_steps": 64, "stop_at_return": None, "settings": {"n_steps": 16, "n_epochs": 1}}
+    from relax_rl.comparison.peer_training import train_peer
+
+    assert train_peer(task, lambda message: None)["status"] == "finished"
+    peer = json.loads((tmp_path / "run" / "config.json").read_text())["peer"]
+    assert "cut into 5 bins per dimension, without its state-dependent exploration" in peer["departure"]
+    assert "use_sde" not in peer["settings"] and peer["settings"]["gamma"] == 0.9
+    plain = published("Pendulum-v1", "sb3-ppo")
+    assert with_bins(plain, 0) == plain
+
+
+def test_cut_actions_are_another_environment():
+    config = CompareConfig(env=("Pendulum-v1", "Pendulum-v1,bins=5"), threshold=("-300", "Pendulum-v1,bins=5=-400"))
+    environments, spaces = make_environments(config)
+    whole, cut = environments
+    assert (whole.id, whole.bins, whole.threshold) == ("Pendulum-v1", 0, -300.0)
+    assert (cut.id, cut.bins, cut.threshold, cut.name) == ("Pendulum-v1", 5, -400.0, "Pendulum-v1,bins=5")
+    message = run_task(config, cut, read_contestant("relax"), 0, Path("x"), name="x").message
+    assert message["settings"] == {"bins": 5} and message["env"] == "Pendulum-v1"
+    check_contestants([read_contestant("relax"), read_contestant("auto")], [cut], spaces)
+    check_contestants([read_contestant("lax"), read_contestant("relax:bins=3")], [whole], spaces)
+    with pytest.raises(SettingsError, match=r"contestant 'lax' on Pendulum-v1,bins=5: .* does not fit discrete actions"):
+        check_contestants([read_contestant("lax")], environments, spaces)
+
+
+@pytest.mark.parametrize("env", ["Pendulum-v1,bins=1", "Pendulum-v1,bins=x", "Pendulum-v1,sticky=3", "Pendulum-v1,"])
+def test_environments_that_cannot_be_understood(env):
+    with pytest.raises(SettingsError, match="expected an id, or ID,bins=N"):
+        make_environments(CompareConfig(env=(env,)))
+
+
+def test_only_continuous_actions_can_be_cut():
+    with pytest.raises(SettingsError, match="bins cuts a Box of floats"):
+        make_environments(CompareConfig(env=("CartPole-v1,bins=3",)))
 
 
 def test_a_schedule_ends_where_it_was_published_to_end():

@@ -14,7 +14,7 @@ from relax_rl.comparison.plan import Environment, Folder
 from relax_rl.comparison.search_space import SPACE, dimensions, searched_values
 from relax_rl.comparison.tuning import FIRST_TUNING_SEED, Study, Tuning
 
-ENV = Environment("CartPole-v1", total_steps=1000, threshold=475.0, continuous=False)
+ENV = Environment("CartPole-v1", total_steps=1000, threshold=475.0, id="CartPole-v1")
 PPO = Contestant("sb3-ppo", "sb3-ppo", peer=True)
 
 

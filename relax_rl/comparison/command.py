@@ -65,7 +65,7 @@ def run_comparison(
         tuning.check_installed(config)
     variance_reference(contestants, config)
     environments, spaces = make_environments(config)
-    check_contestants(contestants, config, spaces)
+    check_contestants(contestants, environments, spaces)
     folder = Folder(Path(config.resume or config.run_dir or _default_folder()))
     if config.resume is None:
         folder.create()

@@ -30,7 +30,7 @@ class CompareConfig:
     """Compare estimators, and other libraries, over environments and seeds."""
 
     env: tuple[str, ...] = ("CartPole-v1",)
-    """Gymnasium ids."""
+    """Gymnasium ids; ID,bins=7 cuts continuous actions into 7 values per dimension."""
     estimators: tuple[str, ...] = ("auto", "a2c")
     """Contestants: an estimator, with settings of its own (relax:surrogate_steps=4,hidden=64x64), and with a label (best=relax:policy_lr=2e-3)."""
     peers: tuple[PeerName, ...] = ()

@@ -19,8 +19,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from relax_rl.callbacks import Every
 from relax_rl.comparison.peer import Peer
-from relax_rl.comparison.peers import ALGORITHMS, planned_steps, published, with_overrides
+from relax_rl.comparison.peers import ALGORITHMS, planned_steps, published, with_bins, with_overrides
 from relax_rl.comparison.recording import EpisodeTable, ReportProgress, Send, write_outcome
+from relax_rl.env_actions import BinnedActions
 from relax_rl.interruption import Interruption, interruptible
 from relax_rl.loggers import PROGRESS_COLUMNS, CsvLogger
 from relax_rl.runs import write_json
@@ -37,19 +38,21 @@ def train_peer(task: dict[str, Any], send: Send) -> dict[str, Any]:
     What such a run would need to be gone on with is only kept in pickles, so an interrupted one starts over.
 
     Args:
-        task: `env`, `peer`, `seed`, `folder`, `total_steps`, `stop_at_return`, and `settings` over the published ones.
+        task: `env`, `bins`, `peer`, `seed`, `folder`, `total_steps`, `stop_at_return`, and `settings` over the
+            published ones.
         send: hears of the progress.
     """
     path = Path(task["folder"])
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
-    peer, steps = planned_steps(published(task["env"], task["peer"]), task["total_steps"])
+    peer = with_bins(published(task["env"], task["peer"]), task["bins"])
+    peer, steps = planned_steps(peer, task["total_steps"])
     peer = with_overrides(peer, task["settings"])
     about = {"stable_baselines3": stable_baselines3.__version__, "torch": torch.__version__}
     write_json(path / "config.json", {"peer": asdict(peer), "seed": task["seed"], "steps": steps, "versions": about})
     torch.set_num_threads(1)
     with interruptible() as interruption:
-        envs = _make_envs(peer, task["seed"])
+        envs = _make_envs(peer, task["seed"], task["bins"])
         try:
             recorder = _Recorder(path, task["stop_at_return"], send, interruption)
             _make_model(peer, envs, task["seed"]).learn(steps, callback=recorder)
@@ -133,7 +136,7 @@ class _Recorder(BaseCallback):
         }
 
 
-def _make_envs(peer: Peer, seed: int) -> VecEnv:
+def _make_envs(peer: Peer, seed: int, bins: int) -> VecEnv:
     """The peer's environments, seeded, each with a Monitor."""
     if peer.atari:
         import ale_py
@@ -143,7 +146,8 @@ def _make_envs(peer: Peer, seed: int) -> VecEnv:
         skipping = {"frameskip": 1} if peer.env.startswith("ALE/") else None
         games = make_atari_env(peer.env, n_envs=peer.num_envs, seed=seed, env_kwargs=skipping)
         return VecFrameStack(games, n_stack=4)
-    envs: VecEnv = make_vec_env(peer.env, n_envs=peer.num_envs, seed=seed)
+    cut: dict[str, Any] = {"wrapper_class": BinnedActions, "wrapper_kwargs": {"bins": bins}} if bins else {}
+    envs: VecEnv = make_vec_env(peer.env, n_envs=peer.num_envs, seed=seed, **cut)
     return VecNormalize(envs, gamma=peer.settings.get("gamma", 0.99)) if peer.normalize else envs
 
 

@@ -13,7 +13,7 @@ from relax_rl.comparison.published_ppo import PPO_PEERS
 from relax_rl.errors import SettingsError
 from relax_rl.presets import find_preset
 
-__all__ = ["ALGORITHMS", "PEERS", "check_installed", "planned_steps", "published", "with_overrides"]
+__all__ = ["ALGORITHMS", "PEERS", "check_installed", "planned_steps", "published", "with_bins", "with_overrides"]
 
 ALGORITHMS = {"sb3-a2c": "A2C", "sb3-ppo": "PPO"}
 """Class in stable_baselines3, by the name of the peer."""
@@ -45,6 +45,16 @@ def with_overrides(peer: Peer, overrides: Mapping[str, Any]) -> Peer:
     return replace(peer, linear=linear, settings={**peer.settings, **constant})
 
 
+def with_bins(peer: Peer, bins: int) -> Peer:
+    """The peer on actions cut into bins, where state-dependent exploration of continuous ones has no place."""
+    if not bins:
+        return peer
+    kept = {name: value for name, value in peer.settings.items() if name not in ("use_sde", "sde_sample_freq")}
+    without = ", without its state-dependent exploration" if "use_sde" in peer.settings else ""
+    note = f"actions cut into {bins} bins per dimension{without}"
+    return replace(peer, settings=kept, departure=_noted(peer, note))
+
+
 def planned_steps(peer: Peer, total_steps: int) -> tuple[Peer, int]:
     """The steps that a peer trains for in a comparison of `total_steps`, and the peer with that noted.
 
@@ -56,8 +66,7 @@ def planned_steps(peer: Peer, total_steps: int) -> tuple[Peer, int]:
         return peer, steps
     how = "its schedules fall to zero over these" if peer.linear else "no schedule depends on them"
     note = f"{steps:,} steps instead of {peer.total_steps:,} ({how})"
-    known = "" if peer.departure == "none" else f"{peer.departure}; "
-    return replace(peer, departure=known + note), steps
+    return replace(peer, departure=_noted(peer, note)), steps
 
 
 def check_installed() -> None:
@@ -66,3 +75,7 @@ def check_installed() -> None:
     """
     if find_spec("stable_baselines3") is None:
         raise SettingsError("--peers needs Stable-Baselines3, which is missing: pip install 'relax-rl[compare]'")
+
+
+def _noted(peer: Peer, note: str) -> str:
+    return note if peer.departure == "none" else f"{peer.departure}; {note}"

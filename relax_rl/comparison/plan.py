@@ -26,16 +26,18 @@ class Environment:
     """An environment of a comparison.
 
     Attributes:
-        id: Gymnasium's.
+        name: as it was asked for, `ID` or `ID,bins=N`.
         total_steps: of a run.
         threshold: mean return of 100 episodes that counts as solved, if there is one.
-        continuous: whether its actions are.
+        id: Gymnasium's.
+        bins: values that each dimension of its actions is cut into; 0 leaves them as they are.
     """
 
-    id: str
+    name: str
     total_steps: int
     threshold: float | None
-    continuous: bool
+    id: str
+    bins: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,31 +123,36 @@ class Folder:
 
 
 def make_environments(config: CompareConfig) -> tuple[list[Environment], dict[str, Any]]:
-    """The environments, each of which is made once to see that it can be, and their spaces by id.
+    """The environments, each of which is made once to see that it can be, and their spaces by name, actions uncut.
 
     Raises:
         SettingsError: one that cannot be made, or a threshold that cannot be understood.
     """
     from relax_rl.envs import make_envs
     from relax_rl.presets import preset_config
-    from relax_rl.spaces import ActionEncoder
 
     given = _thresholds(config)
     found, spaces = [], {}
-    for env in config.env:
+    for name in config.env:
+        env, bins = _parse_env(name)
         with make_envs(env, num_envs=1, seed=0) as envs:
-            spaces[env] = (envs.single_observation_space, envs.single_action_space)
-            threshold = given.get(env, given.get("", envs.solve_threshold))
+            spaces[name] = (envs.single_observation_space, envs.single_action_space)
+            threshold = given.get(name, given.get("", envs.solve_threshold))
+        _cut(spaces[name][1], bins)
         steps = config.total_steps or preset_config(env).run.total_steps
-        continuous = ActionEncoder(spaces[env][1]).kind == "gaussian"
-        found.append(Environment(env, steps, threshold, continuous))
+        found.append(Environment(name, steps, threshold, env, bins))
         if config.stop_when_solved and threshold is None:
-            raise SettingsError(f"{env} has no registered threshold to stop at; give one by --threshold {env}=VALUE")
+            raise SettingsError(f"{name} has no registered threshold to stop at; give one by --threshold {name}=VALUE")
     return found, spaces
 
 
-def check_contestants(contestants: Sequence[Contestant], config: CompareConfig, spaces: Mapping[str, Any]) -> None:
+def check_contestants(
+    contestants: Sequence[Contestant], environments: Sequence[Environment], spaces: Mapping[str, Any]
+) -> None:
     """Make every agent once, so that what cannot work is told before anything is trained.
+
+    Args:
+        environments, spaces: as `make_environments` gives them.
 
     Raises:
         SettingsError: naming the contestant and the environment.
@@ -153,17 +160,18 @@ def check_contestants(contestants: Sequence[Contestant], config: CompareConfig, 
     from relax_rl.agents import AGENTS, resolve_estimator
     from relax_rl.comparison.own_training import own_config
 
-    for env, (observations, actions) in spaces.items():
+    for env in environments:
+        observations, actions = spaces[env.name]
         for contestant in contestants:
             if contestant.peer:
                 continue
-            task = {"env": env, "estimator": contestant.kind, "settings": dict(contestant.settings)}
-            rest = {"seed": 0, "total_steps": config.total_steps or 1, "stop_at_return": None, "folder": ""}
+            message = run_task(CompareConfig(), env, contestant, 0, Path(), name="").message
             try:
-                estimator = resolve_estimator(contestant.kind, actions)
-                AGENTS[estimator](observations, actions, config=own_config({**task, **rest}).agent)
+                config = own_config(dict(message))
+                cut = _cut(actions, config.env.bins)
+                AGENTS[resolve_estimator(contestant.kind, cut)](observations, cut, config=config.agent)
             except SettingsError as error:
-                raise SettingsError(f"contestant {contestant.label!r} on {env}: {error}") from None
+                raise SettingsError(f"contestant {contestant.label!r} on {env.name}: {error}") from None
 
 
 def variance_reference(contestants: Sequence[Contestant], config: CompareConfig) -> Contestant | None:
@@ -203,20 +211,39 @@ def run_task(
         snapshots: keep agents frozen on the way.
     """
     steps = total_steps or env.total_steps
+    task = {"bins": env.bins} if env.bins and not contestant.peer else {}
     message: dict[str, Any] = {
         "env": env.id,
         "seed": seed,
         "folder": str(folder),
         "total_steps": steps,
         "stop_at_return": env.threshold if config.stop_when_solved else None,
-        "settings": {**contestant.settings, **(settings or {})},
+        "settings": {**task, **contestant.settings, **(settings or {})},
     }
     if contestant.peer:
-        message |= {"kind": "peer", "peer": contestant.kind}
+        message |= {"kind": "peer", "peer": contestant.kind, "bins": env.bins}
         steps = planned_steps(published(env.id, contestant.kind), steps)[1]
     else:
         message |= {"kind": "own", "estimator": contestant.kind, "snapshots": snapshots}
-    return Task(name, (env.id, contestant.label), steps, message)
+    return Task(name, (env.name, contestant.label), steps, message)
+
+
+def _parse_env(name: str) -> tuple[str, int]:
+    """Gymnasium's id and the number of bins from `ID` or `ID,bins=N`."""
+    env, comma, setting = name.partition(",")
+    if not comma:
+        return env, 0
+    key, _, number = setting.partition("=")
+    if key.strip() != "bins" or not number.isdecimal() or int(number) < 2:
+        raise SettingsError(f"env is {name!r}, expected an id, or ID,bins=N with at least 2 bins")
+    return env, int(number)
+
+
+def _cut(actions: Any, bins: int) -> Any:
+    """The action space with each dimension cut into bins."""
+    from relax_rl.env_actions import ActionBins
+
+    return ActionBins(actions, bins).space if bins else actions
 
 
 def _thresholds(config: CompareConfig) -> dict[str, float]:

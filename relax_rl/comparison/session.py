@@ -92,14 +92,14 @@ class Session:
         """The rows in the order of environments and contestants, finished runs counted as done."""
         left = [task.row for task in tasks]
         every = [(env, contestant) for env in self.environments for contestant in self.contestants]
-        board.plan(((env.id, c.label), env.total_steps) for env, c in every for _ in self.config.seed_range)
+        board.plan(((env.name, c.label), env.total_steps) for env, c in every for _ in self.config.seed_range)
         steps = {task.row: task.total_steps for task in tasks}
         for row, entry in board.rows.items():
             entry.done = entry.total - left.count(row)
             entry.steps_left = left.count(row) * steps.get(row, 0)
 
     def _contestant_at(self, env: Environment, contestant: Contestant) -> Contestant:
-        return contestant if self._tuning is None else self._tuning.tuned(env.id, contestant)
+        return contestant if self._tuning is None else self._tuning.tuned(env.name, contestant)
 
     def _runs(self) -> Iterable[Task]:
         """Runs that have not ended: environment by environment, seed by seed, each seed with every contestant."""
@@ -107,7 +107,7 @@ class Session:
         for env in self.environments:
             for seed in self.config.seed_range:
                 for contestant in self.contestants:
-                    folder = self.folder.run(env.id, contestant, seed)
+                    folder = self.folder.run(env.name, contestant, seed)
                     if read_outcome(folder) is not None:
                         continue
                     yield run_task(
@@ -127,7 +127,7 @@ class Session:
         for env in self.environments:
             for contestant in self.contestants:
                 for seed in self.config.seed_range:
-                    folder = self.folder.run(env.id, contestant, seed)
+                    folder = self.folder.run(env.name, contestant, seed)
                     outcome = read_outcome(folder)
                     if outcome is not None and outcome["status"] == "diverged" and folder.name not in told:
                         found.append({"run": folder.name, "status": "diverged", "error": outcome["error"]})
@@ -138,14 +138,14 @@ class Session:
         reference = variance_reference(self.contestants, self.config)
         for env in self.environments if reference is not None else ():
             assert reference is not None
-            folder = self.folder.run(env.id, reference, self.config.first_seed)
+            folder = self.folder.run(env.name, reference, self.config.first_seed)
             if read_outcome(folder) is None:
                 continue
-            measured = [stage for stage in STAGES if self.folder.variance(env.id, stage).exists()]
+            measured = [stage for stage in STAGES if self.folder.variance(env.name, stage).exists()]
             if measured and len(list((folder / SNAPSHOTS).iterdir())) <= len(measured):
                 continue
             for stage, checkpoint in choose_snapshots(folder).items():
-                result = self.folder.variance(env.id, stage)
+                result = self.folder.variance(env.name, stage)
                 if result.exists():
                     continue
                 message = {
@@ -157,15 +157,15 @@ class Session:
                     "fit_batches": self.config.variance_fit_batches,
                     "result": str(result),
                 }
-                yield Task(f"variance-{safe_name(env.id)}-{stage}", (env.id, f"variance, {stage}"), 0, message)
+                yield Task(f"variance-{safe_name(env.name)}-{stage}", (env.name, f"variance, {stage}"), 0, message)
 
     def _thin_snapshots(self) -> None:
         """Remove the frozen agents that no measurement was made at."""
         reference = variance_reference(self.contestants, self.config)
         for env in self.environments if reference is not None else ():
             assert reference is not None
-            folder = self.folder.run(env.id, reference, self.config.first_seed) / SNAPSHOTS
-            found = read_variances({stage: self.folder.variance(env.id, stage) for stage in STAGES})
+            folder = self.folder.run(env.name, reference, self.config.first_seed) / SNAPSHOTS
+            found = read_variances({stage: self.folder.variance(env.name, stage) for stage in STAGES})
             kept = {Path(measured["checkpoint"]).name for measured in found.values()}
             for path in folder.glob("step_*.safetensors") if kept else ():
                 if path.name not in kept:
@@ -179,19 +179,19 @@ class Session:
                 contestant.label: [
                     run
                     for seed in self.config.seed_range
-                    if (run := read_run(self.folder.run(env.id, contestant, seed), seed)) is not None
+                    if (run := read_run(self.folder.run(env.name, contestant, seed), seed)) is not None
                 ]
                 for contestant in self.contestants
             }
-            summaries[env.id] = summarise(runs, total_steps=env.total_steps, threshold=env.threshold)
-            variances[env.id] = read_variances({stage: self.folder.variance(env.id, stage) for stage in STAGES})
+            summaries[env.name] = summarise(runs, total_steps=env.total_steps, threshold=env.threshold)
+            variances[env.name] = read_variances({stage: self.folder.variance(env.name, stage) for stage in STAGES})
         result = {
             "options": asdict(self.config),
             "commands": list(self.commands),
             "num_workers": self.config.workers,
             "cores": usable_cores(),
             "failures": list(failures),
-            "contestants": {env.id: self._about_contestants(env) for env in self.environments},
+            "contestants": {env.name: self._about_contestants(env) for env in self.environments},
             "environments": summaries,
             "aggregate": aggregate(summaries),
             "variance": variances,
@@ -206,10 +206,11 @@ class Session:
         found = {}
         for contestant in self.contestants:
             tuned = self._contestant_at(env, contestant)
-            study = self._tuning.studies.get((env.id, contestant.label)) if self._tuning is not None else None
+            study = self._tuning.studies.get((env.name, contestant.label)) if self._tuning is not None else None
             peer = None
             if contestant.peer:
-                peer = peers.planned_steps(peers.published(env.id, contestant.kind), env.total_steps)[0]
+                published = peers.with_bins(peers.published(env.id, contestant.kind), env.bins)
+                peer = peers.planned_steps(published, env.total_steps)[0]
             found[contestant.label] = {
                 "kind": contestant.kind,
                 "settings": dict(tuned.settings),

@@ -195,7 +195,7 @@ class Tuning:
     ) -> None:
         chosen = [c for c in contestants if config.tune_peers or not c.peer]
         self.studies = {
-            (env.id, contestant.label): Study(config, env, contestant, folder.tuning(env.id, contestant))
+            (env.name, contestant.label): Study(config, env, contestant, folder.tuning(env.name, contestant))
             for env in environments
             for contestant in chosen
         }

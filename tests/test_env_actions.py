@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +13,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+import relax_rl
 from relax_rl.agents import RELAX
 from relax_rl.config import EnvConfig, TrainConfig
 from relax_rl.env_actions import ActionBins, BinnedActions
@@ -197,3 +200,14 @@ def test_relax_learns_which_bins_pay() -> None:
         agent.learn(envs, 20_000)
         chosen = agent.act(np.zeros((4, 1), np.float32), deterministic=True)
     np.testing.assert_array_equal(chosen, [[5, 1]] * 4)
+
+
+def test_the_examples_of_the_page_on_environments_work() -> None:
+    """And the agent of many switches has learned to set them like the lamps."""
+    page = (Path(relax_rl.__file__).parent.parent / "docs" / "environments.md").read_text(encoding="utf-8")
+    namespace: dict[str, Any] = {}
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page, re.DOTALL)):
+        exec(compile(block, f"docs/environments.md, example {number}", "exec"), namespace)
+    np.testing.assert_array_equal(namespace["step"].action, [[0], [6]])
+    lamps = np.random.default_rng(0).integers(0, 2, (100, 4), dtype=np.int8)
+    assert (namespace["agent"].act(lamps, deterministic=True) == lamps).mean() > 0.95

@@ -14,6 +14,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, parse_env_id
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from relax_rl.distributed import local_count
 from relax_rl.env_pool import EnvPoolVectorEnv, faster_in_envpool, why_not_envpool
 from relax_rl.env_traits import Vectorization, declared_autoreset_mode
 from relax_rl.env_workers import WorkerDeathReport, shielded_from_signals
@@ -207,9 +208,9 @@ class _OwnObservation(gym.ObservationWrapper[Any, Any, Any]):
 
 
 def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores for this process's environments: a machine's are shared among the workers on it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // local_count())
 
 
 def _import_module(module: str, env_id: str) -> None:

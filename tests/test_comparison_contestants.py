@@ -189,7 +189,9 @@ def test_cut_actions_are_another_environment():
     assert message["settings"] == {"bins": 5} and message["env"] == "Pendulum-v1"
     check_contestants([read_contestant("relax"), read_contestant("auto")], [cut], spaces)
     check_contestants([read_contestant("lax"), read_contestant("relax:bins=3")], [whole], spaces)
-    with pytest.raises(SettingsError, match=r"contestant 'lax' on Pendulum-v1,bins=5: .* does not fit discrete actions"):
+    with pytest.raises(
+        SettingsError, match=r"contestant 'lax' on Pendulum-v1,bins=5: .* does not fit discrete actions"
+    ):
         check_contestants([read_contestant("lax")], environments, spaces)
 
 

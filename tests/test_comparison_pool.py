@@ -199,12 +199,14 @@ def test_plain_lines():
     view.ended(a_task(), {"status": "finished", "steps": 1003, "return_mean": 31.26})
     view.started(a_task(seed=1))
     view.ended(a_task(seed=1), {"status": "failed", "error": "no luck"})
-    assert out.getvalue().splitlines() == [
+    view.ended(a_task(seed=2), {"status": "finished", "steps": 5, "return_mean": float("nan")})
+    assert out.getvalue().splitlines()[:-1] == [
         "2 runs",
         "0 of 2 runs done | 100 steps/s | 0:16 left",
         "CartPole-v1-relax-s0: mean return 31.3 after 1,003 steps, 1 of 2 runs done",
         "CartPole-v1-relax-s1: failed: no luck",
     ]
+    assert out.getvalue().splitlines()[-1].startswith("CartPole-v1-relax-s2: no episode has finished after 5 steps")
 
 
 def test_the_view_fits_the_output(capsys):

@@ -122,9 +122,11 @@ def test_environments_are_averaged(runs):
 def test_the_mean_of_a_curve(tmp_path):
     folder = write_run(tmp_path / "run", [5.0] * 100)
     assert curve_mean(folder, 1000) == pytest.approx(5.0)
-    folder = write_run(tmp_path / "ramp", ramp(40, 1.0))
-    # 200 steps at 9.5, 200 at 19.5, and the last row to the end of the budget.
-    assert curve_mean(folder, 1000) == pytest.approx((200 * 9.5 + 800 * 19.5) / 1000)
+    folder = write_run(tmp_path / "ramp", ramp(100, 1.0))
+    # The mean of returns 0..k is k/2 after 10 (k + 1) steps; the last one counts to the end of the budget.
+    inside = [0.0] + [k / 2 for k in range(99) for _ in (0, 1)] + [99 / 2]
+    assert curve_mean(folder, 1000) == pytest.approx(np.mean(inside), abs=1e-9)
+    assert curve_mean(folder, 2000) == pytest.approx((sum(k / 2 for k in range(100)) + 100 * 99 / 2) / 200)
     assert curve_mean(write_run(tmp_path / "bad", ramp(40, 1.0), status="diverged"), 1000) is None
     assert curve_mean(tmp_path / "nothing", 1000) is None
 

@@ -168,10 +168,9 @@ class LinesView(View):
         super().ended(task, outcome)
         if outcome["status"] == "finished" and "steps" in outcome:
             row = self.board.rows[task.row]
-            self.say(
-                f"{task.name}: mean return {_number(outcome['return_mean'])} after {outcome['steps']:,} steps, "
-                f"{row.done} of {row.total} runs done"
-            )
+            mean = outcome["return_mean"]
+            told = "no episode has finished" if mean != mean else f"mean return {_number(mean)}"
+            self.say(f"{task.name}: {told} after {outcome['steps']:,} steps, {row.done} of {row.total} runs done")
 
     def refresh(self) -> None:
         if time.monotonic() - self._time < self._interval:

@@ -142,10 +142,10 @@ def _tuned(tuning: Mapping[str, Any]) -> str:
     scored = [trial for trial in tuning["trials"] if trial["score"] is not None]
     told = (
         f"tuned: {len(tuning['trials'])} trials of {tuning['steps']:,} steps on "
-        f"the seeds {', '.join(map(str, tuning['seeds']))}"
+        f"{'seed' if len(tuning['seeds']) == 1 else 'seeds'} {', '.join(map(str, tuning['seeds']))}"
     )
     if not scored:
-        return f"{told}; none ended well, so its own settings are kept"
+        return f"{told}; none ended well with a finished episode, so its own settings are kept"
     best = max(scored, key=lambda trial: trial["score"])
     settings = ", ".join(f"{name} {_value(value)}" for name, value in best["settings"].items())
     first = next((trial["score"] for trial in scored if trial["number"] == 0), None)

@@ -24,7 +24,7 @@ from relax_rl.comparison.statistics import (
 from relax_rl.loggers import read_csv
 from relax_rl.runs import RunFolder
 
-__all__ = ["RunResult", "Solved", "aggregate", "read_run", "read_variances", "summarise"]
+__all__ = ["POINTS", "RunResult", "Solved", "aggregate", "read_run", "read_variances", "summarise"]
 
 WINDOW = 100
 """Episodes in every mean return."""

@@ -8,7 +8,6 @@ trials are kept as plain JSON.
 from __future__ import annotations
 
 import json
-import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -21,9 +20,9 @@ from relax_rl.comparison.contestants import Contestant
 from relax_rl.comparison.plan import Environment, Folder, run_task
 from relax_rl.comparison.pool import Task
 from relax_rl.comparison.recording import read_outcome
+from relax_rl.comparison.results import POINTS, read_run
 from relax_rl.comparison.search_space import Dimension, dimensions, searched_values
 from relax_rl.errors import SettingsError
-from relax_rl.loggers import read_csv
 from relax_rl.runs import write_json
 from relax_rl.serialization import writing
 
@@ -226,24 +225,19 @@ class Tuning:
 def curve_mean(folder: Path, total_steps: int) -> float | None:
     """Mean over the steps of the curve of a run: the higher, the sooner and the more was learned.
 
-    The mean return of the last 100 episodes at every row, each weighted with the steps since the row before; what comes
-    before the first finished episode counts as that one, what comes after the end of the run as its last row.
+    The curve is the mean return of the last 100 episodes; what comes before the first finished episode counts as that
+    one, what comes after the end of the run as its last value.
 
     Returns:
         None for a run that did not end well, or in which no episode finished.
     """
-    outcome = read_outcome(folder)
-    if outcome is None or outcome["status"] != "finished":
+    import numpy as np
+
+    run = read_run(folder, 0)
+    if run is None or run.status != "finished":
         return None
-    progress = read_csv(folder / "progress.csv")
-    rows = [(s, r) for s, r in zip(progress["step"], progress["return_mean"], strict=True) if math.isfinite(r)]
-    if not rows:
-        return None
-    total, before = 0.0, 0.0
-    for step, value in rows:
-        total += (step - before) * value
-        before = step
-    return (total + max(0.0, total_steps - before) * rows[-1][1]) / max(before, total_steps)
+    values = run.at_steps(np.linspace(0, total_steps, POINTS + 1)[1:])
+    return float(np.where(np.isnan(values), run.means[0], values).mean())
 
 
 def _distribution(dimension: Dimension) -> Any:

@@ -202,7 +202,7 @@ def test_the_mean_return_of_all_ends_them_all(tmp_path: Path) -> None:
 
 def poison(rank: int, agent: ActorCritic, info: Any) -> None:
     if rank == 1 and info.updates == 4:
-        agent._theta[0].data.fill_(float("nan"))
+        agent.theta[0].data.fill_(float("nan"))
 
 
 def test_a_nan_in_one_worker_ends_them_all_alike(tmp_path: Path) -> None:

@@ -13,17 +13,18 @@ from gymnasium import spaces
 from torch import Tensor
 
 from relax_rl.agents import persistence
+from relax_rl.agents.ascent import train_actor_critic
 from relax_rl.agents.batch import Batch, batch_statistics, make_batch
 from relax_rl.agents.callback import Callback, UpdateInfo
 from relax_rl.agents.forward import Networks
 from relax_rl.agents.minibatches import minibatch_steps
-from relax_rl.agents.optimizers import Adam, FlatParameters, Optimizer, RMSprop, clip_norm_
+from relax_rl.agents.optimizers import Adam, FlatParameters, Optimizer, RMSprop
 from relax_rl.agents.shares import columns, share_of_rollout
 from relax_rl.agents.statistics import absorb, episodes_of_all
 from relax_rl.config import AgentConfig, agent_config_from
 from relax_rl.devices import resolve_device
 from relax_rl.distributed import ALONE, Workers
-from relax_rl.errors import SettingsError, TrainingDiverged
+from relax_rl.errors import SettingsError
 from relax_rl.normalization import ObservationNormalizer, RewardScaler, RunningScale
 from relax_rl.profiling import Watch, unwatched
 from relax_rl.rollouts import Collector, Rollout
@@ -49,6 +50,7 @@ class ActorCritic:
         steps, updates, episodes: valid environment steps, updates and finished episodes learned from so far.
         workers: the processes that learn together; `join` sets them.
         watch: told which section of an update begins; see `relax_rl.profiling`.
+        theta: the parameters of the policy, and those of the value function alone.
 
     Raises:
         SettingsError: for spaces or settings that cannot work.
@@ -97,10 +99,10 @@ class ActorCritic:
         self._networks = Networks(self.observations, self.actions, config, self.device)
         self.policy, self.value = self._networks.policy, self._networks.value
         self.shared_torso, own = self._networks.shared_torso, self._networks.value_part
-        self._theta = FlatParameters(self.policy.parameters()), FlatParameters(own.parameters())
+        self.theta = FlatParameters(self.policy.parameters()), FlatParameters(own.parameters())
         optimizer = {"adam": Adam, "rmsprop": RMSprop}[config.optimizer]
-        self.policy_optimizer: Optimizer = optimizer(self._theta[0], lr=config.policy_lr)
-        self.value_optimizer: Optimizer = optimizer(self._theta[1], lr=config.value_lr)
+        self.policy_optimizer: Optimizer = optimizer(self.theta[0], lr=config.policy_lr)
+        self.value_optimizer: Optimizer = optimizer(self.theta[1], lr=config.value_lr)
         normalize = config.normalize_obs and not self.shared_torso
         self.obs_normalizer = ObservationNormalizer(self.observations.shape, self.device) if normalize else None
         self.reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
@@ -281,7 +283,7 @@ class ActorCritic:
         self.watch("estimate")
         estimate = self.estimate(batch)
         self.watch("backward")
-        metrics = self._train_actor_critic(batch, params, value, estimate.detach())
+        metrics = train_actor_critic(self, batch, params, value, estimate.detach())
         self.watch("surrogate")
         metrics |= self.train_surrogate(batch, estimate)
         self.watch("statistics")
@@ -317,39 +319,6 @@ class ActorCritic:
             share=share_of_rollout(self.workers, rollout.num_steps, rollout.num_envs, self.device),
         )
         return batch, params, value[: len(batch.weight)]
-
-    def _train_actor_critic(
-        self, batch: Batch, params: Tensor, value: Tensor, estimate: Tensor
-    ) -> dict[str, Tensor | float]:
-        """Pull the estimate back through the policy, regress V on returns, clip, step."""
-        config, weight = self.config, batch.weight
-        rows = batch.divisor
-        ascent = estimate
-        entropy_coef = config.entropy_coef * self.schedule_factor(config.entropy_schedule)
-        if entropy_coef:
-            ascent = ascent + entropy_coef * torch.autograd.grad(batch.entropy.sum(), batch.dist.params)[0]
-        # Rows without weight still count in `rows`: a divisor that depends on the batch would bias the mean.
-        pulled = -ascent * (weight / rows)[:, None]
-        weighted_error = (value.detach() - batch.return_) * weight
-        value_loss = weighted_error.square().sum() / rows
-        for part in self._theta:
-            part.zero_grad()
-        torch.autograd.backward([params, value], [pulled, weighted_error * (2.0 * config.value_coef / rows)])
-        self.average(*(part.grad for part in self._theta))
-        self.watch("optimiser")
-        norm = clip_norm_(self._theta, config.max_grad_norm)
-        if not math.isfinite(norm):
-            raise TrainingDiverged(
-                f"the gradient is not finite after {self.steps} steps; lower the learning rates or normalise"
-            )
-        factor = self.schedule_factor(config.lr_schedule)
-        self.policy_optimizer.step(factor)
-        self.value_optimizer.step(factor)
-        return {
-            "losses/value": value_loss,
-            "policy/grad_norm": norm,
-            "policy/learning_rate": config.policy_lr * factor,
-        }
 
     def train_surrogate(self, batch: Batch, estimate: Tensor) -> dict[str, Tensor | float]:
         """Train what the estimate depends on beside the policy, if there is any; returns metrics."""

@@ -210,7 +210,7 @@ def test_a_resumption_as_another_run_is_refused(capsys, run):
     assert "--env Acrobot-v1: the run was trained on CartPole-v1" in refused(capsys, *more, "--env", "Acrobot-v1")
     for args in (
         ["--gamma", "0.5"],
-        ["--num-envs", "5"],
+        ["--num-steps", "6"],
         ["--estimator", "a2c"],
         ["--seed", "7"],
         ["--preset", "none"],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from importlib.metadata import version
 from importlib.util import find_spec as find_module
 from typing import Any
 
@@ -57,6 +59,9 @@ DIFFERENT = {
 }
 """What sets EnvPool's task of the same name apart."""
 
+OLDEST = "1.2.5"
+"""Release whose tasks were compared; those before it have others under the same names."""
+
 SMALLEST_BATCH = 8
 """Environments below which handing the work to threads costs more than it saves."""
 
@@ -92,6 +97,9 @@ def why_not_envpool(
         return f"{spec.id} is not known to be the same task in EnvPool; use vectorization 'auto'"
     if find_module("envpool") is None:
         return f'{spec.id} needs EnvPool for this; pip install "relax-rl[envpool]"'
+    found = version("envpool")
+    if _numbers(found) < _numbers(OLDEST):
+        return f"EnvPool {found} has other tasks than {OLDEST}, which is needed; pip install --upgrade envpool"
     return None
 
 
@@ -233,6 +241,11 @@ def _spaces(spec: EnvSpec, task: str) -> tuple[Any, Any]:
     spaces = env.observation_space, env.action_space
     env.close()
     return spaces
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    """A release as numbers that compare."""
+    return tuple(int(digits) for digits in re.findall(r"\d+", release)[:3])
 
 
 def _is_atari(spec: EnvSpec) -> bool:

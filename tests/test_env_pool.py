@@ -436,6 +436,24 @@ def test_without_envpool_auto_takes_gymnasium_and_asking_for_it_says_what_to_ins
         make_envs("Acrobot-v1", num_envs=8, vectorization="envpool")
 
 
+def test_releases_with_other_tasks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = find_spec("Acrobot-v1")
+    for release, refused in (
+        ("1.1.9", True),
+        ("0.8.4", True),
+        ("1.2.5", False),
+        ("1.10.0", False),
+        ("1.3.0rc1", False),
+    ):
+        monkeypatch.setattr(env_pool, "version", lambda name, release=release: release)
+        reason = env_pool.why_not_envpool(spec)
+        assert reason == (
+            f"EnvPool {release} has other tasks than 1.2.5, which is needed; pip install --upgrade envpool"
+            if refused
+            else None
+        )
+
+
 def test_other_registrations_of_games_and_options_of_a_reset_are_not_taken() -> None:
     assert not env_pool._is_atari(find_spec("PongNoFrameskip-v4"))
     with pytest.raises(SettingsError, match="options"):

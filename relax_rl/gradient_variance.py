@@ -61,9 +61,9 @@ def contenders(agent: ActorCritic, *, fitted: bool, seed: int = 0) -> list[Conte
             if it is of their kind, else from nothing.
         seed: of fresh surrogates and of the noise of relaxations.
     """
-    found = [Contender(name, _twin(agent, name, seed).estimate) for name in ("reinforce", REFERENCE)]
+    found = [Contender(name, _estimates(_twin(agent, name, seed))) for name in ("reinforce", REFERENCE)]
     if isinstance(agent, SurrogateActorCritic):
-        found.append(Contender(agent.name, _twin(agent, agent.name, seed).estimate))
+        found.append(Contender(agent.name, _estimates(_twin(agent, agent.name, seed))))
     for name, kind in AGENTS.items():
         if not fitted or not issubclass(kind, SurrogateActorCritic) or agent.actions.kind not in kind.action_kinds:
             continue
@@ -71,7 +71,7 @@ def contenders(agent: ActorCritic, *, fitted: bool, seed: int = 0) -> list[Conte
             twin = _twin(agent, name, seed)
         except SettingsError:  # too many actions to ask the surrogate at each
             continue
-        found.append(Contender(f"{name}, fitted", twin.estimate, _fitting(twin)))
+        found.append(Contender(f"{name}, fitted", _estimates(twin), _fitting(twin)))
     return found
 
 
@@ -147,6 +147,10 @@ def _twin(agent: ActorCritic, name: str, seed: int) -> ActorCritic:
     if isinstance(twin, SurrogateActorCritic) and isinstance(agent, SurrogateActorCritic) and twin.name == agent.name:
         twin.surrogate.load_state_dict(agent.surrogate.state_dict())
     return twin
+
+
+def _estimates(twin: ActorCritic) -> Callable[[Batch], Tensor]:
+    return lambda batch: twin.estimate(batch).grad
 
 
 def _fitting(twin: ActorCritic) -> Callable[[Batch], None]:

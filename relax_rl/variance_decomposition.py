@@ -54,7 +54,7 @@ class Tails:
         of an action share the noise of a relaxation, which then counts with the action.
         """
         states, actions, _ = self.advantage.shape
-        constant = contender.estimate(self.batch).detach().view(states, actions, 1, -1)
+        constant = contender.estimate(self.batch).view(states, actions, 1, -1)
         score = self.batch.score.view(states, actions, 1, -1)
         return (constant + self.advantage.unsqueeze(-1) * score) @ self.coordinates.unsqueeze(1)
 

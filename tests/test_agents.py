@@ -14,10 +14,11 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from relax_rl.agents import A2C, AGENTS, LAX, RELAX, ActorCritic, Reinforce, resolve_estimator
+from relax_rl.agents import A2C, AGENTS, LAX, RELAX, ActorCritic, Marginal, Reinforce, resolve_estimator
 from relax_rl.agents.batch import Batch
 from relax_rl.envs import VectorEnvs
 from relax_rl.errors import SettingsError, TrainingDiverged
+from relax_rl.estimators import lax, marginal, relax, variance_loss
 from relax_rl.rollouts import Collector, Rollout
 from tests.fakes import DictEnv, TargetEnv, golden_envs, vector_of
 from tests.oracles import assert_unbiased, collect
@@ -128,7 +129,7 @@ def test_the_estimate_is_the_exact_gradient_on_average_for_discrete_actions(kind
     draw = partial(bandit, agent, logits, payoff.__getitem__, generator)
     probs = torch.softmax(logits, -1).double()
     exact = probs * (payoff - (probs * payoff).sum())
-    assert_unbiased(collect(lambda rows: agent.estimate(draw(rows)), 1_500_000), exact)
+    assert_unbiased(collect(lambda rows: agent.estimate(draw(rows)).grad, 1_500_000), exact)
 
 
 @pytest.mark.parametrize("kind", [LAX, A2C])
@@ -142,18 +143,58 @@ def test_the_estimate_is_the_exact_gradient_on_average_for_continuous_actions(ki
         bandit, agent, torch.tensor([mean, log_std]), lambda a: (a - 1.0).square().squeeze(-1) - 1.2, generator
     )
     exact = torch.tensor([2 * (mean - 1.0), 2 * np.exp(2 * log_std)], dtype=torch.float64)
-    assert_unbiased(collect(lambda rows: agent.estimate(draw(rows)), 4_500_000), exact)
+    assert_unbiased(collect(lambda rows: agent.estimate(draw(rows)).grad, 4_500_000), exact)
 
 
 def test_reinforce_takes_the_return_where_a2c_takes_the_advantage() -> None:
     plain, naive = A2C(OBS, DISCRETE, seed=0), Reinforce(OBS, DISCRETE, seed=0)
     batch = bandit(plain, torch.zeros(3), torch.Tensor.float, torch.Generator().manual_seed(0), 10)
     shifted = replace(batch, return_=batch.advantage + 5.0)
-    assert torch.equal(plain.estimate(shifted), plain.estimate(batch))
-    assert torch.equal(naive.estimate(shifted), plain.estimate(replace(batch, advantage=batch.advantage + 5.0)))
+    assert torch.equal(plain.estimate(shifted).grad, plain.estimate(batch).grad)
+    assert torch.equal(
+        naive.estimate(shifted).grad, plain.estimate(replace(batch, advantage=batch.advantage + 5.0)).grad
+    )
 
 
 # What trains what
+
+
+@pytest.mark.parametrize(
+    ("kind", "space"),
+    [
+        (RELAX, DISCRETE),
+        (RELAX, spaces.MultiDiscrete([3, 2])),
+        (RELAX, spaces.MultiBinary(3)),
+        (LAX, BOX),
+        (Marginal, DISCRETE),
+    ],
+)
+@pytest.mark.parametrize("squash", [False, True])
+def test_estimate_and_training_of_the_surrogate_are_those_of_the_core(kind: Any, space: Any, squash: bool) -> None:
+    agent = kind(OBS, space, seed=0, squash=squash and kind is LAX)
+    shake(agent)
+    rollout = rollout_for(agent)
+    rollout.valid[2, 1] = False
+    batch, _, _ = agent.batch(rollout)
+
+    def surrogate(z: Tensor) -> Tensor:
+        relaxed = z if kind is Marginal else batch.dist.soften(z, agent.surrogate.temperature)
+        features = batch.features.expand(*z.shape[:-1], -1)
+        found: Tensor = agent.surrogate(features, relaxed)
+        return found
+
+    core = {LAX: lax, RELAX: partial(relax, coupling="coupled"), Marginal: marginal}[kind]
+    exact = core(batch.advantage, batch.dist, surrogate, noise=batch.noise)
+    found = agent.estimate(batch)
+    torch.testing.assert_close(found.grad, exact.grad.detach(), rtol=1e-4, atol=1e-5)
+    unit = variance_loss(batch.a2c_gradient, batch.weight) + 1e-8
+    loss = variance_loss(exact.grad, batch.weight) / unit
+    names, parameters = zip(*agent.surrogate.named_parameters(), strict=True)
+    expected = torch.autograd.grad(loss, parameters, allow_unused=True)
+    agent.train_surrogate(batch, found)
+    for name, parameter, gradient in zip(names, parameters, expected, strict=True):
+        gradient = torch.zeros_like(parameter) if gradient is None else gradient
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(("kind", "space"), [(RELAX, DISCRETE), (LAX, BOX)])

@@ -187,7 +187,7 @@ def gradients(
         collector = Collector(envs, agent.observations.encode, agent.to_env, STEPS)
         rollout = spoil(collector.collect(agent.sample, agent.sample_noise(STEPS, rows)))
         batch, _, _ = agent.batch(rollout)
-        applied = agent.estimate(batch).detach() * batch.weight[:, None]
+        applied = agent.estimate(batch).grad * batch.weight[:, None]
         states = rollout.obs[:-1].flatten(0, 1)
         each = (states[:, :, None] * applied[:, None, :]).unflatten(0, (STEPS, rows)).sum(0)
         return each.flatten(1)

@@ -44,7 +44,7 @@ def test_the_gradient_measured_is_the_one_applied(kind: type[ActorCritic]) -> No
     agent, envs = setup(kind)
     rollout = agent.collect(agent.collector(envs))
     batch, params, _ = agent.batch(rollout)
-    measured = policy_gradient(agent.estimate(batch), batch.weight, params, list(agent.policy.parameters()))
+    measured = policy_gradient(agent.estimate(batch).grad, batch.weight, params, list(agent.policy.parameters()))
     agent.update(rollout)
     assert float(measured.norm()) > 0
     torch.testing.assert_close(agent._theta[0].grad, -measured)

@@ -58,7 +58,7 @@ def test_gradients_are_those_of_ppos_objective_for_discrete_actions(kind: type[A
     (exact,) = torch.autograd.grad(objective, new)
     generator = torch.Generator().manual_seed(11)
     draw = partial(later, agent, old, new.detach(), payoff.__getitem__, clip, generator)
-    assert_unbiased(collect(lambda rows: agent.estimate(draw(rows)), 1_500_000), exact.double())
+    assert_unbiased(collect(lambda rows: agent.estimate(draw(rows)).grad, 1_500_000), exact.double())
 
 
 @pytest.mark.parametrize("kind", [A2C, LAX])
@@ -71,7 +71,7 @@ def test_gradients_are_those_of_the_later_policy_for_continuous_actions(kind: ty
     old, new = torch.tensor([0.35, -0.2]), torch.tensor([mean, log_std])
     draw = partial(later, agent, old, new, lambda a: (a - 1.0).square().squeeze(-1) - 1.2, math.inf, generator)
     exact = torch.tensor([2 * (mean - 1.0), 2 * np.exp(2 * log_std)], dtype=torch.float64)
-    assert_unbiased(collect(lambda rows: agent.estimate(draw(rows)), 4_500_000), exact)
+    assert_unbiased(collect(lambda rows: agent.estimate(draw(rows)).grad, 4_500_000), exact)
 
 
 @pytest.mark.parametrize(

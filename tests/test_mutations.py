@@ -190,6 +190,20 @@ PLANTS = (
         "test_agents.py::test_every_parameter_of_the_surrogate_learns",
     ),
     Plant(
+        "the variance's gradient without the part of c's slope",
+        "agents/surrogate.py",
+        "control.add_gradient(-(pull * batch.score).sum(-1).unsqueeze(0), direction.unsqueeze(0))",
+        "control.add_gradient(-(pull * batch.score).sum(-1).unsqueeze(0), 0 * direction.unsqueeze(0))",
+        "test_agents.py::test_estimate_and_training_of_the_surrogate_are_those_of_the_core[False-RELAX-space0]",
+    ),
+    Plant(
+        "z~ that moves with the parameters as z does",
+        "distributions/categorical.py",
+        "return -torch.expm1(z_tilde - _sum(z_tilde * self.embed(sample)))",
+        "return torch.ones_like(z_tilde)",
+        "test_agents.py::test_the_estimate_is_the_exact_gradient_on_average_for_discrete_actions[RELAX]",
+    ),
+    Plant(
         "a time limit taken for an end",
         "rollouts.py",
         "np.where(over, 0.0, gamma * next_v)",

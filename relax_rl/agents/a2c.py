@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
-
 from relax_rl.agents.base import ActorCritic
 from relax_rl.agents.batch import Batch
+from relax_rl.agents.estimated import Estimated
 from relax_rl.estimators import reinforce_gradient
 
 __all__ = ["A2C", "Reinforce"]
@@ -18,8 +17,8 @@ class A2C(ActorCritic):
 
     name: ClassVar[str] = "a2c"
 
-    def estimate(self, batch: Batch) -> Tensor:
-        return batch.a2c_gradient
+    def estimate(self, batch: Batch) -> Estimated:
+        return Estimated(batch.a2c_gradient)
 
 
 class Reinforce(ActorCritic):
@@ -30,6 +29,6 @@ class Reinforce(ActorCritic):
 
     name: ClassVar[str] = "reinforce"
 
-    def estimate(self, batch: Batch) -> Tensor:
+    def estimate(self, batch: Batch) -> Estimated:
         signal = batch.signal(batch.return_)
-        return batch.reweighted(reinforce_gradient(signal, None, batch.dist.params, score=batch.score))
+        return Estimated(batch.reweighted(reinforce_gradient(signal, None, batch.dist.params, score=batch.score)))

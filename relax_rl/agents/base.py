@@ -16,6 +16,7 @@ from relax_rl.agents import persistence
 from relax_rl.agents.ascent import train_actor_critic
 from relax_rl.agents.batch import Batch, batch_statistics, make_batch
 from relax_rl.agents.callback import Callback, UpdateInfo
+from relax_rl.agents.estimated import Estimated
 from relax_rl.agents.forward import Networks
 from relax_rl.agents.minibatches import minibatch_steps
 from relax_rl.agents.optimizers import Adam, FlatParameters, Optimizer, RMSprop
@@ -281,16 +282,16 @@ class ActorCritic:
             params, value: `[B, P]` and `[B]` of these rows, with their graphs.
         """
         self.watch("estimate")
-        estimate = self.estimate(batch)
+        estimated = self.estimate(batch)
         self.watch("backward")
-        metrics = train_actor_critic(self, batch, params, value, estimate.detach())
+        metrics = train_actor_critic(self, batch, params, value, estimated.grad)
         self.watch("surrogate")
-        metrics |= self.train_surrogate(batch, estimate)
+        metrics |= self.train_surrogate(batch, estimated)
         self.watch("statistics")
-        return metrics | batch_statistics(batch, value.detach(), self._gradients(batch, estimate.detach()))
+        return metrics | batch_statistics(batch, value.detach(), self._gradients(batch, estimated.grad))
 
-    def estimate(self, batch: Batch) -> Tensor:
-        """`[B, P]` estimate of the gradient of the expected return at `batch.dist.params`, row by row."""
+    def estimate(self, batch: Batch) -> Estimated:
+        """Estimate of the gradient of the expected return at `batch.dist.params`, row by row."""
         raise NotImplementedError
 
     def _observations(self, rollout: Rollout) -> Tensor:
@@ -320,7 +321,7 @@ class ActorCritic:
         )
         return batch, params, value[: len(batch.weight)]
 
-    def train_surrogate(self, batch: Batch, estimate: Tensor) -> dict[str, Tensor | float]:
+    def train_surrogate(self, batch: Batch, estimated: Estimated) -> dict[str, Tensor | float]:
         """Train what the estimate depends on beside the policy, if there is any; returns metrics."""
         return {}
 

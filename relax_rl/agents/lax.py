@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
-from torch import Tensor
+import torch
 
 from relax_rl.agents.batch import Batch
+from relax_rl.agents.estimated import Estimated
 from relax_rl.agents.surrogate import SurrogateActorCritic
-from relax_rl.estimators import lax_gradient
+from relax_rl.distributions import SlopedDistribution
 
 __all__ = ["LAX"]
 
@@ -24,8 +25,7 @@ class LAX(SurrogateActorCritic):
     name: ClassVar[str] = "lax"
     action_kinds: ClassVar[tuple[str, ...]] = ("gaussian",)
 
-    def estimate(self, batch: Batch) -> Tensor:
-        dist = batch.dist
-        (c,) = self.controls(batch, dist.relax(batch.noise))
-        signal = batch.signal(batch.advantage)
-        return batch.reweighted(lax_gradient(signal, None, c, dist.params, score=batch.score))
+    def estimate(self, batch: Batch) -> Estimated:
+        dist = cast(SlopedDistribution, batch.dist)
+        with torch.no_grad():
+            return self.estimated(batch, dist.relax(batch.noise))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import ClassVar, cast
 
+import torch
 from torch import Tensor
 
 from relax_rl.agents.batch import Batch
+from relax_rl.agents.estimated import Estimated
 from relax_rl.agents.surrogate import SurrogateActorCritic
 from relax_rl.distributions import FiniteDistribution
 from relax_rl.errors import SettingsError
@@ -43,7 +45,7 @@ class Marginal(SurrogateActorCritic):
             )
         super()._build()
 
-    def estimate(self, batch: Batch) -> Tensor:
+    def estimate(self, batch: Batch) -> Estimated:
         def surrogate(actions: Tensor) -> Tensor:
             features = batch.features.expand(len(actions), *batch.features.shape)
             values: Tensor = self.surrogate(features.flatten(0, 1), actions.flatten(0, 1))
@@ -51,5 +53,10 @@ class Marginal(SurrogateActorCritic):
 
         dist = cast(FiniteDistribution, batch.dist)
         signal = batch.signal(batch.advantage)
-        estimate: Tensor = marginal(signal, dist, surrogate, noise=batch.noise).grad
-        return batch.reweighted(estimate)
+        with torch.enable_grad():
+            grad: Tensor = batch.reweighted(marginal(signal, dist, surrogate, noise=batch.noise).grad)
+
+        def to_surrogate(pull: Tensor) -> None:
+            torch.autograd.backward(grad, pull, inputs=self._phi.parameters)
+
+        return Estimated(grad.detach(), to_surrogate)

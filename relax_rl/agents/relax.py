@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar, cast
 
-from torch import Tensor
+import torch
 
 from relax_rl.agents.batch import Batch
-from relax_rl.agents.shares import sample_noise
+from relax_rl.agents.estimated import Estimated
 from relax_rl.agents.surrogate import SurrogateActorCritic
-from relax_rl.distributions import RelaxedDistribution
-from relax_rl.estimators import relax_gradient
+from relax_rl.distributions import SlopedRelaxation
 
 __all__ = ["RELAX"]
 
@@ -20,16 +19,17 @@ class RELAX(SurrogateActorCritic):
 
         g = (A - c^(s, z~)) dlog pi(a | s) + dc^(s, z) - dc^(s, z~)
 
-    (Grathwohl et al. 2018, eq. 9, with the advantage A for f.) For discrete, multi-discrete and binary actions.
+    (Grathwohl et al. 2018, eq. 9, with the advantage A for f.) The noise of z~ is coupled with that of z (Tucker et al.
+    2017, appendix): z~ is z, and only moves otherwise with the parameters, so that c^ is asked once. For discrete,
+    multi-discrete and binary actions.
     """
 
     name: ClassVar[str] = "relax"
     action_kinds: ClassVar[tuple[str, ...]] = ("categorical", "multi_categorical", "bernoulli")
 
-    def estimate(self, batch: Batch) -> Tensor:
-        dist = cast(RelaxedDistribution, batch.dist)
-        z = dist.relax(batch.noise)
-        z_tilde = dist.relax_given(batch.action, sample_noise(dist, self.generator, batch.share))
-        c, c_tilde = self.controls(batch, z, z_tilde)
-        signal = batch.signal(batch.advantage)
-        return batch.reweighted(relax_gradient(signal, None, c, c_tilde, dist.params, score=batch.score))
+    def estimate(self, batch: Batch) -> Estimated:
+        dist = cast(SlopedRelaxation, batch.dist)
+        with torch.no_grad():
+            z = dist.relax(batch.noise)
+            # dz - dz~, entry by entry in units of dz.
+            return self.estimated(batch, z, 1.0 - dist.conditional_weight(batch.action, z))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from relax_rl.agents.base import ActorCritic
 from relax_rl.agents.batch import Batch
+from relax_rl.agents.estimated import Estimated
+from relax_rl.agents.minibatches import noise_for
 from relax_rl.agents.optimizers import Adam, FlatParameters
-from relax_rl.critics import ActionSurrogate
+from relax_rl.critics import ActionSurrogate, relaxed_control
+from relax_rl.distributions import SlopedDistribution
 from relax_rl.estimators import variance_loss
 
 __all__ = ["SurrogateActorCritic"]
@@ -32,35 +36,55 @@ class SurrogateActorCritic(ActorCritic):
         self._phi = FlatParameters(self.surrogate.parameters())
         self.surrogate_optimizer = Adam(self._phi, lr=config.surrogate_lr)
 
-    def controls(self, batch: Batch, *samples: Tensor) -> tuple[Tensor, ...]:
-        """`[B]` c^(s, z) for each `[B, ...]` z, differentiable in the distribution's parameters through z.
+    def estimated(self, batch: Batch, z: Tensor, share: Tensor | None = None) -> Estimated:
+        """The estimate with c^ as control variate, and its way back to phi, all in closed form and without graph.
 
-        All of them go through the surrogate as one batch: for small networks the cost is in the calls, not the rows.
+            g = (A - c) s + J' (share c'),    c = c^(s, soften(z)), c' = dc/dz, J = dz/dparams
+
+        A loss with gradient `pull` at g so has the gradient of -(pull . s) c + (share J pull) . c' at phi.
+
+        Args:
+            batch: B rows.
+            z: `[B, ...]` relaxed samples behind the actions.
+            share: `[B, ...]` of c' that is put back; all of it by default.
         """
-        actions = batch.dist.soften(torch.cat(samples), self.surrogate.temperature)
-        features = torch.cat([batch.features] * len(samples))
-        controls: Tensor = self.surrogate(features, actions)
-        return controls.chunk(len(samples))
+        dist = cast(SlopedDistribution, batch.dist)
+        control = relaxed_control(self.surrogate, dist, batch.features, z.unsqueeze(0))
+        slope = control.slope[0] if share is None else control.slope[0] * share
+        signal = batch.signal(batch.advantage) - control.value[0]
+        grad = batch.reweighted(signal.unsqueeze(-1) * batch.score + dist.pull_back(slope, z))
 
-    def train_surrogate(self, batch: Batch, estimate: Tensor) -> dict[str, Tensor | float]:
-        """One step of phi down the variance of `estimate`, then more with fresh noise if the settings ask for it.
+        def to_surrogate(pull: Tensor) -> None:
+            with torch.no_grad():
+                pull = batch.reweighted(pull)
+                direction = dist.push_forward(pull, z)
+                direction = direction if share is None else direction * share
+                control.add_gradient(-(pull * batch.score).sum(-1).unsqueeze(0), direction.unsqueeze(0))
+
+        return Estimated(grad, to_surrogate)
+
+    def train_surrogate(self, batch: Batch, estimated: Estimated) -> dict[str, Tensor | float]:
+        """One step of phi down the variance of an estimate, then more with fresh noise if the settings ask for it.
 
         The variance counts relative to that of the plain gradient on the same batch, a factor that phi does not
         enter: advantages vary by orders of magnitude from batch to batch, and a single failure would otherwise drown
         a hundred calm batches, on which an untrained surrogate then adds more noise than there was.
         """
         factor = self.schedule_factor(self.config.lr_schedule)
-        unit = self._variance_unit(batch)
-        loss = first = variance_loss(estimate, batch.weight)
+        loss = variance_loss(estimated.grad, batch.weight)
+        rows = batch.weight.sum().clamp(min=torch.finfo(batch.weight.dtype).tiny)
+        of_squares = (2.0 * batch.weight / (rows * self._variance_unit(batch))).unsqueeze(-1)
         for step in range(self.config.surrogate_steps):
             if step:
-                loss = variance_loss(self.estimate(batch), batch.weight)
+                noise = noise_for(batch.dist, batch.action, self.generator, batch.share)
+                estimated = self.estimate(replace(batch, noise=noise))
             self._phi.zero_grad()
-            torch.autograd.backward(loss / unit, inputs=self._phi.parameters)
+            assert estimated.to_surrogate is not None
+            estimated.to_surrogate(estimated.grad * of_squares)
             self.average(self._phi.grad)
             self.surrogate_optimizer.step(factor)
         return {
-            "losses/variance": first.detach(),
+            "losses/variance": loss,
             "surrogate/gain": self.surrogate.gain.detach().clone(),
         }
 

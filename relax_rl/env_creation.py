@@ -142,8 +142,8 @@ def _native(
         settings = {
             "reward_clipping": False,
             "repeat_action_probability": sticky_actions,
-            # ale-py counts the cores of the host, not those this process may use
-            "num_threads": min(num_envs, _usable_cores()),
+            # ale-py counts the cores of the host, not those this process may use; one thread more evens out long frames
+            "num_threads": min(num_envs, _usable_cores() + 1),
         }
         if mode is AutoresetMode.SAME_STEP:
             settings["autoreset_mode"] = mode

@@ -79,7 +79,8 @@ class ActionSurrogate(nn.Module):
             inputs.append(torch.addmm(layer.bias, outputs[-1], layer.weight.T))
             outputs.append(self.layers.activation(inputs[-1]))
             slopes.append(self.derivatives.first(inputs[-1], outputs[-1]))
-        value = self.gain * torch.addmv(self.head.bias, outputs[-1], self.head.weight[0])
+        bias = self.head.bias.expand(len(features))  # by itself, addmv makes one row of none
+        value = self.gain * torch.addmv(bias, outputs[-1], self.head.weight[0])
         back = (self.gain * self.head.weight).expand_as(outputs[-1])
         for number, layer in reversed(list(enumerate(self._layers()))):
             back = (back * slopes[number]) @ (layer.weight if number else layer.weight[:, self.num_features :])

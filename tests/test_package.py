@@ -17,8 +17,8 @@ PACKAGE = ROOT / "relax_rl"
 
 # Floors of the house, lowest first: a module imports only what stands on its own floor or below.
 FLOORS = (
-    "errors",
-    "config devices distributions serialization space_json spaces interruption displays normalization",
+    "errors distributed",
+    "config devices distributions serialization space_json spaces interruption displays normalization profiling",
     "estimators presets networks env_actions env_batches env_pool env_traits env_workers options",
     "critics policies env_creation runs plotting loggers variance_figure",
     "envs env_snapshots",
@@ -26,7 +26,7 @@ FLOORS = (
     "agents",
     "checkpoints evaluation gradient_variance",
     "callbacks video variance_decomposition",
-    "training",
+    "sessions training",
     "evaluate_command variance_command",
     "experiments comparison",
     "cli",

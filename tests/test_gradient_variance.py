@@ -47,7 +47,7 @@ def test_the_gradient_measured_is_the_one_applied(kind: type[ActorCritic]) -> No
     measured = policy_gradient(agent.estimate(batch).grad, batch.weight, params, list(agent.policy.parameters()))
     agent.update(rollout)
     assert float(measured.norm()) > 0
-    torch.testing.assert_close(agent._theta[0].grad, -measured)
+    torch.testing.assert_close(agent.theta[0].grad, -measured)
 
 
 def test_nothing_is_learned_and_everything_repeats_itself() -> None:

@@ -227,7 +227,7 @@ PLANTS = (
     ),
     Plant(
         "values regressed on advantages instead of returns",
-        "agents/base.py",
+        "agents/ascent.py",
         "weighted_error = (value.detach() - batch.return_) * weight",
         "weighted_error = (value.detach() - batch.advantage) * weight",
         "test_agents.py::test_value_is_regressed_on_returns_from_before_the_update",

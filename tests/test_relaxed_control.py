@@ -89,3 +89,12 @@ def test_gradients_through_the_relaxation(family: Callable[[Tensor], Any]) -> No
     for name, gradient in exact.items():
         torch.testing.assert_close(found[name], gradient, msg=name)
     assert float(exact["log_temperature"].abs()) > 1e-6 or isinstance(dist, DiagGaussian)
+
+
+def test_no_rows_at_all() -> None:
+    surrogate = lively(2, (5, 4), "tanh")
+    dist = Categorical(torch.zeros(0, 2).double())
+    control = relaxed_control(surrogate, dist, torch.zeros(0, FEATURES).double(), torch.zeros(1, 0, 2).double())
+    assert control.value.shape == (1, 0) and control.slope.shape == (1, 0, 2)
+    control.add_gradient(torch.zeros(1, 0).double(), torch.zeros(1, 0, 2).double())
+    assert all(not gradient.any() for gradient in gradients(surrogate).values())

@@ -19,10 +19,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.tasks import AGENT_RESULTS, TASKS, WINDOW, Task, file_stem, write_json, write_text
 
@@ -38,6 +38,10 @@ SECTIONS = ("run", "env", "agent", "versions")
 """What is kept of a run's config.json, but for the entries that name the run."""
 PER_RUN = ("seed", "run_dir", "resume", "quiet")
 """Settings that differ between the runs of one contestant."""
+
+
+RunT = TypeVar("RunT")
+StartedT = TypeVar("StartedT")
 
 
 @dataclass(frozen=True)
@@ -167,9 +171,21 @@ def start(run: Run) -> tuple[subprocess.Popen[bytes], Started]:
     return process, Started(run, resumed, commit(), time.perf_counter())
 
 
-def work(runs: Iterator[Run], jobs: int) -> int:
-    """Keep `jobs` runs going until the queue is empty; returns how many did not finish."""
-    active: dict[subprocess.Popen[bytes], Started] = {}
+def work(
+    runs: Iterator[RunT],
+    jobs: int,
+    start: Callable[[RunT], tuple[subprocess.Popen[bytes], StartedT]],
+    finish: Callable[[subprocess.Popen[bytes], StartedT], bool],
+) -> int:
+    """Keep `jobs` runs going until the queue is empty; returns how many did not finish.
+
+    Args:
+        runs: the queue.
+        jobs: runs side by side.
+        start: starts a run's process.
+        finish: keeps what a process that has ended leaves; whether the run is complete.
+    """
+    active: dict[subprocess.Popen[bytes], StartedT] = {}
     failures = 0
     try:
         while True:
@@ -224,7 +240,7 @@ def main() -> None:
     arguments = parse_arguments()
     signal.signal(signal.SIGTERM, stop)
     try:
-        failures = work(queue(arguments), arguments.jobs)
+        failures = work(queue(arguments), arguments.jobs, start, finish)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(1 if failures else 0)

@@ -23,10 +23,11 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.run_agents import commit, stop
+from benchmarks.run_agents import commit, stop, work
 from benchmarks.tasks import RESULTS, write_json, write_text
 
 __all__ = ["ESTIMATORS", "ROWS", "SETS", "Run", "main"]
@@ -185,27 +186,6 @@ def start(run: Run, data_dir: str | None) -> tuple[subprocess.Popen[bytes], Star
     return process, Started(run, commit(), time.perf_counter())
 
 
-def work(runs: Iterator[Run], jobs: int, data_dir: str | None) -> int:
-    """Keep `jobs` runs going until the queue is empty; returns how many did not finish."""
-    active: dict[subprocess.Popen[bytes], Started] = {}
-    failures = 0
-    try:
-        while True:
-            while len(active) < jobs and (run := next(runs, None)) is not None:
-                process, started = start(run, data_dir)
-                active[process] = started
-            if not active:
-                return failures
-            time.sleep(0.2)
-            for process in [process for process in active if process.poll() is not None]:
-                failures += not finish(process, active.pop(process))
-    finally:
-        for process in active:
-            process.terminate()
-        for process in active:
-            process.wait()
-
-
 def finish(process: subprocess.Popen[bytes], started: Started) -> bool:
     """Keep the result of a run that has ended, or say that it ended early."""
     run = started.run
@@ -240,7 +220,7 @@ def main() -> None:
     failures = 0
     if not arguments.report:
         try:
-            failures = work(queue(arguments), arguments.jobs, arguments.data_dir)
+            failures = work(queue(arguments), arguments.jobs, partial(start, data_dir=arguments.data_dir), finish)
         except KeyboardInterrupt:
             sys.exit(130)
     write_report(VAE_RESULTS)

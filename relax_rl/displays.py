@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 import sys
 import time
-from typing import IO, TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 __all__ = ["Display", "PlainDisplay", "RichDisplay", "SilentDisplay", "make_display"]
+
+
+def describe_return(mean: float) -> str:
+    """`mean return 21.2`."""
+    return "mean return none yet" if math.isnan(mean) else f"mean return {mean:.1f}"
 
 
 class Display(Protocol):
@@ -19,8 +25,8 @@ class Display(Protocol):
     def begin(self, line: str, *, step: int, total: int) -> None:
         """Say what is starting: at `step` of `total` environment steps."""
 
-    def update(self, step: int, return_mean: float) -> None:
-        """Called after every update of the agent."""
+    def update(self, step: int, status: Any) -> None:
+        """Called now and then with how things stand: what `describe` of `make_display` puts into words."""
 
     def say(self, line: str) -> None:
         """Show a line of its own."""
@@ -35,7 +41,7 @@ class SilentDisplay:
     def begin(self, line: str, *, step: int, total: int) -> None:
         """Show nothing."""
 
-    def update(self, step: int, return_mean: float) -> None:
+    def update(self, step: int, status: Any) -> None:
         """Show nothing."""
 
     def say(self, line: str) -> None:
@@ -48,7 +54,10 @@ class SilentDisplay:
 class PlainDisplay:
     """A line every few seconds, for logs and pipes."""
 
-    def __init__(self, *, file: IO[str] | None = None, interval: float = 5.0) -> None:
+    def __init__(
+        self, describe: Callable[[Any], str] = describe_return, *, file: IO[str] | None = None, interval: float = 5.0
+    ) -> None:
+        self._describe = describe
         self._file, self._interval = file or sys.stdout, interval
         self._total = self._step = 0
         self._time = 0.0
@@ -57,16 +66,14 @@ class PlainDisplay:
         self._total, self._step, self._time = total, step, time.perf_counter()
         self.say(line)
 
-    def update(self, step: int, return_mean: float) -> None:
+    def update(self, step: int, status: Any) -> None:
         now = time.perf_counter()
         if now - self._time < self._interval:
             return
         speed = (step - self._step) / (now - self._time)
         self._step, self._time = step, now
-        left = _duration((self._total - step) / speed) if speed else "?"
-        self.say(
-            f"step {step:,} of {self._total:,} | mean return {_mean(return_mean)} | {speed:,.0f} steps/s | {left} left"
-        )
+        left = _duration((self._total - step) / speed) if speed > 0 else "?"
+        self.say(f"step {step:,} of {self._total:,} | {self._describe(status)} | {speed:,.0f} steps/s | {left} left")
 
     def say(self, line: str) -> None:
         print(line, file=self._file, flush=True)
@@ -76,11 +83,13 @@ class PlainDisplay:
 
 
 class RichDisplay:
-    """A live line with a bar: steps, mean return, speed, time left."""
+    """A live line with a bar: steps, status, speed, time left."""
 
-    def __init__(self, *, refresh: float = 0.25) -> None:
-        self._refresh, self._time = refresh, 0.0
-        self._step, self._mean = 0, math.nan
+    def __init__(self, describe: Callable[[Any], str] = describe_return, *, refresh: float = 0.25) -> None:
+        self._describe, self._refresh, self._time = describe, refresh, 0.0
+        self._step = 0
+        self._status: Any = None
+        self._known = False
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
@@ -91,7 +100,7 @@ class RichDisplay:
         self._progress = Progress(
             TextColumn("step {task.completed:,} of {task.total:,}"),
             BarColumn(bar_width=24),
-            TextColumn("mean return [bold]{task.fields[return_mean]}[/]"),
+            TextColumn("[bold]{task.fields[status]}[/]"),
             TextColumn("{task.fields[speed]} steps/s"),
             TimeRemainingColumn(),
             TextColumn("left"),
@@ -99,11 +108,11 @@ class RichDisplay:
         )
         self.say(line)
         self._step = step
-        self._task = self._progress.add_task("", total=total, completed=step, return_mean="none yet", speed="?")
+        self._task = self._progress.add_task("", total=total, completed=step, status="", speed="?")
         self._progress.start()
 
-    def update(self, step: int, return_mean: float) -> None:
-        self._step, self._mean = step, return_mean
+    def update(self, step: int, status: Any) -> None:
+        self._step, self._status, self._known = step, status, True
         now = time.perf_counter()
         if now - self._time >= self._refresh:
             self._time = now
@@ -128,21 +137,22 @@ class RichDisplay:
         self._progress.update(
             self._task,
             completed=self._step,
-            return_mean=_mean(self._mean),
+            status=self._describe(self._status) if self._known else "",
             speed="?" if speed is None else f"{speed:,.0f}",
             refresh=True,
         )
 
 
-def make_display(*, quiet: bool = False) -> Display:
-    """The display that fits where standard output goes."""
+def make_display(*, quiet: bool = False, describe: Callable[[Any], str] = describe_return) -> Display:
+    """The display that fits where standard output goes.
+
+    Args:
+        quiet: show nothing.
+        describe: what `update` is told, in words.
+    """
     if quiet:
         return SilentDisplay()
-    return RichDisplay() if sys.stdout.isatty() else PlainDisplay()
-
-
-def _mean(value: float) -> str:
-    return "none yet" if math.isnan(value) else f"{value:.1f}"
+    return RichDisplay(describe) if sys.stdout.isatty() else PlainDisplay(describe)
 
 
 def _duration(seconds: float) -> str:

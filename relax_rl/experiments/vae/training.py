@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from relax_rl.displays import Display, make_display
 from relax_rl.errors import TrainingDiverged
 from relax_rl.experiments.vae.checkpoints import part
 from relax_rl.experiments.vae.config import VaeConfig
-from relax_rl.experiments.vae.display import Display, describe_bounds, make_display
+from relax_rl.experiments.vae.display import describe_bounds
 from relax_rl.experiments.vae.evaluation import binary_images, bound
 from relax_rl.experiments.vae.figures import draw_curves, draw_images, log_images
 from relax_rl.experiments.vae.session import Session, begin, resume
@@ -69,7 +70,7 @@ def train_vae(config: VaeConfig, *, command: str = "") -> VaeResult:
         RelaxRLError: the data cannot be had, or the run's folder cannot be written.
     """
     with ExitStack() as stack:
-        display = make_display(quiet=config.quiet)
+        display = make_display(quiet=config.quiet, describe=str)
         stack.callback(display.end)
         interruption = stack.enter_context(interruptible())
         set_threads(config.threads, stack)

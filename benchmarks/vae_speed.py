@@ -20,12 +20,13 @@ import numpy as np
 import torch
 
 from benchmarks.tasks import RESULTS, write_json, write_text
-from relax_rl.displays import SilentDisplay, describe_bounds
+from relax_rl.displays import SilentDisplay
 from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.data import Dataset
 from relax_rl.experiments.vae import training
 from relax_rl.experiments.vae.checkpoints import VaeCheckpoints
 from relax_rl.experiments.vae.config import VaeConfig
+from relax_rl.experiments.vae.display import describe_bounds
 from relax_rl.experiments.vae.evaluation import bound
 from relax_rl.experiments.vae.gradient_variance import EVERY
 from relax_rl.experiments.vae.trainer import Trainer

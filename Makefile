@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # What the environments of the examples need; `make train` installs the small set, `make test` all of it.
 EXTRAS ?= box2d,mujoco,atari-wrappers
 
-.PHONY: train test lint docs-tables install clean
+.PHONY: train test lint bench docs-tables install clean
 
 train: $(VENV)/.installed
 	$(BIN)/python train_agent.py train --env $(ENV) --estimator $(ESTIMATOR) \
@@ -21,6 +21,10 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Speeds beside the peers', in turns; the machine must be otherwise idle.
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks.throughput
 
 docs-tables: $(VENV)/.installed
 	$(BIN)/python docs/update_tables.py
@@ -36,6 +40,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[benchmarks,envpool]"
 	touch $@
 
 clean:

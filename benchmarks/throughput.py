@@ -1,218 +1,97 @@
-"""Measure training throughput beside Stable-Baselines3's A2C, in one process, taking turns.
+"""Measure training throughput beside Stable-Baselines3's A2C and a plain PyTorch loop, in one process, taking turns.
 
-    python -m benchmarks.throughput                     # about five minutes; the machine must be otherwise idle
+    make bench                                          # ten minutes; the machine must be otherwise idle
+    python -m benchmarks.throughput --matches "CartPole-v1 8x5"     # only that one; the others' results are kept
 
 Same environment, number of environments, steps per update and network for everyone; no logging and no checkpoints.
 Each contestant first tries its options (one or two tensor threads; the peer also DummyVecEnv and SubprocVecEnv) and
 keeps its fastest. Then all train in turns, A B C A B C ..., and every round gives one ratio to the peer. Writes
-`results/throughput.json` and `results/throughput.md`.
+`results/throughput.json`, `results/throughput.md` and `results/throughput.png`.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import json
 import os
 import platform
 import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-import ale_py
 import gymnasium
 import stable_baselines3
 import torch
-from stable_baselines3 import A2C as PeerA2C
-from stable_baselines3.common.env_util import make_atari_env, make_vec_env
-from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack
 
 from benchmarks.tasks import RESULTS, write_text
-from relax_rl import make_envs, settings_for
-from relax_rl.agents import AGENTS
+from benchmarks.throughput_contestants import ENVIRONMENT, PEER, PLAIN, Match, candidates, fastest
 from relax_rl.runs import write_json
+from relax_rl.serialization import write_bytes_atomic
 
-__all__ = ["MATCHES", "Match", "main", "measure"]
+__all__ = ["MATCHES", "main", "measure"]
 
-STICKY_ACTIONS = 0.25
-THREADS = (1, 2)
-VEC_ENVS: tuple[type[DummyVecEnv | SubprocVecEnv], ...] = (DummyVecEnv, SubprocVecEnv)
+VECTOR, IMAGES = 3.0, 2.0
+"""Times the peer's speed that RELAX or LAX is asked for, on vectors and on images."""
+OF_OWN_A2C = 0.6
+"""Times our own A2C's speed that RELAX or LAX is asked for."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Match:
-    """Contestants that train on the same terms."""
-
-    env: str
-    num_envs: int
-    num_steps: int
-    network: str
-    estimators: tuple[str, ...]
-    turn: int
-    """Environment steps that each contestant trains for in its turn."""
-    asked: dict[str, float]
-    """Throughput asked for, by estimator, as a multiple of the peer's."""
+def _match(env: str, num_envs: int, num_steps: int, *, turn: int, own: str = "relax") -> Match:
+    asked = {own: IMAGES if env.startswith("ALE/") else VECTOR}
+    return Match(env=env, num_envs=num_envs, num_steps=num_steps, estimators=("a2c", own), turn=turn, asked=asked)
 
 
 MATCHES = (
-    Match(
-        env="CartPole-v1",
-        num_envs=8,
-        num_steps=5,
-        network="policy and value function of their own, two layers of 64, tanh",
-        estimators=("a2c", "relax"),
-        turn=40_000,
-        asked={"a2c": 2.0, "relax": 1.2},
-    ),
-    Match(
-        env="ALE/Pong-v5",
-        num_envs=16,
-        num_steps=5,
-        network="Nature CNN with 512 features, shared by policy and value function",
-        estimators=("a2c",),
-        turn=4_000,
-        asked={"a2c": 1.5},
-    ),
+    _match("CartPole-v1", 8, 5, turn=16_000),
+    _match("CartPole-v1", 64, 32, turn=65_536),
+    _match("LunarLander-v3", 8, 5, turn=8_000),
+    _match("LunarLander-v3", 32, 16, turn=16_384),
+    _match("InvertedPendulum-v5", 8, 16, turn=8_192, own="lax"),
+    _match("HalfCheetah-v5", 8, 16, turn=8_192, own="lax"),
+    _match("ALE/Pong-v5", 16, 5, turn=1_600),
+    _match("ALE/Pong-v5", 32, 16, turn=2_048),
 )
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A learner that is ready to train."""
-
-    name: str
-    options: str
-    train: Callable[[int], object]
-    """Trains for that many more environment steps."""
-    close: Callable[[], None]
-    settings: dict[str, Any]
-
-    def speed(self, steps: int, threads: int) -> float:
-        """Environment steps per second over one turn of training."""
-        torch.set_num_threads(threads)
-        start = time.perf_counter()
-        self.train(steps)
-        return steps / (time.perf_counter() - start)
-
-
-def make_game(env: str) -> gymnasium.Env[Any, Any]:
-    """An Atari game for the peer's AtariWrapper: that skips the frames itself; stickiness is the game's own."""
-    gymnasium.register_envs(ale_py)
-    return gymnasium.make(env, frameskip=1, repeat_action_probability=STICKY_ACTIONS)
-
-
-def make_peer_envs(match: Match, vec_env: type[DummyVecEnv | SubprocVecEnv]) -> VecEnv:
-    """The peer's environments through its own helpers, playing the same game as ours."""
-    options: dict[str, Any] = {"n_envs": match.num_envs, "seed": 0, "vec_env_cls": vec_env}
-    if vec_env is SubprocVecEnv:
-        options["vec_env_kwargs"] = {"start_method": "fork"}  # the others import torch once per environment
-    if not match.env.startswith("ALE/"):
-        return make_vec_env(match.env, **options)
-    return VecFrameStack(make_atari_env(partial(make_game, match.env), **options), n_stack=4)
-
-
-def make_peer(match: Match, vec_env: type[DummyVecEnv | SubprocVecEnv]) -> Contestant:
-    """Stable-Baselines3's A2C with a logger that writes nowhere."""
-    envs = make_peer_envs(match, vec_env)
-    policy = "CnnPolicy" if match.env.startswith("ALE/") else "MlpPolicy"
-    model = PeerA2C(policy, envs, n_steps=match.num_steps, seed=0, device="cpu")
-    model.set_logger(Logger(folder=None, output_formats=[]))
-
-    def train(steps: int) -> None:
-        model.learn(steps, reset_num_timesteps=False, log_interval=1_000_000)
-
-    settings = {"n_steps": match.num_steps, "parameters": count(model.policy), "other": "the library's defaults"}
-    return Contestant("SB3 A2C", vec_env.__name__, train, envs.close, settings)
-
-
-def make_agent(match: Match, estimator: str) -> Contestant:
-    """One of our agents with its preset, on the match's terms."""
-    envs = make_envs(match.env, num_envs=match.num_envs, seed=0, sticky_actions=STICKY_ACTIONS)
-    settings = {**settings_for(match.env, estimator), "num_steps": match.num_steps, "lr_schedule": "constant"}
-    spaces = envs.single_observation_space, envs.single_action_space
-    agent = AGENTS[estimator](*spaces, seed=0, **settings)
-
-    def train(steps: int) -> None:
-        agent.learn(envs, steps)
-
-    parameters = count(agent.policy, agent.value)
-    effective = {**asdict(agent.config), "parameters": parameters}
-    return Contestant(estimator, f"{envs.vectorization} environments", train, envs.close, effective)
-
-
-def count(*modules: torch.nn.Module) -> int:
-    """Number of parameters, shared ones once."""
-    return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
-
-
-@dataclass(frozen=True)
-class Entrant:
-    """A contestant at its fastest, and the speed of everything that was tried."""
-
-    contestant: Contestant
-    threads: int
-    tried: dict[str, float]
-
-    @property
-    def options(self) -> str:
-        """What it runs with."""
-        return describe(self.contestant, self.threads)
-
-    def speed(self, steps: int) -> float:
-        """Environment steps per second over one turn of training."""
-        return self.contestant.speed(steps, self.threads)
-
-
-def describe(contestant: Contestant, threads: int) -> str:
-    """Options of a contestant in words."""
-    return f"{contestant.options}, {threads} thread{'' if threads == 1 else 's'}"
-
-
-def fastest(contestants: Sequence[Contestant], steps: int) -> Entrant:
-    """The fastest contestant and thread count; every pair of them is warmed up and timed, the others are closed."""
-    speeds: dict[tuple[int, int], float] = {}
-    for index, contestant in enumerate(contestants):
-        for threads in THREADS:
-            contestant.speed(steps // 4, threads)
-            speeds[index, threads] = contestant.speed(steps // 2, threads)
-    best, best_threads = max(speeds, key=lambda pair: speeds[pair])
-    for index, contestant in enumerate(contestants):
-        if index != best:
-            contestant.close()
-    tried = {describe(contestants[index], threads): round(speed, 1) for (index, threads), speed in speeds.items()}
-    return Entrant(contestants[best], best_threads, tried)
 
 
 def measure(match: Match, rounds: int) -> dict[str, Any]:
     """Train in turns and summarise the speeds and their ratios to the peer."""
-    entrants = [fastest([make_peer(match, vec_env) for vec_env in VEC_ENVS], match.turn)]
-    entrants += [fastest([make_agent(match, estimator)], match.turn) for estimator in match.estimators]
+    entrants = [fastest(options, match.turn) for options in candidates(match)]
     names = [entrant.contestant.name for entrant in entrants]
     speeds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         for name, entrant in zip(names, entrants, strict=True):
             speeds[name].append(entrant.speed(match.turn))
-    for entrant in entrants:
-        entrant.contestant.close()
-    peer = speeds[names[0]]
-    ratios = {name: [own / other for own, other in zip(speeds[name], peer, strict=True)] for name in names}
-    return {
-        "match": asdict(match),
-        "rounds": rounds,
-        "contestants": [
+    found = []
+    for name, entrant in zip(names, entrants, strict=True):
+        sections = entrant.contestant.sections
+        against = {PEER: PEER, "own A2C": "a2c"}
+        ratios = {label: _ratios(speeds[name], speeds[other]) for label, other in against.items()}
+        found.append(
             {
                 "name": name,
                 "options": entrant.options,
                 "options_tried": entrant.tried,
                 "settings": entrant.contestant.settings,
                 "steps_per_second": spread(speeds[name], 1),
-                "ratio": spread(ratios[name], 3),
+                "ratio": spread(ratios[PEER], 3),
+                "ratio_to_own_a2c": spread(ratios["own A2C"], 3),
+                "sections": sections(match.turn) if sections is not None else {},
             }
-            for name, entrant in zip(names, entrants, strict=True)
-        ],
+        )
+        entrant.contestant.close()
+    return {
+        "match": {"name": match.name, "network": match.network, **asdict(match)},
+        "rounds": rounds,
+        "machine": machine(),
+        "contestants": found,
     }
+
+
+def _ratios(speeds: Sequence[float], others: Sequence[float]) -> list[float]:
+    return [own / other for own, other in zip(speeds, others, strict=True)]
 
 
 def spread(values: list[float], digits: int) -> dict[str, Any]:
@@ -227,13 +106,13 @@ def table(result: dict[str, Any]) -> str:
     match = result["match"]
     terms = f"{match['num_envs']} environments, {match['num_steps']} steps per update; {match['network']}"
     lines = [
-        f"## {match['env']}",
+        f"## {match['env']}, {match['num_envs']} x {match['num_steps']}",
         "",
         f"{terms}. {result['rounds']} rounds of {match['turn']:,} steps each.",
         "",
         "| contestant | options | parameters | steps per second: median [lowest, highest] "
         + "| times SB3 A2C: median [lowest, highest] | asked |",
-        "|---|---|---|---|---|---|",
+        "|---|---|---:|---|---|---|",
     ]
     for entry in result["contestants"]:
         speed, ratio = entry["steps_per_second"], entry["ratio"]
@@ -241,13 +120,74 @@ def table(result: dict[str, Any]) -> str:
         cells = (
             entry["name"],
             entry["options"],
-            f"{entry['settings']['parameters']:,}",
+            f"{entry['settings']['parameters']:,}" if entry["settings"] else "",
             f"{speed['median']:,.0f} [{speed['lowest']:,.0f}, {speed['highest']:,.0f}]",
             f"{ratio['median']:.2f} [{ratio['lowest']:.2f}, {ratio['highest']:.2f}]",
             "" if asked is None else f"at least {asked:g}",
         )
         lines.append(f"| {' | '.join(cells)} |")
+    for entry in result["contestants"]:
+        if entry["name"] in match["asked"]:
+            shares = ", ".join(f"{name} {share:.0%}" for name, share in entry["sections"].items() if share >= 0.01)
+            own = entry["ratio_to_own_a2c"]["median"]
+            lines += ["", f"{entry['name']} at {own:.2f} of our A2C (asked: {OF_OWN_A2C:g}). Its time: {shares}."]
     return "\n".join([*lines, ""])
+
+
+def overview(results: Sequence[dict[str, Any]]) -> str:
+    """One row a match: medians as multiples of the peer."""
+    lines = [
+        "| task | SB3 A2C, steps/s | plain PyTorch | our A2C | RELAX or LAX | environment alone | RELAX or LAX to our A2C |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for result in results:
+        entries = {entry["name"]: entry for entry in result["contestants"]}
+        own = next(iter(result["match"]["asked"]))
+        peer = f"{entries[PEER]['steps_per_second']['median']:,.0f}"
+        ratios = [
+            f"{entries[name]['ratio']['median']:.2f}" if name in entries else ""
+            for name in (PLAIN, "a2c", own, ENVIRONMENT)
+        ]
+        of_own = f"{entries[own]['ratio_to_own_a2c']['median']:.2f}"
+        lines.append(f"| {' | '.join([result['match']['name'], peer, *ratios, of_own])} |")
+    return "\n".join([*lines, ""])
+
+
+def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
+    """Bars of every contestant's median ratio to the peer, with its range, by match."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.8), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    kinds = {PEER: (PEER,), PLAIN: (PLAIN,), "our A2C": ("a2c",), "our RELAX or LAX": ("relax", "lax")}
+    width = 0.8 / len(kinds)
+    for place, (label, names) in enumerate(kinds.items()):
+        found = [(row, e["ratio"]) for row, r in enumerate(results) for e in r["contestants"] if e["name"] in names]
+        at = [row + (place - (len(kinds) - 1) / 2) * width for row, _ in found]
+        middle = [ratio["median"] for _, ratio in found]
+        below = [ratio["median"] - ratio["lowest"] for _, ratio in found]
+        above = [ratio["highest"] - ratio["median"] for _, ratio in found]
+        axes.bar(at, middle, width, yerr=[below, above], label=label, error_kw={"elinewidth": 0.8, "ecolor": "0.3"})
+    for row, result in enumerate(results):
+        for asked in result["match"]["asked"].values():
+            axes.hlines(
+                asked,
+                row - 0.45,
+                row + 0.45,
+                color="0.2",
+                linestyle="--",
+                linewidth=1,
+                label="asked of RELAX and LAX" if row == 0 else "",
+            )
+    axes.set_xticks(range(len(results)), [r["match"]["name"].removeprefix("ALE/").replace(" ", "\n") for r in results])
+    axes.set_ylabel("training speed, times SB3's A2C")
+    axes.set_title("Training throughput on the CPU: environments x steps per update")
+    axes.grid(axis="y", alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes_atomic(path, buffer.getvalue())
 
 
 def machine() -> dict[str, Any]:
@@ -255,7 +195,6 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "gymnasium": gymnasium.__version__,
@@ -266,28 +205,45 @@ def machine() -> dict[str, Any]:
 CAPTION = """# Training throughput
 
 Environment steps per second of whole training (acting, environments, updates), measured in turns in one process; the
-ratio of a round compares turns that directly follow one another. Both sides count finished episodes (the peer through
-its Monitor) and write nothing. Each side runs with the fastest of its options, all of which are in `throughput.json`
-with the settings. On Atari both play the same game: 4 frames per step, the last two pooled, grey 84 x 84, 4 frames
-stacked, sticky actions of the game itself; the peer through its own AtariWrapper.
+ratio of a round compares turns that directly follow one another. The peer and ours count finished episodes (the peer
+through its Monitor); nobody writes anything. Each side runs with the fastest of its options, all of which are in
+`throughput.json` with the settings. On Atari both play the same game: 4 frames per step, the last two pooled, grey
+84 x 84, 4 frames stacked, sticky actions of the game itself; the peer through its own AtariWrapper. The plain PyTorch
+loop is `benchmarks/plain_a2c.py`, written the way CleanRL writes its algorithms; the environment alone is ours, stepped
+with actions chosen beforehand. In the table, everything but the peer's speed is a multiple of that speed.
 """
 
 
+def written(results: Sequence[dict[str, Any]]) -> str:
+    """The whole report."""
+    about = results[-1]["machine"]
+    line = f"{about['cores']} cores, torch {about['torch']}, Stable-Baselines3 {about['stable_baselines3']}.\n"
+    figure = "![Training throughput](throughput.png)\n"
+    return "\n".join([CAPTION, line, overview(results), figure, *(table(result) for result in results)])
+
+
 def main() -> None:
-    """Measure every match and write the results."""
+    """Measure matches, put their results beside those of the others, and write everything."""
     parser = argparse.ArgumentParser(description="Training throughput beside Stable-Baselines3's A2C.")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of every contestant")
-    parser.add_argument("--envs", nargs="+", choices=[match.env for match in MATCHES], help="only these environments")
-    parser.add_argument("--dry-run", action="store_true", help="print the table and write no files")
+    names = [match.name for match in MATCHES]
+    parser.add_argument("--rounds", type=int, default=5, help="turns of every contestant")
+    parser.add_argument("--matches", nargs="*", choices=names, default=names, help="only these; none only draws anew")
+    parser.add_argument("--dry-run", action="store_true", help="print the tables and write no files")
     arguments = parser.parse_args()
-    about = machine()
-    results = [measure(match, arguments.rounds) for match in MATCHES if match.env in (arguments.envs or [match.env])]
-    load = f"{about['cores']} cores, torch {about['torch']}, load average before the run {about['load_before']}.\n"
-    text = "\n".join([CAPTION, load, *(table(result) for result in results)])
-    print(text)
+    path = RESULTS / "throughput.json"
+    known = json.loads(path.read_text())["matches"] if path.exists() else []
+    results = {result["match"]["name"]: result for result in known if result["match"].get("name") in names}
+    for match in MATCHES:
+        if match.name in arguments.matches:
+            results[match.name] = measure(match, arguments.rounds)
+            print(table(results[match.name]), flush=True)
+            if not arguments.dry_run:
+                write_json(path, {"matches": list(results.values())})
+    ordered = [results[name] for name in names if name in results]
+    print(overview(ordered))
     if not arguments.dry_run:
-        write_json(RESULTS / "throughput.json", {"machine": about, "matches": results})
-        write_text(RESULTS / "throughput.md", text)
+        write_text(RESULTS / "throughput.md", written(ordered))
+        draw(RESULTS / "throughput.png", ordered)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "rebar, scales for each tensor": {"estimator": "rebar"},
     "rebar, scales for each layer": {"estimator": "rebar", "rebar_scope": "layer"},
     "relax": {"estimator": "relax"},
-    "relax, published surrogate": {"estimator": "relax", "surrogate_depth": 4, "surrogate_context": "input"},
+    "relax, published surrogate": {
+        "estimator": "relax",
+        "surrogate": "objective",
+        "surrogate_depth": 4,
+        "surrogate_context": "input",
+    },
     "rloo, K = 5": {"estimator": "rloo", "num_samples": 5},
     "disarm, one pair a layer": {"estimator": "disarm"},
     "arms, K = 2 a layer": {"estimator": "arms"},

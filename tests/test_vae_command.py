@@ -128,6 +128,21 @@ def test_a_resumed_run_is_bit_for_bit_the_run_that_was_never_stopped():
     assert len(json.loads(Path("parts/config.json").read_text())["resumed"]) == 1
 
 
+def test_a_run_that_was_stopped_in_its_evaluation_is_evaluated_when_resumed(monkeypatch):
+    train(run_dir="whole", steps=35)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_evaluate", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(run_dir="parts", steps=35)
+    result = train(run_dir=None, resume="parts", steps=35)
+    assert result.steps == 35 and result.stopped_by == "steps"
+    assert_same_run("whole", "parts")
+    whole, parts = (json.loads(Path(run, "evaluation.json").read_text()) for run in ("whole", "parts"))
+    assert whole["bounds"] == parts["bounds"]
+    with pytest.raises(SettingsError, match="already taken 35 of 35 steps"):
+        train(run_dir=None, resume="parts", steps=35)
+
+
 @pytest.mark.parametrize("name", ["nvil", "muprop", "rebar", "rodeo", "double-cv", "disarm", "concrete"])
 def test_every_kind_of_estimator_resumes_exactly(name):
     options = {"estimator": name, "track_variances": (), "eval_samples": 0, "pretrain_steps": 3}
@@ -299,6 +314,9 @@ def test_presets_are_the_rows_of_the_tables():
     assert (config.data, config.layers, config.nonlinear, config.wide_decoder) == ("omniglot", 1, True, True)
     assert config.estimator == "double-cv" and config.num_samples == 3 and config.batch_size == 24
     assert preset_config("mnist-linear2-relax").layers == 2
+    published = preset_config("mnist-linear2-relax-published")
+    assert (published.estimator, published.surrogate, published.num_samples) == ("relax", "objective", 5)
+    assert (published.surrogate_context, published.surrogate_depth, published.pretrain_steps) == ("input", 4, 1000)
     assert all(preset_config(name).preset == name for name in preset_names())
 
 

@@ -78,8 +78,8 @@ class VaeConfig:
     """gumbel-rao: draws to average over."""
     rebar_scope: Literal["parameter", "layer"] = "parameter"
     """rebar: learned scales for each parameter tensor and one temperature, trained on the variance at the parameters; or one scale and one temperature for each layer, trained on the variance at the logits."""
-    surrogate: Literal["objective", "free"] = "objective"
-    """relax, dlax: c = eta f(sigma(z / temperature)) + r(z) as published, or r(z) alone."""
+    surrogate: Literal["corrected", "objective", "free"] = "corrected"
+    """relax, dlax: c = eta f(sigma(z / temperature)) + r(z) as published (objective); with the other bits of the layer corrected to first order, so that each bit has a control of its own; or r(z) alone."""
     surrogate_context: Literal["input", "logits"] = "logits"
     """What r is given beside z: the input and the bits before the layer as published, or the layer's logits alone, which is cheaper."""
     surrogate_depth: int = 2
@@ -93,7 +93,9 @@ class VaeConfig:
     lr: float = 1e-4
     """Learning rate of the model (Adam)."""
     lr_factor: float = 10.0
-    """Learning rate of what is trained on the variance, or as a baseline, over that of the model."""
+    """Learning rate of scales, temperatures and baselines over that of the model."""
+    surrogate_lr_factor: float = 1.0
+    """Learning rate of r over that of the model. Published: 1 or 10, whichever was better."""
     beta2: float = 0.99999
     """Adam's decay of squared gradients."""
     pretrain_steps: int = 0
@@ -109,7 +111,7 @@ class VaeConfig:
     seed: int = 0
     """Seed of every random stream of the run."""
     preset: str = "none"
-    """Settings of a row of the published tables, such as mnist-linear2-relax, under the ones given."""
+    """Settings of a row of the published tables, such as mnist-linear2-relax or mnist-linear2-relax-published, under the ones given."""
     run_dir: str | None = None
     """Folder of the run (default: runs/vae-DATA-MODEL-ESTIMATOR-sSEED-TIME)."""
     resume: str | None = None
@@ -150,7 +152,7 @@ class VaeConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("pretrain_steps", "seed", "early_stopping", "valid_images", "eval_samples", "threads"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or above")
-        for name in ("temperature", "lr", "lr_factor"):
+        for name in ("temperature", "lr", "lr_factor", "surrogate_lr_factor"):
             value = getattr(self, name)
             _require(value > 0.0 and math.isfinite(value), name, value, "above 0")
         _require(0.0 <= self.beta2 < 1.0, "beta2", self.beta2, "at least 0 and below 1")

@@ -43,7 +43,7 @@ class EstimatorSettings:
         temperature: of the relaxation; where it is learned, at the start.
         num_conditional: z given b that gumbel-rao averages over.
         rebar_scope: learned scales of rebar for each parameter tensor, or for each layer.
-        surrogate: c = eta f(sigma(z)) + r(z), or r(z) alone.
+        surrogate: c = eta f(sigma(z)) + r(z); with each bit's other bits corrected; or r(z) alone.
         surrogate_context: what r is given beside z: input and bits before the layer, or the layer's logits alone.
         surrogate_depth, surrogate_width, surrogate_activation: of r.
     """
@@ -54,7 +54,7 @@ class EstimatorSettings:
     temperature: float = 0.5
     num_conditional: int = 10
     rebar_scope: Literal["parameter", "layer"] = "parameter"
-    surrogate: Literal["objective", "free"] = "objective"
+    surrogate: Literal["corrected", "objective", "free"] = "corrected"
     surrogate_context: SurrogateContext = "logits"
     surrogate_depth: int = 2
     surrogate_width: int = 200
@@ -141,7 +141,8 @@ def _relax(*, conditional: bool) -> _Maker:
         return Relax(
             model.layers,
             residuals=_residuals(settings, model, generator),
-            objective=settings.surrogate == "objective",
+            objective=settings.surrogate != "free",
+            corrected=settings.surrogate == "corrected",
             temperature=settings.temperature,
             conditional=conditional,
             context=settings.surrogate_context,

@@ -64,7 +64,7 @@ class LayeredEstimator(nn.Module):
         raise NotImplementedError
 
     def decayed_parameters(self) -> list[nn.Parameter]:
-        """The parameters that weight decay applies to."""
+        """The parameters that weight decay applies to, and a learning rate of their own."""
         return []
 
 

@@ -21,6 +21,7 @@ class FusedAdam:
         betas: decays of the moments.
         decay: L2 decay of parameters, added to their gradients.
         decayed: those that it applies to; none by default.
+        decayed_lr: learning rate of these, if it is another.
     """
 
     def __init__(
@@ -31,20 +32,21 @@ class FusedAdam:
         betas: tuple[float, float] = (0.9, 0.99999),
         decay: float = 0.0,
         decayed: Iterable[nn.Parameter] = (),
+        decayed_lr: float | None = None,
     ) -> None:
-        self.lr, self.betas = lr, betas
-        chosen = {id(parameter) for parameter in decayed} if decay else set()
+        self.betas = betas
+        chosen = {id(parameter) for parameter in decayed}
         every = list(parameters)
         self._groups = [
-            _Group([p for p in every if id(p) in chosen], decay),
-            _Group([p for p in every if id(p) not in chosen], 0.0),
+            _Group([p for p in every if id(p) in chosen], lr if decayed_lr is None else decayed_lr, decay),
+            _Group([p for p in every if id(p) not in chosen], lr, 0.0),
         ]
 
     @torch.no_grad()
     def step(self) -> None:
         """One step down the gradients, which are dropped."""
         for group in self._groups:
-            group.step(self.lr, self.betas)
+            group.step(self.betas)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The moments and step counts."""
@@ -64,10 +66,10 @@ class FusedAdam:
 
 
 class _Group:
-    """Parameters with one decay and one count of steps: a parameter that never had a gradient has zero moments."""
+    """Parameters with one learning rate, one decay and one count of steps: a parameter that never had a gradient has zero moments."""
 
-    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
-        self.parameters, self.decay = parameters, decay
+    def __init__(self, parameters: list[nn.Parameter], lr: float, decay: float) -> None:
+        self.parameters, self.lr, self.decay = parameters, lr, decay
         self.means = [
             torch.zeros_like(p, requires_grad=False, memory_format=torch.contiguous_format) for p in parameters
         ]
@@ -76,7 +78,7 @@ class _Group:
         ]
         self.count = torch.zeros((), device=parameters[0].device if parameters else None)
 
-    def step(self, lr: float, betas: tuple[float, float]) -> None:
+    def step(self, betas: tuple[float, float]) -> None:
         # The kernel walks through memory: a gradient in another layout would move the wrong entries.
         rows = [
             (parameter, parameter.grad.contiguous(), mean, square)
@@ -94,7 +96,7 @@ class _Group:
             [row[3] for row in rows],
             [],
             [self.count] * len(rows),
-            lr=lr,
+            lr=self.lr,
             beta1=betas[0],
             beta2=betas[1],
             weight_decay=self.decay,

@@ -7,6 +7,8 @@ best or the next larger one. Which rate won in each row was not published; those
 
 from __future__ import annotations
 
+from typing import Any
+
 from relax_rl.config import did_you_mean
 from relax_rl.errors import SettingsError
 from relax_rl.experiments.vae.config import ESTIMATOR_NAMES, VaeConfig
@@ -19,10 +21,20 @@ MODELS = ("linear1", "linear2", "nonlinear", "nonlinear-wide")
 _DATA = ("mnist", "omniglot")
 _SURROGATES = ("relax", "dlax")
 
+_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "relax-published": (
+        "relax",
+        {"surrogate": "objective", "surrogate_context": "input", "surrogate_depth": 4},
+    )
+}
+"""Estimators with other options than their defaults: RELAX with the published surrogate."""
+
+_NAMES = (*ESTIMATOR_NAMES, *_VARIANTS)
+
 
 def preset_names() -> list[str]:
     """All presets."""
-    return [f"{data}-{model}-{name}" for data in _DATA for model in MODELS for name in ESTIMATOR_NAMES]
+    return [f"{data}-{model}-{name}" for data in _DATA for model in MODELS for name in _NAMES]
 
 
 def preset_config(name: str) -> VaeConfig:
@@ -40,7 +52,8 @@ def preset_config(name: str) -> VaeConfig:
         )
     data, _, rest = name.partition("-")
     model = max((model for model in MODELS if rest.startswith(f"{model}-")), key=len)
-    estimator = rest[len(model) + 1 :]
+    variant = rest[len(model) + 1 :]
+    estimator, options = _VARIANTS.get(variant, (variant, {}))
     layers = 2 if model == "linear2" else 1
     return VaeConfig(
         preset=name,
@@ -53,6 +66,7 @@ def preset_config(name: str) -> VaeConfig:
         lr=1e-4,
         pretrain_steps=1_000 if estimator in _SURROGATES else 0,
         steps=2_000_000,
+        **options,
     )
 
 

@@ -5,6 +5,7 @@ The surrogate of layer l sees the bits of the layers before, z_l, and f relaxed 
     c_l(z) = eta f(b_<l, sigma(z_l / lambda), deeper layers relaxed with the very noise of their bits) + r_l(context, z_l)
     g_l = (f(b) - c_l(z~)) s_l + dc_l(z) - dc_l(z~)
 
+or, corrected, f relaxed in one bit at a time: another c_l for every bit (see `controls.py`).
 The noise of z~ given b is coupled with that of z (Tucker et al. 2017, appendix): z~ equals z and moves otherwise with
 the logits. So c_l is evaluated and differentiated once, and dc_l(z) - dc_l(z~) = c_l'(z) (1 - dz~/dlogits) in closed form.
 """
@@ -18,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from relax_rl.experiments.vae.baselines import InputBaseline
+from relax_rl.experiments.vae.controls import Control, relaxed_controls
 from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator, at_logits
 from relax_rl.experiments.vae.relaxed_loss import relaxed_loss
-from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork, draw_noise
+from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork, draw_noise, draw_signs
 from relax_rl.experiments.vae.surrogate import ResidualNetwork
 
 __all__ = ["ParameterRebar", "Relax", "SurrogateContext", "conditional_slope"]
@@ -46,6 +48,7 @@ class Relax(LayeredEstimator):
         layers: widths of the layers of bits.
         residuals: r_l of each layer, of its context and z_l; none for REBAR.
         objective: whether the surrogate holds eta f.
+        corrected: whether f is relaxed in one bit at a time; the correction of the others has a learned scale too.
         temperature: lambda at the start; its logarithm is learned.
         context: of r_l: the "input" and the bits before the layer, [input, 2 b_1 - 1, ..., 2 b_{l-1} - 1], as published; or
             the "logits" of the layer, held.
@@ -58,6 +61,7 @@ class Relax(LayeredEstimator):
         *,
         residuals: Sequence[ResidualNetwork] = (),
         objective: bool = True,
+        corrected: bool = False,
         temperature: float = 0.5,
         conditional: bool = True,
         context: SurrogateContext = "logits",
@@ -66,9 +70,12 @@ class Relax(LayeredEstimator):
         self.conditional, self.context = conditional, context
         self.residuals = nn.ModuleList(residuals)
         self.eta: nn.Parameter | None = None
+        self.correction: nn.Parameter | None = None
         self.log_temperature: nn.Parameter | None = None
         if objective:
             self.eta = nn.Parameter(torch.ones(len(layers)))
+            if corrected:
+                self.correction = nn.Parameter(torch.ones(len(layers)))
             self.log_temperature = nn.Parameter(torch.full((len(layers),), temperature).log())
 
     def decayed_parameters(self) -> list[nn.Parameter]:
@@ -76,6 +83,9 @@ class Relax(LayeredEstimator):
 
     def forward(self, model: SigmoidBeliefNetwork, x: Tensor, generator: torch.Generator | None = None) -> Gradient:
         chain = model.draw(x, draw_noise(x.shape[:1], model.layers, generator, x.device))
+        signs: Sequence[Tensor | None] = [None] * len(model.layers)
+        if self.correction is not None:
+            signs = draw_signs(x.shape[:1], model.layers, generator, x.device)
         target = model.target(x)
         terms = model.terms(target, chain.bits, [logits.detach() for logits in chain.logits])
         value = torch.stack(terms).sum(0)
@@ -83,12 +93,12 @@ class Relax(LayeredEstimator):
         before = torch.zeros_like(loss)
         context, estimates, trained = [model.input(x)], [], []
         for layer, score in enumerate(chain.scores):
-            estimate, at_scales = self._layer(model, target, chain, layer, score, loss, before, context)
+            estimate, at_scalars = self._layer(model, target, chain, layer, score, loss, before, context, signs[layer])
             estimates.append(estimate)
-            trained.append(at_scales)
+            trained.append(at_scalars)
             before = before + terms[layer].detach()
             context.append(2 * chain.bits[layer] - 1)
-        self._train_scales(trained)
+        self._train_scalars(trained)
         return Gradient(loss, value.mean(), chain.logits, at_logits(chain.logits, estimates, len(x)))
 
     def _layer(
@@ -101,8 +111,9 @@ class Relax(LayeredEstimator):
         loss: Tensor,
         before: Tensor,
         context: list[Tensor],
-    ) -> tuple[Tensor, Tensor | None]:
-        """g_l `[B, P]`, and the gradient of its variance at eta and log lambda `[2]`.
+        signs: Tensor | None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """g_l `[B, P]`, and the gradients of its variance at the learned scalars of the layer, in order.
 
         g_l is linear in c and c': its variance moves with phi as `weight` c + `direction` . c' does.
         """
@@ -111,27 +122,39 @@ class Relax(LayeredEstimator):
             c_score, slope_factor = score, conditional_slope(logits, z)
         else:
             c_score, slope_factor = torch.tanh(chain.noise[layer] / 2), torch.ones_like(z)  # dlog p(z) at fixed z
-        control, slope = torch.zeros_like(loss), torch.zeros_like(z)
-        relaxed = None
-        if self.eta is not None and self.log_temperature is not None:
-            relaxed = relaxed_loss(model, target, chain, layer, self.log_temperature[layer])
-            eta = self.eta.detach()[layer]
-            control, slope = eta * (before + relaxed.value), eta * relaxed.slope
+        controls, scales = self._controls(model, target, chain, layer, before, signs)
+        estimate = loss.unsqueeze(-1) * score
+        for control, scale in zip(controls, scales, strict=True):
+            estimate = estimate - (scale * control.value) * c_score + (scale * control.slope) * slope_factor
         residual = self._residual(layer)
         if residual is not None:
             given = torch.cat(context, -1) if self.context == "input" else logits
             free, free_slope = residual(given, z)
-            control, slope = control + free, slope + free_slope
-        estimate = loss.unsqueeze(-1) * score - control.unsqueeze(-1) * c_score + slope_factor * slope
+            estimate = estimate - free.unsqueeze(-1) * c_score + free_slope * slope_factor
         pull = estimate * (2.0 / estimate.numel())
-        weight, direction = -(pull * c_score).sum(-1), pull * slope_factor
+        weight, direction = -pull * c_score, pull * slope_factor
         if residual is not None:
-            residual.add_gradient(weight, direction)
-        if relaxed is None:
-            return estimate, None
-        by_eta = weight @ (before + relaxed.value) + (direction * relaxed.slope).sum()
-        by_temperature = weight @ relaxed.value_tangent + (direction * relaxed.slope_tangent).sum()
-        return estimate, torch.stack([by_eta, eta * by_temperature])
+            residual.add_gradient(weight.sum(-1), direction)
+        by_scale = [(weight * control.value + direction * control.slope).sum() for control in controls]
+        moved = [(weight * control.value_tangent + direction * control.slope_tangent).sum() for control in controls]
+        by_temperature = [scale * each for scale, each in zip(scales, moved, strict=True)]
+        return estimate, [*by_scale, torch.stack(by_temperature).sum()] if controls else []
+
+    def _controls(
+        self,
+        model: SigmoidBeliefNetwork,
+        target: Tensor,
+        chain: Chain,
+        layer: int,
+        before: Tensor,
+        signs: Tensor | None,
+    ) -> tuple[list[Control], list[Tensor]]:
+        """Those made of f, and their learned scales."""
+        if self.log_temperature is None:
+            return [], []
+        at = self.log_temperature.detach()[layer]
+        scales = [scale.detach()[layer] for scale in (self.eta, self.correction) if scale is not None]
+        return relaxed_controls(model, target, chain, layer, before, at, signs), scales
 
     def _residual(self, layer: int) -> ResidualNetwork | None:
         if not self.residuals:
@@ -140,12 +163,11 @@ class Relax(LayeredEstimator):
         assert isinstance(residual, ResidualNetwork)
         return residual
 
-    def _train_scales(self, gradients: list[Tensor | None]) -> None:
-        """Add the gradients at eta and log lambda, one pair a layer."""
-        if self.eta is None or self.log_temperature is None:
-            return
-        each = torch.stack([pair for pair in gradients if pair is not None], -1)
-        for parameter, gradient in zip((self.eta, self.log_temperature), each, strict=True):
+    def _train_scalars(self, layers: list[list[Tensor]]) -> None:
+        """Add the gradients at eta, the correction's scale and log lambda, one of each for a layer."""
+        learned = [p for p in (self.eta, self.correction, self.log_temperature) if p is not None]
+        for parameter, gradients in zip(learned, zip(*layers, strict=True), strict=True):
+            gradient = torch.stack(gradients)
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 

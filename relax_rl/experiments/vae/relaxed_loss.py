@@ -1,13 +1,14 @@
 """f at relaxed bits with its derivatives at z and at the temperature, written out.
 
 A surrogate needs f(sigma(z / lambda)), its gradient at z, and how both move with lambda. Here the gradient is the chain
-rule by hand, and every number carries its derivative at log lambda along, so that one pass gives all of it: no graph is
-built, and nothing is differentiated twice. A number with its derivative is a tensor `[2, B, P]`, called dual.
+rule by hand, and every number carries its derivatives along a few directions with it, of which log lambda is the first,
+so that one pass gives all of it: no graph is built, and nothing is differentiated twice. A number with T such tangents
+is a tensor `[1 + T, B, P]`, called dual.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,18 +24,20 @@ Pull = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class RelaxedLoss:
-    """The terms of f from one layer on, at relaxed bits; all without graph.
+    """The terms of f from one layer on, at relaxed bits y = sigma(z / lambda); all without graph.
 
     Attributes:
         value: `[B]`.
         slope: `[B, P]` its derivative at z.
         value_tangent, slope_tangent: how the two move with the logarithm of the temperature.
+        at_bits: `[1 + T, B, P]` its dual derivative at y.
     """
 
     value: Tensor
     slope: Tensor
     value_tangent: Tensor
     slope_tangent: Tensor
+    at_bits: Tensor
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class _Layer:
     """A layer on the way up: what its bits were made of, and what they say of the layer below.
 
     Attributes:
-        scaled: z / lambda.
-        soft: sigma of it.
+        scaled: z / lambda, without tangents.
+        soft: sigma of it, dual.
         logits: of q.
         pull_logits: back to the relaxed bits below; None where those are bits.
         error: derivative of -log p(below | soft) at the decoder's logits; None where nothing is decoded from this layer.
@@ -62,7 +65,12 @@ class _Layer:
 
 @torch.no_grad()
 def relaxed_loss(
-    model: SigmoidBeliefNetwork, target: Tensor, chain: Chain, layer: int, log_temperature: Tensor
+    model: SigmoidBeliefNetwork,
+    target: Tensor,
+    chain: Chain,
+    layer: int,
+    log_temperature: Tensor,
+    directions: Callable[[Tensor], Sequence[Tensor]] | None = None,
 ) -> RelaxedLoss:
     """f_l + f_{l+1} + ... at sigma(z_l / lambda), the deeper layers relaxed likewise from the noise of their bits.
 
@@ -72,12 +80,14 @@ def relaxed_loss(
         chain: the bits before layer l, z_l, and the noise after it.
         layer: l, from 0.
         log_temperature: log lambda, a scalar.
+        directions: from y `[B, P]` to further directions `[B, P]` at y, along which `at_bits` has tangents.
     """
     temperature = float(log_temperature.exp())
-    value, layers = _upwards(model, target, chain, layer, temperature)
+    value, layers = _upwards(model, target, chain, layer, temperature, directions)
+    tangents = len(layers[0].soft) - 1
     derivative: Tensor | None = None  # of f at the relaxed bits of the layer at hand, as far as deeper layers bring it
     if model.prior is not None:
-        derivative = _constant(-model.prior.expand_as(layers[-1].soft[0]))
+        derivative = _constant(-model.prior.expand_as(layers[-1].soft[0]), tangents)
     value_tangent = torch.zeros_like(value)
     for at in reversed(layers):
         if at.pull_decoded is not None and at.error is not None:
@@ -86,8 +96,10 @@ def relaxed_loss(
         assert derivative is not None
         if model.task == "generative":
             derivative += at.logits
-        derivative = _times(derivative, _spread(at.soft))
-        value_tangent -= (derivative[0] * at.scaled[0]).sum(-1)
+        at_bits = derivative
+        kept = 2 if at.pull_logits is None else len(at_bits)  # at z only log lambda is asked for
+        derivative = _times(at_bits[:kept], _spread(at.soft[:kept]))
+        value_tangent -= (derivative[0] * at.scaled).sum(-1)
         derivative[1] -= derivative[0]
         derivative /= temperature
         if at.pull_logits is None:
@@ -98,26 +110,35 @@ def relaxed_loss(
         else:
             derivative = at.pull_logits(derivative)
     assert derivative is not None
-    return RelaxedLoss(value, derivative[0], value_tangent, derivative[1])
+    return RelaxedLoss(value, derivative[0], value_tangent, derivative[1], at_bits)
 
 
 def _upwards(
-    model: SigmoidBeliefNetwork, target: Tensor, chain: Chain, layer: int, temperature: float
+    model: SigmoidBeliefNetwork,
+    target: Tensor,
+    chain: Chain,
+    layer: int,
+    temperature: float,
+    directions: Callable[[Tensor], Sequence[Tensor]] | None,
 ) -> tuple[Tensor, list[_Layer]]:
     """The value, and the layers from `layer` on with all that the way back needs."""
-    below = _constant(target if layer == 0 else chain.bits[layer - 1])
-    logits, pull_logits = _constant(chain.logits[layer].detach()), None
-    scaled = torch.stack([chain.z[layer], -chain.z[layer]]).div_(temperature)
+    scaled = chain.z[layer] / temperature
+    soft = torch.sigmoid(scaled)
+    further = () if directions is None else directions(soft)
+    soft = torch.stack([soft, -scaled * soft * (1 - soft), *further])
+    tangents = len(soft) - 1
+    below = _constant(target if layer == 0 else chain.bits[layer - 1], tangents)
+    logits, pull_logits = _constant(chain.logits[layer].detach(), tangents), None
     value = torch.zeros_like(target[:, 0])
     layers: list[_Layer] = []
     for here in range(layer, len(model.layers)):
         if here > layer:
             below = layers[-1].soft
             logits, pull_logits = _dual_network(model.encoders[here], below)
-            scaled = torch.stack([logits[0] + chain.noise[here], logits[1]])
-            scaled[1] -= scaled[0]
-            scaled /= temperature
-        soft = _sigmoid(scaled)
+            moved = logits / temperature
+            moved[0] += chain.noise[here] / temperature
+            moved[1] -= moved[0]
+            scaled, soft = moved[0], _sigmoid(moved)
         if model.task == "generative":
             decoded, pull_decoded = _dual_network(model.decoders[here], soft)
             error = _sigmoid(decoded).sub_(below)
@@ -146,13 +167,14 @@ def _dual_network(network: nn.Module, soft: Tensor) -> tuple[Tensor, Pull]:
     for inner_weight, inner_bias in hidden:
         x = _linear(x, inner_weight, inner_bias)
         x[0].tanh_()
-        x[1] *= 1 - x[0].square()
+        x[1:] *= 1 - x[0].square()
         outputs.append(x)
 
     def pull(derivative: Tensor) -> Tensor:
         derivative = derivative @ weight
         for (inner_weight, _), output in zip(reversed(hidden), reversed(outputs), strict=True):
-            slope = torch.stack([1 - output[0].square(), -2 * output[0] * output[1]])
+            slope = -2 * output[0] * output
+            slope[0] = 1 - output[0].square()
             derivative = _times(derivative, slope) @ inner_weight
         return derivative.mul_(2)
 
@@ -166,23 +188,28 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _sigmoid(x: Tensor) -> Tensor:
-    soft = torch.sigmoid(x)
-    torch.mul(soft[0] * (1 - soft[0]), x[1], out=soft[1])
+    soft = torch.empty_like(x)
+    torch.sigmoid(x[0], out=soft[0])
+    torch.mul(soft[0] * (1 - soft[0]), x[1:], out=soft[1:])
     return soft
 
 
 def _spread(soft: Tensor) -> Tensor:
     """s (1 - s)."""
-    return torch.stack([soft[0] * (1 - soft[0]), (1 - 2 * soft[0]) * soft[1]])
+    spread = (1 - 2 * soft[0]) * soft
+    spread[0] = soft[0] * (1 - soft[0])
+    return spread
 
 
 def _times(x: Tensor, y: Tensor) -> Tensor:
     """The product rule."""
     product = x * y[0]
-    product[1].addcmul_(x[0], y[1])
+    product[1:].addcmul_(x[0], y[1:])
     return product
 
 
-def _constant(x: Tensor) -> Tensor:
-    """What does not move with the temperature."""
-    return torch.stack([x, torch.zeros_like(x)])
+def _constant(x: Tensor, tangents: int) -> Tensor:
+    """What moves in no direction."""
+    constant = x.new_zeros((1 + tangents, *x.shape))
+    constant[0] = x
+    return constant

@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Chain", "ConditionalNetwork", "SigmoidBeliefNetwork", "Task", "bernoulli_log_prob", "draw_noise"]
+__all__ = [
+    "Chain",
+    "ConditionalNetwork",
+    "SigmoidBeliefNetwork",
+    "Task",
+    "bernoulli_log_prob",
+    "draw_noise",
+    "draw_signs",
+]
 
 Task = Literal["generative", "structured"]
 
@@ -228,3 +236,11 @@ def draw_noise(
     """
     uniform = torch.rand((*shape, sum(layers)), generator=generator, device=device)
     return torch.split(torch.logit(uniform, eps=2.0**-25), list(layers), -1)
+
+
+def draw_signs(
+    shape: Sequence[int], layers: Sequence[int], generator: torch.Generator | None, device: torch.device | str = "cpu"
+) -> tuple[Tensor, ...]:
+    """Random signs `[*, P]`, +-1 with equal probability, for every layer, from one draw."""
+    halves = torch.randint(2, (*shape, sum(layers)), generator=generator, device=device)
+    return torch.split(2.0 * halves - 1, list(layers), -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 import time
@@ -129,7 +130,8 @@ def resume(config: VaeConfig, command: str, show: Callable[[str], None]) -> Sess
         raise CheckpointError(f"checkpoint {checkpoint} is damaged: the state of its run cannot be read") from None
     if trained_on != data.name:
         raise CheckpointError(f"cannot resume on {data.name}: the run was trained on {trained_on}")
-    if trainer.step >= config.steps:
+    unevaluated = config.eval_samples > 0 and not _evaluated_at(folder, trainer.step)
+    if trainer.step > config.steps or (trainer.step == config.steps and not unevaluated):
         raise SettingsError(f"{path} has already taken {trainer.step} of {config.steps} steps; raise --steps to go on")
     truncate_csv(folder.progress, max(0, trainer.step))
     record = read_record(folder)
@@ -153,6 +155,14 @@ def read_vae_config(folder: RunFolder) -> VaeConfig:
         return config_from_json(record["vae"])
     except CheckpointError as error:
         raise CheckpointError(f"{folder.config} cannot be used: {error}") from None
+
+
+def _evaluated_at(folder: RunFolder, step: int) -> bool:
+    """Whether the run's evaluation is there, and of this step; one that was stopped there has none."""
+    try:
+        return int(json.loads(folder.evaluation.read_text(encoding="utf-8"))["evaluated_at"]) == step
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _trainer(config: VaeConfig, data: Dataset) -> tuple[Trainer, Tensor]:

@@ -140,8 +140,9 @@ class Trainer:
         if "log_temperature" in learned:
             temperatures = learned["log_temperature"].detach().exp().reshape(-1).tolist()
             row |= {f"temperature/{layer}": value for layer, value in enumerate(temperatures, 1)}
-        if "eta" in learned:
-            row |= {f"eta/{layer}": value for layer, value in enumerate(learned["eta"].tolist(), 1)}
+        for name in ("eta", "correction"):
+            if name in learned:
+                row |= {f"{name}/{layer}": value for layer, value in enumerate(learned[name].tolist(), 1)}
         return row
 
     def is_finite(self) -> bool:
@@ -202,6 +203,7 @@ class Trainer:
             betas=(0.9, config.beta2),
             decay=config.surrogate_decay,
             decayed=estimator.decayed_parameters(),
+            decayed_lr=config.lr * config.surrogate_lr_factor,
         )
         generator = _generator(noise, self.device)
         return Watched(name, estimator, generator, optimizer, GradientVariance(self._encoder))

@@ -91,8 +91,10 @@ class _Loop:
         """Take all steps that are left."""
         session, config = self.session, self.session.config
         self.display.begin(_headline(session), step=max(0, session.trainer.step), total=config.steps)
+        start = session.trainer.step
         stopped_by = self._learn()
-        if stopped_by in ("steps", "early stopping") and session.trainer.step % config.log_interval:
+        moved = session.trainer.step > start
+        if moved and stopped_by in ("steps", "early stopping") and session.trainer.step % config.log_interval:
             self._log()
         checkpoint = self._save()
         evaluation = None
@@ -189,6 +191,7 @@ def _evaluate(session: Session) -> dict[str, Any]:
         "model": config.architecture,
         "estimator": config.estimator,
         "step": step,
+        "evaluated_at": session.trainer.step,
         "train_images": len(train),
         "bounds": bounds,
         "what": what,

@@ -1,0 +1,113 @@
+"""The controls made of f, against automatic differentiation: the correction is exact in the mean over random signs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from relax_rl.experiments.vae.controls import relaxed_controls
+from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork, draw_noise, draw_signs
+from tests.test_vae_relaxed_loss import by_autograd
+
+LAYERS = (4, 3, 2)
+IMAGES = 5
+
+
+def drawn(weights=1.0, **options):
+    """A model with random weights, images and a chain of bits, in double precision."""
+    generator = torch.Generator().manual_seed(0)
+    model = SigmoidBeliefNetwork(
+        torch.rand(6, generator=generator), layers=LAYERS, generator=generator, **options
+    ).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator)).mul_(weights)
+    target = model.target(torch.rand(IMAGES, 6, generator=generator).round().double())
+    images = torch.rand(IMAGES, 6, generator=generator).round().double()
+    chain = model.draw(images, [noise.double() for noise in draw_noise((IMAGES,), LAYERS, generator)])
+    return model, target, chain
+
+
+def correction_by_autograd(model, target, chain, layer, log_temperature):
+    """c_j - f(y) for every bit, and its derivative at that bit's z."""
+    z = chain.z[layer].clone().requires_grad_()
+    temperature = log_temperature.exp()
+    y = torch.sigmoid(z / temperature)
+    at_y = torch.logit(y) * temperature  # y is what f is differentiated at
+    (gradient,) = torch.autograd.grad(
+        by_autograd(model, target, chain, layer, at_y, log_temperature).sum(), y, create_graph=True
+    )
+    bits = chain.bits[layer]
+    values, slopes = [], []
+    for j in range(LAYERS[layer]):
+        others = torch.ones(LAYERS[layer]).index_fill(0, torch.tensor(j), 0.0)
+        # Only z_j moves c_j: the others' distance from their bits counts as y_j's does not.
+        mixed = torch.where(others.bool(), y.detach(), y)
+        at_mixed = torch.logit(mixed) * temperature
+        value = by_autograd(model, target, chain, layer, at_mixed, log_temperature)
+        (here,) = torch.autograd.grad(value.sum(), mixed, create_graph=True)
+        corrected = (here * (bits - y.detach()) * others).sum(-1)
+        slopes.append(torch.autograd.grad(corrected.sum(), z, retain_graph=True)[0][:, j])
+        values.append((gradient * (bits - y) * others).sum(-1))
+    return torch.stack(values, -1), torch.stack(slopes, -1)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("hidden", [(), (5, 6)])
+@pytest.mark.parametrize("task", ["generative", "structured"])
+def test_the_correction_is_that_of_all_other_bits(task, hidden, layer):
+    model, target, chain = drawn(task=task, hidden=hidden)
+    log_temperature = torch.tensor(-0.4, dtype=torch.float64, requires_grad=True)
+    before = torch.arange(IMAGES, dtype=torch.float64)
+    found = []
+    for signs in itertools.product((-1.0, 1.0), repeat=LAYERS[layer]):
+        each = torch.tensor(signs, dtype=torch.float64).expand(IMAGES, -1)
+        found.append(relaxed_controls(model, target, chain, layer, before, log_temperature, each))
+    (plain,) = relaxed_controls(model, target, chain, layer, before, log_temperature)
+    for name in ("value", "slope", "value_tangent", "slope_tangent"):
+        assert torch.equal(getattr(plain, name), getattr(found[0][0], name))
+    expected = before + by_autograd(model, target, chain, layer, chain.z[layer], log_temperature)
+    torch.testing.assert_close(plain.value[:, 0], expected.detach())
+
+    values, slopes = correction_by_autograd(model, target, chain, layer, log_temperature)
+    torch.testing.assert_close(found[0][1].value, values.detach())
+    torch.testing.assert_close(torch.stack([each[1].slope for each in found]).mean(0), slopes.detach())
+    weights = torch.randn(values.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (moved,) = torch.autograd.grad((weights * values).sum(), log_temperature)
+    torch.testing.assert_close((weights * found[0][1].value_tangent).sum(), moved)
+
+
+def test_how_its_slope_moves_with_the_temperature_lacks_no_more_than_the_third_derivative():
+    """Of order weights^3, where what is kept is of order weights^2."""
+    left_out = []
+    for weights in (0.1, 0.05):
+        model, target, chain = drawn(weights)
+        at, step = torch.tensor(-0.4, dtype=torch.float64), 1e-4
+        slopes = [
+            correction_by_autograd(model, target, chain, 2, (at + move).requires_grad_())[1].detach()
+            for move in (-step, step)
+        ]
+        expected = (slopes[1] - slopes[0]) / (2 * step)
+        found = torch.stack(
+            [
+                relaxed_controls(
+                    model, target, chain, 2, torch.zeros(IMAGES), at, torch.tensor(signs).double().expand(IMAGES, -1)
+                )[1].slope_tangent
+                for signs in itertools.product((-1.0, 1.0), repeat=2)
+            ]
+        ).mean(0)
+        left_out.append(float((found - expected).norm() / expected.norm()))
+    assert left_out[0] < 0.1
+    assert left_out[1] < 0.7 * left_out[0]
+
+
+def test_signs_are_fair_coins():
+    first, second = draw_signs((20_000,), (3, 2), torch.Generator().manual_seed(0))
+    assert first.shape == (20_000, 3) and second.shape == (20_000, 2)
+    signs = torch.cat([first, second], -1)
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    correlations = signs.T @ signs / len(signs) - torch.eye(5)
+    assert max(float(signs.mean(0).abs().max()), float(correlations.abs().max())) < 4.5 / math.sqrt(len(signs))

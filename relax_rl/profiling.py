@@ -32,6 +32,7 @@ SECTIONS: Mapping[str, str] = {
     "advantage": "policy and value function on the whole rollout, generalised advantage estimation",
     "estimate": "the gradient at the parameters of the action distributions",
     "backward": "pulling it back through the policy, the value function's regression",
+    "update": "the compiled update, in the place of estimate, backward and surrogate",
     "communication": "waiting for the other workers, and exchanging with them",
     "optimiser": "clipping, and the step of policy and value function",
     "surrogate": "the gradient of the variance, and the surrogate's step",

@@ -95,6 +95,7 @@ def _after_restart(config: TrainConfig, workers: Workers) -> TrainConfig:
 def _begin(config: TrainConfig, command: str, device: str, workers: Workers, stack: ExitStack) -> Session:
     """A new run. Its folder is made last, so that settings that cannot work leave nothing behind."""
     from relax_rl.agents import AGENTS, resolve_estimator
+    from relax_rl.agents.compiled import choose_step
 
     first = workers.rank == 0
     if first and config.run.run_dir is not None:
@@ -107,6 +108,7 @@ def _begin(config: TrainConfig, command: str, device: str, workers: Workers, sta
         seed=config.run.seed,
         config=replace(config.agent, device=device),
     )
+    choose_step(agent, config.run.total_steps, config.env.num_envs)
     default = runs.default_run_dir(config.env.env, estimator, config.run.seed)
     path = Path(workers.told(str(config.run.run_dir or default)))
     config = with_settings(config, {"estimator": estimator, "run_dir": str(path)})

@@ -15,39 +15,53 @@ from relax_rl.errors import TrainingDiverged
 if TYPE_CHECKING:
     from relax_rl.agents.base import ActorCritic
 
-__all__ = ["train_actor_critic"]
+__all__ = ["entropy_weight", "move", "pull_back"]
 
 
-def train_actor_critic(
-    agent: ActorCritic, batch: Batch, params: Tensor, value: Tensor, estimate: Tensor
-) -> dict[str, Tensor | float]:
-    """Pull the estimate back through the policy, regress V on returns, average over workers, clip, step.
+def entropy_weight(agent: ActorCritic) -> float:
+    """Weight of the entropy bonus at the present step."""
+    return agent.config.entropy_coef * agent.schedule_factor(agent.config.entropy_schedule)
+
+
+def pull_back(
+    agent: ActorCritic, batch: Batch, params: Tensor, value: Tensor, estimate: Tensor, entropy_coef: Tensor | float
+) -> Tensor:
+    """Pull the estimate back through the policy and regress V on returns, into the gradients of `agent.theta`.
 
     Args:
-        agent: whose policy and value function move.
+        agent: whose gradients are set.
         batch: rows of a rollout.
         params, value: `[B, P]` and `[B]` of these rows, with their graphs.
         estimate: `[B, P]` of the gradient at `params`, without graph.
+        entropy_coef: weight of the entropy bonus.
+
+    Returns:
+        The value function's loss.
+    """
+    config, weight = agent.config, batch.weight
+    rows = batch.divisor
+    ascent = estimate
+    if config.entropy_coef:
+        ascent = ascent + entropy_coef * torch.autograd.grad(batch.entropy.sum(), batch.dist.params)[0]
+    # Rows without weight still count in `rows`: a divisor that depends on the batch would bias the mean.
+    pulled = -ascent * (weight / rows)[:, None]
+    weighted_error = (value.detach() - batch.return_) * weight
+    for part in agent.theta:
+        part.zero_grad()
+    torch.autograd.backward([params, value], [pulled, weighted_error * (2.0 * config.value_coef / rows)])
+    return weighted_error.square().sum() / rows
+
+
+def move(agent: ActorCritic) -> dict[str, Tensor | float]:
+    """Average the gradients of `agent.theta` over workers, clip them, and step.
 
     Returns:
         Metrics.
 
     Raises:
-        TrainingDiverged: if the gradient is not finite; nothing has moved then.
+        TrainingDiverged: if a gradient is not finite; nothing has moved then.
     """
-    config, weight = agent.config, batch.weight
-    rows = batch.divisor
-    ascent = estimate
-    entropy_coef = config.entropy_coef * agent.schedule_factor(config.entropy_schedule)
-    if entropy_coef:
-        ascent = ascent + entropy_coef * torch.autograd.grad(batch.entropy.sum(), batch.dist.params)[0]
-    # Rows without weight still count in `rows`: a divisor that depends on the batch would bias the mean.
-    pulled = -ascent * (weight / rows)[:, None]
-    weighted_error = (value.detach() - batch.return_) * weight
-    value_loss = weighted_error.square().sum() / rows
-    for part in agent.theta:
-        part.zero_grad()
-    torch.autograd.backward([params, value], [pulled, weighted_error * (2.0 * config.value_coef / rows)])
+    config = agent.config
     agent.average(*(part.grad for part in agent.theta))
     agent.watch("optimiser")
     norm = clip_norm_(agent.theta, config.max_grad_norm)
@@ -58,8 +72,4 @@ def train_actor_critic(
     factor = agent.schedule_factor(config.lr_schedule)
     agent.policy_optimizer.step(factor)
     agent.value_optimizer.step(factor)
-    return {
-        "losses/value": value_loss,
-        "policy/grad_norm": norm,
-        "policy/learning_rate": config.policy_lr * factor,
-    }
+    return {"policy/grad_norm": norm, "policy/learning_rate": config.policy_lr * factor}

@@ -13,9 +13,10 @@ from gymnasium import spaces
 from torch import Tensor
 
 from relax_rl.agents import persistence
-from relax_rl.agents.ascent import train_actor_critic
+from relax_rl.agents.ascent import entropy_weight, move, pull_back
 from relax_rl.agents.batch import Batch, batch_statistics, make_batch
 from relax_rl.agents.callback import Callback, UpdateInfo
+from relax_rl.agents.compiled import CompiledStep, choose_step
 from relax_rl.agents.estimated import Estimated
 from relax_rl.agents.forward import Networks
 from relax_rl.agents.minibatches import minibatch_steps
@@ -51,6 +52,7 @@ class ActorCritic:
         steps, updates, episodes: valid environment steps, updates and finished episodes learned from so far.
         workers: the processes that learn together; `join` sets them.
         watch: told which section of an update begins; see `relax_rl.profiling`.
+        compiled: takes the steps in the place of eager code, once `learn` has found that it pays.
         theta: the parameters of the policy, and those of the value function alone.
 
     Raises:
@@ -81,6 +83,7 @@ class ActorCritic:
         self.schedule_start, self.schedule_end = 0, 0
         self.workers: Workers = ALONE
         self.watch: Watch = unwatched
+        self.compiled: CompiledStep | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._build()
@@ -210,7 +213,7 @@ class ActorCritic:
             reset_schedule: start schedules anew; False goes on with those of the last call, as after a load.
 
         Raises:
-            SettingsError: if the environments have other spaces.
+            SettingsError: if the environments have other spaces, or if compiled code is asked for and impossible.
             TrainingDiverged: if a gradient is not finite.
             WorkerLost: if another worker stops.
         """
@@ -223,6 +226,8 @@ class ActorCritic:
         if reset_schedule:
             self.schedule_start = self.steps
         self.schedule_end = self.steps + total_steps
+        if self.compiled is None:
+            self.compiled = choose_step(self, total_steps, envs.num_envs)
         collector = self.collector(envs)
         callbacks = list(callbacks)
         while self.steps < self.schedule_end:
@@ -281,10 +286,13 @@ class ActorCritic:
             batch: rows of a rollout.
             params, value: `[B, P]` and `[B]` of these rows, with their graphs.
         """
+        if self.compiled is not None:
+            return self.compiled(self, batch)
         self.watch("estimate")
         estimated = self.estimate(batch)
         self.watch("backward")
-        metrics = train_actor_critic(self, batch, params, value, estimated.grad)
+        loss = pull_back(self, batch, params, value, estimated.grad, entropy_weight(self))
+        metrics: dict[str, Tensor | float] = {"losses/value": loss, **move(self)}
         self.watch("surrogate")
         metrics |= self.train_surrogate(batch, estimated)
         self.watch("statistics")

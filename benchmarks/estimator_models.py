@@ -7,7 +7,7 @@ pull-back to theta, and the backward pass of the variance where there is a phi.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from types import FunctionType
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn import functional as F
 
+from relax_rl.critics import MLPSurrogate
 from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian
 from relax_rl.estimators import ESTIMATORS, Estimate, MovingAverage, describe, make_estimator, nvil
 
@@ -173,23 +174,43 @@ def policy(rows: int) -> Model:
         "advantages and noise are known, as in an update of an agent. LAX's policy is Gaussian"
     )
     model = Model(f"policy, batch {rows}", about)
-    entries: dict[str, tuple[str, bool, dict[str, Any]]] = {}
+    entries: dict[str, Entry] = {}
     for name, info in ESTIMATORS.items():
-        if name in ("reinforce", "dlax", "relax", "marginal"):
-            entries[name] = (name, False, {})
-        elif name == "lax":
-            entries[name] = (name, True, {})
+        if name in ("reinforce", "dlax", "relax", "marginal", "lax"):
+            entries[name] = Entry(name, gaussian=name == "lax")
         elif "categories" not in info.outcomes:
             model.left_out[name] = CONTINUOUS if "continuous" in info.outcomes else NEEDS_BITS
         elif name != "nvil":
             model.left_out[name] = NEEDS_F
-    entries["relax, coupled"] = ("relax", False, {"coupling": "coupled"})
-    entries["reinforce, Gaussian policy"] = ("reinforce", True, {})
-    for name, (estimator, gaussian, options) in entries.items():
-        _enter(model, name, estimator, gaussian, rows, options)
+    entries["relax, coupled"] = Entry("relax", options={"coupling": "coupled"})
+    entries |= {
+        f"{name}, closed form": replace(entries[name], closed_form=True)
+        for name in ("relax", "relax, coupled", "lax", "dlax")
+    }
+    entries["reinforce, Gaussian policy"] = Entry("reinforce", gaussian=True)
+    for name, entry in entries.items():
+        _enter(model, name, entry, rows)
+        if entry.gaussian and entry.estimator != "reinforce":
+            model.references[name] = "reinforce, Gaussian policy"
     _enter_nvil(model, rows)
-    model.references["lax"] = "reinforce, Gaussian policy"
     return model
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contestant on the policy.
+
+    Attributes:
+        estimator: its name.
+        gaussian: whether the policy is Gaussian.
+        closed_form: whether the surrogate is an `MLPSurrogate`, which brings its slope, and not a plain function.
+        options: of the estimator.
+    """
+
+    estimator: str
+    gaussian: bool = False
+    closed_form: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def _batch(gaussian: bool, rows: int) -> Batch:
@@ -201,9 +222,10 @@ def _batch(gaussian: bool, rows: int) -> Batch:
     )
 
 
-def _enter(model: Model, name: str, estimator: str, gaussian: bool, rows: int, options: dict[str, Any]) -> None:
+def _enter(model: Model, name: str, entry: Entry, rows: int) -> None:
     """One estimator on the policy, by eager code and as one compiled function of theta and phi."""
     torch.manual_seed(0)
+    estimator, gaussian, options = entry.estimator, entry.gaussian, entry.options
     family: Any = DiagGaussian if gaussian else Categorical
     net, critic = (
         mlp(NUM_OBS, 64, 64, 2 * NUM_ACTIONS if gaussian else NUM_ACTIONS),
@@ -213,7 +235,12 @@ def _enter(model: Model, name: str, estimator: str, gaussian: bool, rows: int, o
     function = describe(estimator).function
 
     def estimate(
-        actor: Callable[[Tensor], Tensor], c: Callable[[Tensor], Tensor], batch: Batch, **more: Any
+        actor: Callable[[Tensor], Tensor],
+        c: Callable[[Tensor], Tensor],
+        batch: Batch,
+        *,
+        critic_parameters: dict[str, Tensor] | None = None,
+        **more: Any,
     ) -> Estimate:
         dist = family(actor(batch.obs))
         given = {**options, **more, "noise": batch.noise}
@@ -223,15 +250,18 @@ def _enter(model: Model, name: str, estimator: str, gaussian: bool, rows: int, o
             # What `marginal` asks c for are vectors of probabilities already.
             soften = (lambda z: z) if estimator == "marginal" else dist.soften
             given["surrogate"] = lambda z: batch.surrogate(c, soften(z))
+        if entry.closed_form:
+            given["surrogate"] = MLPSurrogate(critic, dist, batch.obs, parameters=critic_parameters)
         return function(batch.value, dist, **given)
 
     phi = tuple(critic.parameters()) if has_surrogate else ()
-    eager_options = {"phi": phi} if has_surrogate else {}
+    # A surrogate in closed form holds nothing of theta that the variance could reach.
+    eager_options: dict[str, Any] = {"phi": phi} if has_surrogate and not entry.closed_form else {}
     model.add(name, lambda: estimate(net, critic, batch, **eager_options), tuple(net.parameters()), phi)
 
     def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], *fields: Tensor) -> Tensor:
         actor, c = partial(functional_call, net, theta), partial(functional_call, critic, phi)
-        return estimate(actor, c, Batch(*fields)).loss()
+        return estimate(actor, c, Batch(*fields), critic_parameters=phi).loss()
 
     arguments = dict(net.named_parameters()), dict(critic.named_parameters())
     fields = batch.obs, batch.value, batch.noise, batch.fresh

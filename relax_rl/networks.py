@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from relax_rl.spaces import Leaf, ObservationEncoder
 
 __all__ = [
+    "ACTIVATIONS",
     "MLP",
     "CombinedTorso",
     "NatureCNN",
@@ -22,7 +23,7 @@ __all__ = [
     "orthogonal",
 ]
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": F.relu, "silu": F.silu, "elu": F.elu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": F.relu, "silu": F.silu, "elu": F.elu}
 
 
 LayerT = TypeVar("LayerT", nn.Linear, nn.Conv2d)
@@ -46,7 +47,7 @@ class MLP(nn.Module):
         super().__init__()
         pairs = pairwise([size, *hidden])
         self.layers = nn.ModuleList(orthogonal(nn.Linear(*pair), math.sqrt(2)) for pair in pairs)
-        self.activation = _ACTIVATIONS[activation]
+        self.activation = ACTIVATIONS[activation]
         self.num_features = hidden[-1] if hidden else size
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from relax_rl.critics import MLPSurrogate
 from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical, TanhGaussian
 from relax_rl.estimators import (
     ESTIMATORS,
@@ -25,6 +26,14 @@ from relax_rl.estimators import (
     policy_gradient_loss,
     relax,
     variance_loss,
+)
+from relax_rl.estimators.diagnostics import (
+    bias,
+    effective_sample_size_ratio,
+    mean,
+    squared_norm,
+    variance,
+    variance_parts,
 )
 
 FAMILIES: dict[str, Callable[[Tensor], Any]] = {
@@ -113,6 +122,31 @@ def run_losses(device: str, generator: torch.Generator | None) -> None:
         policy_gradient_loss(advantage, DiagGaussian(params), torch.ones_like(params[:, :3]), c).backward()
 
 
+def run_closed_form(device: str, generator: torch.Generator | None) -> None:
+    params, features = torch.ones(5, 6, device=device, requires_grad=True), torch.ones(5, 2, device=device)
+    net = nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)).to(device)
+    for options in ({}, {"coupling": "coupled"}, {"num_conditional": 2}):
+        with OnlyOn(device):
+            dist = Categorical(params)
+            relax(
+                f, Bernoulli(params), MLPSurrogate(net, dist, features), generator=generator, **options
+            ).loss().backward()
+    assert all(x.grad is not None and x.grad.device.type == device for x in net.parameters())
+
+
+def run_diagnostics(device: str, generator: torch.Generator) -> list[float]:
+    draws = torch.randn(6, 2, 3, 4, generator=torch.Generator().manual_seed(1)).to(device)
+    flat = draws.flatten(0, 2)
+    ratio = effective_sample_size_ratio(flat, 2 * flat, paired=True, generator=generator)
+    separate = effective_sample_size_ratio(flat, 2 * flat, generator=generator)
+    parts = variance_parts(draws, generator=generator)
+    found = [mean(flat[:, 0], generator=generator), variance(flat, generator=generator), ratio, separate]
+    found += [parts.trajectory, parts.action, parts.state, parts.total]
+    apart = bias(flat, torch.zeros(4, device=device))
+    numbers = [x for interval in found for x in (interval.value, interval.low, interval.high)]
+    return [*numbers, apart.relative, apart.largest_z, apart.visible, squared_norm(flat)]
+
+
 @pytest.mark.parametrize("name, kind", CASES)
 def test_estimators_stay_on_the_device_of_the_parameters(name: str, kind: str) -> None:
     run_estimator(name, kind, "meta", None)
@@ -125,6 +159,7 @@ def test_distributions_stay_on_the_device_of_the_parameters(family: str) -> None
 
 def test_options_and_losses_stay_on_the_device_of_the_parameters() -> None:
     run_losses("meta", None)
+    run_closed_form("meta", None)
 
 
 def test_the_rule_finds_a_tensor_made_on_the_host() -> None:
@@ -151,6 +186,15 @@ def test_distributions_on_cuda(family: str) -> None:
 @on_cuda
 def test_options_and_losses_on_cuda() -> None:
     run_losses("cuda", torch.Generator("cuda").manual_seed(0))
+    run_closed_form("cuda", torch.Generator("cuda").manual_seed(0))
+
+
+@on_cuda
+def test_diagnostics_of_draws_on_cuda_are_those_of_the_cpu() -> None:
+    on_cpu, there = (run_diagnostics(device, torch.Generator().manual_seed(0)) for device in ("cpu", "cuda"))
+    assert there == pytest.approx(on_cpu, rel=1e-6, abs=1e-9)
+    one, other = (run_diagnostics("cuda", torch.Generator("cuda").manual_seed(0)) for _ in range(2))
+    assert one == pytest.approx(other, rel=1e-9, abs=1e-9)
 
 
 @on_cuda

@@ -99,6 +99,27 @@ PLANTS = (
         "test_estimators.py::test_the_expected_relax_estimate_is_the_gradient_to_six_digits[two bits-adversarial]",
     ),
     Plant(
+        "dc(z~) left out of the chain rule at z",
+        "estimators/slopes.py",
+        "slope - (conditional_slope.mean(0) if many else conditional_slope)",
+        "slope",
+        "test_mlp_surrogate.py::test_a_distribution_without_slopes_gives_the_same_numbers[bits]",
+    ),
+    Plant(
+        "c(z) in the place of c(z~), by the chain rule at z",
+        "estimators/slopes.py",
+        "return conditional, dist.pull_back(",
+        "return control, dist.pull_back(",
+        "test_mlp_surrogate.py::test_a_distribution_without_slopes_gives_the_same_numbers[bits]",
+    ),
+    Plant(
+        "a surrogate in closed form without its curvature",
+        "critics/closed_form.py",
+        "at_inputs[number], curved)",
+        "at_inputs[number], 0 * curved)",
+        "test_mlp_surrogate.py::test_value_slope_and_gradient_are_those_of_the_graph[2048-bits]",
+    ),
+    Plant(
         "the mean signal times the mean score",
         "estimators/score.py",
         "grad = reinforce_gradient(centred, None, drawn.dist.params, score=drawn.score).mean(0)",
@@ -199,7 +220,7 @@ PLANTS = (
     Plant(
         "z~ that moves with the parameters as z does",
         "distributions/categorical.py",
-        "return -torch.expm1(z_tilde - _sum(z_tilde * self.embed(sample)))",
+        "return -torch.expm1(z_tilde - z_tilde.amax(-1, keepdim=True))",
         "return torch.ones_like(z_tilde)",
         "test_agents.py::test_the_estimate_is_the_exact_gradient_on_average_for_discrete_actions[RELAX]",
     ),

@@ -17,11 +17,13 @@ class Derivatives:
 
     Attributes:
         first: (a, h) -> dh/da.
-        second: (a, h, x, dh/da x) -> d^2h/da^2 x.
+        second: (h, dh/da x) -> d^2h/da^2 x, or (h, dh/da x, a, x) where it needs the input.
+        needs_input: whether it does, so that a and x have to be kept for it.
     """
 
     first: Callable[[Tensor, Tensor], Tensor]
-    second: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    second: Callable[..., Tensor]
+    needs_input: bool = False
 
 
 def _silu_first(a: Tensor, h: Tensor) -> Tensor:
@@ -29,16 +31,16 @@ def _silu_first(a: Tensor, h: Tensor) -> Tensor:
     return s + h * (1 - s)
 
 
-def _silu_second(a: Tensor, h: Tensor, x: Tensor, first_x: Tensor) -> Tensor:
+def _silu_second(h: Tensor, first_x: Tensor, a: Tensor, x: Tensor) -> Tensor:
     s = torch.sigmoid(a)
     return s * (1 - s) * (2 + a * (1 - 2 * s)) * x
 
 
 DERIVATIVES: dict[str, Derivatives] = {
-    "tanh": Derivatives(lambda a, h: torch.addcmul(_one(h), h, h, value=-1), lambda a, h, x, first_x: -2 * h * first_x),
-    "relu": Derivatives(lambda a, h: (a > 0).to(a.dtype), lambda a, h, x, first_x: torch.zeros_like(a)),
-    "elu": Derivatives(lambda a, h: 1 + h.clamp(max=0.0), lambda a, h, x, first_x: first_x.masked_fill(a > 0, 0.0)),
-    "silu": Derivatives(_silu_first, _silu_second),
+    "tanh": Derivatives(lambda a, h: torch.addcmul(_one(h), h, h, value=-1), lambda h, first_x: (h * first_x).mul_(-2)),
+    "relu": Derivatives(lambda a, h: (a > 0).to(a.dtype), lambda h, first_x: torch.zeros_like(h)),
+    "elu": Derivatives(lambda a, h: 1 + h.clamp(max=0.0), lambda h, first_x: first_x.masked_fill(h > 0, 0.0)),
+    "silu": Derivatives(_silu_first, _silu_second, needs_input=True),
 }
 """By the names that networks know."""
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from relax_rl.critics.surrogate import ActionSurrogate, Evaluation
+from relax_rl.critics.closed_form import Evaluation
+from relax_rl.critics.surrogate import ActionSurrogate
 from relax_rl.distributions import SlopedDistribution
 
 __all__ = ["RelaxedControl", "relaxed_control"]

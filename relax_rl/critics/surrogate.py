@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from relax_rl.critics.activations import DERIVATIVES
+from relax_rl.critics.closed_form import Evaluation, Layers, add_gradient, evaluate
 from relax_rl.networks import MLP
 
-__all__ = ["ActionSurrogate", "Evaluation"]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """c^ and its slope at some rows, without graph, with what its gradient in phi needs.
-
-    Attributes:
-        value: `[n]` c^.
-        slope: `[n, A]` dc^/da.
-        outputs: of every layer, `[n, width]`, the input first.
-        slopes: of the activations, `[n, width]`.
-        inputs: of the activations, `[n, width]`.
-    """
-
-    value: Tensor
-    slope: Tensor
-    outputs: tuple[Tensor, ...]
-    slopes: tuple[Tensor, ...]
-    inputs: tuple[Tensor, ...]
+__all__ = ["ActionSurrogate"]
 
 
 class ActionSurrogate(nn.Module):
@@ -73,25 +54,12 @@ class ActionSurrogate(nn.Module):
 
     @torch.no_grad()
     def evaluate(self, features: Tensor, relaxed_action: Tensor) -> Evaluation:
-        """Values and slopes from `[n, F]` features and `[n, A]` relaxed actions."""
-        outputs, inputs, slopes = [torch.cat([features, relaxed_action], -1)], [], []
-        for layer in self._layers():
-            inputs.append(torch.addmm(layer.bias, outputs[-1], layer.weight.T))
-            outputs.append(self.layers.activation(inputs[-1]))
-            slopes.append(self.derivatives.first(inputs[-1], outputs[-1]))
-        bias = self.head.bias.expand(len(features))  # by itself, addmv makes one row of none
-        value = self.gain * torch.addmv(bias, outputs[-1], self.head.weight[0])
-        back = (self.gain * self.head.weight).expand_as(outputs[-1])
-        for number, layer in reversed(list(enumerate(self._layers()))):
-            back = (back * slopes[number]) @ (layer.weight if number else layer.weight[:, self.num_features :])
-        slope = back if slopes else back[:, self.num_features :]
-        return Evaluation(value, slope, tuple(outputs), tuple(slopes), tuple(inputs))
+        """Values and slopes, without graph, from `[n, F]` features and `[n, A]` relaxed actions."""
+        return evaluate(self._layers(), torch.cat([features, relaxed_action], -1), self.num_features)
 
     @torch.no_grad()
     def add_gradient(self, at: Evaluation, weight: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
         """Add the gradient of sum(weight c^ + direction . dc^/da) in phi, but for the temperature, to `.grad`.
-
-        A pass forward along the direction, and one backward through both passes.
 
         Args:
             at: where.
@@ -101,37 +69,28 @@ class ActionSurrogate(nn.Module):
         Returns:
             The gradients of the same sum at the relaxed actions and at `direction`, both `[n, A]`.
         """
-        layers, features = self._layers(), self.num_features
-        moved = [nn.functional.pad(direction, (features, 0))]  # how each layer's output moves along the direction
-        at_inputs = []
-        for layer, slope in zip(layers, at.slopes, strict=True):
-            first = len(moved) == 1
-            at_inputs.append(direction @ layer.weight[:, features:].T if first else moved[-1] @ layer.weight.T)
-            moved.append(at_inputs[-1] * slope)
-        out = self.head.weight[0]
-        self._add_to_head(at, weight, moved[-1])
-        back, back_moved = (self.gain * weight).unsqueeze(-1) * out, (self.gain * out).expand_as(moved[-1])
-        for number in reversed(range(len(layers))):
-            layer, slope = layers[number], at.slopes[number]
-            back_moved_in = back_moved * slope
-            curved = self.derivatives.second(at.inputs[number], at.outputs[number + 1], back_moved, back_moved_in)
-            back = torch.addcmul(back * slope, at_inputs[number], curved)
-            back_moved = back_moved_in
-            assert layer.weight.grad is not None and layer.bias.grad is not None
-            layer.weight.grad.addmm_(back.T, at.outputs[number]).addmm_(back_moved.T, moved[number])
-            layer.bias.grad.add_(back.sum(0))
-            columns = layer.weight if number else layer.weight[:, features:]
-            back, back_moved = back @ columns, back_moved @ columns
-        return (back, back_moved) if layers else (back[:, features:], back_moved[:, features:])
+        layers, hidden = self._layers(), self._hidden()
+        grads = [(_grad(layer.weight), _grad(layer.bias)) for layer in hidden]
+        at_out, total, back = add_gradient(
+            layers, at, weight, direction, [weight for weight, _ in grads], [bias for _, bias in grads]
+        )
+        _grad(self.head.weight)[0].add_(self.gain * at_out)
+        _grad(self.head.bias).add_(self.gain * total)
+        _grad(self.gain).add_(torch.dot(at_out, self.head.weight[0]) + total * self.head.bias[0])
+        first = layers.weights[0] if hidden else layers.out_weight
+        return back @ first[:, self.num_features :], at.slope
 
-    def _add_to_head(self, at: Evaluation, weight: Tensor, moved: Tensor) -> None:
-        out, bias, gain = self.head.weight, self.head.bias, self.gain
-        assert out.grad is not None and bias.grad is not None and gain.grad is not None
-        at_out = torch.mv(at.outputs[-1].T, weight) + moved.sum(0)
-        total = weight.sum()
-        out.grad[0].add_(gain * at_out)
-        bias.grad.add_(gain * total)
-        gain.grad.add_(torch.dot(at_out, out[0]) + total * bias[0])
+    def _layers(self) -> Layers:
+        """The network as tensors, its output times the gain."""
+        hidden = self._hidden()
+        weights, biases = [layer.weight for layer in hidden], [layer.bias for layer in hidden]
+        out_weight, out_bias = self.gain * self.head.weight, self.gain * self.head.bias
+        return Layers(weights, biases, out_weight, out_bias, self.layers.activation, self.derivatives)
 
-    def _layers(self) -> list[nn.Linear]:
+    def _hidden(self) -> list[nn.Linear]:
         return list(self.layers.layers)  # type: ignore[arg-type]
+
+
+def _grad(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad

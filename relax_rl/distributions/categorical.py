@@ -91,7 +91,7 @@ class Categorical:
         return direction - _sum(self.mean.detach() * direction)
 
     def conditional_weight(self, sample: Tensor, z_tilde: Tensor) -> Tensor:
-        return -torch.expm1(z_tilde - _sum(z_tilde * self.embed(sample)))
+        return -torch.expm1(z_tilde - z_tilde.amax(-1, keepdim=True))  # the largest entry is that of the outcome
 
     def soften_slope(self, relaxed: Tensor, vector: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         weighted = relaxed * vector

@@ -51,7 +51,7 @@ def gumbels_given_argmax(log_probs: Tensor, index: Tensor, gumbel: Tensor) -> Te
     # Rounding can lift a truncated Gumbel onto the largest one: measured from just below it, so that H(z~) = b.
     below = torch.nextafter(top, torch.full_like(top, -math.inf))
     rest = below - F.softplus((top - gumbel) - log_probs)
-    return torch.where(torch.zeros_like(gumbel, dtype=torch.bool).scatter(-1, index, True), top, rest)
+    return rest.scatter(-1, index, top.to(rest.dtype))
 
 
 def noise_given_gumbels(log_probs: Tensor, index: Tensor, z: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def noise_given_gumbels(log_probs: Tensor, index: Tensor, z: Tensor) -> Tensor:
     top = z.gather(-1, index)
     gap = (top - z).clamp(min=torch.finfo(z.dtype).tiny)
     rest = top - log_probs - (gap + torch.log(-torch.expm1(-gap)))
-    return torch.where(torch.zeros_like(z, dtype=torch.bool).scatter(-1, index, True), top, rest)
+    return rest.scatter(-1, index, top.to(rest.dtype))
 
 
 def gumbel_log_density(x: Tensor) -> Tensor:

@@ -22,8 +22,9 @@ from relax_rl.estimators.losses import policy_gradient_loss, unclipped
 from relax_rl.estimators.multisample import double_cv, rodeo
 from relax_rl.estimators.pathwise import concrete, gumbel_rao, reinmax, reparameterized, straight_through
 from relax_rl.estimators.registry import ESTIMATORS, EstimatorInfo, describe, estimator_table, make_estimator
-from relax_rl.estimators.relaxation import Surrogate, dlax, lax, rebar, relax, relaxed_objective
+from relax_rl.estimators.relaxation import dlax, lax, rebar, relax, relaxed_objective
 from relax_rl.estimators.score import MovingAverage, muprop, nvil, reinforce, rloo, vimco
+from relax_rl.estimators.slopes import SlopedSurrogate, Surrogate
 
 __all__ = [
     "ESTIMATORS",
@@ -31,6 +32,7 @@ __all__ = [
     "EstimatorInfo",
     "MovingAverage",
     "Objective",
+    "SlopedSurrogate",
     "Surrogate",
     "arm",
     "arms",

@@ -91,7 +91,7 @@ def draws_of(draw: Callable[[], Tensor], num_draws: int) -> Tensor:
 def mean(values: Tensor, *, generator: torch.Generator | None = None) -> Interval:
     """Mean of `[R]` independent numbers."""
     values = values.double()
-    return _interval(float(values.mean()), values[_resampled(len(values), generator)].mean(-1))
+    return _interval(float(values.mean()), values[_resampled(values, generator)].mean(-1))
 
 
 def squared_norm(draws: Tensor) -> float:
@@ -113,7 +113,7 @@ def variance(draws: Tensor, *, generator: torch.Generator | None = None) -> Inte
     draws = draws.double()
     deviations = (draws - draws.mean(0)).square().sum(-1)
     correction = len(draws) / (len(draws) - 1)
-    means = deviations[_resampled(len(draws), generator)].mean(-1) * correction
+    means = deviations[_resampled(deviations, generator)].mean(-1) * correction
     return _interval(float(deviations.mean()) * correction, means)
 
 
@@ -136,9 +136,9 @@ def effective_sample_size_ratio(
     draws, reference = draws.double(), reference.double()
     here, there = ((x - x.mean(0)).square().sum(-1) for x in (draws, reference))
     corrections = len(reference) / (len(reference) - 1) * (len(draws) - 1) / len(draws)
-    rows = _resampled(len(here), generator)
+    rows = _resampled(here, generator)
     below = here[rows].mean(-1)
-    above = there[rows if paired else _resampled(len(there), generator)].mean(-1)
+    above = there[rows if paired else _resampled(there, generator)].mean(-1)
     return _interval(float(there.mean() / here.mean()) * corrections, above / below * corrections)
 
 
@@ -181,9 +181,10 @@ def variance_parts(
         state = means[..., 2] - ((counts @ products) * counts).sum(-1) / pairs.clamp(min=1.0)
         return torch.stack([means[..., 0], means[..., 1], state, means[..., 0] + means[..., 1] + state], -1)
 
-    rows = _resampled(len(draws), generator)
-    counts = torch.zeros(rows.shape, dtype=torch.float64).scatter_add_(1, rows, torch.ones(rows.shape).double())
-    values = parts(torch.ones(len(draws), dtype=torch.float64))
+    rows = _resampled(draws, generator)
+    ones = torch.ones_like(rows, dtype=torch.float64)
+    counts = torch.zeros_like(ones).scatter_add_(1, rows, ones)
+    values = parts(ones[0])
     return VarianceParts(*(_interval(float(v), x) for v, x in zip(values, parts(counts).unbind(-1), strict=True)))
 
 
@@ -207,11 +208,12 @@ def _mean_product(draws: Tensor) -> Tensor:
     return (everything - same) / (count * (count - 1))
 
 
-def _resampled(count: int, generator: torch.Generator | None) -> Tensor:
-    """`[resamples, count]` indices."""
-    return torch.randint(count, (_RESAMPLES, count), generator=generator)
+def _resampled(rows: Tensor, generator: torch.Generator | None) -> Tensor:
+    """`[resamples, R]` indices into `[R, ...]` rows, on their device; drawn where the generator lives."""
+    home = "cpu" if generator is None else generator.device
+    return torch.randint(len(rows), (_RESAMPLES, len(rows)), generator=generator, device=home).to(rows.device)
 
 
 def _interval(value: float, resamples: Tensor) -> Interval:
-    low, high = torch.quantile(resamples, torch.tensor([0.025, 0.975], dtype=resamples.dtype)).tolist()
+    low, high = torch.quantile(resamples, resamples.new_tensor([0.025, 0.975])).tolist()
     return Interval(value, low, high)

@@ -66,12 +66,13 @@ class Estimate:
         Returns:
             The weighted sum of `value` over rows, for the log.
         """
-        factor = self._factor(weight)
-        shift = self.params - self.params.detach()
-        through_params = (shift * self.grad.detach() * factor.unsqueeze(-1)).sum()
-        objective = (self.value * factor).sum() + through_params
+        factor, grad = self._factor(weight), self.grad.detach()
+        objective = (self.value * factor).sum() + _nothing_but(grad * factor.unsqueeze(-1), self.params)
         if variance_coef == 0.0:
             return objective
+        if self.phi is None:
+            rows = max(1, grad.shape[:-1].numel())
+            return objective + _nothing_but(grad * (2.0 * variance_coef / rows), self.grad)
         spread = variance_coef * self.variance_loss()
         return objective + (spread - spread.detach())
 
@@ -90,6 +91,11 @@ class Estimate:
         """
         loss = variance_loss(self.grad)
         return loss if self.phi is None else only_to(self.phi, loss)
+
+
+def _nothing_but(gradient: Tensor, at: Tensor) -> Tensor:
+    """0, with this gradient at `at`."""
+    return ((at - at.detach()) * gradient).sum()
 
 
 def variance_loss(grad: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -12,7 +12,13 @@ from relax_rl.distributions import Distribution
 from relax_rl.estimators.draws import as_phi, detached, score_of
 from relax_rl.estimators.estimate import only_to, variance_loss
 from relax_rl.estimators.gradients import check_rows, lax_gradient, relax_gradient
-from relax_rl.estimators.relaxation import Surrogate
+from relax_rl.estimators.slopes import (
+    Surrogate,
+    control_through_both,
+    control_through_z,
+    is_sloped,
+    is_sloped_relaxation,
+)
 
 __all__ = ["policy_gradient_loss", "unclipped"]
 
@@ -96,11 +102,19 @@ def _control_part(
         return surrogate(here.with_params(params).relax_given(action, conditional_noise))
 
     if not hasattr(here, "relax_given"):
+        if is_sloped(here):
+            value, pathwise = control_through_z(surrogate, here, action)
+            return pathwise - value.unsqueeze(-1) * score
         noise = here.noise_of(action)
         return lax_gradient(nothing, None, control, here.params, score=score)
     # z is drawn given the action, but moves with the parameters as if its own noise had been drawn first.
-    noise = here.noise_of(here.relax_given(action, here.sample_noise(generator)))
+    z = here.relax_given(action, here.sample_noise(generator))
     conditional_noise = here.sample_noise(generator)
+    if is_sloped_relaxation(here):
+        z_tilde = here.relax_given(action, conditional_noise)
+        value, pathwise = control_through_both(surrogate, here, action, z, z_tilde)
+        return pathwise - value.unsqueeze(-1) * score
+    noise = here.noise_of(z)
     return relax_gradient(nothing, None, control, conditional_control, here.params, score=score)
 
 

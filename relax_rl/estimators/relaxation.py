@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,13 +16,19 @@ from relax_rl.estimators.gradients import (
     dlax_gradient,
     lax_gradient,
     relax_gradient,
+    score_function,
     value_and_gradient,
 )
+from relax_rl.estimators.slopes import (
+    Surrogate,
+    control_through_both,
+    control_through_coupled,
+    control_through_z,
+    is_sloped,
+    is_sloped_relaxation,
+)
 
-__all__ = ["Surrogate", "dlax", "lax", "rebar", "relax", "relaxed_objective"]
-
-Surrogate = Callable[[Tensor], Tensor]
-"""c: relaxed samples z `[*, P]` to `[*]` values, differentiable twice."""
+__all__ = ["dlax", "lax", "rebar", "relax", "relaxed_objective"]
 
 Coupling = Literal["independent", "coupled"]
 
@@ -55,7 +61,10 @@ def lax(
     if hasattr(dist, "relax_given"):
         raise ValueError(f"lax needs an outcome that is its own relaxed sample: use relax for {type(dist).__name__}")
     drawn = draw(f, dist, noise=noise, generator=generator)
-    grad = lax_gradient(drawn.value, None, drawn.through_z(surrogate), drawn.dist.params, score=drawn.score)
+    if is_sloped(drawn.dist):
+        grad = _combined(drawn, *control_through_z(surrogate, drawn.dist, drawn.z))
+    else:
+        grad = lax_gradient(drawn.value, None, drawn.through_z(surrogate), drawn.dist.params, score=drawn.score)
     return Estimate(drawn.sample, drawn.value, grad, dist.params, as_phi(phi))
 
 
@@ -81,8 +90,13 @@ def dlax(
     def relaxed_log_prob(params: Tensor) -> Tensor:
         return drawn.dist.with_params(params).relaxed_log_prob(drawn.z)
 
-    control = drawn.through_z(surrogate)
-    grad = dlax_gradient(drawn.value, None, relaxed_log_prob, control, params, score=drawn.score)
+    if is_sloped(drawn.dist):
+        control, pathwise = control_through_z(surrogate, drawn.dist, drawn.z)
+        relaxed_score = score_function(relaxed_log_prob, params)
+        grad = drawn.value.detach().unsqueeze(-1) * drawn.score - control.unsqueeze(-1) * relaxed_score + pathwise
+    else:
+        through_z = drawn.through_z(surrogate)
+        grad = dlax_gradient(drawn.value, None, relaxed_log_prob, through_z, params, score=drawn.score)
     return Estimate(drawn.sample, drawn.value, grad, dist.params, as_phi(phi))
 
 
@@ -127,11 +141,7 @@ def relax(
             raise ValueError("coupled noise is made from z: give no conditional_noise and no num_conditional with it")
         grad = _coupled_gradient(drawn, surrogate)
     elif coupling == "independent":
-        controls = (
-            drawn.through_z(surrogate),
-            _through_z_tilde(drawn, surrogate, conditional_noise, num_conditional, generator),
-        )
-        grad = relax_gradient(drawn.value, None, *controls, drawn.dist.params, score=drawn.score)
+        grad = _independent_gradient(drawn, surrogate, conditional_noise, num_conditional, generator)
     else:
         raise ValueError(f"coupling is {coupling!r}, expected 'independent' or 'coupled'")
     return Estimate(drawn.sample, drawn.value, grad, dist.params, as_phi(phi))
@@ -202,14 +212,19 @@ def relaxed_objective(
     return surrogate
 
 
-def _through_z_tilde(
+def _combined(drawn: Draw[Any], control: Tensor, pathwise: Tensor) -> Tensor:
+    """(f(b) - control) dlog p(b) + pathwise."""
+    return (drawn.value.detach() - control).unsqueeze(-1) * drawn.score + pathwise
+
+
+def _independent_gradient(
     drawn: Draw[RelaxedDistribution],
     surrogate: Surrogate,
     noise: Tensor | None,
     num_conditional: int | None,
     generator: torch.Generator | None,
-) -> Surrogate:
-    """c(z~) as a function of the parameters, for the outcomes that were drawn; its mean over `num_conditional` z~."""
+) -> Tensor:
+    """The RELAX estimate with a z~ of noise of its own, or the mean over `num_conditional` of them."""
     here, sample = drawn.dist, drawn.sample
     if num_conditional is not None:
         if num_conditional < 1:
@@ -218,14 +233,18 @@ def _through_z_tilde(
         sample = sample.expand(num_conditional, *sample.shape)
     if noise is None:
         noise = here.sample_noise(generator)
+    if is_sloped_relaxation(drawn.dist):
+        z_tilde = here.relax_given(sample, noise)
+        return _combined(drawn, *control_through_both(surrogate, drawn.dist, drawn.sample, drawn.z, z_tilde))
 
-    def control(params: Tensor) -> Tensor:
+    def conditional_control(params: Tensor) -> Tensor:
         if num_conditional is None:
             return surrogate(here.with_params(params).relax_given(sample, noise))
         many = here.with_params(params.expand(num_conditional, *params.shape))
         return surrogate(many.relax_given(sample, noise)).mean(0)
 
-    return control
+    controls = drawn.through_z(surrogate), conditional_control
+    return relax_gradient(drawn.value, None, *controls, drawn.dist.params, score=drawn.score)
 
 
 def _coupled_gradient(drawn: Draw[RelaxedDistribution], surrogate: Surrogate) -> Tensor:
@@ -233,7 +252,10 @@ def _coupled_gradient(drawn: Draw[RelaxedDistribution], surrogate: Surrogate) ->
 
     g = (f(b) - c(z)) dlog p(b) + c'(z) (dz - dz~)
     """
-    here, noise = drawn.dist, drawn.dist.noise_given(drawn.sample, drawn.z)
+    here = drawn.dist
+    if is_sloped_relaxation(here):
+        return _combined(drawn, *control_through_coupled(surrogate, here, drawn.sample, drawn.z))
+    noise = here.noise_given(drawn.sample, drawn.z)
     control, slope = value_and_gradient(surrogate, drawn.z, create_graph=True)
     check_rows(here.params.shape[:-1], surrogate=control)
 
@@ -242,4 +264,4 @@ def _coupled_gradient(drawn: Draw[RelaxedDistribution], surrogate: Surrogate) ->
         return ((at.relax(drawn.noise) - at.relax_given(drawn.sample, noise)) * slope).sum(-1)
 
     _, pathwise = value_and_gradient(along_slope, here.params, create_graph=True)
-    return (drawn.value.detach() - control).unsqueeze(-1) * drawn.score + pathwise
+    return _combined(drawn, control, pathwise)

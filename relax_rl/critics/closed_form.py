@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from relax_rl.critics.activations import Derivatives
 
-__all__ = ["Evaluation", "Layers", "add_gradient", "evaluate"]
+__all__ = ["Evaluation", "Gradient", "Layers", "evaluate", "gradient"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,22 @@ class Evaluation:
     kept: tuple[tuple[Tensor, Tensor], ...]
 
 
+@dataclass(frozen=True)
+class Gradient:
+    """Of a scalar, in what its names say of `Layers`.
+
+    Attributes:
+        back: `[n, width]` at what the first layer gives (`[n, 1]` at the output, if that is the first): times the layer's
+            weight, it is the gradient at the network's input.
+    """
+
+    weights: Sequence[Tensor]
+    biases: Sequence[Tensor]
+    out_weight: Tensor
+    out_bias: Tensor
+    back: Tensor
+
+
 def evaluate(layers: Layers, x: Tensor, num_features: int) -> Evaluation:
     """c at `[n, F + A]` inputs, and its slope in the last A of each."""
     derivatives, inputs = layers.derivatives, []
@@ -82,14 +98,7 @@ def evaluate(layers: Layers, x: Tensor, num_features: int) -> Evaluation:
     return Evaluation(value, slope, tuple(outputs), tuple(slopes), tuple(back_inputs[::-1]), tuple(kept[::-1]))
 
 
-def add_gradient(
-    layers: Layers,
-    at: Evaluation,
-    weight: Tensor,
-    direction: Tensor,
-    to_weights: Sequence[Tensor],
-    to_biases: Sequence[Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
+def gradient(layers: Layers, at: Evaluation, weight: Tensor, direction: Tensor) -> Gradient:
     """The gradient of sum(weight c + direction . dc/da) in the weights.
 
     A pass forward along the direction, and one backward through both passes.
@@ -99,35 +108,30 @@ def add_gradient(
         at: where.
         weight: `[n]`.
         direction: `[n, A]`.
-        to_weights, to_biases: what the gradients in the hidden layers are added to, in place.
-
-    Returns:
-        `[width]` the gradient in the output's weight, the scalar one in its bias, and `[n, width]` the one at what the
-        first layer gives (`[n, 1]` if that is the output): times its weight, it is that at the network's input.
     """
-    features = at.outputs[0].shape[-1] - direction.shape[-1]
+    features, last, derivatives = at.outputs[0].shape[-1] - direction.shape[-1], len(at.slopes) - 1, layers.derivatives
     moved, at_inputs = [F.pad(direction, (features, 0)) if not layers.weights else direction], []
     for number, slope in enumerate(at.slopes):
         columns = layers.weights[number] if number else layers.weights[0][:, features:]
         at_inputs.append(moved[-1] @ columns.t())
         moved.append(at_inputs[-1] * slope)  # how each layer's output moves along the direction
-    at_out = torch.addmv(moved[-1].sum(0), at.outputs[-1].t(), weight)
-    back = weight.unsqueeze(-1)
+    out_weight = torch.addmv(moved[-1].sum(0), at.outputs[-1].t(), weight).unsqueeze(0)
+    back, weights, biases = weight.unsqueeze(-1), [], []
     for number in reversed(range(len(at.slopes))):
-        last = number == len(at.slopes) - 1
         output, back_input = at.outputs[number + 1], at.back_inputs[number]
-        curved = layers.derivatives.second(output, back_input, *(at.kept[number] if at.kept else ()))
+        curved = derivatives.second(output, back_input, *(at.kept[number] if at.kept else ()))
         # `back_input` of the last layer is its slope, times the output's weight.
-        back = torch.addcmul(back * (back_input if last else at.slopes[number]), at_inputs[number], curved)
-        to_biases[number].add_(back.sum(0))
+        back = back * (back_input if number == last else at.slopes[number])
+        back = torch.addcmul(back, at_inputs[number], curved, value=derivatives.second_factor)
+        biases.append(back.sum(0))
         if number:
-            to_weights[number].addmm_(back.t(), at.outputs[number]).addmm_(back_input.t(), moved[number])
+            weights.append((back.t() @ at.outputs[number]).addmm_(back_input.t(), moved[number]))
             back = back @ layers.weights[number]
         else:
             # The input is narrow, and a product with few columns is fastest the other way round.
-            to_weights[0].add_((at.outputs[0].t() @ back).t())
-            to_weights[0][:, features:].add_((direction.t() @ back_input).t())
-    return at_out, weight.sum(), back
+            weights.append((at.outputs[0].t() @ back).t())
+            weights[-1][:, features:].add_((direction.t() @ back_input).t())
+    return Gradient(weights[::-1], biases[::-1], out_weight, weight.sum().unsqueeze(0), back)
 
 
 def _to_actions(back_input: Tensor, layers: Layers, num_features: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from relax_rl.critics.activations import DERIVATIVES
-from relax_rl.critics.closed_form import Layers, add_gradient, evaluate
+from relax_rl.critics.closed_form import Layers, evaluate, gradient
 from relax_rl.distributions import SlopedDistribution
 from relax_rl.networks import ACTIVATIONS
 
@@ -107,13 +107,13 @@ class _ValueAndSlope(torch.autograd.Function):
         ctx.saved_tensors  # noqa: B018  raises if a parameter has changed since
         layers: Layers = ctx.surrogate._layers
         direction = ctx.surrogate._soften_slope(ctx.relaxed, direction).reshape(-1, direction.shape[-1])
-        to_weights, to_biases = ([torch.zeros_like(x) for x in kind] for kind in (layers.weights, layers.biases))
-        to_out_weight, to_out_bias = torch.zeros_like(layers.out_weight), torch.zeros_like(layers.out_bias)
-        for at, w, d in zip(ctx.found, _blocks(weight.reshape(-1)), _blocks(direction), strict=True):
-            at_out, total, _ = add_gradient(layers, at, w, d, to_weights, to_biases)
-            to_out_weight.add_(at_out)
-            to_out_bias.add_(total)
-        return None, None, None, to_out_weight, to_out_bias, *to_weights, *to_biases
+        rows = zip(ctx.found, _blocks(weight.reshape(-1)), _blocks(direction), strict=True)
+        total, *others = (
+            [g.out_weight, g.out_bias, *g.weights, *g.biases] for g in (gradient(layers, *x) for x in rows)
+        )
+        for of_block in others:
+            torch._foreach_add_(total, of_block)
+        return None, None, None, *total
 
 
 def _blocks(rows: Tensor) -> Sequence[Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relax_rl.critics.activations import DERIVATIVES
-from relax_rl.critics.closed_form import Evaluation, Layers, add_gradient, evaluate
+from relax_rl.critics.closed_form import Evaluation, Layers, evaluate, gradient
 from relax_rl.networks import MLP
 
 __all__ = ["ActionSurrogate"]
@@ -69,26 +69,22 @@ class ActionSurrogate(nn.Module):
         Returns:
             The gradients of the same sum at the relaxed actions and at `direction`, both `[n, A]`.
         """
-        layers, hidden = self._layers(), self._hidden()
-        grads = [(_grad(layer.weight), _grad(layer.bias)) for layer in hidden]
-        at_out, total, back = add_gradient(
-            layers, at, weight, direction, [weight for weight, _ in grads], [bias for _, bias in grads]
+        layers, head, gain = self._layers(), self.head, self.gain
+        found = gradient(layers, at, weight, direction)
+        of_gain = torch.dot(found.out_weight[0], head.weight[0]) + torch.dot(found.out_bias, head.bias)
+        torch._foreach_add_(
+            [_grad(x) for x in (*layers.weights, *layers.biases, head.weight, head.bias, gain)],
+            [*found.weights, *found.biases, gain * found.out_weight, gain * found.out_bias, of_gain],
         )
-        _grad(self.head.weight)[0].add_(self.gain * at_out)
-        _grad(self.head.bias).add_(self.gain * total)
-        _grad(self.gain).add_(torch.dot(at_out, self.head.weight[0]) + total * self.head.bias[0])
-        first = layers.weights[0] if hidden else layers.out_weight
-        return back @ first[:, self.num_features :], at.slope
+        first = layers.weights[0] if layers.weights else layers.out_weight
+        return found.back @ first[:, self.num_features :], at.slope
 
     def _layers(self) -> Layers:
         """The network as tensors, its output times the gain."""
-        hidden = self._hidden()
+        hidden: list[nn.Linear] = list(self.layers.layers)  # type: ignore[arg-type]
         weights, biases = [layer.weight for layer in hidden], [layer.bias for layer in hidden]
         out_weight, out_bias = self.gain * self.head.weight, self.gain * self.head.bias
         return Layers(weights, biases, out_weight, out_bias, self.layers.activation, self.derivatives)
-
-    def _hidden(self) -> list[nn.Linear]:
-        return list(self.layers.layers)  # type: ignore[arg-type]
 
 
 def _grad(parameter: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def notes(result: dict[str, Any]) -> list[str]:
 def asked_line(ways: dict[str, dict[str, Entry]], asked: dict[str, float]) -> str:
     """What was asked of RELAX, and what was found."""
     found = []
-    for name in ("relax", "relax, coupled"):
+    for name in ("relax", "relax, closed form", "relax, coupled", "relax, coupled, closed form"):
         parts = [f"eager {median(ways['eager'][name], 'ratio'):.2f}"]
         parts += [f"without phi {median(ways['without phi'][name], 'ratio'):.2f}"]
         if name in ways["compiled"]:

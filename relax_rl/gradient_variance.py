@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from relax_rl.agents import AGENTS, ActorCritic
 from relax_rl.agents.batch import Batch
+from relax_rl.agents.marginal import Marginal
 from relax_rl.agents.surrogate import SurrogateActorCritic
 from relax_rl.envs import VectorEnvs
 from relax_rl.errors import SettingsError
@@ -21,7 +22,11 @@ __all__ = ["AppliedVariance", "Contender", "applied_gradients", "applied_varianc
 REFERENCE = "a2c"
 """The estimator that the others are measured against."""
 
+STATE_PART = "state part"
+"""Added to the name of a contender that takes its surrogate for a baseline of the state alone."""
+
 _MOST_BYTES = 3 * 2**30
+_ACTIONS_AVERAGED = 16
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,9 @@ class AppliedVariance:
 def contenders(agent: ActorCritic, *, fitted: bool, seed: int = 0) -> list[Contender]:
     """The estimators that fit the agent's actions, each with a surrogate of its own where it has one.
 
+    After each of these stands the same surrogate averaged over actions, as a baseline of the state: what the first
+    gains beyond it is owed to the dependence on the action, the rest makes up for errors of V.
+
     Args:
         agent: whose surrogate, if it has one, enters as it stands.
         fitted: add those whose surrogate is trained at the frozen policy; they start from the agent's own surrogate
@@ -63,7 +71,8 @@ def contenders(agent: ActorCritic, *, fitted: bool, seed: int = 0) -> list[Conte
     """
     found = [Contender(name, _estimates(_twin(agent, name, seed))) for name in ("reinforce", REFERENCE)]
     if isinstance(agent, SurrogateActorCritic):
-        found.append(Contender(agent.name, _estimates(_twin(agent, agent.name, seed))))
+        own = _twin(agent, agent.name, seed)
+        found += [Contender(agent.name, _estimates(own)), _state_part(agent.name, own, seed)]
     for name, kind in AGENTS.items():
         if not fitted or not issubclass(kind, SurrogateActorCritic) or agent.actions.kind not in kind.action_kinds:
             continue
@@ -71,7 +80,8 @@ def contenders(agent: ActorCritic, *, fitted: bool, seed: int = 0) -> list[Conte
             twin = _twin(agent, name, seed)
         except SettingsError:  # too many actions to ask the surrogate at each
             continue
-        found.append(Contender(f"{name}, fitted", _estimates(twin), _fitting(twin)))
+        fitting = f"{name}, fitted"
+        found += [Contender(fitting, _estimates(twin), _fitting(twin)), _state_part(fitting, twin, seed)]
     return found
 
 
@@ -151,6 +161,28 @@ def _twin(agent: ActorCritic, name: str, seed: int) -> ActorCritic:
 
 def _estimates(twin: ActorCritic) -> Callable[[Batch], Tensor]:
     return lambda batch: twin.estimate(batch).grad
+
+
+def _state_part(name: str, twin: ActorCritic, seed: int) -> Contender:
+    """The surrogate's mean over actions, as a baseline: g = (A - E_a c^(s, a)) dlog pi(a | s)."""
+    assert isinstance(twin, SurrogateActorCritic)
+    surrogate = twin.surrogate
+    generator = torch.Generator(twin.device)
+
+    @torch.no_grad()
+    def estimate(batch: Batch) -> Tensor:
+        total = torch.zeros_like(batch.advantage)
+        generator.manual_seed(seed + 1)  # the same at every call, for the estimate has to be affine in the advantage
+        for _ in range(_ACTIONS_AVERAGED):  # drawn apart from the actions taken, so that nothing is biased
+            z = batch.dist.relax(batch.dist.sample_noise(generator))
+            if twin.name == Marginal.name:
+                asked = batch.dist.embed(batch.dist.threshold(z))
+            else:
+                asked = batch.dist.soften(z, surrogate.temperature)
+            total += surrogate(batch.features, asked)
+        return replace(batch, advantage=batch.advantage - total / _ACTIONS_AVERAGED).a2c_gradient
+
+    return Contender(f"{name}, {STATE_PART}", estimate)
 
 
 def _fitting(twin: ActorCritic) -> Callable[[Batch], None]:

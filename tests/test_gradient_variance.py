@@ -9,10 +9,17 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Reinforce
+from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal, Reinforce
+from relax_rl.agents.surrogate import SurrogateActorCritic
 from relax_rl.envs import VectorEnvs, make_envs
 from relax_rl.errors import SettingsError
-from relax_rl.gradient_variance import applied_gradients, applied_variances, contenders, policy_gradient
+from relax_rl.gradient_variance import (
+    STATE_PART,
+    applied_gradients,
+    applied_variances,
+    contenders,
+    policy_gradient,
+)
 
 SETTINGS = {"hidden": (8,), "surrogate_hidden": (8,), "num_steps": 6, "max_grad_norm": math.inf}
 
@@ -28,15 +35,18 @@ def names(agent: ActorCritic, *, fitted: bool) -> list[str]:
 
 
 def test_the_estimators_that_fit() -> None:
+    def with_state_parts(*kinds: str) -> list[str]:
+        return ["reinforce", "a2c", *(name for kind in kinds for name in (kind, f"{kind}, {STATE_PART}"))]
+
     relax, _ = setup(RELAX)
-    assert names(relax, fitted=True) == ["reinforce", "a2c", "relax", "relax, fitted", "marginal, fitted"]
-    assert names(relax, fitted=False) == ["reinforce", "a2c", "relax"]
+    assert names(relax, fitted=True) == with_state_parts("relax", "relax, fitted", "marginal, fitted")
+    assert names(relax, fitted=False) == with_state_parts("relax")
     lax, _ = setup(LAX, "Pendulum-v1")
-    assert names(lax, fitted=True) == ["reinforce", "a2c", "lax", "lax, fitted"]
+    assert names(lax, fitted=True) == with_state_parts("lax", "lax, fitted")
     plain, _ = setup(Reinforce)
-    assert names(plain, fitted=True) == ["reinforce", "a2c", "relax, fitted", "marginal, fitted"]
+    assert names(plain, fitted=True) == with_state_parts("relax, fitted", "marginal, fitted")
     many = RELAX(spaces.Box(-1, 1, (3,), np.float32), spaces.MultiDiscrete([7] * 6), **SETTINGS)
-    assert names(many, fitted=True) == ["reinforce", "a2c", "relax", "relax, fitted"]
+    assert names(many, fitted=True) == with_state_parts("relax", "relax, fitted")
 
 
 @pytest.mark.parametrize("kind", [A2C, RELAX, Reinforce])
@@ -63,6 +73,27 @@ def test_nothing_is_learned_and_everything_repeats_itself() -> None:
     for name, found in results[0].items():
         assert found.shape == (3, sum(x.numel() for x in agent.policy.parameters()))
         assert torch.equal(found, results[1][name])
+
+
+@pytest.mark.parametrize("kind", [RELAX, Marginal, LAX])
+def test_the_state_part_is_a_surrogate_that_does_not_know_the_action(kind: type[SurrogateActorCritic]) -> None:
+    agent, envs = setup(kind, "Pendulum-v1" if kind is LAX else "CartPole-v1")
+    assert isinstance(agent, SurrogateActorCritic)
+    sizes = sum(agent.actions.sizes)
+    with torch.no_grad():
+        agent.surrogate.head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    batch = agent.batch(agent.collect(agent.collector(envs)))[0]
+
+    def of_both() -> list[torch.Tensor]:
+        return [entrant.estimate(batch) for entrant in contenders(agent, fitted=False)[2:]]
+
+    full, state = of_both()
+    assert not torch.allclose(full, state, atol=1e-3)
+    assert torch.equal(state, of_both()[1])
+    with torch.no_grad():
+        agent.surrogate.layers.layers[0].weight[:, -sizes:] = 0.0
+    full, state = of_both()
+    torch.testing.assert_close(state, full, atol=1e-5, rtol=1e-5)
 
 
 def test_variances_are_of_the_draws_and_relative_to_a2c() -> None:

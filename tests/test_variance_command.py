@@ -38,7 +38,8 @@ def test_it_prints_writes_and_draws_all_estimators(run, capsys):
     result = measure(run)
     out, err = capsys.readouterr()
     assert err == ""
-    names = ["reinforce", "a2c", "relax", "relax, fitted", "marginal, fitted"]
+    kinds = ["relax", "relax, fitted", "marginal, fitted"]
+    names = ["reinforce", "a2c", *(name for kind in kinds for name in (kind, f"{kind}, state part"))]
     assert list(result["applied"]) == names
     assert list(result["parts"]) == [*names, "a2c, exact V"]
     assert all(name in out for name in result["parts"]) and "variance.png" in out
@@ -59,7 +60,7 @@ def test_it_repeats_itself_and_heeds_its_seed(run):
 def test_parts_and_fits_can_be_left_out(run, capsys):
     result = measure(run, "--states", "0", "--fit-batches", "0")
     assert result["parts"] is None and "no parts: not asked for" in capsys.readouterr().out
-    assert list(result["applied"]) == ["reinforce", "a2c", "relax"]
+    assert list(result["applied"]) == ["reinforce", "a2c", "relax", "relax, state part"]
 
 
 def test_games_have_no_parts(tmp_path, capsys):

@@ -115,7 +115,7 @@ def test_the_parts_of_a_process_in_closed_form() -> None:
         agent.surrogate.head.weight.normal_(0, 0.6, generator=torch.Generator().manual_seed(1))
     entrants = contenders(agent, fitted=False)
     parts = decompose(agent, ForkableEnv("Bandit-v0"), entrants, num_states=900, num_actions=4, seed=1)
-    assert list(parts) == ["reinforce", "a2c", "relax", EXACT_VALUE]
+    assert list(parts) == ["reinforce", "a2c", "relax", "relax, state part", EXACT_VALUE]
     baselines = {"a2c": lambda x, p, v: v, "reinforce": lambda x, p, v: 0.0, EXACT_VALUE: lambda x, p, v: x * p[1]}
     for name, baseline in baselines.items():
         trajectory, action, means = 0.0, 0.0, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from relax_rl.distributions import Bernoulli
 from relax_rl.estimators import Estimate
 from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork, draw_noise
+from relax_rl.experiments.vae.shared_noise import own_generator
 
 __all__ = ["Antithetic"]
 
@@ -22,13 +24,14 @@ class Antithetic(LayeredEstimator):
     of f for the first layer, and K of the terms of f that are left for each deeper one.
 
     Args:
-        estimate: `estimate(f, dist, generator=)`, an estimator of `relax_rl.estimators` for bits.
+        estimate: `estimate(f, dist, noise=, generator=)`, an estimator of `relax_rl.estimators` for bits.
         groups: independent groups of antithetic samples, whose estimates are averaged.
+        given_noise: whether the estimator is given the noise of its bits, as `noise=`; otherwise it draws for itself.
     """
 
-    def __init__(self, estimate: Callable[..., Estimate], *, groups: int = 1) -> None:
+    def __init__(self, estimate: Callable[..., Estimate], *, groups: int = 1, given_noise: bool = True) -> None:
         super().__init__()
-        self.estimate, self.groups = estimate, groups
+        self.estimate, self.groups, self.given_noise = estimate, groups, given_noise
 
     def forward(self, model: SigmoidBeliefNetwork, x: Tensor, generator: torch.Generator | None = None) -> Gradient:
         target = model.target(x)
@@ -38,8 +41,13 @@ class Antithetic(LayeredEstimator):
             at = model.encode(layer, model.input(x) if below is None else below)
             dist = Bernoulli(at.detach().expand(self.groups, *at.shape))
             rest = _RestOfLoss(model, target, layer, below, at.detach(), generator)
+            source: dict[str, Any]
+            if self.given_noise:
+                source = {"noise": draw_noise(dist.params.shape[:-1], at.shape[-1:], generator, x.device)[0]}
+            else:
+                source = {"generator": own_generator(generator, x.device)}
             with torch.set_grad_enabled(layer == 0):
-                found = self.estimate(rest, dist, generator=generator)
+                found = self.estimate(rest, dist, **source)
             logits.append(at)
             cotangents.append(found.grad.detach().mean(0) / len(x))
             values.append(found.value)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from relax_rl.distributed import ALONE, Workers
+
 __all__ = ["Baseline", "Centring", "InputBaseline", "MovingMoments"]
 
 Baseline = Literal["none", "moving-average", "input"]
@@ -19,6 +21,9 @@ class MovingMoments(nn.Module):
 
     Args:
         decay: weight of the past; the start is not biased towards zero.
+
+    Attributes:
+        workers: who see one batch together, each a part.
     """
 
     weight: Tensor
@@ -28,6 +33,7 @@ class MovingMoments(nn.Module):
     def __init__(self, decay: float = 0.9) -> None:
         super().__init__()
         self.decay = decay
+        self.workers: Workers = ALONE
         for name in ("weight", "mean_sum", "square_sum"):
             self.register_buffer(name, torch.zeros(()))
 
@@ -45,9 +51,11 @@ class MovingMoments(nn.Module):
     def update(self, signal: Tensor) -> None:
         """Take in a batch of signals, after the estimate that used the mean."""
         share = 1.0 - self.decay
+        means = torch.stack([signal.mean(), signal.square().mean()])
+        self.workers.average_(means)
         self.weight.lerp_(torch.ones_like(self.weight), share)
-        self.mean_sum.lerp_(signal.mean(), share)
-        self.square_sum.lerp_(signal.square().mean(), share)
+        self.mean_sum.lerp_(means[0], share)
+        self.square_sum.lerp_(means[1], share)
 
 
 class InputBaseline(nn.Module):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from relax_rl import distributed
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.presets import preset_config
 from relax_rl.options import parse
@@ -25,12 +26,13 @@ _DESCRIPTION = "Train a sigmoid belief network on the variational bound, with an
 def vae_command(args: Sequence[str], prog: str) -> int:
     """`vae`: start or resume a run, and say where its results lie."""
     config = _config(list(args), prog)
-    if config.resume is None and config.run_dir is not None:
+    if config.resume is None and config.run_dir is not None and not distributed.elastic():
         RunFolder(Path(config.run_dir)).check_unused()
     from relax_rl.experiments.vae.training import train_vae
 
     result = train_vae(config, command=f"{prog} {shlex.join(args)}")
-    print(_summary(result, config, prog), flush=True)
+    if distributed.is_first():
+        print(_summary(result, config, prog), flush=True)
     return 128 + signal.Signals[result.stopped_by] if result.stopped_by in ("SIGINT", "SIGTERM") else 0
 
 

@@ -203,7 +203,7 @@ LAYERED: Mapping[str, _Maker] = {
     "relax": _relax(conditional=True),
     "arm": _pathwise(lambda settings: Antithetic(arm)),
     "disarm": _disarm,
-    "arms": _several(2, lambda count: Antithetic(partial(arms, num_samples=count))),
+    "arms": _several(2, lambda count: Antithetic(partial(arms, num_samples=count), given_noise=False)),
     "double-cv": _several(2, DoubleControlVariates),
     "rodeo": _rodeo,
     "marginal": _small(Marginal, max),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from relax_rl.distributed import Workers
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 
 __all__ = ["Gradient", "LayeredEstimator", "at_logits"]
@@ -62,6 +64,15 @@ class LayeredEstimator(nn.Module):
     def forward(self, model: SigmoidBeliefNetwork, x: Tensor, generator: torch.Generator | None = None) -> Gradient:
         """The gradient for images `[B, D]`."""
         raise NotImplementedError
+
+    def join(self, workers: Workers) -> None:
+        """Several processes form the gradient of one batch from now on, each from its part of the images.
+
+        Their gradients, and those of what they learn, are means over the own part, to be averaged by the caller.
+        """
+        for module in self.modules():
+            if hasattr(module, "workers"):
+                cast(Any, module).workers = workers
 
     def decayed_parameters(self) -> list[nn.Parameter]:
         """The parameters that weight decay applies to, and a learning rate of their own."""

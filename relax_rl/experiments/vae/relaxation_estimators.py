@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from relax_rl.distributed import ALONE, Workers
 from relax_rl.experiments.vae.baselines import InputBaseline
 from relax_rl.experiments.vae.controls import Control, relaxed_controls
 from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator, at_logits
@@ -167,8 +168,7 @@ class Relax(LayeredEstimator):
         """Add the gradients at eta, the correction's scale and log lambda, one of each for a layer."""
         learned = [p for p in (self.eta, self.correction, self.log_temperature) if p is not None]
         for parameter, gradients in zip(learned, zip(*layers, strict=True), strict=True):
-            gradient = torch.stack(gradients)
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            _add(parameter, torch.stack(gradients))
 
 
 class ParameterRebar(LayeredEstimator):
@@ -183,11 +183,15 @@ class ParameterRebar(LayeredEstimator):
         num_tensors: of the encoder.
         baseline: of the image; None for none.
         temperature: lambda at the start; its logarithm is learned.
+
+    Attributes:
+        workers: who see one batch together, each a part; the variance is that of the whole batch's gradient.
     """
 
     def __init__(self, num_tensors: int, baseline: InputBaseline | None, *, temperature: float = 0.5) -> None:
         super().__init__()
         self.baseline = baseline
+        self.workers: Workers = ALONE
         self.scale_logits = nn.Parameter(torch.zeros(num_tensors))
         self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
 
@@ -214,11 +218,32 @@ class ParameterRebar(LayeredEstimator):
         )
         of_control = torch.autograd.grad(logits, tensors, controls, retain_graph=True)
         of_tangent = torch.autograd.grad(logits, tensors, tangents, retain_graph=self.baseline is not None)
-        scales = 2 * torch.sigmoid(self.scale_logits)
-        encoder = [a - eta * c for a, eta, c in zip(of_plain, scales, of_control, strict=True)]
-        variance = torch.stack([torch.linalg.vector_norm(g).square() for g in encoder]).sum()
-        pairs = zip(encoder, scales.detach(), of_tangent, strict=True)
-        by_temperature = torch.stack([eta * (g.detach() * t).sum() for g, eta, t in pairs]).sum()
-        moved = variance - 2 * by_temperature * self.log_temperature
-        torch.autograd.backward(moved, inputs=list(self.parameters()), retain_graph=True)
-        return Gradient(loss, value.mean(), encoder=[g.detach() for g in encoder])
+        encoder = self._train(of_plain, of_control, of_tangent)
+        return Gradient(loss, value.mean(), encoder=encoder)
+
+    def _train(
+        self, of_plain: Sequence[Tensor], of_control: Sequence[Tensor], of_tangent: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """The gradient at the encoder's tensors; adds that of its square to what is learned.
+
+        Args:
+            of_plain: pulled back from the score alone, with the graph to the baseline.
+            of_control, of_tangent: pulled back from the control, and how it moves with log lambda.
+        """
+        whole = [[part.detach() for part in parts] for parts in (of_plain, of_control, of_tangent)]
+        if self.workers.count > 1:
+            whole = [[part.clone(memory_format=torch.contiguous_format) for part in parts] for parts in whole]
+            self.workers.average_(*(part for parts in whole for part in parts))
+        scales = 2 * torch.sigmoid(self.scale_logits.detach())
+        encoder = [plain - eta * control for plain, eta, control in zip(whole[0], scales, whole[1], strict=True)]
+        by_scale = torch.stack([-2 * (g * control).sum() for g, control in zip(encoder, whole[1], strict=True)])
+        moved = torch.stack([-2 * (g * tangent).sum() for g, tangent in zip(encoder, whole[2], strict=True)])
+        _add(self.scale_logits, by_scale * scales * (1 - scales / 2))
+        _add(self.log_temperature, (scales * moved).sum())
+        if self.baseline is not None:
+            torch.autograd.backward(of_plain, [2 * g for g in encoder], inputs=list(self.baseline.parameters()))
+        return encoder
+
+
+def _add(parameter: nn.Parameter, gradient: Tensor) -> None:
+    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient

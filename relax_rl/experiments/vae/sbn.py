@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from relax_rl.experiments.vae.shared_noise import draw_shared
+
 __all__ = [
     "Chain",
     "ConditionalNetwork",
@@ -234,7 +236,9 @@ def draw_noise(
 
     The logit of float32 uniforms: the tails end at 17, beyond which lies a probability of 6e-8, and nothing is infinite.
     """
-    uniform = torch.rand((*shape, sum(layers)), generator=generator, device=device)
+    uniform = draw_shared(
+        lambda size: torch.rand(size, generator=generator, device=device), (*shape, sum(layers)), generator
+    )
     return torch.split(torch.logit(uniform, eps=2.0**-25), list(layers), -1)
 
 
@@ -242,5 +246,7 @@ def draw_signs(
     shape: Sequence[int], layers: Sequence[int], generator: torch.Generator | None, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, ...]:
     """Random signs `[*, P]`, +-1 with equal probability, for every layer, from one draw."""
-    halves = torch.randint(2, (*shape, sum(layers)), generator=generator, device=device)
+    halves = draw_shared(
+        lambda size: torch.randint(2, size, generator=generator, device=device), (*shape, sum(layers)), generator
+    )
     return torch.split(2.0 * halves - 1, list(layers), -1)

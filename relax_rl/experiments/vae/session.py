@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
@@ -13,10 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from relax_rl.devices import resolve_device
+from relax_rl.distributed import ALONE, Workers, elastic, local_device
 from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.experiments.data import Batches, Dataset, load_data
 from relax_rl.experiments.vae.checkpoints import VaeCheckpoints
@@ -26,7 +29,7 @@ from relax_rl.experiments.vae.trainer import Trainer
 from relax_rl.loggers import truncate_csv
 from relax_rl.runs import RunFolder, read_record, write_json
 
-__all__ = ["Clock", "Session", "begin", "read_vae_config", "resume"]
+__all__ = ["Clock", "Session", "open_session", "read_vae_config"]
 
 
 class Clock:
@@ -49,6 +52,7 @@ class Session:
         config, folder, data, trainer, checkpoints: of the run.
         clock: its time so far.
         valid: `[n, D]` images behind the validation bound of each row.
+        workers: the processes that share every batch; the first of them writes the folder.
         resumed_from: the checkpoint it goes on from.
         best_bound, best_step: of the rows so far, by the validation bound.
     """
@@ -60,18 +64,26 @@ class Session:
     checkpoints: VaeCheckpoints
     clock: Clock
     valid: Tensor
+    workers: Workers = ALONE
     resumed_from: Path | None = None
     best_bound: float = -math.inf
     best_step: int = 0
 
+    @property
+    def first(self) -> bool:
+        """Whether this worker is the one that logs, evaluates and saves."""
+        return self.workers.rank == 0
+
     def save(self) -> Path:
-        """Write a checkpoint of this moment.
+        """Write a checkpoint of this moment, on the first worker; returns its path on all.
 
         Raises:
             RelaxRLError: the file cannot be written; the checkpoints before it stay.
         """
-        tensors, state = self.state()
-        return self.checkpoints.save(self.trainer.step, tensors, state)
+        path = None
+        if self.first:
+            path = str(self.checkpoints.save(self.trainer.step, *self.state()))
+        return Path(self.workers.told(path))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a checkpoint holds."""
@@ -81,28 +93,74 @@ class Session:
         return tensors, {"vae": counters, "run": run}
 
 
-def begin(config: VaeConfig, command: str, show: Callable[[str], None]) -> Session:
-    """A new run. Its folder is made last, so that settings that cannot work leave nothing behind.
+def open_session(config: VaeConfig, command: str, show: Callable[[str], None], workers: Workers = ALONE) -> Session:
+    """Make a new run's folder, or go on with the run to resume; all workers come out with the same state.
+
+    Args:
+        config: the settings, the same on all workers.
+        command: kept in `config.json`.
+        show: told what takes long.
+        workers: the processes that share every batch.
 
     Raises:
         SettingsError: settings that cannot work, or a folder that already holds a run.
+        CheckpointError: a run that cannot be resumed.
         RelaxRLError: the data cannot be had, or the folder cannot be written.
     """
-    if config.run_dir is not None:
+    _check_shares(config, workers)
+    config = _after_restart(config, workers)
+    return (_begin if config.resume is None else _resume)(config, command, show, workers)
+
+
+def _check_shares(config: VaeConfig, workers: Workers) -> None:
+    """Raises:
+    SettingsError: the workers' settings differ, or their batch cannot be shared out.
+    """
+    if workers.count == 1:
+        return
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).digest()
+    found = workers.gather(np.frombuffer(digest, np.uint8).astype(np.float64))
+    if (found != found[0]).any():
+        raise SettingsError("the workers were started with different settings; give all machines the same command")
+    if config.batch_size % workers.count:
+        raise SettingsError(
+            f"batch_size is {config.batch_size}, which {workers.count} workers cannot share out evenly; "
+            f"expected a multiple of {workers.count}"
+        )
+
+
+def _after_restart(config: VaeConfig, workers: Workers) -> VaeConfig:
+    """The settings, so that a command which torchrun starts anew goes on with the run that it had begun.
+
+    Raises:
+        SettingsError: it would not find that run again.
+    """
+    if config.resume is not None or not elastic():
+        return config
+    if config.run_dir is None:
+        raise SettingsError("torchrun would start a new run after each failure; give --run-dir beside --max-restarts")
+    saved = VaeCheckpoints(RunFolder(Path(config.run_dir)).checkpoints).newest_first()
+    return replace(config, resume=config.run_dir) if workers.told(bool(saved)) else config
+
+
+def _begin(config: VaeConfig, command: str, show: Callable[[str], None], workers: Workers) -> Session:
+    """A new run. Its folder is made last, so that settings that cannot work leave nothing behind."""
+    first = workers.rank == 0
+    if first and config.run_dir is not None:
         RunFolder(Path(config.run_dir)).check_unused()
-    data = load_data(config.data, data_dir=config.data_dir, binarization=config.binarization, show=show)
-    trainer, valid = _trainer(config, data)
-    path = Path(config.run_dir) if config.run_dir is not None else _default_path(config)
+    data = _load(config, show, workers)
+    trainer, valid = _trainer(config, data, workers)
+    path = Path(workers.told(str(config.run_dir or _default_path(config))))
     config = replace(config, run_dir=str(path))
     folder = RunFolder(path)
-    folder.create()
-    history = {"command": command, "started": _now(), "resumed": []}
-    _write_config(folder, config, data, history)
-    return Session(config, folder, data, trainer, VaeCheckpoints(folder.checkpoints), Clock(), valid)
+    if first:
+        folder.create()
+        _write_config(folder, config, data, {"command": command, "started": _now(), "resumed": []})
+    return Session(config, folder, data, trainer, VaeCheckpoints(folder.checkpoints), Clock(), valid, workers)
 
 
-def resume(config: VaeConfig, command: str, show: Callable[[str], None]) -> Session:
-    """A run that goes on from its newest good checkpoint.
+def _resume(config: VaeConfig, command: str, show: Callable[[str], None], workers: Workers) -> Session:
+    """A run that goes on from its newest good checkpoint, which the first worker reads.
 
     Raises:
         CheckpointError: there is no such run or checkpoint, or it was made from other data.
@@ -118,28 +176,38 @@ def resume(config: VaeConfig, command: str, show: Callable[[str], None]) -> Sess
     check_resumable(saved, config)
     config = replace(config, resume=None, run_dir=str(path), preset=saved.preset)
     checkpoints = VaeCheckpoints(folder.checkpoints)
-    tensors, state, checkpoint = checkpoints.load_newest(lambda line: warnings.warn(line, UserWarning, stacklevel=2))
-    data = load_data(config.data, data_dir=config.data_dir, binarization=config.binarization, show=show)
-    trainer, valid = _trainer(config, data)
+    first = workers.rank == 0
+    state: dict[str, Any] = {}
+    if first:
+        tensors, state, checkpoint = checkpoints.load_newest(
+            lambda line: warnings.warn(line, UserWarning, stacklevel=2)
+        )
+    data = _load(config, show, workers)
+    trainer, valid = _trainer(config, data, workers)
     try:
-        run = state["run"]
-        trainer.load_state_dict(tensors, state["vae"])
+        if first:
+            trainer.load_state_dict(tensors, state["vae"])
+        state, found = workers.told([state, str(checkpoint) if first else ""])
+        checkpoint, run = Path(found), state["run"]
         seconds, best_bound, best_step = float(run["seconds"]), run["best_bound"], int(run["best_step"])
         trained_on = str(run["data"])
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"checkpoint {checkpoint} is damaged: the state of its run cannot be read") from None
     if trained_on != data.name:
         raise CheckpointError(f"cannot resume on {data.name}: the run was trained on {trained_on}")
-    unevaluated = config.eval_samples > 0 and not _evaluated_at(folder, trainer.step)
+    trainer.follow_first()
+    unevaluated = workers.told(config.eval_samples > 0 and not _evaluated_at(folder, trainer.step))
     if trainer.step > config.steps or (trainer.step == config.steps and not unevaluated):
         raise SettingsError(f"{path} has already taken {trainer.step} of {config.steps} steps; raise --steps to go on")
-    truncate_csv(folder.progress, max(0, trainer.step))
-    record = read_record(folder)
-    entry = {"step": trainer.step, "checkpoint": checkpoint.name, "time": _now(), "command": command}
-    history = {name: record.get(name, "") for name in ("command", "started")}
-    _write_config(folder, config, data, {**history, "resumed": [*record.get("resumed", []), entry]})
+    if first:
+        truncate_csv(folder.progress, max(0, trainer.step))
+        record = read_record(folder)
+        entry = {"step": trainer.step, "checkpoint": checkpoint.name, "time": _now(), "command": command}
+        history = {name: record.get(name, "") for name in ("command", "started")}
+        _write_config(folder, config, data, {**history, "resumed": [*record.get("resumed", []), entry]})
     best = -math.inf if best_bound is None else float(best_bound)
-    return Session(config, folder, data, trainer, checkpoints, Clock(seconds), valid, checkpoint, best, best_step)
+    clock = Clock(seconds)
+    return Session(config, folder, data, trainer, checkpoints, clock, valid, workers, checkpoint, best, best_step)
 
 
 def read_vae_config(folder: RunFolder) -> VaeConfig:
@@ -165,13 +233,23 @@ def _evaluated_at(folder: RunFolder, step: int) -> bool:
         return False
 
 
-def _trainer(config: VaeConfig, data: Dataset) -> tuple[Trainer, Tensor]:
+def _load(config: VaeConfig, show: Callable[[str], None], workers: Workers) -> Dataset:
+    """The data; where they have to be downloaded, the first worker does so before the others look."""
+    if workers.rank > 0:
+        workers.told(None)
+    data = load_data(config.data, data_dir=config.data_dir, binarization=config.binarization, show=show)
+    if workers.rank == 0:
+        workers.told(None)
+    return data
+
+
+def _trainer(config: VaeConfig, data: Dataset, workers: Workers) -> tuple[Trainer, Tensor]:
     """The trainer at its start, and the validation images behind each row."""
-    device = resolve_device(config.device)
+    device = local_device(resolve_device(config.device))
     mean = torch.from_numpy(data.mean_image.copy())
     batches = Batches(data.train, dynamic=data.dynamic, seed=config.seed, device=device)
     valid = binary_images(torch.from_numpy(data.valid), dynamic=data.dynamic, count=config.valid_images)
-    return Trainer(config, mean, batches, device), valid.to(device)
+    return Trainer(config, mean, batches, device, workers), valid.to(device)
 
 
 def _write_config(folder: RunFolder, config: VaeConfig, data: Dataset, history: Mapping[str, Any]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from relax_rl.distributed import ALONE, Workers
 from relax_rl.errors import CheckpointError
 from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.vae.checkpoints import flatten, part
@@ -19,6 +20,7 @@ from relax_rl.experiments.vae.gradient import LayeredEstimator
 from relax_rl.experiments.vae.gradient_variance import EVERY, GradientVariance
 from relax_rl.experiments.vae.optimizer import FusedAdam
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
+from relax_rl.experiments.vae.shared_noise import SharedGenerator, own_rows
 
 __all__ = ["Trainer", "Watched", "make_model"]
 
@@ -81,10 +83,19 @@ class Trainer:
         mean: `[D]` mean training image.
         batches: of training images, on the device.
         device: of everything.
+        workers: the processes that share every batch; all of them take the same steps.
     """
 
-    def __init__(self, config: VaeConfig, mean: Tensor, batches: Batches, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        config: VaeConfig,
+        mean: Tensor,
+        batches: Batches,
+        device: torch.device | str = "cpu",
+        workers: Workers = ALONE,
+    ) -> None:
         self.config, self.batches, self.device = config, batches, torch.device(device)
+        self.workers = workers
         seeds = iter(np.random.SeedSequence(config.seed).spawn(2 + len(config.track_variances)))
         self.model = make_model(config, mean, _generator(next(seeds))).to(device)
         self.step = -config.pretrain_steps
@@ -103,23 +114,27 @@ class Trainer:
 
     def take_step(self) -> None:
         """Draw a batch, form all gradients, move what learns."""
-        x = self.batches.next(self.config.batch_size)
-        looked_at = self.step % EVERY == 0
+        x = own_rows(self.batches.next(self.config.batch_size), self.workers)
+        watched = [*self.others, self.main] if self.frozen else self.others
+        looked_at: list[list[Tensor]] = []
         for other in self.others:
             gradient = other.estimator(self.model, x, other.generator)
-            if looked_at:
-                other.variance.update(gradient.at_encoder(self.model))
-            other.optimizer.step()
+            if self.step % EVERY == 0:
+                looked_at.append(gradient.at_encoder(self.model))
         gradient = self.main.estimator(self.model, x, self.main.generator)
-        if self.frozen:
-            if looked_at:
-                self.main.variance.update(gradient.at_encoder(self.model))
-        else:
+        if not self.frozen:
             gradient.backward(self.model)
-            if looked_at:
+        elif self.step % EVERY == 0:
+            looked_at.append(gradient.at_encoder(self.model))
+        self._average(looked_at)
+        for each, found in zip(watched, looked_at, strict=False):
+            each.variance.update(found)
+        if not self.frozen:
+            if self.step % EVERY == 0:
                 self.main.variance.update([parameter.grad for parameter in self._encoder if parameter.grad is not None])
             self.optimizer.step()
-        self.main.optimizer.step()
+        for each in (*self.others, self.main):
+            each.optimizer.step()
         self.step += 1
         if self.step > 0:
             self._loss += gradient.loss.mean()
@@ -127,6 +142,7 @@ class Trainer:
 
     def take_train_bound(self) -> float:
         """Mean bound of the batches since this was last asked, each before its step; NaN without any."""
+        self.workers.average_(self._loss)
         value = -float(self._loss) / self._loss_steps if self._loss_steps else math.nan
         self._loss.zero_()
         self._loss_steps = 0
@@ -180,6 +196,28 @@ class Trainer:
             reason = str(error).partition("\n")[0].rstrip(":")
             raise CheckpointError(f"the checkpoint belongs to a run with other settings: {reason}") from None
 
+    def follow_first(self) -> None:
+        """Take over the state of the first worker."""
+        if self.workers.count == 1:
+            return
+        tensors, counters = self.state_dict()
+        taken = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+        for tensor in taken.values():
+            self.workers.broadcast_(tensor)
+        self.load_state_dict(taken, self.workers.told(counters))
+
+    def _average(self, looked_at: Sequence[Sequence[Tensor]]) -> None:
+        """Replace every gradient at hand by its mean over the workers, all in one message."""
+        if self.workers.count == 1:
+            return
+        modules = (self.model, self.main.estimator, *(other.estimator for other in self.others))
+        learned = [p.grad for module in modules for p in module.parameters() if p.grad is not None]
+        every = [*learned, *(tensor for found in looked_at for tensor in found)]
+        together = torch.cat([tensor.reshape(-1) for tensor in every])
+        self.workers.average_(together)
+        for tensor, mean in zip(every, together.split([tensor.numel() for tensor in every]), strict=True):
+            tensor.copy_(mean.view(tensor.shape))
+
     def _watch(self, name: str, seed: np.random.SeedSequence) -> Watched:
         config = self.config
         weights, noise = seed.spawn(2)
@@ -205,9 +243,18 @@ class Trainer:
             decayed=estimator.decayed_parameters(),
             decayed_lr=config.lr * config.surrogate_lr_factor,
         )
+        estimator.join(self.workers)
         generator = _generator(noise, self.device)
+        if self.workers.count > 1:
+            generator = SharedGenerator(self.device)
+            generator.workers = self.workers
+            generator.manual_seed(_seed(noise))
         return Watched(name, estimator, generator, optimizer, GradientVariance(self._encoder))
 
 
 def _generator(seed: np.random.SeedSequence, device: torch.device | str = "cpu") -> torch.Generator:
-    return torch.Generator(device).manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+    return torch.Generator(device).manual_seed(_seed(seed))
+
+
+def _seed(seed: np.random.SeedSequence) -> int:
+    return int(seed.generate_state(1, np.uint64)[0] >> 1)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+import signal
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from relax_rl import distributed
+from relax_rl.devices import resolve_device
 from relax_rl.displays import Display, make_display
-from relax_rl.errors import TrainingDiverged
+from relax_rl.errors import TrainingDiverged, WorkerLost
 from relax_rl.experiments.vae.checkpoints import part
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.display import describe_bounds
 from relax_rl.experiments.vae.evaluation import binary_images, bound
 from relax_rl.experiments.vae.figures import draw_curves, draw_images, log_images
-from relax_rl.experiments.vae.session import Session, begin, resume
+from relax_rl.experiments.vae.session import Session, open_session
 from relax_rl.interruption import Interruption, interruptible
 from relax_rl.loggers import CsvLogger, Logger, TensorBoardLogger
 from relax_rl.runs import write_json
@@ -59,6 +63,10 @@ def train_vae(config: VaeConfig, *, command: str = "") -> VaeResult:
 
     Ctrl-C and SIGTERM end the run after the step at hand, with a checkpoint, when this runs in the main thread.
 
+    Processes that torchrun started learn together: every batch is shared out among them, and the first of them logs,
+    evaluates and saves. Where torchrun starts them anew after a failure (`--max-restarts`), a run that is found in
+    `run_dir` is gone on with.
+
     Args:
         config: taken as it is.
         command: kept in `config.json`.
@@ -67,14 +75,17 @@ def train_vae(config: VaeConfig, *, command: str = "") -> VaeResult:
         SettingsError: settings that cannot work, or a folder that already holds a run.
         CheckpointError: a run that cannot be resumed.
         TrainingDiverged: something stopped being finite; the message names the last good checkpoint.
+        WorkerLost: another process of the same run stopped or does not answer; the message names the last checkpoint.
         RelaxRLError: the data cannot be had, or the run's folder cannot be written.
     """
     with ExitStack() as stack:
-        display = make_display(quiet=config.quiet, describe=str)
+        device = str(distributed.local_device(resolve_device(config.device)))
+        workers = stack.enter_context(distributed.joined(device=device))
+        interruption = stack.enter_context(interruptible())  # while waiting for the others, a signal simply kills
+        display = make_display(quiet=config.quiet or workers.rank > 0, describe=str)
         stack.callback(display.end)
-        interruption = stack.enter_context(interruptible())
         set_threads(config.threads, stack)
-        session = (begin if config.resume is None else resume)(config, command, display.say)
+        session = open_session(config, command, display.say, workers)
         return _Loop(session, display, interruption, stack).run()
 
 
@@ -83,12 +94,19 @@ class _Loop:
 
     def __init__(self, session: Session, display: Display, interruption: Interruption, stack: ExitStack) -> None:
         self.session, self.display, self.interruption = session, display, interruption
-        self.loggers = _loggers(session, stack)
+        self.loggers = _loggers(session, stack) if session.first else []
         self.train_bound = self.valid_bound = math.nan
         self.last_saved = session.resumed_from
 
     def run(self) -> VaeResult:
-        """Take all steps that are left."""
+        """Take all steps that are left, and evaluate."""
+        try:
+            return self._run()
+        except WorkerLost as error:
+            left = f"the last checkpoint is {self.last_saved}; go on with --resume {self.session.folder.path}"
+            raise WorkerLost(f"{error}; {left if self.last_saved else 'no checkpoint had been written yet'}") from error
+
+    def _run(self) -> VaeResult:
         session, config = self.session, self.session.config
         self.display.begin(_headline(session), step=max(0, session.trainer.step), total=config.steps)
         start = session.trainer.step
@@ -98,13 +116,14 @@ class _Loop:
             self._log()
         checkpoint = self._save()
         evaluation = None
-        if not self.interruption and config.eval_samples:
+        if stopped_by in ("steps", "early stopping") and config.eval_samples and session.first:
             if stopped_by == "early stopping":
                 self._take_best()
             self.display.say("evaluating ...")
             evaluation = _evaluate(session)
             write_json(session.folder.evaluation, evaluation)
         self._draw()
+        session.workers.told(None)  # the others leave when the first one has done all this
         seconds = session.clock.seconds
         return VaeResult(session.folder.path, session.trainer.step, stopped_by, checkpoint, evaluation, seconds)
 
@@ -118,28 +137,36 @@ class _Loop:
                 self._log()
                 if self._stops_early():
                     return "early stopping"
-            if self.interruption:
-                assert self.interruption.signal is not None
-                self.display.say(f"{self.interruption.signal.name}: leaving with a checkpoint")
-                return self.interruption.signal.name
+            if name := self._interrupted():
+                self.display.say(f"{name}: leaving with a checkpoint")
+                return name
             if trainer.step > 0 and trainer.step % config.checkpoint_interval == 0:
                 self._save()
                 self._draw()
         return "steps"
+
+    def _interrupted(self) -> str:
+        """The signal that asks to leave, if any; several workers ask one another now and then only."""
+        workers = self.session.workers
+        received = float(self.interruption.signal or 0)
+        if workers.count > 1 and self.session.trainer.step % SHOW_EVERY:
+            return ""
+        number = int(workers.gather(np.array([received])).max())
+        return signal.Signals(number).name if number else ""
 
     def _log(self) -> None:
         """Write a row, after a look at whether its numbers are numbers."""
         session, trainer = self.session, self.session.trainer
         self.train_bound = trainer.take_train_bound()
         self._check(math.isfinite(self.train_bound), f"the bound of a batch before step {trainer.step} is no number")
-        self.valid_bound = bound(trainer.model, session.valid)
+        self.valid_bound = session.workers.told(bound(trainer.model, session.valid) if session.first else None)
         row = {"step": trainer.step, "seconds": session.clock.seconds, "train_bound": self.train_bound}
         row |= {**trainer.metrics(), "valid_bound": self.valid_bound}
         for logger in self.loggers:
             logger.log(row)
         if self.valid_bound > session.best_bound:
             session.best_bound, session.best_step = self.valid_bound, trainer.step
-            if session.config.early_stopping:
+            if session.config.early_stopping and session.first:
                 save_state(session.checkpoints.best, *session.state())
 
     def _stops_early(self) -> bool:
@@ -165,6 +192,8 @@ class _Loop:
 
     def _draw(self) -> None:
         session = self.session
+        if not session.first:
+            return
         draw_curves(session.folder.progress, session.folder.curve, _title(session), session.config.estimator)
         picture = draw_images(session.trainer.model, session.valid[:12], session.data.shape)
         log_images(picture, session.folder.path, session.trainer.step, tensorboard=session.config.tensorboard)

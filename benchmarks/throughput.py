@@ -4,8 +4,8 @@
     python -m benchmarks.throughput --matches "CartPole-v1 8x5"     # only that one; the others' results are kept
 
 Same environment, number of environments, steps per update and network for everyone; no logging and no checkpoints.
-Each contestant first tries its options (one or two tensor threads; the peer also DummyVecEnv and SubprocVecEnv) and
-keeps its fastest. Then all train in turns, A B C A B C ..., and every round gives one ratio to the peer. Writes
+Each contestant first tries its options (one or two tensor threads; the peer also DummyVecEnv and SubprocVecEnv, ours
+also --compile) and keeps its fastest. Then all train in turns, A B C A B C ..., and every round gives one ratio to the peer. Writes
 `results/throughput.json`, `results/throughput.md` and `results/throughput.png`.
 """
 
@@ -207,7 +207,7 @@ CAPTION = """# Training throughput
 Environment steps per second of whole training (acting, environments, updates), measured in turns in one process; the
 ratio of a round compares turns that directly follow one another. The peer and ours count finished episodes (the peer
 through its Monitor); nobody writes anything. Each side runs with the fastest of its options, all of which are in
-`throughput.json` with the settings. On Atari both play the same game: 4 frames per step, the last two pooled, grey
+`throughput.json` with the settings; compiling, 5 to 30 seconds once per run, is not counted. On Atari both play the same game: 4 frames per step, the last two pooled, grey
 84 x 84, 4 frames stacked, sticky actions of the game itself; the peer through its own AtariWrapper. The plain PyTorch
 loop is `benchmarks/plain_a2c.py`, written the way CleanRL writes its algorithms; the environment alone is ours, stepped
 with actions chosen beforehand. In the table, everything but the peer's speed is a multiple of that speed.

@@ -73,6 +73,8 @@ class Contestant:
     settings: dict[str, Any] = field(default_factory=dict)
     sections: Callable[[int], dict[str, float]] | None = None
     """Trains for that many more steps and gives the share of time by section, where that is known."""
+    threads: tuple[int, ...] = THREADS
+    """Tensor threads that it is tried with."""
 
     def speed(self, steps: int, threads: int) -> float:
         """Environment steps per second over one turn of training."""
@@ -89,7 +91,8 @@ def candidates(match: Match) -> list[list[Contestant]]:
     everyone = [[make_peer(match, vec_env) for vec_env in peers]]
     if not match.atari:
         everyone.append([make_plain(match)])
-    everyone += [[make_agent(match, estimator)] for estimator in match.estimators]
+    compile = ("off",) if match.atari else ("off", "on")
+    everyone += [[make_agent(match, estimator, each) for each in compile] for estimator in match.estimators]
     return [*everyone, [make_idle(match)]]
 
 
@@ -129,12 +132,12 @@ def make_plain(match: Match) -> Contestant:
     return Contestant(PLAIN, "SyncVectorEnv", learner.train, learner.close, {"parameters": parameters})
 
 
-def make_agent(match: Match, estimator: str, **options: Any) -> Contestant:
+def make_agent(match: Match, estimator: str, compile: str) -> Contestant:
     """One of our agents with its preset, on the match's terms: one step of the optimisers on the whole rollout."""
     envs = make_envs(match.env, num_envs=match.num_envs, seed=0, sticky_actions=STICKY_ACTIONS)
-    terms = {"num_steps": match.num_steps, "lr_schedule": "constant", "epochs": 1, "minibatch_size": 0, **options}
+    terms = {"num_steps": match.num_steps, "lr_schedule": "constant", "epochs": 1, "minibatch_size": 0}
     spaces = envs.single_observation_space, envs.single_action_space
-    agent = AGENTS[estimator](*spaces, seed=0, **{**settings_for(match.env, estimator), **terms})
+    agent = AGENTS[estimator](*spaces, seed=0, **{**settings_for(match.env, estimator), **terms}, compile=compile)
 
     def train(steps: int) -> None:
         agent.learn(envs, steps)
@@ -147,7 +150,9 @@ def make_agent(match: Match, estimator: str, **options: Any) -> Contestant:
         return {name: round(seconds / whole, 4) for name, seconds in watch.seconds.items()}
 
     settings = {**asdict(agent.config), "parameters": count(agent.policy, agent.value)}
-    return Contestant(estimator, f"{envs.vectorization} environments", train, envs.close, settings, sections)
+    options = f"{envs.vectorization} environments{', compiled' if compile == 'on' else ''}"
+    threads = THREADS if compile == "off" else (1,)  # compiled code is made for a number of threads
+    return Contestant(estimator, options, train, envs.close, settings, sections, threads)
 
 
 def make_idle(match: Match) -> Contestant:
@@ -160,7 +165,7 @@ def make_idle(match: Match) -> Contestant:
         for t in range(-(-steps // match.num_envs)):
             envs.step(actions[t % len(actions)])
 
-    return Contestant(ENVIRONMENT, f"{envs.vectorization} environments", run, envs.close)
+    return Contestant(ENVIRONMENT, f"{envs.vectorization} environments", run, envs.close, threads=(1,))
 
 
 def count(*modules: torch.nn.Module) -> int:
@@ -195,7 +200,7 @@ def fastest(contestants: Sequence[Contestant], steps: int) -> Entrant:
     """The fastest contestant and thread count; every pair of them is warmed up and timed, the others are closed."""
     speeds: dict[tuple[int, int], float] = {}
     for index, contestant in enumerate(contestants):
-        for threads in THREADS if contestant.name != ENVIRONMENT else (1,):
+        for threads in contestant.threads:
             contestant.speed(steps // 4, threads)
             speeds[index, threads] = contestant.speed(steps // 2, threads)
     best, best_threads = max(speeds, key=lambda pair: speeds[pair])

@@ -81,9 +81,19 @@ class ObservationNormalizer:
             return obs
         return torch.clamp((obs - self._mean) * self._inverse_std, -self.clip, self.clip)
 
+    def on_host(self, obs: np.ndarray) -> np.ndarray:
+        """The same in NumPy, as a new array (the very same one until it has seen a batch)."""
+        if not self.moments.count:
+            return obs
+        scaled: np.ndarray = (obs - self._host_mean) * self._host_inverse_std
+        np.maximum(scaled, -self.clip, out=scaled)
+        np.minimum(scaled, self.clip, out=scaled)
+        return scaled
+
     def summary(self, obs: Tensor, valid: Tensor) -> np.ndarray:
         """Of raw observations `[T, N, *shape]`, without the rows that are not `valid` `[T, N]`."""
-        return self.moments.summary(obs.cpu().numpy()[valid.cpu().numpy()])
+        seen, ok = obs.cpu().numpy(), valid.cpu().numpy()
+        return self.moments.summary(seen.reshape(-1, *seen.shape[2:]) if ok.all() else seen[ok])
 
     def merge(self, summaries: np.ndarray) -> None:
         """Take in summaries, one a row."""
@@ -95,8 +105,10 @@ class ObservationNormalizer:
         self.merge(self.summary(obs, valid)[None])
 
     def _refresh(self) -> None:
-        values = self.moments.mean, 1.0 / np.sqrt(self.moments.var + 1e-8)
-        self._mean, self._inverse_std = (torch.from_numpy(x.astype(np.float32)).to(self.device) for x in values)
+        self._host_mean = self.moments.mean.astype(np.float32)
+        self._host_inverse_std = (1.0 / np.sqrt(self.moments.var + 1e-8)).astype(np.float32)
+        on_device = (torch.from_numpy(x).to(self.device) for x in (self._host_mean, self._host_inverse_std))
+        self._mean, self._inverse_std = on_device
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.moments.state_dict()

@@ -61,7 +61,11 @@ class Policy(nn.Module):
 
     def params(self, features: Tensor) -> Tensor:
         """`[B, P]` parameters from the torso's `[B, F]` features."""
-        out = F.linear(features, self.head.weight, self.head.bias)  # as in MLP: the module's call costs more
+        # As in MLP, the module's call would cost more.
+        return self.params_from(F.linear(features, self.head.weight, self.head.bias))
+
+    def params_from(self, out: Tensor) -> Tensor:
+        """`[B, P]` parameters from what the head gives."""
         if self.log_std is not None:
             return torch.cat([out, self.log_std.expand_as(out)], -1)
         if self.state_dependent_std:

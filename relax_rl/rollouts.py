@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -84,12 +84,19 @@ class Collector:
         self.envs, self.encode, self.to_env, self.num_steps = envs, encode, to_env, num_steps
         self.watch = watch
 
-    def collect(self, sample: Callable[[Tensor, Tensor], Tensor], noise: Tensor) -> Rollout:
+    def collect(
+        self,
+        sample: Callable[[Tensor, Tensor], Tensor],
+        noise: Tensor,
+        *,
+        on_host: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    ) -> Rollout:
         """One rollout.
 
         Args:
             sample: (encoded observations `[N, ...]`, noise `[N, ...]`) -> outcomes `[N, ...]`.
             noise: `[T, N, ...]` base noise, one row a step.
+            on_host: the same in NumPy; takes the place of `sample`.
         """
         envs, steps, num_envs = self.envs, self.num_steps, self.envs.num_envs
         first = self.encode(envs.obs)
@@ -99,13 +106,16 @@ class Collector:
         terminated, truncated, valid = (np.empty((steps, num_envs), np.bool_) for _ in range(3))
         actions, final_obs, final_index = [], [], []
         obs_tensor = torch.from_numpy(obs)
-        for t, (obs_t, noise_t) in enumerate(zip(obs_tensor[:-1].unbind(), noise.unbind(), strict=True)):
-            action = sample(obs_t, noise_t)
-            taken = self.to_env(action.cpu().numpy())
+        if on_host is None:
+            act = _on_host(sample, obs_tensor[:-1], noise)
+        else:
+            act = map(on_host, obs[:-1], noise.cpu().numpy())
+        for t, outcome in enumerate(act):
+            taken = self.to_env(outcome)
             self.watch("env")
             step = envs.step(taken)
             self.watch("act")
-            actions.append(action)
+            actions.append(outcome)
             reward[t], terminated[t], truncated[t], valid[t] = step.reward, step.terminated, step.truncated, step.valid
             obs[t + 1] = self.encode(envs.obs)
             if step.next_obs is not envs.obs and step.truncated.any():
@@ -114,7 +124,7 @@ class Collector:
                 final_index.append(np.stack([np.full_like(ends, t), ends], 1))
         return Rollout(
             obs=obs_tensor,
-            action=torch.stack(actions).cpu(),
+            action=torch.from_numpy(np.stack(actions)),
             noise=noise.cpu(),
             reward=torch.from_numpy(reward),
             terminated=torch.from_numpy(terminated),
@@ -124,6 +134,12 @@ class Collector:
             final_index=torch.from_numpy(np.concatenate(final_index) if final_index else np.empty((0, 2), np.int64)),
             episodes=tuple(envs.drain_episodes()),
         )
+
+
+def _on_host(sample: Callable[[Tensor, Tensor], Tensor], obs: Tensor, noise: Tensor) -> Iterator[np.ndarray]:
+    """Outcomes step by step, each of the observations that are there by then."""
+    for obs_t, noise_t in zip(obs.unbind(), noise.unbind(), strict=True):
+        yield sample(obs_t, noise_t).cpu().numpy()
 
 
 def successor_values(value: Tensor, final_value: Tensor, final_index: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from relax_rl.agents import persistence
+from relax_rl.agents.acting import host_sampler
 from relax_rl.agents.ascent import entropy_weight, move, pull_back
 from relax_rl.agents.batch import Batch, batch_statistics, make_batch
 from relax_rl.agents.callback import Callback, UpdateInfo
@@ -253,7 +254,8 @@ class ActorCritic:
         noise = self.sample_noise(collector.num_steps, self.workers.count * num_envs)
         noise = noise[:, columns(self.workers, num_envs)]
         kept: list[Tensor] = []
-        rollout = collector.collect(self._networks.sampler(kept) or self.sample, noise)
+        on_host = host_sampler(self.policy, self._networks.on_host(self.policy), self.obs_normalizer)
+        rollout = collector.collect(self._networks.sampler(kept) or self.sample, noise, on_host=on_host)
         if kept:
             self._networks.keep(rollout, kept)
         return rollout
@@ -311,12 +313,17 @@ class ActorCritic:
         """What an update sees of a rollout of the present policy.
 
         Returns:
-            The batch, and with their graphs the policy's parameters `[B, P]` and V `[B]` at its rows.
+            The batch, and the policy's parameters `[B, P]` and V `[B]` at its rows, with their graphs unless the step
+            is compiled.
         """
         convolved = self._networks.convolved(rollout)
         rollout = rollout.to(self.device)
         obs = self._observations(rollout)
-        params, value, features = self._networks(obs, rollout.num_steps * rollout.num_envs, convolved)
+        rows = rollout.num_steps * rollout.num_envs
+        if self.compiled is not None:
+            params, value, features = self._networks.without_graph(obs, rows)
+        else:
+            params, value, features = self._networks(obs, rows, convolved)
         batch = make_batch(
             rollout,
             self.policy.distribution(params.detach().requires_grad_()),

@@ -162,8 +162,11 @@ def make_batch(
     steps, num_envs = rollout.num_steps, rollout.num_envs
     body = (steps + 1) * num_envs
     all_values = value[:body].unflatten(0, (steps + 1, num_envs))
+    reward = rollout.reward
+    if math.isfinite(config.reward_clip):
+        reward = reward.clamp(-config.reward_clip, config.reward_clip)
     advantage = gae(
-        rollout.reward.clamp(-config.reward_clip, config.reward_clip) * reward_scale,
+        reward * reward_scale,
         all_values[:-1],
         successor_values(all_values, value[body:], rollout.final_index),
         rollout.terminated,

@@ -199,7 +199,10 @@ def _compiled(agent: ActorCritic, batch: Batch, inputs: Mapping[str, Tensor]) ->
     examples = [x.detach().clone() for x in (*(flat.data for flat in flats.values()), *inputs.values())]
     with torch.enable_grad():
         traced = make_fx(gradients)(*examples)
-    run: Any = torch._inductor.compile(traced, [*examples])
+    for node in traced.graph.nodes:
+        node.meta.pop("val", None)  # traces of tensors, each of a world of its own, which inductor will not mix
+    # A C++ wrapper calls the kernels without Python, and is compiled faster than they are one by one.
+    run: Any = torch._inductor.compile(traced, [*examples], options={"cpp_wrapper": True})
     return _Graph(run, noted["metrics"], noted["stepped"])
 
 

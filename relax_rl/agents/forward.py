@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from relax_rl.agents.acting import HostNetwork, host_network
 from relax_rl.config import AgentConfig
 from relax_rl.critics import ValueFunction
 from relax_rl.networks import NatureCNN, make_torso
@@ -47,6 +48,7 @@ class Networks:
         self.shared_torso = any(leaf.kind == "image" for leaf in observations.leaves)
         self.value = ValueFunction(torso if self.shared_torso else new_torso()).to(device)
         self.value_part: nn.Module = self.value.head if self.shared_torso else self.value
+        self._on_host: dict[type[nn.Module], HostNetwork] = {}
         self._kept: tuple[Rollout, list[Tensor]] | None = None
 
     def sampler(self, kept: list[Tensor]) -> partial[Tensor] | None:
@@ -75,6 +77,23 @@ class Networks:
     def convolved(self, rollout: Rollout) -> Tensor | None:
         """`[T N, S]` what was kept for this rollout, if anything."""
         return torch.cat(self._kept[1]) if self._kept is not None and self._kept[0] is rollout else None
+
+    def on_host(self, module: Policy | ValueFunction) -> HostNetwork | None:
+        """One of the two in NumPy, or None where it has to be torch."""
+        known = self._on_host.get(type(module))
+        if known is None or not known.reads(module.head):
+            known = host_network(module.torso, module.head)
+            if known is not None:
+                self._on_host[type(module)] = known
+        return known
+
+    def without_graph(self, obs: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What a call without `convolved` gives, without graph."""
+        policy, value = self.on_host(self.policy), self.on_host(self.value)
+        with torch.no_grad():
+            if policy is None or value is None:
+                return self(obs, rows)
+            return self.policy.params_from(policy.on_tensor(obs[:rows])), value.on_tensor(obs).squeeze(-1), obs[:rows]
 
     def __call__(self, obs: Tensor, rows: int, convolved: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Pass observations through both networks.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -47,7 +48,8 @@ def _summaries(agent: ActorCritic, rollout: Rollout, batch: Batch) -> list[tuple
     if agent.obs_normalizer is not None:
         found.append((agent.obs_normalizer, agent.obs_normalizer.summary(rollout.obs[:-1], rollout.valid)))
     if agent.reward_scaler is not None:
-        reward = rollout.reward.clamp(-agent.config.reward_clip, agent.config.reward_clip)
+        clip = agent.config.reward_clip
+        reward = rollout.reward.clamp(-clip, clip) if math.isfinite(clip) else rollout.reward
         ended = rollout.terminated | rollout.truncated
         found.append((agent.reward_scaler, agent.reward_scaler.summary(reward, ended, rollout.valid)))
     if agent.advantage_scale is not None:

@@ -1,0 +1,108 @@
+"""Networks without a graph, on the host: for a few rows and narrow layers NumPy's calls cost half of torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from relax_rl.networks import MLP, Torso
+
+if TYPE_CHECKING:
+    from relax_rl.normalization import ObservationNormalizer
+    from relax_rl.policies import Policy
+
+__all__ = ["HostNetwork", "HostSampler", "host_network", "host_sampler"]
+
+HostSampler = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Encoded observations `[N, D]` and base noise `[N, ...]` to outcomes `[N, ...]`."""
+
+_MOST = 2**18
+"""Products in a layer above which NumPy's BLAS would take threads of its own, whatever torch is allowed."""
+
+
+def _relu(x: np.ndarray) -> None:
+    np.maximum(x, 0.0, out=x)
+
+
+def _tanh(x: np.ndarray) -> None:
+    np.tanh(x, out=x)
+
+
+_IN_PLACE: dict[str, Callable[[np.ndarray], None]] = {"tanh": _tanh, "relu": _relu}
+
+
+class HostNetwork:
+    """A torso and a linear head in NumPy, reading the weights where the modules keep them.
+
+    Args:
+        layers: linear, the last of them the head.
+        activation: in place, of all but the last.
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear], activation: Callable[[np.ndarray], None]) -> None:
+        self._weights = [(layer.weight.detach().t(), layer.bias.detach()) for layer in layers]
+        self._on_host = [(weight.numpy(), bias.numpy()) for weight, bias in self._weights]
+        self._activation = activation
+        self._buffers: list[np.ndarray] = []
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """`[B, D]` -> `[B, outputs]`, in a buffer that the next call writes to."""
+        if not self._buffers or len(self._buffers[0]) != len(x):
+            self._buffers = [np.empty((len(x), len(bias)), np.float32) for _, bias in self._on_host]
+        for number, ((weight, bias), out) in enumerate(zip(self._on_host, self._buffers, strict=True)):
+            if number:
+                self._activation(x)
+            if len(x) * weight.size > _MOST:
+                torch.addmm(
+                    self._weights[number][1], torch.from_numpy(x), self._weights[number][0], out=torch.from_numpy(out)
+                )
+            else:
+                np.matmul(x, weight, out=out)
+                out += bias
+            x = out
+        return x
+
+    def reads(self, head: nn.Linear) -> bool:
+        """Whether the head keeps its weights where this network reads them."""
+        return self._weights[-1][0].data_ptr() == head.weight.data_ptr()
+
+    def on_tensor(self, x: Tensor) -> Tensor:
+        """The same for tensors; what comes back is nobody else's."""
+        return torch.from_numpy(self(x.numpy()).copy())
+
+
+def host_network(torso: Torso, head: nn.Linear) -> HostNetwork | None:
+    """The network on the host, or None where it is not an MLP with an activation that NumPy has, on the CPU."""
+    if not isinstance(torso, MLP) or head.weight.device.type != "cpu":
+        return None
+    activation = _IN_PLACE.get(torso.activation.__name__)
+    return None if activation is None else HostNetwork([*torso.layers, head], activation)
+
+
+def host_sampler(
+    policy: Policy, network: HostNetwork | None, normalizer: ObservationNormalizer | None
+) -> HostSampler | None:
+    """Acting on the host with the policy as it stands, or None where torch is needed.
+
+    The outcomes are those of `ActorCritic.sample` to rounding.
+
+    Args:
+        policy: for discrete actions, or continuous ones with a free standard deviation.
+        network: its torso and head.
+        normalizer: of observations.
+    """
+    if network is None or policy.state_dependent_std or policy.kind not in ("categorical", "gaussian"):
+        return None
+    std = np.exp(policy.log_std.detach().numpy()) if policy.log_std is not None else None
+
+    def sample(obs: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        out = network(obs if normalizer is None else normalizer.on_host(obs))
+        # Whatever normalises logits leaves the largest where it is.
+        outcome: np.ndarray = (out + noise).argmax(-1) if std is None else out + std * noise
+        return outcome
+
+    return sample

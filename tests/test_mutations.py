@@ -115,8 +115,8 @@ PLANTS = (
     Plant(
         "a surrogate in closed form without its curvature",
         "critics/closed_form.py",
-        "at_inputs[number], curved)",
-        "at_inputs[number], 0 * curved)",
+        "at_inputs[number], curved, value",
+        "at_inputs[number], 0 * curved, value",
         "test_mlp_surrogate.py::test_value_slope_and_gradient_are_those_of_the_graph[2048-bits]",
     ),
     Plant(

@@ -89,6 +89,14 @@ SETS = {
             options=("--freeze-at", "10000", "--num-samples", "4", "--track-variances", *TRACKED),
         ),
         Set(
+            "surrogate-lr-10",
+            50_000,
+            ("mnist-linear1",),
+            ("relax-published", "relax"),
+            options=("--surrogate-lr-factor", "10"),
+        ),
+        Set("lr-factor-1", 50_000, ("mnist-linear1",), ("rebar", "nvil", "muprop"), options=("--lr-factor", "1")),
+        Set(
             "wide",
             50_000,
             ("mnist-nonlinear-wide", "omniglot-nonlinear-wide"),
@@ -97,7 +105,8 @@ SETS = {
     )
 }
 """Equal steps on every row; three estimators six times as long; the variances of several on one model, which stands still
-from half of the steps on; and the decoder that explains the published nonlinear rows."""
+from half of the steps on; the other published learning rate of r, and of scales and baselines; and the decoder that
+explains the published nonlinear rows."""
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,9 @@ SECTIONS = {
     "variances": "Variances on one model",
 }
 
+RATES = {"surrogate-lr-10": "r at 10 times the model's rate", "lr-factor-1": "scales and baseline at the model's rate"}
+"""Runs at the other published learning rate of what is learned beside the model."""
+
 
 def write_report(folder: Path) -> None:
     """Write `vae.md` and the figures from the results that are there.
@@ -115,15 +118,17 @@ def write_report(folder: Path) -> None:
             figure = f"{name}_{row}.png"
             _draw(folder / name, folder / figure, row, [e for e in COLUMNS if (row, e) in results], steps)
             parts.append(f"![{TITLES[row]}]({figure})\n")
+    parts += _rates(folder)
     write_text(folder / "vae.md", "\n".join(parts))
 
 
 _PREAMBLE = """\
-Batches of 24, Adam (second-moment decay 0.99999), one learning rate for all runs (1e-3 of the published grid), 10 times
-that for surrogates and baselines, one seed, one thread. Estimators that take several samples take as many as RELAX has
+Batches of 24, Adam (second-moment decay 0.99999), one learning rate for all runs (1e-3 of the published grid); scales,
+temperatures and baselines at 10 times that, RELAX's free part r at the same; one seed, one thread. `relax` relaxes f in
+one bit at a time, `relax-published` in all at once, with the published r: see docs/vae.md. Estimators that take several samples take as many as RELAX has
 evaluations of f in its published form, or the next lower number that they allow: see `evaluations of f`. In brackets: the
 published value after 2,000,000 steps, where there is one. All bounds are in nats per image, larger is better.
-`python -m benchmarks.vae --report` writes this file.
+Times are in speed.md. `python -m benchmarks.vae --report` writes this file.
 """
 
 
@@ -140,10 +145,34 @@ def _tables(results: Mapping[tuple[str, str], Result]) -> list[str]:
         _grid(results, bound("valid_bound_100"), PUBLISHED_VALID),
         "Log variance of the encoder's gradient (natural logarithm of the mean over parameters; last tenth):\n",
         _grid(results, lambda result: result["log_variance"]),
-        "Milliseconds a step, all included (wall clock; the machine was not always quiet):\n",
-        _grid(results, lambda result: 1e3 * result["seconds_per_step"], digits=1),
         "Evaluations of f in a step, as published (RELAX and REBAR make fewer here, since both controls are one):\n",
         _grid(results, _evaluations, digits=0),
+    ]
+
+
+def _rates(folder: Path) -> list[str]:
+    """Runs at other learning rates of surrogates and baselines, each under the run of the tables."""
+    usual = _results(folder / "table")
+    lines = []
+    for name, what in RATES.items():
+        for (row, estimator), result in _results(folder / name).items():
+            runs = {what: result}
+            if (row, estimator) in usual:
+                runs = {"as in the tables": usual[row, estimator], **runs}
+            for which, run in runs.items():
+                worst = max(float(each["log_variance"]) for each in run["progress"][len(run["progress"]) // 20 :])
+                cells = f"{run['train_bound']:.2f} | {run['log_variance']:.2f} | {worst:.2f}"
+                lines.append(f"| {TITLES[row]} | {estimator} | {which} | {cells} |")
+    if not lines:
+        return []
+    return [
+        "## Learning rates of what is learned beside the model\n",
+        "The published search took 1 and 10 times the model's learning rate. In the tables, r takes 1, scales, temperatures and "
+        "baselines take 10. Training bound and log variance as above; `largest` is the largest log variance in any row of "
+        "progress.csv after the first twentieth.\n",
+        "| | estimator | learning rate | training bound | log variance | largest |\n|---|---|---|---|---|---|\n"
+        + "\n".join(lines)
+        + "\n",
     ]
 
 
@@ -248,7 +277,7 @@ def _results(folder: Path) -> dict[tuple[str, str], Result]:
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         if path.stem == f"{result['row']}-{result['estimator']}":
-            found[result["row"], result["estimator"]] = result
+            found[result["row"], result["estimator"]] = {**result, "progress": _progress(path.with_suffix(".csv"))}
     return found
 
 

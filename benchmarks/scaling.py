@@ -1,9 +1,10 @@
 """Measure how training scales: two processes against one on Pong, and what a larger problem costs.
 
-    python -m benchmarks.scaling                        # about twenty minutes; the machine must be otherwise idle
+    python -m benchmarks.scaling                        # about ten minutes; the machine must be otherwise idle
+    python -m benchmarks.scaling --parts cost           # only that part; the other's results are kept
 
 *Processes.* `train_agent.py` on Pong, once as a single process on one core, once under torchrun as two processes on two
-cores, in turns; each process has the same number of environments. The speed is that of `profile.json`: set-up and the
+cores, in turns; each process has the same number of environments, at two sizes of batch. The speed is that of `profile.json`: set-up and the
 first updates do not count.
 
 *Cost.* One process on one core, environments that cost next to nothing, and one thing varied at a time: environments,
@@ -42,6 +43,8 @@ from relax_rl.runs import write_json
 __all__ = ["NETWORKS", "Arena", "Network", "cost", "forecast", "main", "processes"]
 
 ESTIMATORS = ("a2c", "relax")
+PONG = ((16, 5, 100), (32, 16, 40))
+"""Environments of each process and steps per update on Pong, and how many updates a turn has."""
 ASKED = 1.7
 """Times the speed of one process that two processes on two cores are asked for."""
 
@@ -84,7 +87,7 @@ class Arena(VectorEnv[Any, Any, Any]):
         return self._rng.standard_normal((self.num_envs, self._num_inputs), np.float32)
 
 
-def processes(estimator: str, *, updates: int, num_envs: int, rounds: int) -> dict[str, Any]:
+def processes(estimator: str, *, num_envs: int, num_steps: int, updates: int, rounds: int) -> dict[str, Any]:
     """Speeds of one process and of two on Pong, in turns, and their ratio in each round."""
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
@@ -92,21 +95,22 @@ def processes(estimator: str, *, updates: int, num_envs: int, rounds: int) -> di
     found: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
     for _ in range(rounds):
         for count in found:
-            found[count].append(trained(estimator, count, cores[:count], updates=updates, num_envs=num_envs))
+            found[count].append(trained(estimator, count, cores[:count], (num_envs, num_steps, updates)))
     speed = {count: [speed_of(profile) for profile in profiles] for count, profiles in found.items()}
     ratios = [two / one for one, two in zip(speed[1], speed[2], strict=True)]
     return {
         "estimator": estimator,
         "num_envs": num_envs,
+        "num_steps": num_steps,
         "steps_per_second": {str(count): speeds for count, speeds in speed.items()},
         "ratio": {"median": statistics.median(ratios), "rounds": ratios},
         "profiles": {str(count): profiles[-1] for count, profiles in found.items()},
     }
 
 
-def trained(estimator: str, count: int, cores: Iterable[int], *, updates: int, num_envs: int) -> dict[str, Any]:
+def trained(estimator: str, count: int, cores: Iterable[int], sizes: tuple[int, int, int]) -> dict[str, Any]:
     """Train on Pong in `count` processes on these cores; returns the profile."""
-    num_steps = 5
+    num_envs, num_steps, updates = sizes
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
     with tempfile.TemporaryDirectory() as folder:
         options = {
@@ -236,7 +240,7 @@ def process_table(found: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         "## Two processes on two cores against one on one core, Pong",
         "",
-        "| estimator | environments each | one process, steps/s | two processes, steps/s | ratio: median [lowest, highest] "
+        "| estimator | environments each x steps | one process, steps/s | two processes, steps/s | ratio: median [lowest, highest] "
         "| communication | asked |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -245,7 +249,7 @@ def process_table(found: Sequence[Mapping[str, Any]]) -> list[str]:
         ratios = entry["ratio"]["rounds"]
         share = entry["profiles"]["2"]["sections"]["communication"]["share"]
         lines.append(
-            f"| {entry['estimator']} | {entry['num_envs']} | {one:,.0f} | {two:,.0f} | {entry['ratio']['median']:.2f} "
+            f"| {entry['estimator']} | {entry['num_envs']} x {entry['num_steps']} | {one:,.0f} | {two:,.0f} | {entry['ratio']['median']:.2f} "
             f"[{min(ratios):.2f}, {max(ratios):.2f}] | {share:.1%} | at least {ASKED} |"
         )
     return [*lines, ""]
@@ -279,15 +283,16 @@ def forecast_table(found: Sequence[Mapping[str, Any]], counts: Sequence[int] = (
         "",
         "Worked out, not measured: share of W times one worker's speed.",
         "",
-        f"| estimator | network | {' | '.join(f'{count} machines' for count in counts)} |",
-        "|---|---|" + "---:|" * len(counts),
+        f"| estimator | environments each x steps | network | {' | '.join(f'{count} machines' for count in counts)} |",
+        "|---|---|---|" + "---:|" * len(counts),
     ]
     for entry in found:
+        sizes = f"{entry['num_envs']} x {entry['num_steps']}"
         seconds = 1e-3 * entry["profiles"]["1"]["ms_per_update"]
         for network in NETWORKS:
             shares = [forecast(seconds, entry["exchanged"], network, count) for count in counts]
             lines.append(
-                f"| {entry['estimator']} | {network.name} | {' | '.join(f'{share:.0%}' for share in shares)} |"
+                f"| {entry['estimator']} | {sizes} | {network.name} | {' | '.join(f'{share:.0%}' for share in shares)} |"
             )
     return [*lines, ""]
 
@@ -299,23 +304,32 @@ def pong_sizes(estimator: str) -> list[int]:
 
 
 def main() -> None:
-    """Measure everything and write the results."""
+    """Measure what is asked for, put it beside what is there, and write the results."""
     parser = argparse.ArgumentParser(description="How training scales with processes and with the size of the problem.")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of one process and of two")
-    parser.add_argument("--updates", type=int, default=150, help="updates on Pong in each turn")
-    parser.add_argument("--num-envs", type=int, default=16, help="environments of each process on Pong")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each row of the tables of costs")
+    sizes = [f"{num_envs}x{num_steps}" for num_envs, num_steps, _ in PONG]
+    parser.add_argument("--parts", nargs="*", choices=[*sizes, "cost"], default=[*sizes, "cost"], help="which parts")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of one process and of two")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each row of the tables of costs")
     parser.add_argument("--dry-run", action="store_true", help="print the tables and write no files")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    options = {"updates": arguments.updates, "num_envs": arguments.num_envs, "rounds": arguments.rounds}
-    pong = [{**processes(name, **options), "exchanged": pong_sizes(name)} for name in ESTIMATORS]
-    costs = [entry for name in ESTIMATORS for entry in cost(name, seconds=arguments.seconds)]
-    text = "\n".join(["# Scaling", "", *process_table(pong), *cost_tables(costs), *forecast_table(pong)])
+    path = RESULTS / "scaling.json"
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"processes": [], "cost": []}
+    pong = {(entry["num_envs"], entry["num_steps"], entry["estimator"]): entry for entry in known["processes"]}
+    for num_envs, num_steps, updates in PONG:
+        if f"{num_envs}x{num_steps}" in arguments.parts:
+            for name in ESTIMATORS:
+                options = {"num_envs": num_envs, "num_steps": num_steps, "updates": updates, "rounds": arguments.rounds}
+                pong[num_envs, num_steps, name] = {**processes(name, **options), "exchanged": pong_sizes(name)}
+    ordered = [pong[key] for key in sorted(pong)]
+    costs = known["cost"]
+    if "cost" in arguments.parts:
+        costs = [entry for name in ESTIMATORS for entry in cost(name, seconds=arguments.seconds)]
+    text = "\n".join(["# Scaling", "", *process_table(ordered), *cost_tables(costs), *forecast_table(ordered)])
     print(text)
     if not arguments.dry_run:
         networks = [asdict(network) for network in NETWORKS]
-        write_json(RESULTS / "scaling.json", {"processes": pong, "cost": costs, "networks": networks})
+        write_json(path, {"processes": ordered, "cost": costs, "networks": networks})
         write_text(RESULTS / "scaling.md", text)
 
 

@@ -235,14 +235,21 @@ class ParameterRebar(LayeredEstimator):
             whole = [[part.clone(memory_format=torch.contiguous_format) for part in parts] for parts in whole]
             self.workers.average_(*(part for parts in whole for part in parts))
         scales = 2 * torch.sigmoid(self.scale_logits.detach())
-        encoder = [plain - eta * control for plain, eta, control in zip(whole[0], scales, whole[1], strict=True)]
-        by_scale = torch.stack([-2 * (g * control).sum() for g, control in zip(encoder, whole[1], strict=True)])
-        moved = torch.stack([-2 * (g * tangent).sum() for g, tangent in zip(encoder, whole[2], strict=True)])
-        _add(self.scale_logits, by_scale * scales * (1 - scales / 2))
-        _add(self.log_temperature, (scales * moved).sum())
+        encoder = [
+            torch.addcmul(plain, eta, control, value=-1)
+            for plain, eta, control in zip(whole[0], scales, whole[1], strict=True)
+        ]
+        by_scale = torch.stack([_dot(g, control) for g, control in zip(encoder, whole[1], strict=True)])
+        moved = torch.stack([_dot(g, tangent) for g, tangent in zip(encoder, whole[2], strict=True)])
+        _add(self.scale_logits, -2 * by_scale * scales * (1 - scales / 2))
+        _add(self.log_temperature, -2 * (scales * moved).sum())
         if self.baseline is not None:
             torch.autograd.backward(of_plain, [2 * g for g in encoder], inputs=list(self.baseline.parameters()))
         return encoder
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
 def _add(parameter: nn.Parameter, gradient: Tensor) -> None:

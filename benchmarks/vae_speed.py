@@ -44,6 +44,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "rebar, scales for each tensor": {"estimator": "rebar"},
     "rebar, scales for each layer": {"estimator": "rebar", "rebar_scope": "layer"},
     "relax": {"estimator": "relax"},
+    "relax, f relaxed in all bits at once": {"estimator": "relax", "surrogate": "objective"},
     "relax, published surrogate": {
         "estimator": "relax",
         "surrogate": "objective",

@@ -92,8 +92,8 @@ SETS = {
             "surrogate-lr-10",
             50_000,
             ("mnist-linear1",),
-            ("relax-published", "relax"),
-            options=("--surrogate-lr-factor", "10"),
+            ("relax", "relax-published"),
+            options=("--surrogate", "objective", "--surrogate-lr-factor", "10"),
         ),
         Set("lr-factor-1", 50_000, ("mnist-linear1",), ("rebar", "nvil", "muprop"), options=("--lr-factor", "1")),
         Set(

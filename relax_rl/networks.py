@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,43 @@ __all__ = [
     "Torso",
     "make_torso",
     "orthogonal",
+    "tanh",
 ]
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": F.relu, "silu": F.silu, "elu": F.elu}
+_MANY = 8192
+"""Elements from which three passes of cheap operations beat one of `torch.tanh` on a CPU."""
+
+
+class _Tanh(torch.autograd.Function):
+    """tanh x = 2 sigmoid(2 x) - 1, to 2e-7: PyTorch's sigmoid takes a tenth of the time of its tanh on a CPU."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.sigmoid(2.0 * x).mul_(2.0).sub_(1.0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.tanh_backward(grad, y)  # type: ignore[no-any-return]
+
+
+def tanh(x: Tensor) -> Tensor:
+    """Hyperbolic tangent, by the cheapest way for its size."""
+    if x.numel() < _MANY or x.is_cuda or torch.compiler.is_compiling():
+        return torch.tanh(x)
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return _Tanh.forward(x)
+    result: Tensor = _Tanh.apply(x)
+    return result
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": tanh, "relu": F.relu, "silu": F.silu, "elu": F.elu}
 
 
 LayerT = TypeVar("LayerT", nn.Linear, nn.Conv2d)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
-from relax_rl.networks import MLP, CombinedTorso, NatureCNN, make_torso
+from relax_rl.networks import MLP, CombinedTorso, NatureCNN, make_torso, tanh
 from relax_rl.spaces import ObservationEncoder
 
 
@@ -83,3 +85,25 @@ def test_images_among_vectors_are_cut_out_of_the_flat_encoding_at_the_right_plac
 def test_every_activation_of_the_settings_exists(activation: str) -> None:
     torso = make_torso(ObservationEncoder(spaces.Box(-1, 1, (2,))), hidden=(4,), activation=activation, cnn_features=8)
     assert torch.isfinite(torso(torch.randn(3, 2))).all()
+
+
+def test_a_large_tanh_is_the_tanh() -> None:
+    x = torch.linspace(-30, 30, 20_001, dtype=torch.float64)
+    small, large = x[:100].float(), x.float().requires_grad_()
+    assert torch.equal(tanh(small), torch.tanh(small))  # as it is where it is cheap
+    y, truth = tanh(large), torch.tanh(x)
+    torch.testing.assert_close(y.double(), truth, atol=3e-7, rtol=0)
+    torch.testing.assert_close(tanh(large.detach()), y.detach(), atol=0, rtol=0)
+    (slope,) = torch.autograd.grad(y.sum(), large, create_graph=True)
+    torch.testing.assert_close(slope.double(), 1 - truth**2, atol=6e-7, rtol=0)
+    (curvature,) = torch.autograd.grad(slope.sum(), large)
+    torch.testing.assert_close(curvature.double(), -2 * truth * (1 - truth**2), atol=2e-6, rtol=0)
+    transformed = torch.func.grad(lambda x: torch.func.vmap(tanh)(x.view(3, -1)).sum())(large.detach())
+    torch.testing.assert_close(transformed, slope.detach(), atol=1e-6, rtol=0)
+
+
+def test_a_large_tanh_takes_no_numbers_for_others() -> None:
+    x = torch.full((20_000,), math.nan)
+    x[1:3] = torch.tensor([math.inf, -math.inf])
+    y = tanh(x)
+    assert y[0].isnan() and y[1] == 1 and y[2] == -1

@@ -95,9 +95,10 @@ SECTIONS = {
 
 RATES = {
     "surrogate-lr-10": "f relaxed in all bits at once, r at 10 times the model's rate",
+    "corrected": "f relaxed in one bit at a time, without r",
     "lr-factor-1": "scales and baseline at the model's rate",
 }
-"""Runs at the other published learning rate of what is learned beside the model."""
+"""Runs with other settings of what is learned beside the model."""
 
 
 def write_report(folder: Path) -> None:
@@ -155,7 +156,7 @@ def _tables(results: Mapping[tuple[str, str], Result]) -> list[str]:
 
 
 def _rates(folder: Path) -> list[str]:
-    """Runs at other learning rates of surrogates and baselines, each under the run of the tables."""
+    """Runs with other settings of surrogates and baselines, each under the run of the tables."""
     usual = _results(folder / "table")
     lines = []
     for name, what in RATES.items():
@@ -170,7 +171,7 @@ def _rates(folder: Path) -> list[str]:
     if not lines:
         return []
     return [
-        "## Learning rates of what is learned beside the model\n",
+        "## Other settings of what is learned beside the model\n",
         "The published search took 1 and 10 times the model's learning rate. In the tables, r takes 1, scales, temperatures and "
         "baselines take 10. Training bound and log variance as above; `largest` is the largest log variance in any row of "
         "progress.csv after the first tenth.\n",

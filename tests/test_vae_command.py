@@ -314,6 +314,7 @@ def test_presets_are_the_rows_of_the_tables():
     assert (config.data, config.layers, config.nonlinear, config.wide_decoder) == ("omniglot", 1, True, True)
     assert config.estimator == "double-cv" and config.num_samples == 3 and config.batch_size == 24
     assert preset_config("mnist-linear2-relax").layers == 2
+    assert preset_config("mnist-linear1-rebar-corrected").rebar_scope == "bit"
     published = preset_config("mnist-linear2-relax-published")
     assert (published.estimator, published.surrogate, published.num_samples) == ("relax", "objective", 5)
     assert (published.surrogate_context, published.surrogate_depth, published.pretrain_steps) == ("input", 4, 1000)

@@ -88,6 +88,7 @@ def test_unbiased_in_one_and_in_two_layers(name, layers):
     ("name", "options"),
     [
         ("rebar", {"rebar_scope": "layer"}),
+        ("rebar", {"rebar_scope": "bit"}),
         ("relax", {"surrogate": "free"}),
         ("relax", {"surrogate": "objective"}),
         ("dlax", {"surrogate": "objective"}),

@@ -76,8 +76,8 @@ class VaeConfig:
     """Temperature of the relaxation; rebar, relax and dlax learn it from here."""
     num_conditional: int = 10
     """gumbel-rao: draws to average over."""
-    rebar_scope: Literal["parameter", "layer"] = "parameter"
-    """rebar: learned scales for each parameter tensor and one temperature, trained on the variance at the parameters; or one scale and one temperature for each layer, trained on the variance at the logits."""
+    rebar_scope: Literal["parameter", "layer", "bit"] = "parameter"
+    """rebar: learned scales for each parameter tensor and one temperature, trained on the variance at the parameters; or one scale and one temperature for each layer, trained on the variance at the logits (layer); or that with f relaxed in one bit at a time, RELAX's default without r (bit)."""
     surrogate: Literal["corrected", "objective", "free"] = "corrected"
     """relax, dlax: c = eta f(sigma(z / temperature)) + r(z) as published (objective); with the other bits of the layer corrected to first order, so that each bit has a control of its own; or r(z) alone."""
     surrogate_context: Literal["input", "logits"] = "logits"

@@ -42,7 +42,8 @@ class EstimatorSettings:
         normalize_variance: nvil divides its signal by max(1, moving standard deviation).
         temperature: of the relaxation; where it is learned, at the start.
         num_conditional: z given b that gumbel-rao averages over.
-        rebar_scope: learned scales of rebar for each parameter tensor, or for each layer.
+        rebar_scope: learned scales of rebar for each parameter tensor, or for each layer; or for each layer with a control
+            for each bit.
         surrogate: c = eta f(sigma(z)) + r(z); with each bit's other bits corrected; or r(z) alone.
         surrogate_context: what r is given beside z: input and bits before the layer, or the layer's logits alone.
         surrogate_depth, surrogate_width, surrogate_activation: of r.
@@ -53,7 +54,7 @@ class EstimatorSettings:
     normalize_variance: bool = False
     temperature: float = 0.5
     num_conditional: int = 10
-    rebar_scope: Literal["parameter", "layer"] = "parameter"
+    rebar_scope: Literal["parameter", "layer", "bit"] = "parameter"
     surrogate: Literal["corrected", "objective", "free"] = "corrected"
     surrogate_context: SurrogateContext = "logits"
     surrogate_depth: int = 2
@@ -152,8 +153,8 @@ def _relax(*, conditional: bool) -> _Maker:
 
 
 def _rebar(settings: EstimatorSettings, model: SigmoidBeliefNetwork, generator: torch.Generator) -> LayeredEstimator:
-    if settings.rebar_scope == "layer":
-        return Relax(model.layers, temperature=settings.temperature)
+    if settings.rebar_scope != "parameter":
+        return Relax(model.layers, temperature=settings.temperature, corrected=settings.rebar_scope == "bit")
     baseline = InputBaseline(model.split, generator=generator)
     return ParameterRebar(len(model.encoder_parameters), baseline, temperature=settings.temperature)
 

@@ -25,9 +25,10 @@ _VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "relax-published": (
         "relax",
         {"surrogate": "objective", "surrogate_context": "input", "surrogate_depth": 4},
-    )
+    ),
+    "rebar-corrected": ("rebar", {"rebar_scope": "bit"}),
 }
-"""Estimators with other options than their defaults: RELAX with the published surrogate."""
+"""Estimators with other options than their defaults: RELAX with the published surrogate, REBAR with RELAX's correction."""
 
 _NAMES = (*ESTIMATOR_NAMES, *_VARIANTS)
 

@@ -38,9 +38,10 @@ class PlainA2C:
         env: Gymnasium id with vector observations.
         num_envs: N.
         num_steps: T, steps per update.
+        lr: learning rate.
     """
 
-    def __init__(self, env: str, *, num_envs: int, num_steps: int, seed: int = 0) -> None:
+    def __init__(self, env: str, *, num_envs: int, num_steps: int, lr: float = 7e-4, seed: int = 0) -> None:
         torch.manual_seed(seed)
         makers = [lambda: gymnasium.wrappers.RecordEpisodeStatistics(gymnasium.make(env)) for _ in range(num_envs)]
         self.envs = gymnasium.vector.SyncVectorEnv(makers)
@@ -54,7 +55,7 @@ class PlainA2C:
         self.parameters = [*self.actor.parameters(), *self.critic.parameters()]
         if not self.discrete:
             self.parameters.append(self.log_std)
-        self.optimizer = torch.optim.RMSprop(self.parameters, lr=7e-4, alpha=0.99, eps=1e-5)
+        self.optimizer = torch.optim.RMSprop(self.parameters, lr=lr, alpha=0.99, eps=1e-5)
         obs, _ = self.envs.reset(seed=seed)
         self.obs = torch.as_tensor(obs, dtype=torch.float32)
         self.done = torch.zeros(num_envs)

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import platform
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -179,7 +180,7 @@ def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
                 linewidth=1,
                 label="asked of RELAX and LAX" if row == 0 else "",
             )
-    axes.set_xticks(range(len(results)), [r["match"]["name"].removeprefix("ALE/").replace(" ", "\n") for r in results])
+    axes.set_xticks(range(len(results)), [_short(r["match"]["name"]) for r in results])
     axes.set_ylabel("training speed, times SB3's A2C")
     axes.set_title("Training throughput on the CPU: environments x steps per update")
     axes.grid(axis="y", alpha=0.25)
@@ -188,6 +189,11 @@ def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_bytes_atomic(path, buffer.getvalue())
+
+
+def _short(name: str) -> str:
+    """A match's name on two lines, without namespace and version."""
+    return re.sub(r"^(?:ALE/)?(.*)-v\d+ (.*)$", r"\1\n\2", name)
 
 
 def machine() -> dict[str, Any]:
@@ -207,7 +213,9 @@ CAPTION = """# Training throughput
 Environment steps per second of whole training (acting, environments, updates), measured in turns in one process; the
 ratio of a round compares turns that directly follow one another. The peer and ours count finished episodes (the peer
 through its Monitor); nobody writes anything. Each side runs with the fastest of its options, all of which are in
-`throughput.json` with the settings; compiling, 5 to 30 seconds once per run, is not counted. On Atari both play the same game: 4 frames per step, the last two pooled, grey
+`throughput.json` with the settings; compiling, 5 to 30 seconds once per run, is not counted. Every
+learning rate is 1e-12, so that all act by the policy they start with: how long an environment's step takes depends on what
+is done in it, and shall not depend on what each has learned. On Atari both play the same game: 4 frames per step, the last two pooled, grey
 84 x 84, 4 frames stacked, sticky actions of the game itself; the peer through its own AtariWrapper. The plain PyTorch
 loop is `benchmarks/plain_a2c.py`, written the way CleanRL writes its algorithms; the environment alone is ours, stepped
 with actions chosen beforehand. In the table, everything but the peer's speed is a multiple of that speed.

@@ -25,6 +25,9 @@ __all__ = ["ENVIRONMENT", "PEER", "PLAIN", "Contestant", "Entrant", "Match", "ca
 
 PEER, PLAIN, ENVIRONMENT = "SB3 A2C", "plain PyTorch A2C", "environment alone"
 STICKY_ACTIONS = 0.25
+LEARNING_RATE = 1e-12
+"""Of everyone: all go on acting by a policy that is close to uniform. An environment's step takes longer or shorter by what
+is done in it (LunarLander's several times as long while engines fire), and that is not to be a matter of who has learned what."""
 THREADS = (1, 2)
 MOST_PROCESSES = 16
 """Environments up to which the peer is also tried with a process for each: with more, two cores only get slower."""
@@ -115,19 +118,20 @@ def make_peer_envs(match: Match, vec_env: type[DummyVecEnv | SubprocVecEnv]) -> 
 def make_peer(match: Match, vec_env: type[DummyVecEnv | SubprocVecEnv]) -> Contestant:
     """Stable-Baselines3's A2C with a logger that writes nowhere."""
     envs = make_peer_envs(match, vec_env)
-    model = PeerA2C("CnnPolicy" if match.atari else "MlpPolicy", envs, n_steps=match.num_steps, seed=0, device="cpu")
+    options: dict[str, Any] = {"n_steps": match.num_steps, "learning_rate": LEARNING_RATE, "seed": 0, "device": "cpu"}
+    model = PeerA2C("CnnPolicy" if match.atari else "MlpPolicy", envs, **options)
     model.set_logger(Logger(folder=None, output_formats=[]))
 
     def train(steps: int) -> None:
         model.learn(steps, reset_num_timesteps=False, log_interval=1_000_000)
 
-    settings = {"n_steps": match.num_steps, "parameters": count(model.policy), "other": "the library's defaults"}
+    settings = {**options, "parameters": count(model.policy), "other": "the library's defaults"}
     return Contestant(PEER, vec_env.__name__, train, envs.close, settings)
 
 
 def make_plain(match: Match) -> Contestant:
     """A2C as a plain loop."""
-    learner = PlainA2C(match.env, num_envs=match.num_envs, num_steps=match.num_steps)
+    learner = PlainA2C(match.env, num_envs=match.num_envs, num_steps=match.num_steps, lr=LEARNING_RATE)
     parameters = sum(parameter.numel() for parameter in learner.parameters)
     return Contestant(PLAIN, "SyncVectorEnv", learner.train, learner.close, {"parameters": parameters})
 
@@ -135,7 +139,8 @@ def make_plain(match: Match) -> Contestant:
 def make_agent(match: Match, estimator: str, compile: str) -> Contestant:
     """One of our agents with its preset, on the match's terms: one step of the optimisers on the whole rollout."""
     envs = make_envs(match.env, num_envs=match.num_envs, seed=0, sticky_actions=STICKY_ACTIONS)
-    terms = {"num_steps": match.num_steps, "lr_schedule": "constant", "epochs": 1, "minibatch_size": 0}
+    terms: dict[str, Any] = {"num_steps": match.num_steps, "lr_schedule": "constant", "epochs": 1, "minibatch_size": 0}
+    terms |= dict.fromkeys(("policy_lr", "value_lr", "surrogate_lr"), LEARNING_RATE)
     spaces = envs.single_observation_space, envs.single_action_space
     agent = AGENTS[estimator](*spaces, seed=0, **{**settings_for(match.env, estimator), **terms}, compile=compile)
 
@@ -202,7 +207,7 @@ def fastest(contestants: Sequence[Contestant], steps: int) -> Entrant:
     for index, contestant in enumerate(contestants):
         for threads in contestant.threads:
             contestant.speed(steps // 4, threads)
-            speeds[index, threads] = contestant.speed(steps // 2, threads)
+            speeds[index, threads] = contestant.speed(steps, threads)
     best, best_threads = max(speeds, key=lambda pair: speeds[pair])
     for index, contestant in enumerate(contestants):
         if index != best:

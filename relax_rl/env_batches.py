@@ -10,7 +10,17 @@ from gymnasium import spaces
 
 from relax_rl.errors import SettingsError
 
-__all__ = ["action_checker", "copied", "put_row", "share_memory"]
+__all__ = ["CheckedActions", "action_checker", "copied", "put_row", "share_memory"]
+
+
+class CheckedActions(spaces.MultiDiscrete):
+    """The same space for a vector environment whose actions have been checked before it gets them, and cheaper."""
+
+    def __init__(self, space: spaces.MultiDiscrete) -> None:
+        super().__init__(space.nvec, dtype=space.dtype, start=space.start)
+
+    def contains(self, x: Any) -> bool:
+        return True
 
 
 def action_checker(space: spaces.Space[Any], num_envs: int) -> Callable[[Any], Any]:

@@ -14,7 +14,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from relax_rl.env_actions import ActionBins
-from relax_rl.env_batches import action_checker, copied, put_row, share_memory
+from relax_rl.env_batches import CheckedActions, action_checker, copied, put_row, share_memory
 from relax_rl.env_creation import AskedVectorization, create_vector_env, find_spec, is_atari
 from relax_rl.env_traits import (
     Vectorization,
@@ -129,6 +129,8 @@ class VectorEnvs:
         self._life_loss_terminal, self._first_env = life_loss_terminal, first_env
         self._copies = vector_env is not inner or not hands_out_fresh_arrays(inner)
         self._checked_action = action_checker(self.single_action_space, self.num_envs)
+        if isinstance(inner, CartPoleVectorEnv) and isinstance(inner.action_space, spaces.MultiDiscrete):
+            inner.action_space = CheckedActions(inner.action_space)  # its own check is a quarter of its step
         self._lives: np.ndarray | None = None
         self._resetting, self._some_resetting = np.zeros(self.num_envs, dtype=bool), False
         self._episodes: list[Episode] = []

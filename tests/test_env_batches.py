@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from relax_rl.envs import VectorEnvs
+from relax_rl.envs import VectorEnvs, make_envs
 from relax_rl.errors import SettingsError
 from relax_rl.spaces import ActionEncoder
 from tests.fakes import TargetEnv, golden_envs
@@ -59,3 +59,13 @@ def test_a_box_action_outside_its_bounds_or_not_finite_is_refused():
             for value in (bad, np.nan):
                 with pytest.raises(SettingsError, match="outside"):
                     envs.step(np.array([[value]]))
+
+
+def test_native_cart_pole_leaves_the_check_of_its_actions_to_the_adapter():
+    with make_envs("CartPole-v1", num_envs=3, vectorization="native") as envs:
+        space = envs.vector_env.action_space
+        assert space == gym.spaces.MultiDiscrete([2, 2, 2])
+        assert space.sample().shape == (3,)
+        with pytest.raises(SettingsError, match="outside"):
+            envs.step(np.array([0, 1, 2]))
+        assert envs.step(np.array([0, 1, 1])).valid.all()

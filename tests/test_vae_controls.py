@@ -10,6 +10,7 @@ import torch
 
 from relax_rl.experiments.vae.controls import relaxed_controls
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork, draw_noise, draw_signs
+from tests.test_vae_estimators import image, make, scrambled, small_model
 from tests.test_vae_relaxed_loss import by_autograd
 
 LAYERS = (4, 3, 2)
@@ -111,3 +112,52 @@ def test_signs_are_fair_coins():
     assert set(signs.unique().tolist()) == {-1.0, 1.0}
     correlations = signs.T @ signs / len(signs) - torch.eye(5)
     assert max(float(signs.mean(0).abs().max()), float(correlations.abs().max())) < 4.5 / math.sqrt(len(signs))
+
+
+def test_the_corrected_surrogate_is_trained_on_the_variance():
+    """The gradients that it leaves at its scales and at r, against finite differences of the mean square."""
+    model = small_model()
+    model.double()
+    estimator = scrambled(make("relax", model)).double()
+    x = image(5).double()
+
+    def variance():
+        found = estimator(model, x, torch.Generator().manual_seed(4))
+        return sum(float((len(x) * g).square().mean()) for g in found.cotangents)
+
+    estimator.zero_grad()
+    variance()
+    learned = {name: p for name, p in estimator.named_parameters() if name != "log_temperature"}
+    assert {"eta", "correction"} < learned.keys()
+    wanted = {name: parameter.grad.clone().view(-1) for name, parameter in learned.items()}
+    for name, parameter in learned.items():
+        entries = parameter.data.view(-1)
+        for index in range(0, len(entries), 5):
+            before, step = float(entries[index]), 1e-5
+            entries[index] = before + step
+            above = variance()
+            entries[index] = before - step
+            below = variance()
+            entries[index] = before
+            assert (above - below) / (2 * step) == pytest.approx(float(wanted[name][index]), rel=1e-4, abs=1e-6)
+
+
+def test_each_bit_with_a_control_of_its_own_has_less_variance():
+    """With many bits in doubt, scales and temperatures learned by both."""
+    generator = torch.Generator().manual_seed(0)
+    model = SigmoidBeliefNetwork(torch.full((30,), 0.4), layers=(20,), generator=generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    x = torch.rand(60, 30, generator=generator).round()
+    found = {}
+    for surrogate in ("objective", "corrected"):
+        estimator = make("relax", model, surrogate=surrogate)
+        optimizer = torch.optim.Adam(estimator.parameters(), lr=0.01)
+        for _ in range(120):
+            optimizer.zero_grad()
+            estimator(model, x, generator)
+            optimizer.step()
+        draws = torch.stack([estimator(model, x, generator).cotangents[0] for _ in range(50)])
+        found[surrogate] = float(draws.var(0).mean())
+    assert found["corrected"] < 0.6 * found["objective"]

@@ -71,7 +71,9 @@ class AgentConfig:
     target_kl: float = math.inf
     """No further epoch over a rollout once the policy's mean KL divergence from the one that acted is above this; inf for no limit."""
     surrogate_steps: int = 1
-    """Steps of the surrogate per batch, the first of them on the graph of the gradient itself."""
+    """Steps of the surrogate per step of the policy."""
+    surrogate_replay: int = 0
+    """Rollouts kept for the surrogate to learn from after the policy's steps, rows of earlier policies weighted by their present probability; 0 keeps the last one where the policy passes over it in minibatches, and otherwise learns in the policy's own step."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     entropy_schedule: Literal["constant", "linear"] = "constant"
@@ -114,7 +116,8 @@ class AgentConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("gamma", "gae_lambda"):
             _require(0.0 <= getattr(self, name) <= 1.0, name, getattr(self, name), "between 0 and 1")
-        _require(self.minibatch_size >= 0, "minibatch_size", self.minibatch_size, "0 or above")
+        for name in ("minibatch_size", "surrogate_replay"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or above")
         trusted = math.isfinite(self.clip_range) or math.isfinite(self.target_kl)
         _require(self.epochs == 1 or trusted, "epochs", self.epochs, "1, or a finite clip_range or target_kl beside it")
         for name in (

@@ -269,11 +269,16 @@ class ActorCritic:
         self.watch("advantage")
         batch, params, value = self.batch(rollout)
         self._networks.forget()
-        if self.config.epochs == 1 and not 0 < self.config.minibatch_size < batch.num_rows:
-            metrics = self.step(batch, params, value)
+        passes = self.config.epochs > 1 or 0 < self.config.minibatch_size < batch.num_rows
+        later = passes or self.config.surrogate_replay > 0
+        obs = self._observations(rollout.to(self.device))[: len(batch.weight)] if later else None
+        if passes and obs is not None:
+            metrics, taken = minibatch_steps(self, batch, obs, self._networks)
         else:
-            obs = self._observations(rollout.to(self.device))[: len(batch.weight)]
-            metrics = minibatch_steps(self, batch, obs, self._networks)
+            metrics, taken = self.step(batch, params, value), 1
+        if obs is not None:
+            self.watch("surrogate")
+            metrics |= self.train_surrogate_later(batch, obs, taken)
         self.watch("statistics")
         steps, episodes = absorb(self, rollout, batch)
         self.steps += steps
@@ -295,8 +300,9 @@ class ActorCritic:
         self.watch("backward")
         loss = pull_back(self, batch, params, value, estimated.grad, entropy_weight(self))
         metrics: dict[str, Tensor | float] = {"losses/value": loss, **move(self)}
-        self.watch("surrogate")
-        metrics |= self.train_surrogate(batch, estimated)
+        if self.learns_along(batch):
+            self.watch("surrogate")
+            metrics |= self.train_surrogate(batch, estimated)
         self.watch("statistics")
         return metrics | batch_statistics(batch, value.detach(), self._gradients(batch, estimated.grad))
 
@@ -335,6 +341,24 @@ class ActorCritic:
             share=share_of_rollout(self.workers, rollout.num_steps, rollout.num_envs, self.device),
         )
         return batch, params, value[: len(batch.weight)]
+
+    def learns_along(self, batch: Batch) -> bool:
+        """Whether the surrogate learns from a batch in the very step that the policy takes on it.
+
+        Not while the policy passes over a rollout: the estimate is unbiased for a surrogate that has not seen the
+        actions it is used on.
+        """
+        return batch.old_log_prob is None and not self.config.surrogate_replay
+
+    def train_surrogate_later(self, batch: Batch, obs: Tensor, count: int) -> dict[str, Tensor | float]:
+        """Train what the estimate depends on once the policy has taken its steps on a rollout; returns metrics.
+
+        Args:
+            batch: the rollout, under the policy that acted.
+            obs: `[B, ...]` normalised observations.
+            count: steps that the policy has taken.
+        """
+        return {}
 
     def train_surrogate(self, batch: Batch, estimated: Estimated) -> dict[str, Tensor | float]:
         """Train what the estimate depends on beside the policy, if there is any; returns metrics."""

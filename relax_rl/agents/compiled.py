@@ -233,7 +233,9 @@ def _gradients(
         rows = replace(batch, dist=batch.dist.with_params(params.detach().requires_grad_()), **given)
         estimated = agent.estimate(rows)
         loss = pull_back(agent, rows, params, value, estimated.grad, entropy_coef)
-        metrics.update({"losses/value": loss, **agent.train_surrogate(rows, estimated)})
+        metrics["losses/value"] = loss
+        if agent.learns_along(rows):
+            metrics.update(agent.train_surrogate(rows, estimated))
         metrics.update(batch_statistics(rows, value.detach(), agent._gradients(rows, estimated.grad)))
 
     modules = {name: x for name, x in agent.components().items() if isinstance(x, nn.Module)}

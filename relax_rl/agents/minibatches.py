@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["minibatch_steps", "noise_for"]
 
 
-def minibatch_steps(agent: ActorCritic, batch: Batch, obs: Tensor, networks: Networks) -> dict[str, Tensor | float]:
-    """Pass over a rollout in shuffled minibatches, each one step of policy, value function and surrogate.
+def minibatch_steps(
+    agent: ActorCritic, batch: Batch, obs: Tensor, networks: Networks
+) -> tuple[dict[str, Tensor | float], int]:
+    """Pass over a rollout in shuffled minibatches, each one step of policy and value function.
 
     Advantages and returns stay those from before the first step. Every gradient is that of the present policy, by the
     ratio of its probabilities to those of the policy that acted (Schulman et al. 2017), and the noise behind an action
@@ -34,11 +36,12 @@ def minibatch_steps(agent: ActorCritic, batch: Batch, obs: Tensor, networks: Net
 
     Returns:
         The metrics of the first step, whose estimates are of the policy that acted, with the loss of the last, and
-        the policy's KL divergence from the one that acted.
+        the policy's KL divergence from the one that acted; and how many steps were taken.
     """
     config, rows = agent.config, len(batch.weight)
     old_log_prob = batch.dist.log_prob(batch.action).detach()
     first: dict[str, Any] = {}
+    taken = 0
     for epochs in range(1, config.epochs + 1):  # noqa: B007
         divergence, clipped = [], []
         for index, share in minibatches(rows, config.minibatch_size, batch.share, agent.generator):
@@ -56,6 +59,7 @@ def minibatch_steps(agent: ActorCritic, batch: Batch, obs: Tensor, networks: Net
             )
             metrics = agent.step(part, params, value)
             first = first or metrics
+            taken += 1
             divergence.append(_divergence(part))
             clipped.append(1.0 - part.kept.mean() if part.kept is not None else torch.zeros(()))
         total, weight = (torch.stack(column) for column in zip(*divergence, strict=True))
@@ -64,9 +68,8 @@ def minibatch_steps(agent: ActorCritic, batch: Batch, obs: Tensor, networks: Net
         if math.isfinite(config.target_kl) and float(kl) > config.target_kl:
             break
     last = {name: x for name, x in metrics.items() if name.startswith("losses/")}
-    return (
-        first | last | {"policy/kl": kl, "policy/clipped": torch.stack(clipped).mean(), "policy/epochs": float(epochs)}
-    )
+    of_passes = {"policy/kl": kl, "policy/clipped": torch.stack(clipped).mean(), "policy/epochs": float(epochs)}
+    return first | last | of_passes, taken
 
 
 def noise_for(dist: Distribution, action: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from relax_rl.agents.batch import Batch
 from relax_rl.agents.estimated import Estimated
 from relax_rl.agents.minibatches import noise_for
 from relax_rl.agents.optimizers import Adam, FlatParameters
+from relax_rl.agents.replay import Replay
 from relax_rl.critics import ActionSurrogate, relaxed_control
 from relax_rl.distributions import SlopedDistribution
 from relax_rl.estimators import variance_loss
@@ -35,6 +36,7 @@ class SurrogateActorCritic(ActorCritic):
         ).to(self.device)
         self._phi = FlatParameters(self.surrogate.parameters())
         self.surrogate_optimizer = Adam(self._phi, lr=config.surrogate_lr)
+        self._replay = Replay(max(1, config.surrogate_replay))
 
     def estimated(self, batch: Batch, z: Tensor, share: Tensor | None = None) -> Estimated:
         """The estimate with c^ as control variate, and its way back to phi, all in closed form and without graph.
@@ -87,6 +89,14 @@ class SurrogateActorCritic(ActorCritic):
             "losses/variance": loss,
             "surrogate/gain": self.surrogate.gain.detach().clone(),
         }
+
+    def train_surrogate_later(self, batch: Batch, obs: Tensor, count: int) -> dict[str, Tensor | float]:
+        unit = batch.scale * (self.reward_scaler.scale if self.reward_scaler is not None else 1.0)
+        self._replay.add(batch, obs, unit)
+        metrics: dict[str, Tensor | float] = {}
+        for part in self._replay.batches(self, batch, self._networks, unit, count):
+            metrics = self.train_surrogate(part, self.estimate(part))
+        return metrics
 
     def _variance_unit(self, batch: Batch) -> Tensor:
         """What the variance over this worker's rows is divided by: the plain gradient's, over all workers' rows.

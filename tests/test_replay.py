@@ -1,0 +1,136 @@
+"""Surrogates that learn after the policy's steps, from the last rollouts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from relax_rl.agents import LAX, RELAX, ActorCritic, Marginal
+from relax_rl.agents.batch import Batch
+from relax_rl.agents.replay import MOST_RATIO
+from relax_rl.agents.surrogate import SurrogateActorCritic
+from relax_rl.config import AgentConfig
+from relax_rl.errors import SettingsError
+from tests.test_agents import BOX, OBS, rollout_for, shake
+
+DISCRETE = spaces.Discrete(3)
+PASSES = {"epochs": 3, "minibatch_size": 7, "clip_range": 0.2}
+ROWS = 24
+
+
+def agent_for(kind: type[ActorCritic], **settings: Any) -> SurrogateActorCritic:
+    agent = kind(OBS, BOX if kind is LAX else DISCRETE, seed=0, hidden=(8,), surrogate_hidden=(8,), **settings)
+    assert isinstance(agent, SurrogateActorCritic)
+    shake(agent)
+    return agent
+
+
+def surrogate_of(agent: SurrogateActorCritic) -> dict[str, Tensor]:
+    return {name: x.detach().clone() for name, x in agent.surrogate.named_parameters()}
+
+
+def watch_training(agent: SurrogateActorCritic) -> list[Batch]:
+    """The batches that an agent's surrogate will be trained on."""
+    seen: list[Batch] = []
+    train = agent.train_surrogate
+
+    def watched(batch: Batch, estimated: Any) -> Any:
+        seen.append(batch)
+        return train(batch, estimated)
+
+    agent.train_surrogate = watched  # type: ignore[method-assign]
+    return seen
+
+
+@pytest.mark.parametrize("kind", [RELAX, LAX, Marginal])
+@pytest.mark.parametrize("settings", [PASSES, {"surrogate_replay": 2}, {**PASSES, "surrogate_replay": 2}])
+def test_the_policy_takes_its_steps_by_a_surrogate_that_has_not_seen_them(
+    kind: type[ActorCritic], settings: dict[str, Any]
+) -> None:
+    agent = agent_for(kind, **settings)
+    seen, before, at_steps = watch_training(agent), surrogate_of(agent), []
+    step = agent.step
+
+    def watched(batch: Batch, params: Tensor, value: Tensor) -> Any:
+        at_steps.append((len(seen), all(torch.equal(x, before[name]) for name, x in surrogate_of(agent).items())))
+        return step(batch, params, value)
+
+    agent.step = watched  # type: ignore[method-assign]
+    metrics = agent.update(rollout_for(agent))
+    policy_steps = 3 * 4 if "epochs" in settings else 1
+    assert at_steps == [(0, True)] * policy_steps
+    assert len(seen) == policy_steps
+    assert any(not torch.equal(x, before[name]) for name, x in surrogate_of(agent).items())
+    assert float(metrics["losses/variance"]) > 0 and "surrogate/gain" in metrics
+
+
+def test_a_plain_step_trains_the_surrogate_on_its_own_batch() -> None:
+    agent = agent_for(RELAX)
+    seen = watch_training(agent)
+    agent.update(rollout_for(agent))
+    assert len(seen) == 1 and len(seen[0].weight) == ROWS
+    assert len(agent._replay) == 0  # and keeps nothing
+
+
+def test_the_last_rollouts_are_kept_and_their_advantages_follow_the_unit_of_rewards() -> None:
+    agent = agent_for(RELAX, surrogate_replay=2, normalize_reward=True)
+    seen, rollouts, advantages, units = watch_training(agent), [], [], []
+    for number in range(3):
+        rollout = rollout_for(agent, seed=number)
+        rollout = replace(rollout, reward=rollout.reward * 10.0**number)
+        assert agent.reward_scaler is not None
+        units.append(agent.reward_scaler.scale)
+        advantages.append(agent.batch(rollout)[0].advantage)
+        rollouts.append(rollout)
+        agent.update(rollout)
+    assert units[2] < 0.5 * units[1]
+    assert [len(batch.weight) for batch in seen] == [ROWS] * 3
+    # The third batch is a draw from the second and the third rollout, in the unit of the third.
+    kept = torch.cat([advantages[1] * (units[2] / units[1]), advantages[2]])
+    places = (seen[2].advantage.unsqueeze(1) - kept).abs().argmin(1)
+    torch.testing.assert_close(kept[places], seen[2].advantage, rtol=1e-4, atol=1e-6)
+    assert 0 < int((places < ROWS).sum()) < ROWS
+    obs = torch.cat([rollout.obs[:-1].flatten(0, 1) for rollout in rollouts[1:]])
+    assert torch.equal(seen[2].features, obs[places])
+
+
+@pytest.mark.parametrize("kind", [RELAX, LAX])
+def test_rows_of_an_earlier_policy_count_by_their_present_probability(kind: type[ActorCritic]) -> None:
+    agent = agent_for(kind, surrogate_replay=1, policy_lr=0.3)
+    rollout = rollout_for(agent)
+    rollout = replace(rollout, valid=torch.rand(6, 4, generator=torch.Generator().manual_seed(0)) > 0.3)
+    old = agent.batch(rollout)[0]
+    before = old.dist.log_prob(old.action).detach()
+    seen = watch_training(agent)
+    agent.update(rollout)
+    (part,) = seen
+    now = agent.batch(rollout)[0]
+    ratio = torch.exp(now.dist.log_prob(now.action) - before).detach()
+    assert ratio.max() > MOST_RATIO and ratio.min() < 0.9
+    order = (part.features.unsqueeze(1) - now.features).abs().sum(-1).argmin(1)
+    torch.testing.assert_close(part.weight, (now.weight * ratio.clamp(max=MOST_RATIO))[order])
+    torch.testing.assert_close(part.dist.params, now.dist.params[order])
+    # The noise leads to the action by the present policy.
+    torch.testing.assert_close(part.dist.threshold(part.dist.relax(part.noise)).detach(), part.action)
+
+
+def test_images_can_be_kept() -> None:
+    space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+    agent = RELAX(space, DISCRETE, seed=0, cnn_features=16, surrogate_replay=2)
+    shake(agent)
+    before = surrogate_of(agent)
+    for seed in range(3):
+        agent.update(rollout_for(agent, seed=seed))
+    assert len(agent._replay) == 2
+    assert any(not torch.equal(x, before[name]) for name, x in surrogate_of(agent).items())
+
+
+def test_it_cannot_keep_less_than_nothing() -> None:
+    with pytest.raises(SettingsError, match="surrogate_replay is -1, expected 0 or above"):
+        AgentConfig(surrogate_replay=-1)

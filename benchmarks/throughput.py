@@ -180,7 +180,7 @@ def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
                 linewidth=1,
                 label="asked of RELAX and LAX" if row == 0 else "",
             )
-    axes.set_xticks(range(len(results)), [_short(r["match"]["name"]) for r in results])
+    axes.set_xticks(range(len(results)), [_short(r["match"]["name"]) for r in results], fontsize=8.5)
     axes.set_ylabel("training speed, times SB3's A2C")
     axes.set_title("Training throughput on the CPU: environments x steps per update")
     axes.grid(axis="y", alpha=0.25)

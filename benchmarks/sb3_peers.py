@@ -15,7 +15,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -27,122 +27,47 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from benchmarks.tasks import PEER_RESULTS, TASKS, WINDOW, Task, file_stem, write_json
+from relax_rl.comparison.peer import Peer
+from relax_rl.comparison.peers import published
 
 if TYPE_CHECKING:
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-__all__ = ["PEERS", "Peer", "result_path", "train_peer"]
+__all__ = ["PEERS", "result_path", "train_peer"]
 
 ROW_INTERVAL = 2_000
 ALGORITHMS: dict[str, type[OnPolicyAlgorithm]] = {"a2c": A2C, "ppo": PPO}
-ZOO = "https://github.com/DLR-RM/rl-baselines3-zoo"
-A2C_YML = f"{ZOO}/blob/c6c209e7d487635f0b835fb916ec4468142b28ff/hyperparams/a2c.yml"
-PPO_YML = f"{ZOO}/blob/208b6fdf3a9aa24de44b2e068c6e5f6a07d97fcc/hyperparams/ppo.yml"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Peer:
-    """One published setting; whatever is not named here is Stable-Baselines3's own default."""
-
-    env: str
-    algo: str
-    num_envs: int
-    total_steps: int
-    """Steps of the run, over which linear schedules fall to zero."""
-    normalize: bool = False
-    """VecNormalize of observations and rewards, with the algorithm's gamma as the zoo does."""
-    linear: dict[str, float] = field(default_factory=dict)
-    """Settings that fall linearly to zero, by their first value (`lin_...` in the zoo)."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Constant keyword arguments of the algorithm."""
-    source: str
-    """Where the settings are published."""
-    departure: str = "none"
-    """What differs from the published entry, and why."""
+def _peer(env: str, algo: str, **changes: Any) -> Peer:
+    """The published setting, with what is changed here."""
+    return replace(published(env, f"sb3-{algo}"), algo=algo, **changes)
 
 
 PEERS: tuple[Peer, ...] = (
-    Peer(
-        env="CartPole-v1",
-        algo="a2c",
-        num_envs=8,
-        total_steps=500_000,
-        settings={"ent_coef": 0.0},
-        source=f"{A2C_YML} (CartPole-v1)",
-    ),
-    Peer(
-        env="CartPole-v1",
-        algo="ppo",
-        num_envs=8,
-        total_steps=100_000,  # the learning rate and the clipping are zero afterwards
-        linear={"learning_rate": 0.001, "clip_range": 0.2},
-        settings={
-            "n_steps": 32,
-            "batch_size": 256,
-            "gae_lambda": 0.8,
-            "gamma": 0.98,
-            "n_epochs": 20,
-            "ent_coef": 0.0,
-        },
-        source=f"{PPO_YML} (CartPole-v1)",
-    ),
-    Peer(
-        env="InvertedPendulum-v5",
-        algo="a2c",
+    _peer("CartPole-v1", "a2c"),
+    _peer("CartPole-v1", "ppo"),  # after its 100,000 steps the learning rate and the clipping are zero
+    _peer(
+        "InvertedPendulum-v5",
+        "a2c",
         num_envs=8,
         total_steps=300_000,
-        normalize=True,
-        source=f"{A2C_YML} (mujoco-defaults: normalize, otherwise the library's defaults)",
-        departure="no published entry for this environment; the MuJoCo entries of the same file are taken, with 8 "
-        "environments instead of their 1, as for the agents it is compared with, and 300,000 steps instead of "
-        "1,000,000 (no schedule depends on them)",
+        departure="no published entry for this environment; that of the MuJoCo tasks is taken, with 8 environments "
+        "instead of their 1, as for the agents it is compared with, and 300,000 steps instead of 1,000,000 (no schedule "
+        "depends on them)",
     ),
-    Peer(
-        env="InvertedPendulum-v5",
-        algo="ppo",
-        num_envs=1,
+    _peer(
+        "InvertedPendulum-v5",
+        "ppo",
         total_steps=300_000,
-        normalize=True,
-        settings={
-            "batch_size": 64,
-            "n_steps": 32,
-            "gamma": 0.999,
-            "learning_rate": 0.000222425,
-            "ent_coef": 1.37976e-07,
-            "clip_range": 0.4,
-            "n_epochs": 5,
-            "gae_lambda": 0.9,
-            "max_grad_norm": 0.3,
-            "vf_coef": 0.19816,
-        },
-        source=f"{PPO_YML} (InvertedPendulum-v2)",
         departure="published for version 2 of the environment; 300,000 steps instead of 1,000,000 (no schedule "
         "depends on them); a batch of 64 from rollouts of 32 is one batch of 32",
     ),
-    Peer(
-        env="LunarLander-v3",
-        algo="ppo",
-        num_envs=16,
+    _peer("LunarLander-v3", "ppo"),
+    _peer(
+        "LunarLander-v3",
+        "a2c",
         total_steps=1_000_000,
-        settings={
-            "n_steps": 1024,
-            "batch_size": 64,
-            "gae_lambda": 0.98,
-            "gamma": 0.999,
-            "n_epochs": 4,
-            "ent_coef": 0.01,
-        },
-        source=f"{PPO_YML} (LunarLander-v2)",
-        departure="published for version 2 of the environment",
-    ),
-    Peer(
-        env="LunarLander-v3",
-        algo="a2c",
-        num_envs=8,
-        total_steps=1_000_000,
-        linear={"learning_rate": 0.00083},
-        settings={"gamma": 0.995, "n_steps": 5, "ent_coef": 0.00001},
-        source=f"{A2C_YML} (LunarLander-v2)",
         departure="published for version 2 of the environment and 200,000 steps; here the learning rate falls over "
         "1,000,000 steps",
     ),

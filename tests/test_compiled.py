@@ -170,9 +170,12 @@ Change = Callable[[ActorCritic, pytest.MonkeyPatch], None]
 
 
 def no_compiler(agent: ActorCritic, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch._inductor.config
+    from torch._inductor.exc import InvalidCxxCompiler
 
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/g++",))
+    def search() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", search)
     compiled_module._has_compiler.cache_clear()
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,7 +24,19 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import Store
 
-__all__ = ["ALONE", "Alone", "Group", "Workers", "elastic", "is_first", "joined", "local_count", "local_device"]
+__all__ = [
+    "ALONE",
+    "Alone",
+    "Group",
+    "Workers",
+    "check_same_settings",
+    "elastic",
+    "is_first",
+    "joined",
+    "local_count",
+    "local_device",
+    "run_to_resume",
+]
 
 
 class Workers(Protocol):
@@ -291,6 +303,40 @@ def local_count(environ: Mapping[str, str] = os.environ) -> int:
 def elastic(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether torchrun starts the same command anew when a worker fails."""
     return int(environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
+def check_same_settings(settings: Mapping[str, Any], workers: Workers) -> None:
+    """Raises:
+    SettingsError: the workers were not all started with the same settings.
+    """
+    if workers.count == 1:
+        return
+    import numpy as np
+
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()
+    found = workers.gather(np.frombuffer(digest, np.uint8).astype(np.float64))
+    if (found != found[0]).any():
+        raise SettingsError("the workers were started with different settings; give all machines the same command")
+
+
+def run_to_resume(
+    resume: str | None, run_dir: str | None, has_checkpoint: Callable[[str], bool], workers: Workers
+) -> str | None:
+    """The run to go on with: one that is asked for, or the one that a command had begun which torchrun starts anew.
+
+    Args:
+        resume, run_dir: as the settings have them.
+        has_checkpoint: whether a run's folder holds one; the first worker's answer counts.
+        workers: all of them.
+
+    Raises:
+        SettingsError: a restarted command would not find its run again.
+    """
+    if resume is not None or not elastic():
+        return resume
+    if run_dir is None:
+        raise SettingsError("torchrun would start a new run after each failure; give --run-dir beside --max-restarts")
+    return run_dir if workers.told(has_checkpoint(run_dir)) else None
 
 
 def local_device(device: torch.device, environ: Mapping[str, str] = os.environ) -> torch.device:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from relax_rl import distributed, runs
 from relax_rl.checkpoints import CheckpointFolder, RunState
@@ -57,39 +53,18 @@ def open_session(config: TrainConfig, command: str, device: str, workers: Worker
         SettingsError: settings that cannot work, or a folder that already holds a run.
         CheckpointError: a run that cannot be resumed.
     """
-    _check_same(config, workers)
-    config = _after_restart(config, workers)
+    distributed.check_same_settings(config.to_dict(), workers)
+    run = config.run
+    resume = distributed.run_to_resume(run.resume, run.run_dir, _has_checkpoint, workers)
+    config = with_settings(config, {"resume": resume})
     begin = _begin if config.run.resume is None else _resume
     session = begin(config, command, device, workers, stack)
     session.agent.join(workers)
     return session
 
 
-def _check_same(config: TrainConfig, workers: Workers) -> None:
-    """Raises:
-    SettingsError: the workers were not all started with the same settings.
-    """
-    if workers.count == 1:
-        return
-    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).digest()
-    found = workers.gather(np.frombuffer(digest, np.uint8).astype(np.float64))
-    if (found != found[0]).any():
-        raise SettingsError("the workers were started with different settings; give all machines the same command")
-
-
-def _after_restart(config: TrainConfig, workers: Workers) -> TrainConfig:
-    """The settings, so that a command which torchrun starts anew goes on with the run that it had begun.
-
-    Raises:
-        SettingsError: it would not find that run again.
-    """
-    run = config.run
-    if run.resume is not None or not distributed.elastic():
-        return config
-    if run.run_dir is None:
-        raise SettingsError("torchrun would start a new run after each failure; give --run-dir beside --max-restarts")
-    saved = CheckpointFolder(RunFolder(Path(run.run_dir)).checkpoints).newest_first()
-    return with_settings(config, {"resume": run.run_dir}) if workers.told(bool(saved)) else config
+def _has_checkpoint(run_dir: str) -> bool:
+    return bool(CheckpointFolder(RunFolder(Path(run_dir)).checkpoints).newest_first())
 
 
 def _begin(config: TrainConfig, command: str, device: str, workers: Workers, stack: ExitStack) -> Session:

@@ -119,17 +119,22 @@ def test_the_workers_are_the_same_bit_for_bit(case: str, together: Any) -> None:
         np.testing.assert_array_equal(second[name], x, name)
 
 
+def generator_of(rank: int) -> SharedGenerator:
+    """That of one of two workers."""
+    generator = SharedGenerator()
+    generator.workers = distributed.Alone()
+    generator.workers.rank, generator.workers.count = rank, 2
+    generator.manual_seed(0)
+    return generator
+
+
 def test_every_row_gets_the_noise_that_it_would_get_alone() -> None:
     alone = draw_noise((3, 6), (2, 4), torch.Generator().manual_seed(0))
     for rank in range(2):
-        workers = distributed.Alone()
-        workers.rank, workers.count = rank, 2
-        generator = SharedGenerator()
-        generator.workers = workers
-        generator.manual_seed(0)
+        generator = generator_of(rank)
         for mine, whole in zip(draw_noise((3, 3), (2, 4), generator), alone, strict=True):
             assert torch.equal(mine, whole[:, 3 * rank : 3 * rank + 3])
-        assert torch.equal(own_rows(alone[0][0], workers), alone[0][0, 3 * rank : 3 * rank + 3])
+        assert torch.equal(own_rows(alone[0][0], generator.workers), alone[0][0, 3 * rank : 3 * rank + 3])
 
 
 def test_where_noise_cannot_be_shared_out_every_worker_draws_its_own() -> None:
@@ -137,11 +142,7 @@ def test_where_noise_cannot_be_shared_out_every_worker_draws_its_own() -> None:
     assert own_generator(plain, torch.device("cpu")) is plain and own_generator(None, torch.device("cpu")) is None
     draws, states = [], []
     for rank in range(2):
-        workers = distributed.Alone()
-        workers.rank, workers.count = rank, 2
-        generator = SharedGenerator()
-        generator.workers = workers
-        generator.manual_seed(0)
+        generator = generator_of(rank)
         draws.append(torch.rand(4, generator=own_generator(generator, torch.device("cpu"))))
         states.append(generator.get_state())
     assert not torch.equal(*draws) and torch.equal(*states)

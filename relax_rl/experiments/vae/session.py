@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import platform
@@ -14,12 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from relax_rl.devices import resolve_device
-from relax_rl.distributed import ALONE, Workers, elastic, local_device
+from relax_rl.distributed import ALONE, Workers, check_same_settings, local_device, run_to_resume
 from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.experiments.data import Batches, Dataset, load_data
 from relax_rl.experiments.vae.checkpoints import VaeCheckpoints
@@ -108,7 +106,7 @@ def open_session(config: VaeConfig, command: str, show: Callable[[str], None], w
         RelaxRLError: the data cannot be had, or the folder cannot be written.
     """
     _check_shares(config, workers)
-    config = _after_restart(config, workers)
+    config = replace(config, resume=run_to_resume(config.resume, config.run_dir, _has_checkpoint, workers))
     return (_begin if config.resume is None else _resume)(config, command, show, workers)
 
 
@@ -116,12 +114,7 @@ def _check_shares(config: VaeConfig, workers: Workers) -> None:
     """Raises:
     SettingsError: the workers' settings differ, or their batch cannot be shared out.
     """
-    if workers.count == 1:
-        return
-    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).digest()
-    found = workers.gather(np.frombuffer(digest, np.uint8).astype(np.float64))
-    if (found != found[0]).any():
-        raise SettingsError("the workers were started with different settings; give all machines the same command")
+    check_same_settings(config.to_dict(), workers)
     if config.batch_size % workers.count:
         raise SettingsError(
             f"batch_size is {config.batch_size}, which {workers.count} workers cannot share out evenly; "
@@ -129,18 +122,8 @@ def _check_shares(config: VaeConfig, workers: Workers) -> None:
         )
 
 
-def _after_restart(config: VaeConfig, workers: Workers) -> VaeConfig:
-    """The settings, so that a command which torchrun starts anew goes on with the run that it had begun.
-
-    Raises:
-        SettingsError: it would not find that run again.
-    """
-    if config.resume is not None or not elastic():
-        return config
-    if config.run_dir is None:
-        raise SettingsError("torchrun would start a new run after each failure; give --run-dir beside --max-restarts")
-    saved = VaeCheckpoints(RunFolder(Path(config.run_dir)).checkpoints).newest_first()
-    return replace(config, resume=config.run_dir) if workers.told(bool(saved)) else config
+def _has_checkpoint(run_dir: str) -> bool:
+    return bool(VaeCheckpoints(RunFolder(Path(run_dir)).checkpoints).newest_first())
 
 
 def _begin(config: VaeConfig, command: str, show: Callable[[str], None], workers: Workers) -> Session:

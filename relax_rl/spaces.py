@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from relax_rl.errors import SettingsError, TrainingDiverged
 
-__all__ = ["ActionEncoder", "Leaf", "ObservationEncoder"]
+__all__ = ["ActionEncoder", "Leaf", "ObservationEncoder", "require_space"]
 
 ActionKind = Literal["categorical", "multi_categorical", "bernoulli", "gaussian"]
 
@@ -310,3 +310,11 @@ def _image_encoder(space: spaces.Box) -> tuple[tuple[int, int, int], Callable[[n
         return batch.reshape(len(batch), *chw)
 
     return chw, encode
+
+
+def require_space(ours: spaces.Space[Any], theirs: spaces.Space[Any]) -> None:
+    """Raises:
+    SettingsError: environments have another space than the agent was made for.
+    """
+    if ours != theirs:
+        raise SettingsError(f"the agent was made for the space {ours}, these environments have {theirs}")

@@ -1,4 +1,4 @@
-"""Networks without a graph, on the host: for a few rows and narrow layers NumPy's calls cost half of torch's."""
+"""Networks without a graph, on the host: for a few rows and narrow layers NumPy's calls cost less than torch's."""
 
 from __future__ import annotations
 

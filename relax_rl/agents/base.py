@@ -31,7 +31,7 @@ from relax_rl.errors import SettingsError
 from relax_rl.normalization import ObservationNormalizer, RewardScaler, RunningScale
 from relax_rl.profiling import Watch, unwatched
 from relax_rl.rollouts import Collector, Rollout
-from relax_rl.spaces import ActionEncoder, ObservationEncoder
+from relax_rl.spaces import ActionEncoder, ObservationEncoder, require_space
 
 if TYPE_CHECKING:
     from relax_rl.envs import VectorEnvs
@@ -218,12 +218,8 @@ class ActorCritic:
             TrainingDiverged: if a gradient is not finite.
             WorkerLost: if another worker stops.
         """
-        for ours, theirs in (
-            (self.observation_space, envs.single_observation_space),
-            (self.action_space, envs.single_action_space),
-        ):
-            if ours != theirs:
-                raise SettingsError(f"the agent was made for the space {ours}, these environments have {theirs}")
+        require_space(self.observation_space, envs.single_observation_space)
+        require_space(self.action_space, envs.single_action_space)
         if reset_schedule:
             self.schedule_start = self.steps
         self.schedule_end = self.steps + total_steps

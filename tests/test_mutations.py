@@ -240,10 +240,10 @@ PLANTS = (
     ),
     Plant(
         "statistics that take the batch in before it is used",
-        "agents/base.py",
-        "        rollout = rollout.to(self.device)\n",
-        "        rollout = rollout.to(self.device)\n        if self.obs_normalizer is not None:\n"
-        "            self.obs_normalizer.update(rollout.obs[:-1], rollout.valid)\n",
+        "agents/learning.py",
+        "    rollout = rollout.to(agent.device)\n",
+        "    rollout = rollout.to(agent.device)\n    if agent.obs_normalizer is not None:\n"
+        "        agent.obs_normalizer.update(rollout.obs[:-1], rollout.valid)\n",
         "test_agents.py::test_statistics_take_a_rollout_in_after_its_update_and_are_frozen_elsewhere",
     ),
     Plant(

@@ -12,18 +12,14 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from relax_rl.agents import persistence
-from relax_rl.agents.acting import host_sampler
+from relax_rl.agents import learning, persistence
 from relax_rl.agents.ascent import entropy_weight, move, pull_back
-from relax_rl.agents.batch import Batch, batch_statistics, make_batch
+from relax_rl.agents.batch import Batch, batch_statistics
 from relax_rl.agents.callback import Callback, UpdateInfo
-from relax_rl.agents.compiled import CompiledStep, choose_step
+from relax_rl.agents.compiled import CompiledStep
 from relax_rl.agents.estimated import Estimated
 from relax_rl.agents.forward import Networks
-from relax_rl.agents.minibatches import minibatch_steps
 from relax_rl.agents.optimizers import Adam, FlatParameters, Optimizer, RMSprop
-from relax_rl.agents.shares import columns, share_of_rollout
-from relax_rl.agents.statistics import absorb, episodes_of_all
 from relax_rl.config import AgentConfig, agent_config_from
 from relax_rl.devices import resolve_device
 from relax_rl.distributed import ALONE, Workers
@@ -31,7 +27,7 @@ from relax_rl.errors import SettingsError
 from relax_rl.normalization import ObservationNormalizer, RewardScaler, RunningScale
 from relax_rl.profiling import Watch, unwatched
 from relax_rl.rollouts import Collector, Rollout
-from relax_rl.spaces import ActionEncoder, ObservationEncoder, require_space
+from relax_rl.spaces import ActionEncoder, ObservationEncoder
 
 if TYPE_CHECKING:
     from relax_rl.envs import VectorEnvs
@@ -218,25 +214,7 @@ class ActorCritic:
             TrainingDiverged: if a gradient is not finite.
             WorkerLost: if another worker stops.
         """
-        require_space(self.observation_space, envs.single_observation_space)
-        require_space(self.action_space, envs.single_action_space)
-        if reset_schedule:
-            self.schedule_start = self.steps
-        self.schedule_end = self.steps + total_steps
-        if self.compiled is None:
-            self.compiled = choose_step(self, total_steps, envs.num_envs)
-        collector = self.collector(envs)
-        callbacks = list(callbacks)
-        while self.steps < self.schedule_end:
-            before = self.episodes
-            rollout = self.collect(collector)
-            metrics = self.update(rollout)
-            episodes = episodes_of_all(self.workers, rollout.episodes, self.episodes - before)
-            self.watch("logging")
-            info = UpdateInfo(self.steps, self.updates, episodes, metrics)
-            heard = [callback(self, info) for callback in callbacks]
-            if self.workers.any(any(answer is False for answer in heard)):
-                break
+        learning.learn(self, envs, total_steps, callbacks, reset_schedule=reset_schedule)
         return self
 
     def collector(self, envs: VectorEnvs) -> Collector:
@@ -245,16 +223,7 @@ class ActorCritic:
 
     def collect(self, collector: Collector) -> Rollout:
         """A rollout of the present policy."""
-        self.watch("act")
-        num_envs = collector.envs.num_envs
-        noise = self.sample_noise(collector.num_steps, self.workers.count * num_envs)
-        noise = noise[:, columns(self.workers, num_envs)]
-        kept: list[Tensor] = []
-        on_host = host_sampler(self.policy, self._networks.on_host(self.policy), self.obs_normalizer)
-        rollout = collector.collect(self._networks.sampler(kept) or self.sample, noise, on_host=on_host)
-        if kept:
-            self._networks.keep(rollout, kept)
-        return rollout
+        return learning.collect(self, collector)
 
     def update(self, rollout: Rollout) -> dict[str, Tensor | float]:
         """One step of policy, critics and statistics on a rollout of the present policy; returns metrics.
@@ -262,25 +231,7 @@ class ActorCritic:
         Raises:
             TrainingDiverged: if a gradient is not finite; nothing has been changed then.
         """
-        self.watch("advantage")
-        batch, params, value = self.batch(rollout)
-        self._networks.forget()
-        passes = self.config.epochs > 1 or 0 < self.config.minibatch_size < batch.num_rows
-        later = passes or self.config.surrogate_replay > 0
-        obs = self._observations(rollout.to(self.device))[: len(batch.weight)] if later else None
-        if passes and obs is not None:
-            metrics, taken = minibatch_steps(self, batch, obs, self._networks)
-        else:
-            metrics, taken = self.step(batch, params, value), 1
-        if obs is not None:
-            self.watch("surrogate")
-            metrics |= self.train_surrogate_later(batch, obs, taken)
-        self.watch("statistics")
-        steps, episodes = absorb(self, rollout, batch)
-        self.steps += steps
-        self.episodes += episodes
-        self.updates += 1
-        return metrics
+        return learning.update(self, rollout)
 
     def step(self, batch: Batch, params: Tensor, value: Tensor) -> dict[str, Tensor | float]:
         """One step of policy, value function and surrogate; returns metrics.
@@ -306,11 +257,6 @@ class ActorCritic:
         """Estimate of the gradient of the expected return at `batch.dist.params`, row by row."""
         raise NotImplementedError
 
-    def _observations(self, rollout: Rollout) -> Tensor:
-        """`[(T + 1) N + K, ...]` all of a rollout's observations as the networks take them, then the final ones."""
-        obs = rollout.obs.flatten(0, 1)
-        return self.normalized(torch.cat([obs, rollout.final_obs]) if len(rollout.final_obs) else obs)
-
     def batch(self, rollout: Rollout) -> tuple[Batch, Tensor, Tensor]:
         """What an update sees of a rollout of the present policy.
 
@@ -318,25 +264,7 @@ class ActorCritic:
             The batch, and the policy's parameters `[B, P]` and V `[B]` at its rows, with their graphs unless the step
             is compiled.
         """
-        convolved = self._networks.convolved(rollout)
-        rollout = rollout.to(self.device)
-        obs = self._observations(rollout)
-        rows = rollout.num_steps * rollout.num_envs
-        if self.compiled is not None:
-            params, value, features = self._networks.without_graph(obs, rows)
-        else:
-            params, value, features = self._networks(obs, rows, convolved)
-        batch = make_batch(
-            rollout,
-            self.policy.distribution(params.detach().requires_grad_()),
-            value.detach(),
-            features,
-            config=self.config,
-            reward_scale=self.reward_scaler.scale if self.reward_scaler is not None else 1.0,
-            scale=1.0 / self.advantage_scale.scale if self.advantage_scale is not None else 1.0,
-            share=share_of_rollout(self.workers, rollout.num_steps, rollout.num_envs, self.device),
-        )
-        return batch, params, value[: len(batch.weight)]
+        return learning.batch_of(self, rollout)
 
     def learns_along(self, batch: Batch) -> bool:
         """Whether the surrogate learns from a batch in the very step that the policy takes on it.

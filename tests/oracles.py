@@ -1,4 +1,4 @@
-"""Exact answers to test against: enumeration, quadrature, and z-tests whose power is stated.
+"""Exact answers to test against: enumeration, quadrature, differences, and z-tests whose power is stated.
 
 Nothing here uses the formulas under test: probabilities come from `torch.distributions`, in float64.
 """
@@ -26,6 +26,7 @@ __all__ = [
     "Function",
     "RowStatistics",
     "assert_unbiased",
+    "central_differences",
     "collect",
     "exact_gradient",
     "gradient_by_quadrature",
@@ -117,6 +118,19 @@ def noise_grid(dist: Distribution, count: int, reach: float | None = None) -> tu
     nodes = torch.cartesian_prod(*[axis] * dims).reshape(-1, dims)
     weights = torch.cartesian_prod(*[weight] * dims).reshape(-1, dims).prod(-1)
     return nodes, weights
+
+
+def central_differences(f: Callable[[], Tensor | float], x: Tensor, *, every: int = 1, step: float = 1e-5) -> Tensor:
+    """`[M, ...]` derivatives of f() in every so many-th of the entries of `x`, which f reads where it stands."""
+    entries, found = x.detach().view(-1), []
+    for index in range(0, len(entries), every):
+        before = float(entries[index])
+        entries[index] = before + step
+        above = torch.as_tensor(f()).detach()
+        entries[index] = before - step
+        found.append((above - torch.as_tensor(f()).detach()) / (2 * step))
+        entries[index] = before
+    return torch.stack(found)
 
 
 def repeat(dist: D, rows: int) -> D:

@@ -81,7 +81,8 @@ def contenders(agent: ActorCritic, *, fitted: bool, seed: int = 0) -> list[Conte
         except SettingsError:  # too many actions to ask the surrogate at each
             continue
         fitting = f"{name}, fitted"
-        found += [Contender(fitting, _estimates(twin), _fitting(twin)), _state_part(fitting, twin, seed)]
+        for whole in (Contender(fitting, _estimates(twin), _fitting(twin)), _state_part(fitting, twin, seed)):
+            found.append(replace(whole, estimate=_unscaled(whole.estimate)))
     return found
 
 
@@ -163,6 +164,11 @@ def _estimates(twin: ActorCritic) -> Callable[[Batch], Tensor]:
     return lambda batch: twin.estimate(batch).grad
 
 
+def _unscaled(estimate: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
+    """With all of a surrogate, where the agent that acts takes in a fraction of its own."""
+    return lambda batch: estimate(replace(batch, control_scale=None))
+
+
 def _state_part(name: str, twin: ActorCritic, seed: int) -> Contender:
     """The surrogate's mean over actions, as a baseline: g = (A - E_a c^(s, a)) dlog pi(a | s)."""
     assert isinstance(twin, SurrogateActorCritic)
@@ -180,7 +186,10 @@ def _state_part(name: str, twin: ActorCritic, seed: int) -> Contender:
             else:
                 asked = batch.dist.soften(z, surrogate.temperature)
             total += surrogate(batch.features, asked)
-        return replace(batch, advantage=batch.advantage - total / _ACTIONS_AVERAGED).a2c_gradient
+        baseline = total / _ACTIONS_AVERAGED
+        if batch.control_scale is not None:
+            baseline = batch.control_scale * baseline
+        return replace(batch, advantage=batch.advantage - baseline).a2c_gradient
 
     return Contender(f"{name}, {STATE_PART}", estimate)
 

@@ -90,6 +90,7 @@ def assert_alike(compiled: ActorCritic, eager: ActorCritic, tolerance: float = 1
         ("relax", {"epochs": 3, "minibatch_size": 8, "clip_range": 0.2}),
         ("lax", {"epochs": 2, "target_kl": 0.01, "max_grad_norm": 0.01}),
         ("marginal", {}),
+        ("relax", {"surrogate_scale": "fitted"}),
     ],
 )
 def test_compiled_steps_are_those_of_eager_code(estimator: str, settings: dict[str, Any], traced_only: None) -> None:

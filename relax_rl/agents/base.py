@@ -251,7 +251,7 @@ class ActorCritic:
             self.watch("surrogate")
             metrics |= self.train_surrogate(batch, estimated)
         self.watch("statistics")
-        return metrics | batch_statistics(batch, value.detach(), self._gradients(batch, estimated.grad))
+        return metrics | batch_statistics(batch, value.detach(), self._gradients(batch, estimated))
 
     def estimate(self, batch: Batch) -> Estimated:
         """Estimate of the gradient of the expected return at `batch.dist.params`, row by row."""
@@ -288,9 +288,9 @@ class ActorCritic:
         """Train what the estimate depends on beside the policy, if there is any; returns metrics."""
         return {}
 
-    def _gradients(self, batch: Batch, estimate: Tensor) -> dict[str, Tensor]:
+    def _gradients(self, batch: Batch, estimated: Estimated) -> dict[str, Tensor]:
         """`[B, P]` gradients, by the name under which to report their variance over rows."""
-        return {"variance": estimate}
+        return {"variance": estimated.grad}
 
     def average(self, *gradients: Tensor) -> None:
         """Replace each gradient, in place, by its mean over the workers."""

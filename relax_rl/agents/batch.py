@@ -36,6 +36,7 @@ class Batch:
         old_log_prob: `[B]` log-probability of each action under the policy that took it, where `dist` is another one.
         clip_range: PPO's, of the ratio of the two.
         share: which rows these are among those of all workers; None if they are all there are.
+        control_scale: how much of the surrogate enters the estimate, between 0 and 1; None for all of it.
     """
 
     features: Tensor
@@ -49,6 +50,7 @@ class Batch:
     old_log_prob: Tensor | None = None
     clip_range: float = math.inf
     share: Share | None = None
+    control_scale: Tensor | None = None
 
     @property
     def num_rows(self) -> int:

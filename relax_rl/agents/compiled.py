@@ -31,7 +31,7 @@ _COST = 40.0
 """Seconds that compiling takes where nothing is cached, roughly."""
 _SAVED, _SAVED_PER_ROW = 0.8e-3, 1.5e-6
 """Seconds that a compiled step saves, roughly: whatever the batch, and for each of its rows."""
-_INPUTS = ("features", "action", "noise", "advantage", "return_", "weight", "old_log_prob")
+_INPUTS = ("features", "action", "noise", "advantage", "return_", "weight", "old_log_prob", "control_scale")
 
 
 def why_not_compiled(agent: ActorCritic) -> str | None:
@@ -236,7 +236,7 @@ def _gradients(
         metrics["losses/value"] = loss
         if agent.learns_along(rows):
             metrics.update(agent.train_surrogate(rows, estimated))
-        metrics.update(batch_statistics(rows, value.detach(), agent._gradients(rows, estimated.grad)))
+        metrics.update(batch_statistics(rows, value.detach(), agent._gradients(rows, estimated)))
 
     modules = {name: x for name, x in agent.components().items() if isinstance(x, nn.Module)}
     everything = _Everything(modules, step)

@@ -16,9 +16,17 @@ class Estimated:
 
     Attributes:
         grad: `[B, P]` of the expected return at the distribution's parameters, without graph.
-        to_surrogate: takes the gradient `[B, P]` of a loss at `grad` and adds what it comes to at the surrogate's
+        to_surrogate: takes the gradient `[B, P]` of a loss at `trained_by` and adds what it comes to at the surrogate's
             parameters to their `.grad`; None where there is no surrogate. To be called once at most.
+        full: `[B, P]` the estimate with all of the surrogate, where `grad` takes in a fraction of it: what the
+            surrogate is trained by. None where that is `grad`.
     """
 
     grad: Tensor
     to_surrogate: Callable[[Tensor], None] | None = None
+    full: Tensor | None = None
+
+    @property
+    def trained_by(self) -> Tensor:
+        """`[B, P]` the estimate whose variance the surrogate is to lower, and where `to_surrogate` starts from."""
+        return self.grad if self.full is None else self.full

@@ -59,4 +59,4 @@ class Marginal(SurrogateActorCritic):
         def to_surrogate(pull: Tensor) -> None:
             torch.autograd.backward(grad, pull, inputs=self._phi.parameters)
 
-        return Estimated(grad.detach(), to_surrogate)
+        return self.scaled(batch, grad.detach(), to_surrogate)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from relax_rl.agents.base import ActorCritic
 from relax_rl.agents.batch import Batch
+from relax_rl.agents.control_scale import ControlScale
 from relax_rl.agents.estimated import Estimated
 from relax_rl.agents.minibatches import noise_for
 from relax_rl.agents.optimizers import Adam, FlatParameters
@@ -17,12 +20,15 @@ from relax_rl.agents.replay import Replay
 from relax_rl.critics import ActionSurrogate, relaxed_control
 from relax_rl.distributions import SlopedDistribution
 from relax_rl.estimators import variance_loss
+from relax_rl.rollouts import Rollout
 
 __all__ = ["SurrogateActorCritic"]
 
 
 # Where advantages vanish there is nothing to learn: below this mean squared norm a batch loses its weight.
 _SMALLEST_VARIANCE = 1e-8
+_OF_CONTROL = ("variance_control", "variance_full")
+"""What the fraction of the surrogate is fitted on beside `variance_a2c`."""
 
 
 class SurrogateActorCritic(ActorCritic):
@@ -37,6 +43,7 @@ class SurrogateActorCritic(ActorCritic):
         self._phi = FlatParameters(self.surrogate.parameters())
         self.surrogate_optimizer = Adam(self._phi, lr=config.surrogate_lr)
         self._replay = Replay(max(1, config.surrogate_replay))
+        self.control_scale = ControlScale() if config.surrogate_scale == "fitted" else None
 
     def estimated(self, batch: Batch, z: Tensor, share: Tensor | None = None) -> Estimated:
         """The estimate with c^ as control variate, and its way back to phi, all in closed form and without graph.
@@ -63,7 +70,34 @@ class SurrogateActorCritic(ActorCritic):
                 direction = direction if share is None else direction * share
                 control.add_gradient(-(pull * batch.score).sum(-1).unsqueeze(0), direction.unsqueeze(0))
 
-        return Estimated(grad, to_surrogate)
+        return self.scaled(batch, grad, to_surrogate)
+
+    def scaled(self, batch: Batch, full: Tensor, to_surrogate: Callable[[Tensor], None]) -> Estimated:
+        """The estimate with as much of the surrogate as the settings say.
+
+        Args:
+            batch: B rows.
+            full: `[B, P]` the estimate with all of it.
+            to_surrogate: the way back from `full`.
+        """
+        eta = batch.control_scale
+        if eta is None:
+            return Estimated(full, to_surrogate)
+        return Estimated(torch.lerp(batch.a2c_gradient, full, eta), to_surrogate, full)
+
+    def batch(self, rollout: Rollout) -> tuple[Batch, Tensor, Tensor]:
+        batch, params, value = super().batch(rollout)
+        if self.control_scale is not None:
+            batch = replace(batch, control_scale=batch.weight.new_tensor(self.control_scale.value))
+        return batch, params, value
+
+    def update(self, rollout: Rollout) -> dict[str, Tensor | float]:
+        metrics = super().update(rollout)
+        if self.control_scale is not None:
+            variances = [float(metrics.pop(f"estimate/{name}")) for name in ("variance_a2c", *_OF_CONTROL)]
+            self.control_scale.merge(self.workers.gather(np.array(variances)))
+            metrics |= {"estimate/variance_a2c": variances[0], "surrogate/scale": self.control_scale.value}
+        return metrics
 
     def train_surrogate(self, batch: Batch, estimated: Estimated) -> dict[str, Tensor | float]:
         """One step of phi down the variance of an estimate, then more with fresh noise if the settings ask for it.
@@ -73,7 +107,7 @@ class SurrogateActorCritic(ActorCritic):
         a hundred calm batches, on which an untrained surrogate then adds more noise than there was.
         """
         factor = self.schedule_factor(self.config.lr_schedule)
-        loss = variance_loss(estimated.grad, batch.weight)
+        loss = variance_loss(estimated.trained_by, batch.weight)
         rows = batch.weight.sum().clamp(min=torch.finfo(batch.weight.dtype).tiny)
         of_squares = (2.0 * batch.weight / (rows * self._variance_unit(batch))).unsqueeze(-1)
         for step in range(self.config.surrogate_steps):
@@ -82,7 +116,7 @@ class SurrogateActorCritic(ActorCritic):
                 estimated = self.estimate(replace(batch, noise=noise))
             self._phi.zero_grad()
             assert estimated.to_surrogate is not None
-            estimated.to_surrogate(estimated.grad * of_squares)
+            estimated.to_surrogate(estimated.trained_by * of_squares)
             self.average(self._phi.grad)
             self.surrogate_optimizer.step(factor)
         return {
@@ -113,8 +147,17 @@ class SurrogateActorCritic(ActorCritic):
         mean_rows, rows = (x.clamp(min=torch.finfo(x.dtype).tiny) for x in (mean_rows, rows))
         return (total / mean_rows + _SMALLEST_VARIANCE) * (mean_rows / rows)
 
-    def _gradients(self, batch: Batch, estimate: Tensor) -> dict[str, Tensor]:
-        return {**super()._gradients(batch, estimate), "variance_a2c": batch.a2c_gradient}
+    def _gradients(self, batch: Batch, estimated: Estimated) -> dict[str, Tensor]:
+        plain = batch.a2c_gradient
+        found = {**super()._gradients(batch, estimated), "variance_a2c": plain}
+        if estimated.full is not None:
+            found |= dict(zip(_OF_CONTROL, (estimated.full - plain, estimated.full), strict=True))
+        return found
 
     def components(self) -> dict[str, Any]:
-        return {**super().components(), "surrogate": self.surrogate, "surrogate_optimizer": self.surrogate_optimizer}
+        own = {
+            "surrogate": self.surrogate,
+            "surrogate_optimizer": self.surrogate_optimizer,
+            "control_scale": self.control_scale,
+        }
+        return {**super().components(), **{name: part for name, part in own.items() if part is not None}}

@@ -1,0 +1,47 @@
+"""How much of the surrogate enters an estimate: a fraction fitted on recent rollouts, none of it at worst."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["ControlScale"]
+
+
+class ControlScale:
+    """eta of g = p + eta d, where p is the gradient without surrogate and d the zero-mean rest that brings one in.
+
+        eta = -Cov(p, d) / Var(d), between 0 and 1,
+
+    is the least-variance choice (Ross 2006, section 8.2; REBAR's scale, Tucker et al. 2017, section 3.1, in closed
+    form). It is taken from running moments of rollouts before the one it is used on, so that the estimate stays
+    unbiased. A surrogate that adds more noise than it takes away gets 0, and what is left is A2C.
+
+    Args:
+        decay: of the moments, by rollout.
+    """
+
+    def __init__(self, decay: float = 0.98) -> None:
+        self.decay = decay
+        self.shared = 0.0
+        self.own = 0.0
+
+    @property
+    def value(self) -> float:
+        """eta; 0 until a surrogate has made a difference."""
+        return min(max(self.shared / self.own, 0.0), 1.0) if self.own > 0.0 else 0.0
+
+    def merge(self, summaries: np.ndarray) -> None:
+        """Take in `[S, 3]` variances of one rollout, a row for each of its parts: of p, of d and of p + d."""
+        plain, own, full = summaries.mean(0)
+        self.shared = self.decay * self.shared + (1.0 - self.decay) * 0.5 * float(plain + own - full)
+        self.own = self.decay * self.own + (1.0 - self.decay) * float(own)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("shared", "own")}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.shared, self.own = float(state["shared"]), float(state["own"])

@@ -17,13 +17,14 @@ class Derivatives:
 
     Attributes:
         first: (a, h) -> dh/da.
-        second: (h, dh/da x) -> d^2h/da^2 x up to a factor, or (h, dh/da x, a, x) where it needs the input.
+        second: (h, dh/da x) -> d^2h/da^2 x up to a factor, or (h, dh/da x, a, x) where it needs the input; None where it
+            is zero.
         second_factor: the factor.
         needs_input: whether `second` needs the input, so that a and x have to be kept for it.
     """
 
     first: Callable[[Tensor, Tensor], Tensor]
-    second: Callable[..., Tensor]
+    second: Callable[..., Tensor] | None
     second_factor: float = 1.0
     needs_input: bool = False
 
@@ -40,7 +41,7 @@ def _silu_second(h: Tensor, first_x: Tensor, a: Tensor, x: Tensor) -> Tensor:
 
 DERIVATIVES: dict[str, Derivatives] = {
     "tanh": Derivatives(lambda a, h: torch.addcmul(_one(h), h, h, value=-1), lambda h, first_x: h * first_x, -2.0),
-    "relu": Derivatives(lambda a, h: (a > 0).to(a.dtype), lambda h, first_x: torch.zeros_like(h)),
+    "relu": Derivatives(lambda a, h: (a > 0).to(a.dtype), None),
     "elu": Derivatives(lambda a, h: 1 + h.clamp(max=0.0), lambda h, first_x: first_x.masked_fill(h > 0, 0.0)),
     "silu": Derivatives(_silu_first, _silu_second, needs_input=True),
 }

@@ -119,10 +119,11 @@ def gradient(layers: Layers, at: Evaluation, weight: Tensor, direction: Tensor) 
     back, weights, biases = weight.unsqueeze(-1), [], []
     for number in reversed(range(len(at.slopes))):
         output, back_input = at.outputs[number + 1], at.back_inputs[number]
-        curved = derivatives.second(output, back_input, *(at.kept[number] if at.kept else ()))
         # `back_input` of the last layer is its slope, times the output's weight.
         back = back * (back_input if number == last else at.slopes[number])
-        back = torch.addcmul(back, at_inputs[number], curved, value=derivatives.second_factor)
+        if derivatives.second is not None:
+            curved = derivatives.second(output, back_input, *(at.kept[number] if at.kept else ()))
+            back = torch.addcmul(back, at_inputs[number], curved, value=derivatives.second_factor)
         biases.append(back.sum(0))
         if number:
             weights.append((back.t() @ at.outputs[number]).addmm_(back_input.t(), moved[number]))

@@ -6,46 +6,25 @@ RELAX needs r and dr/dz at every step, and from them the gradient in r's own par
 
 which is what training on the variance comes to. S is a number and its tangent, so that one pass forward with tangents
 and one pass backward give its gradient; differentiating a gradient twice would do the same work in many more steps.
+`relax_rl.critics.closed_form` does the like for c in its last inputs; here the gradients of wide first layers stay in
+memory of their own, and the products that ReLU's missing curvature saves are not taken.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from relax_rl.critics.activations import DERIVATIVES
+from relax_rl.networks import ACTIVATIONS
+
 __all__ = ["ResidualNetwork", "SurrogateActivation"]
 
 SurrogateActivation = Literal["relu", "tanh", "silu"]
-
-
-def _relu(a: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    return a.clamp(min=0.0), (a > 0).to(a.dtype), None
-
-
-def _tanh(a: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    h = torch.tanh(a)
-    slope = 1 - h * h
-    return h, slope, -2 * h * slope
-
-
-def _silu(a: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    s = torch.sigmoid(a)
-    h = a * s
-    spread = s * (1 - s)
-    return h, s + a * spread, spread * (2 + a * (1 - 2 * s))
-
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]] = {
-    "relu": _relu,
-    "tanh": _tanh,
-    "silu": _silu,
-}
-"""The activation with its first and second derivative; None where that is zero."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +32,17 @@ class _Pass:
     """What a forward pass leaves behind, layer by layer.
 
     Attributes:
-        outputs, slopes, curvatures: the activation and its derivatives.
-        sensitivities, deltas: dr/d(output) and dr/d(pre-activation).
+        outputs, slopes: the activation and its derivative.
+        deltas: dr/d(pre-activation).
+        kept: pre-activation and dr/d(output), if the activation's second derivative needs them.
     """
 
     context: Tensor
     z: Tensor
     outputs: list[Tensor]
     slopes: list[Tensor]
-    curvatures: list[Tensor | None]
-    sensitivities: list[Tensor]
     deltas: list[Tensor]
+    kept: list[tuple[Tensor, Tensor]]
 
 
 class ResidualNetwork(nn.Module):
@@ -90,7 +69,7 @@ class ResidualNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.kind = activation
-        self._activation = _ACTIVATIONS[activation]
+        self._activation, self._derivatives = ACTIVATIONS[activation], DERIVATIVES[activation]
         gain = math.sqrt(2.0) if activation != "tanh" else 1.0
 
         def matrix(rows: int, columns: int, inputs: int) -> nn.Parameter:
@@ -109,22 +88,21 @@ class ResidualNetwork(nn.Module):
     def forward(self, context: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """r `[B]` and dr/dz `[B, P]`, without graph; remembered for `add_gradient`."""
         a = torch.addmm(self.biases[0], context, self.of_context.t()).addmm_(z, self.of_z.t())
+        entering: list[Tensor] = []
         outputs: list[Tensor] = []
-        slopes: list[Tensor] = []
-        curvatures: list[Tensor | None] = []
         for layer in range(len(self.biases)):
             if layer:
                 a = torch.addmm(self.biases[layer], outputs[-1], self.inner[layer - 1].t())
-            output, slope, curvature = self._activation(a)
-            outputs.append(output)
-            slopes.append(slope)
-            curvatures.append(curvature)
+            entering.append(a)
+            outputs.append(self._activation(a))
+        slopes = [self._derivatives.first(a, h) for a, h in zip(entering, outputs, strict=True)]
         sensitivities: list[Tensor] = [self.out]
         deltas = [slopes[-1] * self.out]
         for layer in range(len(self.biases) - 1, 0, -1):
             sensitivities.insert(0, deltas[0] @ self.inner[layer - 1])
             deltas.insert(0, sensitivities[0] * slopes[layer - 1])
-        self._pass = _Pass(context, z, outputs, slopes, curvatures, sensitivities, deltas)
+        kept = list(zip(entering, sensitivities, strict=True)) if self._derivatives.needs_input else []
+        self._pass = _Pass(context, z, outputs, slopes, deltas, kept)
         return outputs[-1] @ self.out, deltas[0] @ self.of_z
 
     @torch.no_grad()
@@ -135,32 +113,33 @@ class ResidualNetwork(nn.Module):
             weight: `[B]` of r.
             direction: `[B, P]` of dr/dz.
         """
-        kept = self._pass
-        assert kept is not None, "nothing was evaluated yet"
+        at, derivatives = self._pass, self._derivatives
+        assert at is not None, "nothing was evaluated yet"
         weight = weight.unsqueeze(-1)
         tangents = [direction @ self.of_z.t()]  # of the pre-activations, along `direction`
-        moved = [tangents[0] * kept.slopes[0]]
+        moved = [tangents[0] * at.slopes[0]]
         for layer in range(1, len(self.biases)):
             tangents.append(moved[-1] @ self.inner[layer - 1].t())
-            moved.append(tangents[-1] * kept.slopes[layer])
-        _add_vector(self.out, (moved[-1] + weight * kept.outputs[-1]).sum(0))
+            moved.append(tangents[-1] * at.slopes[layer])
+        _add_vector(self.out, (moved[-1] + weight * at.outputs[-1]).sum(0))
         # dS/d(pre-activation) is weight * delta, and what the curvature of this layer and of those above it adds.
         extra: Tensor | None = None
         for layer in range(len(self.biases) - 1, -1, -1):
-            delta, curvature = kept.deltas[layer], kept.curvatures[layer]
+            delta = at.deltas[layer]
             if extra is not None:
-                extra = (extra @ self.inner[layer]).mul_(kept.slopes[layer])
-            if curvature is not None:
-                curved = curvature.mul(tangents[layer]).mul_(kept.sensitivities[layer])
+                extra = (extra @ self.inner[layer]).mul_(at.slopes[layer])
+            if derivatives.second is not None:
+                curved = derivatives.second(at.outputs[layer], delta, *(at.kept[layer] if at.kept else ()))
+                curved = curved.mul_(tangents[layer]).mul_(derivatives.second_factor)
                 extra = curved if extra is None else extra.add_(curved)
             through = weight * delta if extra is None else extra + weight * delta
             _add_vector(self.biases[layer], through.sum(0))
             if layer:
-                inputs = torch.cat([kept.outputs[layer - 1], moved[layer - 1]])
+                inputs = torch.cat([at.outputs[layer - 1], moved[layer - 1]])
                 self._add(self.inner[layer - 1], torch.cat([through, delta]).t(), inputs)
             else:
-                self._add(self.of_z, torch.cat([through, delta]).t(), torch.cat([kept.z, direction]))
-                self._add(self.of_context, through.t(), kept.context)
+                self._add(self.of_z, torch.cat([through, delta]).t(), torch.cat([at.z, direction]))
+                self._add(self.of_context, through.t(), at.context)
 
     def _add(self, parameter: Tensor, left: Tensor, right: Tensor) -> None:
         """Add left @ right to the gradient, in memory that stays the network's own: fresh pages are not free."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from relax_rl.plotting import png
+from relax_rl.serialization import write_bytes_atomic
+
 __all__ = ["draw", "section"]
 
 Entry = dict[str, Any]
@@ -109,21 +112,18 @@ _LABELS = {
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Bars of the ratio to eager REINFORCE, a panel for each model."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     counts = [len(by_way(result)["eager"]) for result in results]
-    figure, panels = plt.subplots(
-        1, len(results), figsize=(5.6 * len(results), 0.34 * max(counts) + 2.6), squeeze=False, layout="constrained"
-    )
-    for axes, result in zip(panels[0], results, strict=True):
+    size = (5.6 * len(results), 0.34 * max(counts) + 2.6)
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    panels = figure.subplots(1, len(results), squeeze=False)[0]
+    for axes, result in zip(panels, results, strict=True):
         _panel(axes, result)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=_COLORS[way]) for way in _COLORS]
+    handles = [Rectangle((0, 0), 1, 1, color=_COLORS[way]) for way in _COLORS]
     figure.legend(handles, _LABELS.values(), loc="outside lower center", ncols=len(_LABELS), frameon=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    write_bytes_atomic(path, png(figure))
 
 
 def _panel(axes: Any, result: dict[str, Any]) -> None:

@@ -209,14 +209,12 @@ def curve_grid(contestant: Contestant, horizon: int) -> tuple[Array, Array]:
 
 def draw(task: Task, contestants: list[Contestant]) -> None:
     """IQM over seeds against environment steps, with its bootstrap interval and the threshold."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     last = max(float(curve.step[-1]) for contestant in contestants for curve in contestant.curves.values())
     horizon = int(min(task.budget, last))
-    figure, axes = plt.subplots(figsize=(9, 5.2))
+    figure = Figure(figsize=(9, 5.2))
+    axes = figure.subplots()
     for contestant in contestants:
         steps, values = curve_grid(contestant, horizon)
         low, high = interval(values, interquartile_mean)
@@ -236,7 +234,6 @@ def draw(task: Task, contestants: list[Contestant]) -> None:
     figure.text(0.01, 0.008, NOTE, fontsize=7.5, color="0.3")
     figure.tight_layout(rect=(0, 0.05, 1, 1))
     figure.savefig(figure_path(task), dpi=110)
-    plt.close(figure)
 
 
 NOTE = (

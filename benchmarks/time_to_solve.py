@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import json
 import os
 import statistics
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks import RESULTS, TASKS, write_json, write_text
+from relax_rl.plotting import png
 from relax_rl.serialization import write_bytes_atomic
 
 __all__ = ["main"]
@@ -131,9 +131,7 @@ def draw(path: Path, runs: Sequence[dict[str, Any]]) -> None:
     axes.grid(axis="y", alpha=0.25)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_bytes_atomic(path, buffer.getvalue())
+    write_bytes_atomic(path, png(figure))
 
 
 def main() -> None:

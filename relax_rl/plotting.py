@@ -7,10 +7,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from relax_rl.serialization import write_bytes_atomic
 
-__all__ = ["Curve", "plot_curves"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Curve", "plot_curves", "png"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,11 @@ def plot_curves(path: Path, curves: Sequence[Curve], *, title: str, threshold: f
     axes.set_xlim(left=0)
     axes.grid(alpha=0.25)
     axes.legend(loc="best", frameon=False)
+    write_bytes_atomic(path, png(figure))
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the content of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    write_bytes_atomic(path, buffer.getvalue())
+    return buffer.getvalue()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relax_rl.plotting import png
 from relax_rl.serialization import write_bytes_atomic
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ def plot_variances(
     if parts:
         _plot_parts(panels[1], parts)
     figure.suptitle(title)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_bytes_atomic(path, buffer.getvalue())
+    write_bytes_atomic(path, png(figure))
 
 
 def _plot_applied(axes: Any, applied: Mapping[str, AppliedVariance]) -> None:

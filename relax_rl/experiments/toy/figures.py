@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from relax_rl.distributions import Bernoulli
 from relax_rl.distributions.noise import logistic_noise
 from relax_rl.experiments.toy.problem import Problem
 from relax_rl.experiments.toy.training import NEAR, Run
+from relax_rl.plotting import png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ def progress_figure(runs: Mapping[str, Run], problem: Problem, title: str) -> by
     theta.set_ylabel("theta = P(b = 1)" if problem.outcomes == 2 else "theta = P(not the first outcome)")
     theta.set_ylim(-0.03, 1.03)
     _finish_steps(figure, (loss, theta), runs, title)
-    return _png(figure)
+    return png(figure)
 
 
 def variance_figure(runs: Mapping[str, Run], title: str, floors: Mapping[str, float]) -> bytes:
@@ -70,7 +70,7 @@ def variance_figure(runs: Mapping[str, Run], title: str, floors: Mapping[str, fl
     axes.plot([], [], color="black", linestyle=":", linewidth=1, label="by quadrature")
     axes.set_ylabel("log variance of one gradient estimate (natural log)")
     _finish_steps(figure, (axes,), runs, title)
-    return _png(figure)
+    return png(figure)
 
 
 def surrogate_figure(runs: Mapping[str, Run], problem: Problem, theta: float, order: Sequence[str] = ()) -> bytes:
@@ -112,7 +112,7 @@ def surrogate_figure(runs: Mapping[str, Run], problem: Problem, theta: float, or
     zoom.set_title("near f", fontsize="medium")
     figure.suptitle(f"Control variates at θ = {theta:g}, t = {problem.target:g} (first seed)")
     _legend_below(figure, whole)
-    return _png(figure)
+    return png(figure)
 
 
 def densities_figure(theta: float, seed: int) -> bytes:
@@ -142,7 +142,7 @@ def densities_figure(theta: float, seed: int) -> bytes:
     left.set_title("z = logit θ + logistic noise", fontsize="medium")
     right.set_title("z given b = H(z) = 1[z > 0]", fontsize="medium")
     figure.suptitle(f"Densities behind one bit, θ = {theta:g}, {DRAWS:,} samples each")
-    return _png(figure)
+    return png(figure)
 
 
 def _control(run: Run, z: Tensor) -> Tensor:
@@ -196,9 +196,3 @@ def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure  # no pyplot: it would pick a screen and keep figures alive
 
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()

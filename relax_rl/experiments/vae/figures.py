@@ -14,6 +14,7 @@ from torch import Tensor
 from relax_rl.experiments.vae.evaluation import EVALUATION_SEED
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork, draw_noise
 from relax_rl.loggers import read_csv
+from relax_rl.plotting import png
 from relax_rl.serialization import write_bytes_atomic, writing
 
 __all__ = ["draw_curves", "draw_images", "log_images"]
@@ -61,9 +62,7 @@ def draw_curves(progress: Path, path: Path, title: str, estimator: str) -> None:
         axes.grid(alpha=0.25)
         axes.legend(loc="best", frameon=False, fontsize="small")
     figure.suptitle(title, fontsize="medium")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_bytes_atomic(path, buffer.getvalue())
+    write_bytes_atomic(path, png(figure))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor
 from relax_rl.distributions import Distribution
 from relax_rl.estimators.gradients import check_rows, score_function
 
-__all__ = ["Draw", "Objective", "as_phi", "detached", "draw", "relaxed_sample", "require", "score_of"]
+__all__ = ["Draw", "Objective", "as_phi", "detached", "draw", "require", "require_vectors", "score_of"]
 
 D = TypeVar("D", bound=Distribution)
 
@@ -95,7 +95,7 @@ def draw(
     return Draw(here, noise, z, sample, value)
 
 
-def relaxed_sample(dist: Distribution) -> None:
+def require_vectors(dist: Distribution) -> None:
     """Raises ValueError unless outcomes live in the space of their relaxation, where f can be asked between them."""
     if getattr(dist, "one_hot", True) is False:
         raise ValueError(

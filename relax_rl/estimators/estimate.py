@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Estimate", "only_to", "variance_loss", "weighted_moments"]
+__all__ = ["Estimate", "nothing_but", "only_to", "variance_loss", "weighted_moments"]
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ class Estimate:
             The weighted sum of `value` over rows, for the log.
         """
         factor, grad = self._factor(weight), self.grad.detach()
-        objective = (self.value * factor).sum() + _nothing_but(grad * factor.unsqueeze(-1), self.params)
+        objective = (self.value * factor).sum() + nothing_but(grad * factor.unsqueeze(-1), self.params)
         if variance_coef == 0.0:
             return objective
         if self.phi is None:
             rows = max(1, grad.shape[:-1].numel())
-            return objective + _nothing_but(grad * (2.0 * variance_coef / rows), self.grad)
+            return objective + nothing_but(grad * (2.0 * variance_coef / rows), self.grad)
         spread = variance_coef * self.variance_loss()
         return objective + (spread - spread.detach())
 
@@ -93,7 +93,7 @@ class Estimate:
         return loss if self.phi is None else only_to(self.phi, loss)
 
 
-def _nothing_but(gradient: Tensor, at: Tensor) -> Tensor:
+def nothing_but(gradient: Tensor, at: Tensor) -> Tensor:
     """0, with this gradient at `at`."""
     return ((at - at.detach()) * gradient).sum()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from relax_rl.distributions import Distribution
 from relax_rl.estimators.draws import as_phi, detached, score_of
-from relax_rl.estimators.estimate import only_to, variance_loss
+from relax_rl.estimators.estimate import nothing_but, only_to, variance_loss
 from relax_rl.estimators.gradients import check_rows, lax_gradient, relax_gradient
 from relax_rl.estimators.slopes import (
     Surrogate,
@@ -74,19 +74,22 @@ def policy_gradient_loss(
     advantage, action = advantage.detach(), action.detach()
     score = score_of(here, action)
     control_part = _control_part(surrogate, here, action, score, generator)
-    ratio = torch.ones_like(advantage)
-    if old_log_prob is not None:
-        ratio = torch.exp(here.log_prob(action) - old_log_prob.detach())
+    ratio = _ratio(here, action, advantage, old_log_prob)
     kept = unclipped(advantage, ratio, clip).to(advantage.dtype)
     estimate = ratio.unsqueeze(-1) * ((kept * advantage).unsqueeze(-1) * score + control_part)
     rows = max(1, advantage.numel())
     each = torch.full_like(advantage, 1.0 / rows) if weight is None else weight.detach() / rows
-    shift = dist.params - dist.params.detach()
-    policy_part = -(shift * estimate.detach() * each.unsqueeze(-1)).sum()
-    loss = variance_loss(estimate, weight)
-    trained = as_phi(phi)
-    variance_part = only_to(trained, loss) if trained is not None else loss
+    policy_part = -nothing_but(estimate.detach() * each.unsqueeze(-1), dist.params)
+    loss, trained = variance_loss(estimate, weight), as_phi(phi)
+    variance_part = loss if trained is None else only_to(trained, loss)
     return policy_part + variance_coef * (variance_part - variance_part.detach()) - (ratio * advantage * each).sum()
+
+
+def _ratio(here: Distribution, action: Tensor, like: Tensor, old_log_prob: Tensor | None) -> Tensor:
+    """`[*]` probability of each action to that under the policy that took it; 1 if that is the present one."""
+    if old_log_prob is None:
+        return torch.ones_like(like)
+    return torch.exp(here.log_prob(action) - old_log_prob.detach())
 
 
 def _control_part(

@@ -13,7 +13,7 @@ from relax_rl.estimators.estimate import Estimate
 from relax_rl.estimators.gradients import check_rows, value_and_gradient
 from relax_rl.estimators.score import check_num_samples
 
-__all__ = ["double_cv", "rodeo"]
+__all__ = ["double_cv", "others_mean", "rodeo"]
 
 
 def double_cv(
@@ -42,9 +42,9 @@ def double_cv(
     sample, value, slope = _draw_with_slope(f, dist, "double_cv", num_samples, generator)
     probs = torch.sigmoid(dist.params.detach())
     deviation, values = sample - probs, value.detach()
-    linear = (_others_mean(slope) * deviation).sum(-1)
+    linear = (others_mean(slope) * deviation).sum(-1)
     signal = values + alpha * linear
-    centred = (signal - _others_mean(signal)).unsqueeze(-1)
+    centred = (signal - others_mean(signal)).unsqueeze(-1)
     grad = (centred * deviation).mean(0) - alpha * slope.mean(0) * probs * (1 - probs)
     return Estimate(sample, value.mean(0), grad, dist.params, as_phi(_trained(alpha)))
 
@@ -95,7 +95,7 @@ def rodeo(
     h_here, h_flipped = torch.stack(at_sample), torch.stack(flipped)
     stein = (flip_prob * (h_flipped - h_here.unsqueeze(-1))).sum(-1)
     stein_score = stein.unsqueeze(-1) * score + flip_prob * h_flipped * flip
-    centred = values - _others_mean(values + alpha * stein)
+    centred = values - others_mean(values + alpha * stein)
     grad = (centred.unsqueeze(-1) * score + beta * stein_score).mean(0)
     trained = (*_trained(alpha, beta), *(as_phi(phi) or ()))
     return Estimate(sample, value.mean(0), grad, dist.params, trained)
@@ -120,7 +120,7 @@ def _others(x: Tensor, k: int) -> Tensor:
     return torch.cat([x[:k], x[k + 1 :]])
 
 
-def _others_mean(x: Tensor) -> Tensor:
+def others_mean(x: Tensor) -> Tensor:
     """`[K, ...]`: for each entry the mean of all others."""
     return (x.sum(0) - x) / (len(x) - 1)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import Distribution, FiniteDistribution, RelaxedDistribution
-from relax_rl.estimators.draws import detached, relaxed_sample, require
+from relax_rl.estimators.draws import detached, require, require_vectors
 from relax_rl.estimators.estimate import Estimate
 from relax_rl.estimators.gradients import check_rows, value_and_gradient
 
@@ -177,7 +177,7 @@ def reinmax(
 
 def _relaxed(dist: R, name: str, noise: Tensor | None, generator: torch.Generator | None) -> tuple[R, Tensor]:
     """The distribution without graph, and the noise of the sample."""
-    relaxed_sample(dist)
+    require_vectors(dist)
     require(dist, "relax_given", name, "use reparameterized")
     here = detached(dist)
     return here, here.sample_noise(generator) if noise is None else noise

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import Distribution, RelaxedDistribution
-from relax_rl.estimators.draws import Draw, Objective, as_phi, draw, relaxed_sample, require
+from relax_rl.estimators.draws import Draw, Objective, as_phi, draw, require, require_vectors
 from relax_rl.estimators.estimate import Estimate
 from relax_rl.estimators.gradients import (
     check_rows,
@@ -173,7 +173,7 @@ def rebar(
     Raises:
         ValueError: as `relax`; or when the samples are indices, between which f is not defined.
     """
-    relaxed_sample(dist)
+    require_vectors(dist)
     surrogate = relaxed_objective(f, dist, temperature)
     phi = [x for x in (eta, temperature) if isinstance(x, Tensor) and x.requires_grad]
     return relax(
@@ -203,7 +203,7 @@ def relaxed_objective(
         temperature: lambda; a tensor can be trained with phi.
         residual: r, a free function of z; none leaves REBAR's control variate.
     """
-    relaxed_sample(dist)
+    require_vectors(dist)
 
     def surrogate(z: Tensor) -> Tensor:
         control = f(dist.soften(z, temperature))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import Distribution, FiniteDistribution
-from relax_rl.estimators.draws import Objective, draw, relaxed_sample, require
+from relax_rl.estimators.draws import Objective, draw, require, require_vectors
 from relax_rl.estimators.estimate import Estimate
 from relax_rl.estimators.gradients import reinforce_gradient, value_and_gradient
 
@@ -199,7 +199,7 @@ def muprop(
         ValueError: when the samples are indices, between which f is not defined, or have no mean; when f does not give
             one number a row.
     """
-    relaxed_sample(dist)
+    require_vectors(dist)
     require(dist, "support", "muprop", "its control variate is the expansion at the mean of a discrete outcome")
     drawn = draw(f, dist, noise=noise, generator=generator)
     here, sample, mean = drawn.dist, drawn.sample, drawn.dist.mean

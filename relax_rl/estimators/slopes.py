@@ -88,7 +88,7 @@ def control_through_both(
 def control_through_coupled(
     surrogate: Surrogate, dist: SlopedRelaxation, sample: Tensor, z: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The same where z~ = z, so that c and its slope at z serve both: c(z) and c'(z) (dz - dz~)."""
+    """`control_through_both` where z~ = z, so that c and its slope at z serve both: c(z) and c'(z) (dz - dz~)."""
     control, slope = _value_and_slope(surrogate, z)
     check_rows(dist.params.shape[:-1], control=control)
     return control, dist.pull_back((1.0 - dist.conditional_weight(sample, z)) * slope, z)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from relax_rl.estimators.multisample import others_mean
 from relax_rl.experiments.vae.baselines import MovingMoments
 from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator, at_logits
 from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork, draw_noise
@@ -33,10 +34,10 @@ class DoubleControlVariates(LayeredEstimator):
     def forward(self, model: SigmoidBeliefNetwork, x: Tensor, generator: torch.Generator | None = None) -> Gradient:
         chain, value, slopes = _with_slopes(model, x, self.num_samples, generator)
         loss, scores = value.detach(), chain.scores
-        others = [_others_mean(slope) for slope in slopes]
+        others = [others_mean(slope) for slope in slopes]
         linear = torch.stack([(a * s).sum(-1) for a, s in zip(others, scores, strict=True)]).sum(0)
         signal = loss + self.alpha * linear
-        centred = (signal - _others_mean(signal)).unsqueeze(-1)
+        centred = (signal - others_mean(signal)).unsqueeze(-1)
         estimates = [
             centred * score - self.alpha * other * _spread(logits)
             for logits, score, other in zip(chain.logits, scores, others, strict=True)
@@ -82,10 +83,10 @@ class Rodeo(LayeredEstimator):
     def forward(self, model: SigmoidBeliefNetwork, x: Tensor, generator: torch.Generator | None = None) -> Gradient:
         chain, value, slopes = _with_slopes(model, x, self.num_samples, generator)
         loss = value.detach()
-        known = _others_mean(loss)
+        known = others_mean(loss)
         steins, stein_scores = [], []
         for bits, score, slope in zip(chain.bits, chain.scores, slopes, strict=True):
-            along, offset = _others_mean(slope), _others_mean((slope * bits).sum(-1))
+            along, offset = others_mean(slope), others_mean((slope * bits).sum(-1))
             here = (along * bits).sum(-1) - offset
             flip, flip_prob = 1 - 2 * bits, score.abs()
             h_here = self.h(known, here)
@@ -93,7 +94,7 @@ class Rodeo(LayeredEstimator):
             stein = (flip_prob * (h_flipped - h_here.unsqueeze(-1))).sum(-1)
             steins.append(stein)
             stein_scores.append(stein.unsqueeze(-1) * score + flip_prob * h_flipped * flip)
-        baseline = _others_mean(loss + self.alpha * torch.stack(steins).sum(0))
+        baseline = others_mean(loss + self.alpha * torch.stack(steins).sum(0))
         centred = (loss - baseline).unsqueeze(-1)
         estimates = [centred * score + self.beta * term for score, term in zip(chain.scores, stein_scores, strict=True)]
         gradient = _mean_over_chains(self, chain, value, estimates)
@@ -141,11 +142,6 @@ def _mean_over_chains(estimator: LayeredEstimator, chain: Chain, value: Tensor, 
     torch.autograd.backward(variance, inputs=list(estimator.parameters()))
     each = [estimate.detach() / count for estimate in estimates]
     return Gradient(value.detach().mean(0), value.mean(), chain.logits, at_logits(chain.logits, each, examples))
-
-
-def _others_mean(x: Tensor) -> Tensor:
-    """`[K, ...]`: for each entry the mean of all others."""
-    return (x.sum(0) - x) / (len(x) - 1)
 
 
 def _spread(logits: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +24,7 @@ __all__ = [
     "default_run_dir",
     "read_config",
     "read_record",
+    "versions",
     "write_config",
     "write_json",
 ]
@@ -45,6 +46,9 @@ CHANGEABLE = frozenset(
     }
 )
 """Settings that may differ when a run is resumed; all others would make it another run."""
+
+_PACKAGES = ("torch", "gymnasium", "numpy", "ale-py")
+"""What a run's numbers depend on beside Python and this package."""
 
 _SECTIONS: dict[str, type] = {"run": RunConfig, "env": EnvConfig, "agent": AgentConfig}
 
@@ -134,7 +138,7 @@ def default_run_dir(env: str, estimator: str, seed: int) -> Path:
 
 def write_config(folder: RunFolder, config: TrainConfig, extra: Mapping[str, Any]) -> None:
     """Write `config.json`: every setting, the versions it ran with, and `extra` (the command, resumptions)."""
-    write_json(folder.config, {**config.to_dict(), "versions": _versions(), **extra})
+    write_json(folder.config, {**config.to_dict(), "versions": versions(_PACKAGES), **extra})
 
 
 def read_record(folder: RunFolder) -> dict[str, Any]:
@@ -240,14 +244,14 @@ def _setting(name: str, kind: str, value: Any) -> Any:
     return float(value) if kind.startswith("float") else value
 
 
-def _versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a run's numbers depend on."""
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of Python, of relax_rl, and of those packages that are installed."""
     from relax_rl import __version__
 
-    versions = {"python": platform.python_version(), "relax_rl": __version__}
-    for package in ("torch", "gymnasium", "numpy", "ale-py"):
+    found = {"python": platform.python_version(), "relax_rl": __version__}
+    for package in packages:
         try:
-            versions[package] = metadata.version(package)
+            found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return versions
+    return found

@@ -256,7 +256,7 @@ def test_reading_draws_nothing_from_the_global_streams(tmp_path, drawings):
     torch.manual_seed(0)
     before = np.random.get_state()[1].copy(), torch.get_rng_state()
     load_data("omniglot", data_dir=str(tmp_path / "here"))
-    load_data("digits").batches(seed=1).next(10)
+    Batches(load_data("digits").train, seed=1).next(10)
     assert (np.random.get_state()[1] == before[0]).all() and (torch.get_rng_state() == before[1]).all()
 
 

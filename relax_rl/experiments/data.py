@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from relax_rl.config import did_you_mean
 from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.experiments import data_formats
-from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.data_files import DataFile, cache_dir, fetch, find, needs_extra, read_verified
 from relax_rl.serialization import write_bytes_atomic
 
-__all__ = ["DATA", "Batches", "Binarization", "Dataset", "load_data"]
+__all__ = ["DATA", "Binarization", "Dataset", "load_data"]
 
 Binarization = Literal["fixed", "dynamic"]
 Show = Callable[[str], None]
@@ -101,10 +100,6 @@ class Dataset:
         """`[D]` mean of each pixel of the training images, in [0, 1]."""
         mean: NDArray[np.float64] = self.train.mean(0, dtype=np.float64)
         return (mean / 255 if self.dynamic else mean).astype(np.float32)
-
-    def batches(self, *, seed: int) -> Batches:
-        """Endless shuffled minibatches of the training images, on the CPU."""
-        return Batches(self.train, dynamic=self.dynamic, seed=seed)
 
 
 def load_data(

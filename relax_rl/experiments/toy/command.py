@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 import shlex
 import signal
 import sys
@@ -17,7 +16,7 @@ from relax_rl.errors import SettingsError
 from relax_rl.experiments.toy.config import ToyConfig
 from relax_rl.interruption import Interruption, interruptible
 from relax_rl.options import parse
-from relax_rl.runs import default_run_dir, write_json
+from relax_rl.runs import default_run_dir, versions, write_json
 from relax_rl.serialization import write_bytes_atomic, write_text_atomic, writing
 
 if TYPE_CHECKING:
@@ -66,8 +65,6 @@ def run_toy(
     """
     path = Path(config.run_dir) if config.run_dir else default_run_dir("toy", f"t{config.target:g}", config.seed)
     _check_unused(path)
-    import torch
-
     from relax_rl.experiments.toy.contestants import check_estimators
     from relax_rl.experiments.toy.problem import Problem
     from relax_rl.experiments.toy.progress import make_progress
@@ -85,8 +82,7 @@ def run_toy(
             progress.end()
         result = summary(runs, problem, config)
         figures = _figures(runs, at_shown, problem, config)
-        versions = {"python": platform.python_version(), "relax_rl": _version(), "torch": torch.__version__}
-        write_json(path / "config.json", {**asdict(config), "versions": versions, "command": command})
+        write_json(path / "config.json", {**asdict(config), "versions": versions(("torch",)), "command": command})
         write_json(path / "toy.json", result)
         write_text_atomic(path / "toy.md", markdown(result))
         write_text_atomic(path / "curves.csv", curves_csv(runs, config))
@@ -213,9 +209,3 @@ def _one_thread() -> Iterator[None]:
 def _check_unused(path: Path) -> None:
     if (path / "config.json").exists() or (path / "toy.json").exists():
         raise SettingsError(f"run_dir is {str(path)!r}, which already holds a run; choose another --run-dir")
-
-
-def _version() -> str:
-    from relax_rl import __version__
-
-    return __version__

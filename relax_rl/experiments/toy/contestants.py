@@ -99,9 +99,7 @@ class Surrogate:
 
 
 def check_estimators(names: Sequence[str], problem: Problem) -> None:
-    """Raises:
-    SettingsError: one of them is unknown, or not for this problem.
-    """
+    """Raises SettingsError if one of them is unknown, or not for this problem."""
     for name in names:
         if name not in ESTIMATORS:
             near = did_you_mean(name, APPLICABLE)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -30,8 +30,8 @@ class Gradient:
     loss: Tensor
     objective: Tensor
     logits: Sequence[Tensor] = ()
-    cotangents: Sequence[Tensor] | None = field(default=None)
-    encoder: Sequence[Tensor] | None = field(default=None)
+    cotangents: Sequence[Tensor] | None = None
+    encoder: Sequence[Tensor] | None = None
 
     def backward(self, model: SigmoidBeliefNetwork) -> None:
         """Add the gradient to `.grad` of the model's parameters, and of nothing else."""
@@ -77,9 +77,6 @@ class LayeredEstimator(nn.Module):
     def decayed_parameters(self) -> list[nn.Parameter]:
         """The parameters that weight decay applies to, and a learning rate of their own."""
         return []
-
-
-Estimate = Callable[[SigmoidBeliefNetwork, Tensor, torch.Generator | None], Gradient]
 
 
 def at_logits(logits: Sequence[Tensor], per_example: Sequence[Tensor], examples: int) -> list[Tensor]:

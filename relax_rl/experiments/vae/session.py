@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,14 @@ from torch import Tensor
 from relax_rl.devices import resolve_device
 from relax_rl.distributed import ALONE, Workers, check_same_settings, local_device, run_to_resume
 from relax_rl.errors import CheckpointError, SettingsError
-from relax_rl.experiments.data import Batches, Dataset, load_data
+from relax_rl.experiments.batches import Batches
+from relax_rl.experiments.data import Dataset, load_data
 from relax_rl.experiments.vae.checkpoints import VaeCheckpoints
 from relax_rl.experiments.vae.config import VaeConfig, check_resumable, config_from_json
 from relax_rl.experiments.vae.evaluation import binary_images
 from relax_rl.experiments.vae.trainer import Trainer
 from relax_rl.loggers import truncate_csv
-from relax_rl.runs import RunFolder, read_record, write_json
+from relax_rl.runs import RunFolder, default_run_dir, read_record, versions, write_json
 
 __all__ = ["Clock", "Session", "open_session", "read_vae_config"]
 
@@ -111,9 +110,7 @@ def open_session(config: VaeConfig, command: str, show: Callable[[str], None], w
 
 
 def _check_shares(config: VaeConfig, workers: Workers) -> None:
-    """Raises:
-    SettingsError: the workers' settings differ, or their batch cannot be shared out.
-    """
+    """Raises SettingsError if the workers' settings differ, or their batch cannot be shared out."""
     check_same_settings(config.to_dict(), workers)
     if config.batch_size % workers.count:
         raise SettingsError(
@@ -236,27 +233,13 @@ def _trainer(config: VaeConfig, data: Dataset, workers: Workers) -> tuple[Traine
 
 
 def _write_config(folder: RunFolder, config: VaeConfig, data: Dataset, history: Mapping[str, Any]) -> None:
-    content = {"vae": config.to_dict(), "data": data.name, "versions": _versions(), **history}
+    content = {"vae": config.to_dict(), "data": data.name, "versions": versions(("torch", "numpy")), **history}
     write_json(folder.config, content)
-
-
-def _versions() -> dict[str, str]:
-    """Of what a run's numbers depend on."""
-    from relax_rl import __version__
-
-    packages = {name: metadata.version(name) for name in ("torch", "numpy")}
-    return {"python": platform.python_version(), "relax_rl": __version__, **packages}
 
 
 def _default_path(config: VaeConfig) -> Path:
     task = "-structured" if config.task == "structured" else ""
-    name = f"vae-{config.data}-{config.architecture}{task}-{config.estimator}-s{config.seed}"
-    base = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path, count = base, 1
-    while path.exists():
-        count += 1
-        path = base.with_name(f"{base.name}-{count}")
-    return path
+    return default_run_dir(f"vae-{config.data}-{config.architecture}{task}", config.estimator, config.seed)
 
 
 def _now() -> str:

@@ -6,15 +6,15 @@ A checkpoint is a file that `ActorCritic.load` reads, with the run's own state i
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relax_rl import checkpoint_files
 from relax_rl.errors import CheckpointError
-from relax_rl.serialization import load_state, save_state, writing
+from relax_rl.serialization import load_state, save_state
 
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic
@@ -96,8 +96,7 @@ class CheckpointFolder:
 
     def newest_first(self) -> list[Path]:
         """Checkpoints by step, whether they can be read or not."""
-        names = [(match, entry) for entry in self._entries() if (match := _NAME.fullmatch(entry.name))]
-        return [entry for _, entry in sorted(names, key=lambda pair: int(pair[0][1]), reverse=True)]
+        return checkpoint_files.newest_first(self.path)
 
     def save(self, agent: ActorCritic, run: RunState) -> Path:
         """Write a checkpoint of now, then remove those that are no longer needed.
@@ -106,14 +105,12 @@ class CheckpointFolder:
             RelaxRLError: the file cannot be written; the checkpoints before it stay.
             TrainingDiverged: a weight is not finite.
         """
-        path = self.path / f"step_{agent.steps:09d}.safetensors"
+        path = checkpoint_files.path_at(self.path, agent.steps)
         if not self.writes:
             agent.state_dict()  # raises if a weight is not finite, in all processes alike
             return path
         _save(path, agent, run)
-        with writing(self.path):
-            for old in self.newest_first()[self.keep :]:
-                old.unlink(missing_ok=True)
+        checkpoint_files.remove_all_but(self.path, self.keep)
         return path
 
     def save_best(self, agent: ActorCritic, run: RunState) -> Path:
@@ -155,29 +152,10 @@ class CheckpointFolder:
         Raises:
             CheckpointError: there is none, or none can be read.
         """
-        found = self.newest_first()
-        if not found:
-            raise CheckpointError(f"{self.path} holds no checkpoint; train first, or choose another run")
-        for path in found:
-            try:
-                agent, run = load_checkpoint(path, device)
-            except CheckpointError as error:
-                warn(f"{error}; trying the one before it")
-                if set_aside:
-                    with writing(path):
-                        path.rename(path.with_name(f"{path.name}.damaged"))
-            else:
-                return agent, run, path
-        raise CheckpointError(f"none of the {len(found)} checkpoints in {self.path} can be read; start a new run")
-
-    def _entries(self) -> list[Path]:
-        try:
-            return list(self.path.iterdir())
-        except OSError:
-            return []
-
-
-_NAME = re.compile(r"step_(\d+)\.safetensors")
+        (agent, run), path = checkpoint_files.newest_readable(
+            self.path, lambda path: load_checkpoint(path, device), warn=warn, set_aside=set_aside
+        )
+        return agent, run, path
 
 
 def load_checkpoint(path: Path, device: str = "cpu") -> tuple[ActorCritic, RunState]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from relax_rl.errors import CheckpointError
-from relax_rl.serialization import load_state, save_state, writing
+from relax_rl import checkpoint_files
+from relax_rl.serialization import load_state, save_state
 
 __all__ = ["VaeCheckpoints", "flatten", "part"]
-
-_NAME = re.compile(r"step_(\d+)\.safetensors")
 
 
 def flatten(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -46,12 +43,7 @@ class VaeCheckpoints:
 
     def newest_first(self) -> list[Path]:
         """Checkpoints by step, whether they can be read or not."""
-        try:
-            entries = list(self.path.iterdir())
-        except OSError:
-            return []
-        named = [(match, entry) for entry in entries if (match := _NAME.fullmatch(entry.name))]
-        return [entry for _, entry in sorted(named, key=lambda pair: int(pair[0][1]), reverse=True)]
+        return checkpoint_files.newest_first(self.path)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
         """Write a checkpoint, then remove those that are no longer needed.
@@ -59,11 +51,9 @@ class VaeCheckpoints:
         Raises:
             RelaxRLError: the file cannot be written; the checkpoints before it stay.
         """
-        path = self.path / f"step_{max(0, step):09d}.safetensors"
+        path = checkpoint_files.path_at(self.path, max(0, step))
         save_state(path, tensors, state)
-        with writing(self.path):
-            for old in self.newest_first()[self.keep :]:
-                old.unlink(missing_ok=True)
+        checkpoint_files.remove_all_but(self.path, self.keep)
         return path
 
     def load_newest(self, warn: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any], Path]:
@@ -72,16 +62,5 @@ class VaeCheckpoints:
         Raises:
             CheckpointError: there is none, or none can be read.
         """
-        found = self.newest_first()
-        if not found:
-            raise CheckpointError(f"{self.path} holds no checkpoint; start a new run")
-        for path in found:
-            try:
-                tensors, state = load_state(path)
-            except CheckpointError as error:
-                warn(f"{error}; trying the one before it")
-                with writing(path):
-                    path.rename(path.with_name(f"{path.name}.damaged"))
-            else:
-                return tensors, state, path
-        raise CheckpointError(f"none of the {len(found)} checkpoints in {self.path} can be read; start a new run")
+        (tensors, state), path = checkpoint_files.newest_readable(self.path, load_state, warn=warn, set_aside=True)
+        return tensors, state, path

@@ -16,6 +16,7 @@ from rich.console import Console
 from relax_rl.comparison.plan import Folder
 from relax_rl.comparison.pool import Task, WorkerPool
 from relax_rl.comparison.progress import Board, LinesView, SilentView, TableView, make_view
+from relax_rl.comparison.worker_process import WorkerProcess, local_workers
 from relax_rl.errors import SettingsError
 from relax_rl.interruption import Interruption
 
@@ -78,7 +79,7 @@ class Quiet(SilentView):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_all_tasks_are_done_by_at_most_so_many_workers(tmp_path, command, workers):
     queue = Queue(*["work"] * 6)
-    with WorkerPool(workers, tmp_path, command=command) as pool:
+    with WorkerPool(workers, tmp_path, start=local_workers(command=command)) as pool:
         assert pool.run(queue, Quiet(), Interruption())
         again = Queue("work")
         assert pool.run(again, Quiet(), Interruption())
@@ -88,7 +89,7 @@ def test_all_tasks_are_done_by_at_most_so_many_workers(tmp_path, command, worker
 
 def test_what_fails_does_not_stop_the_rest(tmp_path, command, capsys):
     queue = Queue("work", "die", "fail", "leave", "work")
-    with WorkerPool(1, tmp_path, command=command) as pool:
+    with WorkerPool(1, tmp_path, start=local_workers(command=command)) as pool:
         assert pool.run(queue, Quiet(), Interruption())
     assert queue.ended["die-1"] == {"status": "failed", "error": "its process was ended by SIGKILL (out of memory?)"}
     assert queue.ended["fail-2"]["error"] == "no luck"
@@ -105,7 +106,7 @@ def test_an_interruption_lets_workers_save_and_begins_nothing_more(tmp_path, com
         def progress(self, task, message) -> None:
             interruption.signal = signal.SIGINT
 
-    with WorkerPool(1, tmp_path, command=command) as pool:
+    with WorkerPool(1, tmp_path, start=local_workers(command=command)) as pool:
         assert not pool.run(queue, Interrupting(), interruption)
     assert queue.ended == {} and len(queue.tasks) == 1
 
@@ -116,9 +117,9 @@ def test_a_worker_that_somebody_else_stops_is_a_failure(tmp_path, command):
     class Stopping(Quiet):
         def progress(self, task, message) -> None:
             if task.name == "wait-0":
-                os.kill(pool._workers[0].process.pid, signal.SIGTERM)
+                os.kill(pool._posts[0].worker.process.pid, signal.SIGTERM)
 
-    with WorkerPool(1, tmp_path, command=command) as pool:
+    with WorkerPool(1, tmp_path, start=local_workers(command=command)) as pool:
         assert pool.run(queue, Stopping(), Interruption())
     assert queue.ended["wait-0"] == {"status": "failed", "error": "stopped from outside"}
     assert queue.ended["work-1"]["status"] == "finished"
@@ -130,7 +131,7 @@ def test_a_folder_is_held_by_its_workers_too(tmp_path, command):
     with folder.locked() as held:
         with pytest.raises(SettingsError, match="is being worked on"), folder.locked():
             pass
-        pool = WorkerPool(1, tmp_path, command=command, held=held)
+        pool = WorkerPool(1, tmp_path, start=local_workers(command=command, held=held))
         assert pool.run(Queue("work"), Quiet(), Interruption())
     with pytest.raises(SettingsError, match="is being worked on"), folder.locked():
         pass
@@ -214,11 +215,10 @@ def test_the_view_fits_the_output(capsys):
     assert type(make_view(Board(1), quiet=True)) is SilentView
 
 
-def test_the_real_worker_leaves_when_its_starter_is_gone(tmp_path):
+def test_the_real_worker_leaves_when_its_starter_is_gone():
     """The end of its input ends it, also while nothing is being worked on."""
-    pool = WorkerPool(1, tmp_path)
-    worker = pool._start()
-    worker.process.stdin.close()
+    worker = WorkerProcess(lambda message: None)
+    worker.dismiss()
     deadline = time.monotonic() + 60
     while worker.process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -6,15 +6,20 @@ import shlex
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from relax_rl.comparison.config import CompareConfig, check_resumable, read_settings, write_settings
 from relax_rl.comparison.contestants import read_contestants
-from relax_rl.errors import SettingsError
+from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.interruption import Interruption, interruptible
 from relax_rl.options import parse
+
+if TYPE_CHECKING:
+    from relax_rl.comparison.plan import Folder
+    from relax_rl.comparison.pool import Start
 
 __all__ = ["compare_command", "run_comparison"]
 
@@ -48,9 +53,9 @@ def run_comparison(
     Raises:
         SettingsError: environments, contestants or settings that cannot work, a missing extra, or a folder in use.
         CheckpointError: no comparison to go on with.
-        RelaxRLError: the folder cannot be written.
+        RelaxRLError: the folder cannot be written, or no Ray cluster answers, or it is lost.
     """
-    from relax_rl.comparison import peers, tuning
+    from relax_rl.comparison import peers, ray_pool, tuning
     from relax_rl.comparison.plan import Folder, check_contestants, make_environments, variance_reference
     from relax_rl.comparison.pool import WorkerPool
     from relax_rl.comparison.progress import Board, make_view
@@ -61,6 +66,8 @@ def run_comparison(
     contestants = read_contestants(config.estimators, config.peers, config.set)
     if config.peers:
         peers.check_installed()
+    if config.ray_address is not None:
+        ray_pool.check_installed()
     if config.tune:
         tuning.check_installed(config)
     variance_reference(contestants, config)
@@ -69,18 +76,35 @@ def run_comparison(
     folder = Folder(Path(config.resume or config.run_dir or _default_folder()))
     if config.resume is None:
         folder.create()
-    with folder.locked() as held:
+    with ExitStack() as stack:
+        held = stack.enter_context(folder.locked())
+        start, workers, cluster = _workers(config, folder, held, interruption, stack)
         settings = replace(config, resume=None, run_dir=str(folder.path))
         commands = write_settings(folder.settings, settings, command)
-        view = make_view(Board(config.workers), quiet=config.quiet)
-        session = Session(config, folder, environments, contestants, commands)
-        with WorkerPool(config.workers, folder.logs, held=held) as pool:
-            try:
-                # An interruption that has not come yet is false.
-                result = session.run(pool, view, Interruption() if interruption is None else interruption)
-            finally:
-                view.end()
-    return folder.path, result
+        view = make_view(Board(workers), quiet=config.quiet)
+        pool = stack.enter_context(WorkerPool(workers, folder.logs, start=start))
+        stack.callback(view.end)
+        session = Session(config, folder, environments, contestants, commands, cluster)
+        # An interruption that has not come yet is false.
+        return folder.path, session.run(pool, view, Interruption() if interruption is None else interruption)
+
+
+def _workers(
+    config: CompareConfig, folder: Folder, held: int | None, interruption: Interruption | None, stack: ExitStack
+) -> tuple[Start, int, dict[str, Any] | None]:
+    """What starts workers, how many there are to be, and what is known of the cluster that they are on, if any."""
+    from relax_rl.comparison.ray_pool import RayCluster
+    from relax_rl.comparison.worker_process import local_workers
+
+    if config.ray_address is None:
+        return local_workers(held=held), config.workers, None
+    try:
+        log = folder.logs / "ray.log"
+        cluster = stack.enter_context(RayCluster(config.ray_address, log, held=held, interruption=interruption))
+    except RelaxRLError:
+        folder.discard()
+        raise
+    return cluster.start, config.num_workers or max(1, cluster.cpus), cluster.about
 
 
 def _config(args: list[str], prog: str) -> CompareConfig:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import time
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
@@ -19,8 +20,10 @@ from relax_rl.runs import write_json
 
 __all__ = ["CHANGEABLE", "CompareConfig", "check_resumable", "read_settings", "usable_cores", "write_settings"]
 
-CHANGEABLE = frozenset({"seeds", "threshold", "num_workers", "run_dir", "resume", "quiet"})
+CHANGEABLE = frozenset({"seeds", "threshold", "num_workers", "ray_address", "run_dir", "resume", "quiet"})
 """Options that may differ when a comparison is gone on with; all others would make it another comparison."""
+
+_ADDRESS = re.compile(r"(ray://)?[^\s:/]+:\d{1,5}|(ray://)?\[[0-9a-fA-F:]+\]:\d{1,5}")
 
 PeerName = Literal["sb3-a2c", "sb3-ppo"]
 
@@ -49,6 +52,8 @@ class CompareConfig:
     """End a run once it has reached the threshold; final scores then say little."""
     num_workers: int = 0
     """Runs side by side; 0 takes as many as there are cores."""
+    ray_address: str | None = None
+    """Ray cluster to train on: HOST:PORT, ray://HOST:PORT, auto (the one this machine belongs to) or local (started for it); needs the extra ray. Without it, processes of this machine train."""
     tune: int = 0
     """Optuna trials of each contestant on each environment before the comparison; 0 tunes nothing."""
     tune_seeds: int = 1
@@ -68,7 +73,7 @@ class CompareConfig:
     run_dir: str | None = None
     """Folder of the comparison (default: runs/compare-TIME)."""
     resume: str | None = None
-    """Folder of a comparison to go on with; --seeds, --threshold and --num-workers may change."""
+    """Folder of a comparison to go on with; --seeds, --threshold, --num-workers and --ray-address may change."""
     quiet: bool = False
     """Show no progress."""
 
@@ -84,6 +89,10 @@ class CompareConfig:
             twice = [value for value in values if values.count(value) > 1]
             if twice:
                 raise SettingsError(f"{name} has {twice[0]!r} twice, expected each once")
+        address = self.ray_address
+        if address not in (None, "auto", "local") and not _ADDRESS.fullmatch(str(address)):
+            expected = "auto, local, HOST:PORT or ray://HOST:PORT"
+            raise SettingsError(f"ray_address is {address!r}, expected {expected}")
         if not self.env:
             raise SettingsError("env is empty, expected the id of an environment")
         if not self.estimators and not self.peers:
@@ -96,7 +105,7 @@ class CompareConfig:
 
     @property
     def workers(self) -> int:
-        """Worker processes."""
+        """Runs side by side on this machine."""
         return self.num_workers or usable_cores()
 
 
@@ -117,7 +126,7 @@ def write_settings(path: Path, config: CompareConfig, command: str) -> list[str]
     earlier = json.loads(path.read_text(encoding="utf-8")).get("commands", []) if path.exists() else []
     commands = [*earlier, command]
     versions = {"python": platform.python_version()}
-    for package in ("torch", "gymnasium", "numpy", "stable_baselines3", "optuna"):
+    for package in ("torch", "gymnasium", "numpy", "stable_baselines3", "optuna", "ray"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -159,7 +168,7 @@ def check_resumable(saved: CompareConfig, wanted: CompareConfig) -> None:
         old, new = getattr(saved, field.name), getattr(wanted, field.name)
         fixed = field.name not in CHANGEABLE or (field.name == "threshold" and saved.stop_when_solved)
         if old != new and fixed:
-            may = "--seeds, --threshold and --num-workers"
+            may = "--seeds, --threshold, --num-workers and --ray-address"
             raise SettingsError(
                 f"{field.name} is {new!r}, but the comparison to go on with has {old!r}, and only {may} may change; "
                 "start a new comparison instead"

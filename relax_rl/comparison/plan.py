@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["Environment", "Folder", "check_contestants", "make_environments", "run_task", "variance_reference"]
+
+
+FOLDERS = ("runs", "logs", "variance", "figures")
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,18 @@ class Folder:
                 "--run-dir"
             )
         with writing(self.path):
-            for name in ("runs", "logs", "variance", "figures"):
+            for name in FOLDERS:
                 (self.path / name).mkdir(parents=True, exist_ok=True)
+
+    def discard(self) -> None:
+        """Remove what `create` has made, as long as nothing is in it but empty folders and logs."""
+        if self.settings.exists():
+            return
+        for path in (*self.logs.glob("*.log"), self.path / ".lock"):
+            path.unlink(missing_ok=True)
+        for name in (*FOLDERS, ""):
+            with suppress(OSError):
+                (self.path / name).rmdir()
 
     @contextmanager
     def locked(self) -> Iterator[int | None]:

@@ -1,26 +1,20 @@
-"""Worker processes and the queue they take their tasks from."""
+"""Workers and the queue they take their tasks from, wherever they work."""
 
 from __future__ import annotations
 
-import json
-import os
 import queue
-import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import relax_rl
+from relax_rl.comparison.worker_process import local_workers
+from relax_rl.errors import RelaxRLError
 from relax_rl.interruption import Interruption
 
-__all__ = ["Source", "Task", "Watcher", "WorkerPool"]
+__all__ = ["Source", "Start", "Task", "Watcher", "Worker", "WorkerPool"]
 
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _PATIENCE = 120.0
 """Seconds that workers get to save their runs before they are killed."""
 
@@ -56,7 +50,7 @@ class Watcher(Protocol):
     """Sees how the work goes on."""
 
     def started(self, task: Task) -> None:
-        """A worker has taken the task."""
+        """A worker has begun with the task."""
 
     def progress(self, task: Task, message: Mapping[str, Any]) -> None:
         """The task has got further."""
@@ -64,40 +58,62 @@ class Watcher(Protocol):
     def ended(self, task: Task, outcome: Mapping[str, Any]) -> None:
         """The task has ended."""
 
+    def warn(self, line: str) -> None:
+        """Something has gone wrong that ends no task."""
+
     def refresh(self) -> None:
         """Called several times a second."""
 
 
-@dataclass
-class _Worker:
-    process: subprocess.Popen[bytes]
-    task: Task | None = None
-    log: Path | None = None
-    stopping: bool = field(default=False)
+class Worker(Protocol):
+    """Works on one task at a time, and tells of it in messages.
+
+    They are `{"event": "started"}`, `{"event": "progress", ...}`, `{"event": "warning", "line": ...}`,
+    `{"event": "done", "outcome": ...}`, and, when it works no more, `{"event": "gone", "error": why}`; `{"event": "broken",
+    "error": why}` means that no other worker works any more either.
+    """
+
+    def give(self, message: Mapping[str, Any]) -> None:
+        """Hand over a task; its `log` is the path of the file that its output goes to."""
+
+    def stop(self) -> None:
+        """Ask it to save the run at hand and to leave."""
+
+    def dismiss(self) -> None:
+        """Tell it that nothing more comes."""
+
+    def wait(self, seconds: float) -> None:
+        """Wait until it has left; after so long it is ended by force."""
+
+
+Start = Callable[[Callable[[dict[str, Any]], None]], Worker]
+"""Starts a worker; its messages go to the function given, from any thread."""
+
+
+class _Post:
+    """A worker's place in the pool."""
+
+    def __init__(self, start: Start, events: queue.Queue[tuple[_Post, dict[str, Any]]]) -> None:
+        self.task: Task | None = None
+        self.stopping = False
+        self.worker = start(lambda message: events.put((self, message)))
 
 
 class WorkerPool:
-    """Processes that work on tasks side by side, each with one CPU thread, its output in one log per task.
+    """Workers on tasks side by side, the output of each task in a log of its own.
 
     Args:
-        num_workers: at most so many at a time; a process is started when there is something to do.
+        num_workers: at most so many at a time; one is started when there is something to do.
         log_folder: where the logs go; it must exist.
-        held: a file descriptor that workers inherit: a lock on it is held until the last of them has left.
-        command: that starts a worker.
+        start: starts a worker; processes on this machine if left out.
     """
 
-    def __init__(
-        self,
-        num_workers: int,
-        log_folder: Path,
-        *,
-        held: int | None = None,
-        command: Sequence[str] = (sys.executable, "-m", "relax_rl.comparison.worker"),
-    ) -> None:
-        self._num_workers, self._log_folder, self._held, self._command = num_workers, log_folder, held, command
-        self._workers: list[_Worker] = []
-        self._leaving: list[_Worker] = []
-        self._events: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
+    def __init__(self, num_workers: int, log_folder: Path, *, start: Start | None = None) -> None:
+        self.num_workers, self._log_folder = num_workers, log_folder
+        self._start: Start = local_workers() if start is None else start
+        self._posts: list[_Post] = []
+        self._leaving: list[_Post] = []
+        self._events: queue.Queue[tuple[_Post, dict[str, Any]]] = queue.Queue()
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -106,127 +122,92 @@ class WorkerPool:
         self.close()
 
     def run(self, source: Source, watcher: Watcher, interruption: Interruption) -> bool:
-        """Work until the source is empty; returns False when interrupted, with every run saved."""
+        """Work until the source is empty; returns False when interrupted, with every run saved.
+
+        Raises:
+            RelaxRLError: what the workers depend on is gone.
+        """
         while True:
             if not interruption:
-                self._hand_out(source, watcher)
+                self._hand_out(source)
             elif self._interrupt():
                 return False
-            if not any(worker.task for worker in self._workers):
+            if not any(post.task for post in self._posts):
                 return not interruption
             try:
-                worker, message = self._events.get(timeout=0.2)
+                post, message = self._events.get(timeout=0.2)
             except queue.Empty:
                 pass
             else:
-                self._handle(worker, message, source, watcher)
+                self._handle(post, message, source, watcher)
             watcher.refresh()
 
     def close(self) -> None:
-        """End all workers: idle ones leave at the end of their input, others are told to save and to leave."""
-        for worker in self._workers:
-            if worker.task is not None and worker.process.poll() is None:
-                worker.process.terminate()
+        """End all workers: idle ones leave as nothing more comes, others are told to save and to leave."""
+        everybody = [*self._posts, *self._leaving]
+        for post in everybody:
+            if post.task is None:
+                post.worker.dismiss()
+            else:
+                post.worker.stop()
         deadline = time.monotonic() + _PATIENCE
-        for worker in (*self._workers, *self._leaving):
-            if worker.task is None and worker.process.stdin is not None:
-                worker.process.stdin.close()
-            try:
-                worker.process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
-        self._workers.clear()
+        for post in everybody:
+            post.worker.wait(max(0.1, deadline - time.monotonic()))
+        self._posts.clear()
         self._leaving.clear()
 
-    def _hand_out(self, source: Source, watcher: Watcher) -> None:
+    def _hand_out(self, source: Source) -> None:
         while True:
-            idle = next((worker for worker in self._workers if worker.task is None), None)
-            if idle is None and len(self._workers) >= self._num_workers:
+            idle = next((post for post in self._posts if post.task is None), None)
+            if idle is None and len(self._posts) >= self.num_workers:
                 return
             task = source.next()
             if task is None:
                 return
-            worker = idle or self._start()
-            worker.task, worker.log = task, self._log_folder / f"{task.name}.log"
-            line = json.dumps({**task.message, "log": str(worker.log)}) + "\n"
-            try:
-                assert worker.process.stdin is not None
-                worker.process.stdin.write(line.encode())
-                worker.process.stdin.flush()
-            except OSError:
-                pass  # it has died; the end of its output says so
+            if idle is None:
+                idle = _Post(self._start, self._events)
+                self._posts.append(idle)
+            idle.task = task
+            idle.worker.give({**task.message, "log": str(self._log_folder / f"{task.name}.log")})
+
+    def _handle(self, post: _Post, message: Mapping[str, Any], source: Source, watcher: Watcher) -> None:
+        task, event = post.task, message["event"]
+        if event == "broken":
+            raise RelaxRLError(message["error"])
+        if event == "gone" and post in self._posts:
+            self._posts.remove(post)
+        if task is None:
+            return
+        if event == "started":
             watcher.started(task)
-
-    def _start(self) -> _Worker:
-        environment = {**os.environ, **dict.fromkeys(_THREADS, "1")}
-        root = str(Path(relax_rl.__file__).resolve().parent.parent)
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
-        process = subprocess.Popen(
-            list(self._command),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            # Ctrl-C reaches the whole foreground group of a terminal; workers are told by us, and once.
-            start_new_session=True,
-            pass_fds=() if self._held is None else (self._held,),
-        )
-        worker = _Worker(process)
-        threading.Thread(target=self._listen, args=(worker,), daemon=True).start()
-        self._workers.append(worker)
-        return worker
-
-    def _listen(self, worker: _Worker) -> None:
-        assert worker.process.stdout is not None
-        for line in worker.process.stdout:
-            self._events.put((worker, json.loads(line)))
-        self._events.put((worker, None))
-
-    def _handle(self, worker: _Worker, message: dict[str, Any] | None, source: Source, watcher: Watcher) -> None:
-        task = worker.task
-        if message is None:
-            code = worker.process.wait()
-            if worker in self._workers:
-                self._workers.remove(worker)
-            if task is None:
-                return
-            worker.task = None
-            outcome: dict[str, Any] = {"status": "failed", "error": _death(code, worker.log)}
-            if worker.stopping:
-                outcome = {"status": "interrupted"}
-        elif task is None:
-            return
-        elif message["event"] == "progress":
+        elif event == "progress":
             watcher.progress(task, message)
-            return
+        elif event == "warning":
+            watcher.warn(f"{task.name}: {message['line']}")
         else:
-            worker.task, outcome = None, message["outcome"]
+            self._ended(post, task, message, source, watcher)
+
+    def _ended(self, post: _Post, task: Task, message: Mapping[str, Any], source: Source, watcher: Watcher) -> None:
+        """A task is over, because it has been worked on or because its worker is gone."""
+        post.task = None
+        if message["event"] == "gone":
+            gone = {"status": "failed", "error": message["error"]}
+            outcome: Mapping[str, Any] = {"status": "interrupted"} if post.stopping else gone
+        else:
+            outcome = message["outcome"]
             if outcome["status"] == "interrupted":
-                self._workers.remove(worker)  # it is leaving, and takes no further task
-                self._leaving.append(worker)
+                self._posts.remove(post)  # it is leaving, and takes no further task
+                self._leaving.append(post)
         watcher.ended(task, outcome)
         if outcome["status"] != "interrupted":
             source.finished(task, outcome)
-        elif not worker.stopping:  # somebody else has told the worker to leave
+        elif not post.stopping:  # somebody else has told the worker to leave
             source.finished(task, {"status": "failed", "error": "stopped from outside"})
 
     def _interrupt(self) -> bool:
         """Tell busy workers to save and leave; True once all have."""
-        for worker in self._workers:
-            if worker.task is not None and not worker.stopping:
-                worker.stopping = True
-                worker.process.terminate()
-        return not any(worker.task for worker in self._workers)
-
-
-def _death(code: int, log: Path | None) -> str:
-    """Why a worker is gone, as far as it is known."""
-    if code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-        return f"its process was ended by {name}{hint}"
-    return f"its process ended with code {code}, see {log}"
+        for post in self._posts:
+            if post.task is not None and not post.stopping:
+                post.stopping = True
+                post.worker.stop()
+        return not any(post.task for post in self._posts)

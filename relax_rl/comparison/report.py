@@ -24,7 +24,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         *(f"    {command}" for command in result["commands"]),
         "",
         f"{_count(options['seeds'], 'seed')} from {options['first_seed']} on; "
-        f"{_at_a_time(result['num_workers'])} on {_count(result['cores'], 'core')}, each with one CPU thread unless its "
+        f"{_at_a_time(result['num_workers'])} on {_place(result)}, each with one CPU thread unless its "
         "settings say otherwise: wall times are those under this load.",
     ]
     if result["failures"]:
@@ -173,6 +173,11 @@ def _count(number: int, what: str) -> str:
 
 def _at_a_time(workers: int) -> str:
     return "one run at a time" if workers == 1 else f"{workers} runs side by side"
+
+
+def _place(result: Mapping[str, Any]) -> str:
+    cores, cluster = _count(result["cores"], "core"), result.get("cluster")
+    return cores if cluster is None else f"{cores} of {_count(cluster['nodes'], 'node')} of a Ray cluster"
 
 
 def _interval(found: Mapping[str, float], form: str) -> str:

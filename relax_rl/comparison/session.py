@@ -50,6 +50,7 @@ class Session:
         folder: exists, and is held for this process.
         environments, contestants: checked.
         commands: as typed, of this and earlier sessions, for the report.
+        cluster: `address`, `cpus` and `nodes` of the one that works on it, if it is not this machine alone.
     """
 
     config: CompareConfig
@@ -57,6 +58,7 @@ class Session:
     environments: Sequence[Environment]
     contestants: Sequence[Contestant]
     commands: Sequence[str] = ()
+    cluster: Mapping[str, Any] | None = None
 
     def run(self, pool: WorkerPool, view: View, interruption: Interruption) -> dict[str, Any] | None:
         """Do what is still to be done, and write the results; returns what `comparison.json` holds.
@@ -76,7 +78,8 @@ class Session:
                 return None
         source = _Fixed(self._runs())
         self._plan(view.board, source.tasks)
-        view.begin(f"{len(source.tasks)} runs, {self.config.workers} at a time, in {self.folder.path}")
+        self._num_workers = pool.num_workers
+        view.begin(f"{len(source.tasks)} runs, {pool.num_workers} at a time, in {self.folder.path}")
         if not pool.run(source, view, interruption):
             return None
         failures = source.failures + self._earlier_failures(source.failures)
@@ -188,8 +191,9 @@ class Session:
         result = {
             "options": asdict(self.config),
             "commands": list(self.commands),
-            "num_workers": self.config.workers,
-            "cores": usable_cores(),
+            "num_workers": self._num_workers,
+            "cores": usable_cores() if self.cluster is None else self.cluster["cpus"],
+            "cluster": self.cluster,
             "failures": list(failures),
             "contestants": {env.name: self._about_contestants(env) for env in self.environments},
             "environments": summaries,

@@ -331,7 +331,8 @@ def test_images_share_a_torso_that_the_surrogate_only_reads(estimator: str) -> N
     assert agents[0].obs_normalizer is None
 
 
-def test_an_update_takes_over_the_convolutions_of_acting() -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_update_takes_over_the_features_of_acting(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Camera(gym.ObservationWrapper):
         observation_space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
 
@@ -339,20 +340,27 @@ def test_an_update_takes_over_the_convolutions_of_acting() -> None:
             return np.random.default_rng(int(observation[0])).integers(0, 256, (1, 36, 36), dtype=np.uint8)
 
     envs = VectorEnvs(vector_of([lambda: Camera(TargetEnv(DISCRETE))] * 3, AutoresetMode.NEXT_STEP), seed=0)
-    agents = [RELAX(envs.single_observation_space, DISCRETE, seed=0, cnn_features=16, num_steps=12) for _ in range(2)]
+    settings: dict[str, Any] = {"seed": 0, "cnn_features": 16, "num_steps": 12, "precision": precision}
+    agents = [RELAX(envs.single_observation_space, DISCRETE, **settings) for _ in range(2)]
     rollout = agents[0].collect(agents[0].collector(envs))
     assert len(rollout.final_obs) == 0 and not rollout.valid.all()
-    asked = []
-    torso = agents[0].policy.torso
-    torso.convolutions.register_forward_hook(lambda *args: asked.append(len(args[2])))  # type: ignore[union-attr]
+    asked: list[int] = []
+    torso: Any = agents[0].policy.torso
+    convolved = torso.convolved
+    monkeypatch.setattr(torso, "convolved", lambda obs: asked.append(len(obs)) or convolved(obs))
     agents[1].generator.set_state(agents[0].generator.get_state())
     for agent in agents:
         agent.update(rollout)
     assert sum(asked) == 3  # the last observations, which only bootstrap
-    for ours, theirs in zip(*(weights(agent).values() for agent in agents), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    ours, theirs = (torch.cat([part.grad for part in agent.theta]) for agent in agents)
+    assert (ours - theirs).norm() < (1e-5 if precision == "float32" else 1e-2) * theirs.norm()
     agents[0].update(rollout)
     assert sum(asked) == 3 + 39  # no longer the policy that acted: everything is computed again
+
+
+def test_a_precision_that_there_is_not_is_named() -> None:
+    with pytest.raises(SettingsError, match="precision is 'float16', expected float32 or bfloat16"):
+        RELAX(OBS, DISCRETE, precision="float16")
 
 
 def test_an_agent_learns_from_nested_observations() -> None:

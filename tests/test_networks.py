@@ -9,7 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from relax_rl.networks import MLP, CombinedTorso, NatureCNN, make_torso, tanh
+from relax_rl.networks import MLP, CombinedTorso, NatureCNN, after_last_layer, make_torso, product, tanh
 from relax_rl.spaces import ObservationEncoder
 
 
@@ -53,6 +53,77 @@ def test_the_cnn_scales_pixels_to_one_whatever_the_memory_format() -> None:
     expected = torso.linear(torso.convolutions(pixels.float() / 255))
     torch.testing.assert_close(torso(pixels), expected)
     torch.testing.assert_close(torso(pixels.contiguous(memory_format=torch.channels_last)), expected)
+
+
+def pixels(rows: int, *shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, (rows, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def gradients(torso: NatureCNN, features: torch.Tensor) -> torch.Tensor:
+    """Of a sum in which every feature has a weight of its own."""
+    weights = torch.linspace(-1.0, 1.0, features.numel()).reshape(features.shape)
+    return torch.cat([x.flatten() for x in torch.autograd.grad((features * weights).sum(), list(torso.parameters()))])
+
+
+def as_modules(torso: NatureCNN, images: torch.Tensor) -> torch.Tensor:
+    return torso.linear(torso.convolutions(images.float() / 255))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 20])
+def test_the_cnn_and_its_gradients_are_those_of_the_plain_modules(channels: int) -> None:
+    torch.manual_seed(0)
+    torso = NatureCNN((channels, 44, 36), 32)
+    images = pixels(5, channels, 44, 36)
+    found, expected = torso(images), as_modules(torso, images)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(torso, found), gradients(torso, expected), rtol=1e-4, atol=1e-4)
+
+
+def test_known_features_get_the_graph_of_those_that_are_computed() -> None:
+    torch.manual_seed(0)
+    torso = NatureCNN((4, 36, 36), 16)
+    images = pixels(6, 4, 36, 36)
+    layer = torso.last_layer()
+    convolved = torso.convolved(images)
+    known = torso.recalled(convolved, layer, after_last_layer(convolved.detach(), layer))
+    computed = torso(images)
+    torch.testing.assert_close(known, computed)
+    torch.testing.assert_close(gradients(torso, known), gradients(torso, computed))
+
+
+def test_a_product_is_that_of_torch_with_and_without_bias() -> None:
+    x, weight, bias = torch.randn(7, 300), torch.randn(20, 300), torch.randn(20)
+    torch.testing.assert_close(
+        product(x, weight, bias), torch.nn.functional.linear(x, weight, bias), rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(product(x, weight.t().contiguous().t()), x @ weight.t(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(product(x.t(), weight[:, :7]), x.t() @ weight[:, :7].t(), rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_rounds_features_and_gradients_to_a_percent() -> None:
+    torch.manual_seed(0)
+    torso = NatureCNN((4, 84, 84), 64, precision="bfloat16")
+    images = pixels(8, 4, 84, 84)
+    found, expected = torso(images), as_modules(torso, images)
+    assert found.dtype == torch.float32
+    assert {parameter.dtype for parameter in torso.parameters()} == {torch.float32}
+    assert 0 < (found - expected).norm() < 0.01 * expected.norm()
+    ours, theirs = gradients(torso, found), gradients(torso, expected)
+    assert torch.nn.functional.cosine_similarity(ours, theirs, dim=0) > 0.999
+
+
+def test_bfloat16_holds_every_pixel_exactly() -> None:
+    torso = NatureCNN((1, 36, 36), 8, precision="bfloat16")
+    first, *others = [layer for layer in torso.convolutions if isinstance(layer, torch.nn.Conv2d)]
+    with torch.no_grad():
+        for layer in (first, *others):
+            layer.weight.zero_()
+        first.weight[0, 0, 0, 0] = 255.0
+        for layer in others:
+            layer.weight[0, 0, 0, 0] = 1.0
+    values = torch.arange(256, dtype=torch.uint8)
+    seen = torso.convolved(values[:, None, None, None].expand(-1, 1, 36, 36))
+    assert torch.equal(seen[:, 0].float(), values.float())
 
 
 def test_the_smallest_image_leaves_a_pixel() -> None:

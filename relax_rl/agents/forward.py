@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +11,44 @@ from torch import Tensor, nn
 from relax_rl.agents.acting import HostNetwork, host_network
 from relax_rl.config import AgentConfig
 from relax_rl.critics import ValueFunction
-from relax_rl.networks import NatureCNN, make_torso
+from relax_rl.host import retire_threads
+from relax_rl.networks import NatureCNN, after_last_layer, make_torso
 from relax_rl.policies import Policy
 from relax_rl.rollouts import Rollout
 from relax_rl.spaces import ActionEncoder, ObservationEncoder
 
-__all__ = ["Networks"]
+__all__ = ["ImageSampler", "Networks"]
+
+
+class ImageSampler:
+    """Outcomes of a policy on images; the update that follows need not repeat what the torso makes of them.
+
+    Args:
+        policy: on a Nature CNN; its parameters must stay as they are meanwhile.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.torso = policy, cast(NatureCNN, policy.torso)
+        self._layer = self.torso.last_layer()
+        self._convolved: list[Tensor] = []
+        self._features: list[Tensor] = []
+
+    def __call__(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Outcomes `[N, ...]` for images `[N, C, H, W]` and base noise `[N, ...]`."""
+        convolved = self.torso.convolved(obs.to(noise.device))
+        with torch.no_grad():
+            features = after_last_layer(convolved, self._layer)
+            dist = self.policy.distribution(self.policy.params(features))
+            outcome = dist.threshold(dist.relax(noise))
+        self._convolved.append(convolved)
+        self._features.append(features)
+        if torch.get_num_threads() > 1:
+            retire_threads()  # environments with threads of their own come next
+        return outcome
+
+    def features(self) -> Tensor:
+        """`[T N, F]` the torso's of all images so far, with their graph."""
+        return self.torso.recalled(torch.cat(self._convolved), self._layer, torch.cat(self._features))
 
 
 class Networks:
@@ -36,6 +69,7 @@ class Networks:
             hidden=config.hidden,
             activation=config.activation,
             cnn_features=config.cnn_features,
+            precision=config.precision,
         )
         torso = new_torso()
         self.policy = Policy(
@@ -49,34 +83,23 @@ class Networks:
         self.value = ValueFunction(torso if self.shared_torso else new_torso()).to(device)
         self.value_part: nn.Module = self.value.head if self.shared_torso else self.value
         self._on_host: dict[type[nn.Module], HostNetwork] = {}
-        self._kept: tuple[Rollout, list[Tensor]] | None = None
+        self._kept: tuple[Rollout, ImageSampler] | None = None
 
-    def sampler(self, kept: list[Tensor]) -> partial[Tensor] | None:
-        """`(obs, noise) -> outcomes` that puts what the convolutions make of each observation, with its graph, into `kept`.
+    def sampler(self) -> ImageSampler | None:
+        """What acts on images and keeps what the torso makes of them; None for other observations."""
+        return ImageSampler(self.policy) if isinstance(self.policy.torso, NatureCNN) else None
 
-        None if there are no convolutions, which are most of the work where they are.
-        """
-        if not isinstance(self.policy.torso, NatureCNN):
-            return None
-        return partial(self._sample, self.policy.torso, kept)
-
-    def _sample(self, torso: NatureCNN, kept: list[Tensor], obs: Tensor, noise: Tensor) -> Tensor:
-        kept.append(torso.convolved(obs.to(noise.device)))
-        with torch.no_grad():
-            dist = self.policy.distribution(self.policy.params(torso.after_convolutions(kept[-1])))
-            return dist.threshold(dist.relax(noise))
-
-    def keep(self, rollout: Rollout, kept: list[Tensor]) -> None:
-        """Keep convolutions for the update of this very rollout, which then need not repeat them."""
-        self._kept = rollout, kept
+    def keep(self, rollout: Rollout, sampler: ImageSampler) -> None:
+        """Keep the sampler that acted for the update of this very rollout."""
+        self._kept = rollout, sampler
 
     def forget(self) -> None:
         """Called when the parameters change."""
         self._kept = None
 
-    def convolved(self, rollout: Rollout) -> Tensor | None:
-        """`[T N, S]` what was kept for this rollout, if anything."""
-        return torch.cat(self._kept[1]) if self._kept is not None and self._kept[0] is rollout else None
+    def recalled(self, rollout: Rollout) -> Tensor | None:
+        """`[T N, F]` the torso's features with their graph, if they were kept for this rollout."""
+        return self._kept[1].features() if self._kept is not None and self._kept[0] is rollout else None
 
     def on_host(self, module: Policy | ValueFunction) -> HostNetwork | None:
         """One of the two in NumPy, or None where it has to be torch."""
@@ -88,20 +111,20 @@ class Networks:
         return known
 
     def without_graph(self, obs: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What a call without `convolved` gives, without graph."""
+        """What a call without `features` gives, without graph."""
         policy, value = self.on_host(self.policy), self.on_host(self.value)
         with torch.no_grad():
             if policy is None or value is None:
                 return self(obs, rows)
             return self.policy.params_from(policy.on_tensor(obs[:rows])), value.on_tensor(obs).squeeze(-1), obs[:rows]
 
-    def __call__(self, obs: Tensor, rows: int, convolved: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, obs: Tensor, rows: int, features: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Pass observations through both networks.
 
         Args:
             obs: `[B + K, ...]` normalised observations; the last K only bootstrap.
             rows: B.
-            convolved: of the first B, if it is known.
+            features: the torso's, of the first B, if they are known.
 
         Returns:
             Parameters of the action distribution `[B, P]`, values `[B + K]`, and a description of the first B states
@@ -109,11 +132,8 @@ class Networks:
         """
         if not self.shared_torso:
             return self.policy(obs[:rows]), self.value(obs), obs[:rows]
-        torso = self.policy.torso
-        if convolved is not None and isinstance(torso, NatureCNN):
-            features = torso.after_convolutions(convolved)
-        else:
-            features = torso(obs[:rows])
+        if features is None:
+            features = self.policy.torso(obs[:rows])
         with torch.no_grad():  # the observations that only bootstrap take no part in the backward pass
             beyond = self.value(obs[rows:])
         return self.policy.params(features), torch.cat([self.value.value(features), beyond]), features.detach()

@@ -56,11 +56,11 @@ def collect(agent: ActorCritic, collector: Collector) -> Rollout:
     networks, num_envs = agent._networks, collector.envs.num_envs
     noise = agent.sample_noise(collector.num_steps, agent.workers.count * num_envs)
     noise = noise[:, columns(agent.workers, num_envs)]
-    kept: list[Tensor] = []
+    sampler = networks.sampler()
     on_host = host_sampler(agent.policy, networks.on_host(agent.policy), agent.obs_normalizer)
-    rollout = collector.collect(networks.sampler(kept) or agent.sample, noise, on_host=on_host)
-    if kept:
-        networks.keep(rollout, kept)
+    rollout = collector.collect(sampler or agent.sample, noise, on_host=on_host)
+    if sampler is not None:
+        networks.keep(rollout, sampler)
     return rollout
 
 
@@ -91,14 +91,14 @@ def update(agent: ActorCritic, rollout: Rollout) -> dict[str, Tensor | float]:
 def batch_of(agent: ActorCritic, rollout: Rollout) -> tuple[Batch, Tensor, Tensor]:
     """What an update sees of a rollout; see `ActorCritic.batch`."""
     networks, reward_scaler, advantage_scale = agent._networks, agent.reward_scaler, agent.advantage_scale
-    convolved = networks.convolved(rollout)
+    recalled = networks.recalled(rollout)
     rollout = rollout.to(agent.device)
     obs = _observations(agent, rollout)
     rows = rollout.num_steps * rollout.num_envs
     if agent.compiled is not None:
         params, value, features = networks.without_graph(obs, rows)
     else:
-        params, value, features = networks(obs, rows, convolved)
+        params, value, features = networks(obs, rows, recalled)
     batch = make_batch(
         rollout,
         agent.policy.distribution(params.detach().requires_grad_()),

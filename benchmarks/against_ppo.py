@@ -1,66 +1,50 @@
-"""The surrogate on and off, with the same code and the same settings, and Stable-Baselines3's PPO beside both.
+"""The surrogate on and off, with the same code and settings, and Stable-Baselines3's PPO beside both.
 
     python -m benchmarks.against_ppo                               # every task; what is done already is kept
     python -m benchmarks.against_ppo --tasks CartPole-v1 --seeds 5
 
-Every task is one `train_agent.py compare` command, in the trust region that PPO takes its steps in: ours without a
-surrogate is PPO's gradient with our V, and with one it differs in nothing else. The comparisons work in
+Every task is one `train_agent.py compare` command. Ours take the preset of the task; without a surrogate (`off`) that is
+A2C, or PPO's gradient with our V where the preset passes over a rollout several times, and with one (`on`) it differs in
+nothing else. `CartPole-v1-zoo-settings` gives ours what rl-baselines3-zoo tuned for PPO. The comparisons work in
 `runs/benchmarks/against_ppo/`, can be stopped and gone on with, and leave their report, numbers and figures in
-`results/against_ppo/<task>/`.
+`results/against_ppo/<task>/`; `results/against_ppo.md` sums them up.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
-import subprocess
-import sys
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
+from statistics import median
+from typing import Any
 
-from benchmarks.tasks import RESULTS
+from benchmarks.matches import Match, play, spread
+from benchmarks.tasks import RESULTS, write_text
 
-__all__ = ["MATCHES", "Match", "main"]
+__all__ = ["MATCHES", "main"]
 
-RUNS = Path("runs/benchmarks/against_ppo")
-REPORTS = RESULTS / "against_ppo"
-DISCRETE = ("off=a2c", "last=relax", "on=relax:surrogate_replay=4", "marginal=marginal:surrogate_replay=4")
-CONTINUOUS = ("off=a2c", "last=lax", "on=lax:surrogate_replay=4")
-"""Without surrogate; with one that learns from the last rollout, and from the last four; and summed over the actions."""
+GROUP = "against_ppo"
+PPO = "sb3-ppo"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Match:
-    """One comparison."""
-
-    env: str
-    steps: int
-    contestants: tuple[str, ...]
-    settings: dict[str, str]
-    """Of all of ours, over the preset of the environment."""
-
-    def command(self, seeds: int, folder: Path) -> list[str]:
-        """What is started; a comparison that is there already is gone on with."""
-        start = [sys.executable, "train_agent.py", "compare"]
-        if (folder / "settings.json").exists():
-            return [*start, "--resume", str(folder), "--seeds", str(seeds)]
-        options = ["--env", self.env, "--estimators", *self.contestants, "--peers", "sb3-ppo"]
-        options += ["--set", *(f"{name}={value}" for name, value in self.settings.items())]
-        return [
-            *start,
-            *options,
-            *("--total-steps", str(self.steps), "--seeds", str(seeds), "--run-dir", str(folder)),
-            *("--variance", "--variance-of", "off"),
-        ]
+def _match(env: str, steps: int, *, seeds: int = 10, on: str = "relax", exact: bool = False) -> Match:
+    contestants = ("off=a2c", f"on={on}", *(("exact=marginal",) if exact else ()))
+    return Match(env=env, steps=steps, contestants=contestants, peers=(PPO,), seeds=seeds, variance_of="off")
 
 
 MATCHES: dict[str, Match] = {
-    # rl-baselines3-zoo's settings of PPO, and the normalisation that our presets take everywhere
-    "CartPole-v1": Match(
-        env="CartPole-v1",
-        steps=100_000,
-        contestants=DISCRETE,
+    "CartPole-v1": _match("CartPole-v1", 100_000, exact=True),
+    "Acrobot-v1": _match("Acrobot-v1", 100_000, exact=True),
+    "InvertedPendulum-v5": _match("InvertedPendulum-v5", 150_000, on="lax"),
+    "LunarLander-v3": _match("LunarLander-v3", 500_000, seeds=5),
+    "LunarLanderContinuous-v3": _match("LunarLanderContinuous-v3", 500_000, on="lax", seeds=5),
+    "HalfCheetah-v5": _match("HalfCheetah-v5", 1_000_000, on="lax", seeds=5),
+    "Hopper-v5": _match("Hopper-v5", 1_000_000, on="lax", seeds=5),
+    "HalfCheetah-v5-7-bins": _match("HalfCheetah-v5,bins=7", 1_000_000, seeds=5),
+    "CartPole-v1-zoo-settings": replace(
+        _match("CartPole-v1", 100_000),
+        contestants=("off=a2c", "last=relax", "on=relax:surrogate_replay=4", "marginal=marginal:surrogate_replay=4"),
         settings={
             "num_envs": "8",
             "num_steps": "32",
@@ -75,43 +59,85 @@ MATCHES: dict[str, Match] = {
             "lr_schedule": "linear",
         },
     ),
-    "InvertedPendulum-v5": Match(
-        env="InvertedPendulum-v5",
-        steps=150_000,
-        contestants=CONTINUOUS,
-        settings={
-            "num_envs": "8",
-            "num_steps": "16",
-            "minibatch_size": "64",
-            "epochs": "5",
-            "clip_range": "0.2",
-            "gamma": "0.99",
-            "gae_lambda": "0.9",
-            "policy_lr": "1e-3",
-            "value_lr": "1e-3",
-            "surrogate_lr": "3e-3",
-            "lr_schedule": "linear",
-        },
-    ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run what is asked for, and keep what it found."""
+    """Run what is asked for, and sum up all that is there."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tasks", nargs="+", choices=list(MATCHES), default=list(MATCHES))
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, help="runs of each contestant (default: the task's)")
+    parser.add_argument("--report", action="store_true", help="sum up and train nothing")
     args = parser.parse_args(argv)
-    for name in args.tasks:
-        folder = RUNS / name
-        subprocess.run(MATCHES[name].command(args.seeds, folder), check=True)
-        kept = REPORTS / name
-        shutil.rmtree(kept, ignore_errors=True)
-        kept.mkdir(parents=True)
-        for file in ("report.md", "comparison.json", "settings.json"):
-            shutil.copy(folder / file, kept / file)
-        shutil.copytree(folder / "figures", kept / "figures")
-        print(f"{name}: {kept / 'report.md'}", flush=True)
+    for name in () if args.report else args.tasks:
+        play(name, MATCHES[name], GROUP, seeds=args.seeds)
+        _write_summary()
+    _write_summary()
+
+
+def _write_summary() -> None:
+    """`results/against_ppo.md` from the comparisons that are there."""
+    text = [
+        "# With and without surrogate, and Stable-Baselines3's PPO",
+        "",
+        "`off` is A2C, in PPO's form where the preset passes over a rollout several times; `on` is RELAX or LAX with the same",
+        "settings; `exact` sums the surrogate over the actions; `sb3-ppo` has rl-baselines3-zoo's settings. Steps and seconds",
+        "to the threshold are medians over runs, those that did not reach it beyond all others; the final score is the",
+        "interquartile mean of the last 100 episodes' mean return. Gradient variance: the fitted surrogate's to A2C's at",
+        "agents frozen early, midway and late, `off`'s first run. `python -m benchmarks.against_ppo` writes this file.",
+        "",
+    ]
+    for name in MATCHES:
+        file = RESULTS / GROUP / name / "comparison.json"
+        if file.exists():
+            text += _of_task(name, json.loads(file.read_text(encoding="utf-8")))
+    write_text(RESULTS / f"{GROUP}.md", "\n".join(text))
+
+
+def _of_task(name: str, found: dict[str, Any]) -> list[str]:
+    ((_, task),) = found["environments"].items()
+    threshold = "none" if task["threshold"] is None else f"{task['threshold']:g}"
+    lines = [
+        f"## [{name}]({GROUP}/{name}/report.md)",
+        "",
+        f"{task['total_steps']:,} steps, threshold {threshold}.",
+        "",
+        "| contestant | runs | final score | solved | steps | seconds | steps/s |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for label, contestant in task["contestants"].items():
+        solved = contestant["solved"]
+        cells = [label, str(len(contestant["runs"])), spread(contestant["final"], ".1f")]
+        if solved is None:
+            cells += ["", "", ""]
+        else:
+            cells += [f"{solved['solved']} of {solved['runs']}", spread(solved["steps"]["median"], ",.0f")]
+            cells.append(spread(solved["seconds"]["median"], ".0f"))
+        cells.append(f"{median(run['steps_per_second'] for run in contestant['runs']):,.0f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    improvement = next((x for x in task["improvement"] if {x["x"], x["y"]} == {"off", "on"}), None)
+    if improvement is not None:
+        on = improvement if improvement["x"] == "on" else _turned(improvement)
+        lines += ["", f"P(on > off) = {on['value']:.2f} [{on['low']:.2f}, {on['high']:.2f}] by the final score."]
+    ((_, stages),) = (found.get("variance") or {"": {}}).items()
+    ratios = {stage: _fitted(result["applied"]) for stage, result in stages.items()}
+    if ratios:
+        lines += [
+            "",
+            "Gradient variance: " + ", ".join(f"{stage} {ratio:.2f}" for stage, ratio in ratios.items()) + ".",
+        ]
+    return [*lines, ""]
+
+
+def _turned(improvement: dict[str, Any]) -> dict[str, float]:
+    return {"value": 1 - improvement["value"], "low": 1 - improvement["high"], "high": 1 - improvement["low"]}
+
+
+def _fitted(applied: dict[str, Any]) -> float:
+    """The ratio to A2C's variance of RELAX or LAX, trained at the frozen agent."""
+    name = next(name for name in ("relax, fitted", "lax, fitted") if name in applied)
+    ratio: float = applied[name]["ratio"]["value"]
+    return ratio
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.tasks import RESULTS, write_text
 
-__all__ = ["RUNS", "Match", "play"]
+__all__ = ["RUNS", "Match", "play", "spread"]
 
 RUNS = Path("runs/benchmarks")
 
@@ -74,3 +75,10 @@ def play(name: str, match: Match, group: str, *, seeds: int | None = None) -> Pa
     write_text(kept / "comparison.json", json.dumps(numbers, separators=(",", ":")) + "\n")
     shutil.copytree(folder / "figures", kept / "figures")
     return kept
+
+
+def spread(interval: Mapping[str, Any], style: str) -> str:
+    """A value of `comparison.json` with its interval; what lies beyond the comparison's steps is said in words."""
+    value, low, high = (float(interval[name]) for name in ("value", "low", "high"))
+    told = [format(x, style) if x < float("inf") else "beyond" for x in (value, low, high)]
+    return told[0] if value == float("inf") == low else f"{told[0]} [{told[1]}, {told[2]}]"

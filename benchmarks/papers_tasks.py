@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
-from typing import Any
 
-from benchmarks.matches import Match, play
+from benchmarks.matches import Match, play, spread
 from benchmarks.tasks import RESULTS, write_text
 
 __all__ = ["TASKS", "PaperTask", "main"]
@@ -103,8 +100,8 @@ def write_table() -> None:
     lines = [
         "# The tasks of the paper",
         "",
-        "Episodes and steps until the mean return of the last 100 episodes reaches the threshold: medians over all runs,",
-        "in brackets the lowest and the highest, runs that did not get there counted as beyond all that did. Published:",
+        "Episodes and steps until the mean return of the last 100 episodes reaches the threshold: medians over all runs",
+        "with intervals of 95%, runs that did not get there counted as beyond all that did. Published:",
         "means of 5 runs in the paper's last version, under its own definitions.",
         "`python -m benchmarks.papers_tasks` trains and writes this file.",
         "",
@@ -118,19 +115,12 @@ def write_table() -> None:
         found = json.loads(file.read_text(encoding="utf-8"))["environments"][name]["contestants"]
         published = {"a2c": task.published[0], "published": task.published[1]}
         for label, who in WHO.items():
-            runs = found[label]["runs"]
-            solved = sum(run["solved"] is not None for run in runs)
-            cells = [f"{name}, {task.threshold:g}", who, f"{solved} of {len(runs)}"]
-            cells += [_spread(runs, "episodes"), _spread(runs, "steps"), published.get(label, "")]
+            solved = found[label]["solved"]
+            cells = [f"{name}, {task.threshold:g}", who, f"{solved['solved']} of {solved['runs']}"]
+            cells += [spread(solved[what]["median"], ",.0f") for what in ("episodes", "steps")]
+            cells.append(published.get(label, ""))
             lines.append("| " + " | ".join(cells) + " |")
     write_text(RESULTS / f"{GROUP}.md", "\n".join(lines) + "\n")
-
-
-def _spread(runs: Sequence[dict[str, Any]], what: str) -> str:
-    """Median, lowest and highest, with runs that are not solved beyond all others."""
-    values = sorted(run["solved"][what] if run["solved"] is not None else math.inf for run in runs)
-    middle, low, high = (f"{x:,.0f}" if x < math.inf else "beyond" for x in (median(values), values[0], values[-1]))
-    return f"{middle} [{low}, {high}]"
 
 
 if __name__ == "__main__":

@@ -47,13 +47,48 @@ class Preset:
 
 _NORMALIZED = {"normalize_obs": True, "normalize_reward": True, "value_lr": 3e-3, "surrogate_lr": 3e-3}
 _CLASSIC = {"num_envs": 8, "num_steps": 5, "gamma": 0.98, "gae_lambda": 0.8, **_NORMALIZED}
-_LUNAR = {
+_PASSES = {
+    "clip_range": 0.2,
+    "lr_schedule": "linear",
+    "surrogate_scale": "fitted",
+    "normalize_obs": True,
+    "normalize_reward": True,
+}
+"""Several passes over a rollout, within PPO's trust region."""
+_ACROBOT = {
+    "num_envs": 16,
     "num_steps": 32,
+    "minibatch_size": 128,
+    "epochs": 4,
     "gamma": 0.99,
+    "gae_lambda": 0.94,
+    "policy_lr": 1e-3,
+    "value_lr": 1e-3,
+    "surrogate_lr": 1e-3,
+    **_PASSES,
+}
+_LUNAR = {
+    "num_steps": 128,
+    "minibatch_size": 128,
+    "epochs": 8,
+    "gamma": 0.999,
     "gae_lambda": 0.98,
-    "policy_lr": 2e-3,
-    "value_lr": 1e-2,
-    "entropy_coef": 0.01,
+    "policy_lr": 5e-4,
+    "value_lr": 5e-4,
+    "surrogate_lr": 1e-3,
+    **_PASSES,
+}
+_LOCOMOTION = {
+    "num_steps": 64,
+    "minibatch_size": 64,
+    "epochs": 10,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "policy_lr": 3e-4,
+    "value_lr": 3e-4,
+    "surrogate_lr": 1e-3,
+    "log_std_init": -1.0,
+    **_PASSES,
 }
 
 PRESETS: tuple[Preset, ...] = (
@@ -62,7 +97,7 @@ PRESETS: tuple[Preset, ...] = (
         environments=("CartPole-v*", "Acrobot-v*", "MountainCar-v*", "MountainCarContinuous-v*", "Pendulum-v*"),
         overrides=(
             Override(settings=_CLASSIC),
-            Override(env="Acrobot-v*", settings={"num_envs": 16, "gamma": 0.99}),
+            Override(env="Acrobot-v*", settings=_ACROBOT),
             Override(env="MountainCar-v*", settings={"num_envs": 16, "gamma": 0.99}),
             Override(env="MountainCarContinuous-v*", settings={"num_envs": 4, "num_steps": 100, "gamma": 0.99}),
             Override(env="Pendulum-v*", settings={"num_steps": 8, "gamma": 0.9}),
@@ -73,7 +108,8 @@ PRESETS: tuple[Preset, ...] = (
         environments=("LunarLander-v*", "LunarLanderContinuous-v*", "BipedalWalker-v*", "BipedalWalkerHardcore-v*"),
         overrides=(
             Override(settings={"num_envs": 16, "lr_schedule": "linear", **_NORMALIZED}),
-            Override(env="LunarLander*", settings={"total_steps": 1_000_000, **_LUNAR}),
+            Override(env="LunarLander*", settings={"total_steps": 500_000, **_LUNAR}),
+            Override(env="LunarLanderContinuous*", settings={"log_std_init": -0.5}),
             Override(env="BipedalWalker*", settings={"total_steps": 5_000_000, "num_steps": 8}),
         ),
     ),
@@ -98,6 +134,8 @@ PRESETS: tuple[Preset, ...] = (
         overrides=(
             Override(settings={"num_envs": 8, "num_steps": 16, "total_steps": 1_000_000, **_NORMALIZED}),
             Override(env="Inverted*", settings={"num_steps": 5, "gamma": 0.98, "gae_lambda": 0.9}),
+            *(Override(env=f"{body}-v*", settings=_LOCOMOTION) for body in ("Ant", "HalfCheetah", "Hopper", "Walker2d")),
+            Override(env="HalfCheetah-v*", settings={"gamma": 0.98, "gae_lambda": 0.92}),
             Override(env="Swimmer-v*", settings={"gamma": 0.9999}),
         ),
     ),

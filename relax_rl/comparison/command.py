@@ -114,7 +114,8 @@ def _config(args: list[str], prog: str) -> CompareConfig:
     if given.resume is None:
         return given
     saved = read_settings(Path(given.resume) / "settings.json")
-    default = replace(saved, resume=given.resume, quiet=False)
+    # The folder may have been moved since.
+    default = replace(saved, resume=given.resume, run_dir=given.resume, quiet=False)
     config = parse(CompareConfig, args, default=default, prog=prog, description=description)
     if config.run_dir is not None and Path(config.run_dir).resolve() != Path(given.resume).resolve():
         raise SettingsError(f"run_dir is {config.run_dir!r}, but a comparison stays in its folder, {given.resume!r}")

@@ -1,0 +1,215 @@
+"""What else could lower the gradient's variance: control variates beyond the surrogate, at frozen agents.
+
+    python -m benchmarks.headroom                                  # every task; what is measured already is kept
+    python -m benchmarks.headroom --tasks HalfCheetah-v5 --anew
+
+A2C learns in PPO's form up to a point of the learning phase and is frozen there. Rollouts of the frozen policy fit each
+control variate; on further rollouts its gradient's variance is compared with A2C's, all on the same ones. Writes
+`results/headroom/<task>.json` and `results/headroom.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.headroom_controls import Dynamics, Fitted, RefittedValue, Seen, Surrogate
+from benchmarks.tasks import RESULTS, write_json, write_text
+from relax_rl import make_envs
+from relax_rl.agents import A2C, ActorCritic
+from relax_rl.env_snapshots import ForkableEnv
+from relax_rl.estimators.diagnostics import effective_sample_size_ratio
+from relax_rl.gradient_variance import Contender, policy_gradient
+from relax_rl.rollouts import Collector
+from relax_rl.variance_decomposition import EXACT_VALUE, decompose
+
+__all__ = ["TASKS", "Frozen", "main", "measure"]
+
+GROUP = "headroom"
+FIT_ROWS, ROLLOUTS, STATES = 100_000, 60, 200
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Where an agent is frozen.
+
+    Attributes:
+        env: Gymnasium id.
+        steps: learned until then.
+        settings: of A2C.
+    """
+
+    env: str
+    steps: int
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+_PASSES = {
+    "epochs": 10,
+    "minibatch_size": 128,
+    "clip_range": 0.2,
+    "policy_lr": 3e-4,
+    "value_lr": 3e-4,
+    "normalize_obs": True,
+    "normalize_reward": True,
+}
+_MUJOCO = {"num_steps": 64, "gamma": 0.98, "gae_lambda": 0.92, **_PASSES}
+TASKS: dict[str, Frozen] = {
+    task.env: task
+    for task in (
+        Frozen("CartPole-v1", 20_000, {**_PASSES, "num_steps": 32, "gamma": 0.98, "gae_lambda": 0.8}),
+        Frozen("Acrobot-v1", 20_000, {**_PASSES, "num_steps": 32, "gamma": 0.99, "gae_lambda": 0.94}),
+        Frozen("LunarLander-v3", 100_000, {**_PASSES, "num_steps": 64, "gamma": 0.995, "gae_lambda": 0.97}),
+        Frozen("InvertedPendulum-v5", 20_000, {**_PASSES, "num_steps": 32, "gamma": 0.98, "gae_lambda": 0.9}),
+        Frozen("HalfCheetah-v5", 150_000, _MUJOCO),
+        Frozen("Hopper-v5", 150_000, _MUJOCO),
+    )
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure what is asked for, and write the table of all that is there."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--anew", action="store_true", help="measure again what is there")
+    parser.add_argument("--report", action="store_true", help="write the table and measure nothing")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    for name in () if args.report else args.tasks:
+        file = _file(name)
+        if args.anew or not file.exists():
+            write_json(file, measure(TASKS[name]))
+            print(file, flush=True)
+    _write_table()
+
+
+def measure(task: Frozen, *, num_envs: int = 8, seed: int = 0) -> dict[str, Any]:
+    """Train, freeze, fit and measure one task."""
+    with make_envs(task.env, num_envs=num_envs, seed=seed) as envs:
+        agent = A2C(envs.single_observation_space, envs.single_action_space, seed=seed, **task.settings)
+        agent.learn(envs, task.steps)
+        agent.compiled = None  # its batches come without the graph that gradients are pulled back through
+        collector = agent.collector(envs)
+        controls: list[Fitted] = [Surrogate(agent, seed), RefittedValue(agent, seed), Dynamics(agent, seed)]
+        for _ in range(FIT_ROWS // (agent.config.num_steps * num_envs)):
+            seen = _see(agent, collector)
+            for control in controls:
+                control.see(seen)
+        for control in controls:
+            control.fit()
+        draws, explained = _draws(agent, collector, controls)
+    generator = torch.Generator().manual_seed(seed)
+    reference = draws["a2c"]
+    ratios = {
+        name: asdict(effective_sample_size_ratio(reference, found, paired=True, generator=generator))
+        for name, found in draws.items()
+    }
+    return {
+        **asdict(task),
+        "seed": seed,
+        "ratio": ratios,
+        "explained_by_dynamics": explained,
+        "parts": _parts(agent, task),
+    }
+
+
+def _see(agent: ActorCritic, collector: Collector) -> Seen:
+    rollout = agent.collect(collector)
+    batch, _, _ = agent.batch(rollout)
+    agent._networks.forget()
+    return Seen(rollout, batch)
+
+
+def _draws(agent: ActorCritic, collector: Collector, controls: Sequence[Fitted]) -> tuple[dict[str, Tensor], float]:
+    """Gradients `[ROLLOUTS, |theta|]` by name, and what share of V's one-step differences the dynamics explain."""
+    theta = list(agent.policy.parameters())
+    draws: dict[str, list[Tensor]] = {}
+    differences: list[tuple[Tensor, Tensor]] = []
+    for _ in range(ROLLOUTS):
+        rollout = agent.collect(collector)
+        batch, params, _ = agent.batch(rollout)
+        seen = Seen(rollout, batch)
+        found = {"a2c": batch.a2c_gradient}
+        for control in controls:
+            found |= control.estimates(seen)
+            if isinstance(control, Dynamics):
+                differences.append(control.explained(seen))
+        for name, estimate in found.items():
+            draws.setdefault(name, []).append(policy_gradient(estimate, batch.weight, params, theta))
+    true, predicted = (torch.cat(column) for column in zip(*differences, strict=True))
+    return {name: torch.stack(x) for name, x in draws.items()}, 1.0 - float((true - predicted).var() / true.var())
+
+
+def _parts(agent: ActorCritic, task: Frozen) -> dict[str, Any]:
+    """Trajectory, action and state of A2C's variance, as it is and with the true V."""
+    env = ForkableEnv(task.env)
+    try:
+        entrants = [Contender("a2c", lambda batch: batch.a2c_gradient)]
+        parts = decompose(agent, env, entrants, num_states=STATES)
+    finally:
+        env.close()
+    return {name: asdict(parts[name]) for name in ("a2c", EXACT_VALUE)}
+
+
+def _file(name: str) -> Path:
+    return RESULTS / GROUP / f"{name}.json"
+
+
+def _write_table() -> None:
+    """`results/headroom.md` from what is measured."""
+    found = {name: json.loads(_file(name).read_text(encoding="utf-8")) for name in TASKS if _file(name).exists()}
+    names = list(dict.fromkeys(name for result in found.values() for name in result["ratio"]))
+    head = ["| | " + " | ".join(found) + " |", "|---|" + "---:|" * len(found)]
+    rows = [
+        f"| {name} | " + " | ".join(_interval(result["ratio"][name]) for result in found.values()) + " |"
+        for name in names
+    ]
+    parts = []
+    for which, title in (("a2c", "a2c"), (EXACT_VALUE, "with the true V")):
+        for part in ("trajectory", "action", "state"):
+            cells = (_share(result["parts"], which, part) for result in found.values())
+            parts.append(f"| {part}, {title} | " + " | ".join(cells) + " |")
+    steps = "| frozen after | " + " | ".join(f"{result['steps']:,} steps" for result in found.values()) + " |"
+    known = " | ".join(f"{result['explained_by_dynamics']:.2f}" for result in found.values())
+    text = [
+        "# What else could lower the variance",
+        "",
+        (__doc__ or "").partition("\n\n")[2].partition("\n\n")[2].partition(" Writes")[0].strip(),
+        "",
+        "Variance of an update's gradient, times A2C's, with intervals of 95% over rollouts:",
+        "",
+        *head,
+        steps,
+        *rows,
+        f"| share of V's one-step differences that the dynamics explain | {known} |",
+        "",
+        "`surrogate` is RELAX's or LAX's; `later steps too` also takes from the advantage what later actions added to it by",
+        "chance (Cheng et al. 2019). `dynamics` asks a learned model of the next step, and V there, what an action is",
+        "worth; its `state part` is the mean of that over actions. `V refitted` trains V on at the frozen policy.",
+        "",
+        "Parts of the variance of one row's gradient, in shares of A2C's (Tucker et al. 2018; `train_agent.py variance`):",
+        "",
+        *head,
+        *parts,
+    ]
+    write_text(RESULTS / f"{GROUP}.md", "\n".join(text) + "\n")
+
+
+def _interval(value: dict[str, float]) -> str:
+    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+
+def _share(parts: dict[str, Any], which: str, part: str) -> str:
+    total = sum(parts["a2c"][name]["value"] for name in ("trajectory", "action", "state"))
+    return f"{parts[which][part]['value'] / total:.2f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""Control variates for the policy gradient of a frozen agent, beyond the one its surrogate is: what could be gained.
+
+All are fitted on rollouts that they are not measured on, and all but the refitted V leave the gradient's mean as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from relax_rl.agents import AGENTS, ActorCritic
+from relax_rl.agents.batch import Batch
+from relax_rl.agents.surrogate import SurrogateActorCritic
+from relax_rl.distributions import Distribution, FiniteDistribution
+from relax_rl.estimators.exact import every_outcome
+from relax_rl.rollouts import Rollout, gae
+
+__all__ = ["Dynamics", "Fitted", "RefittedValue", "Seen", "Surrogate"]
+
+PAIRS = 8
+"""Antithetic pairs of actions that an expectation over continuous actions is taken from, apart from the action taken."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A rollout of the frozen agent, and how it looks to an update."""
+
+    rollout: Rollout
+    batch: Batch
+
+
+class Fitted:
+    """A control variate that is fitted first."""
+
+    def see(self, seen: Seen) -> None:
+        """Take in a rollout to be fitted on."""
+
+    def fit(self) -> None:
+        """Called once all of them were seen."""
+
+    def estimates(self, seen: Seen) -> dict[str, Tensor]:
+        """`[B, P]` gradients, by name."""
+        raise NotImplementedError
+
+
+class Surrogate(Fitted):
+    """The package's own: c^ by the variance objective, at its own step, and at the later steps of the trajectory too.
+
+    At a later step it is c^(s, a) - E_a c^(s, a) that is subtracted from the advantage: what later actions add to it by
+    chance (Cheng et al. 2019).
+    """
+
+    def __init__(self, agent: ActorCritic, seed: int) -> None:
+        self.agent = agent
+        name = "lax" if agent.actions.kind == "gaussian" else "relax"
+        twin = AGENTS[name](agent.observation_space, agent.action_space, seed=seed, config=agent.config)
+        self.twin = cast(SurrogateActorCritic, twin)
+
+    def see(self, seen: Seen) -> None:
+        self.twin.train_surrogate(seen.batch, self.twin.estimate(seen.batch))
+
+    @torch.no_grad()
+    def estimates(self, seen: Seen) -> dict[str, Tensor]:
+        batch = seen.batch
+        own = self._value(batch, batch.noise)
+        by_chance = own - _expected(batch.dist, lambda noise: self._value(batch, noise), self.twin.generator)
+        later = replace(batch, advantage=batch.advantage - _later(self.agent, seen, by_chance))
+        return {
+            "surrogate": self.twin.estimate(batch).grad,
+            "surrogate, later steps too": self.twin.estimate(later).grad,
+        }
+
+    def _value(self, batch: Batch, noise: Tensor) -> Tensor:
+        surrogate = self.twin.surrogate
+        relaxed = batch.dist.soften(batch.dist.relax(noise), surrogate.temperature)
+        value: Tensor = surrogate(batch.features, relaxed)
+        return value
+
+
+class Dynamics(Fitted):
+    """A learned model of the environment's next step, and through it what V says of an action:
+
+        d(s, a) = r^(s, a) + gamma (1 - end^(s, a)) V(s'^(s, a)) - V(s)
+
+    The model depends on no policy, so that all there is can be learned from for ever.
+    """
+
+    def __init__(self, agent: ActorCritic, seed: int, *, width: int = 256, epochs: int = 20) -> None:
+        self.agent, self.width, self.epochs, self.seed = agent, width, epochs, seed
+        self.rows: list[tuple[Tensor, ...]] = []
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def see(self, seen: Seen) -> None:
+        rollout, keep = seen.rollout, seen.rollout.valid.flatten()
+        successor = rollout.obs[1:].clone()
+        for (t, n), obs in zip(rollout.final_index.tolist(), rollout.final_obs, strict=True):
+            successor[t, n] = obs
+        after = self.agent.normalized(successor.flatten(0, 1))
+        columns = (
+            seen.batch.features,
+            self._asked(seen.batch.dist, seen.batch.action),
+            after - seen.batch.features,
+            rollout.reward.flatten(),
+            rollout.terminated.flatten().to(after.dtype),
+        )
+        self.rows.append(tuple(x[keep] for x in columns))
+
+    def fit(self) -> None:
+        state, action, change, reward, ended = (torch.cat(column) for column in zip(*self.rows, strict=True))
+        self.rows.clear()
+        self.shift, self.spread = change.mean(0), change.std(0) + 1e-6
+        self.reward_shift, self.reward_spread = reward.mean(), reward.std() + 1e-6
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            sizes = (state.shape[1] + action.shape[1], self.width, self.width, state.shape[1] + 2)
+            layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+        self.net = nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
+        target = torch.cat(
+            [(change - self.shift) / self.spread, ((reward - self.reward_shift) / self.reward_spread)[:, None]], 1
+        )
+        inputs = torch.cat([state, action], 1)
+        optimizer = torch.optim.Adam(self.net.parameters(), 1e-3)
+        batches = self.epochs * -(-len(inputs) // 256)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, batches)
+        for _ in range(self.epochs):
+            for index in torch.randperm(len(inputs), generator=self.generator).split(256):
+                out = self.net(inputs[index])
+                loss = F.mse_loss(out[:, :-1], target[index]) * target.shape[1]
+                loss = loss + F.binary_cross_entropy_with_logits(out[:, -1], ended[index])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+
+    def estimates(self, seen: Seen) -> dict[str, Tensor]:
+        batch, dist = seen.batch, seen.batch.dist
+        params = dist.params.detach().requires_grad_()
+        here = dist.with_params(params)
+        with torch.enable_grad():
+            if _finite(dist):
+                expected = self._expected_outcome(batch, cast(FiniteDistribution, here))
+                back = torch.autograd.grad(expected.sum(), params)[0]
+            else:
+                along = self._value(batch, self._asked(dist, here.relax(batch.noise)))
+                back = torch.autograd.grad(along.sum(), params)[0]
+        with torch.no_grad():
+            own = self._value(batch, self._asked(dist, batch.action))
+            mean = (
+                expected.detach()
+                if _finite(dist)
+                else _expected(dist, lambda x: self._value(batch, self._asked(dist, dist.relax(x))), self.generator)
+            )
+            left = batch.advantage - _later(self.agent, seen, own - mean)
+            score = batch.score
+            return {
+                "dynamics": (batch.advantage - own).unsqueeze(-1) * score + back,
+                "dynamics, state part": (batch.advantage - mean).unsqueeze(-1) * score,
+                "dynamics, later steps too": (left - own).unsqueeze(-1) * score + back,
+            }
+
+    def explained(self, seen: Seen) -> tuple[Tensor, Tensor]:
+        """`[B]` one-step temporal differences under V, as they were and as the model predicts them."""
+        config = self.agent.config
+        self.agent.config = replace(config, gae_lambda=0.0)
+        try:
+            true = self.agent.batch(seen.rollout)[0].advantage
+        finally:
+            self.agent.config = config
+            self.agent._networks.forget()
+        with torch.no_grad():
+            return true, self._value(seen.batch, self._asked(seen.batch.dist, seen.batch.action))
+
+    def _value(self, batch: Batch, action: Tensor) -> Tensor:
+        """d at `[B, F]` states and `[B, A]` embedded actions, in the unit of the batch's advantages."""
+        agent, state = self.agent, batch.features
+        out = self.net(torch.cat([state, action], 1))
+        reward = self.reward_shift + self.reward_spread * out[:, -2]
+        unit = agent.reward_scaler.scale if agent.reward_scaler is not None else 1.0
+        after = agent.value(state + self.shift + self.spread * out[:, :-2])
+        going_on = torch.sigmoid(-out[:, -1])
+        worth: Tensor = unit * reward + agent.config.gamma * going_on * after - agent.value(state)
+        return batch.scale * worth
+
+    def _expected_outcome(self, batch: Batch, dist: FiniteDistribution) -> Tensor:
+        """E_a d, differentiable in the parameters."""
+        outcomes, probs = every_outcome(dist)
+        each = torch.stack([self._value(batch, self._asked(dist, outcome)).detach() for outcome in outcomes])
+        return (probs * each).sum(0)
+
+    def _asked(self, dist: Distribution, action: Tensor) -> Tensor:
+        """`[B, A]` what the model sees of actions: continuous ones as the environment takes them."""
+        if _finite(dist):
+            return dist.embed(action).to(torch.float32)
+        low, high = (
+            torch.as_tensor(x, dtype=action.dtype) for x in (self.agent.actions._low, self.agent.actions._high)
+        )
+        return action.clamp(low, high)
+
+
+class RefittedValue(Fitted):
+    """A2C with V trained on at the frozen policy. Its gradient may have another mean: V is part of the return."""
+
+    def __init__(self, agent: ActorCritic, seed: int, *, rollouts: int = 20, steps: int = 20) -> None:
+        self.agent, self.steps = agent, steps
+        self.generator = torch.Generator().manual_seed(seed)
+        self.value = copy.deepcopy(agent.value)
+        self.optimizer = torch.optim.Adam(self.value.parameters(), agent.config.value_lr)
+        self.kept: list[tuple[Tensor, ...]] = []
+        self.most = rollouts
+
+    def see(self, seen: Seen) -> None:
+        batch = self._batch(seen)
+        self.kept = [*self.kept, (batch.features, batch.return_, batch.weight)][-self.most :]
+        features, target, weight = (torch.cat(column) for column in zip(*self.kept, strict=True))
+        for _ in range(self.steps):
+            index = torch.randint(len(features), (256,), generator=self.generator)
+            loss = ((self.value(features[index]) - target[index]).square() * weight[index]).mean()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+
+    def estimates(self, seen: Seen) -> dict[str, Tensor]:
+        return {"V refitted": self._batch(seen).a2c_gradient}
+
+    def _batch(self, seen: Seen) -> Batch:
+        """The rollout as it looks under this V."""
+        own = copy.deepcopy(self.agent.value.state_dict())
+        self.agent.value.load_state_dict(self.value.state_dict())
+        try:
+            return self.agent.batch(seen.rollout)[0]
+        finally:
+            self.agent.value.load_state_dict(own)
+            self.agent._networks.forget()
+
+
+def _finite(dist: Distribution) -> bool:
+    return hasattr(dist, "support")
+
+
+def _expected(dist: Distribution, value: Callable[[Tensor], Tensor], generator: torch.Generator) -> Tensor:
+    """`[B]` mean of value(noise) over noise drawn apart from that of the actions taken."""
+    total = torch.zeros(dist.params.shape[:-1])
+    for _ in range(PAIRS):
+        noise = dist.sample_noise(generator)
+        other = dist.sample_noise(generator) if _finite(dist) else -noise
+        total += value(noise) + value(other)
+    return total / (2 * PAIRS)
+
+
+def _later(agent: ActorCritic, seen: Seen, by_chance: Tensor) -> Tensor:
+    """`[B]` sum_{l > 0} (gamma lambda)^l x_{t+l} within episodes, of x `[B]` with mean zero given the state."""
+    rollout = seen.rollout
+    x = by_chance.view(rollout.num_steps, rollout.num_envs)
+    nothing = torch.zeros_like(x)
+    config = agent.config
+    along = gae(
+        x,
+        nothing,
+        nothing,
+        rollout.terminated,
+        rollout.truncated,
+        rollout.valid,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+    )
+    return along.flatten() - by_chance * rollout.valid.flatten()

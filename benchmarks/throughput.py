@@ -28,7 +28,7 @@ import stable_baselines3
 import torch
 
 from benchmarks.tasks import RESULTS, write_text
-from benchmarks.throughput_contestants import ENVIRONMENT, PEER, PLAIN, Match, candidates, fastest
+from benchmarks.throughput_contestants import ENVIRONMENT, NARROW, PEER, PLAIN, Match, candidates, fastest
 from relax_rl.runs import write_json
 from relax_rl.serialization import write_bytes_atomic
 
@@ -128,18 +128,20 @@ def table(result: dict[str, Any]) -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     for entry in result["contestants"]:
-        if entry["name"] in match["asked"]:
+        if entry["name"] in (*match["asked"], NARROW):
             shares = ", ".join(f"{name} {share:.0%}" for name, share in entry["sections"].items() if share >= 0.01)
             own = entry["ratio_to_own_a2c"]["median"]
-            lines += ["", f"{entry['name']} at {own:.2f} of our A2C (asked: {OF_OWN_A2C:g}). Its time: {shares}."]
+            asked = f" (asked: {OF_OWN_A2C:g})" if entry["name"] in match["asked"] else ""
+            lines += ["", f"{entry['name']} at {own:.2f} of our A2C{asked}. Its time: {shares}."]
     return "\n".join([*lines, ""])
 
 
 def overview(results: Sequence[dict[str, Any]]) -> str:
     """One row a match: medians as multiples of the peer."""
     lines = [
-        "| task | SB3 A2C, steps/s | plain PyTorch | our A2C | RELAX or LAX | environment alone | RELAX or LAX to our A2C |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| task | SB3 A2C, steps/s | plain PyTorch | our A2C | RELAX or LAX | RELAX, bfloat16 | environment alone "
+        "| RELAX or LAX to our A2C |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for result in results:
         entries = {entry["name"]: entry for entry in result["contestants"]}
@@ -147,7 +149,7 @@ def overview(results: Sequence[dict[str, Any]]) -> str:
         peer = f"{entries[PEER]['steps_per_second']['median']:,.0f}"
         ratios = [
             f"{entries[name]['ratio']['median']:.2f}" if name in entries else ""
-            for name in (PLAIN, "a2c", own, ENVIRONMENT)
+            for name in (PLAIN, "a2c", own, NARROW, ENVIRONMENT)
         ]
         of_own = f"{entries[own]['ratio_to_own_a2c']['median']:.2f}"
         lines.append(f"| {' | '.join([result['match']['name'], peer, *ratios, of_own])} |")
@@ -161,6 +163,7 @@ def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
     figure = Figure(figsize=(10, 4.8), dpi=120, layout="constrained")
     axes = figure.subplots()
     kinds = {PEER: (PEER,), PLAIN: (PLAIN,), "our A2C": ("a2c",), "our RELAX or LAX": ("relax", "lax")}
+    kinds["our RELAX, bfloat16"] = (NARROW,)
     width = 0.8 / len(kinds)
     for place, (label, names) in enumerate(kinds.items()):
         found = [(row, e["ratio"]) for row, r in enumerate(results) for e in r["contestants"] if e["name"] in names]
@@ -218,7 +221,8 @@ learning rate is 1e-12, so that all act by the policy they start with: how long 
 is done in it, and shall not depend on what each has learned. On Atari both play the same game: 4 frames per step, the last two pooled, grey
 84 x 84, 4 frames stacked, sticky actions of the game itself; the peer through its own AtariWrapper. The plain PyTorch
 loop is `benchmarks/plain_a2c.py`, written the way CleanRL writes its algorithms; the environment alone is ours, stepped
-with actions chosen beforehand. In the table, everything but the peer's speed is a multiple of that speed.
+with actions chosen beforehand. Everyone computes in float32 but for RELAX's second entry on images, which runs the
+convolutions and the layer after them in bfloat16 (`--precision bfloat16`). In the table, everything but the peer's speed is a multiple of that speed.
 """
 
 

@@ -19,11 +19,14 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from benchmarks.plain_a2c import PlainA2C
 from relax_rl import make_envs, settings_for
 from relax_rl.agents import AGENTS
+from relax_rl.config import agent_config_from
 from relax_rl.profiling import Stopwatch
 
-__all__ = ["ENVIRONMENT", "PEER", "PLAIN", "Contestant", "Entrant", "Match", "candidates", "fastest"]
+__all__ = ["ENVIRONMENT", "NARROW", "PEER", "PLAIN", "Contestant", "Entrant", "Match", "candidates", "fastest"]
 
 PEER, PLAIN, ENVIRONMENT = "SB3 A2C", "plain PyTorch A2C", "environment alone"
+NARROW = "relax, bfloat16"
+"""Our RELAX once more, on images, with `--precision bfloat16`; everyone else computes in float32."""
 STICKY_ACTIONS = 0.25
 LEARNING_RATE = 1e-12
 """Of everyone: all go on acting by a policy that is close to uniform. An environment's step takes longer or shorter by what
@@ -96,6 +99,8 @@ def candidates(match: Match) -> list[list[Contestant]]:
         everyone.append([make_plain(match)])
     compile = ("off",) if match.atari else ("off", "on")
     everyone += [[make_agent(match, estimator, each) for each in compile] for estimator in match.estimators]
+    if match.atari:
+        everyone.append([make_agent(match, "relax", "off", name=NARROW, precision="bfloat16")])
     return [*everyone, [make_idle(match)]]
 
 
@@ -136,13 +141,19 @@ def make_plain(match: Match) -> Contestant:
     return Contestant(PLAIN, "SyncVectorEnv", learner.train, learner.close, {"parameters": parameters})
 
 
-def make_agent(match: Match, estimator: str, compile: str) -> Contestant:
-    """One of our agents with its preset, on the match's terms: one step of the optimisers on the whole rollout."""
+def make_agent(match: Match, estimator: str, compile: str, *, name: str = "", **others: Any) -> Contestant:
+    """One of our agents with its preset, on the match's terms: one step of the optimisers on the whole rollout.
+
+    Args:
+        name: in the tables, if it is not the estimator's.
+        others: further settings.
+    """
     envs = make_envs(match.env, num_envs=match.num_envs, seed=0, sticky_actions=STICKY_ACTIONS)
     terms: dict[str, Any] = {"num_steps": match.num_steps, "lr_schedule": "constant", "epochs": 1, "minibatch_size": 0}
     terms |= dict.fromkeys(("policy_lr", "value_lr", "surrogate_lr"), LEARNING_RATE)
     spaces = envs.single_observation_space, envs.single_action_space
-    agent = AGENTS[estimator](*spaces, seed=0, **{**settings_for(match.env, estimator), **terms}, compile=compile)
+    config = agent_config_from(None, {**settings_for(match.env, estimator), **terms, "compile": compile, **others})
+    agent = AGENTS[estimator](*spaces, seed=0, config=config)
 
     def train(steps: int) -> None:
         agent.learn(envs, steps)
@@ -157,7 +168,7 @@ def make_agent(match: Match, estimator: str, compile: str) -> Contestant:
     settings = {**asdict(agent.config), "parameters": count(agent.policy, agent.value)}
     options = f"{envs.vectorization} environments{', compiled' if compile == 'on' else ''}"
     threads = THREADS if compile == "off" else (1,)  # compiled code is made for a number of threads
-    return Contestant(estimator, options, train, envs.close, settings, sections, threads)
+    return Contestant(name or estimator, options, train, envs.close, settings, sections, threads)
 
 
 def make_idle(match: Match) -> Contestant:

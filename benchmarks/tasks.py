@@ -50,7 +50,7 @@ TASKS: dict[str, Task] = {
     for task in (
         Task(env="CartPole-v1", budget=500_000, threshold=475.0, within=150_000, stop_when_reached=True),
         Task(env="InvertedPendulum-v5", budget=300_000, threshold=950.0, within=150_000, stop_when_reached=True),
-        Task(env="LunarLander-v3", budget=1_000_000, threshold=100.0, within=1_000_000, stop_when_reached=False),
+        Task(env="LunarLander-v3", budget=1_000_000, threshold=200.0, within=1_000_000, stop_when_reached=True),
         Task(env="ALE/Pong-v5", budget=4_000_000, threshold=0.0, within=4_000_000, stop_when_reached=False),
     )
 }

@@ -20,6 +20,7 @@ from relax_rl.agents.batch import Batch
 from relax_rl.agents.surrogate import SurrogateActorCritic
 from relax_rl.distributions import Distribution, FiniteDistribution
 from relax_rl.estimators.exact import every_outcome
+from relax_rl.gradient_variance import FIT_KEPT, FIT_STEPS, Fitting
 from relax_rl.rollouts import Rollout, gae
 
 __all__ = ["Dynamics", "Fitted", "RefittedValue", "Seen", "Surrogate"]
@@ -60,11 +61,13 @@ class Surrogate(Fitted):
     def __init__(self, agent: ActorCritic, seed: int) -> None:
         self.agent = agent
         name = "lax" if agent.actions.kind == "gaussian" else "relax"
-        twin = AGENTS[name](agent.observation_space, agent.action_space, seed=seed, config=agent.config)
+        config = replace(agent.config, surrogate_lr=agent.config.value_lr)
+        twin = AGENTS[name](agent.observation_space, agent.action_space, seed=seed, config=config)
         self.twin = cast(SurrogateActorCritic, twin)
+        self.fitting = Fitting(twin)
 
     def see(self, seen: Seen) -> None:
-        self.twin.train_surrogate(seen.batch, self.twin.estimate(seen.batch))
+        self.fitting(seen.batch)
 
     @torch.no_grad()
     def estimates(self, seen: Seen) -> dict[str, Tensor]:
@@ -207,20 +210,19 @@ class Dynamics(Fitted):
 class RefittedValue(Fitted):
     """A2C with V trained on at the frozen policy. Its gradient may have another mean: V is part of the return."""
 
-    def __init__(self, agent: ActorCritic, seed: int, *, rollouts: int = 20, steps: int = 20) -> None:
-        self.agent, self.steps = agent, steps
+    def __init__(self, agent: ActorCritic, seed: int) -> None:
+        self.agent = agent
         self.generator = torch.Generator().manual_seed(seed)
         self.value = copy.deepcopy(agent.value)
         self.optimizer = torch.optim.Adam(self.value.parameters(), agent.config.value_lr)
         self.kept: list[tuple[Tensor, ...]] = []
-        self.most = rollouts
 
     def see(self, seen: Seen) -> None:
         batch = self._batch(seen)
-        self.kept = [*self.kept, (batch.features, batch.return_, batch.weight)][-self.most :]
+        self.kept = [*self.kept, (batch.features, batch.return_, batch.weight)][-FIT_KEPT:]
         features, target, weight = (torch.cat(column) for column in zip(*self.kept, strict=True))
-        for _ in range(self.steps):
-            index = torch.randint(len(features), (256,), generator=self.generator)
+        for _ in range(FIT_STEPS):
+            index = torch.randint(len(features), (self.agent.config.minibatch_size,), generator=self.generator)
             loss = ((self.value(features[index]) - target[index]).square() * weight[index]).mean()
             self.optimizer.zero_grad()
             loss.backward()

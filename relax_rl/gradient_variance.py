@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,12 +14,23 @@ from torch import Tensor
 from relax_rl.agents import AGENTS, ActorCritic
 from relax_rl.agents.batch import Batch
 from relax_rl.agents.marginal import Marginal
+from relax_rl.agents.minibatches import noise_for
 from relax_rl.agents.surrogate import SurrogateActorCritic
 from relax_rl.envs import VectorEnvs
 from relax_rl.errors import SettingsError
 from relax_rl.estimators.diagnostics import Interval, effective_sample_size_ratio, variance
 
-__all__ = ["AppliedVariance", "Contender", "applied_gradients", "applied_variances", "contenders", "policy_gradient"]
+__all__ = [
+    "FIT_KEPT",
+    "FIT_STEPS",
+    "AppliedVariance",
+    "Contender",
+    "Fitting",
+    "applied_gradients",
+    "applied_variances",
+    "contenders",
+    "policy_gradient",
+]
 
 REFERENCE = "a2c"
 """The estimator that the others are measured against."""
@@ -27,6 +40,8 @@ STATE_PART = "state part"
 
 _MOST_BYTES = 3 * 2**30
 _ACTIONS_AVERAGED = 16
+FIT_KEPT, FIT_STEPS = 20, 20
+"""Rollouts that a surrogate is fitted on at a time, and its steps after each of them."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +96,7 @@ def contenders(agent: ActorCritic, *, fitted: bool, seed: int = 0) -> list[Conte
         except SettingsError:  # too many actions to ask the surrogate at each
             continue
         fitting = f"{name}, fitted"
-        for whole in (Contender(fitting, _estimates(twin), _fitting(twin)), _state_part(fitting, twin, seed)):
+        for whole in (Contender(fitting, _estimates(twin), Fitting(twin)), _state_part(fitting, twin, seed)):
             found.append(replace(whole, estimate=_unscaled(whole.estimate)))
     return found
 
@@ -194,8 +209,34 @@ def _state_part(name: str, twin: ActorCritic, seed: int) -> Contender:
     return Contender(f"{name}, {STATE_PART}", estimate)
 
 
-def _fitting(twin: ActorCritic) -> Callable[[Batch], None]:
-    def fit(batch: Batch) -> None:
-        twin.train_surrogate(batch, twin.estimate(batch))
+class Fitting:
+    """Trains a twin's surrogate on the rollouts of a frozen policy: several steps after each, from the last few."""
 
-    return fit
+    def __init__(self, twin: ActorCritic) -> None:
+        self.twin = twin
+        self.kept: deque[Batch] = deque(maxlen=FIT_KEPT)
+
+    def __call__(self, batch: Batch) -> None:
+        twin, generator = self.twin, self.twin.generator
+        self.kept.append(batch)
+        params = torch.cat([each.dist.params.detach() for each in self.kept])
+        features, action, advantage, weight = (
+            torch.cat([getattr(each, name) for each in self.kept])
+            for name in ("features", "action", "advantage", "weight")
+        )
+        size = twin.config.minibatch_size or len(batch.weight)
+        for _ in range(FIT_STEPS):
+            index = torch.randint(len(weight), (size,), generator=generator, device=generator.device)
+            dist = batch.dist.with_params(params[index].requires_grad_())
+            part = replace(
+                batch,
+                features=features[index],
+                action=action[index],
+                noise=noise_for(dist, action[index], generator),
+                advantage=advantage[index],
+                return_=torch.full_like(advantage[index], math.nan),  # V is fitted by nobody here
+                weight=weight[index],
+                dist=dist,
+                control_scale=None,
+            )
+            twin.train_surrogate(part, twin.estimate(part))

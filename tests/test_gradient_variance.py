@@ -109,7 +109,7 @@ def test_variances_are_of_the_draws_and_relative_to_a2c() -> None:
 def test_a_fresh_surrogate_is_a2c_and_a_fitted_one_lowers_the_variance() -> None:
     agent, envs = setup(RELAX, surrogate_hidden=(32,), surrogate_lr=3e-3, num_steps=32)
     # Without a value function there is much for c^(s, a) to take away.
-    draws = applied_gradients(agent, envs, contenders(agent, fitted=True), num_batches=60, fit_batches=300)
+    draws = applied_gradients(agent, envs, contenders(agent, fitted=True), num_batches=60, fit_batches=60)
     assert torch.allclose(draws["relax"], draws["a2c"], atol=1e-6)
     found = applied_variances(draws)
     for name in ("relax, fitted", "marginal, fitted"):

@@ -25,7 +25,7 @@ from benchmarks.tasks import RESULTS, write_json, write_text
 from relax_rl import make_envs
 from relax_rl.agents import A2C, ActorCritic
 from relax_rl.env_snapshots import ForkableEnv
-from relax_rl.estimators.diagnostics import effective_sample_size_ratio
+from relax_rl.estimators.diagnostics import effective_sample_size_ratio, squared_norm
 from relax_rl.gradient_variance import Contender, policy_gradient
 from relax_rl.rollouts import Collector
 from relax_rl.variance_decomposition import EXACT_VALUE, decompose
@@ -33,6 +33,7 @@ from relax_rl.variance_decomposition import EXACT_VALUE, decompose
 __all__ = ["TASKS", "Frozen", "main", "measure"]
 
 GROUP = "headroom"
+REFITTED = "V refitted"
 FIT_ROWS, ROLLOUTS, STATES = 100_000, 60, 200
 
 
@@ -115,6 +116,7 @@ def measure(task: Frozen, *, num_envs: int = 8, seed: int = 0) -> dict[str, Any]
         **asdict(task),
         "seed": seed,
         "ratio": ratios,
+        "squared_gradient_norm": {name: squared_norm(draws[name]) for name in ("a2c", REFITTED)},
         "explained_by_dynamics": explained,
         "parts": _parts(agent, task),
     }
@@ -177,6 +179,9 @@ def _write_table() -> None:
             cells = (_share(result["parts"], which, part) for result in found.values())
             parts.append(f"| {part}, {title} | " + " | ".join(cells) + " |")
     steps = "| frozen after | " + " | ".join(f"{result['steps']:,} steps" for result in found.values()) + " |"
+    signal = " | ".join(
+        f"{x[REFITTED] / x['a2c']:.2f}" for x in (result["squared_gradient_norm"] for result in found.values())
+    )
     known = " | ".join(f"{result['explained_by_dynamics']:.2f}" for result in found.values())
     text = [
         "# What else could lower the variance",
@@ -188,11 +193,13 @@ def _write_table() -> None:
         *head,
         steps,
         *rows,
+        f"| squared mean gradient, V refitted to A2C | {signal} |",
         f"| share of V's one-step differences that the dynamics explain | {known} |",
         "",
         "`surrogate` is RELAX's or LAX's; `later steps too` also takes from the advantage what later actions added to it by",
         "chance (Cheng et al. 2019). `dynamics` asks a learned model of the next step, and V there, what an action is",
-        "worth; its `state part` is the mean of that over actions. `V refitted` trains V on at the frozen policy.",
+        "worth; its `state part` is the mean of that over actions. `V refitted` trains V on at the frozen policy, as many",
+        "steps as the surrogate takes; since V bootstraps, the mean of the gradient moves too.",
         "",
         "Parts of the variance of one row's gradient, in shares of A2C's (Tucker et al. 2018; `train_agent.py variance`):",
         "",

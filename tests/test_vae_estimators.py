@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -308,3 +309,26 @@ def test_extreme_logits_stay_finite():
         gradient = flat_gradient(model, estimator(model, image(200), torch.Generator().manual_seed(0)))
         assert gradient.isfinite().all(), name
         assert all(parameter.grad.isfinite().all() for parameter in estimator.parameters()), name
+
+
+@pytest.mark.parametrize("name", ["muprop", "simple-muprop"])
+def test_scales_of_an_expansion_go_down_the_square_of_what_multiplies_the_score(name):
+    model, x = small_model(), image(64)
+    estimator = scrambled(make(name, model))
+
+    def mean_square(logits):
+        """Of the first layer's signal, for one and the same draw of bits."""
+        twin = copy.deepcopy(estimator).double()
+        with torch.no_grad():
+            twin.scale_logits[0] = logits
+        seen = []
+        twin.centrings[0].register_forward_hook(lambda module, given, found: seen.append(found))
+        twin(copy.deepcopy(model).double(), x.double(), torch.Generator().manual_seed(2))
+        return seen[0].square().mean()
+
+    at = estimator.scale_logits[0].detach().double().clone()
+    double = copy.deepcopy(estimator).double()
+    double(copy.deepcopy(model).double(), x.double(), torch.Generator().manual_seed(2))
+    torch.testing.assert_close(
+        double.scale_logits.grad[0], central_differences(lambda: mean_square(at), at), rtol=1e-5, atol=1e-7
+    )

@@ -128,7 +128,7 @@ def _score(baseline: Baseline | None = None, *, normalize: bool = False) -> _Mak
 
 def _muprop(*, slope: bool) -> _Maker:
     def maker(_: EstimatorSettings, model: SigmoidBeliefNetwork, generator: torch.Generator) -> LayeredEstimator:
-        return MuProp(Centring("input", model.split, generator=generator), slope=slope)
+        return MuProp([Centring("input", model.split, generator=generator) for _ in model.layers], slope=slope)
 
     return maker
 

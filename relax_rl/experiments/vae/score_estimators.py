@@ -7,9 +7,10 @@ that does not depend on b_l.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from relax_rl.experiments.vae.baselines import Centring
 from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator, at_logits
@@ -77,16 +78,22 @@ class Vimco(LayeredEstimator):
 class MuProp(LayeredEstimator):
     """MuProp (Gu et al. 2016): the first-order Taylor expansion of f at the mean field as control variate.
 
-        g_l = (f(b) - f(m) - f'(m)_l (b_l - m_l) - baseline) s_l + f'(m)_l p_l (1 - p_l)
+        g_l = (f(b) - eta_l f(m) - kappa_l f'(m)_l (b_l - m_l) - baseline_l) s_l + kappa_l f'(m)_l p_l (1 - p_l)
 
     with m the mean field, every layer at the probabilities that those of the layer before give; f'(m)_l the total
-    derivative, through the deeper layers too; and p_l the probabilities given the bits. SimpleMuProp leaves the slopes
-    out.
+    derivative, through the deeper layers too; and p_l the probabilities given the bits. The scales eta and kappa, from 0
+    to 2, begin at 1 and minimise the square of what multiplies the score, as in the experiments of Tucker et al. (2017).
+    SimpleMuProp leaves the slopes out.
+
+    Args:
+        centrings: the baseline of each layer.
+        slope: take in the slopes.
     """
 
-    def __init__(self, centring: Centring, *, slope: bool = True) -> None:
+    def __init__(self, centrings: Sequence[Centring], *, slope: bool = True) -> None:
         super().__init__()
-        self.centring, self.slope = centring, slope
+        self.centrings, self.slope = nn.ModuleList(centrings), slope
+        self.scale_logits = nn.Parameter(torch.zeros(len(centrings), 2 if slope else 1))
 
     def forward(self, model: SigmoidBeliefNetwork, x: Tensor, generator: torch.Generator | None = None) -> Gradient:
         chain = model.draw(x, draw_noise(x.shape[:1], model.layers, generator, x.device))
@@ -94,17 +101,28 @@ class MuProp(LayeredEstimator):
         loss = value.detach()
         with torch.set_grad_enabled(self.slope):
             means, at_mean = self._mean_field(model, x)
-        centred = self.centring(loss - at_mean.detach(), model.input(x)).unsqueeze(-1)
-        if not self.slope:
-            estimates = [centred * score for score in chain.scores]
-        else:
-            estimates = []
-            slopes = torch.autograd.grad(at_mean.sum(), means)
-            for layer, (score, slope) in enumerate(zip(chain.scores, slopes, strict=True)):
+        slopes = torch.autograd.grad(at_mean.sum(), means) if self.slope else ()
+        estimates = []
+        for layer, score in enumerate(chain.scores):
+            terms = [at_mean.detach()]
+            if self.slope:
+                terms.append((slopes[layer] * (chain.bits[layer] - means[layer].detach())).sum(-1))
+            signal, scales = self._signal(layer, loss, terms, model.input(x))
+            estimate = signal.unsqueeze(-1) * score
+            if self.slope:
                 probs = torch.sigmoid(chain.logits[layer].detach())
-                linear = (slope * (chain.bits[layer] - means[layer].detach())).sum(-1, keepdim=True)
-                estimates.append((centred - linear) * score + slope * probs * (1 - probs))
+                estimate = estimate + scales[1] * slopes[layer] * probs * (1 - probs)
+            estimates.append(estimate)
         return Gradient(loss, value.mean(), chain.logits, at_logits(chain.logits, estimates, len(x)))
+
+    def _signal(self, layer: int, loss: Tensor, terms: Sequence[Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        """`[B]` what multiplies a layer's score, and the scales `[2]` of its terms; the scales' gradient is added."""
+        with torch.enable_grad():
+            scales = 2.0 * torch.sigmoid(self.scale_logits[layer])
+            rest = loss - (scales.unsqueeze(-1) * torch.stack(list(terms))).sum(0)
+            centred: Tensor = self.centrings[layer](rest.detach(), x)
+            torch.autograd.backward(rest, 2.0 * centred / len(loss), inputs=[self.scale_logits])
+        return centred, scales.detach()
 
     def _mean_field(self, model: SigmoidBeliefNetwork, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """The mean field of each layer, and f there `[B]`."""

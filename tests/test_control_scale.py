@@ -33,8 +33,8 @@ def set_scale(agent: SurrogateActorCritic, value: float) -> None:
     agent.control_scale.shared, agent.control_scale.own = value, 1.0
 
 
-def variances(plain: np.ndarray, control: np.ndarray) -> np.ndarray:
-    return np.array([[x.var(0).sum() for x in (plain, control, plain + control)]])
+def summary(plain: np.ndarray, control: np.ndarray) -> np.ndarray:
+    return ControlScale.summary(torch.tensor(plain), torch.tensor(control), torch.ones(len(plain)).double()).numpy()
 
 
 def test_the_scale_is_that_of_least_variance() -> None:
@@ -42,7 +42,7 @@ def test_the_scale_is_that_of_least_variance() -> None:
     plain = generator.normal(size=(500, 3))
     control = -0.6 * plain + generator.normal(size=(500, 3))
     scale = ControlScale()
-    scale.merge(variances(plain, control))
+    scale.merge(summary(plain, control)[None])
     tried = np.linspace(0, 1, 1001)
     best = tried[np.argmin([(plain + eta * control).var(0).sum() for eta in tried])]
     assert 0.2 < best < 0.8
@@ -53,15 +53,24 @@ def test_the_scale_is_that_of_least_variance() -> None:
 def test_the_scale_stays_between_none_and_all(slope: float, expected: float) -> None:
     plain = np.random.default_rng(0).normal(size=(500, 3))
     scale = ControlScale()
-    scale.merge(variances(plain, slope * plain))
+    scale.merge(summary(plain, slope * plain)[None])
     assert scale.value == pytest.approx(expected, abs=0.01)
 
 
 def test_a_surrogate_that_makes_no_difference_gets_none() -> None:
     scale = ControlScale()
     assert scale.value == 0.0
-    scale.merge(np.array([[1.0, 0.0, 1.0]]))
+    scale.merge(np.array([[0.0, 0.0, 5.0]]))
     assert scale.value == 0.0
+
+
+def test_parts_of_a_batch_count_as_the_whole() -> None:
+    generator = np.random.default_rng(0)
+    plain, control = generator.normal(size=(2, 50, 3))
+    whole, parts = ControlScale(), ControlScale()
+    whole.merge(summary(plain, control)[None])
+    parts.merge(np.stack([summary(plain[:13], control[:13]), summary(plain[13:], control[13:])]))
+    assert (parts.shared, parts.own) == pytest.approx((whole.shared, whole.own))
 
 
 @pytest.mark.parametrize("kind", KINDS)

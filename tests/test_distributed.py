@@ -34,7 +34,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "a2c": ("CartPole-v1", "a2c", {**NORMALIZED, "optimizer": "rmsprop"}),
     "relax, epochs": ("CartPole-v1", "relax", {**NORMALIZED, **EPOCHS}),
     "lax, epochs": ("Pendulum-v1", "lax", {**NORMALIZED, **EPOCHS}),
-    "relax, replay": ("CartPole-v1", "relax", {**NORMALIZED, **EPOCHS, "surrogate_replay": 3}),
+    "relax, replay": (
+        "CartPole-v1",
+        "relax",
+        {**NORMALIZED, **EPOCHS, "surrogate_replay": 3, "surrogate_scale": "fitted"},
+    ),
 }
 COLUMNS, STEPS, UPDATES = 6, 5, 20
 

@@ -251,7 +251,8 @@ class ActorCritic:
             self.watch("surrogate")
             metrics |= self.train_surrogate(batch, estimated)
         self.watch("statistics")
-        return metrics | batch_statistics(batch, value.detach(), self._gradients(batch, estimated))
+        metrics |= batch_statistics(batch, value.detach(), self._gradients(batch, estimated))
+        return metrics | self._sums(batch, estimated)
 
     def estimate(self, batch: Batch) -> Estimated:
         """Estimate of the gradient of the expected return at `batch.dist.params`, row by row."""
@@ -291,6 +292,10 @@ class ActorCritic:
     def _gradients(self, batch: Batch, estimated: Estimated) -> dict[str, Tensor]:
         """`[B, P]` gradients, by the name under which to report their variance over rows."""
         return {"variance": estimated.grad}
+
+    def _sums(self, batch: Batch, estimated: Estimated) -> dict[str, Tensor]:
+        """Sums over rows that the agent takes out of the metrics again at the end of an update."""
+        return {}
 
     def average(self, *gradients: Tensor) -> None:
         """Replace each gradient, in place, by its mean over the workers."""

@@ -237,6 +237,7 @@ def _gradients(
         if agent.learns_along(rows):
             metrics.update(agent.train_surrogate(rows, estimated))
         metrics.update(batch_statistics(rows, value.detach(), agent._gradients(rows, estimated)))
+        metrics.update(agent._sums(rows, estimated))
 
     modules = {name: x for name, x in agent.components().items() if isinstance(x, nn.Module)}
     everything = _Everything(modules, step)

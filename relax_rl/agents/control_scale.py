@@ -14,7 +14,7 @@ __all__ = ["ControlScale"]
 class ControlScale:
     """eta of g = p + eta d, where p is the gradient without surrogate and d the zero-mean rest that brings one in.
 
-        eta = -Cov(p, d) / Var(d), between 0 and 1,
+        eta = -E[p . d] / E|d|^2, between 0 and 1,
 
     is the least-variance choice (Ross 2006, section 8.2; REBAR's scale, Tucker et al. 2017, section 3.1, in closed
     form). It is taken from running moments of rollouts before the one it is used on, so that the estimate stays
@@ -34,11 +34,18 @@ class ControlScale:
         """eta; 0 until a surrogate has made a difference."""
         return min(max(self.shared / self.own, 0.0), 1.0) if self.own > 0.0 else 0.0
 
+    @staticmethod
+    def summary(plain: Tensor, control: Tensor, weight: Tensor) -> Tensor:
+        """`[3]` sums over the rows of p `[B, P]` and d `[B, P]`, each with weight 0 or 1: of -p . d, of |d|^2, of 1."""
+        each = torch.stack([-(plain * control).sum(-1), control.square().sum(-1), torch.ones_like(weight)])
+        return each @ weight
+
     def merge(self, summaries: np.ndarray) -> None:
-        """Take in `[S, 3]` variances of one rollout, a row for each of its parts: of p, of d and of p + d."""
-        plain, own, full = summaries.mean(0)
-        self.shared = self.decay * self.shared + (1.0 - self.decay) * 0.5 * float(plain + own - full)
-        self.own = self.decay * self.own + (1.0 - self.decay) * float(own)
+        """Take in summaries `[S, 3]` as one batch."""
+        shared, own, rows = summaries.sum(0)
+        if rows:
+            self.shared = self.decay * self.shared + (1.0 - self.decay) * float(shared / rows)
+            self.own = self.decay * self.own + (1.0 - self.decay) * float(own / rows)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("shared", "own")}

@@ -27,8 +27,8 @@ __all__ = ["SurrogateActorCritic"]
 
 # Where advantages vanish there is nothing to learn: below this mean squared norm a batch loses its weight.
 _SMALLEST_VARIANCE = 1e-8
-_OF_CONTROL = ("variance_control", "variance_full")
-"""What the fraction of the surrogate is fitted on beside `variance_a2c`."""
+_SUMS = ("-p.d", "|d|^2", "rows")
+"""Names in the metrics of what the fraction of the surrogate is fitted on; see `ControlScale.summary`."""
 
 
 class SurrogateActorCritic(ActorCritic):
@@ -94,9 +94,8 @@ class SurrogateActorCritic(ActorCritic):
     def update(self, rollout: Rollout) -> dict[str, Tensor | float]:
         metrics = super().update(rollout)
         if self.control_scale is not None:
-            variances = [float(metrics.pop(f"estimate/{name}")) for name in ("variance_a2c", *_OF_CONTROL)]
-            self.control_scale.merge(self.workers.gather(np.array(variances)))
-            metrics |= {"estimate/variance_a2c": variances[0], "surrogate/scale": self.control_scale.value}
+            self.control_scale.merge(self.workers.gather(np.array([float(metrics.pop(name)) for name in _SUMS])))
+            metrics["surrogate/scale"] = self.control_scale.value
         return metrics
 
     def train_surrogate(self, batch: Batch, estimated: Estimated) -> dict[str, Tensor | float]:
@@ -148,11 +147,14 @@ class SurrogateActorCritic(ActorCritic):
         return (total / mean_rows + _SMALLEST_VARIANCE) * (mean_rows / rows)
 
     def _gradients(self, batch: Batch, estimated: Estimated) -> dict[str, Tensor]:
+        return {**super()._gradients(batch, estimated), "variance_a2c": batch.a2c_gradient}
+
+    def _sums(self, batch: Batch, estimated: Estimated) -> dict[str, Tensor]:
+        if estimated.full is None:
+            return {}
         plain = batch.a2c_gradient
-        found = {**super()._gradients(batch, estimated), "variance_a2c": plain}
-        if estimated.full is not None:
-            found |= dict(zip(_OF_CONTROL, (estimated.full - plain, estimated.full), strict=True))
-        return found
+        sums = ControlScale.summary(plain, estimated.full - plain, batch.weight)
+        return dict(zip(_SUMS, sums.unbind(), strict=True))
 
     def components(self) -> dict[str, Any]:
         own = {

@@ -64,6 +64,18 @@ def test_a_surrogate_that_makes_no_difference_gets_none() -> None:
     assert scale.value == 0.0
 
 
+def test_one_rollout_of_large_numbers_does_not_decide_for_all_others() -> None:
+    generator = np.random.default_rng(0)
+    scale = ControlScale()
+    scale.merge(summary(*(1e3 * generator.normal(size=(2, 500, 3))))[None])
+    for _ in range(20):
+        plain = generator.normal(size=(500, 3))
+        scale.merge(summary(plain, -0.9 * plain)[None])
+    assert scale.value > 0.9
+    scale.merge(summary(1e-2 * plain, generator.normal(size=(500, 3)))[None])  # astray once
+    assert scale.value > 0.8
+
+
 def test_parts_of_a_batch_count_as_the_whole() -> None:
     generator = np.random.default_rng(0)
     plain, control = generator.normal(size=(2, 50, 3))

@@ -20,11 +20,14 @@ class ControlScale:
     form). It is taken from running moments of rollouts before the one it is used on, so that the estimate stays
     unbiased. A surrogate that adds more noise than it takes away gets 0, and what is left is A2C.
 
+    Each rollout counts in units of its own E|p|^2, or of E|d|^2 if that is larger: advantages vary by orders of magnitude,
+    and a single rollout full of failures, or of a surrogate gone astray, would otherwise decide for a hundred others.
+
     Args:
         decay: of the moments, by rollout.
     """
 
-    def __init__(self, decay: float = 0.98) -> None:
+    def __init__(self, decay: float = 0.9) -> None:
         self.decay = decay
         self.shared = 0.0
         self.own = 0.0
@@ -36,16 +39,17 @@ class ControlScale:
 
     @staticmethod
     def summary(plain: Tensor, control: Tensor, weight: Tensor) -> Tensor:
-        """`[3]` sums over the rows of p `[B, P]` and d `[B, P]`, each with weight 0 or 1: of -p . d, of |d|^2, of 1."""
-        each = torch.stack([-(plain * control).sum(-1), control.square().sum(-1), torch.ones_like(weight)])
+        """`[3]` sums over the rows of p `[B, P]` and d `[B, P]`, each with weight 0 or 1: of -p . d, |d|^2 and |p|^2."""
+        each = torch.stack([-(plain * control).sum(-1), control.square().sum(-1), plain.square().sum(-1)])
         return each @ weight
 
     def merge(self, summaries: np.ndarray) -> None:
         """Take in summaries `[S, 3]` as one batch."""
-        shared, own, rows = summaries.sum(0)
-        if rows:
-            self.shared = self.decay * self.shared + (1.0 - self.decay) * float(shared / rows)
-            self.own = self.decay * self.own + (1.0 - self.decay) * float(own / rows)
+        shared, own, plain = (float(x) for x in summaries.sum(0))
+        unit = max(plain, own)
+        if unit > 0.0:
+            self.shared = self.decay * self.shared + (1.0 - self.decay) * shared / unit
+            self.own = self.decay * self.own + (1.0 - self.decay) * own / unit
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("shared", "own")}

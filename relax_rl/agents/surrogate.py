@@ -27,7 +27,7 @@ __all__ = ["SurrogateActorCritic"]
 
 # Where advantages vanish there is nothing to learn: below this mean squared norm a batch loses its weight.
 _SMALLEST_VARIANCE = 1e-8
-_SUMS = ("-p.d", "|d|^2", "rows")
+_SUMS = ("-p.d", "|d|^2", "|p|^2")
 """Names in the metrics of what the fraction of the surrogate is fitted on; see `ControlScale.summary`."""
 
 

@@ -35,7 +35,9 @@ def measure(task: dict[str, Any], send: Send) -> dict[str, Any]:
             states=0,
         )
     )
-    write_json(Path(task["result"]), {"stage": task["stage"], **found})
+    result = Path(task["result"])
+    result.parent.mkdir(parents=True, exist_ok=True)
+    write_json(result, {"stage": task["stage"], **found})
     return {"status": "finished"}
 
 

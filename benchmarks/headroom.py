@@ -124,9 +124,7 @@ def measure(task: Frozen, *, num_envs: int = 8, seed: int = 0) -> dict[str, Any]
 
 def _see(agent: ActorCritic, collector: Collector) -> Seen:
     rollout = agent.collect(collector)
-    batch, _, _ = agent.batch(rollout)
-    agent._networks.forget()
-    return Seen(rollout, batch)
+    return Seen(rollout, agent.batch(rollout)[0])
 
 
 def _draws(agent: ActorCritic, collector: Collector, controls: Sequence[Fitted]) -> tuple[dict[str, Tensor], float]:

@@ -12,11 +12,12 @@ from itertools import pairwise
 from typing import cast
 
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from relax_rl.agents import AGENTS, ActorCritic
-from relax_rl.agents.batch import Batch
+from relax_rl.agents.batch import Batch, make_batch
 from relax_rl.agents.surrogate import SurrogateActorCritic
 from relax_rl.distributions import Distribution, FiniteDistribution
 from relax_rl.estimators.exact import every_outcome
@@ -170,15 +171,9 @@ class Dynamics(Fitted):
 
     def explained(self, seen: Seen) -> tuple[Tensor, Tensor]:
         """`[B]` one-step temporal differences under V, as they were and as the model predicts them."""
-        config = self.agent.config
-        self.agent.config = replace(config, gae_lambda=0.0)
-        try:
-            true = self.agent.batch(seen.rollout)[0].advantage
-        finally:
-            self.agent.config = config
-            self.agent._networks.forget()
         with torch.no_grad():
-            return true, self._value(seen.batch, self._asked(seen.batch.dist, seen.batch.action))
+            predicted = self._value(seen.batch, self._asked(seen.batch.dist, seen.batch.action))
+        return _under(self.agent, seen, self.agent.value, gae_lambda=0.0).advantage, predicted
 
     def _value(self, batch: Batch, action: Tensor) -> Tensor:
         """d at `[B, F]` states and `[B, A]` embedded actions, in the unit of the batch's advantages."""
@@ -201,9 +196,8 @@ class Dynamics(Fitted):
         """`[B, A]` what the model sees of actions: continuous ones as the environment takes them."""
         if _finite(dist):
             return dist.embed(action).to(torch.float32)
-        low, high = (
-            torch.as_tensor(x, dtype=action.dtype) for x in (self.agent.actions._low, self.agent.actions._high)
-        )
+        space = cast(spaces.Box, self.agent.action_space)
+        low, high = (torch.as_tensor(x.reshape(-1), dtype=action.dtype) for x in (space.low, space.high))
         return action.clamp(low, high)
 
 
@@ -233,13 +227,23 @@ class RefittedValue(Fitted):
 
     def _batch(self, seen: Seen) -> Batch:
         """The rollout as it looks under this V."""
-        own = copy.deepcopy(self.agent.value.state_dict())
-        self.agent.value.load_state_dict(self.value.state_dict())
-        try:
-            return self.agent.batch(seen.rollout)[0]
-        finally:
-            self.agent.value.load_state_dict(own)
-            self.agent._networks.forget()
+        return _under(self.agent, seen, self.value, gae_lambda=self.agent.config.gae_lambda)
+
+
+def _under(agent: ActorCritic, seen: Seen, value: Callable[[Tensor], Tensor], *, gae_lambda: float) -> Batch:
+    """A rollout with the advantages and returns that another V or lambda gives it."""
+    rollout, batch = seen.rollout, seen.batch
+    with torch.no_grad():
+        values = value(agent.normalized(torch.cat([rollout.obs.flatten(0, 1), rollout.final_obs])))
+    return make_batch(
+        rollout,
+        batch.dist,
+        values,
+        batch.features,
+        config=replace(agent.config, gae_lambda=gae_lambda),
+        reward_scale=agent.reward_scaler.scale if agent.reward_scaler is not None else 1.0,
+        scale=batch.scale,
+    )
 
 
 def _finite(dist: Distribution) -> bool:

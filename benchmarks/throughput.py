@@ -12,7 +12,6 @@ also --compile) and keeps its fastest. Then all train in turns, A B C A B C ...,
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import platform
@@ -29,6 +28,7 @@ import torch
 
 from benchmarks.tasks import RESULTS, write_text
 from benchmarks.throughput_contestants import ENVIRONMENT, NARROW, PEER, PLAIN, Match, candidates, fastest
+from relax_rl.plotting import png
 from relax_rl.runs import write_json
 from relax_rl.serialization import write_bytes_atomic
 
@@ -189,9 +189,7 @@ def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
     axes.grid(axis="y", alpha=0.25)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_bytes_atomic(path, buffer.getvalue())
+    write_bytes_atomic(path, png(figure))
 
 
 def _short(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks import write_text
+from relax_rl.plotting import png
 from relax_rl.serialization import write_bytes_atomic
 
 __all__ = ["PUBLISHED_TRAIN", "PUBLISHED_VALID", "write_report"]
@@ -231,9 +231,7 @@ def _draw_variances(
     axes.grid(alpha=0.25)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.suptitle(title, fontsize="medium")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_bytes_atomic(path, buffer.getvalue())
+    write_bytes_atomic(path, png(figure))
 
 
 def _progress(path: Path) -> list[dict[str, str]]:
@@ -313,6 +311,4 @@ def _draw(folder: Path, path: Path, row: str, estimators: list[str], steps: int)
         axes.grid(alpha=0.25)
     bounds.legend(loc="lower right", frameon=False, fontsize="small", ncols=2)
     figure.suptitle(TITLES[row], fontsize="medium")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_bytes_atomic(path, buffer.getvalue())
+    write_bytes_atomic(path, png(figure))

@@ -15,7 +15,7 @@ def retire_threads() -> None:
     """End the OpenMP threads that wait for this thread's next parallel loop, which starts them anew.
 
     GNU's OpenMP lets a thread that has nothing to do spin for milliseconds, on a core that others may need in the
-    meantime. Starting a thread takes about a tenth of one. Without OpenMP nothing happens.
+    meantime. Without OpenMP nothing happens.
     """
     pause = _function("omp_pause_resource_all")
     if pause is not None:

@@ -192,7 +192,7 @@ def after_last_layer(x: Tensor, layer: tuple[Tensor, Tensor]) -> Tensor:
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`[B, O]` x W' + b for `[B, I]` and `[O, I]`, without graph.
 
-    For float32 on a CPU torch asks MKL, which on processors other than Intel's takes twice as long as oneDNN, asked here.
+    For float32 on a CPU torch asks MKL, which is slow on processors other than Intel's; here oneDNN is asked.
     """
     if x.dtype == torch.float32 and x.device.type == "cpu" and _ONEDNN:
         found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -207,7 +207,7 @@ def _channels_last(obs: Tensor, dtype: torch.dtype) -> Tensor:
     if obs.is_cuda or channels > _FEW_CHANNELS:
         image.copy_(obs.permute(0, 2, 3, 1))
     else:
-        # Plane by plane, since a conversion that also transposes takes a CPU three times as long.
+        # Plane by plane, since a conversion that also transposes is slow on a CPU.
         for channel in range(channels):
             image[..., channel].copy_(obs[:, channel])
     return image.permute(0, 3, 1, 2)

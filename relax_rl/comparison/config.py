@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import time
 from dataclasses import asdict, dataclass, fields
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from relax_rl.errors import CheckpointError, SettingsError
-from relax_rl.runs import write_json
+from relax_rl.runs import versions, write_json
 
 __all__ = ["CHANGEABLE", "CompareConfig", "check_resumable", "read_settings", "usable_cores", "write_settings"]
 
@@ -125,13 +123,8 @@ def write_settings(path: Path, config: CompareConfig, command: str) -> list[str]
     """
     earlier = json.loads(path.read_text(encoding="utf-8")).get("commands", []) if path.exists() else []
     commands = [*earlier, command]
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "gymnasium", "numpy", "stable_baselines3", "optuna", "ray"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    about = {"versions": versions, "cores": usable_cores(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    known = versions(("torch", "gymnasium", "numpy", "stable_baselines3", "optuna", "ray"))
+    about = {"versions": known, "cores": usable_cores(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     write_json(path, {"options": asdict(config), "commands": commands, **about})
     return commands
 

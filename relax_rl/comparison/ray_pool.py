@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from relax_rl.comparison.worker_process import Tell, own_environment
+from relax_rl.comparison.worker_process import Tell, own_environment, send
 from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.interruption import Interruption
 
@@ -122,12 +122,7 @@ class RayCluster:
             if command["do"] == "give":
                 raise RelaxRLError(self._gone)
             return
-        assert self._bridge.stdin is not None
-        try:
-            self._bridge.stdin.write(json.dumps(command).encode() + b"\n")
-            self._bridge.stdin.flush()
-        except OSError:
-            pass  # it is gone; the end of its output says so
+        send(self._bridge, command)
 
     def _listen(self, first: Callable[[dict[str, Any]], None], log: Path) -> None:
         assert self._bridge.stdout is not None

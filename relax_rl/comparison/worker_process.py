@@ -15,7 +15,7 @@ from typing import Any
 
 import relax_rl
 
-__all__ = ["WorkerProcess", "local_workers", "own_environment"]
+__all__ = ["WorkerProcess", "local_workers", "own_environment", "send"]
 
 Tell = Callable[[dict[str, Any]], None]
 """Takes a message of a worker: `{"event": "started" | "progress" | "done" | "gone", ...}`."""
@@ -60,12 +60,7 @@ class WorkerProcess:
         """Hand over a task; its `log` is the path of the file that its output goes to."""
         self._log = message["log"]
         self._tell({"event": "started"})
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps(message).encode() + b"\n")
-            self.process.stdin.flush()
-        except OSError:
-            pass  # it has died; the end of its output says so
+        send(self.process, message)
 
     def stop(self) -> None:
         """Ask it to save the run at hand and to leave."""
@@ -103,6 +98,16 @@ def own_environment() -> dict[str, str]:
     """The environment variables of this process, with which another Python imports the same relax_rl."""
     root = str(Path(relax_rl.__file__).resolve().parent.parent)
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+
+
+def send(process: subprocess.Popen[bytes], message: Mapping[str, Any]) -> None:
+    """Hand a process a line of JSON; nothing happens if it has died, which the end of its output says."""
+    assert process.stdin is not None
+    try:
+        process.stdin.write(json.dumps(message).encode() + b"\n")
+        process.stdin.flush()
+    except OSError:
+        pass
 
 
 def _death(code: int, log: str) -> str:

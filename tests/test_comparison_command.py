@@ -114,6 +114,17 @@ def test_a_finished_comparison_is_only_reported_anew(finished, tmp_path, capsys)
     assert "| beyond |" in (finished / "report.md").read_text()
 
 
+def test_a_measurement_whose_result_is_gone_is_made_again(finished):
+    before = {path: json.loads(path.read_text()) for path in (finished / "variance").iterdir()}
+    removed = next(path for path in before if "midway" in path.name)
+    removed.unlink()
+    assert main(["compare", "--resume", str(finished), "--quiet"]) == 0
+    after = {path: json.loads(path.read_text()) for path in (finished / "variance").iterdir()}
+    assert after.keys() == before.keys()
+    assert all(after[path]["checkpoint"] == before[path]["checkpoint"] for path in before)
+    assert after[removed]["applied"] == before[removed]["applied"]
+
+
 def start(folder: Path, *args: str) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / "train_agent.py"), "compare", *args]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -138,6 +138,12 @@ def test_snapshots_are_chosen_by_progress(tmp_path):
         (folder / "snapshots" / f"step_{step:09d}.safetensors").touch()
     chosen = {stage: int(path.stem[5:]) for stage, path in choose_snapshots(folder).items()}
     assert chosen == {"early": 1400, "midway": 1600, "late": 1800}
+    alone = write_run(tmp_path / "alone", [0.0] * 100 + [100.0] * 200)
+    (alone / "snapshots").mkdir()
+    for step in chosen.values():
+        (alone / "snapshots" / f"step_{step:09d}.safetensors").touch()
+    left = {stage: int(path.stem[5:]) for stage, path in choose_snapshots(alone).items()}
+    assert left == chosen, "a choice stands when the others have been removed"
     flat = write_run(tmp_path / "flat", [1.0] * 300)
     (folder / "snapshots").rename(flat / "snapshots")
     assert [int(path.stem[5:]) for path in choose_snapshots(flat).values()] == [800, 1600, 2400]

@@ -45,11 +45,12 @@ def choose_snapshots(folder: Path) -> dict[str, Path]:
     """The snapshots of a run at which its curve has first made the share of its way that each stage names.
 
     Stages that would fall on the same snapshot are told apart by taking the next one; a curve that never rises is cut
-    into equal parts instead.
+    into equal parts instead. No more snapshots than stages are the stages in order, so that a choice of which all others
+    have been removed stands.
     """
     snapshots = sorted((folder / SNAPSHOTS).glob("step_*.safetensors"))
-    if not snapshots:
-        return {}
+    if len(snapshots) <= len(STAGES):
+        return dict(zip(STAGES, snapshots, strict=False))
     progress = read_csv(RunFolder(folder).progress)
     means = [_mean_at(progress, _step(path)) for path in snapshots]
     known = [mean for mean in means if math.isfinite(mean)]

@@ -144,9 +144,6 @@ class Session:
             folder = self.folder.run(env.name, reference, self.config.first_seed)
             if read_outcome(folder) is None:
                 continue
-            measured = [stage for stage in STAGES if self.folder.variance(env.name, stage).exists()]
-            if measured and len(list((folder / SNAPSHOTS).iterdir())) <= len(measured):
-                continue
             for stage, checkpoint in choose_snapshots(folder).items():
                 result = self.folder.variance(env.name, stage)
                 if result.exists():
@@ -163,15 +160,16 @@ class Session:
                 yield Task(f"variance-{safe_name(env.name)}-{stage}", (env.name, f"variance, {stage}"), 0, message)
 
     def _thin_snapshots(self) -> None:
-        """Remove the frozen agents that no measurement was made at."""
+        """Remove the frozen agents that stand for no stage of learning."""
         reference = variance_reference(self.contestants, self.config)
         for env in self.environments if reference is not None else ():
             assert reference is not None
-            folder = self.folder.run(env.name, reference, self.config.first_seed) / SNAPSHOTS
-            found = read_variances({stage: self.folder.variance(env.name, stage) for stage in STAGES})
-            kept = {Path(measured["checkpoint"]).name for measured in found.values()}
-            for path in folder.glob("step_*.safetensors") if kept else ():
-                if path.name not in kept:
+            folder = self.folder.run(env.name, reference, self.config.first_seed)
+            if read_outcome(folder) is None:
+                continue
+            kept = set(choose_snapshots(folder).values())
+            for path in (folder / SNAPSHOTS).glob("step_*.safetensors"):
+                if path not in kept:
                     path.unlink()
 
     def _write(self, failures: Sequence[Mapping[str, str]]) -> dict[str, Any]:

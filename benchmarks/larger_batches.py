@@ -27,7 +27,7 @@ from relax_rl.comparison.contestants import safe_name
 from relax_rl.comparison.results import read_run
 from relax_rl.comparison.statistics import bootstrap, iqm, median
 from relax_rl.plotting import png
-from relax_rl.presets import settings_for
+from relax_rl.presets import preset_config
 from relax_rl.serialization import write_bytes_atomic
 
 __all__ = ["TASKS", "Task", "main"]
@@ -58,10 +58,10 @@ class Task:
 
     def match(self, env: str, factor: int) -> Match:
         """The comparison with one batch."""
-        preset = settings_for(env, "a2c")
-        larger = {"num_envs": str(factor * preset["num_envs"])}
-        if preset.get("minibatch_size"):
-            larger["minibatch_size"] = str(factor * preset["minibatch_size"])
+        preset = preset_config(env, "a2c")
+        larger = {"num_envs": str(factor * preset.env.num_envs)}
+        if preset.agent.minibatch_size:
+            larger["minibatch_size"] = str(factor * preset.agent.minibatch_size)
         contestants = ("a2c", self.surrogate) if factor == 1 else ("a2c",)
         return Match(env=env, steps=factor * self.steps, contestants=contestants, settings=larger, seeds=self.seeds)
 
@@ -90,8 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _play(env: str, task: Task, seeds: int) -> None:
     """Train, and keep a curve of every run."""
     curves: dict[str, Any] = {}
-    preset = settings_for(env, "a2c")
-    updates = task.steps // (preset["num_envs"] * preset["num_steps"])
+    preset = preset_config(env, "a2c")
+    batch = preset.env.num_envs * preset.agent.num_steps
     for factor in task.factors:
         match, folder = task.match(env, factor), RUNS / GROUP / f"{env}-x{factor}"
         subprocess.run(match.command(folder, seeds), check=True)
@@ -102,8 +102,8 @@ def _play(env: str, task: Task, seeds: int) -> None:
     content = {
         "env": env,
         "threshold": task.threshold,
-        "updates": updates,
-        "batch": preset["num_envs"] * preset["num_steps"],
+        "updates": task.steps // batch,
+        "batch": batch,
         "at": [(k + 1) / POINTS for k in range(POINTS)],
         "curves": curves,
     }

@@ -178,8 +178,11 @@ class LinesView(View):
         self._time = time.monotonic()
         done = sum(row.done for row in self.board.rows.values())
         total = sum(row.total for row in self.board.rows.values())
-        speed = sum(sum(row.speeds.values()) for row in self.board.rows.values())
-        self.say(f"{done} of {total} runs done | {speed:,.0f} steps/s | {_duration(self.board.time_left())} left")
+        line, left = f"{done} of {total} runs done", self.board.time_left()
+        if left is not None:
+            speed = sum(sum(row.speeds.values()) for row in self.board.rows.values())
+            line += f" | {speed:,.0f} steps/s | {_duration(left)} left"
+        self.say(line)
 
     def say(self, line: str) -> None:
         print(line, file=self._file or sys.stdout, flush=True)
@@ -224,8 +227,9 @@ class TableView(View):
         """The present state."""
         from rich.table import Table
 
-        left = _duration(self.board.time_left())
-        table = Table(title=f"{self._title} · {left} left", title_justify="left")
+        left = self.board.time_left()
+        title = self._title if left is None else f"{self._title} · {_duration(left)} left"
+        table = Table(title=title, title_justify="left")
         table.add_column("environment", no_wrap=True)
         table.add_column("contestant", no_wrap=True)
         for column in ("runs done", "running step", "mean return", "steps/s", "time left"):

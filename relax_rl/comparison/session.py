@@ -84,6 +84,9 @@ class Session:
             return None
         failures = source.failures + self._earlier_failures(source.failures)
         measurements = _Fixed(self._measurements())
+        if measurements.tasks:
+            view.board.plan((task.row, 0) for task in measurements.tasks)
+            view.begin(f"gradient variance at frozen agents, {len(measurements.tasks)} to measure")
         if not pool.run(measurements, view, interruption):
             return None
         if not measurements.failures:

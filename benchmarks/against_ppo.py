@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks.matches import Match, play, spread
 from benchmarks.tasks import RESULTS, write_text
+from relax_rl.presets import preset_config
 
 __all__ = ["MATCHES", "main"]
 
@@ -30,7 +31,18 @@ PPO = "sb3-ppo"
 
 def _match(env: str, steps: int, *, seeds: int = 10, on: str = "relax", exact: bool = False) -> Match:
     contestants = ("off=a2c", f"on={on}", *(("exact=marginal",) if exact else ()))
-    return Match(env=env, steps=steps, contestants=contestants, peers=(PPO,), seeds=seeds, variance_of="off")
+    fit_batches = (
+        300 if preset_config(env.partition(",")[0]).agent.epochs > 1 else 2_500
+    )  # of 512 rows or more, or of 40
+    return Match(
+        env=env,
+        steps=steps,
+        contestants=contestants,
+        peers=(PPO,),
+        seeds=seeds,
+        variance_of="off",
+        fit_batches=fit_batches,
+    )
 
 
 MATCHES: dict[str, Match] = {
@@ -44,6 +56,7 @@ MATCHES: dict[str, Match] = {
     "HalfCheetah-v5-7-bins": _match("HalfCheetah-v5,bins=7", 1_000_000, seeds=5),
     "CartPole-v1-zoo-settings": replace(
         _match("CartPole-v1", 100_000),
+        fit_batches=300,
         contestants=("off=a2c", "last=relax", "on=relax:surrogate_replay=4", "marginal=marginal:surrogate_replay=4"),
         settings={
             "num_envs": "8",

@@ -33,6 +33,8 @@ class Match:
     stop_when_solved: bool = False
     variance_of: str | None = None
     """The contestant at whose frozen parameters the gradient's variance is measured, under all estimators."""
+    fit_batches: int = 300
+    """Rollouts that each surrogate is fitted on before."""
 
     def command(self, folder: Path, seeds: int) -> list[str]:
         """What is started; a comparison that is there already is gone on with."""
@@ -49,6 +51,7 @@ class Match:
             options.append("--stop-when-solved")
         if self.variance_of is not None:
             options += ["--variance", "--variance-of", self.variance_of]
+            options += ["--variance-fit-batches", str(self.fit_batches)]
         return [*start, *options]
 
 

@@ -1,36 +1,41 @@
-"""What a gradient of lower variance could buy: A2C with two and four times the batch and the same number of updates.
+"""What a gradient of lower variance could buy: A2C on twice the batch at equal updates, and which half of that pays.
 
-    python -m benchmarks.larger_batches                        # every task; what is done already is kept
+    python -m benchmarks.larger_batches                        # every task; runs that are there are kept
     python -m benchmarks.larger_batches --tasks CartPole-v1 --seeds 5
     python -m benchmarks.larger_batches --report               # the table and the figure alone
 
-With twice the environments an update's gradient has half the variance, and the value function sees twice the data as
-well: what that gains, update by update, bounds what a surrogate could gain that takes half of the variance away. RELAX or
-LAX at the plain batch stands beside it. Each pair of a task and a batch is one `train_agent.py compare` command, which
-can be stopped and gone on with. Writes `results/larger_batches/<task>.json`, `results/larger_batches.md` and `.png`.
+With twice the environments the policy's gradient has half the variance, and the value function learns from twice the
+data. To tell the two apart, the additional environments are also used for one of them alone, and for neither: then they
+only feed the running statistics of observations and rewards, and the measured returns. RELAX or LAX on the plain batch
+stands beside. Writes `results/larger_batches/<task>.json`, `results/larger_batches.md` and `.png`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
+import math
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from benchmarks.matches import RUNS, Match, spread
+from benchmarks.matches import spread
 from benchmarks.tasks import RESULTS, write_json, write_text
-from relax_rl.comparison.contestants import safe_name
-from relax_rl.comparison.results import read_run
+from relax_rl import make_envs
+from relax_rl.agents import A2C, LAX, RELAX, ActorCritic
+from relax_rl.agents.batch import Batch
 from relax_rl.comparison.statistics import bootstrap, iqm, median
 from relax_rl.plotting import png
 from relax_rl.presets import preset_config
+from relax_rl.rollouts import Rollout
 from relax_rl.serialization import write_bytes_atomic
 
-__all__ = ["TASKS", "Task", "main"]
+__all__ = ["CONTESTANTS", "TASKS", "Task", "main"]
 
 GROUP = "larger_batches"
 POINTS = 50
@@ -43,35 +48,72 @@ class Task:
     """One environment.
 
     Attributes:
-        steps: at the preset's batch; so many times more with a larger one.
+        steps: at the preset's batch, and twice as many with twice the batch.
         threshold: mean return that is waited for.
         surrogate: the estimator beside A2C.
-        factors: of the number of environments, and of the rows in a minibatch.
         seeds: runs of each contestant.
     """
 
     steps: int
     threshold: float
     surrogate: str = "relax"
-    factors: tuple[int, ...] = (1, 2, 4)
     seeds: int = 10
-
-    def match(self, env: str, factor: int) -> Match:
-        """The comparison with one batch."""
-        preset = preset_config(env, "a2c")
-        larger = {"num_envs": str(factor * preset.env.num_envs)}
-        if preset.agent.minibatch_size:
-            larger["minibatch_size"] = str(factor * preset.agent.minibatch_size)
-        contestants = ("a2c", self.surrogate) if factor == 1 else ("a2c",)
-        return Match(env=env, steps=factor * self.steps, contestants=contestants, settings=larger, seeds=self.seeds)
 
 
 TASKS: dict[str, Task] = {
-    "CartPole-v1": Task(steps=100_000, threshold=475.0),
-    "InvertedPendulum-v5": Task(steps=150_000, threshold=950.0, surrogate="lax"),
+    "CartPole-v1": Task(steps=100_000, threshold=475.0, seeds=20),
     "Acrobot-v1": Task(steps=100_000, threshold=-100.0),
-    "LunarLander-v3": Task(steps=500_000, threshold=200.0, factors=(1, 2), seeds=5),
+    "InvertedPendulum-v5": Task(steps=150_000, threshold=950.0, surrogate="lax"),
+    "LunarLander-v3": Task(steps=500_000, threshold=200.0, seeds=5),
 }
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Who learns.
+
+    Attributes:
+        surrogate: whether the task's surrogate is on.
+        factor: of the preset's environments.
+        policy, value: whether the policy's gradient and the value function use the additional ones.
+    """
+
+    surrogate: bool = False
+    factor: int = 2
+    policy: bool = True
+    value: bool = True
+
+
+CONTESTANTS = {
+    "A2C": Contestant(factor=1),
+    "with surrogate": Contestant(surrogate=True, factor=1),
+    "A2C, twice the batch": Contestant(),
+    "for V alone": Contestant(policy=False),
+    "for the policy alone": Contestant(value=False),
+    "for neither": Contestant(policy=False, value=False),
+}
+
+
+class PartlyBlind(A2C):
+    """A2C whose policy or value function, or both, learn nothing from the last half of the environments."""
+
+    policy_sees_all = True
+    value_sees_all = True
+
+    def batch(self, rollout: Rollout) -> tuple[Batch, Tensor, Tensor]:
+        batch, params, value = super().batch(rollout)
+        seen = torch.arange(len(batch.weight)) % rollout.num_envs < rollout.num_envs // 2
+        if not self.policy_sees_all:
+            # Without advantage a row adds nothing to the gradient, whose mean is over the other half then.
+            batch = replace(batch, advantage=torch.where(seen, 2.0 * batch.advantage, 0.0))
+        if not self.value_sees_all:
+            batch = replace(batch, return_=torch.where(seen, batch.return_, math.nan))
+        return batch, params, value
+
+    def step(self, batch: Batch, params: Tensor, value: Tensor) -> dict[str, Tensor | float]:
+        # A row without return is one that V makes no error on. Adam does not mind that the mean is over all rows.
+        value = torch.where(batch.return_.isnan(), 0.0, value)
+        return super().step(replace(batch, return_=batch.return_.nan_to_num(0.0)), params, value)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -81,62 +123,77 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, help="runs of each contestant (default: the task's)")
     parser.add_argument("--report", action="store_true", help="write the table and the figure, and train nothing")
     args = parser.parse_args(argv)
+    torch.set_num_threads(1)
     for name in () if args.report else args.tasks:
         _play(name, TASKS[name], args.seeds or TASKS[name].seeds)
-        _report()
     _report()
 
 
 def _play(env: str, task: Task, seeds: int) -> None:
-    """Train, and keep a curve of every run."""
-    curves: dict[str, Any] = {}
+    """Train, and keep a curve of every run, seed by seed."""
+    path = RESULTS / GROUP / f"{env}.json"
     preset = preset_config(env, "a2c")
     batch = preset.env.num_envs * preset.agent.num_steps
-    for factor in task.factors:
-        match, folder = task.match(env, factor), RUNS / GROUP / f"{env}-x{factor}"
-        subprocess.run(match.command(folder, seeds), check=True)
-        for label in match.contestants:
-            runs = [read_run(folder / "runs" / f"{safe_name(env)}-{label}-s{seed}", seed) for seed in range(seeds)]
-            rows = [_curve(run.episode_steps, run.episode_returns, match.steps) for run in runs if run is not None]
-            curves[f"{label} x{factor}"] = np.round(rows, 2).tolist()
-    content = {
-        "env": env,
-        "threshold": task.threshold,
-        "updates": task.steps // batch,
-        "batch": batch,
-        "at": [(k + 1) / POINTS for k in range(POINTS)],
-        "curves": curves,
+    found: dict[str, Any] = {"env": env, "threshold": task.threshold, "updates": task.steps // batch, "batch": batch}
+    found |= {
+        "settings": asdict(preset.agent),
+        "torch": torch.__version__,
+        "curves": {name: {} for name in CONTESTANTS},
     }
-    write_json(RESULTS / GROUP / f"{env}.json", content)
+    if path.exists():
+        found["curves"] |= json.loads(path.read_text(encoding="utf-8"))["curves"]
+    for seed in range(seeds):
+        for name, contestant in CONTESTANTS.items():
+            if str(seed) in found["curves"][name]:
+                continue
+            started = time.monotonic()
+            curve = _train(env, task, contestant, seed)
+            found["curves"][name][str(seed)] = np.round(curve, 2).tolist()
+            write_json(path, found)
+            print(f"{env}, {name}, seed {seed}: {curve.mean():.1f}, {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _train(env: str, task: Task, contestant: Contestant, seed: int) -> np.ndarray:
+    """The curve of one run."""
+    config = preset_config(env, task.surrogate if contestant.surrogate else "a2c")
+    settings = replace(config.agent, compile="off", minibatch_size=contestant.factor * config.agent.minibatch_size)
+    envs = make_envs(env, num_envs=contestant.factor * config.env.num_envs, seed=seed)
+    kinds: dict[str, type[ActorCritic]] = {"relax": RELAX, "lax": LAX}
+    kind = kinds[task.surrogate] if contestant.surrogate else PartlyBlind
+    agent = kind(envs.single_observation_space, envs.single_action_space, seed=seed, config=settings)
+    if isinstance(agent, PartlyBlind):
+        agent.policy_sees_all, agent.value_sees_all = contestant.policy, contestant.value
+    steps: list[int] = []
+    returns: list[float] = []
+
+    def keep(agent: ActorCritic, info: Any) -> None:
+        steps.extend(info.steps for _ in info.episodes)
+        returns.extend(float(episode.return_) for episode in info.episodes)
+
+    total = contestant.factor * task.steps
+    agent.learn(envs, total, callbacks=[keep])
+    envs.close()
+    return _curve(np.array(steps), np.array(returns), total)
 
 
 def _curve(steps: np.ndarray, returns: np.ndarray, total: int) -> np.ndarray:
-    """Mean return of the episodes that ended in the last `WINDOW` of all updates, at `POINTS` times; NaN without any."""
+    """`[POINTS]` mean return of the episodes that ended in the last `WINDOW` of all updates.
+
+    Points without an episode take the last known one, or the first at the beginning.
+    """
     ends = np.linspace(0, total, POINTS + 1)[1:]
     found = np.full(POINTS, np.nan)
     for k, end in enumerate(ends):
         inside = (steps > end - WINDOW * total) & (steps <= end)
         if inside.any():
             found[k] = returns[inside].mean()
-    return _held(found)
+    known = np.flatnonzero(np.isfinite(found))
+    at = np.maximum(0, np.searchsorted(known, np.arange(POINTS), side="right") - 1)
+    return found[known[at]]
 
 
-def _held(curve: np.ndarray) -> np.ndarray:
-    """Points without an episode take the last known one, or the first at the beginning."""
-    known = np.flatnonzero(np.isfinite(curve))
-    at = np.maximum(0, np.searchsorted(known, np.arange(len(curve)), side="right") - 1)
-    return curve[known[at]]
-
-
-def _found() -> list[dict[str, Any]]:
-    files = [RESULTS / GROUP / f"{env}.json" for env in TASKS]
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
-
-
-def _updates_to_threshold(task: Mapping[str, Any], rows: np.ndarray) -> np.ndarray:
-    reached = rows >= task["threshold"]
-    at = np.asarray(task["at"]) * task["updates"]
-    return np.where(reached.any(1), at[reached.argmax(1)], np.inf)
+def _rows(task: Mapping[str, Any], name: str) -> np.ndarray:
+    return np.asarray(list(task["curves"].get(name, {}).values()))
 
 
 def _interval(estimate: Any, style: str) -> str:
@@ -148,58 +205,60 @@ def _report() -> None:
     lines = [
         "# What a gradient of lower variance could buy",
         "",
-        "A2C (`x1`: the preset's batch) with twice (`x2`) and four times (`x4`) as many environments and the same number of",
-        "updates, and RELAX or LAX at the preset's batch. Updates until the mean return of the episodes that ended in the",
-        f"last {WINDOW:.0%} of all updates reaches the threshold: medians, those that did not reach it beyond all others. Mean",
-        "return over the whole training: interquartile means. Intervals of 95% over runs.",
-        "`python -m benchmarks.larger_batches` trains and writes this file.",
+        "A2C on its preset's batch and on that of twice as many environments, with the same number of updates; the additional",
+        "environments for the policy's gradient and for V, for one of them alone, or for neither (only for the running",
+        "statistics of observations and rewards, and the measured returns); and RELAX or LAX on the preset's batch. Updates",
+        f"until the mean return of the episodes that ended in the last {WINDOW:.0%} of all updates reaches the threshold: medians,",
+        "those that did not reach it beyond all others. Mean return over the whole training: interquartile means. Intervals",
+        "of 95% over runs. `python -m benchmarks.larger_batches` trains and writes this file.",
         "",
         "| task | contestant | runs | reached | updates to the threshold | mean return over training |",
         "|---|---|---:|---:|---:|---:|",
     ]
-    tasks = _found()
+    files = [RESULTS / GROUP / f"{env}.json" for env in TASKS]
+    tasks = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
     for task in tasks:
-        name = f"{task['env']}, {task['threshold']:g}; {task['updates']:,} updates of {task['batch']}"
-        for label, curves in task["curves"].items():
-            rows = np.asarray(curves)
-            times = _updates_to_threshold(task, rows)
-            cells = [name, label, str(len(rows)), f"{np.isfinite(times).sum()} of {len(rows)}"]
+        title = f"{task['env']}, {task['threshold']:g}; {task['updates']:,} updates of {task['batch']}"
+        at = (np.arange(POINTS) + 1) / POINTS * task["updates"]
+        for name in CONTESTANTS:
+            rows = _rows(task, name)
+            if not len(rows):
+                continue
+            reached = rows >= task["threshold"]
+            times = np.where(reached.any(1), at[reached.argmax(1)], np.inf)
+            cells = [title, name, str(len(rows)), f"{np.isfinite(times).sum()} of {len(rows)}"]
             cells.append(_interval(bootstrap(median, times), ",.0f"))
             cells.append(_interval(bootstrap(iqm, rows.mean(1)), ".1f"))
             lines.append("| " + " | ".join(cells) + " |")
-            name = ""
+            title = ""
     write_text(RESULTS / f"{GROUP}.md", "\n".join(lines) + "\n")
     if tasks:
         _draw(tasks)
 
 
 def _draw(tasks: Sequence[Mapping[str, Any]]) -> None:
-    """A panel for each task: curves against updates."""
+    """A panel for each task: mean return over training of each contestant, with its interval and its runs."""
     from matplotlib.figure import Figure
 
-    columns = min(2, len(tasks))
-    rows = -(-len(tasks) // columns)
-    figure = Figure(figsize=(5.5 * columns, 3.6 * rows), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    blues = {"x1": "#9ec5e8", "x2": "#3b75af", "x4": "#16324f"}
-    for axes, task in zip(panels, tasks, strict=False):
-        at = np.asarray(task["at"]) * task["updates"]
-        for label, curves in task["curves"].items():
-            estimate = bootstrap(iqm, np.asarray(curves))
-            estimator, _, factor = label.partition(" ")
-            colour = blues[factor] if estimator == "a2c" else "#d9793d"
-            axes.plot(at, estimate.value, color=colour, label=label, linewidth=1.8)
-            axes.fill_between(at, estimate.low, estimate.high, color=colour, alpha=0.15, linewidth=0)
-        axes.axhline(task["threshold"], color="0.4", linestyle="--", linewidth=1)
+    figure = Figure(figsize=(3.2 + 2.6 * len(tasks), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
+    names = list(CONTESTANTS)
+    for axes, task in zip(panels, tasks, strict=True):
+        for place, name in enumerate(names):
+            rows = _rows(task, name)
+            if not len(rows):
+                continue
+            scores = rows.mean(1)
+            mean = bootstrap(iqm, scores)
+            colour = "#d9793d" if CONTESTANTS[name].surrogate else "#3b75af"
+            axes.plot(scores, np.full(len(scores), place), "o", color=colour, alpha=0.25, markersize=4)
+            axes.plot([mean.low, mean.high], [place, place], color=colour, linewidth=2)
+            axes.plot(mean.value, place, "D", color=colour, markersize=6)
         axes.set_title(task["env"], fontsize="medium")
-        axes.set_xlim(0, task["updates"])
+        axes.set_xlabel("mean return over training")
         axes.grid(alpha=0.25)
-        axes.legend(fontsize="small", frameon=False)
-        axes.set_xlabel("updates")
-        axes.set_ylabel("mean return")
-    for axes in panels[len(tasks) :]:
-        axes.set_visible(False)
-    figure.suptitle("the same number of updates, from more environments: interquartile means", fontsize="medium")
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].invert_yaxis()
     write_bytes_atomic(RESULTS / f"{GROUP}.png", png(figure))
 
 

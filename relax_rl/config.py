@@ -71,6 +71,8 @@ class AgentConfig:
     """PPO's trust region: where the ratio of new to old probability has left 1 +- this in the direction of its advantage, the advantage's term is left out; inf clips nothing."""
     target_kl: float = math.inf
     """No further epoch over a rollout once the policy's mean KL divergence from the one that acted is above this; inf for no limit."""
+    value_replay: int = 0
+    """Earlier rollouts that the value function learns from at each step beside the present one, with their returns as they were: less noise in its gradient, for little time."""
     surrogate_steps: int = 1
     """Steps of the surrogate per step of the policy."""
     surrogate_replay: int = 0
@@ -122,7 +124,7 @@ class AgentConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("gamma", "gae_lambda"):
             _require(0.0 <= getattr(self, name) <= 1.0, name, getattr(self, name), "between 0 and 1")
-        for name in ("minibatch_size", "surrogate_replay"):
+        for name in ("minibatch_size", "surrogate_replay", "value_replay"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or above")
         trusted = math.isfinite(self.clip_range) or math.isfinite(self.target_kl)
         _require(self.epochs == 1 or trusted, "epochs", self.epochs, "1, or a finite clip_range or target_kl beside it")

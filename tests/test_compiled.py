@@ -91,6 +91,8 @@ def assert_alike(compiled: ActorCritic, eager: ActorCritic, tolerance: float = 1
         ("lax", {"epochs": 2, "target_kl": 0.01, "max_grad_norm": 0.01}),
         ("marginal", {}),
         ("relax", {"surrogate_scale": "fitted"}),
+        ("a2c", {"value_replay": 2, "normalize_obs": True}),
+        ("relax", {"value_replay": 1, "epochs": 2, "minibatch_size": 8, "clip_range": 0.2}),
     ],
 )
 def test_compiled_steps_are_those_of_eager_code(estimator: str, settings: dict[str, Any], traced_only: None) -> None:

@@ -39,6 +39,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "relax",
         {**NORMALIZED, **EPOCHS, "surrogate_replay": 3, "surrogate_scale": "fitted"},
     ),
+    "relax, value replay": ("CartPole-v1", "relax", {**NORMALIZED, "value_replay": 2}),
+    "a2c, epochs, value replay": ("CartPole-v1", "a2c", {**NORMALIZED, **EPOCHS, "value_replay": 2}),
 }
 COLUMNS, STEPS, UPDATES = 6, 5, 20
 

@@ -28,6 +28,8 @@ def pull_back(
 ) -> Tensor:
     """Pull the estimate back through the policy and regress V on returns, into the gradients of `agent.theta`.
 
+    V's loss is the mean over the rows of the batch and of the earlier rollouts in it, each rollout counting alike.
+
     Args:
         agent: whose gradients are set.
         batch: rows of a rollout.
@@ -36,7 +38,7 @@ def pull_back(
         entropy_coef: weight of the entropy bonus.
 
     Returns:
-        The value function's loss.
+        The value function's loss on the batch's own rows.
     """
     config, weight = agent.config, batch.weight
     rows = batch.divisor
@@ -46,9 +48,15 @@ def pull_back(
     # Rows without weight still count in `rows`: a divisor that depends on the batch would bias the mean.
     pulled = -ascent * (weight / rows)[:, None]
     weighted_error = (value.detach() - batch.return_) * weight
+    earlier = 0 if batch.past_obs is None else len(batch.past_obs)
+    share = 2.0 * config.value_coef / (rows * (1 + earlier))  # of a row of any rollout in the gradient of V's loss
     for part in agent.theta:
         part.zero_grad()
-    torch.autograd.backward([params, value], [pulled, weighted_error * (2.0 * config.value_coef / rows)])
+    torch.autograd.backward([params, value], [pulled, weighted_error * share])
+    if batch.past_obs is not None and batch.past_return is not None and batch.past_weight is not None:
+        past = agent.value(batch.past_obs.flatten(0, 1))
+        error = (past.detach() - batch.past_return.flatten()) * batch.past_weight.flatten()
+        torch.autograd.backward([past], [error * share])
     return weighted_error.square().sum() / rows
 
 

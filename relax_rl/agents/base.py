@@ -20,6 +20,7 @@ from relax_rl.agents.compiled import CompiledStep
 from relax_rl.agents.estimated import Estimated
 from relax_rl.agents.forward import Networks
 from relax_rl.agents.optimizers import Adam, FlatParameters, Optimizer, RMSprop
+from relax_rl.agents.value_replay import ValueReplay
 from relax_rl.config import AgentConfig, agent_config_from
 from relax_rl.devices import resolve_device
 from relax_rl.distributed import ALONE, Workers
@@ -108,6 +109,7 @@ class ActorCritic:
         self.obs_normalizer = ObservationNormalizer(self.observations.shape, self.device) if normalize else None
         self.reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
         self.advantage_scale = RunningScale() if config.advantage_scale == "running" else None
+        self.value_replay = ValueReplay(config.value_replay) if config.value_replay else None
 
     def components(self) -> dict[str, Any]:
         """Everything that learns or counts, by name: modules, optimisers and statistics, each with a state_dict."""
@@ -121,6 +123,11 @@ class ActorCritic:
             "advantage_scale": self.advantage_scale,
         }
         return {name: part for name, part in everything.items() if part is not None}
+
+    @property
+    def reward_unit(self) -> float:
+        """What raw rewards are multiplied by at present."""
+        return self.reward_scaler.scale if self.reward_scaler is not None else 1.0
 
     @property
     def num_surrogate_features(self) -> int:

@@ -19,6 +19,8 @@ from relax_rl.rollouts import Rollout, gae, successor_values
 
 __all__ = ["Batch", "batch_statistics", "make_batch"]
 
+_PAST = ("past_obs", "past_return", "past_weight")
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -37,6 +39,8 @@ class Batch:
         clip_range: PPO's, of the ratio of the two.
         share: which rows these are among those of all workers; None if they are all there are.
         control_scale: how much of the surrogate enters the estimate, between 0 and 1; None for all of it.
+        past_obs, past_return, past_weight: `[K, B, ...]`, `[K, B]`, `[K, B]` of earlier rollouts, from which V learns as
+            from this one; None if it learns from this one alone.
     """
 
     features: Tensor
@@ -51,6 +55,9 @@ class Batch:
     clip_range: float = math.inf
     share: Share | None = None
     control_scale: Tensor | None = None
+    past_obs: Tensor | None = None
+    past_return: Tensor | None = None
+    past_weight: Tensor | None = None
 
     @property
     def num_rows(self) -> int:
@@ -76,7 +83,7 @@ class Batch:
         """Some rows under a later policy.
 
         Args:
-            index: `[b]` which.
+            index: `[b]` which; the same of each earlier rollout.
             dist: `[b, P]` their action distribution at a leaf.
             features: `[b, F]` their states.
             noise: `[b, ...]` from which `dist` makes their actions.
@@ -84,8 +91,10 @@ class Batch:
             clip_range: PPO's.
             share: which rows of all workers' minibatch these are.
         """
+        past = {name: x[:, index] for name in _PAST if (x := getattr(self, name)) is not None}
         return replace(
             self,
+            **past,
             features=features,
             action=self.action[index],
             noise=noise,

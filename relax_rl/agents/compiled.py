@@ -31,7 +31,10 @@ _COST = 40.0
 """Seconds that compiling takes where nothing is cached, roughly."""
 _SAVED, _SAVED_PER_ROW = 0.8e-3, 1.5e-6
 """Seconds that a compiled step saves, roughly: whatever the batch, and for each of its rows."""
-_INPUTS = ("features", "action", "noise", "advantage", "return_", "weight", "old_log_prob", "control_scale")
+_INPUTS = (
+    *("features", "action", "noise", "advantage", "return_", "weight", "old_log_prob", "control_scale"),
+    *("past_obs", "past_return", "past_weight"),
+)
 
 
 def why_not_compiled(agent: ActorCritic) -> str | None:

@@ -71,13 +71,16 @@ def update(agent: ActorCritic, rollout: Rollout) -> dict[str, Tensor | float]:
     batch, params, value = agent.batch(rollout)
     agent._networks.forget()
     passes = config.epochs > 1 or 0 < config.minibatch_size < batch.num_rows
-    later = passes or config.surrogate_replay > 0
-    obs = _observations(agent, rollout.to(agent.device))[: len(batch.weight)] if later else None
+    replayed = passes or config.surrogate_replay > 0
+    needed = replayed or agent.value_replay is not None
+    obs = _observations(agent, rollout.to(agent.device))[: len(batch.weight)] if needed else None
+    if agent.value_replay is not None and obs is not None:
+        batch = agent.value_replay.join(batch, obs, agent.reward_unit)
     if passes and obs is not None:
         metrics, taken = minibatch_steps(agent, batch, obs, agent._networks)
     else:
         metrics, taken = agent.step(batch, params, value), 1
-    if obs is not None:
+    if replayed and obs is not None:
         agent.watch("surrogate")
         metrics |= agent.train_surrogate_later(batch, obs, taken)
     agent.watch("statistics")
@@ -90,7 +93,7 @@ def update(agent: ActorCritic, rollout: Rollout) -> dict[str, Tensor | float]:
 
 def batch_of(agent: ActorCritic, rollout: Rollout) -> tuple[Batch, Tensor, Tensor]:
     """What an update sees of a rollout; see `ActorCritic.batch`."""
-    networks, reward_scaler, advantage_scale = agent._networks, agent.reward_scaler, agent.advantage_scale
+    networks, advantage_scale = agent._networks, agent.advantage_scale
     recalled = networks.recalled(rollout)
     rollout = rollout.to(agent.device)
     obs = _observations(agent, rollout)
@@ -105,7 +108,7 @@ def batch_of(agent: ActorCritic, rollout: Rollout) -> tuple[Batch, Tensor, Tenso
         value.detach(),
         features,
         config=agent.config,
-        reward_scale=reward_scaler.scale if reward_scaler is not None else 1.0,
+        reward_scale=agent.reward_unit,
         scale=1.0 / advantage_scale.scale if advantage_scale is not None else 1.0,
         share=share_of_rollout(agent.workers, rollout.num_steps, rollout.num_envs, agent.device),
     )

@@ -124,7 +124,7 @@ class SurrogateActorCritic(ActorCritic):
         }
 
     def train_surrogate_later(self, batch: Batch, obs: Tensor, count: int) -> dict[str, Tensor | float]:
-        unit = batch.scale * (self.reward_scaler.scale if self.reward_scaler is not None else 1.0)
+        unit = batch.scale * self.reward_unit
         self._replay.add(batch, obs, unit)
         metrics: dict[str, Tensor | float] = {}
         for part in self._replay.batches(self, batch, self._networks, unit, count):

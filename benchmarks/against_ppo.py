@@ -59,6 +59,7 @@ MATCHES: dict[str, Match] = {
         fit_batches=300,
         contestants=("off=a2c", "last=relax", "on=relax:surrogate_replay=4", "marginal=marginal:surrogate_replay=4"),
         settings={
+            "value_replay": "0",
             "num_envs": "8",
             "num_steps": "32",
             "minibatch_size": "256",

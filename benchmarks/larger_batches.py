@@ -6,8 +6,8 @@
 
 With twice the environments the policy's gradient has half the variance, and the value function learns from twice the
 data. To tell the two apart, the additional environments are also used for one of them alone, and for neither: then they
-only feed the running statistics of observations and rewards, and the measured returns. RELAX or LAX on the plain batch
-stands beside. Writes `results/larger_batches/<task>.json`, `results/larger_batches.md` and `.png`.
+only feed the running statistics of observations and rewards, and the measured returns. Beside these stand RELAX or LAX on
+the plain batch, and both with a value function that learns from earlier rollouts too. Writes `results/larger_batches/<task>.json`, `results/larger_batches.md` and `.png`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,6 @@ TASKS: dict[str, Task] = {
     "CartPole-v1": Task(steps=100_000, threshold=475.0, seeds=20),
     "Acrobot-v1": Task(steps=100_000, threshold=-100.0),
     "InvertedPendulum-v5": Task(steps=150_000, threshold=950.0, surrogate="lax"),
-    "LunarLander-v3": Task(steps=500_000, threshold=200.0, seeds=5),
 }
 
 
@@ -76,12 +75,14 @@ class Contestant:
         surrogate: whether the task's surrogate is on.
         factor: of the preset's environments.
         policy, value: whether the policy's gradient and the value function use the additional ones.
+        value_replay: earlier rollouts that the value function learns from.
     """
 
     surrogate: bool = False
     factor: int = 2
     policy: bool = True
     value: bool = True
+    value_replay: int = 0
 
 
 CONTESTANTS = {
@@ -91,6 +92,8 @@ CONTESTANTS = {
     "for V alone": Contestant(policy=False),
     "for the policy alone": Contestant(value=False),
     "for neither": Contestant(policy=False, value=False),
+    "A2C, value replay": Contestant(factor=1, value_replay=2),
+    "with surrogate, value replay": Contestant(surrogate=True, factor=1, value_replay=2),
 }
 
 
@@ -156,7 +159,12 @@ def _play(env: str, task: Task, seeds: int) -> None:
 def _train(env: str, task: Task, contestant: Contestant, seed: int) -> np.ndarray:
     """The curve of one run."""
     config = preset_config(env, task.surrogate if contestant.surrogate else "a2c")
-    settings = replace(config.agent, compile="off", minibatch_size=contestant.factor * config.agent.minibatch_size)
+    settings = replace(
+        config.agent,
+        compile="off",
+        minibatch_size=contestant.factor * config.agent.minibatch_size,
+        value_replay=contestant.value_replay,
+    )
     envs = make_envs(env, num_envs=contestant.factor * config.env.num_envs, seed=seed)
     kinds: dict[str, type[ActorCritic]] = {"relax": RELAX, "lax": LAX}
     kind = kinds[task.surrogate] if contestant.surrogate else PartlyBlind
@@ -207,7 +215,8 @@ def _report() -> None:
         "",
         "A2C on its preset's batch and on that of twice as many environments, with the same number of updates; the additional",
         "environments for the policy's gradient and for V, for one of them alone, or for neither (only for the running",
-        "statistics of observations and rewards, and the measured returns); and RELAX or LAX on the preset's batch. Updates",
+        "statistics of observations and rewards, and the measured returns); RELAX or LAX on the preset's batch; and both",
+        "with a value function that learns from the two rollouts before the present one as well. Updates",
         f"until the mean return of the episodes that ended in the last {WINDOW:.0%} of all updates reaches the threshold: medians,",
         "those that did not reach it beyond all others. Mean return over the whole training: interquartile means. Intervals",
         "of 95% over runs. `python -m benchmarks.larger_batches` trains and writes this file.",

@@ -45,14 +45,14 @@ def _discrete(steps: int) -> str:
     return (
         f"published=relax:num_envs=1,num_steps={steps},gae_lambda=1,gamma=0.99,hidden=10x10,surrogate_hidden=10x10,"
         "activation=relu,policy_lr=3e-3,value_lr=3e-3,surrogate_lr=3e-3,entropy_coef=0.01,normalize_obs=false,"
-        "normalize_reward=false,max_grad_norm=inf"
+        "normalize_reward=false,max_grad_norm=inf,value_replay=0"
     )
 
 
 CONTINUOUS = (
     "published=lax:num_envs=1,num_steps=2500,gae_lambda=1,gamma=0.99,hidden=64x64,surrogate_hidden=64x64,"
     "surrogate_activation=elu,policy_lr=3e-3,value_lr=1e-2,surrogate_lr=1e-3,surrogate_steps=25,normalize_reward=false,"
-    "max_grad_norm=inf"
+    "max_grad_norm=inf,value_replay=0"
 )
 """LAX as published, as near as our agent comes: returns of batches of 2,500 steps, many steps of the surrogate on each."""
 

@@ -150,6 +150,7 @@ def make_agent(match: Match, estimator: str, compile: str, *, name: str = "", **
     """
     envs = make_envs(match.env, num_envs=match.num_envs, seed=0, sticky_actions=STICKY_ACTIONS)
     terms: dict[str, Any] = {"num_steps": match.num_steps, "lr_schedule": "constant", "epochs": 1, "minibatch_size": 0}
+    terms["value_replay"] = 0  # which the peer has not
     terms |= dict.fromkeys(("policy_lr", "value_lr", "surrogate_lr"), LEARNING_RATE)
     spaces = envs.single_observation_space, envs.single_action_space
     config = agent_config_from(None, {**settings_for(match.env, estimator), **terms, "compile": compile, **others})

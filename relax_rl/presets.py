@@ -97,6 +97,7 @@ PRESETS: tuple[Preset, ...] = (
         environments=("CartPole-v*", "Acrobot-v*", "MountainCar-v*", "MountainCarContinuous-v*", "Pendulum-v*"),
         overrides=(
             Override(settings=_CLASSIC),
+            Override(env="CartPole-v*", settings={"value_replay": 2}),
             Override(env="Acrobot-v*", settings=_ACROBOT),
             Override(env="MountainCar-v*", settings={"num_envs": 16, "gamma": 0.99}),
             Override(env="MountainCarContinuous-v*", settings={"num_envs": 4, "num_steps": 100, "gamma": 0.99}),
@@ -134,6 +135,7 @@ PRESETS: tuple[Preset, ...] = (
         overrides=(
             Override(settings={"num_envs": 8, "num_steps": 16, "total_steps": 1_000_000, **_NORMALIZED}),
             Override(env="Inverted*", settings={"num_steps": 5, "gamma": 0.98, "gae_lambda": 0.9}),
+            Override(env="InvertedPendulum-v*", settings={"value_replay": 2}),
             *(
                 Override(env=f"{body}-v*", settings=_LOCOMOTION)
                 for body in ("Ant", "HalfCheetah", "Hopper", "Walker2d")

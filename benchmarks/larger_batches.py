@@ -29,7 +29,7 @@ from benchmarks.tasks import RESULTS, write_json, write_text
 from relax_rl import make_envs
 from relax_rl.agents import A2C, LAX, RELAX, ActorCritic
 from relax_rl.agents.batch import Batch
-from relax_rl.comparison.statistics import bootstrap, iqm, median
+from relax_rl.comparison.statistics import bootstrap, improvement, iqm, median
 from relax_rl.plotting import png
 from relax_rl.presets import preset_config
 from relax_rl.rollouts import Rollout
@@ -96,6 +96,15 @@ CONTESTANTS = {
     "with surrogate, value replay": Contestant(surrogate=True, factor=1, value_replay=2),
 }
 
+PAIRS = (
+    ("with surrogate", "A2C"),
+    ("A2C, value replay", "A2C"),
+    ("with surrogate, value replay", "A2C, value replay"),
+    ("with surrogate, value replay", "A2C"),
+    ("A2C, twice the batch", "with surrogate, value replay"),
+)
+"""Of which the first may be better than the second."""
+
 
 class PartlyBlind(A2C):
     """A2C whose policy or value function, or both, learn nothing from the last half of the environments."""
@@ -123,16 +132,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run what is asked for, and write the table and the figure of all that is there."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
     parser.add_argument("--seeds", type=int, help="runs of each contestant (default: the task's)")
     parser.add_argument("--report", action="store_true", help="write the table and the figure, and train nothing")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     for name in () if args.report else args.tasks:
-        _play(name, TASKS[name], args.seeds or TASKS[name].seeds)
+        _play(name, TASKS[name], args.contestants, args.seeds or TASKS[name].seeds)
     _report()
 
 
-def _play(env: str, task: Task, seeds: int) -> None:
+def _play(env: str, task: Task, names: Sequence[str], seeds: int) -> None:
     """Train, and keep a curve of every run, seed by seed."""
     path = RESULTS / GROUP / f"{env}.json"
     preset = preset_config(env, "a2c")
@@ -146,11 +156,11 @@ def _play(env: str, task: Task, seeds: int) -> None:
     if path.exists():
         found["curves"] |= json.loads(path.read_text(encoding="utf-8"))["curves"]
     for seed in range(seeds):
-        for name, contestant in CONTESTANTS.items():
+        for name in names:
             if str(seed) in found["curves"][name]:
                 continue
             started = time.monotonic()
-            curve = _train(env, task, contestant, seed)
+            curve = _train(env, task, CONTESTANTS[name], seed)
             found["curves"][name][str(seed)] = np.round(curve, 2).tolist()
             write_json(path, found)
             print(f"{env}, {name}, seed {seed}: {curve.mean():.1f}, {time.monotonic() - started:.0f} s", flush=True)
@@ -240,9 +250,28 @@ def _report() -> None:
             cells.append(_interval(bootstrap(iqm, rows.mean(1)), ".1f"))
             lines.append("| " + " | ".join(cells) + " |")
             title = ""
-    write_text(RESULTS / f"{GROUP}.md", "\n".join(lines) + "\n")
+    write_text(RESULTS / f"{GROUP}.md", "\n".join([*lines, "", *_pairs(tasks)]) + "\n")
     if tasks:
         _draw(tasks)
+
+
+def _pairs(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How probably one contestant is better than another, task by task and with the tasks that have A2C's form together."""
+    lines = [
+        "Probability that a run of the first has a higher mean return over training than one of the second:",
+        "",
+        "| first | second | "
+        + " | ".join(task["env"] for task in tasks)
+        + " | CartPole and InvertedPendulum together |",
+        "|---|---|" + "---:|" * (len(tasks) + 1),
+    ]
+    for first, second in PAIRS:
+        scores = {task["env"]: (_rows(task, first).mean(-1), _rows(task, second).mean(-1)) for task in tasks}
+        cells = [_interval(improvement([pair]), ".2f") for pair in scores.values()]
+        single = [pair for env, pair in scores.items() if preset_config(env, "a2c").agent.epochs == 1]
+        cells.append(_interval(improvement(single), ".2f"))
+        lines.append(f"| {first} | {second} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _draw(tasks: Sequence[Mapping[str, Any]]) -> None:

@@ -27,13 +27,14 @@ __all__ = ["MATCHES", "main"]
 
 GROUP = "against_ppo"
 PPO = "sb3-ppo"
+FIT_ROWS = 100_000
+"""On which each surrogate is fitted at least before the gradient's variance is measured."""
 
 
 def _match(env: str, steps: int, *, seeds: int = 10, on: str = "relax", exact: bool = False) -> Match:
     contestants = ("off=a2c", f"on={on}", *(("exact=marginal",) if exact else ()))
-    fit_batches = (
-        300 if preset_config(env.partition(",")[0]).agent.epochs > 1 else 2_500
-    )  # of 512 rows or more, or of 40
+    preset = preset_config(env.partition(",")[0])
+    rows = preset.env.num_envs * preset.agent.num_steps
     return Match(
         env=env,
         steps=steps,
@@ -41,7 +42,7 @@ def _match(env: str, steps: int, *, seeds: int = 10, on: str = "relax", exact: b
         peers=(PPO,),
         seeds=seeds,
         variance_of="off",
-        fit_batches=fit_batches,
+        fit_batches=max(300, FIT_ROWS // rows),
     )
 
 

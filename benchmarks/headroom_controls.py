@@ -241,7 +241,7 @@ def _under(agent: ActorCritic, seen: Seen, value: Callable[[Tensor], Tensor], *,
         values,
         batch.features,
         config=replace(agent.config, gae_lambda=gae_lambda),
-        reward_scale=agent.reward_scaler.scale if agent.reward_scaler is not None else 1.0,
+        reward_scale=agent.reward_unit,
         scale=batch.scale,
     )
 

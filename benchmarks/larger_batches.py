@@ -138,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, help="runs of each contestant (default: the task's)")
     parser.add_argument("--report", action="store_true", help="write the table and the figure, and train nothing")
     args = parser.parse_args(argv)
+    if args.seeds is not None and args.seeds < 1:
+        parser.error(f"--seeds is {args.seeds}, expected at least 1")
     torch.set_num_threads(1)
     for name in () if args.report else args.tasks:
         _play(name, TASKS[name], args.contestants, args.seeds or TASKS[name].seeds)
@@ -258,35 +260,34 @@ def _report() -> None:
 
 
 def _pairs(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How probably one contestant is better than another, task by task and with the tasks that have A2C's form together."""
-    lines = [
+    """How probably one contestant is better than another, on all seeds and on those that had no part in the choice."""
+    single = [task for task in tasks if preset_config(task["env"], "a2c").agent.epochs == 1]
+    columns = [(task["env"], [(task, 0)]) for task in tasks]
+    columns.append((" and ".join(task["env"] for task in single) + " together", [(task, 0) for task in single]))
+    unseen = [(task, UNSEEN[task["env"]]) for task in tasks if task["env"] in UNSEEN]
+    return [
         "Probability that a run of the first has a higher mean return over training than one of the second:",
         "",
-        "| first | second | "
-        + " | ".join(task["env"] for task in tasks)
-        + " | CartPole and InvertedPendulum together |",
-        "|---|---|" + "---:|" * (len(tasks) + 1),
+        *_pair_table(columns),
+        "",
+        "The same on seeds that had no part in the choice of value replay:",
+        "",
+        *_pair_table([(f"{task['env']}, seeds from {first}", [(task, first)]) for task, first in unseen]),
     ]
-    for first, second in PAIRS:
-        scores = {task["env"]: (_rows(task, first).mean(-1), _rows(task, second).mean(-1)) for task in tasks}
-        cells = [_interval(improvement([pair]), ".2f") for pair in scores.values()]
-        single = [pair for env, pair in scores.items() if preset_config(env, "a2c").agent.epochs == 1]
-        cells.append(_interval(improvement(single), ".2f"))
-        lines.append(f"| {first} | {second} | " + " | ".join(cells) + " |")
-    return [*lines, *_unseen(tasks)]
 
 
-def _unseen(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The same on seeds that had no part in the choice of value replay."""
-    lines = ["", "The same on seeds that had no part in the choice of value replay:", ""]
-    lines += ["| first | second | " + " | ".join(f"{env}, seeds from {first}" for env, first in UNSEEN.items()) + " |"]
-    lines += ["|---|---|" + "---:|" * len(UNSEEN)]
-    by_env = {task["env"]: task for task in tasks}
+def _pair_table(columns: Sequence[tuple[str, Sequence[tuple[Mapping[str, Any], int]]]]) -> list[str]:
+    """A row for each of `PAIRS`, a column for some tasks, each from a seed on; empty where runs are missing."""
+    lines = ["| first | second | " + " | ".join(title for title, _ in columns) + " |"]
+    lines.append("|---|---|" + "---:|" * len(columns))
     for pair in PAIRS:
-        rows = [[_rows(by_env[env], name, first) for name in pair] for env, first in UNSEEN.items() if env in by_env]
-        if len(rows) == len(UNSEEN) and all(len(each) for both in rows for each in both):
-            cells = [_interval(improvement([(x.mean(1), y.mean(1))]), ".2f") for x, y in rows]
-            lines.append(f"| {pair[0]} | {pair[1]} | " + " | ".join(cells) + " |")
+        cells = []
+        for _, tasks in columns:
+            rows = [[_rows(task, name, first) for name in pair] for task, first in tasks]
+            known = rows and all(len(each) for both in rows for each in both)
+            cells.append(_interval(improvement([(x.mean(1), y.mean(1)) for x, y in rows]), ".2f") if known else "")
+        if any(cells):
+            lines.append("| " + " | ".join([*pair, *cells]) + " |")
     return lines
 
 

@@ -72,7 +72,7 @@ class AgentConfig:
     target_kl: float = math.inf
     """No further epoch over a rollout once the policy's mean KL divergence from the one that acted is above this; inf for no limit."""
     value_replay: int = 0
-    """Earlier rollouts that the value function learns from at each step beside the present one, with their returns as they were: less noise in its gradient, for little time."""
+    """Earlier rollouts that the value function learns from at each step beside the present one, with their returns as they were: less noise in its gradient."""
     surrogate_steps: int = 1
     """Steps of the surrogate per step of the policy."""
     surrogate_replay: int = 0

@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.data import Dataset
 from relax_rl.experiments.vae import training
 from relax_rl.experiments.vae.checkpoints import VaeCheckpoints
+from relax_rl.experiments.vae.compiled import CompiledStep
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.display import describe_bounds
 from relax_rl.experiments.vae.evaluation import bound
@@ -66,21 +68,28 @@ def main() -> None:
     torch.set_num_threads(1)
     images = (np.random.default_rng(0).random((10_000, 784)) < 0.13).astype(np.uint8)
     data = Dataset("noise", images, images, images[:100], shape=(28, 28), dynamic=False)
-    trainers = {name: _trainer(config, data) for name, config in CASES.items()}
-    updates = {name: _update(trainer) for name, trainer in trainers.items()}
-    times: dict[str, list[float]] = {name: [] for name in updates}
+    trainers = {
+        (name, how): _trainer(replace(config, compile=how), data)
+        for name, config in CASES.items()
+        for how in ("off", "on")
+    }
+    updates = {case: _update(trainer) for case, trainer in trainers.items()}
+    times: dict[tuple[str, str], list[float]] = {case: [] for case in updates}
     for _ in range(ROUNDS):
-        for name, update in updates.items():  # side by side, so that a busy moment meets all of them
+        for case, update in updates.items():  # side by side, so that a busy moment meets all of them
             update()
             started = time.process_time()
             for _ in range(STEPS):
                 update()
-            times[name].append((time.process_time() - started) / STEPS)
-    best = {name: statistics.median(values) for name, values in times.items()}
-    loops = {name: _added(trainers[name], data) / best[name] for name in ("reinforce", "relax")}
+            times[case].append((time.process_time() - started) / STEPS)
+    best = {case: statistics.median(values) for case, values in times.items()}
+    eager, compiled = ({name: best[name, how] for name in CASES} for how in ("off", "on"))
+    loops = {name: _added(trainers[name, "on"], data) / compiled[name] for name in ("reinforce", "relax")}
     content = {
-        "milliseconds": {name: 1e3 * value for name, value in best.items()},
-        "to_reinforce": {name: value / best["reinforce"] for name, value in best.items()},
+        "milliseconds": {name: 1e3 * value for name, value in eager.items()},
+        "to_reinforce": {name: value / eager["reinforce"] for name, value in eager.items()},
+        "milliseconds_compiled": {name: 1e3 * value for name, value in compiled.items()},
+        "to_reinforce_compiled": {name: value / compiled["reinforce"] for name, value in compiled.items()},
         "added_by_the_loop": loops,
         "torch": torch.__version__,
     }
@@ -89,11 +98,15 @@ def main() -> None:
         "# Speed of the discrete VAE\n",
         f"784-200-200, batches of 24, one thread, torch {torch.__version__}; processor time, medians of {ROUNDS} rounds of {STEPS} updates, all "
         "estimators side by side. `python -m benchmarks.vae_speed` writes this file.\n",
-        "| estimator | ms an update | to REINFORCE |",
-        "|---|---|---|",
-        *(f"| {name} | {1e3 * value:.2f} | {value / best['reinforce']:.2f} |" for name, value in best.items()),
+        "| estimator | ms an update, eager | to REINFORCE | ms, compiled | to REINFORCE |",
+        "|---|---:|---:|---:|---:|",
+        *(
+            f"| {name} | {1e3 * eager[name]:.2f} | {eager[name] / eager['reinforce']:.2f} "
+            f"| {1e3 * compiled[name]:.2f} | {compiled[name] / compiled['reinforce']:.2f} |"
+            for name in CASES
+        ),
         "",
-        "What the training loop adds to an update (variance, rows, validation bound, display, checkpoints, each timed by itself): "
+        "What the training loop adds to a compiled update (variance, rows, validation bound, display, checkpoints, each timed by itself): "
         + ", ".join(f"{100 * value:.1f}% with {name}" for name, value in loops.items())
         + ".\n",
     ]
@@ -107,11 +120,14 @@ def _trainer(config: VaeConfig, data: Dataset) -> Trainer:
 
 def _update(trainer: Trainer) -> Callable[[], None]:
     """What a step cannot do without."""
+    compiled = CompiledStep(trainer.model, trainer.main.estimator) if trainer.config.compile == "on" else None
 
     def update() -> None:
         x = trainer.batches.next(trainer.config.batch_size)
-        gradient = trainer.main.estimator(trainer.model, x, trainer.main.generator)
-        gradient.backward(trainer.model)
+        if compiled is not None:
+            compiled(x, trainer.main.generator)
+        else:
+            trainer.main.estimator(trainer.model, x, trainer.main.generator).backward(trainer.model)
         trainer.optimizer.step()
         trainer.main.optimizer.step()
 

@@ -12,6 +12,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
+from relax_rl import compilation
 from relax_rl.agents import A2C, AGENTS, LAX, RELAX, ActorCritic
 from relax_rl.agents import compiled as compiled_module
 from relax_rl.agents.compiled import CompiledStep, choose_step, why_not_compiled
@@ -30,7 +31,7 @@ SMALL: dict[str, Any] = {"hidden": (8,), "surrogate_hidden": (8,), "num_steps": 
 @pytest.fixture(autouse=True)
 def _compiler_is_looked_for_anew() -> Iterator[None]:
     yield
-    compiled_module._has_compiler.cache_clear()
+    compilation.has_compiler.cache_clear()
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def test_compiled_steps_are_those_of_eager_code(estimator: str, settings: dict[s
 
 
 def test_code_of_inductor_takes_the_steps_of_eager_code() -> None:
-    if not compiled_module._has_compiler():
+    if not compilation.has_compiler():
         pytest.skip("there is no C++ compiler")
     settings = {"hidden": (4,), "activation": "relu"}
     compiled, _ = trained("a2c", "on", **settings)
@@ -179,7 +180,7 @@ def no_compiler(agent: ActorCritic, monkeypatch: pytest.MonkeyPatch) -> None:
         raise InvalidCxxCompiler
 
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", search)
-    compiled_module._has_compiler.cache_clear()
+    compilation.has_compiler.cache_clear()
 
 
 class FakeWorkers(type(ALONE)):  # type: ignore[misc]

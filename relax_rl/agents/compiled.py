@@ -1,8 +1,7 @@
 """The gradients of a step as one compiled graph: the same numbers to rounding, without Python between the kernels.
 
-What an agent does in eager code is traced once for every shape of batch, autograd and closed forms alike, and handed to
-torch's inductor. Averaging, clipping, optimisers and all decisions stay outside. Compiled code is kept on disk
-(`TORCHINDUCTOR_CACHE_DIR`) and found there by later runs.
+What an agent does in eager code is traced once for every shape of batch, autograd and closed forms alike. Averaging,
+clipping, optimisers and all decisions stay outside.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from relax_rl.agents.ascent import entropy_weight, move, pull_back
 from relax_rl.agents.batch import Batch, batch_statistics
 from relax_rl.agents.optimizers import Adam, FlatParameters, RMSprop
+from relax_rl.compilation import NO_COMPILER, compile_function, has_compiler
 from relax_rl.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -47,18 +46,7 @@ def why_not_compiled(agent: ActorCritic) -> str | None:
         return "it is for a single step of the surrogate per batch"
     if agent.workers.count > 1:
         return "it is for a single process"
-    return None if _has_compiler() else "it needs a C++ compiler, and none is found; install g++"
-
-
-@cache
-def _has_compiler() -> bool:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        return bool(get_cpp_compiler())
-    except InvalidCxxCompiler:
-        return False
+    return None if has_compiler() else NO_COMPILER
 
 
 def choose_step(agent: ActorCritic, total_steps: int, num_envs: int) -> CompiledStep | None:
@@ -185,9 +173,6 @@ def _flat_parameters(agent: ActorCritic) -> dict[str, FlatParameters]:
 
 def _compiled(agent: ActorCritic, batch: Batch, inputs: Mapping[str, Tensor]) -> _Graph:
     """Trace the eager step on these inputs and compile it."""
-    import torch._inductor
-    from torch.fx.experimental.proxy_tensor import make_fx
-
     flats = _flat_parameters(agent)
     noted: dict[str, Any] = {}
 
@@ -199,13 +184,7 @@ def _compiled(agent: ActorCritic, batch: Batch, inputs: Mapping[str, Tensor]) ->
         vector = torch.stack([torch.as_tensor(x).detach().reshape(()) for x in metrics.values()])
         return (*(grad.detach() for grad in grads), vector)
 
-    examples = [x.detach().clone() for x in (*(flat.data for flat in flats.values()), *inputs.values())]
-    with torch.enable_grad():
-        traced = make_fx(gradients)(*examples)
-    for node in traced.graph.nodes:
-        node.meta.pop("val", None)  # traces of tensors, each of a world of its own, which inductor will not mix
-    # A C++ wrapper calls the kernels without Python, and is compiled faster than they are one by one.
-    run: Any = torch._inductor.compile(traced, [*examples], options={"cpp_wrapper": True})
+    run = compile_function(gradients, [*(flat.data for flat in flats.values()), *inputs.values()])
     return _Graph(run, noted["metrics"], noted["stepped"])
 
 

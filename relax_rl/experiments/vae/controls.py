@@ -10,8 +10,8 @@ f with the other bits taken back, to first order, to what they were. It is smoot
 
     dc_j/dz_j = y_j (1 - y_j) / lambda [df/dy_j + (H e)_j - H_jj e_j],    e = b - y,
 
-with H the second derivative of f at y. The diagonal of H is replaced by s * H(s * e) / e with random signs s, right in
-expectation, so that the estimate stays unbiased.
+with H the second derivative of f at y. Where the diagonal of H has no closed form, an estimate that is right in expectation
+stands for it (see `relaxed_loss.py`), so that the estimate stays unbiased.
 """
 
 from __future__ import annotations
@@ -64,40 +64,34 @@ def relaxed_controls(
         log_temperature: log lambda, a scalar.
         signs: `[B, P]` +-1, drawn independently of everything else.
     """
-    if signs is None:
-        plain = relaxed_loss(model, target, chain, layer, log_temperature)
-    else:
-        bits = chain.bits[layer]
-        plain = relaxed_loss(model, target, chain, layer, log_temperature, lambda y: (bits - y, signs * (bits - y)))
+    plain = relaxed_loss(model, target, chain, layer, log_temperature, signs)
     value = (before + plain.value).unsqueeze(-1)
     controls = [Control(value, plain.slope, plain.value_tangent.unsqueeze(-1), plain.slope_tangent)]
-    if signs is not None:
-        controls.append(_correction(chain.z[layer], log_temperature, signs, *plain.at_bits))
+    if plain.own is not None:
+        controls.append(_correction(chain.z[layer], log_temperature, plain.own, *plain.at_bits))
     return controls
 
 
 def _correction(
     z: Tensor,
     log_temperature: Tensor,
-    signs: Tensor,
+    own: Tensor,
     gradient: Tensor,
     gradient_tangent: Tensor,
     along_error: Tensor,
-    along_signs: Tensor,
 ) -> Control:
-    """The sum over i != j, from f's gradient at y and how it moves with log lambda, along e and along signs * e.
+    """The sum over i != j, from H_jj e_j, f's gradient at y, and how that moves with log lambda and along e.
 
     How H itself moves with lambda would take a third derivative of f; it is left out of `slope_tangent`, which trains
     lambda and nothing else.
     """
-    temperature = float(log_temperature.exp())
+    temperature = log_temperature.exp()
     scaled = z / temperature
     y = torch.sigmoid(scaled)
     error = (z > 0).to(z.dtype) - y
     spread = y * (1 - y)
     steepness, y_tangent = spread / temperature, -scaled * spread
     steepness_tangent = (1 - 2 * y) * y_tangent / temperature - steepness
-    own = signs * along_signs  # H_jj e_j
     own_tangent = own * scaled.abs() * torch.maximum(y, 1 - y)  # e moves by this factor of itself
     each = gradient * error
     each_tangent = gradient_tangent * error - gradient * y_tangent

@@ -58,7 +58,7 @@ class EstimatorSettings:
     surrogate: Literal["corrected", "objective", "free"] = "corrected"
     surrogate_context: SurrogateContext = "logits"
     surrogate_depth: int = 2
-    surrogate_width: int = 200
+    surrogate_width: int = 100
     surrogate_activation: SurrogateActivation = "relu"
 
 

@@ -24,7 +24,7 @@ _SURROGATES = ("relax", "dlax")
 _VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "relax-published": (
         "relax",
-        {"surrogate": "objective", "surrogate_context": "input", "surrogate_depth": 4},
+        {"surrogate": "objective", "surrogate_context": "input", "surrogate_depth": 4, "surrogate_width": 200},
     ),
     "rebar-corrected": ("rebar", {"rebar_scope": "bit"}),
 }

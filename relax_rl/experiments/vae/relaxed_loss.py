@@ -4,11 +4,14 @@ A surrogate needs f(sigma(z / lambda)), its gradient at z, and how both move wit
 rule by hand, and every number carries its derivatives along a few directions with it, of which log lambda is the first,
 so that one pass gives all of it: no graph is built, and nothing is differentiated twice. A number with T such tangents
 is a tensor `[1 + T, B, P]`, called dual.
+
+The second derivative H of f at y is asked for by its product with the error e = b - y, and by its diagonal. A linear decoder
+has a diagonal in closed form; that of everything else is s * H (s * e) / e with random signs s, right in expectation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +33,8 @@ class RelaxedLoss:
         value: `[B]`.
         slope: `[B, P]` its derivative at z.
         value_tangent, slope_tangent: how the two move with the logarithm of the temperature.
-        at_bits: `[1 + T, B, P]` its dual derivative at y.
+        at_bits: `[1 + T, B, P]` its dual derivative at y, which moves with log lambda and, if there were signs, along e.
+        own: `[B, P]` H_jj e_j, right in expectation over the signs; None without.
     """
 
     value: Tensor
@@ -38,6 +42,7 @@ class RelaxedLoss:
     value_tangent: Tensor
     slope_tangent: Tensor
     at_bits: Tensor
+    own: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def relaxed_loss(
     chain: Chain,
     layer: int,
     log_temperature: Tensor,
-    directions: Callable[[Tensor], Sequence[Tensor]] | None = None,
+    signs: Tensor | None = None,
 ) -> RelaxedLoss:
     """f_l + f_{l+1} + ... at sigma(z_l / lambda), the deeper layers relaxed likewise from the noise of their bits.
 
@@ -80,10 +85,10 @@ def relaxed_loss(
         chain: the bits before layer l, z_l, and the noise after it.
         layer: l, from 0.
         log_temperature: log lambda, a scalar.
-        directions: from y `[B, P]` to further directions `[B, P]` at y, along which `at_bits` has tangents.
+        signs: `[B, P]` +-1, drawn independently of everything else; products with H are formed if there are any.
     """
-    temperature = float(log_temperature.exp())
-    value, layers = _upwards(model, target, chain, layer, temperature, directions)
+    temperature = log_temperature.exp()
+    value, layers, diagonal = _upwards(model, target, chain, layer, temperature, signs)
     tangents = len(layers[0].soft) - 1
     derivative: Tensor | None = None  # of f at the relaxed bits of the layer at hand, as far as deeper layers bring it
     if model.prior is not None:
@@ -92,7 +97,10 @@ def relaxed_loss(
     for at in reversed(layers):
         if at.pull_decoded is not None and at.error is not None:
             through = at.pull_decoded(at.error)
-            derivative = through if derivative is None else derivative.add_(through)
+            if derivative is None:
+                derivative = through
+            else:
+                derivative[: len(through)] += through
         assert derivative is not None
         if model.task == "generative":
             derivative += at.logits
@@ -110,21 +118,27 @@ def relaxed_loss(
         else:
             derivative = at.pull_logits(derivative)
     assert derivative is not None
-    return RelaxedLoss(value, derivative[0], value_tangent, derivative[1], at_bits)
+    own = None
+    if signs is not None:
+        own = torch.zeros_like(signs) if diagonal is None else diagonal * (chain.bits[layer] - layers[0].soft[0])
+        if tangents == 3:
+            own += signs * at_bits[3]
+    return RelaxedLoss(value, derivative[0], value_tangent, derivative[1], at_bits[:3], own)
 
 
 def _upwards(
-    model: SigmoidBeliefNetwork,
-    target: Tensor,
-    chain: Chain,
-    layer: int,
-    temperature: float,
-    directions: Callable[[Tensor], Sequence[Tensor]] | None,
-) -> tuple[Tensor, list[_Layer]]:
-    """The value, and the layers from `layer` on with all that the way back needs."""
+    model: SigmoidBeliefNetwork, target: Tensor, chain: Chain, layer: int, temperature: Tensor, signs: Tensor | None
+) -> tuple[Tensor, list[_Layer], Tensor | None]:
+    """The value, the layers from `layer` on with all that the way back needs, and what of H's diagonal is in closed form.
+
+    Soft bits move along log lambda, with signs along e too, and along signs * e as far as H's diagonal is not known.
+    """
     scaled = chain.z[layer] / temperature
     soft = torch.sigmoid(scaled)
-    further = () if directions is None else directions(soft)
+    error = chain.bits[layer] - soft
+    linear = signs is not None and _decoder_is_linear(model, layer)
+    wholly_known = linear and layer == len(model.layers) - 1
+    further = [] if signs is None else [error] if wholly_known else [error, signs * error]
     soft = torch.stack([soft, -scaled * soft * (1 - soft), *further])
     tangents = len(soft) - 1
     below = _constant(target if layer == 0 else chain.bits[layer - 1], tangents)
@@ -139,13 +153,14 @@ def _upwards(
             moved[0] += chain.noise[here] / temperature
             moved[1] -= moved[0]
             scaled, soft = moved[0], _sigmoid(moved)
+        seen = soft[:3] if linear and here == layer else soft
         if model.task == "generative":
-            decoded, pull_decoded = _dual_network(model.decoders[here], soft)
-            error = _sigmoid(decoded).sub_(below)
+            decoded, pull_decoded = _dual_network(model.decoders[here], seen)
+            error = _sigmoid(decoded).sub_(below[: len(seen)])
             layers.append(_Layer(scaled, soft, logits, pull_logits, error, pull_decoded, decoded))
             value = value + bernoulli_log_prob(soft[0], logits[0]) - bernoulli_log_prob(below[0], decoded[0])
         elif here == len(model.layers) - 1:
-            decoded, pull_decoded = _dual_network(model.decoders[0], soft)
+            decoded, pull_decoded = _dual_network(model.decoders[0], seen)
             error = _sigmoid(decoded)
             error[0] -= target
             layers.append(_Layer(scaled, soft, logits, pull_logits, error, pull_decoded, decoded))
@@ -154,7 +169,26 @@ def _upwards(
             layers.append(_Layer(scaled, soft, logits, pull_logits))
     if model.prior is not None:
         value = value - bernoulli_log_prob(layers[-1].soft[0], model.prior)
-    return value, layers
+    return value, layers, _diagonal(model, layer, layers[0].decoded) if linear else None
+
+
+def _decoder_is_linear(model: SigmoidBeliefNetwork, layer: int) -> bool:
+    """Whether something is decoded from this layer, and linearly."""
+    if model.task == "structured" and layer < len(model.layers) - 1:
+        return False
+    decoder = model.decoders[layer if model.task == "generative" else 0]
+    assert isinstance(decoder, ConditionalNetwork)
+    return len(decoder.steps) == 1
+
+
+def _diagonal(model: SigmoidBeliefNetwork, layer: int, decoded: Tensor | None) -> Tensor:
+    """`[B, P]` diagonal of the second derivative of -log p(below | y), whose logits W (2 y - 1) + a are dual `decoded`."""
+    decoder = model.decoders[layer if model.task == "generative" else 0]
+    assert isinstance(decoder, ConditionalNetwork) and decoded is not None
+    ((weight, _),) = decoder.steps
+    soft = torch.sigmoid(decoded[0])
+    diagonal: Tensor = (soft * (1 - soft)) @ (2 * weight).square()
+    return diagonal
 
 
 def _dual_network(network: nn.Module, soft: Tensor) -> tuple[Tensor, Pull]:

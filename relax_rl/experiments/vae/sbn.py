@@ -246,7 +246,7 @@ def draw_signs(
     shape: Sequence[int], layers: Sequence[int], generator: torch.Generator | None, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, ...]:
     """Random signs `[*, P]`, +-1 with equal probability, for every layer, from one draw."""
-    halves = draw_shared(
-        lambda size: torch.randint(2, size, generator=generator, device=device), (*shape, sum(layers)), generator
+    uniform = draw_shared(
+        lambda size: torch.rand(size, generator=generator, device=device), (*shape, sum(layers)), generator
     )
-    return torch.split(2.0 * halves - 1, list(layers), -1)
+    return torch.split(torch.where(uniform < 0.5, -1.0, 1.0), list(layers), -1)

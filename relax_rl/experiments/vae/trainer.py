@@ -14,6 +14,7 @@ from relax_rl.distributed import ALONE, Workers
 from relax_rl.errors import CheckpointError
 from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.vae.checkpoints import flatten, part
+from relax_rl.experiments.vae.compiled import CompiledStep, compiles
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.estimators import EstimatorSettings, make_layered_estimator
 from relax_rl.experiments.vae.gradient import LayeredEstimator
@@ -103,6 +104,9 @@ class Trainer:
         self.optimizer = FusedAdam(self.model.parameters(), lr=config.lr, betas=(0.9, config.beta2))
         self.main = self._watch(config.estimator, next(seeds))
         self.others = [self._watch(name, next(seeds)) for name in config.track_variances]
+        self._compiled = (
+            CompiledStep(self.model, self.main.estimator) if compiles(config, self.device, workers) else None
+        )
         self._loss = torch.zeros((), device=self.device, dtype=torch.float64)
         self._loss_steps = 0
 
@@ -121,11 +125,15 @@ class Trainer:
             gradient = other.estimator(self.model, x, other.generator)
             if self.step % EVERY == 0:
                 looked_at.append(gradient.at_encoder(self.model))
-        gradient = self.main.estimator(self.model, x, self.main.generator)
-        if not self.frozen:
-            gradient.backward(self.model)
-        elif self.step % EVERY == 0:
-            looked_at.append(gradient.at_encoder(self.model))
+        if self._compiled is not None and not self.frozen:
+            loss = self._compiled(x, self.main.generator)
+        else:
+            gradient = self.main.estimator(self.model, x, self.main.generator)
+            loss = gradient.loss
+            if not self.frozen:
+                gradient.backward(self.model)
+            elif self.step % EVERY == 0:
+                looked_at.append(gradient.at_encoder(self.model))
         self._average(looked_at)
         for each, found in zip(watched, looked_at, strict=False):
             each.variance.update(found)
@@ -137,7 +145,7 @@ class Trainer:
             each.optimizer.step()
         self.step += 1
         if self.step > 0:
-            self._loss += gradient.loss.mean()
+            self._loss += loss.mean()
             self._loss_steps += 1
 
     def take_train_bound(self) -> float:

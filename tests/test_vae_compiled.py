@@ -1,0 +1,154 @@
+"""Compiled steps of the VAE are those of eager code, and a run says why where it cannot compile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from relax_rl import compilation
+from relax_rl.distributed import ALONE
+from relax_rl.errors import SettingsError
+from relax_rl.experiments.batches import Batches
+from relax_rl.experiments.vae.compiled import WORTHWHILE, _compiled, compiles
+from relax_rl.experiments.vae.config import VaeConfig
+from relax_rl.experiments.vae.estimators import LAYERED
+from relax_rl.experiments.vae.trainer import Trainer
+from relax_rl.experiments.vae.training import train_vae
+
+CPU = torch.device("cpu")
+IMAGES = (np.random.default_rng(0).random((60, 12)) < 0.4).astype(np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def _compiler_is_looked_for_anew() -> Iterator[None]:
+    yield
+    compilation.has_compiler.cache_clear()
+
+
+@pytest.fixture
+def traced_only(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Run the traced graph as it is, as inductor takes a while; one number for every graph."""
+    import torch._inductor
+
+    graphs: list[int] = []
+
+    def keep(graph: Any, inputs: Any, options: Any) -> Any:
+        graphs.append(len(graph.graph.nodes))
+        return graph
+
+    monkeypatch.setattr(torch._inductor, "compile", keep)
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "g++")
+    return graphs
+
+
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def search() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", search)
+    compilation.has_compiler.cache_clear()
+
+
+def trained(compile: str, *, steps: int = 5, **settings: Any) -> Trainer:
+    config = VaeConfig(compile=compile, **{"width": 4, "batch_size": 6, "surrogate_width": 5, "lr": 1e-2, **settings})
+    trainer = Trainer(config, torch.from_numpy(IMAGES.mean(0, dtype=np.float32)), Batches(IMAGES, seed=0))
+    for _ in range(steps):
+        trainer.take_step()
+    return trainer
+
+
+def assert_alike(ours: Trainer, theirs: Trainer, **tolerance: float) -> None:
+    found, expected = ours.state_dict()[0], theirs.state_dict()[0]
+    assert found.keys() == expected.keys()
+    for name, x in found.items():
+        torch.testing.assert_close(x, expected[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "settings"),
+    [
+        *((name, {"layers": 2}) for name in LAYERED),
+        ("nvil", {"normalize_variance": True}),
+        ("rebar", {"rebar_scope": "layer"}),
+        ("rebar", {"rebar_scope": "bit", "nonlinear": True, "hidden_width": 5}),
+        ("relax", {"surrogate": "objective", "surrogate_context": "input", "surrogate_activation": "silu"}),
+        ("relax", {"task": "structured", "layers": 2}),
+    ],
+)
+def test_traced_steps_are_those_of_eager_code(estimator: str, settings: dict[str, Any], traced_only: list[int]) -> None:
+    compiled = trained("on", estimator=estimator, **settings)
+    assert len(traced_only) == 1
+    assert_alike(compiled, trained("off", estimator=estimator, **settings), rtol=1e-5, atol=1e-6)
+
+
+def test_code_of_inductor_takes_the_steps_of_eager_code() -> None:
+    if not compilation.has_compiler():
+        pytest.skip("there is no C++ compiler")
+    compiled = trained("on", estimator="reinforce")
+    assert_alike(compiled, trained("off", estimator="reinforce"), rtol=1e-4, atol=1e-5)
+    assert_alike(compiled, trained("on", estimator="reinforce"), rtol=0.0, atol=0.0)
+
+
+def test_steps_in_which_the_model_stands_still_are_eager(traced_only: list[int]) -> None:
+    settings: dict[str, Any] = {"estimator": "relax", "pretrain_steps": 2, "freeze_at": 2, "track_variances": ("nvil",)}
+    assert not trained("on", steps=2, **settings)._compiled._graphs  # type: ignore[union-attr]
+    assert_alike(trained("on", steps=7, **settings), trained("off", steps=7, **settings), rtol=1e-5, atol=1e-6)
+
+
+def test_tracing_leaves_no_mark(traced_only: list[int]) -> None:
+    """Neither on the model that is traced, whose generator and buffers stay where they are, nor on another."""
+    trainer, twin = (trained("on", estimator="nvil", steps=0) for _ in range(2))
+    step = trainer._compiled
+    assert step is not None
+    _compiled(step._both, torch.zeros(6, 12))
+    assert_alike(trainer, twin, rtol=0.0, atol=0.0)
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+def test_a_compiled_run_goes_on_bit_for_bit(traced_only: list[int]) -> None:
+    whole = trained("on", estimator="nvil", steps=6)
+    start, rest = trained("on", estimator="nvil", steps=3), trained("on", estimator="nvil", steps=0)
+    rest.load_state_dict(*start.state_dict())
+    for _ in range(3):
+        rest.take_step()
+    assert_alike(rest, whole, rtol=0.0, atol=0.0)
+
+
+def test_auto_compiles_long_runs_only(traced_only: list[int]) -> None:
+    assert not compiles(VaeConfig(steps=WORTHWHILE - 1), CPU, ALONE)
+    assert compiles(VaeConfig(steps=WORTHWHILE), CPU, ALONE)
+    assert compiles(VaeConfig(steps=1, compile="on"), CPU, ALONE)
+    assert not compiles(VaeConfig(steps=WORTHWHILE, compile="off"), CPU, ALONE)
+
+
+class TwoWorkers(type(ALONE)):  # type: ignore[misc]
+    count = 2
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "word"),
+    [("cuda", ALONE, "not for cuda"), ("cpu", TwoWorkers(), "single process"), ("cpu", ALONE, r"install g\+\+")],
+)
+def test_what_cannot_be_compiled_is_said_in_one_line(
+    device: str, workers: Any, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if word.startswith("install"):
+        no_compiler(monkeypatch)
+    with pytest.raises(SettingsError, match=word) as caught:
+        compiles(VaeConfig(compile="on"), torch.device(device), workers)
+    assert "\n" not in str(caught.value)
+    assert not compiles(VaeConfig(steps=WORTHWHILE), torch.device(device), workers)
+
+
+def test_a_run_that_cannot_be_compiled_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_compiler(monkeypatch)
+    with pytest.raises(SettingsError, match="compiler"):
+        train_vae(VaeConfig(data="digits", compile="on", run_dir=str(tmp_path / "run"), quiet=True))
+    assert not (tmp_path / "run").exists()

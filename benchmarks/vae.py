@@ -93,7 +93,7 @@ SETS = {
             50_000,
             ("mnist-linear1",),
             ("relax", "relax-published"),
-            options=("--surrogate", "objective", "--surrogate-lr-factor", "10"),
+            options=("--surrogate", "objective", "--surrogate-width", "200", "--surrogate-lr-factor", "10"),
         ),
         Set("corrected", 50_000, ("mnist-linear1",), ("rebar-corrected",)),
         Set("lr-factor-1", 50_000, ("mnist-linear1",), ("rebar", "nvil", "muprop"), options=("--lr-factor", "1")),

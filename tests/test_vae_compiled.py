@@ -98,14 +98,14 @@ def test_code_of_inductor_takes_the_steps_of_eager_code() -> None:
 
 def test_steps_in_which_the_model_stands_still_are_eager(traced_only: list[int]) -> None:
     settings: dict[str, Any] = {"estimator": "relax", "pretrain_steps": 2, "freeze_at": 2, "track_variances": ("nvil",)}
-    assert not trained("on", steps=2, **settings)._compiled._graphs  # type: ignore[union-attr]
+    assert not trained("on", steps=2, **settings).compiled._graphs  # type: ignore[union-attr]
     assert_alike(trained("on", steps=7, **settings), trained("off", steps=7, **settings), rtol=1e-5, atol=1e-6)
 
 
 def test_tracing_leaves_no_mark(traced_only: list[int]) -> None:
     """Neither on the model that is traced, whose generator and buffers stay where they are, nor on another."""
     trainer, twin = (trained("on", estimator="nvil", steps=0) for _ in range(2))
-    step = trainer._compiled
+    step = trainer.compiled
     assert step is not None
     _compiled(step._both, torch.zeros(6, 12))
     assert_alike(trainer, twin, rtol=0.0, atol=0.0)

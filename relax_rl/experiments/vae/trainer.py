@@ -85,6 +85,12 @@ class Trainer:
         batches: of training images, on the device.
         device: of everything.
         workers: the processes that share every batch; all of them take the same steps.
+
+    Attributes:
+        compiled: forms the gradients in the place of eager code, if that is worth it.
+
+    Raises:
+        SettingsError: compiled code is asked for and impossible.
     """
 
     def __init__(
@@ -104,7 +110,7 @@ class Trainer:
         self.optimizer = FusedAdam(self.model.parameters(), lr=config.lr, betas=(0.9, config.beta2))
         self.main = self._watch(config.estimator, next(seeds))
         self.others = [self._watch(name, next(seeds)) for name in config.track_variances]
-        self._compiled = (
+        self.compiled = (
             CompiledStep(self.model, self.main.estimator) if compiles(config, self.device, workers) else None
         )
         self._loss = torch.zeros((), device=self.device, dtype=torch.float64)
@@ -125,8 +131,8 @@ class Trainer:
             gradient = other.estimator(self.model, x, other.generator)
             if self.step % EVERY == 0:
                 looked_at.append(gradient.at_encoder(self.model))
-        if self._compiled is not None and not self.frozen:
-            loss = self._compiled(x, self.main.generator)
+        if self.compiled is not None and not self.frozen:
+            loss = self.compiled(x, self.main.generator)
         else:
             gradient = self.main.estimator(self.model, x, self.main.generator)
             loss = gradient.loss

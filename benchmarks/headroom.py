@@ -34,7 +34,7 @@ __all__ = ["TASKS", "Frozen", "main", "measure"]
 
 GROUP = "headroom"
 REFITTED = "V refitted"
-FIT_ROWS, ROLLOUTS, STATES = 100_000, 60, 200
+ROWS, ROLLOUTS, STATES = 100_000, 60, 200
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,13 @@ def measure(task: Frozen, *, num_envs: int = 8, seed: int = 0) -> dict[str, Any]
         agent.learn(envs, task.steps)
         agent.compiled = None  # its batches come without the graph that gradients are pulled back through
         collector = agent.collector(envs)
-        controls: list[Fitted] = [Surrogate(agent, seed), RefittedValue(agent, seed), Dynamics(agent, seed)]
-        for _ in range(FIT_ROWS // (agent.config.num_steps * num_envs)):
+        rollouts = ROWS // (agent.config.num_steps * num_envs)
+        controls: list[Fitted] = [
+            Surrogate(agent, seed, rollouts),
+            RefittedValue(agent, seed, rollouts),
+            Dynamics(agent, seed),
+        ]
+        for _ in range(rollouts):
             seen = _see(agent, collector)
             for control in controls:
                 control.see(seen)

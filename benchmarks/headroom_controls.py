@@ -21,7 +21,7 @@ from relax_rl.agents.batch import Batch, make_batch
 from relax_rl.agents.surrogate import SurrogateActorCritic
 from relax_rl.distributions import Distribution, FiniteDistribution
 from relax_rl.estimators.exact import every_outcome
-from relax_rl.gradient_variance import FIT_KEPT, FIT_STEPS, Fitting
+from relax_rl.gradient_variance import FIT_MINIBATCH, FIT_ROWS, Fitting, fit_lr, fit_steps
 from relax_rl.rollouts import Rollout, gae
 
 __all__ = ["Dynamics", "Fitted", "RefittedValue", "Seen", "Surrogate"]
@@ -59,13 +59,12 @@ class Surrogate(Fitted):
     chance (Cheng et al. 2019).
     """
 
-    def __init__(self, agent: ActorCritic, seed: int) -> None:
+    def __init__(self, agent: ActorCritic, seed: int, rollouts: int) -> None:
         self.agent = agent
         name = "lax" if agent.actions.kind == "gaussian" else "relax"
-        config = replace(agent.config, surrogate_lr=agent.config.value_lr)
-        twin = AGENTS[name](agent.observation_space, agent.action_space, seed=seed, config=config)
+        twin = AGENTS[name](agent.observation_space, agent.action_space, seed=seed, config=agent.config)
         self.twin = cast(SurrogateActorCritic, twin)
-        self.fitting = Fitting(twin)
+        self.fitting = Fitting(self.twin, rollouts)
 
     def see(self, seen: Seen) -> None:
         self.fitting(seen.batch)
@@ -204,19 +203,22 @@ class Dynamics(Fitted):
 class RefittedValue(Fitted):
     """A2C with V trained on at the frozen policy. Its gradient may have another mean: V is part of the return."""
 
-    def __init__(self, agent: ActorCritic, seed: int) -> None:
-        self.agent = agent
+    def __init__(self, agent: ActorCritic, seed: int, rollouts: int) -> None:
+        self.agent, self.rollouts, self.seen = agent, rollouts, 0
         self.generator = torch.Generator().manual_seed(seed)
         self.value = copy.deepcopy(agent.value)
-        self.optimizer = torch.optim.Adam(self.value.parameters(), agent.config.value_lr)
+        self.optimizer = torch.optim.Adam(self.value.parameters())
         self.kept: list[tuple[Tensor, ...]] = []
 
     def see(self, seen: Seen) -> None:
         batch = self._batch(seen)
-        self.kept = [*self.kept, (batch.features, batch.return_, batch.weight)][-FIT_KEPT:]
+        rows = len(batch.weight)
+        self.kept = [*self.kept, (batch.features, batch.return_, batch.weight)][-max(1, FIT_ROWS // rows) :]
         features, target, weight = (torch.cat(column) for column in zip(*self.kept, strict=True))
-        for _ in range(FIT_STEPS):
-            index = torch.randint(len(features), (self.agent.config.minibatch_size,), generator=self.generator)
+        self.optimizer.param_groups[0]["lr"] = fit_lr(self.seen, self.rollouts)
+        self.seen += 1
+        for _ in range(fit_steps(rows)):
+            index = torch.randint(len(features), (FIT_MINIBATCH,), generator=self.generator)
             loss = ((self.value(features[index]) - target[index]).square() * weight[index]).mean()
             self.optimizer.zero_grad()
             loss.backward()

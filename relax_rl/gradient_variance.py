@@ -21,14 +21,16 @@ from relax_rl.errors import SettingsError
 from relax_rl.estimators.diagnostics import Interval, effective_sample_size_ratio, variance
 
 __all__ = [
-    "FIT_KEPT",
-    "FIT_STEPS",
+    "FIT_MINIBATCH",
+    "FIT_ROWS",
     "AppliedVariance",
     "Contender",
     "Fitting",
     "applied_gradients",
     "applied_variances",
     "contenders",
+    "fit_lr",
+    "fit_steps",
     "policy_gradient",
 ]
 
@@ -40,8 +42,9 @@ STATE_PART = "state part"
 
 _MOST_BYTES = 3 * 2**30
 _ACTIONS_AVERAGED = 16
-FIT_KEPT, FIT_STEPS = 20, 20
-"""Rollouts that a surrogate is fitted on at a time, and its steps after each of them."""
+FIT_ROWS, FIT_MINIBATCH = 20_000, 512
+"""Rows, the latest ones, that a surrogate is fitted on at a time, and rows in each of its steps."""
+_FIT_PASSES, _FIT_LR = 20, 3e-3
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,17 @@ class AppliedVariance:
     ratio: Interval
 
 
-def contenders(agent: ActorCritic, *, fitted: bool, seed: int = 0) -> list[Contender]:
+def fit_steps(rows: int) -> int:
+    """How many steps a surrogate takes after a rollout of that many rows: 20 passes' worth."""
+    return math.ceil(_FIT_PASSES * rows / FIT_MINIBATCH)
+
+
+def fit_lr(seen: int, rollouts: int) -> float:
+    """Learning rate after `seen` of all rollouts: from 3e-3 down to zero, so that the fit comes to rest."""
+    return _FIT_LR * max(0.0, 1.0 - seen / rollouts)
+
+
+def contenders(agent: ActorCritic, *, fit_batches: int, seed: int = 0) -> list[Contender]:
     """The estimators that fit the agent's actions, each with a surrogate of its own where it has one.
 
     After each of these stands the same surrogate averaged over actions, as a baseline of the state: what the first
@@ -80,8 +93,8 @@ def contenders(agent: ActorCritic, *, fitted: bool, seed: int = 0) -> list[Conte
 
     Args:
         agent: whose surrogate, if it has one, enters as it stands.
-        fitted: add those whose surrogate is trained at the frozen policy; they start from the agent's own surrogate
-            if it is of their kind, else from nothing.
+        fit_batches: rollouts of the frozen policy on which surrogates will be trained for further contenders, which
+            start from the agent's own surrogate if it is of their kind, else from nothing; 0 leaves them out.
         seed: of fresh surrogates and of the noise of relaxations.
     """
     found = [Contender(name, _estimates(_twin(agent, name, seed))) for name in ("reinforce", REFERENCE)]
@@ -89,14 +102,18 @@ def contenders(agent: ActorCritic, *, fitted: bool, seed: int = 0) -> list[Conte
         own = _twin(agent, agent.name, seed)
         found += [Contender(agent.name, _estimates(own)), _state_part(agent.name, own, seed)]
     for name, kind in AGENTS.items():
-        if not fitted or not issubclass(kind, SurrogateActorCritic) or agent.actions.kind not in kind.action_kinds:
+        if not fit_batches or not issubclass(kind, SurrogateActorCritic) or agent.actions.kind not in kind.action_kinds:
             continue
         try:
             twin = _twin(agent, name, seed)
         except SettingsError:  # too many actions to ask the surrogate at each
             continue
+        assert isinstance(twin, SurrogateActorCritic)
         fitting = f"{name}, fitted"
-        for whole in (Contender(fitting, _estimates(twin), Fitting(twin)), _state_part(fitting, twin, seed)):
+        for whole in (
+            Contender(fitting, _estimates(twin), Fitting(twin, fit_batches)),
+            _state_part(fitting, twin, seed),
+        ):
             found.append(replace(whole, estimate=_unscaled(whole.estimate)))
     return found
 
@@ -210,23 +227,31 @@ def _state_part(name: str, twin: ActorCritic, seed: int) -> Contender:
 
 
 class Fitting:
-    """Trains a twin's surrogate on the rollouts of a frozen policy: several steps after each, from the last few."""
+    """Trains a twin's surrogate on the rollouts of a frozen policy: several steps after each, from the latest rows.
 
-    def __init__(self, twin: ActorCritic) -> None:
-        self.twin = twin
-        self.kept: deque[Batch] = deque(maxlen=FIT_KEPT)
+    Args:
+        twin: whose surrogate learns, at a learning rate of its own.
+        rollouts: that there will be.
+    """
+
+    def __init__(self, twin: SurrogateActorCritic, rollouts: int) -> None:
+        self.twin, self.rollouts, self.seen = twin, rollouts, 0
+        self.kept: deque[Batch] = deque()
 
     def __call__(self, batch: Batch) -> None:
         twin, generator = self.twin, self.twin.generator
         self.kept.append(batch)
+        while len(self.kept) > max(1, FIT_ROWS // len(batch.weight)):
+            self.kept.popleft()
         params = torch.cat([each.dist.params.detach() for each in self.kept])
         features, action, advantage, weight = (
             torch.cat([getattr(each, name) for each in self.kept])
             for name in ("features", "action", "advantage", "weight")
         )
-        size = twin.config.minibatch_size or len(batch.weight)
-        for _ in range(FIT_STEPS):
-            index = torch.randint(len(weight), (size,), generator=generator, device=generator.device)
+        twin.surrogate_optimizer.lr = fit_lr(self.seen, self.rollouts)
+        self.seen += 1
+        for _ in range(fit_steps(len(batch.weight))):
+            index = torch.randint(len(weight), (FIT_MINIBATCH,), generator=generator, device=generator.device)
             dist = batch.dist.with_params(params[index].requires_grad_())
             part = replace(
                 batch,

@@ -102,10 +102,10 @@ def variance_run(config: VarianceConfig) -> dict[str, Any]:
             config.checkpoint, str(resolve_device(config.device)), warn=lambda line: warnings.warn(line, stacklevel=2)
         )
         agent.generator.manual_seed(config.seed)
-        entrants = contenders(agent, fitted=config.fit_batches > 0, seed=config.seed)
-        envs = stack.enter_context(_envs(trained.env, config.seed))
         # Also without surrogates to fit: at first all environments stand at the start of an episode.
         before = max(config.fit_batches, _BURN_IN)
+        entrants = contenders(agent, fit_batches=before if config.fit_batches else 0, seed=config.seed)
+        envs = stack.enter_context(_envs(trained.env, config.seed))
         with _progress("rollouts", before + config.batches) as progress:
             draws = applied_gradients(
                 agent, envs, entrants, num_batches=config.batches, fit_batches=before, progress=progress

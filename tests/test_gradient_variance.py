@@ -18,6 +18,8 @@ from relax_rl.gradient_variance import (
     applied_gradients,
     applied_variances,
     contenders,
+    fit_lr,
+    fit_steps,
     policy_gradient,
 )
 
@@ -30,8 +32,8 @@ def setup(kind: type[ActorCritic], env: str = "CartPole-v1", **settings) -> tupl
     return agent, envs
 
 
-def names(agent: ActorCritic, *, fitted: bool) -> list[str]:
-    return [entrant.name for entrant in contenders(agent, fitted=fitted)]
+def names(agent: ActorCritic, *, fit_batches: int) -> list[str]:
+    return [entrant.name for entrant in contenders(agent, fit_batches=fit_batches)]
 
 
 def test_the_estimators_that_fit() -> None:
@@ -39,14 +41,14 @@ def test_the_estimators_that_fit() -> None:
         return ["reinforce", "a2c", *(name for kind in kinds for name in (kind, f"{kind}, {STATE_PART}"))]
 
     relax, _ = setup(RELAX)
-    assert names(relax, fitted=True) == with_state_parts("relax", "relax, fitted", "marginal, fitted")
-    assert names(relax, fitted=False) == with_state_parts("relax")
+    assert names(relax, fit_batches=2) == with_state_parts("relax", "relax, fitted", "marginal, fitted")
+    assert names(relax, fit_batches=0) == with_state_parts("relax")
     lax, _ = setup(LAX, "Pendulum-v1")
-    assert names(lax, fitted=True) == with_state_parts("lax", "lax, fitted")
+    assert names(lax, fit_batches=2) == with_state_parts("lax", "lax, fitted")
     plain, _ = setup(Reinforce)
-    assert names(plain, fitted=True) == with_state_parts("relax, fitted", "marginal, fitted")
+    assert names(plain, fit_batches=2) == with_state_parts("relax, fitted", "marginal, fitted")
     many = RELAX(spaces.Box(-1, 1, (3,), np.float32), spaces.MultiDiscrete([7] * 6), **SETTINGS)
-    assert names(many, fitted=True) == with_state_parts("relax", "relax, fitted")
+    assert names(many, fit_batches=2) == with_state_parts("relax", "relax, fitted")
 
 
 @pytest.mark.parametrize("kind", [A2C, RELAX, Reinforce])
@@ -65,7 +67,7 @@ def test_nothing_is_learned_and_everything_repeats_itself() -> None:
     for _ in range(2):
         agent, envs = setup(RELAX)
         before = {name: tensor.clone() for name, tensor in agent.state_dict()[0].items()}
-        entrants = contenders(agent, fitted=True)
+        entrants = contenders(agent, fit_batches=2)
         results.append(applied_gradients(agent, envs, entrants, num_batches=3, fit_batches=2))
         for name, tensor in agent.state_dict()[0].items():
             assert torch.equal(before[name], tensor) or name == "generator", name
@@ -85,7 +87,7 @@ def test_the_state_part_is_a_surrogate_that_does_not_know_the_action(kind: type[
     batch = agent.batch(agent.collect(agent.collector(envs)))[0]
 
     def of_both() -> list[torch.Tensor]:
-        return [entrant.estimate(batch) for entrant in contenders(agent, fitted=False)[2:]]
+        return [entrant.estimate(batch) for entrant in contenders(agent, fit_batches=0)[2:]]
 
     full, state = of_both()
     assert not torch.allclose(full, state, atol=1e-3)
@@ -107,9 +109,9 @@ def test_variances_are_of_the_draws_and_relative_to_a2c() -> None:
 
 
 def test_a_fresh_surrogate_is_a2c_and_a_fitted_one_lowers_the_variance() -> None:
-    agent, envs = setup(RELAX, surrogate_hidden=(32,), surrogate_lr=3e-3, num_steps=32)
+    agent, envs = setup(RELAX, surrogate_hidden=(32,), num_steps=32)
     # Without a value function there is much for c^(s, a) to take away.
-    draws = applied_gradients(agent, envs, contenders(agent, fitted=True), num_batches=60, fit_batches=60)
+    draws = applied_gradients(agent, envs, contenders(agent, fit_batches=60), num_batches=60, fit_batches=60)
     assert torch.allclose(draws["relax"], draws["a2c"], atol=1e-6)
     found = applied_variances(draws)
     for name in ("relax, fitted", "marginal, fitted"):
@@ -123,4 +125,11 @@ def test_a_fresh_surrogate_is_a2c_and_a_fitted_one_lowers_the_variance() -> None
 def test_what_would_not_fit_into_memory_is_refused() -> None:
     agent, envs = setup(A2C)
     with pytest.raises(SettingsError, match=r"\d+ gradients of this policy by 2 estimators take .* use at most \d+"):
-        applied_gradients(agent, envs, contenders(agent, fitted=False), num_batches=10**8, fit_batches=0)
+        applied_gradients(agent, envs, contenders(agent, fit_batches=0), num_batches=10**8, fit_batches=0)
+
+
+def test_the_fit_takes_as_many_passes_whatever_the_size_of_a_rollout_and_comes_to_rest() -> None:
+    assert [fit_steps(rows) for rows in (1, 40, 512, 2_048)] == [1, 2, 20, 80]
+    rates = [fit_lr(seen, 10) for seen in range(12)]
+    assert rates[0] == 3e-3 and rates[-1] == 0.0
+    assert rates == sorted(rates, reverse=True)

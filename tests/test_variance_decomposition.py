@@ -113,7 +113,7 @@ def test_the_parts_of_a_process_in_closed_form() -> None:
     assert isinstance(agent, RELAX)
     with torch.no_grad():
         agent.surrogate.head.weight.normal_(0, 0.6, generator=torch.Generator().manual_seed(1))
-    entrants = contenders(agent, fitted=False)
+    entrants = contenders(agent, fit_batches=0)
     parts = decompose(agent, ForkableEnv("Bandit-v0"), entrants, num_states=900, num_actions=4, seed=1)
     assert list(parts) == ["reinforce", "a2c", "relax", "relax, state part", EXACT_VALUE]
     baselines = {"a2c": lambda x, p, v: v, "reinforce": lambda x, p, v: 0.0, EXACT_VALUE: lambda x, p, v: x * p[1]}
@@ -185,13 +185,13 @@ def test_advantages_are_those_of_a_rollout(gae_lambda: float) -> None:
 def test_it_repeats_itself_and_needs_enough() -> None:
     def run() -> dict[str, VarianceParts]:
         agent = agent_for(A2C, Bandit(), num_steps=1)
-        return decompose(agent, ForkableEnv("Bandit-v0"), contenders(agent, fitted=False), num_states=5, seed=2)
+        return decompose(agent, ForkableEnv("Bandit-v0"), contenders(agent, fit_batches=0), num_states=5, seed=2)
 
     assert run() == run()
     agent = agent_for(A2C, Bandit())
     for wrong in ({"num_states": 1}, {"num_states": 5, "num_actions": 2}):
         with pytest.raises(SettingsError, match="expected at least 2 and 3"):
-            decompose(agent, ForkableEnv("Bandit-v0"), contenders(agent, fitted=False), **wrong)
+            decompose(agent, ForkableEnv("Bandit-v0"), contenders(agent, fit_batches=0), **wrong)
 
 
 def test_the_basis_keeps_all_products() -> None:

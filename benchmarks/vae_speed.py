@@ -26,7 +26,6 @@ from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.data import Dataset
 from relax_rl.experiments.vae import training
 from relax_rl.experiments.vae.checkpoints import VaeCheckpoints
-from relax_rl.experiments.vae.compiled import CompiledStep
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.display import describe_bounds
 from relax_rl.experiments.vae.evaluation import bound
@@ -120,7 +119,7 @@ def _trainer(config: VaeConfig, data: Dataset) -> Trainer:
 
 def _update(trainer: Trainer) -> Callable[[], None]:
     """What a step cannot do without."""
-    compiled = CompiledStep(trainer.model, trainer.main.estimator) if trainer.config.compile == "on" else None
+    compiled = trainer.compiled
 
     def update() -> None:
         x = trainer.batches.next(trainer.config.batch_size)

@@ -232,3 +232,23 @@ def test_a_run_that_cannot_be_compiled_leaves_nothing_behind(tmp_path: Path) -> 
     with pytest.raises(SettingsError, match="surrogate"):
         train(config)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("settings", [{}, {"epochs": 2, "minibatch_size": 8, "clip_range": 0.2}])
+def test_where_the_compiler_fails_a_run_goes_on_without_unless_it_was_asked_for(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch._inductor
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("C++ compile error\n\nOutput:\nx.cpp:1: fatal error: omp.h: No such file")
+
+    monkeypatch.setattr(torch._inductor, "compile", fail)
+    monkeypatch.setattr(compiled_module, "has_compiler", lambda: True)
+    with pytest.raises(SettingsError, match=r"omp\.h: No such file.*--compile off"):
+        trained("relax", "on", **settings)
+    monkeypatch.setattr(compiled_module, "_COST", 0.0)
+    with pytest.warns(UserWarning, match="eager code"):
+        found, _ = trained("relax", "auto", **settings)
+    assert found.compiled is None
+    assert_alike(found, trained("relax", "off", **settings)[0])

@@ -152,3 +152,30 @@ def test_a_run_that_cannot_be_compiled_leaves_nothing_behind(tmp_path: Path, mon
     with pytest.raises(SettingsError, match="compiler"):
         train_vae(VaeConfig(data="digits", compile="on", run_dir=str(tmp_path / "run"), quiet=True))
     assert not (tmp_path / "run").exists()
+
+
+def failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError(
+            "C++ compile error\n\nCommand:\ng++ x.cpp\n\nOutput:\nx.cpp:1: fatal error: omp.h: No such file"
+        )
+
+    monkeypatch.setattr(torch._inductor, "compile", fail)
+    monkeypatch.setattr(compilation, "has_compiler", lambda: True)
+    monkeypatch.setattr("relax_rl.experiments.vae.compiled.has_compiler", lambda: True)
+
+
+def test_a_compiler_that_fails_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch)
+    with pytest.raises(SettingsError, match=r"omp\.h: No such file.*--compile off") as caught:
+        trained("on", estimator="nvil")
+    assert "\n" not in str(caught.value)
+
+
+def test_where_nobody_asked_for_it_the_run_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch)
+    with pytest.warns(UserWarning, match="eager code"):
+        found = trained("auto", estimator="nvil")
+    assert_alike(found, trained("off", estimator="nvil"), rtol=0.0, atol=0.0)

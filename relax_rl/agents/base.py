@@ -16,11 +16,12 @@ from relax_rl.agents import learning, persistence
 from relax_rl.agents.ascent import entropy_weight, move, pull_back
 from relax_rl.agents.batch import Batch, batch_statistics
 from relax_rl.agents.callback import Callback, UpdateInfo
-from relax_rl.agents.compiled import CompiledStep
+from relax_rl.agents.compiled import CompiledStep, with_graph
 from relax_rl.agents.estimated import Estimated
 from relax_rl.agents.forward import Networks
 from relax_rl.agents.optimizers import Adam, FlatParameters, Optimizer, RMSprop
 from relax_rl.agents.value_replay import ValueReplay
+from relax_rl.compilation import CompilationError, warn_or_raise
 from relax_rl.config import AgentConfig, agent_config_from
 from relax_rl.devices import resolve_device
 from relax_rl.distributed import ALONE, Workers
@@ -248,7 +249,12 @@ class ActorCritic:
             params, value: `[B, P]` and `[B]` of these rows, with their graphs.
         """
         if self.compiled is not None:
-            return self.compiled(self, batch)
+            try:
+                return self.compiled(self, batch)
+            except CompilationError as error:
+                warn_or_raise(error, self.config.compile)
+                self.compiled = None
+                batch, params, value = with_graph(self, batch)
         self.watch("estimate")
         estimated = self.estimate(batch)
         self.watch("backward")

@@ -24,7 +24,7 @@ from relax_rl.errors import SettingsError
 if TYPE_CHECKING:
     from relax_rl.agents.base import ActorCritic
 
-__all__ = ["CompiledStep", "choose_step", "why_not_compiled"]
+__all__ = ["CompiledStep", "choose_step", "why_not_compiled", "with_graph"]
 
 _COST = 40.0
 """Seconds that compiling takes where nothing is cached, roughly."""
@@ -74,6 +74,12 @@ def _saved(agent: ActorCritic, total_steps: int, num_envs: int) -> float:
     size = min(config.minibatch_size or rows, rows)
     steps = total_steps / rows * config.epochs * math.ceil(rows / size)
     return steps * (_SAVED + _SAVED_PER_ROW * size)
+
+
+def with_graph(agent: ActorCritic, batch: Batch) -> tuple[Batch, Tensor, Tensor]:
+    """What eager code needs of a batch that was made for compiled code: the policy's parameters and V with their graphs."""
+    params, value = agent.policy(batch.features), agent.value(batch.features)
+    return replace(batch, dist=batch.dist.with_params(params.detach().requires_grad_())), params, value
 
 
 class CompiledStep:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from relax_rl.compilation import CompilationError, warn_or_raise
 from relax_rl.distributed import ALONE, Workers
 from relax_rl.errors import CheckpointError
 from relax_rl.experiments.batches import Batches
@@ -131,9 +132,8 @@ class Trainer:
             gradient = other.estimator(self.model, x, other.generator)
             if self.step % EVERY == 0:
                 looked_at.append(gradient.at_encoder(self.model))
-        if self.compiled is not None and not self.frozen:
-            loss = self.compiled(x, self.main.generator)
-        else:
+        loss = None if self.frozen else self._compiled_step(x)
+        if loss is None:
             gradient = self.main.estimator(self.model, x, self.main.generator)
             loss = gradient.loss
             if not self.frozen:
@@ -153,6 +153,17 @@ class Trainer:
         if self.step > 0:
             self._loss += loss.mean()
             self._loss_steps += 1
+
+    def _compiled_step(self, x: Tensor) -> Tensor | None:
+        """Form the gradients by compiled code; None if there is none."""
+        if self.compiled is None:
+            return None
+        try:
+            return self.compiled(x, self.main.generator)
+        except CompilationError as error:
+            warn_or_raise(error, self.config.compile)
+            self.compiled = None
+            return None
 
     def take_train_bound(self) -> float:
         """Mean bound of the batches since this was last asked, each before its step; NaN without any."""

@@ -52,6 +52,7 @@ def relaxed_controls(
     before: Tensor,
     log_temperature: Tensor,
     signs: Tensor | None = None,
+    decoded: Tensor | None = None,
 ) -> list[Control]:
     """f with the bits of a layer relaxed, and its correction for each bit if there are signs: c_j is their sum.
 
@@ -63,8 +64,9 @@ def relaxed_controls(
         before: `[B]` the terms of f before the layer.
         log_temperature: log lambda, a scalar.
         signs: `[B, P]` +-1, drawn independently of everything else.
+        decoded: `model.decoded` at the layer's bits, which saves work where there are signs.
     """
-    plain = relaxed_loss(model, target, chain, layer, log_temperature, signs)
+    plain = relaxed_loss(model, target, chain, layer, log_temperature, signs, decoded)
     value = (before + plain.value).unsqueeze(-1)
     controls = [Control(value, plain.slope, plain.value_tangent.unsqueeze(-1), plain.slope_tangent)]
     if plain.own is not None:

@@ -88,13 +88,15 @@ class Relax(LayeredEstimator):
         if self.correction is not None:
             signs = draw_signs(x.shape[:1], model.layers, generator, x.device)
         target = model.target(x)
-        terms = model.terms(target, chain.bits, [logits.detach() for logits in chain.logits])
+        decoded = [model.decoded(layer, bits) for layer, bits in enumerate(chain.bits)]
+        terms = model.terms(target, chain.bits, [logits.detach() for logits in chain.logits], decoded)
         value = torch.stack(terms).sum(0)
         loss = value.detach()
         before = torch.zeros_like(loss)
         context, estimates, trained = [model.input(x)], [], []
         for layer, score in enumerate(chain.scores):
-            estimate, at_scalars = self._layer(model, target, chain, layer, score, loss, before, context, signs[layer])
+            controls, scales = self._controls(model, target, chain, layer, before, signs[layer], decoded[layer])
+            estimate, at_scalars = self._layer(chain, layer, score, loss, controls, scales, context)
             estimates.append(estimate)
             trained.append(at_scalars)
             before = before + terms[layer].detach()
@@ -104,15 +106,13 @@ class Relax(LayeredEstimator):
 
     def _layer(
         self,
-        model: SigmoidBeliefNetwork,
-        target: Tensor,
         chain: Chain,
         layer: int,
         score: Tensor,
         loss: Tensor,
-        before: Tensor,
+        controls: Sequence[Control],
+        scales: Sequence[Tensor],
         context: list[Tensor],
-        signs: Tensor | None,
     ) -> tuple[Tensor, list[Tensor]]:
         """g_l `[B, P]`, and the gradients of its variance at the learned scalars of the layer, in order.
 
@@ -123,7 +123,6 @@ class Relax(LayeredEstimator):
             c_score, slope_factor = score, conditional_slope(logits, z)
         else:
             c_score, slope_factor = torch.tanh(chain.noise[layer] / 2), torch.ones_like(z)  # dlog p(z) at fixed z
-        controls, scales = self._controls(model, target, chain, layer, before, signs)
         estimate = loss.unsqueeze(-1) * score
         for control, scale in zip(controls, scales, strict=True):
             estimate = estimate - (scale * control.value) * c_score + (scale * control.slope) * slope_factor
@@ -149,13 +148,14 @@ class Relax(LayeredEstimator):
         layer: int,
         before: Tensor,
         signs: Tensor | None,
+        decoded: Tensor | None,
     ) -> tuple[list[Control], list[Tensor]]:
         """Those made of f, and their learned scales."""
         if self.log_temperature is None:
             return [], []
         at = self.log_temperature.detach()[layer]
         scales = [scale.detach()[layer] for scale in (self.eta, self.correction) if scale is not None]
-        return relaxed_controls(model, target, chain, layer, before, at, signs), scales
+        return relaxed_controls(model, target, chain, layer, before, at, signs, decoded), scales
 
     def _residual(self, layer: int) -> ResidualNetwork | None:
         if not self.residuals:

@@ -76,6 +76,7 @@ def relaxed_loss(
     layer: int,
     log_temperature: Tensor,
     signs: Tensor | None = None,
+    decoded: Tensor | None = None,
 ) -> RelaxedLoss:
     """f_l + f_{l+1} + ... at sigma(z_l / lambda), the deeper layers relaxed likewise from the noise of their bits.
 
@@ -86,9 +87,13 @@ def relaxed_loss(
         layer: l, from 0.
         log_temperature: log lambda, a scalar.
         signs: `[B, P]` +-1, drawn independently of everything else; products with H are formed if there are any.
+        decoded: `model.decoded` at the layer's bits; it saves work where there are signs.
     """
     temperature = log_temperature.exp()
-    value, layers, diagonal = _upwards(model, target, chain, layer, temperature, signs)
+    decoded_bits = None
+    if signs is not None and _decoder_is_linear(model, layer):
+        decoded_bits = model.decoded(layer, chain.bits[layer]) if decoded is None else decoded.detach()
+    value, layers, diagonal = _upwards(model, target, chain, layer, temperature, signs, decoded_bits)
     tangents = len(layers[0].soft) - 1
     derivative: Tensor | None = None  # of f at the relaxed bits of the layer at hand, as far as deeper layers bring it
     if model.prior is not None:
@@ -127,17 +132,25 @@ def relaxed_loss(
 
 
 def _upwards(
-    model: SigmoidBeliefNetwork, target: Tensor, chain: Chain, layer: int, temperature: Tensor, signs: Tensor | None
+    model: SigmoidBeliefNetwork,
+    target: Tensor,
+    chain: Chain,
+    layer: int,
+    temperature: Tensor,
+    signs: Tensor | None,
+    decoded_bits: Tensor | None,
 ) -> tuple[Tensor, list[_Layer], Tensor | None]:
     """The value, the layers from `layer` on with all that the way back needs, and what of H's diagonal is in closed form.
 
     Soft bits move along log lambda, with signs along e too, and along signs * e as far as H's diagonal is not known.
+
+    Args:
+        decoded_bits: what a linear decoder makes of the bits of the layer; its diagonal is known then.
     """
     scaled = chain.z[layer] / temperature
     soft = torch.sigmoid(scaled)
     error = chain.bits[layer] - soft
-    linear = signs is not None and _decoder_is_linear(model, layer)
-    wholly_known = linear and layer == len(model.layers) - 1
+    wholly_known = decoded_bits is not None and layer == len(model.layers) - 1
     further = [] if signs is None else [error] if wholly_known else [error, signs * error]
     soft = torch.stack([soft, -scaled * soft * (1 - soft), *further])
     tangents = len(soft) - 1
@@ -153,14 +166,14 @@ def _upwards(
             moved[0] += chain.noise[here] / temperature
             moved[1] -= moved[0]
             scaled, soft = moved[0], _sigmoid(moved)
-        seen = soft[:3] if linear and here == layer else soft
+        at_bits = decoded_bits if here == layer else None
         if model.task == "generative":
-            decoded, pull_decoded = _dual_network(model.decoders[here], seen)
-            error = _sigmoid(decoded).sub_(below[: len(seen)])
+            decoded, pull_decoded = _decode(model.decoders[here], soft, at_bits)
+            error = _sigmoid(decoded).sub_(below[: len(decoded)])
             layers.append(_Layer(scaled, soft, logits, pull_logits, error, pull_decoded, decoded))
             value = value + bernoulli_log_prob(soft[0], logits[0]) - bernoulli_log_prob(below[0], decoded[0])
         elif here == len(model.layers) - 1:
-            decoded, pull_decoded = _dual_network(model.decoders[0], seen)
+            decoded, pull_decoded = _decode(model.decoders[0], soft, at_bits)
             error = _sigmoid(decoded)
             error[0] -= target
             layers.append(_Layer(scaled, soft, logits, pull_logits, error, pull_decoded, decoded))
@@ -169,7 +182,15 @@ def _upwards(
             layers.append(_Layer(scaled, soft, logits, pull_logits))
     if model.prior is not None:
         value = value - bernoulli_log_prob(layers[-1].soft[0], model.prior)
-    return value, layers, _diagonal(model, layer, layers[0].decoded) if linear else None
+    return value, layers, None if decoded_bits is None else _diagonal(model, layer, layers[0].decoded)
+
+
+def _decode(decoder: nn.Module, soft: Tensor, at_bits: Tensor | None) -> tuple[Tensor, Pull]:
+    """Dual logits at dual soft bits, and the way back; a linear decoder's along e are the way from these to those at bits."""
+    if at_bits is None:
+        return _dual_network(decoder, soft)
+    logits, pull = _dual_network(decoder, soft[:2])
+    return torch.cat([logits, (at_bits - logits[0]).unsqueeze(0)]), pull
 
 
 def _decoder_is_linear(model: SigmoidBeliefNetwork, layer: int) -> bool:

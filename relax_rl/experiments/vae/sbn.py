@@ -163,7 +163,22 @@ class SigmoidBeliefNetwork(nn.Module):
         logits: Tensor = self.encoders[layer](below if layer == 0 else 2 * below - 1)
         return logits
 
-    def term(self, layer: int, target: Tensor, below: Tensor | None, bits: Tensor, logits: Tensor) -> Tensor:
+    def decoded(self, layer: int, bits: Tensor) -> Tensor | None:
+        """Logits of what the (relaxed) bits of a layer predict, pixels or the layer below; None if they predict nothing."""
+        if self.task == "structured":
+            return self.decoders[0](2 * bits - 1) if layer == len(self.layers) - 1 else None
+        logits: Tensor = self.decoders[layer](2 * bits - 1)
+        return logits
+
+    def term(
+        self,
+        layer: int,
+        target: Tensor,
+        below: Tensor | None,
+        bits: Tensor,
+        logits: Tensor,
+        decoded: Tensor | None = None,
+    ) -> Tensor:
         """f_l `[*, B]`: the part of f that a layer adds, at bits or relaxed bits.
 
         Args:
@@ -172,24 +187,32 @@ class SigmoidBeliefNetwork(nn.Module):
             below: `[*, B, P]` bits of the layer before; None for the first.
             bits: `[*, B, P]` of this layer.
             logits: of q for these bits.
+            decoded: what `decoded` gives for them, if it is known already.
         """
-        last = layer == len(self.layers) - 1
+        if decoded is None:
+            decoded = self.decoded(layer, bits)
         if self.task == "structured":
-            if not last:
-                return bits.new_zeros(bits.shape[:-1])
-            return -bernoulli_log_prob(target, self.decoders[0](2 * bits - 1))
+            return bits.new_zeros(bits.shape[:-1]) if decoded is None else -bernoulli_log_prob(target, decoded)
+        assert decoded is not None
         predicted = target if below is None else below
-        log_ratio = bernoulli_log_prob(bits, logits)
-        log_ratio = log_ratio - bernoulli_log_prob(predicted, self.decoders[layer](2 * bits - 1))
-        if last:
+        log_ratio = bernoulli_log_prob(bits, logits) - bernoulli_log_prob(predicted, decoded)
+        if layer == len(self.layers) - 1:
             assert self.prior is not None
             log_ratio = log_ratio - bernoulli_log_prob(bits, self.prior)
         return log_ratio
 
-    def terms(self, target: Tensor, bits: Sequence[Tensor], logits: Sequence[Tensor]) -> list[Tensor]:
+    def terms(
+        self,
+        target: Tensor,
+        bits: Sequence[Tensor],
+        logits: Sequence[Tensor],
+        decoded: Sequence[Tensor | None] | None = None,
+    ) -> list[Tensor]:
         """All f_l, each `[*, B]`."""
         below = [None, *bits[:-1]]
-        return [self.term(layer, target, *at) for layer, at in enumerate(zip(below, bits, logits, strict=True))]
+        known = [None] * len(bits) if decoded is None else decoded
+        layers = enumerate(zip(below, bits, logits, known, strict=True))
+        return [self.term(layer, target, *at) for layer, at in layers]
 
     def loss(self, target: Tensor, chain: Chain) -> Tensor:
         """f(b) `[*, B]`, with the graph to the generative parameters; that to q's own log-probability is left out.

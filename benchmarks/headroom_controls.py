@@ -217,7 +217,7 @@ class RefittedValue(Fitted):
         features, target, weight = (torch.cat(column) for column in zip(*self.kept, strict=True))
         self.optimizer.param_groups[0]["lr"] = fit_lr(self.seen, self.rollouts)
         self.seen += 1
-        for _ in range(fit_steps(rows)):
+        for _ in range(fit_steps(rows, self.rollouts)):
             index = torch.randint(len(features), (FIT_MINIBATCH,), generator=self.generator)
             loss = ((self.value(features[index]) - target[index]).square() * weight[index]).mean()
             self.optimizer.zero_grad()

@@ -44,7 +44,7 @@ _MOST_BYTES = 3 * 2**30
 _ACTIONS_AVERAGED = 16
 FIT_ROWS, FIT_MINIBATCH = 20_000, 512
 """Rows, the latest ones, that a surrogate is fitted on at a time, and rows in each of its steps."""
-_FIT_PASSES, _FIT_LR = 20, 3e-3
+_FIT_STEPS, _FIT_PASSES, _FIT_LR = 10_000, 40, 3e-3
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,12 @@ class AppliedVariance:
     ratio: Interval
 
 
-def fit_steps(rows: int) -> int:
-    """How many steps a surrogate takes after a rollout of that many rows: 20 passes' worth."""
-    return math.ceil(_FIT_PASSES * rows / FIT_MINIBATCH)
+def fit_steps(rows: int, rollouts: int) -> int:
+    """How many steps a surrogate takes after each of so many rollouts of so many rows.
+
+    10,000 in all, but not more than 40 passes over the rows.
+    """
+    return min(math.ceil(_FIT_STEPS / rollouts), math.ceil(_FIT_PASSES * rows / FIT_MINIBATCH))
 
 
 def fit_lr(seen: int, rollouts: int) -> float:
@@ -250,7 +253,7 @@ class Fitting:
         )
         twin.surrogate_optimizer.lr = fit_lr(self.seen, self.rollouts)
         self.seen += 1
-        for _ in range(fit_steps(len(batch.weight))):
+        for _ in range(fit_steps(len(batch.weight), self.rollouts)):
             index = torch.randint(len(weight), (FIT_MINIBATCH,), generator=generator, device=generator.device)
             dist = batch.dist.with_params(params[index].requires_grad_())
             part = replace(

@@ -128,8 +128,9 @@ def test_what_would_not_fit_into_memory_is_refused() -> None:
         applied_gradients(agent, envs, contenders(agent, fit_batches=0), num_batches=10**8, fit_batches=0)
 
 
-def test_the_fit_takes_as_many_passes_whatever_the_size_of_a_rollout_and_comes_to_rest() -> None:
-    assert [fit_steps(rows) for rows in (1, 40, 512, 2_048)] == [1, 2, 20, 80]
+def test_the_fit_takes_as_many_steps_however_many_rollouts_there_are_and_comes_to_rest() -> None:
+    assert [fit_steps(2_048, rollouts) for rollouts in (1, 300, 2_500, 10**6)] == [160, 34, 4, 1]
+    assert fit_steps(40, 10) == 4
     rates = [fit_lr(seen, 10) for seen in range(12)]
     assert rates[0] == 3e-3 and rates[-1] == 0.0
     assert rates == sorted(rates, reverse=True)

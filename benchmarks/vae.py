@@ -217,13 +217,22 @@ def start(run: Run, data_dir: str | None) -> tuple[subprocess.Popen[bytes], Star
 def finish(process: subprocess.Popen[bytes], started: Started) -> bool:
     """Keep the result of a run that has ended, or say that it ended early."""
     run = started.run
-    if process.returncode == 0:
+    if process.returncode == 0 or is_finished(run):
         result = keep(started)
         outcome = f"training bound {result['train_bound']:.2f}, {1e3 * result['seconds_per_step']:.1f} ms a step"
     else:
         outcome = f"not finished (exit code {process.returncode}), see {run.folder.with_suffix('.log')}"
     print(f"{run.set.name} {run.stem}: {outcome}, {time.perf_counter() - started.time:.0f} s", flush=True)
-    return process.returncode == 0
+    return run.result.with_suffix(".json").exists()
+
+
+def is_finished(run: Run) -> bool:
+    """Whether the run had ended before, and only its result had not been kept."""
+    try:
+        evaluation = json.loads((run.folder / "evaluation.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(evaluation["evaluated_at"] == run.set.steps)
 
 
 def parse_arguments() -> argparse.Namespace:

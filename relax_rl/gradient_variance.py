@@ -45,6 +45,7 @@ _ACTIONS_AVERAGED = 16
 FIT_ROWS, FIT_MINIBATCH = 20_000, 512
 """Rows, the latest ones, that a surrogate is fitted on at a time, and rows in each of its steps."""
 _FIT_STEPS, _FIT_PASSES, _FIT_LR = 10_000, 40, 3e-3
+"""Steps in all, passes over the rows at most, and the learning rate that they start with."""
 
 
 @dataclass(frozen=True)

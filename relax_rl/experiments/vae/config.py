@@ -143,7 +143,7 @@ class VaeConfig:
     threads: int = 1
     """CPU threads for tensor work; 0 takes all cores."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the gradients of a step on the CPU (needs g++; seconds from a cache, else up to half a minute): the same numbers to rounding, in half the time; auto does it for 30,000 steps or more."""
+    """Compile the gradients of a step on the CPU (needs g++, for which a first run waits): the same numbers to rounding, in half the time; auto does it for 30,000 steps or more."""
     device: str = "cpu"
     """Device of model and data: cpu, cuda, cuda:1, mps, or auto."""
 

@@ -195,17 +195,14 @@ def _decode(decoder: nn.Module, soft: Tensor, at_bits: Tensor | None) -> tuple[T
 
 def _decoder_is_linear(model: SigmoidBeliefNetwork, layer: int) -> bool:
     """Whether something is decoded from this layer, and linearly."""
-    if model.task == "structured" and layer < len(model.layers) - 1:
-        return False
-    decoder = model.decoders[layer if model.task == "generative" else 0]
-    assert isinstance(decoder, ConditionalNetwork)
-    return len(decoder.steps) == 1
+    decoder = model.decoder(layer)
+    return decoder is not None and len(decoder.steps) == 1
 
 
 def _diagonal(model: SigmoidBeliefNetwork, layer: int, decoded: Tensor | None) -> Tensor:
     """`[B, P]` diagonal of the second derivative of -log p(below | y), whose logits W (2 y - 1) + a are dual `decoded`."""
-    decoder = model.decoders[layer if model.task == "generative" else 0]
-    assert isinstance(decoder, ConditionalNetwork) and decoded is not None
+    decoder = model.decoder(layer)
+    assert decoder is not None and decoded is not None
     ((weight, _),) = decoder.steps
     soft = torch.sigmoid(decoded[0])
     diagonal: Tensor = (soft * (1 - soft)) @ (2 * weight).square()

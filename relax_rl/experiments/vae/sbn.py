@@ -163,12 +163,18 @@ class SigmoidBeliefNetwork(nn.Module):
         logits: Tensor = self.encoders[layer](below if layer == 0 else 2 * below - 1)
         return logits
 
+    def decoder(self, layer: int) -> ConditionalNetwork | None:
+        """What predicts pixels, or the layer below, from the bits of a layer; None if nothing does."""
+        if self.task == "structured" and layer < len(self.layers) - 1:
+            return None
+        decoder = self.decoders[layer if self.task == "generative" else 0]
+        assert isinstance(decoder, ConditionalNetwork)
+        return decoder
+
     def decoded(self, layer: int, bits: Tensor) -> Tensor | None:
-        """Logits of what the (relaxed) bits of a layer predict, pixels or the layer below; None if they predict nothing."""
-        if self.task == "structured":
-            return self.decoders[0](2 * bits - 1) if layer == len(self.layers) - 1 else None
-        logits: Tensor = self.decoders[layer](2 * bits - 1)
-        return logits
+        """Logits of what the (relaxed) bits of a layer predict; None if they predict nothing."""
+        decoder = self.decoder(layer)
+        return None if decoder is None else decoder(2 * bits - 1)
 
     def term(
         self,
@@ -259,9 +265,7 @@ def draw_noise(
 
     The logit of float32 uniforms: the tails end at 17, beyond which lies a probability of 6e-8, and nothing is infinite.
     """
-    uniform = draw_shared(
-        lambda size: torch.rand(size, generator=generator, device=device), (*shape, sum(layers)), generator
-    )
+    uniform = _draw_uniform(shape, layers, generator, device)
     return torch.split(torch.logit(uniform, eps=2.0**-25), list(layers), -1)
 
 
@@ -269,7 +273,14 @@ def draw_signs(
     shape: Sequence[int], layers: Sequence[int], generator: torch.Generator | None, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, ...]:
     """Random signs `[*, P]`, +-1 with equal probability, for every layer, from one draw."""
-    uniform = draw_shared(
+    uniform = _draw_uniform(shape, layers, generator, device)
+    return torch.split(torch.where(uniform < 0.5, -1.0, 1.0), list(layers), -1)
+
+
+def _draw_uniform(
+    shape: Sequence[int], layers: Sequence[int], generator: torch.Generator | None, device: torch.device | str
+) -> Tensor:
+    """`[*shape, P]` for all layers side by side."""
+    return draw_shared(
         lambda size: torch.rand(size, generator=generator, device=device), (*shape, sum(layers)), generator
     )
-    return torch.split(torch.where(uniform < 0.5, -1.0, 1.0), list(layers), -1)

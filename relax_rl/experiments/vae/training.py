@@ -130,7 +130,7 @@ class _Loop:
     def _learn(self) -> str:
         trainer, config = self.session.trainer, self.session.config
         if trainer.compiled is not None:
-            self.display.say("the first step is compiled, which takes up to half a minute (--compile off)")
+            self.display.say("the first step is compiled, which may take a while (--compile off)")
         while trainer.step < config.steps:
             trainer.take_step()
             if trainer.step % SHOW_EVERY == 0:

@@ -75,6 +75,11 @@ class Set:
     options: tuple[str, ...] = ()
 
 
+def _r(depth: int, width: int) -> tuple[str, ...]:
+    """Options for an r of another size."""
+    return "--surrogate-depth", str(depth), "--surrogate-width", str(width)
+
+
 SETS = {
     each.name: each
     for each in (
@@ -92,9 +97,13 @@ SETS = {
             "surrogate-lr-10",
             50_000,
             ("mnist-linear1",),
-            ("relax", "relax-published"),
-            options=("--surrogate", "objective", "--surrogate-width", "200", "--surrogate-lr-factor", "10"),
+            ("relax",),
+            options=(*_r(2, 200), "--surrogate", "objective", "--surrogate-lr-factor", "10"),
         ),
+        Set(
+            "published-lr-10", 50_000, ("mnist-linear1",), ("relax-published",), options=("--surrogate-lr-factor", "10")
+        ),
+        Set("r-2x100", 50_000, ROWS, ("relax",), options=_r(2, 100)),
         Set("corrected", 50_000, ("mnist-linear1",), ("rebar-corrected",)),
         Set("lr-factor-1", 50_000, ("mnist-linear1",), ("rebar", "nvil", "muprop"), options=("--lr-factor", "1")),
         Set(
@@ -106,8 +115,8 @@ SETS = {
     )
 }
 """Equal steps on every row; three estimators six times as long; the variances of several on one model, which stands still
-from half of the steps on; the other published learning rate of r, and of scales and baselines; RELAX's default without r;
-and the decoder that explains the published nonlinear rows."""
+from half of the steps on; the other published learning rate of r, and of scales and baselines; RELAX's default with a
+larger r, and without r; and the decoder that explains the published nonlinear rows."""
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,8 @@ SECTIONS = {
 
 RATES = {
     "surrogate-lr-10": "f relaxed in all bits at once, r at 10 times the model's rate",
+    "published-lr-10": "r at 10 times the model's rate",
+    "r-2x100": "r of two layers of 100",
     "corrected": "f relaxed in one bit at a time, without r",
     "lr-factor-1": "scales and baseline at the model's rate",
 }

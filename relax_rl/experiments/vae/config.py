@@ -92,9 +92,9 @@ class VaeConfig:
     """relax, dlax: c = eta f(sigma(z / temperature)) + r(z) as published (objective); with the other bits of the layer corrected to first order, so that each bit has a control of its own; or r(z) alone."""
     surrogate_context: Literal["input", "logits"] = "logits"
     """What r is given beside z: the input and the bits before the layer as published, or the layer's logits alone, which is cheaper."""
-    surrogate_depth: int = 2
+    surrogate_depth: int = 1
     """Hidden layers of r."""
-    surrogate_width: int = 100
+    surrogate_width: int = 50
     """Units of each."""
     surrogate_activation: Literal["relu", "tanh", "silu"] = "relu"
     """Activation of r."""

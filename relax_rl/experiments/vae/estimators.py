@@ -57,8 +57,8 @@ class EstimatorSettings:
     rebar_scope: Literal["parameter", "layer", "bit"] = "parameter"
     surrogate: Literal["corrected", "objective", "free"] = "corrected"
     surrogate_context: SurrogateContext = "logits"
-    surrogate_depth: int = 2
-    surrogate_width: int = 100
+    surrogate_depth: int = 1
+    surrogate_width: int = 50
     surrogate_activation: SurrogateActivation = "relu"
 
 

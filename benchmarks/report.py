@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from benchmarks.tasks import AGENT_RESULTS, PEER_RESULTS, RESULTS, TASKS, WINDOW, Task, write_json, write_text
+from relax_rl.plotting import png
+from relax_rl.serialization import write_bytes_atomic
 
 __all__ = ["Contestant", "Curve", "interquartile_mean", "interval", "main", "read_contestants", "summarize"]
 
@@ -213,7 +215,7 @@ def draw(task: Task, contestants: list[Contestant]) -> None:
 
     last = max(float(curve.step[-1]) for contestant in contestants for curve in contestant.curves.values())
     horizon = int(min(task.budget, last))
-    figure = Figure(figsize=(9, 5.2))
+    figure = Figure(figsize=(9, 5.2), dpi=110)
     axes = figure.subplots()
     for contestant in contestants:
         steps, values = curve_grid(contestant, horizon)
@@ -233,7 +235,7 @@ def draw(task: Task, contestants: list[Contestant]) -> None:
     axes.legend(loc="best", framealpha=0.9)
     figure.text(0.01, 0.008, NOTE, fontsize=7.5, color="0.3")
     figure.tight_layout(rect=(0, 0.05, 1, 1))
-    figure.savefig(figure_path(task), dpi=110)
+    write_bytes_atomic(figure_path(task), png(figure))
 
 
 NOTE = (

@@ -11,7 +11,7 @@ from torch import Tensor
 from relax_rl.distributions import Bernoulli
 from relax_rl.estimators import marginal
 from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator, at_logits
-from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork, bernoulli_log_prob, draw_noise
+from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork, bernoulli_log_prob
 
 __all__ = ["MAX_BITS", "Enumerated", "Marginal", "expected_loss"]
 
@@ -34,7 +34,7 @@ class Marginal(LayeredEstimator):
     """
 
     def forward(self, model: SigmoidBeliefNetwork, x: Tensor, generator: torch.Generator | None = None) -> Gradient:
-        chain = model.draw(x, draw_noise(x.shape[:1], model.layers, generator, x.device))
+        chain = model.sample(x, generator)
         target = model.target(x)
         terms = model.terms(target, chain.bits, [logits.detach() for logits in chain.logits])
         rest = torch.stack(terms).detach().flip(0).cumsum(0).flip(0)  # f_l + f_{l+1} + ...

@@ -23,7 +23,7 @@ from relax_rl.experiments.vae.baselines import InputBaseline
 from relax_rl.experiments.vae.controls import Control, relaxed_controls
 from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator, at_logits
 from relax_rl.experiments.vae.relaxed_loss import relaxed_loss
-from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork, draw_noise, draw_signs
+from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork, draw_signs
 from relax_rl.experiments.vae.surrogate import ResidualNetwork
 
 __all__ = ["ParameterRebar", "Relax", "SurrogateContext", "conditional_slope"]
@@ -83,7 +83,7 @@ class Relax(LayeredEstimator):
         return list(self.residuals.parameters())
 
     def forward(self, model: SigmoidBeliefNetwork, x: Tensor, generator: torch.Generator | None = None) -> Gradient:
-        chain = model.draw(x, draw_noise(x.shape[:1], model.layers, generator, x.device))
+        chain = model.sample(x, generator)
         signs: Sequence[Tensor | None] = [None] * len(model.layers)
         if self.correction is not None:
             signs = draw_signs(x.shape[:1], model.layers, generator, x.device)
@@ -196,7 +196,7 @@ class ParameterRebar(LayeredEstimator):
         self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
 
     def forward(self, model: SigmoidBeliefNetwork, x: Tensor, generator: torch.Generator | None = None) -> Gradient:
-        chain = model.draw(x, draw_noise(x.shape[:1], model.layers, generator, x.device))
+        chain = model.sample(x, generator)
         target = model.target(x)
         terms = model.terms(target, chain.bits, [logits.detach() for logits in chain.logits])
         value = torch.stack(terms).sum(0)

@@ -240,6 +240,11 @@ class SigmoidBeliefNetwork(nn.Module):
             bits.append(below)
         return Chain(tuple(logits), tuple(noise), tuple(zs), tuple(bits))
 
+    def sample(self, x: Tensor, generator: torch.Generator | None = None, *, count: int | None = None) -> Chain:
+        """Sample every layer for images `[B, D]`: `[B, P]`, or `[count, B, P]` if there is a count."""
+        shape = (len(x),) if count is None else (count, len(x))
+        return self.draw(x, draw_noise(shape, self.layers, generator, x.device))
+
     def decode(self, bits: Tensor) -> Tensor:
         """Probabilities `[*, B, D]` of the predicted pixels, from the layer of bits that predicts them."""
         return torch.sigmoid(self.decoders[0](2 * bits - 1))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from relax_rl.experiments.vae.baselines import Centring
 from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator, at_logits
-from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork, draw_noise
+from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork
 
 __all__ = ["MuProp", "Reinforce", "Rloo", "Vimco"]
 
@@ -27,7 +27,7 @@ class Reinforce(LayeredEstimator):
         self.centring = centring
 
     def forward(self, model: SigmoidBeliefNetwork, x: Tensor, generator: torch.Generator | None = None) -> Gradient:
-        chain = model.draw(x, draw_noise(x.shape[:1], model.layers, generator, x.device))
+        chain = model.sample(x, generator)
         value = model.loss(model.target(x), chain)
         loss = value.detach()
         centred = self.centring(loss, model.input(x)).unsqueeze(-1)
@@ -96,7 +96,7 @@ class MuProp(LayeredEstimator):
         self.scale_logits = nn.Parameter(torch.zeros(len(centrings), 2 if slope else 1))
 
     def forward(self, model: SigmoidBeliefNetwork, x: Tensor, generator: torch.Generator | None = None) -> Gradient:
-        chain = model.draw(x, draw_noise(x.shape[:1], model.layers, generator, x.device))
+        chain = model.sample(x, generator)
         value = model.loss(model.target(x), chain)
         loss = value.detach()
         with torch.set_grad_enabled(self.slope):
@@ -140,6 +140,5 @@ def _several(
     model: SigmoidBeliefNetwork, x: Tensor, num_samples: int, generator: torch.Generator | None
 ) -> tuple[Chain, Tensor]:
     """K independent chains for each image, and f of each, `[K, B]`."""
-    noise = draw_noise((num_samples, len(x)), model.layers, generator, x.device)
-    chain = model.draw(x, noise)
+    chain = model.sample(x, generator, count=num_samples)
     return chain, model.loss(model.target(x), chain)

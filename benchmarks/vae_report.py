@@ -160,16 +160,16 @@ def _tables(results: Mapping[tuple[str, str], Result]) -> list[str]:
 def _rates(folder: Path) -> list[str]:
     """Runs with other settings of surrogates and baselines, each under the run of the tables."""
     usual = _results(folder / "table")
+    other = {what: _results(folder / name) for name, what in RATES.items()}
     lines = []
-    for name, what in RATES.items():
-        for (row, estimator), result in _results(folder / name).items():
-            runs = {what: result}
-            if (row, estimator) in usual:
-                runs = {"as in the tables": usual[row, estimator], **runs}
-            for which, run in runs.items():
-                worst = max(float(each["log_variance"]) for each in run["progress"][len(run["progress"]) // 10 :])
-                cells = f"{run['train_bound']:.2f} | {run['log_variance']:.2f} | {worst:.2f}"
-                lines.append(f"| {TITLES[row]} | {estimator} | {which} | {cells} |")
+    for row, estimator in sorted({case for results in other.values() for case in results}, key=_place):
+        runs = {what: results[row, estimator] for what, results in other.items() if (row, estimator) in results}
+        if (row, estimator) in usual:
+            runs = {"as in the tables": usual[row, estimator], **runs}
+        for what, run in runs.items():
+            worst = max(float(each["log_variance"]) for each in run["progress"][len(run["progress"]) // 10 :])
+            cells = f"{run['train_bound']:.2f} | {run['log_variance']:.2f} | {worst:.2f}"
+            lines.append(f"| {TITLES[row]} | {estimator} | {what} | {cells} |")
     if not lines:
         return []
     return [
@@ -270,6 +270,12 @@ def _grid(
             cells.append(cell if known is None or not cell else f"{cell} ({known:.2f})")
         lines.append(f"| {TITLES[row]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _place(case: tuple[str, str]) -> tuple[int, str]:
+    """Orders rows as the tables do, then by the estimator's name."""
+    row, estimator = case
+    return list(TITLES).index(row), estimator
 
 
 def _rows(results: Mapping[tuple[str, str], Result]) -> list[str]:

@@ -45,6 +45,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "rebar, scales for each tensor": {"estimator": "rebar"},
     "rebar, scales for each layer": {"estimator": "rebar", "rebar_scope": "layer"},
     "relax": {"estimator": "relax"},
+    "relax, r of two layers of 100": {"estimator": "relax", "surrogate_depth": 2, "surrogate_width": 100},
     "relax, f relaxed in all bits at once": {"estimator": "relax", "surrogate": "objective"},
     "relax, published surrogate": {
         "estimator": "relax",

@@ -39,6 +39,8 @@ VAE_RESULTS = RESULTS / "vae"
 ROWS = tuple(f"{data}-{model}" for model in ("linear1", "linear2", "nonlinear") for data in ("mnist", "omniglot"))
 """Rows of the papers' tables."""
 
+NONLINEAR = ("mnist-nonlinear", "omniglot-nonlinear")
+
 ESTIMATORS = (
     "relax",
     "rebar",
@@ -103,6 +105,8 @@ SETS = {
         Set(
             "published-lr-10", 50_000, ("mnist-linear1",), ("relax-published",), options=("--surrogate-lr-factor", "10")
         ),
+        Set("two-samples", 50_000, NONLINEAR, ("relax", "rebar"), options=("--samples-per-image", "2")),
+        Set("six-samples", 50_000, NONLINEAR, ("double-cv", "arms", "rloo"), options=("--num-samples", "6")),
         Set("r-2x100", 50_000, ROWS, ("relax",), options=_r(2, 100)),
         Set("corrected", 50_000, ("mnist-linear1",), ("rebar-corrected",)),
         Set("lr-factor-1", 50_000, ("mnist-linear1",), ("rebar", "nvil", "muprop"), options=("--lr-factor", "1")),
@@ -115,8 +119,9 @@ SETS = {
     )
 }
 """Equal steps on every row; three estimators six times as long; the variances of several on one model, which stands still
-from half of the steps on; the other published learning rate of r, and of scales and baselines; RELAX's default with a
-larger r, and without r; and the decoder that explains the published nonlinear rows."""
+from half of the steps on; the other published learning rate of r, and of scales and baselines; twice the samples where
+the decoder is nonlinear; RELAX's default with a larger r, and without r; and the decoder that explains the published
+nonlinear rows."""
 
 
 @dataclass(frozen=True)

@@ -93,14 +93,16 @@ SECTIONS = {
     "variances": "Variances on one model",
 }
 
-RATES = {
+OTHERS = {
+    "two-samples": "2 samples of each image",
+    "six-samples": "6 samples of each image",
     "surrogate-lr-10": "f relaxed in all bits at once, r at 10 times the model's rate",
     "published-lr-10": "r at 10 times the model's rate",
     "r-2x100": "r of two layers of 100",
     "corrected": "f relaxed in one bit at a time, without r",
     "lr-factor-1": "scales and baseline at the model's rate",
 }
-"""Runs with other settings of what is learned beside the model."""
+"""Runs with other settings than those of the tables, which stand beside them."""
 
 
 def write_report(folder: Path) -> None:
@@ -124,7 +126,7 @@ def write_report(folder: Path) -> None:
             figure = f"{name}_{row}.png"
             _draw(folder / name, folder / figure, row, [e for e in COLUMNS if (row, e) in results], steps)
             parts.append(f"![{TITLES[row]}]({figure})\n")
-    parts += _rates(folder)
+    parts += _others(folder)
     write_text(folder / "vae.md", "\n".join(parts))
 
 
@@ -157,10 +159,10 @@ def _tables(results: Mapping[tuple[str, str], Result]) -> list[str]:
     ]
 
 
-def _rates(folder: Path) -> list[str]:
+def _others(folder: Path) -> list[str]:
     """Runs with other settings of surrogates and baselines, each under the run of the tables."""
     usual = _results(folder / "table")
-    other = {what: _results(folder / name) for name, what in RATES.items()}
+    other = {what: _results(folder / name) for name, what in OTHERS.items()}
     lines = []
     for row, estimator in sorted({case for results in other.values() for case in results}, key=_place):
         runs = {what: results[row, estimator] for what, results in other.items() if (row, estimator) in results}
@@ -173,7 +175,7 @@ def _rates(folder: Path) -> list[str]:
     if not lines:
         return []
     return [
-        "## Other settings of what is learned beside the model\n",
+        "## Other settings\n",
         "The published search took 1 and 10 times the model's learning rate. In the tables, r takes 1, scales, temperatures and "
         "baselines take 10. Training bound and log variance as above; `largest` is the largest log variance in any row of "
         "progress.csv after the first tenth.\n",

@@ -16,6 +16,7 @@ import torch
 from relax_rl.cli import main
 from relax_rl.errors import CheckpointError, SettingsError, TrainingDiverged
 from relax_rl.estimators import ESTIMATORS
+from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.data import Dataset
 from relax_rl.experiments.vae import session as sessions
 from relax_rl.experiments.vae import training
@@ -258,6 +259,25 @@ def test_other_settings_or_other_data_cannot_be_resumed(monkeypatch):
         train(resume="run", steps=50)
     with pytest.raises(SettingsError, match="already holds a run"):
         train(run_dir="run")
+
+
+def test_several_samples_of_an_image_are_a_batch_that_holds_it_as_often():
+    def trained(config: VaeConfig, times: int) -> Trainer:
+        batches = Batches(sessions.load_data().train, seed=0)
+        draw = batches.next
+        batches.next = lambda size: draw(size).repeat_interleave(times, 0)
+        trainer = Trainer(config, torch.full((12,), 0.4), batches)
+        for _ in range(5):
+            trainer.take_step()
+        return trainer
+
+    asked = trained(replace(SMALL, samples_per_image=3), 1)
+    by_hand = trained(SMALL, 3)
+    once = trained(SMALL, 1)
+    assert asked.take_train_bound() == by_hand.take_train_bound()
+    for p, q, r in zip(asked.model.parameters(), by_hand.model.parameters(), once.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+        assert not torch.equal(p, r)
 
 
 def test_structured_prediction_and_nonlinear_models_train():

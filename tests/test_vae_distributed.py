@@ -49,6 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
     "nvil": {"estimator": "nvil", "normalize_variance": True, "track_variances": ("vimco", "gumbel-rao")},
     "disarm": {"estimator": "disarm", "track_variances": ("arm", "reinmax")},
     "rodeo": {"estimator": "rodeo", "lr": 1e-3, "track_variances": ("double-cv", "rloo", "concrete")},
+    "twice": {"estimator": "relax", "samples_per_image": 2},
     "dynamic": {"estimator": "dlax", "binarization": "dynamic"},
 }
 

@@ -78,6 +78,8 @@ class VaeConfig:
     """Gradient estimator: a name of the registry that applies to bits."""
     num_samples: int = 2
     """Samples K of the estimators that take several."""
+    samples_per_image: int = 1
+    """Times that each image of a batch is taken, with samples of its own each time: less noise in the gradients of encoder and decoder, with any estimator."""
     baseline: Literal["none", "moving-average", "input"] = "moving-average"
     """Baseline of reinforce."""
     normalize_variance: bool = False
@@ -153,6 +155,7 @@ class VaeConfig:
             "width",
             "hidden_width",
             "num_samples",
+            "samples_per_image",
             "num_conditional",
             "surrogate_depth",
             "surrogate_width",

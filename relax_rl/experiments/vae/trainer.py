@@ -126,6 +126,8 @@ class Trainer:
     def take_step(self) -> None:
         """Draw a batch, form all gradients, move what learns."""
         x = own_rows(self.batches.next(self.config.batch_size), self.workers)
+        if self.config.samples_per_image > 1:
+            x = x.repeat_interleave(self.config.samples_per_image, 0)
         watched = [*self.others, self.main] if self.frozen else self.others
         looked_at: list[list[Tensor]] = []
         for other in self.others:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.vae_speed          # writes results/vae/speed.json and speed.md
 
-Two linear layers of 200 on 784 pixels, batches of 24, one thread. An update is what a step of training cannot do without:
-the batch, the estimate, its way back through the model, and the optimisers. The loop adds moving averages of the variance,
-a row with a validation bound every 1,000 steps, the display and checkpoints.
+Two linear layers of 200 on 784 pixels, and one nonlinear layer; batches of 24, one thread. An update is what a step of
+training cannot do without: the batch, the estimate, its way back through the model, and the optimisers. The loop adds
+moving averages of the variance, a row with a validation bound every 1,000 steps, the display and checkpoints.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["main"]
 
 ROUNDS, STEPS = 9, 15
 
-_OPTIONS: dict[str, dict[str, Any]] = {
+_LINEAR: dict[str, dict[str, Any]] = {
     "reinforce": {"estimator": "reinforce"},
     "nvil": {"estimator": "nvil"},
     "muprop": {"estimator": "muprop"},
@@ -60,7 +60,23 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "rodeo, K = 5": {"estimator": "rodeo", "num_samples": 5},
 }
 
-CASES = {name: VaeConfig(layers=2, **options) for name, options in _OPTIONS.items()}
+_NONLINEAR: dict[str, dict[str, Any]] = {
+    "reinforce": {"estimator": "reinforce"},
+    "rebar, scales for each tensor": {"estimator": "rebar"},
+    "relax": {"estimator": "relax"},
+    "relax, 2 samples of each image": {"estimator": "relax", "samples_per_image": 2},
+    "rloo, K = 3": {"estimator": "rloo", "num_samples": 3},
+    "rloo, K = 6": {"estimator": "rloo", "num_samples": 6},
+    "arms, K = 3": {"estimator": "arms", "num_samples": 3},
+    "arms, K = 6": {"estimator": "arms", "num_samples": 6},
+    "double-cv, K = 3": {"estimator": "double-cv", "num_samples": 3},
+    "double-cv, K = 6": {"estimator": "double-cv", "num_samples": 6},
+}
+
+MODELS: dict[str, tuple[VaeConfig, dict[str, dict[str, Any]]]] = {
+    "784-200-200, linear": (VaeConfig(layers=2), _LINEAR),
+    "784-200, nonlinear": (VaeConfig(nonlinear=True), _NONLINEAR),
+}
 
 
 def main() -> None:
@@ -68,9 +84,24 @@ def main() -> None:
     torch.set_num_threads(1)
     images = (np.random.default_rng(0).random((10_000, 784)) < 0.13).astype(np.uint8)
     data = Dataset("noise", images, images, images[:100], shape=(28, 28), dynamic=False)
+    found = {model: _measure(config, options, data) for model, (config, options) in MODELS.items()}
+    write_json(RESULTS / "vae" / "speed.json", {"torch": torch.__version__, "models": found})
+    lines = [
+        "# Speed of the discrete VAE\n",
+        f"Batches of 24, one thread, torch {torch.__version__}; processor time, medians of {ROUNDS} rounds of {STEPS} updates, all "
+        "estimators of a model side by side. `python -m benchmarks.vae_speed` writes this file.\n",
+    ]
+    for model, result in found.items():
+        lines += _section(model, result)
+    write_text(RESULTS / "vae" / "speed.md", "\n".join(lines))
+    print("\n".join(lines))
+
+
+def _measure(base: VaeConfig, options: dict[str, dict[str, Any]], data: Dataset) -> dict[str, Any]:
+    """Milliseconds of an update of one model with every estimator, and what the loop adds with two of them."""
     trainers = {
-        (name, how): _trainer(replace(config, compile=how), data)
-        for name, config in CASES.items()
+        (name, how): _trainer(replace(base, compile=how, **chosen), data)
+        for name, chosen in options.items()
         for how in ("off", "on")
     }
     updates = {case: _update(trainer) for case, trainer in trainers.items()}
@@ -83,35 +114,31 @@ def main() -> None:
                 update()
             times[case].append((time.process_time() - started) / STEPS)
     best = {case: statistics.median(values) for case, values in times.items()}
-    eager, compiled = ({name: best[name, how] for name in CASES} for how in ("off", "on"))
-    loops = {name: _added(trainers[name, "on"], data) / compiled[name] for name in ("reinforce", "relax")}
-    content = {
-        "milliseconds": {name: 1e3 * value for name, value in eager.items()},
-        "to_reinforce": {name: value / eager["reinforce"] for name, value in eager.items()},
-        "milliseconds_compiled": {name: 1e3 * value for name, value in compiled.items()},
-        "to_reinforce_compiled": {name: value / compiled["reinforce"] for name, value in compiled.items()},
-        "added_by_the_loop": loops,
-        "torch": torch.__version__,
+    return {
+        "milliseconds": {name: 1e3 * best[name, "off"] for name in options},
+        "milliseconds_compiled": {name: 1e3 * best[name, "on"] for name in options},
+        "added_by_the_loop": {
+            name: _added(trainers[name, "on"], data) / best[name, "on"] for name in ("reinforce", "relax")
+        },
     }
-    write_json(RESULTS / "vae" / "speed.json", content)
-    lines = [
-        "# Speed of the discrete VAE\n",
-        f"784-200-200, batches of 24, one thread, torch {torch.__version__}; processor time, medians of {ROUNDS} rounds of {STEPS} updates, all "
-        "estimators side by side. `python -m benchmarks.vae_speed` writes this file.\n",
+
+
+def _section(model: str, result: dict[str, Any]) -> list[str]:
+    eager, compiled, loops = (result[name] for name in ("milliseconds", "milliseconds_compiled", "added_by_the_loop"))
+    return [
+        f"## {model}\n",
         "| estimator | ms an update, eager | to REINFORCE | ms, compiled | to REINFORCE |",
         "|---|---:|---:|---:|---:|",
         *(
-            f"| {name} | {1e3 * eager[name]:.2f} | {eager[name] / eager['reinforce']:.2f} "
-            f"| {1e3 * compiled[name]:.2f} | {compiled[name] / compiled['reinforce']:.2f} |"
-            for name in CASES
+            f"| {name} | {eager[name]:.2f} | {eager[name] / eager['reinforce']:.2f} "
+            f"| {compiled[name]:.2f} | {compiled[name] / compiled['reinforce']:.2f} |"
+            for name in eager
         ),
         "",
         "What the training loop adds to a compiled update (variance, rows, validation bound, display, checkpoints, each timed by itself): "
         + ", ".join(f"{100 * value:.1f}% with {name}" for name, value in loops.items())
         + ".\n",
     ]
-    write_text(RESULTS / "vae" / "speed.md", "\n".join(lines))
-    print("\n".join(lines))
 
 
 def _trainer(config: VaeConfig, data: Dataset) -> Trainer:
@@ -123,7 +150,7 @@ def _update(trainer: Trainer) -> Callable[[], None]:
     compiled = trainer.compiled
 
     def update() -> None:
-        x = trainer.batches.next(trainer.config.batch_size)
+        x = trainer.next_images()
         if compiled is not None:
             compiled(x, trainer.main.generator)
         else:

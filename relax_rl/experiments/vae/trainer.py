@@ -125,9 +125,7 @@ class Trainer:
 
     def take_step(self) -> None:
         """Draw a batch, form all gradients, move what learns."""
-        x = own_rows(self.batches.next(self.config.batch_size), self.workers)
-        if self.config.samples_per_image > 1:
-            x = x.repeat_interleave(self.config.samples_per_image, 0)
+        x = self.next_images()
         watched = [*self.others, self.main] if self.frozen else self.others
         looked_at: list[list[Tensor]] = []
         for other in self.others:
@@ -155,6 +153,12 @@ class Trainer:
         if self.step > 0:
             self._loss += loss.mean()
             self._loss_steps += 1
+
+    def next_images(self) -> Tensor:
+        """`[B, D]` this worker's part of the next batch, each image as often as it is to be sampled for."""
+        x = own_rows(self.batches.next(self.config.batch_size), self.workers)
+        times = self.config.samples_per_image
+        return x.repeat_interleave(times, 0) if times > 1 else x
 
     def _compiled_step(self, x: Tensor) -> Tensor | None:
         """Form the gradients by compiled code; None if there is none."""

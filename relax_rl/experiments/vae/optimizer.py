@@ -1,4 +1,4 @@
-"""Adam in one kernel for all parameters, with its state as tensors."""
+"""Adam for parameters with two learning rates, with its state as tensors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+
+from relax_rl.fused_adam import fused_adam_
 
 __all__ = ["FusedAdam"]
 
@@ -88,22 +90,8 @@ class _Group:
         if not rows:
             return
         self.count += 1
-        parameters: list[Tensor] = [row[0] for row in rows]
-        torch._fused_adam_(
-            parameters,
-            [row[1] for row in rows],
-            [row[2] for row in rows],
-            [row[3] for row in rows],
-            [],
-            [self.count] * len(rows),
-            lr=self.lr,
-            beta1=betas[0],
-            beta2=betas[1],
-            weight_decay=self.decay,
-            eps=1e-8,
-            amsgrad=False,
-            maximize=False,
-        )
+        parameters, gradients, means, squares = zip(*rows, strict=True)
+        fused_adam_(parameters, gradients, means, squares, self.count, lr=self.lr, betas=betas, decay=self.decay)
         for parameter in parameters:
             parameter.grad = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,6 +33,8 @@ LEARNING_RATE = 1e-12
 """Of everyone: all go on acting by a policy that is close to uniform. An environment's step takes longer or shorter by what
 is done in it (LunarLander's several times as long while engines fire), and that is not to be a matter of who has learned what."""
 THREADS = (1, 2)
+TRIALS = 3
+"""Turns that each option of a contestant gets before the fastest is chosen."""
 MOST_PROCESSES = 16
 """Environments up to which the peer is also tried with a process for each: with more, two cores only get slower."""
 
@@ -214,15 +217,18 @@ def describe(contestant: Contestant, threads: int) -> str:
 
 
 def fastest(contestants: Sequence[Contestant], steps: int) -> Entrant:
-    """The fastest contestant and thread count; every pair of them is warmed up and timed, the others are closed."""
-    speeds: dict[tuple[int, int], float] = {}
-    for index, contestant in enumerate(contestants):
-        for threads in contestant.threads:
-            contestant.speed(steps // 4, threads)
-            speeds[index, threads] = contestant.speed(steps, threads)
-    best, best_threads = max(speeds, key=lambda pair: speeds[pair])
-    for index, contestant in enumerate(contestants):
-        if index != best:
+    """The fastest contestant and thread count by medians of turns; every pair is warmed up first, the others are closed."""
+    pairs = [(contestant, threads) for contestant in contestants for threads in contestant.threads]
+    speeds: list[list[float]] = [[] for _ in pairs]
+    for contestant, threads in pairs:
+        contestant.speed(steps // 4, threads)
+    for _ in range(TRIALS):
+        for (contestant, threads), found in zip(pairs, speeds, strict=True):
+            found.append(contestant.speed(steps, threads))
+    medians = [statistics.median(found) for found in speeds]
+    best, best_threads = pairs[medians.index(max(medians))]
+    for contestant in contestants:
+        if contestant is not best:
             contestant.close()
-    tried = {describe(contestants[index], threads): round(speed, 1) for (index, threads), speed in speeds.items()}
-    return Entrant(contestants[best], best_threads, tried)
+    tried = {describe(*pair): round(speed, 1) for pair, speed in zip(pairs, medians, strict=True)}
+    return Entrant(best, best_threads, tried)

@@ -139,11 +139,14 @@ class RewardScaler:
         if len(self.returns) != reward.shape[1]:
             self.returns = np.zeros(reward.shape[1])
         ok, keep = valid.cpu().numpy(), ~ended.cpu().numpy()
-        seen = np.where(ok, reward.cpu().numpy(), 0.0)  # a row that is not valid follows an end: its return stays 0
-        for t, returns in enumerate(seen):
+        everywhere = bool(ok.all())
+        seen = reward.cpu().numpy().copy()
+        if not everywhere:
+            seen[~ok] = 0.0  # such a row follows an end: its return stays 0
+        for returns, kept in zip(seen, keep, strict=True):
             returns += self.gamma * self.returns
-            self.returns = returns * keep[t]
-        return self.moments.summary(seen[ok])
+            self.returns = returns * kept
+        return self.moments.summary(seen.ravel() if everywhere else seen[ok])
 
     def merge(self, summaries: np.ndarray) -> None:
         """Take in summaries, one a row."""

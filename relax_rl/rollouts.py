@@ -104,7 +104,8 @@ class Collector:
         obs[0] = first
         reward = np.empty((steps, num_envs), np.float32)
         terminated, truncated, valid = (np.empty((steps, num_envs), np.bool_) for _ in range(3))
-        actions, final_obs, final_index = [], [], []
+        action: np.ndarray | None = None
+        final_obs, final_index = [], []
         obs_tensor = torch.from_numpy(obs)
         if on_host is None:
             act = _on_host(sample, obs_tensor[:-1], noise)
@@ -115,7 +116,9 @@ class Collector:
             self.watch("env")
             step = envs.step(taken)
             self.watch("act")
-            actions.append(outcome)
+            if action is None:
+                action = np.empty((steps, *outcome.shape), outcome.dtype)
+            action[t] = outcome
             reward[t], terminated[t], truncated[t], valid[t] = step.reward, step.terminated, step.truncated, step.valid
             obs[t + 1] = self.encode(envs.obs)
             if step.next_obs is not envs.obs and step.truncated.any():
@@ -124,7 +127,7 @@ class Collector:
                 final_index.append(np.stack([np.full_like(ends, t), ends], 1))
         return Rollout(
             obs=obs_tensor,
-            action=torch.from_numpy(np.stack(actions)),
+            action=torch.from_numpy(action),
             noise=noise.cpu(),
             reward=torch.from_numpy(reward),
             terminated=torch.from_numpy(terminated),

@@ -12,6 +12,8 @@ from gymnasium import spaces
 
 from relax_rl.agents import A2C, LAX, RELAX, ActorCritic
 from relax_rl.agents.acting import host_network, host_sampler
+from relax_rl.agents.compiled import CompiledStep
+from relax_rl.envs import make_envs
 from relax_rl.networks import MLP
 
 OBS = spaces.Box(-1, 1, (3,), np.float32)
@@ -111,3 +113,17 @@ def test_passing_without_a_graph_gives_the_same_numbers() -> None:
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)
             assert not ours.requires_grad
+
+
+@pytest.mark.parametrize("estimator", [A2C, LAX])
+def test_the_update_takes_what_the_policy_said_while_it_acted(estimator: type[ActorCritic]) -> None:
+    with make_envs("Pendulum-v1", num_envs=3, seed=0) as envs:
+        agent = estimator(envs.single_observation_space, envs.single_action_space, hidden=(8,), num_steps=4, seed=0)
+        agent.compiled = CompiledStep()
+        collector = agent.collector(envs)
+        agent.update(agent.collect(collector))  # normalised observations differ from raw ones from here on
+        rollout = agent.collect(collector)
+        _, recalled, _ = agent.batch(rollout)
+        agent._networks.forget()
+        _, computed, _ = agent.batch(rollout)
+        torch.testing.assert_close(recalled, computed, rtol=1e-5, atol=1e-6)

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["HostNetwork", "HostSampler", "host_network", "host_sampler"]
 
-HostSampler = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Encoded observations `[N, D]` and base noise `[N, ...]` to outcomes `[N, ...]`."""
-
 _MOST = 2**18
 """Products in a layer above which NumPy's BLAS would take threads of its own, whatever torch is allowed."""
 
@@ -83,6 +80,32 @@ def host_network(torso: Torso, head: nn.Linear) -> HostNetwork | None:
     return None if activation is None else HostNetwork([*torso.layers, head], activation)
 
 
+class HostSampler:
+    """Outcomes of a policy as it stands; the update that follows need not repeat what its network says.
+
+    Args:
+        network: the policy's torso and head.
+        normalizer: of observations.
+        std: `[D]` of continuous actions; None for discrete ones.
+    """
+
+    def __init__(self, network: HostNetwork, normalizer: ObservationNormalizer | None, std: np.ndarray | None) -> None:
+        self._network, self._normalizer, self._std = network, normalizer, std
+        self._said: list[np.ndarray] = []
+
+    def __call__(self, obs: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Outcomes `[N, ...]` for encoded observations `[N, D]` and base noise `[N, ...]`."""
+        out = self._network(obs if self._normalizer is None else self._normalizer.on_host(obs))
+        self._said.append(out.copy())
+        # Whatever normalises logits leaves the largest where it is.
+        outcome: np.ndarray = (out + noise).argmax(-1) if self._std is None else out + self._std * noise
+        return outcome
+
+    def recalled(self) -> Tensor:
+        """`[T N, outputs]` what the network said on all observations so far, without graph."""
+        return torch.from_numpy(np.concatenate(self._said))
+
+
 def host_sampler(
     policy: Policy, network: HostNetwork | None, normalizer: ObservationNormalizer | None
 ) -> HostSampler | None:
@@ -98,11 +121,4 @@ def host_sampler(
     if network is None or policy.state_dependent_std or policy.kind not in ("categorical", "gaussian"):
         return None
     std = np.exp(policy.log_std.detach().numpy()) if policy.log_std is not None else None
-
-    def sample(obs: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        out = network(obs if normalizer is None else normalizer.on_host(obs))
-        # Whatever normalises logits leaves the largest where it is.
-        outcome: np.ndarray = (out + noise).argmax(-1) if std is None else out + std * noise
-        return outcome
-
-    return sample
+    return HostSampler(network, normalizer, std)

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from relax_rl.agents.acting import HostNetwork, host_network
+from relax_rl.agents.acting import HostNetwork, HostSampler, host_network
 from relax_rl.config import AgentConfig
 from relax_rl.critics import ValueFunction
 from relax_rl.host import retire_threads
@@ -46,8 +46,8 @@ class ImageSampler:
             retire_threads()  # environments with threads of their own come next
         return outcome
 
-    def features(self) -> Tensor:
-        """`[T N, F]` the torso's of all images so far, with their graph."""
+    def recalled(self) -> Tensor:
+        """`[T N, F]` the torso's features of all images so far, with their graph."""
         return self.torso.recalled(torch.cat(self._convolved), self._layer, torch.cat(self._features))
 
 
@@ -83,13 +83,13 @@ class Networks:
         self.value = ValueFunction(torso if self.shared_torso else new_torso()).to(device)
         self.value_part: nn.Module = self.value.head if self.shared_torso else self.value
         self._on_host: dict[type[nn.Module], HostNetwork] = {}
-        self._kept: tuple[Rollout, ImageSampler] | None = None
+        self._kept: tuple[Rollout, ImageSampler | HostSampler] | None = None
 
     def sampler(self) -> ImageSampler | None:
         """What acts on images and keeps what the torso makes of them; None for other observations."""
         return ImageSampler(self.policy) if isinstance(self.policy.torso, NatureCNN) else None
 
-    def keep(self, rollout: Rollout, sampler: ImageSampler) -> None:
+    def keep(self, rollout: Rollout, sampler: ImageSampler | HostSampler) -> None:
         """Keep the sampler that acted for the update of this very rollout."""
         self._kept = rollout, sampler
 
@@ -98,8 +98,13 @@ class Networks:
         self._kept = None
 
     def recalled(self, rollout: Rollout) -> Tensor | None:
-        """`[T N, F]` the torso's features with their graph, if they were kept for this rollout."""
-        return self._kept[1].features() if self._kept is not None and self._kept[0] is rollout else None
+        """What the sampler that acted can recall, if it was kept for this rollout.
+
+        Returns:
+            Of images `[T N, F]` the torso's features with their graph; else `[T N, outputs]` of the policy's network,
+            without graph.
+        """
+        return self._kept[1].recalled() if self._kept is not None and self._kept[0] is rollout else None
 
     def on_host(self, module: Policy | ValueFunction) -> HostNetwork | None:
         """One of the two in NumPy, or None where it has to be torch."""
@@ -110,13 +115,19 @@ class Networks:
                 self._on_host[type(module)] = known
         return known
 
-    def without_graph(self, obs: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What a call without `features` gives, without graph."""
+    def without_graph(self, obs: Tensor, rows: int, recalled: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """What a call without `features` gives, without graph.
+
+        Args:
+            obs, rows: as there.
+            recalled: `[B, outputs]` of the policy's network on the first B, if they are known.
+        """
         policy, value = self.on_host(self.policy), self.on_host(self.value)
         with torch.no_grad():
             if policy is None or value is None:
                 return self(obs, rows)
-            return self.policy.params_from(policy.on_tensor(obs[:rows])), value.on_tensor(obs).squeeze(-1), obs[:rows]
+            said = policy.on_tensor(obs[:rows]) if recalled is None else recalled
+            return self.policy.params_from(said), value.on_tensor(obs).squeeze(-1), obs[:rows]
 
     def __call__(self, obs: Tensor, rows: int, features: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Pass observations through both networks.

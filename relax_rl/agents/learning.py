@@ -59,8 +59,9 @@ def collect(agent: ActorCritic, collector: Collector) -> Rollout:
     sampler = networks.sampler()
     on_host = host_sampler(agent.policy, networks.on_host(agent.policy), agent.obs_normalizer)
     rollout = collector.collect(sampler or agent.sample, noise, on_host=on_host)
-    if sampler is not None:
-        networks.keep(rollout, sampler)
+    keeper = sampler or (on_host if agent.compiled is not None else None)  # eager code needs the policy's graph
+    if keeper is not None:
+        networks.keep(rollout, keeper)
     return rollout
 
 
@@ -99,7 +100,7 @@ def batch_of(agent: ActorCritic, rollout: Rollout) -> tuple[Batch, Tensor, Tenso
     obs = _observations(agent, rollout)
     rows = rollout.num_steps * rollout.num_envs
     if agent.compiled is not None:
-        params, value, features = networks.without_graph(obs, rows)
+        params, value, features = networks.without_graph(obs, rows, recalled)
     else:
         params, value, features = networks(obs, rows, recalled)
     batch = make_batch(

@@ -107,6 +107,7 @@ SETS = {
         ),
         Set("two-samples", 50_000, NONLINEAR, ("relax", "rebar"), options=("--samples-per-image", "2")),
         Set("six-samples", 50_000, NONLINEAR, ("double-cv", "arms", "rloo"), options=("--num-samples", "6")),
+        Set("relax-six-samples", 50_000, ("mnist-nonlinear",), ("relax",), options=("--samples-per-image", "6")),
         Set("r-2x100", 50_000, ROWS, ("relax",), options=_r(2, 100)),
         Set("corrected", 50_000, ("mnist-linear1",), ("rebar-corrected",)),
         Set("lr-factor-1", 50_000, ("mnist-linear1",), ("rebar", "nvil", "muprop"), options=("--lr-factor", "1")),
@@ -119,7 +120,7 @@ SETS = {
     )
 }
 """Equal steps on every row; three estimators six times as long; the variances of several on one model, which stands still
-from half of the steps on; the other published learning rate of r, and of scales and baselines; twice the samples where
+from half of the steps on; the other published learning rate of r, and of scales and baselines; more samples where
 the decoder is nonlinear; RELAX's default with a larger r, and without r; and the decoder that explains the published
 nonlinear rows."""
 

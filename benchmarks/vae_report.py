@@ -96,6 +96,7 @@ SECTIONS = {
 OTHERS = {
     "two-samples": "2 samples of each image",
     "six-samples": "6 samples of each image",
+    "relax-six-samples": "6 samples of each image",
     "surrogate-lr-10": "f relaxed in all bits at once, r at 10 times the model's rate",
     "published-lr-10": "r at 10 times the model's rate",
     "r-2x100": "r of two layers of 100",

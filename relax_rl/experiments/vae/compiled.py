@@ -27,7 +27,7 @@ from relax_rl.experiments.vae.sbn import ConditionalNetwork, SigmoidBeliefNetwor
 __all__ = ["CompiledStep", "compiles"]
 
 WORTHWHILE = 30_000
-"""Steps from which on `auto` compiles. A step saves 0.8 (REINFORCE) to 3.4 ms (RELAX) on two layers (vae_speed.py)."""
+"""Steps from which on `auto` compiles. A step saves 0.7 (REINFORCE) to 3.2 ms (RELAX) on two layers (vae_speed.py)."""
 
 
 def compiles(config: VaeConfig, device: torch.device, workers: Workers) -> bool:

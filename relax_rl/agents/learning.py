@@ -74,7 +74,7 @@ def update(agent: ActorCritic, rollout: Rollout) -> dict[str, Tensor | float]:
     passes = config.epochs > 1 or 0 < config.minibatch_size < batch.num_rows
     replayed = passes or config.surrogate_replay > 0
     needed = replayed or agent.value_replay is not None
-    obs = _observations(agent, rollout.to(agent.device))[: len(batch.weight)] if needed else None
+    obs = _rows_of(agent, rollout, batch) if needed else None
     if agent.value_replay is not None and obs is not None:
         batch = agent.value_replay.join(batch, obs, agent.reward_unit)
     if passes and obs is not None:
@@ -114,6 +114,13 @@ def batch_of(agent: ActorCritic, rollout: Rollout) -> tuple[Batch, Tensor, Tenso
         share=share_of_rollout(agent.workers, rollout.num_steps, rollout.num_envs, agent.device),
     )
     return batch, params, value[: len(batch.weight)]
+
+
+def _rows_of(agent: ActorCritic, rollout: Rollout, batch: Batch) -> Tensor:
+    """`[B, ...]` normalised observations of the batch that was made of a rollout."""
+    if not agent.shared_torso:
+        return batch.features
+    return _observations(agent, rollout.to(agent.device))[: len(batch.weight)]
 
 
 def _observations(agent: ActorCritic, rollout: Rollout) -> Tensor:

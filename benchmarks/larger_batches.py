@@ -151,21 +151,29 @@ def _play(env: str, task: Task, names: Sequence[str], seeds: int) -> None:
     path = RESULTS / GROUP / f"{env}.json"
     preset = preset_config(env, "a2c")
     batch = preset.env.num_envs * preset.agent.num_steps
-    found: dict[str, Any] = {"env": env, "threshold": task.threshold, "updates": task.steps // batch, "batch": batch}
-    found |= {
-        "settings": asdict(preset.agent),
+    found: dict[str, Any] = {
+        "env": env,
+        "threshold": task.threshold,
+        "updates": task.steps // batch,
+        "batch": batch,
+        "preset": asdict(preset.agent),
+        "contestants": {name: asdict(contestant) for name, contestant in CONTESTANTS.items()},
         "torch": torch.__version__,
-        "curves": {name: {} for name in CONTESTANTS},
     }
+    curves: dict[str, dict[str, Any]] = {name: {} for name in CONTESTANTS}
     if path.exists():
-        found["curves"] |= json.loads(path.read_text(encoding="utf-8"))["curves"]
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if json.loads(json.dumps(found["preset"])) != known["preset"]:
+            raise SystemExit(f"{path} was made with another preset; delete it to train all of it anew")
+        curves |= known["curves"]
+    found["curves"] = curves
     for seed in range(seeds):
         for name in names:
-            if str(seed) in found["curves"][name]:
+            if str(seed) in curves[name]:
                 continue
             started = time.monotonic()
             curve = _train(env, task, CONTESTANTS[name], seed)
-            found["curves"][name][str(seed)] = np.round(curve, 2).tolist()
+            curves[name][str(seed)] = np.round(curve, 2).tolist()
             write_json(path, found)
             print(f"{env}, {name}, seed {seed}: {curve.mean():.1f}, {time.monotonic() - started:.0f} s", flush=True)
 

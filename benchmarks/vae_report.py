@@ -163,10 +163,10 @@ def _tables(results: Mapping[tuple[str, str], Result]) -> list[str]:
 def _others(folder: Path) -> list[str]:
     """Runs with other settings of surrogates and baselines, each under the run of the tables."""
     usual = _results(folder / "table")
-    other = {what: _results(folder / name) for name, what in OTHERS.items()}
+    other = [(what, _results(folder / name)) for name, what in OTHERS.items()]
     lines = []
-    for row, estimator in sorted({case for results in other.values() for case in results}, key=_place):
-        runs = {what: results[row, estimator] for what, results in other.items() if (row, estimator) in results}
+    for row, estimator in sorted({case for _, results in other for case in results}, key=_place):
+        runs = {what: results[row, estimator] for what, results in other if (row, estimator) in results}
         if (row, estimator) in usual:
             runs = {"as in the tables": usual[row, estimator], **runs}
         for what, run in runs.items():

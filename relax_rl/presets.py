@@ -134,12 +134,15 @@ PRESETS: tuple[Preset, ...] = (
         ),
         overrides=(
             Override(settings={"num_envs": 8, "num_steps": 16, "total_steps": 1_000_000, **_NORMALIZED}),
-            Override(env="Inverted*", settings={"num_steps": 5, "gamma": 0.98, "gae_lambda": 0.9}),
-            Override(env="InvertedPendulum-v*", settings={"value_replay": 2}),
+            Override(
+                env="InvertedPendulum-v*",
+                settings={"num_steps": 5, "gamma": 0.98, "gae_lambda": 0.9, "value_replay": 2},
+            ),
             *(
                 Override(env=f"{body}-v*", settings=_LOCOMOTION)
-                for body in ("Ant", "HalfCheetah", "Hopper", "Walker2d")
+                for body in ("Ant", "HalfCheetah", "Hopper", "InvertedDoublePendulum", "Walker2d")
             ),
+            Override(env="InvertedDoublePendulum-v*", settings={"log_std_init": 0.0}),
             Override(env="HalfCheetah-v*", settings={"gamma": 0.98, "gae_lambda": 0.92}),
             Override(env="Swimmer-v*", settings={"gamma": 0.9999}),
         ),

@@ -142,7 +142,10 @@ PRESETS: tuple[Preset, ...] = (
                 Override(env=f"{body}-v*", settings=_LOCOMOTION)
                 for body in ("Ant", "HalfCheetah", "Hopper", "InvertedDoublePendulum", "Walker2d")
             ),
-            Override(env="InvertedDoublePendulum-v*", settings={"log_std_init": 0.0}),
+            Override(
+                env="InvertedDoublePendulum-v*",
+                settings={"num_steps": 128, "minibatch_size": 256, "log_std_init": 0.0},
+            ),
             Override(env="HalfCheetah-v*", settings={"gamma": 0.98, "gae_lambda": 0.92}),
             Override(env="Swimmer-v*", settings={"gamma": 0.9999}),
         ),

@@ -1,6 +1,6 @@
-"""Functions of tensors as compiled code for the CPU: traced once, gradients and all, and handed to torch's inductor.
+"""Functions of tensors traced once, gradients and all: compiled by torch's inductor for a CPU, recorded on a CUDA GPU.
 
-Compiled code is kept on disk (`TORCHINDUCTOR_CACHE_DIR`) and found there by later runs.
+Compiled code is kept on disk (`TORCHINDUCTOR_CACHE_DIR`) and found there by later runs; recordings are made anew.
 """
 
 from __future__ import annotations
@@ -10,20 +10,23 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from relax_rl.errors import SettingsError
 
-__all__ = ["NO_COMPILER", "CompilationError", "compile_function", "has_compiler", "warn_or_raise"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["NO_COMPILER", "CompilationError", "compile_function", "has_compiler", "record", "warn_or_raise"]
 
 NO_COMPILER = "it needs a C++ compiler and Python's headers, and one of them is missing; install g++ and python3-dev"
 """Why nothing can be compiled where `has_compiler` is false."""
 
 
 class CompilationError(SettingsError):
-    """The compiler is there, and fails."""
+    """The compiler is there, and fails; or a recording does."""
 
 
 @cache
@@ -52,19 +55,27 @@ def compile_function(
     """The same numbers to rounding, without Python between the kernels.
 
     Args:
-        function: of tensors; may form gradients, `Tensor.backward` included. What it decides by Python is decided once, here.
+        function: of tensors on one device; may form gradients, `Tensor.backward` included. What it decides by Python is
+            decided once, here.
         examples: of its arguments; later ones have these shapes.
 
     Raises:
-        CompilationError: the compiler fails.
+        CompilationError: the compiler fails; or on a GPU the recording, or it gives other numbers.
     """
     import torch
-    import torch._inductor
     from torch.fx.experimental.proxy_tensor import make_fx
 
     inputs = [x.detach().clone() for x in examples]
     with torch.enable_grad():
         traced = make_fx(function)(*inputs)
+    return record(traced, inputs) if inputs[0].is_cuda else _compile(traced, inputs)
+
+
+def _compile(traced: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """Compiled code of a traced function."""
+    import torch
+    import torch._inductor
+
     for node in traced.graph.nodes:
         node.meta.pop("val", None)  # traces of tensors, each of a world of its own, which inductor will not mix
     try:
@@ -74,6 +85,28 @@ def compile_function(
         raise CompilationError(f"compiling failed ({_reason(error)}); take --compile off") from error
     run: Callable[..., tuple[Tensor, ...]] = compiled
     return run
+
+
+def record(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """A function as a CUDA graph, checked against the function itself on other inputs.
+
+    Args:
+        function: without gradients; its random numbers, if any, come in as inputs.
+        inputs: examples, on a GPU.
+
+    Raises:
+        CompilationError: it cannot be recorded, or the recording gives other numbers.
+    """
+    from relax_rl.cuda_graphs import Recording, same_numbers
+
+    try:
+        recording = Recording(function, inputs)
+        right = same_numbers(recording, function, inputs)
+    except Exception as error:  # whatever a driver can do wrong
+        raise CompilationError(f"recording a CUDA graph failed ({_reason(error)}); take --compile off") from error
+    if not right:
+        raise CompilationError("the CUDA graph gives other numbers than what it is a recording of; take --compile off")
+    return recording
 
 
 def _reason(error: Exception) -> str:

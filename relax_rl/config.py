@@ -114,7 +114,7 @@ class AgentConfig:
     advantage_scale: Literal["none", "running"] = "none"
     """Divide advantages by a slow running root mean square, the same for every term of the estimate."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the update of vector observations on the CPU (needs g++; seconds from a cache, else half a minute): the same numbers to rounding, in a fraction of the time; auto does it where a run is long enough to gain."""
+    """Compile the update: C++ for vector observations on the CPU (needs g++; seconds from a cache, else half a minute), a CUDA graph on a GPU. The same numbers to rounding, in less time; auto does it where a run is long enough to gain."""
     device: str = "cpu"
     """Device of the networks: cpu, cuda, cuda:1, mps, or auto."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ __all__ = ["Collector", "Rollout", "gae", "successor_values"]
 
 @dataclass(frozen=True)
 class Rollout:
-    """`T` steps of `N` environments.
+    """`T` steps of `N` environments, on the host.
 
     Attributes:
         obs: `[T + 1, N, ...]` encoded observations that actions were chosen on; the last row starts the next rollout.
@@ -52,13 +52,6 @@ class Rollout:
     @property
     def num_envs(self) -> int:
         return self.reward.shape[1]
-
-    def to(self, device: torch.device | str) -> Rollout:
-        """The same rollout with every tensor on `device`."""
-        if torch.device(device) == self.obs.device:
-            return self
-        moved: dict[str, Any] = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
-        return replace(self, **moved)
 
 
 class Collector:

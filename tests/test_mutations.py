@@ -241,9 +241,9 @@ PLANTS = (
     Plant(
         "statistics that take the batch in before it is used",
         "agents/learning.py",
-        "    rollout = rollout.to(agent.device)\n",
-        "    rollout = rollout.to(agent.device)\n    if agent.obs_normalizer is not None:\n"
-        "        agent.obs_normalizer.update(rollout.obs[:-1], rollout.valid)\n",
+        "    obs = _observations(agent, rollout)\n",
+        "    if agent.obs_normalizer is not None:\n        agent.obs_normalizer.update(rollout.obs[:-1], rollout.valid)\n"
+        "    obs = _observations(agent, rollout)\n",
         "test_agents.py::test_statistics_take_a_rollout_in_after_its_update_and_are_frozen_elsewhere",
     ),
     Plant(

@@ -27,7 +27,8 @@ class Batch:
     """`B = T * N` rows of experience.
 
     Attributes:
-        features: `[B, F]` description of the state for the surrogate, without graph.
+        features: `[B, F]` description of the state for the surrogate, without graph; for a compiled step `[B, ...]`
+            normalised observations, of which it makes that.
         action: `[B, ...]` outcomes.
         noise: `[B, ...]` the base noise each was made from.
         advantage: `[B]` generalised advantage estimates with V from before the update, times `scale`.
@@ -158,10 +159,10 @@ def make_batch(
     scale: float = 1.0,
     share: Share | None = None,
 ) -> Batch:
-    """The rows of a rollout, with their advantages and returns.
+    """The rows of a rollout, with their advantages and returns, on the device of `value`.
 
     Args:
-        rollout: `T` steps of `N` environments.
+        rollout: `T` steps of `N` environments, on the host, where advantages are summed up.
         dist: the action distribution of its `B = T * N` rows at a leaf.
         value: `[(T + 1) N + K]` V of all observations, then of the final ones, without graph.
         features: `[B, F]`.
@@ -170,29 +171,31 @@ def make_batch(
         scale: factor of the advantages.
         share: which rows these are among those of all workers.
     """
-    steps, num_envs = rollout.num_steps, rollout.num_envs
+    steps, num_envs, device = rollout.num_steps, rollout.num_envs, value.device
     body = (steps + 1) * num_envs
-    all_values = value[:body].unflatten(0, (steps + 1, num_envs))
+    on_host = value.cpu()
+    all_values = on_host[:body].unflatten(0, (steps + 1, num_envs))
     reward = rollout.reward
     if math.isfinite(config.reward_clip):
         reward = reward.clamp(-config.reward_clip, config.reward_clip)
     advantage = gae(
         reward * reward_scale,
         all_values[:-1],
-        successor_values(all_values, value[body:], rollout.final_index),
+        successor_values(all_values, on_host[body:], rollout.final_index),
         rollout.terminated,
         rollout.truncated,
         rollout.valid,
         gamma=config.gamma,
         gae_lambda=config.gae_lambda,
-    ).flatten()
+    )
+    advantage = advantage.flatten().to(device)
     return Batch(
         features=features,
-        action=rollout.action.flatten(0, 1),
-        noise=rollout.noise.flatten(0, 1),
+        action=rollout.action.flatten(0, 1).to(device),
+        noise=rollout.noise.flatten(0, 1).to(device),
         advantage=advantage * scale,
         return_=advantage + value[: steps * num_envs],
-        weight=rollout.valid.flatten().to(advantage.dtype),
+        weight=rollout.valid.flatten().to(device, advantage.dtype),
         dist=dist,
         scale=scale,
         share=share,

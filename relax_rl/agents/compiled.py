@@ -30,6 +30,8 @@ _COST = 40.0
 """Seconds that compiling takes where nothing is cached, roughly."""
 _SAVED, _SAVED_PER_ROW = 0.8e-3, 1.5e-6
 """Seconds that a compiled step saves, roughly: whatever the batch, and for each of its rows."""
+_RECORDED = 1_000
+"""Steps from which on a CUDA graph is recorded, which takes as long as a few dozen of them."""
 _INPUTS = (
     *("features", "action", "noise", "advantage", "return_", "weight", "old_log_prob", "control_scale"),
     *("past_obs", "past_return", "past_weight"),
@@ -38,14 +40,16 @@ _INPUTS = (
 
 def why_not_compiled(agent: ActorCritic) -> str | None:
     """The reason why an agent's step cannot be compiled, or None if it can."""
-    if agent.device.type != "cpu":
-        return f"it is for the CPU, not for {agent.device}"
-    if agent.shared_torso:
-        return "it is for vector observations: the convolutions on images gain nothing"
+    if agent.device.type not in ("cpu", "cuda"):
+        return f"it is for the CPU and for CUDA, not for {agent.device}"
     if agent.config.surrogate_steps > 1:
         return "it is for a single step of the surrogate per batch"
     if agent.workers.count > 1:
         return "it is for a single process"
+    if agent.device.type == "cuda":
+        return None
+    if agent.shared_torso:
+        return "on a CPU it is for vector observations: the convolutions on images gain nothing"
     return None if has_compiler() else NO_COMPILER
 
 
@@ -58,7 +62,7 @@ def choose_step(agent: ActorCritic, total_steps: int, num_envs: int) -> Compiled
     config = agent.config
     if config.compile == "off":
         return None
-    if config.compile == "auto" and _saved(agent, total_steps, num_envs) < _COST:
+    if config.compile == "auto" and not _pays(agent, total_steps, num_envs):
         return None
     reason = why_not_compiled(agent)
     if reason is None:
@@ -68,18 +72,21 @@ def choose_step(agent: ActorCritic, total_steps: int, num_envs: int) -> Compiled
     return None
 
 
-def _saved(agent: ActorCritic, total_steps: int, num_envs: int) -> float:
-    """Seconds that compiled steps save over a whole run, roughly."""
+def _pays(agent: ActorCritic, total_steps: int, num_envs: int) -> bool:
+    """Whether compiled steps save more over a whole run than it takes to make them."""
     config, rows = agent.config, num_envs * agent.config.num_steps
     size = min(config.minibatch_size or rows, rows)
     steps = total_steps / rows * config.epochs * math.ceil(rows / size)
-    return steps * (_SAVED + _SAVED_PER_ROW * size)
+    if agent.device.type == "cuda":
+        return steps >= _RECORDED
+    return steps * (_SAVED + _SAVED_PER_ROW * size) >= _COST
 
 
 def with_graph(agent: ActorCritic, batch: Batch) -> tuple[Batch, Tensor, Tensor]:
     """What eager code needs of a batch that was made for compiled code: the policy's parameters and V with their graphs."""
-    params, value = agent.policy(batch.features), agent.value(batch.features)
-    return replace(batch, dist=batch.dist.with_params(params.detach().requires_grad_())), params, value
+    params, value, features = agent._networks(batch.features, len(batch.features))
+    dist = batch.dist.with_params(params.detach().requires_grad_())
+    return replace(batch, features=features, dist=dist), params, value
 
 
 class CompiledStep:
@@ -97,7 +104,7 @@ class CompiledStep:
         agent.watch("update")
         flats = _flat_parameters(agent)
         inputs = {name: x.contiguous() for name in _INPUTS if (x := getattr(batch, name)) is not None}
-        inputs["entropy_coef"] = torch.tensor(entropy_weight(agent))
+        inputs["entropy_coef"] = torch.tensor(entropy_weight(agent), device=agent.device)
         key = (torch.get_num_threads(), batch.clip_range, *((name, x.shape) for name, x in inputs.items()))
         graph = self._graphs.get(key)
         if graph is None:
@@ -133,20 +140,30 @@ class _Leaves:
 
     def __init__(self, flat: FlatParameters, data: Tensor) -> None:
         sizes = [parameter.numel() for parameter in flat.parameters]
-        self.parameters = [
-            piece.detach().view(parameter.shape).requires_grad_()
-            for parameter, piece in zip(flat.parameters, data.split(sizes), strict=True)
-        ]
+        self._orders = [_order_in_memory(parameter) for parameter in flat.parameters]
+        self.parameters = []
+        for parameter, order, piece in zip(flat.parameters, self._orders, data.split(sizes), strict=True):
+            laid_out = piece.detach().view([parameter.shape[dim] for dim in order])
+            back = [order.index(dim) for dim in range(len(order))]
+            self.parameters.append(laid_out.permute(back).requires_grad_())
         self.zero_grad()
 
     @property
     def grad(self) -> Tensor:
         """All gradients, flat."""
-        return torch.cat([parameter.grad.flatten() for parameter in self.parameters if parameter.grad is not None])
+        grads = [parameter.grad for parameter in self.parameters]
+        return torch.cat(
+            [grad.permute(order).flatten() for grad, order in zip(grads, self._orders, strict=True) if grad is not None]
+        )
 
     def zero_grad(self) -> None:
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
+
+
+def _order_in_memory(parameter: Tensor) -> list[int]:
+    """Its dimensions as they lie in memory, outermost first: channels last for convolutions."""
+    return sorted(range(parameter.dim()), key=parameter.stride, reverse=True)
 
 
 class _Idle:
@@ -187,7 +204,7 @@ def _compiled(agent: ActorCritic, batch: Batch, inputs: Mapping[str, Tensor]) ->
         given: dict[str, Any] = dict(zip(inputs, tensors[len(flats) :], strict=True))
         grads, metrics, stepped = _gradients(agent, batch, data, given)
         noted.update(metrics=tuple(metrics), stepped=stepped)
-        vector = torch.stack([torch.as_tensor(x).detach().reshape(()) for x in metrics.values()])
+        vector = torch.stack([torch.as_tensor(x, device=agent.device).detach().reshape(()) for x in metrics.values()])
         return (*(grad.detach() for grad in grads), vector)
 
     run = compile_function(gradients, [*(flat.data for flat in flats.values()), *inputs.values()])
@@ -217,8 +234,10 @@ def _gradients(
     metrics: dict[str, Tensor | float] = {}
 
     def step() -> None:
-        params, value = agent.policy(given["features"]), agent.value(given["features"])
-        rows = replace(batch, dist=batch.dist.with_params(params.detach().requires_grad_()), **given)
+        obs = given["features"]
+        params, value, features = agent._networks(obs, len(obs))
+        dist = batch.dist.with_params(params.detach().requires_grad_())
+        rows = replace(batch, **{**given, "features": features, "dist": dist})
         estimated = agent.estimate(rows)
         loss = pull_back(agent, rows, params, value, estimated.grad, entropy_coef)
         metrics["losses/value"] = loss

@@ -116,7 +116,7 @@ class Networks:
         return known
 
     def without_graph(self, obs: Tensor, rows: int, recalled: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """What a call without `features` gives, without graph.
+        """What a call without `features` gives, without graph, but with the observations as the states' description.
 
         Args:
             obs, rows: as there.
@@ -125,7 +125,8 @@ class Networks:
         policy, value = self.on_host(self.policy), self.on_host(self.value)
         with torch.no_grad():
             if policy is None or value is None:
-                return self(obs, rows)
+                params, values, _ = self(obs, rows)
+                return params, values, obs[:rows]
             said = policy.on_tensor(obs[:rows]) if recalled is None else recalled
             return self.policy.params_from(said), value.on_tensor(obs).squeeze(-1), obs[:rows]
 

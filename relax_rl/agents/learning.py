@@ -56,7 +56,7 @@ def collect(agent: ActorCritic, collector: Collector) -> Rollout:
     networks, num_envs = agent._networks, collector.envs.num_envs
     noise = agent.sample_noise(collector.num_steps, agent.workers.count * num_envs)
     noise = noise[:, columns(agent.workers, num_envs)]
-    sampler = networks.sampler()
+    sampler = networks.sampler() if agent.compiled is None else None  # a compiled step makes its own features
     on_host = host_sampler(agent.policy, networks.on_host(agent.policy), agent.obs_normalizer)
     rollout = collector.collect(sampler or agent.sample, noise, on_host=on_host)
     keeper = sampler or (on_host if agent.compiled is not None else None)  # eager code needs the policy's graph
@@ -96,7 +96,6 @@ def batch_of(agent: ActorCritic, rollout: Rollout) -> tuple[Batch, Tensor, Tenso
     """What an update sees of a rollout; see `ActorCritic.batch`."""
     networks, advantage_scale = agent._networks, agent.advantage_scale
     recalled = networks.recalled(rollout)
-    rollout = rollout.to(agent.device)
     obs = _observations(agent, rollout)
     rows = rollout.num_steps * rollout.num_envs
     if agent.compiled is not None:
@@ -118,12 +117,13 @@ def batch_of(agent: ActorCritic, rollout: Rollout) -> tuple[Batch, Tensor, Tenso
 
 def _rows_of(agent: ActorCritic, rollout: Rollout, batch: Batch) -> Tensor:
     """`[B, ...]` normalised observations of the batch that was made of a rollout."""
-    if not agent.shared_torso:
+    if agent.compiled is not None or not agent.shared_torso:
         return batch.features
-    return _observations(agent, rollout.to(agent.device))[: len(batch.weight)]
+    return _observations(agent, rollout)[: len(batch.weight)]
 
 
 def _observations(agent: ActorCritic, rollout: Rollout) -> Tensor:
     """`[(T + 1) N + K, ...]` all of a rollout's observations as the networks take them, then the final ones."""
     obs = rollout.obs.flatten(0, 1)
-    return agent.normalized(torch.cat([obs, rollout.final_obs]) if len(rollout.final_obs) else obs)
+    seen = torch.cat([obs, rollout.final_obs]) if len(rollout.final_obs) else obs
+    return agent.normalized(seen.to(agent.device))

@@ -51,7 +51,7 @@ def minibatch_steps(
             part = batch.select(
                 index,
                 dist=dist,
-                features=features,
+                features=features if agent.compiled is None else obs[index],
                 noise=noise_for(dist, batch.action[index], agent.generator, share),
                 old_log_prob=old_log_prob,
                 clip_range=config.clip_range,

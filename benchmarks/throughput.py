@@ -2,11 +2,12 @@
 
     make bench                                          # ten minutes; the machine must be otherwise idle
     python -m benchmarks.throughput --matches "CartPole-v1 8x5"     # only that one; the others' results are kept
+    python -m benchmarks.throughput --device cuda       # Pong and Breakout with everyone's networks on a GPU
 
 Same environment, number of environments, steps per update and network for everyone; no logging and no checkpoints.
 Each contestant first tries its options (one or two tensor threads; the peer also DummyVecEnv and SubprocVecEnv, ours
 also --compile) and keeps its fastest. Then all train in turns, A B C A B C ..., and every round gives one ratio to the peer. Writes
-`results/throughput.json`, `results/throughput.md` and `results/throughput.png`.
+`results/throughput.json`, `results/throughput.md` and `results/throughput.png`; of a GPU `results/throughput_cuda.*`.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from relax_rl.serialization import write_bytes_atomic
 
 __all__ = ["MATCHES", "main", "measure"]
 
-VECTOR, IMAGES = 3.0, 2.0
-"""Times the peer's speed that RELAX or LAX is asked for, on vectors and on images."""
+VECTOR, IMAGES, ON_GPU = 3.0, 2.0, 5.0
+"""Times the peer's speed that RELAX or LAX is asked for, on vectors, on images, and on images on a GPU."""
 OF_OWN_A2C = 0.6
 """Times our own A2C's speed that RELAX or LAX is asked for."""
 
@@ -54,6 +55,19 @@ MATCHES = (
     _match("HalfCheetah-v5", 8, 16, turn=8_192, own="lax"),
     _match("ALE/Pong-v5", 16, 5, turn=1_600),
     _match("ALE/Pong-v5", 32, 16, turn=2_048),
+)
+GPU_MATCHES = tuple(
+    Match(
+        env=env,
+        num_envs=num_envs,
+        num_steps=num_steps,
+        estimators=("a2c", "relax"),
+        turn=16_384,
+        asked={"relax": ON_GPU},
+        device="cuda",
+    )
+    for env in ("ALE/Pong-v5", "ALE/Breakout-v5")
+    for num_envs, num_steps in ((16, 5), (32, 16))
 )
 
 
@@ -156,7 +170,7 @@ def overview(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
+def draw(path: Path, results: Sequence[dict[str, Any]], device: str) -> None:
     """Bars of every contestant's median ratio to the peer, with its range, by match."""
     from matplotlib.figure import Figure
 
@@ -185,7 +199,7 @@ def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
             )
     axes.set_xticks(range(len(results)), [_short(r["match"]["name"]) for r in results], fontsize=8.5)
     axes.set_ylabel("training speed, times SB3's A2C")
-    axes.set_title("Training throughput on the CPU: environments x steps per update")
+    axes.set_title(f"Training throughput on the {'CPU' if device == 'cpu' else 'GPU'}: environments x steps per update")
     axes.grid(axis="y", alpha=0.25)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
@@ -199,7 +213,9 @@ def _short(name: str) -> str:
 
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
+        **gpu,
         "cpu": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
@@ -224,36 +240,45 @@ convolutions and the layer after them in bfloat16 (`--precision bfloat16`). In t
 """
 
 
-def written(results: Sequence[dict[str, Any]]) -> str:
+def written(results: Sequence[dict[str, Any]], figure_name: str) -> str:
     """The whole report."""
     about = results[-1]["machine"]
-    line = f"{about['cores']} cores, torch {about['torch']}, Stable-Baselines3 {about['stable_baselines3']}.\n"
-    figure = "![Training throughput](throughput.png)\n"
+    gpu = f"{about['gpu']}, " if results[-1]["match"].get("device", "cpu") != "cpu" else ""
+    line = f"{gpu}{about['cores']} cores, torch {about['torch']}, Stable-Baselines3 {about['stable_baselines3']}.\n"
+    figure = f"![Training throughput]({figure_name})\n"
     return "\n".join([CAPTION, line, overview(results), figure, *(table(result) for result in results)])
 
 
 def main() -> None:
     """Measure matches, put their results beside those of the others, and write everything."""
     parser = argparse.ArgumentParser(description="Training throughput beside Stable-Baselines3's A2C.")
-    names = [match.name for match in MATCHES]
     parser.add_argument("--rounds", type=int, default=5, help="turns of every contestant")
-    parser.add_argument("--matches", nargs="*", choices=names, default=names, help="only these; none only draws anew")
+    parser.add_argument("--matches", nargs="*", help="only these; none only draws anew")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of everyone's networks")
     parser.add_argument("--dry-run", action="store_true", help="print the tables and write no files")
     arguments = parser.parse_args()
-    path = RESULTS / "throughput.json"
+    matches = MATCHES if arguments.device == "cpu" else GPU_MATCHES
+    names = [match.name for match in matches]
+    chosen = names if arguments.matches is None else arguments.matches
+    if unknown := sorted(set(chosen) - set(names)):
+        parser.error(f"unknown matches {unknown}, expected some of {names}")
+    if arguments.device == "cuda" and chosen and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here")
+    stem = RESULTS / ("throughput" if arguments.device == "cpu" else f"throughput_{arguments.device}")
+    path = stem.with_suffix(".json")
     known = json.loads(path.read_text())["matches"] if path.exists() else []
     results = {result["match"]["name"]: result for result in known if result["match"].get("name") in names}
-    for match in MATCHES:
-        if match.name in arguments.matches:
+    for match in matches:
+        if match.name in chosen:
             results[match.name] = measure(match, arguments.rounds)
             print(table(results[match.name]), flush=True)
             if not arguments.dry_run:
                 write_json(path, {"matches": list(results.values())})
     ordered = [results[name] for name in names if name in results]
     print(overview(ordered))
-    if not arguments.dry_run:
-        write_text(RESULTS / "throughput.md", written(ordered))
-        draw(RESULTS / "throughput.png", ordered)
+    if ordered and not arguments.dry_run:
+        write_text(stem.with_suffix(".md"), written(ordered, f"{stem.name}.png"))
+        draw(stem.with_suffix(".png"), ordered, arguments.device)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ class Match:
     """Environment steps that each contestant trains for in its turn."""
     asked: dict[str, float]
     """Throughput asked for, by estimator, as a multiple of the peer's."""
+    device: str = "cpu"
+    """Of everyone's networks."""
 
     @property
     def name(self) -> str:
@@ -90,6 +92,8 @@ class Contestant:
         torch.set_num_threads(threads)
         start = time.perf_counter()
         self.train(steps)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         return steps / (time.perf_counter() - start)
 
 
@@ -100,10 +104,11 @@ def candidates(match: Match) -> list[list[Contestant]]:
     everyone = [[make_peer(match, vec_env) for vec_env in peers]]
     if not match.atari:
         everyone.append([make_plain(match)])
-    compile = ("off",) if match.atari else ("off", "on")
+    # On a CPU nothing is gained by compiling the update of images, and it is not offered.
+    compile = ("off",) if match.atari and match.device == "cpu" else ("off", "on")
     everyone += [[make_agent(match, estimator, each) for each in compile] for estimator in match.estimators]
     if match.atari:
-        everyone.append([make_agent(match, "relax", "off", name=NARROW, precision="bfloat16")])
+        everyone.append([make_agent(match, "relax", each, name=NARROW, precision="bfloat16") for each in compile])
     return [*everyone, [make_idle(match)]]
 
 
@@ -126,7 +131,8 @@ def make_peer_envs(match: Match, vec_env: type[DummyVecEnv | SubprocVecEnv]) -> 
 def make_peer(match: Match, vec_env: type[DummyVecEnv | SubprocVecEnv]) -> Contestant:
     """Stable-Baselines3's A2C with a logger that writes nowhere."""
     envs = make_peer_envs(match, vec_env)
-    options: dict[str, Any] = {"n_steps": match.num_steps, "learning_rate": LEARNING_RATE, "seed": 0, "device": "cpu"}
+    options: dict[str, Any] = {"n_steps": match.num_steps, "learning_rate": LEARNING_RATE, "seed": 0}
+    options["device"] = match.device
     model = PeerA2C("CnnPolicy" if match.atari else "MlpPolicy", envs, **options)
     model.set_logger(Logger(folder=None, output_formats=[]))
 
@@ -154,7 +160,7 @@ def make_agent(match: Match, estimator: str, compile: str, *, name: str = "", **
     envs = make_envs(match.env, num_envs=match.num_envs, seed=0, sticky_actions=STICKY_ACTIONS)
     terms: dict[str, Any] = {"num_steps": match.num_steps, "lr_schedule": "constant", "epochs": 1, "minibatch_size": 0}
     terms["value_replay"] = 0  # which the peer has not
-    terms |= dict.fromkeys(("policy_lr", "value_lr", "surrogate_lr"), LEARNING_RATE)
+    terms |= dict.fromkeys(("policy_lr", "value_lr", "surrogate_lr"), LEARNING_RATE) | {"device": match.device}
     spaces = envs.single_observation_space, envs.single_action_space
     config = agent_config_from(None, {**settings_for(match.env, estimator), **terms, "compile": compile, **others})
     agent = AGENTS[estimator](*spaces, seed=0, config=config)
@@ -163,7 +169,7 @@ def make_agent(match: Match, estimator: str, compile: str, *, name: str = "", **
         agent.learn(envs, steps)
 
     def sections(steps: int) -> dict[str, float]:
-        agent.watch = watch = Stopwatch()
+        agent.watch = watch = Stopwatch(torch.cuda.synchronize if agent.device.type == "cuda" else None)
         agent.learn(envs, steps)
         watch(None)
         whole = sum(watch.seconds.values())
@@ -171,7 +177,8 @@ def make_agent(match: Match, estimator: str, compile: str, *, name: str = "", **
 
     settings = {**asdict(agent.config), "parameters": count(agent.policy, agent.value)}
     options = f"{envs.vectorization} environments{', compiled' if compile == 'on' else ''}"
-    threads = THREADS if compile == "off" else (1,)  # compiled code is made for a number of threads
+    # Compiled code is made for a number of threads, and a GPU needs none.
+    threads = THREADS if compile == "off" and match.device == "cpu" else (1,)
     return Contestant(name or estimator, options, train, envs.close, settings, sections, threads)
 
 

@@ -15,7 +15,7 @@ from relax_rl.errors import TrainingDiverged
 if TYPE_CHECKING:
     from relax_rl.agents.base import ActorCritic
 
-__all__ = ["entropy_weight", "move", "pull_back"]
+__all__ = ["clip", "entropy_weight", "move", "pull_back"]
 
 
 def entropy_weight(agent: ActorCritic) -> float:
@@ -60,8 +60,18 @@ def pull_back(
     return weighted_error.square().sum() / rows
 
 
-def move(agent: ActorCritic) -> dict[str, Tensor | float]:
-    """Average the gradients of `agent.theta` over workers, clip them, and step.
+def clip(agent: ActorCritic) -> float:
+    """Average the gradients of `agent.theta` over workers and clip them by their common norm; returns the norm before."""
+    agent.average(*(part.grad for part in agent.theta))
+    return clip_norm_(agent.theta, agent.config.max_grad_norm)
+
+
+def move(agent: ActorCritic, norm: float) -> dict[str, Tensor | float]:
+    """Step along the clipped gradients of `agent.theta`.
+
+    Args:
+        agent: whose policy and value function take a step.
+        norm: of the gradients before they were clipped.
 
     Returns:
         Metrics.
@@ -69,15 +79,12 @@ def move(agent: ActorCritic) -> dict[str, Tensor | float]:
     Raises:
         TrainingDiverged: if a gradient is not finite; nothing has moved then.
     """
-    config = agent.config
-    agent.average(*(part.grad for part in agent.theta))
     agent.watch("optimiser")
-    norm = clip_norm_(agent.theta, config.max_grad_norm)
     if not math.isfinite(norm):
         raise TrainingDiverged(
             f"the gradient is not finite after {agent.steps} steps; lower the learning rates or normalise"
         )
-    factor = agent.schedule_factor(config.lr_schedule)
+    factor = agent.schedule_factor(agent.config.lr_schedule)
     agent.policy_optimizer.step(factor)
     agent.value_optimizer.step(factor)
-    return {"policy/grad_norm": norm, "policy/learning_rate": config.policy_lr * factor}
+    return {"policy/grad_norm": norm, "policy/learning_rate": agent.config.policy_lr * factor}

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from relax_rl.agents import learning, persistence
-from relax_rl.agents.ascent import entropy_weight, move, pull_back
+from relax_rl.agents.ascent import clip, entropy_weight, move, pull_back
 from relax_rl.agents.batch import Batch, batch_statistics
 from relax_rl.agents.callback import Callback, UpdateInfo
 from relax_rl.agents.compiled import CompiledStep, with_graph
@@ -259,7 +259,7 @@ class ActorCritic:
         estimated = self.estimate(batch)
         self.watch("backward")
         loss = pull_back(self, batch, params, value, estimated.grad, entropy_weight(self))
-        metrics: dict[str, Tensor | float] = {"losses/value": loss, **move(self)}
+        metrics: dict[str, Tensor | float] = {"losses/value": loss, **move(self, clip(self))}
         if self.learns_along(batch):
             self.watch("surrogate")
             metrics |= self.train_surrogate(batch, estimated)

@@ -94,6 +94,7 @@ class CompiledStep:
 
     def __init__(self) -> None:
         self._graphs: dict[tuple[Any, ...], _Graph] = {}
+        self._coef: Tensor | None = None
 
     def __call__(self, agent: ActorCritic, batch: Batch) -> dict[str, Tensor | float]:
         """One step of policy, value function and surrogate; returns metrics.
@@ -102,22 +103,29 @@ class CompiledStep:
             TrainingDiverged: if the gradient is not finite; nothing has moved then.
         """
         agent.watch("update")
-        flats = _flat_parameters(agent)
         inputs = {name: x.contiguous() for name in _INPUTS if (x := getattr(batch, name)) is not None}
-        inputs["entropy_coef"] = torch.tensor(entropy_weight(agent), device=agent.device)
-        key = (torch.get_num_threads(), batch.clip_range, *((name, x.shape) for name, x in inputs.items()))
+        # The number of rows is that of all inputs, and their widths are the agent's.
+        key = (torch.get_num_threads(), batch.clip_range, len(batch.weight), *inputs)
+        inputs["entropy_coef"] = self._entropy_coef(agent)
         graph = self._graphs.get(key)
         if graph is None:
             graph = self._graphs[key] = _compiled(agent, batch, inputs)
         with torch.inference_mode():
-            *gradients, metrics = graph.run(*(flat.data for flat in flats.values()), *inputs.values())
-            for flat, gradient in zip(flats.values(), gradients, strict=True):
+            *gradients, metrics = graph.run(*(flat.data for flat in graph.flats), *inputs.values())
+            for flat, gradient in zip(graph.flats, gradients, strict=True):
                 flat.grad.copy_(gradient)
-        moved = move(agent)
+        found: dict[str, Tensor | float] = dict(zip(graph.metrics, metrics.unbind(), strict=True))
+        found |= move(agent, float(found["policy/grad_norm"]))
         factor = agent.schedule_factor(agent.config.lr_schedule)
         for name in graph.stepped:
             getattr(agent, name).step(factor)
-        return {**dict(zip(graph.metrics, metrics.unbind(), strict=True)), **moved}
+        return found
+
+    def _entropy_coef(self, agent: ActorCritic) -> Tensor:
+        """Weight of the entropy bonus, in the same tensor at every call."""
+        if self._coef is None:
+            self._coef = torch.zeros((), device=agent.device)
+        return self._coef.fill_(entropy_weight(agent))
 
 
 @dataclass(frozen=True)
@@ -125,12 +133,14 @@ class _Graph:
     """Compiled code.
 
     Attributes:
-        run: flat parameters and inputs -> flat gradients, then all metrics as one vector.
+        run: flat parameters and inputs -> flat gradients, clipped, then all metrics as one vector.
+        flats: the agent's.
         metrics: their names.
         stepped: the agent's further optimisers, which take a step once the gradients are known.
     """
 
     run: Callable[..., tuple[Tensor, ...]]
+    flats: tuple[FlatParameters, ...]
     metrics: tuple[str, ...]
     stepped: tuple[str, ...]
 
@@ -208,7 +218,7 @@ def _compiled(agent: ActorCritic, batch: Batch, inputs: Mapping[str, Tensor]) ->
         return (*(grad.detach() for grad in grads), vector)
 
     run = compile_function(gradients, [*(flat.data for flat in flats.values()), *inputs.values()])
-    return _Graph(run, noted["metrics"], noted["stepped"])
+    return _Graph(run, tuple(flats.values()), noted["metrics"], noted["stepped"])
 
 
 def _gradients(
@@ -223,7 +233,7 @@ def _gradients(
         given: tensors of the batch, and `entropy_coef`.
 
     Returns:
-        The flat gradients, metrics, and which optimisers besides those of policy and value function took a step.
+        The flat gradients, those of policy and value function clipped, metrics, and which further optimisers took a step.
     """
     flats, agent = _flat_parameters(agent), copy.copy(agent)
     leaves = {name: _Leaves(flat, data[name]) for name, flat in flats.items()}
@@ -255,4 +265,9 @@ def _gradients(
         for parameter, leaf in zip(flat.parameters, leaves[name].parameters, strict=True)
     }
     torch.func.functional_call(everything, exchanged)
-    return [x.grad for x in leaves.values()], metrics, tuple(name for name, x in idle.items() if x.steps)
+    of_policy, of_value, *others = (x.grad for x in leaves.values())
+    norm = torch.hypot(torch.linalg.vector_norm(of_policy), torch.linalg.vector_norm(of_value))
+    kept = (agent.config.max_grad_norm / norm).clamp(max=1.0)
+    metrics["policy/grad_norm"] = norm
+    stepped = tuple(name for name, x in idle.items() if x.steps)
+    return [of_policy * kept, of_value * kept, *others], metrics, stepped

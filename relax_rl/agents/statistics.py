@@ -30,7 +30,7 @@ def absorb(agent: ActorCritic, rollout: Rollout, batch: Batch) -> tuple[int, int
         How many environment steps and finished episodes all workers' rollouts hold.
     """
     summaries = _summaries(agent, rollout, batch)
-    counts = np.array([float(rollout.valid.sum()), float(len(rollout.episodes))])
+    counts = np.array([np.count_nonzero(rollout.valid.numpy()), len(rollout.episodes)], np.float64)
     if agent.workers.count > 1:
         agent.watch("communication")
     found = agent.workers.gather(np.concatenate([counts, *(summary for _, summary in summaries)]))

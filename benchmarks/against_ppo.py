@@ -50,7 +50,7 @@ MATCHES: dict[str, Match] = {
     "CartPole-v1": _match("CartPole-v1", 100_000, exact=True),
     "Acrobot-v1": replace(_match("Acrobot-v1", 100_000, exact=True), fit_batches=1000),
     "InvertedPendulum-v5": _match("InvertedPendulum-v5", 150_000, on="lax"),
-    "LunarLander-v3": _match("LunarLander-v3", 500_000, seeds=5),
+    "LunarLander-v3": _match("LunarLander-v3", 500_000, seeds=5, exact=True),
     "LunarLanderContinuous-v3": _match("LunarLanderContinuous-v3", 500_000, on="lax", seeds=5),
     "HalfCheetah-v5": _match("HalfCheetah-v5", 1_000_000, on="lax", seeds=5),
     "Hopper-v5": _match("Hopper-v5", 1_000_000, on="lax", seeds=5),

@@ -1,7 +1,7 @@
 """The gradients of a step as one compiled graph: the same numbers to rounding, without Python between the kernels.
 
-What an agent does in eager code is traced once for every shape of batch, autograd and closed forms alike. Averaging,
-clipping, optimisers and all decisions stay outside.
+What an agent does in eager code is traced once for every shape of batch, autograd, closed forms and clipping alike.
+Optimisers and all decisions stay outside.
 """
 
 from __future__ import annotations

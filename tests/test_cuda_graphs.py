@@ -118,7 +118,7 @@ def test_a_number_of_the_host_that_stays_as_it_was_is_found(cuda: None) -> None:
     x, factor = torch.randn(5), torch.tensor(2.0)
 
     def told(x: Tensor, factor: Tensor) -> tuple[Tensor, ...]:
-        factor_on_host[0] = factor.numpy().item()
+        factor_on_host[0] = factor.numpy().item()  # a way to the host that no recording sees
         return function(x, factor)
 
     assert same_numbers(function, function, [x, factor])
@@ -169,15 +169,8 @@ def trained(estimator: str, images: bool, compile: str, device: str = "cpu", **s
     space: Any = spaces.Box(-1, 1, (2,), np.float32) if estimator == "lax" else spaces.Discrete(3)
     env = ImageEnv if images else TargetEnv
     with VectorEnvs(vector_of([lambda: env(space)] * 4, AutoresetMode.SAME_STEP), seed=0) as envs:
-        agent = AGENTS[estimator](
-            envs.single_observation_space,
-            space,
-            seed=0,
-            config=None,
-            compile=compile,
-            device=device,
-            **{**SMALL, **settings},
-        )
+        options = {**SMALL, **settings, "compile": compile, "device": device}
+        agent = AGENTS[estimator](envs.single_observation_space, space, seed=0, **options)
         generator = torch.Generator().manual_seed(0)
         surrogate = agent.components().get("surrogate")
         if surrogate is not None:  # at zero, rounding alone decides which way Adam's first steps go

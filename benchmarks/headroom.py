@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.headroom_controls import Dynamics, Fitted, RefittedValue, Seen, Surrogate
+from benchmarks.headroom_controls import Dynamics, Fitted, RefittedValue, Seen, Surrogate, ThroughPolicy
 from benchmarks.tasks import RESULTS, write_json, write_text
 from relax_rl import make_envs
 from relax_rl.agents import A2C, ActorCritic
@@ -101,6 +101,7 @@ def measure(task: Frozen, *, num_envs: int = 8, seed: int = 0) -> dict[str, Any]
         rollouts = ROWS // (agent.config.num_steps * num_envs)
         controls: list[Fitted] = [
             Surrogate(agent, seed, rollouts),
+            ThroughPolicy(agent, seed, rollouts),
             RefittedValue(agent, seed, rollouts),
             Dynamics(agent, seed),
         ]
@@ -173,7 +174,7 @@ def _write_table() -> None:
     names = list(dict.fromkeys(name for result in found.values() for name in result["ratio"]))
     head = ["| | " + " | ".join(found) + " |", "|---|" + "---:|" * len(found)]
     rows = [
-        f"| {name} | " + " | ".join(_interval(result["ratio"][name]) for result in found.values()) + " |"
+        f"| {name} | " + " | ".join(_interval(result["ratio"].get(name)) for result in found.values()) + " |"
         for name in names
     ]
     parts = []
@@ -200,7 +201,8 @@ def _write_table() -> None:
         f"| share of V's one-step differences that the dynamics explain | {known} |",
         "",
         "`surrogate` is RELAX's or LAX's; `later steps too` also takes from the advantage what later actions added to it by",
-        "chance (Cheng et al. 2019). `dynamics` asks a learned model of the next step, and V there, what an action is",
+        "chance (Cheng et al. 2019). `by the policy's gradient` fits it by the variance of each row's gradient at the",
+        "policy's weights, instead of that at the distribution's parameters. `dynamics` asks a learned model of the next step, and V there, what an action is",
         "worth; its `state part` is the mean of that over actions. `V refitted` trains V on at the frozen policy, as many",
         "steps as the surrogate takes; since V bootstraps, the mean of the gradient moves too.",
         "",
@@ -212,7 +214,9 @@ def _write_table() -> None:
     write_text(RESULTS / f"{GROUP}.md", "\n".join(text) + "\n")
 
 
-def _interval(value: dict[str, float]) -> str:
+def _interval(value: dict[str, float] | None) -> str:
+    if value is None:
+        return ""
     return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 

@@ -18,13 +18,16 @@ from torch.nn import functional as F
 
 from relax_rl.agents import AGENTS, ActorCritic
 from relax_rl.agents.batch import Batch, make_batch
+from relax_rl.agents.estimated import Estimated
 from relax_rl.agents.surrogate import SurrogateActorCritic
 from relax_rl.distributions import Distribution, FiniteDistribution
 from relax_rl.estimators.exact import every_outcome
 from relax_rl.gradient_variance import FIT_MINIBATCH, FIT_ROWS, Fitting, fit_lr, fit_steps
+from relax_rl.networks import MLP
+from relax_rl.policies import Policy
 from relax_rl.rollouts import Rollout, gae
 
-__all__ = ["Dynamics", "Fitted", "RefittedValue", "Seen", "Surrogate"]
+__all__ = ["Dynamics", "Fitted", "RefittedValue", "Seen", "Surrogate", "ThroughPolicy", "policy_metric"]
 
 PAIRS = 8
 """Antithetic pairs of actions that an expectation over continuous actions is taken from, apart from the action taken."""
@@ -85,6 +88,63 @@ class Surrogate(Fitted):
         relaxed = batch.dist.soften(batch.dist.relax(noise), surrogate.temperature)
         value: Tensor = surrogate(batch.features, relaxed)
         return value
+
+
+class ThroughPolicy(Fitted):
+    """c^ by the variance of the policy's own gradient, row by row, instead of that at the distribution's parameters.
+
+    With J a row's Jacobian of the parameters g is taken at, |J'g|^2 is what it minimises, and J J'g is pulled back.
+    """
+
+    def __init__(self, agent: ActorCritic, seed: int, rollouts: int) -> None:
+        self.surrogate = Surrogate(agent, seed, rollouts)
+        self.policy, self.twin = agent.policy, self.surrogate.twin
+        self.fitting = Fitting(cast(SurrogateActorCritic, self), rollouts)
+        self.generator, self.surrogate_optimizer = self.twin.generator, self.twin.surrogate_optimizer
+
+    def see(self, seen: Seen) -> None:
+        self.fitting(seen.batch)
+
+    def estimate(self, batch: Batch) -> Estimated:
+        """The twin's, with another way back to its surrogate."""
+        found = self.twin.estimate(batch)
+        metric = policy_metric(self.policy, batch.features)
+
+        def to_surrogate(pull: Tensor) -> None:
+            assert found.to_surrogate is not None
+            found.to_surrogate((metric @ pull.unsqueeze(-1)).squeeze(-1))
+
+        return replace(found, to_surrogate=to_surrogate)
+
+    def train_surrogate(self, batch: Batch, estimated: Estimated) -> object:
+        return self.twin.train_surrogate(batch, estimated)
+
+    @torch.no_grad()
+    def estimates(self, seen: Seen) -> dict[str, Tensor]:
+        return {"surrogate, by the policy's gradient": self.twin.estimate(seen.batch).grad}
+
+
+@torch.no_grad()
+def policy_metric(policy: Policy, obs: Tensor) -> Tensor:
+    """`[B, P, P]` J J' of the distribution's parameters at every row, J their Jacobian at the policy's weights.
+
+    Args:
+        policy: a tanh MLP, with a free standard deviation if it is continuous.
+        obs: `[B, D]` normalised observations.
+    """
+    torso = cast(MLP, policy.torso)
+    layers = cast(list[nn.Linear], list(torso.layers))
+    inputs = [obs]
+    for layer in layers:
+        inputs.append(torso.activation(F.linear(inputs[-1], layer.weight, layer.bias)))
+    outputs = policy.head.out_features
+    slope = torch.eye(outputs).expand(len(obs), outputs, outputs)  # of every output at a layer's result
+    metric = torch.zeros(len(obs), policy.num_params, policy.num_params)
+    metric[:, outputs:, outputs:] = torch.eye(policy.num_params - outputs)
+    for layer, x in zip([policy.head, *reversed(layers)], reversed(inputs), strict=True):
+        metric[:, :outputs, :outputs] += (slope @ slope.mT) * (1.0 + x.square().sum(-1))[:, None, None]
+        slope = (slope @ layer.weight) * (1.0 - x.square())[:, None, :]
+    return metric
 
 
 class Dynamics(Fitted):

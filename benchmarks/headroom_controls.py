@@ -63,10 +63,7 @@ class Surrogate(Fitted):
     """
 
     def __init__(self, agent: ActorCritic, seed: int, rollouts: int) -> None:
-        self.agent = agent
-        name = "lax" if agent.actions.kind == "gaussian" else "relax"
-        twin = AGENTS[name](agent.observation_space, agent.action_space, seed=seed, config=agent.config)
-        self.twin = cast(SurrogateActorCritic, twin)
+        self.agent, self.twin = agent, _twin(agent, seed)
         self.fitting = Fitting(self.twin, rollouts)
 
     def see(self, seen: Seen) -> None:
@@ -97,16 +94,18 @@ class ThroughPolicy(Fitted):
     """
 
     def __init__(self, agent: ActorCritic, seed: int, rollouts: int) -> None:
-        self.surrogate = Surrogate(agent, seed, rollouts)
-        self.policy, self.twin = agent.policy, self.surrogate.twin
-        self.fitting = Fitting(cast(SurrogateActorCritic, self), rollouts)
-        self.generator, self.surrogate_optimizer = self.twin.generator, self.twin.surrogate_optimizer
+        self.policy, self.twin = agent.policy, _twin(agent, seed)
+        self.fitting = Fitting(self.twin, rollouts, estimate=self._through_policy)
 
     def see(self, seen: Seen) -> None:
         self.fitting(seen.batch)
 
-    def estimate(self, batch: Batch) -> Estimated:
-        """The twin's, with another way back to its surrogate."""
+    @torch.no_grad()
+    def estimates(self, seen: Seen) -> dict[str, Tensor]:
+        return {"surrogate, by the policy's gradient": self.twin.estimate(seen.batch).grad}
+
+    def _through_policy(self, batch: Batch) -> Estimated:
+        """The twin's estimate, with another way back to its surrogate."""
         found = self.twin.estimate(batch)
         metric = policy_metric(self.policy, batch.features)
 
@@ -116,12 +115,12 @@ class ThroughPolicy(Fitted):
 
         return replace(found, to_surrogate=to_surrogate)
 
-    def train_surrogate(self, batch: Batch, estimated: Estimated) -> object:
-        return self.twin.train_surrogate(batch, estimated)
 
-    @torch.no_grad()
-    def estimates(self, seen: Seen) -> dict[str, Tensor]:
-        return {"surrogate, by the policy's gradient": self.twin.estimate(seen.batch).grad}
+def _twin(agent: ActorCritic, seed: int) -> SurrogateActorCritic:
+    """RELAX or LAX on an agent's spaces and settings."""
+    name = "lax" if agent.actions.kind == "gaussian" else "relax"
+    twin = AGENTS[name](agent.observation_space, agent.action_space, seed=seed, config=agent.config)
+    return cast(SurrogateActorCritic, twin)
 
 
 @torch.no_grad()

@@ -240,13 +240,19 @@ convolutions and the layer after them in bfloat16 (`--precision bfloat16`). In t
 """
 
 
-def written(results: Sequence[dict[str, Any]], figure_name: str) -> str:
+def written(results: Sequence[dict[str, Any]], device: str) -> str:
     """The whole report."""
-    about = results[-1]["machine"]
-    gpu = f"{about['gpu']}, " if results[-1]["match"].get("device", "cpu") != "cpu" else ""
+    about, name = results[-1]["machine"], _stem(device).name
+    gpu = f"{about['gpu']}, " if device == "cuda" else ""
     line = f"{gpu}{about['cores']} cores, torch {about['torch']}, Stable-Baselines3 {about['stable_baselines3']}.\n"
-    figure = f"![Training throughput]({figure_name})\n"
-    return "\n".join([CAPTION, line, overview(results), figure, *(table(result) for result in results)])
+    figure = f"![Training throughput]({name}.png)\n"
+    caption = CAPTION.replace("throughput.json", f"{name}.json")
+    return "\n".join([caption, line, overview(results), figure, *(table(result) for result in results)])
+
+
+def _stem(device: str) -> Path:
+    """The result files of a device, without their endings."""
+    return RESULTS / ("throughput" if device == "cpu" else f"throughput_{device}")
 
 
 def main() -> None:
@@ -264,7 +270,7 @@ def main() -> None:
         parser.error(f"unknown matches {unknown}, expected some of {names}")
     if arguments.device == "cuda" and chosen and not torch.cuda.is_available():
         parser.error("there is no CUDA device here")
-    stem = RESULTS / ("throughput" if arguments.device == "cpu" else f"throughput_{arguments.device}")
+    stem = _stem(arguments.device)
     path = stem.with_suffix(".json")
     known = json.loads(path.read_text())["matches"] if path.exists() else []
     results = {result["match"]["name"]: result for result in known if result["match"].get("name") in names}
@@ -277,7 +283,7 @@ def main() -> None:
     ordered = [results[name] for name in names if name in results]
     print(overview(ordered))
     if ordered and not arguments.dry_run:
-        write_text(stem.with_suffix(".md"), written(ordered, f"{stem.name}.png"))
+        write_text(stem.with_suffix(".md"), written(ordered, arguments.device))
         draw(stem.with_suffix(".png"), ordered, arguments.device)
 
 

@@ -12,7 +12,7 @@ __all__ = ["Recording", "same_numbers"]
 _WARM_UP = 3
 """Calls before the recording, in which libraries choose their algorithms and take their memory."""
 _TOLERANCE = 0.01
-"""Of the norm of an output: kernels that add up in any order differ by far less, and what was left out by far more."""
+"""Of the norm of an output, far above the rounding of sums in another order."""
 
 
 class Recording:

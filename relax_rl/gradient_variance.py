@@ -13,6 +13,7 @@ from torch import Tensor
 
 from relax_rl.agents import AGENTS, ActorCritic
 from relax_rl.agents.batch import Batch
+from relax_rl.agents.estimated import Estimated
 from relax_rl.agents.marginal import Marginal
 from relax_rl.agents.minibatches import noise_for
 from relax_rl.agents.surrogate import SurrogateActorCritic
@@ -236,10 +237,14 @@ class Fitting:
     Args:
         twin: whose surrogate learns, at a learning rate of its own.
         rollouts: that there will be.
+        estimate: whose variance it learns to lower; the twin's own by default.
     """
 
-    def __init__(self, twin: SurrogateActorCritic, rollouts: int) -> None:
+    def __init__(
+        self, twin: SurrogateActorCritic, rollouts: int, *, estimate: Callable[[Batch], Estimated] | None = None
+    ) -> None:
         self.twin, self.rollouts, self.seen = twin, rollouts, 0
+        self.estimate = estimate or twin.estimate
         self.kept: deque[Batch] = deque()
 
     def __call__(self, batch: Batch) -> None:
@@ -268,4 +273,4 @@ class Fitting:
                 dist=dist,
                 control_scale=None,
             )
-            twin.train_surrogate(part, twin.estimate(part))
+            twin.train_surrogate(part, self.estimate(part))

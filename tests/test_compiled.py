@@ -24,6 +24,7 @@ from relax_rl.presets import preset_config
 from relax_rl.rollouts import Rollout
 from relax_rl.training import train
 from tests.fakes import TargetEnv, vector_of
+from tests.steps import assert_alike, shake
 
 OBS = spaces.Box(-1, 1, (3,), np.float32)
 SMALL: dict[str, Any] = {"hidden": (8,), "surrogate_hidden": (8,), "num_steps": 5}
@@ -58,25 +59,6 @@ def trained(estimator: str, compile: str, *, updates: int = 6, **settings: Any) 
         metrics: list[Any] = []
         agent.learn(envs, updates * 20, [lambda agent, info: metrics.append(dict(info.metrics))])
     return agent, metrics
-
-
-def shake(agent: ActorCritic) -> None:
-    """Give the surrogate lively weights: at zero, rounding alone decides which way Adam's first steps go."""
-    generator = torch.Generator().manual_seed(0)
-    surrogate = agent.components().get("surrogate")
-    if surrogate is not None:
-        with torch.no_grad():
-            for parameter in surrogate.parameters():
-                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-
-
-def assert_alike(compiled: ActorCritic, eager: ActorCritic, tolerance: float = 1e-5) -> None:
-    ours, theirs = compiled.state_dict()[0], eager.state_dict()[0]
-    assert ours.keys() == theirs.keys()
-    for name, x in ours.items():
-        torch.testing.assert_close(
-            x, theirs[name], rtol=1e-4, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
-        )
 
 
 @pytest.mark.parametrize(

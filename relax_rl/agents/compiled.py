@@ -31,7 +31,7 @@ _COST = 40.0
 _SAVED, _SAVED_PER_ROW = 0.8e-3, 1.5e-6
 """Seconds that a compiled step saves, roughly: whatever the batch, and for each of its rows."""
 _RECORDED = 1_000
-"""Steps from which on a CUDA graph is recorded, which takes as long as a few dozen of them."""
+"""Steps from which on a CUDA graph is recorded, which itself runs the step seven times, once under a tracer."""
 _INPUTS = (
     *("features", "action", "noise", "advantage", "return_", "weight", "old_log_prob", "control_scale"),
     *("past_obs", "past_return", "past_weight"),
@@ -94,7 +94,6 @@ class CompiledStep:
 
     def __init__(self) -> None:
         self._graphs: dict[tuple[Any, ...], _Graph] = {}
-        self._coef: Tensor | None = None
 
     def __call__(self, agent: ActorCritic, batch: Batch) -> dict[str, Tensor | float]:
         """One step of policy, value function and surrogate; returns metrics.
@@ -106,7 +105,7 @@ class CompiledStep:
         inputs = {name: x.contiguous() for name in _INPUTS if (x := getattr(batch, name)) is not None}
         # The number of rows is that of all inputs, and their widths are the agent's.
         key = (torch.get_num_threads(), batch.clip_range, len(batch.weight), *inputs)
-        inputs["entropy_coef"] = self._entropy_coef(agent)
+        inputs["entropy_coef"] = torch.full((), entropy_weight(agent), device=agent.device)
         graph = self._graphs.get(key)
         if graph is None:
             graph = self._graphs[key] = _compiled(agent, batch, inputs)
@@ -120,12 +119,6 @@ class CompiledStep:
         for name in graph.stepped:
             getattr(agent, name).step(factor)
         return found
-
-    def _entropy_coef(self, agent: ActorCritic) -> Tensor:
-        """Weight of the entropy bonus, in the same tensor at every call."""
-        if self._coef is None:
-            self._coef = torch.zeros((), device=agent.device)
-        return self._coef.fill_(entropy_weight(agent))
 
 
 @dataclass(frozen=True)

@@ -17,23 +17,24 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import torch
 from torch import Tensor
 
-from benchmarks.headroom_controls import Dynamics, Fitted, RefittedValue, Seen, Surrogate, ThroughPolicy
+from benchmarks.headroom_controls import Clock, Dynamics, Fitted, HorizonAwareValue, RefittedValue, Seen
+from benchmarks.headroom_surrogates import LayerNormed, Regressed, Surrogate, ThroughPolicy, ThroughRollouts, TwoHeads
 from benchmarks.tasks import RESULTS, write_json, write_text
 from relax_rl import make_envs
 from relax_rl.agents import A2C, ActorCritic
 from relax_rl.env_snapshots import ForkableEnv
+from relax_rl.envs import VectorEnvs
 from relax_rl.estimators.diagnostics import effective_sample_size_ratio, squared_norm
 from relax_rl.gradient_variance import Contender, policy_gradient
-from relax_rl.rollouts import Collector
 from relax_rl.variance_decomposition import EXACT_VALUE, decompose
 
 __all__ = ["TASKS", "Frozen", "main", "measure"]
 
 GROUP = "headroom"
-REFITTED = "V refitted"
 ROWS, ROLLOUTS, STATES = 100_000, 60, 200
 
 
@@ -97,21 +98,16 @@ def measure(task: Frozen, *, num_envs: int = 8, seed: int = 0) -> dict[str, Any]
         agent = A2C(envs.single_observation_space, envs.single_action_space, seed=seed, **task.settings)
         agent.learn(envs, task.steps)
         agent.compiled = None  # its batches come without the graph that gradients are pulled back through
-        collector = agent.collector(envs)
         rollouts = ROWS // (agent.config.num_steps * num_envs)
-        controls: list[Fitted] = [
-            Surrogate(agent, seed, rollouts),
-            ThroughPolicy(agent, seed, rollouts),
-            RefittedValue(agent, seed, rollouts),
-            Dynamics(agent, seed),
-        ]
+        controls = _controls(agent, task.env, seed, rollouts)
+        look = _Look(agent, envs, seed)
         for _ in range(rollouts):
-            seen = _see(agent, collector)
+            seen, _ = look()
             for control in controls:
                 control.see(seen)
         for control in controls:
             control.fit()
-        draws, explained = _draws(agent, collector, controls)
+        draws, explained = _draws(agent, look, controls)
     generator = torch.Generator().manual_seed(seed)
     reference = draws["a2c"]
     ratios = {
@@ -122,26 +118,55 @@ def measure(task: Frozen, *, num_envs: int = 8, seed: int = 0) -> dict[str, Any]
         **asdict(task),
         "seed": seed,
         "ratio": ratios,
-        "squared_gradient_norm": {name: squared_norm(draws[name]) for name in ("a2c", REFITTED)},
+        "squared_gradient_norm": {name: squared_norm(draws[name]) for name in ("a2c", RefittedValue.name)},
         "explained_by_dynamics": explained,
         "parts": _parts(agent, task),
     }
 
 
-def _see(agent: ActorCritic, collector: Collector) -> Seen:
-    rollout = agent.collect(collector)
-    return Seen(rollout, agent.batch(rollout)[0])
+def _controls(agent: ActorCritic, env: str, seed: int, rollouts: int) -> list[Fitted]:
+    """Everything that is tried."""
+    horizon = gym.spec(env).max_episode_steps
+    assert horizon is not None
+    own_lambda = agent.config.gae_lambda
+    return [
+        Surrogate(agent, seed, rollouts),
+        ThroughPolicy(agent, seed, rollouts),
+        ThroughRollouts(agent, seed, rollouts),
+        Regressed(agent, seed, rollouts, name="regression on the advantage", gae_lambda=None),
+        Regressed(agent, seed, rollouts, name="expected SARSA", gae_lambda=0.0),
+        Regressed(agent, seed, rollouts, name="Retrace", gae_lambda=own_lambda),
+        Regressed(agent, seed, rollouts, name="Retrace and variance", gae_lambda=own_lambda, variance=True),
+        TwoHeads(agent, seed, rollouts),
+        LayerNormed(agent, seed, rollouts),
+        RefittedValue(agent, seed, rollouts),
+        HorizonAwareValue(agent, seed, rollouts, horizon=horizon),
+        Dynamics(agent, seed),
+    ]
 
 
-def _draws(agent: ActorCritic, collector: Collector, controls: Sequence[Fitted]) -> tuple[dict[str, Tensor], float]:
+class _Look:
+    """Rollouts of the frozen agent, from the start of an episode in every environment on."""
+
+    def __init__(self, agent: ActorCritic, envs: VectorEnvs, seed: int) -> None:
+        envs.reset(seed)
+        self.agent, self.collector, self.clock = agent, agent.collector(envs), Clock(envs)
+
+    def __call__(self) -> tuple[Seen, Tensor]:
+        """The next one, and the distribution's parameters with their graph."""
+        rollout = self.agent.collect(self.collector)
+        batch, params, _ = self.agent.batch(rollout)
+        return Seen(rollout, batch, self.clock(rollout)), params
+
+
+def _draws(agent: ActorCritic, look: _Look, controls: Sequence[Fitted]) -> tuple[dict[str, Tensor], float]:
     """Gradients `[ROLLOUTS, |theta|]` by name, and what share of V's one-step differences the dynamics explain."""
     theta = list(agent.policy.parameters())
     draws: dict[str, list[Tensor]] = {}
     differences: list[tuple[Tensor, Tensor]] = []
     for _ in range(ROLLOUTS):
-        rollout = agent.collect(collector)
-        batch, params, _ = agent.batch(rollout)
-        seen = Seen(rollout, batch)
+        seen, params = look()
+        batch = seen.batch
         found = {"a2c": batch.a2c_gradient}
         for control in controls:
             found |= control.estimates(seen)
@@ -184,7 +209,8 @@ def _write_table() -> None:
             parts.append(f"| {part}, {title} | " + " | ".join(cells) + " |")
     steps = "| frozen after | " + " | ".join(f"{result['steps']:,} steps" for result in found.values()) + " |"
     signal = " | ".join(
-        f"{x[REFITTED] / x['a2c']:.2f}" for x in (result["squared_gradient_norm"] for result in found.values())
+        f"{x[RefittedValue.name] / x['a2c']:.2f}"
+        for x in (result["squared_gradient_norm"] for result in found.values())
     )
     known = " | ".join(f"{result['explained_by_dynamics']:.2f}" for result in found.values())
     text = [

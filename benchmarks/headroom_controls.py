@@ -1,4 +1,4 @@
-"""Control variates for the policy gradient of a frozen agent, beyond the one its surrogate is: what could be gained.
+"""Control variates for the policy gradient of a frozen agent that are no surrogates: what could be gained.
 
 All are fitted on rollouts that they are not measured on, and all but the refitted V leave the gradient's mean as it is.
 """
@@ -13,32 +13,65 @@ from typing import cast
 
 import torch
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from relax_rl.agents import AGENTS, ActorCritic
+from relax_rl.agents import ActorCritic
 from relax_rl.agents.batch import Batch, make_batch
-from relax_rl.agents.estimated import Estimated
-from relax_rl.agents.surrogate import SurrogateActorCritic
+from relax_rl.critics import ValueFunction
 from relax_rl.distributions import Distribution, FiniteDistribution
+from relax_rl.envs import VectorEnvs
 from relax_rl.estimators.exact import every_outcome
-from relax_rl.gradient_variance import FIT_MINIBATCH, FIT_ROWS, Fitting, fit_lr, fit_steps
-from relax_rl.networks import MLP
-from relax_rl.policies import Policy
+from relax_rl.gradient_variance import FIT_MINIBATCH, FIT_ROWS, fit_lr, fit_steps
 from relax_rl.rollouts import Rollout, gae
 
-__all__ = ["Dynamics", "Fitted", "RefittedValue", "Seen", "Surrogate", "ThroughPolicy", "policy_metric"]
+__all__ = [
+    "Clock",
+    "Dynamics",
+    "Fitted",
+    "HorizonAwareValue",
+    "RefittedValue",
+    "Seen",
+    "mean_over_actions",
+    "observations",
+    "of_later_steps",
+]
 
 PAIRS = 8
-"""Antithetic pairs of actions that an expectation over continuous actions is taken from, apart from the action taken."""
+"""Pairs of actions, antithetic if they are continuous, that an expectation over actions is taken from."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A rollout of the frozen agent, and how it looks to an update."""
+    """A rollout of the frozen agent, and how it looks to an update.
+
+    Attributes:
+        elapsed: `[(T + 1) N + K]` steps since the start of the episode, of all observations and then of the final ones.
+    """
 
     rollout: Rollout
     batch: Batch
+    elapsed: Tensor
+
+
+class Clock:
+    """Counts the steps of each environment's episode from one rollout to the next, from its reset on."""
+
+    def __init__(self, envs: VectorEnvs) -> None:
+        self.resets_in_next_step = envs.autoreset_mode is AutoresetMode.NEXT_STEP
+        self.now = torch.zeros(envs.num_envs)
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        """`Seen.elapsed` of the rollout that follows the last one."""
+        resets = ~rollout.valid if self.resets_in_next_step else rollout.terminated | rollout.truncated
+        times = [self.now]
+        for reset in resets:
+            times.append(torch.where(reset, 0.0, times[-1] + 1.0))
+        self.now = times[-1]
+        elapsed = torch.stack(times)
+        at, which = rollout.final_index.unbind(1)
+        return torch.cat([elapsed.flatten(), elapsed[at, which] + 1.0])
 
 
 class Fitted:
@@ -53,97 +86,6 @@ class Fitted:
     def estimates(self, seen: Seen) -> dict[str, Tensor]:
         """`[B, P]` gradients, by name."""
         raise NotImplementedError
-
-
-class Surrogate(Fitted):
-    """The package's own: c^ by the variance objective, at its own step, and at the later steps of the trajectory too.
-
-    At a later step it is c^(s, a) - E_a c^(s, a) that is subtracted from the advantage: what later actions add to it by
-    chance (Cheng et al. 2019).
-    """
-
-    def __init__(self, agent: ActorCritic, seed: int, rollouts: int) -> None:
-        self.agent, self.twin = agent, _twin(agent, seed)
-        self.fitting = Fitting(self.twin, rollouts)
-
-    def see(self, seen: Seen) -> None:
-        self.fitting(seen.batch)
-
-    @torch.no_grad()
-    def estimates(self, seen: Seen) -> dict[str, Tensor]:
-        batch = seen.batch
-        own = self._value(batch, batch.noise)
-        by_chance = own - _expected(batch.dist, lambda noise: self._value(batch, noise), self.twin.generator)
-        later = replace(batch, advantage=batch.advantage - _later(self.agent, seen, by_chance))
-        return {
-            "surrogate": self.twin.estimate(batch).grad,
-            "surrogate, later steps too": self.twin.estimate(later).grad,
-        }
-
-    def _value(self, batch: Batch, noise: Tensor) -> Tensor:
-        surrogate = self.twin.surrogate
-        relaxed = batch.dist.soften(batch.dist.relax(noise), surrogate.temperature)
-        value: Tensor = surrogate(batch.features, relaxed)
-        return value
-
-
-class ThroughPolicy(Fitted):
-    """c^ by the variance of the policy's own gradient, row by row, instead of that at the distribution's parameters.
-
-    With J a row's Jacobian of the parameters g is taken at, |J'g|^2 is what it minimises, and J J'g is pulled back.
-    """
-
-    def __init__(self, agent: ActorCritic, seed: int, rollouts: int) -> None:
-        self.policy, self.twin = agent.policy, _twin(agent, seed)
-        self.fitting = Fitting(self.twin, rollouts, estimate=self._through_policy)
-
-    def see(self, seen: Seen) -> None:
-        self.fitting(seen.batch)
-
-    @torch.no_grad()
-    def estimates(self, seen: Seen) -> dict[str, Tensor]:
-        return {"surrogate, by the policy's gradient": self.twin.estimate(seen.batch).grad}
-
-    def _through_policy(self, batch: Batch) -> Estimated:
-        """The twin's estimate, with another way back to its surrogate."""
-        found = self.twin.estimate(batch)
-        metric = policy_metric(self.policy, batch.features)
-
-        def to_surrogate(pull: Tensor) -> None:
-            assert found.to_surrogate is not None
-            found.to_surrogate((metric @ pull.unsqueeze(-1)).squeeze(-1))
-
-        return replace(found, to_surrogate=to_surrogate)
-
-
-def _twin(agent: ActorCritic, seed: int) -> SurrogateActorCritic:
-    """RELAX or LAX on an agent's spaces and settings."""
-    name = "lax" if agent.actions.kind == "gaussian" else "relax"
-    twin = AGENTS[name](agent.observation_space, agent.action_space, seed=seed, config=agent.config)
-    return cast(SurrogateActorCritic, twin)
-
-
-@torch.no_grad()
-def policy_metric(policy: Policy, obs: Tensor) -> Tensor:
-    """`[B, P, P]` J J' of the distribution's parameters at every row, J their Jacobian at the policy's weights.
-
-    Args:
-        policy: a tanh MLP, with a free standard deviation if it is continuous.
-        obs: `[B, D]` normalised observations.
-    """
-    torso = cast(MLP, policy.torso)
-    layers = cast(list[nn.Linear], list(torso.layers))
-    inputs = [obs]
-    for layer in layers:
-        inputs.append(torso.activation(F.linear(inputs[-1], layer.weight, layer.bias)))
-    outputs = policy.head.out_features
-    slope = torch.eye(outputs).expand(len(obs), outputs, outputs)  # of every output at a layer's result
-    metric = torch.zeros(len(obs), policy.num_params, policy.num_params)
-    metric[:, outputs:, outputs:] = torch.eye(policy.num_params - outputs)
-    for layer, x in zip([policy.head, *reversed(layers)], reversed(inputs), strict=True):
-        metric[:, :outputs, :outputs] += (slope @ slope.mT) * (1.0 + x.square().sum(-1))[:, None, None]
-        slope = (slope @ layer.weight) * (1.0 - x.square())[:, None, :]
-    return metric
 
 
 class Dynamics(Fitted):
@@ -217,9 +159,11 @@ class Dynamics(Fitted):
             mean = (
                 expected.detach()
                 if _finite(dist)
-                else _expected(dist, lambda x: self._value(batch, self._asked(dist, dist.relax(x))), self.generator)
+                else mean_over_actions(
+                    dist, lambda x: self._value(batch, self._asked(dist, dist.relax(x))), self.generator
+                )
             )
-            left = batch.advantage - _later(self.agent, seen, own - mean)
+            left = batch.advantage - of_later_steps(self.agent, seen, own - mean)
             score = batch.score
             return {
                 "dynamics": (batch.advantage - own).unsqueeze(-1) * score + back,
@@ -231,7 +175,8 @@ class Dynamics(Fitted):
         """`[B]` one-step temporal differences under V, as they were and as the model predicts them."""
         with torch.no_grad():
             predicted = self._value(seen.batch, self._asked(seen.batch.dist, seen.batch.action))
-        return _under(self.agent, seen, self.agent.value, gae_lambda=0.0).advantage, predicted
+            values = self.agent.value(observations(self.agent, seen))
+        return _under(self.agent, seen, values, gae_lambda=0.0).advantage, predicted
 
     def _value(self, batch: Batch, action: Tensor) -> Tensor:
         """d at `[B, F]` states and `[B, A]` embedded actions, in the unit of the batch's advantages."""
@@ -262,42 +207,91 @@ class Dynamics(Fitted):
 class RefittedValue(Fitted):
     """A2C with V trained on at the frozen policy. Its gradient may have another mean: V is part of the return."""
 
+    name = "V refitted"
+
     def __init__(self, agent: ActorCritic, seed: int, rollouts: int) -> None:
         self.agent, self.rollouts, self.seen = agent, rollouts, 0
         self.generator = torch.Generator().manual_seed(seed)
-        self.value = copy.deepcopy(agent.value)
+        self.value = self.make_value()
         self.optimizer = torch.optim.Adam(self.value.parameters())
         self.kept: list[tuple[Tensor, ...]] = []
 
+    def make_value(self) -> nn.Module:
+        """V, as it is at first."""
+        return copy.deepcopy(self.agent.value)
+
+    def inputs(self, seen: Seen) -> Tensor:
+        """`[(T + 1) N + K, ...]` what V is asked at, in the order of `observations`."""
+        return observations(self.agent, seen)
+
     def see(self, seen: Seen) -> None:
-        batch = self._batch(seen)
+        inputs, batch = self.inputs(seen), self._batch(seen)
         rows = len(batch.weight)
-        self.kept = [*self.kept, (batch.features, batch.return_, batch.weight)][-max(1, FIT_ROWS // rows) :]
-        features, target, weight = (torch.cat(column) for column in zip(*self.kept, strict=True))
+        self.kept = [*self.kept, (inputs[:rows], batch.return_, batch.weight)][-max(1, FIT_ROWS // rows) :]
+        asked, target, weight = (torch.cat(column) for column in zip(*self.kept, strict=True))
         self.optimizer.param_groups[0]["lr"] = fit_lr(self.seen, self.rollouts)
         self.seen += 1
         for _ in range(fit_steps(rows, self.rollouts)):
-            index = torch.randint(len(features), (FIT_MINIBATCH,), generator=self.generator)
-            loss = ((self.value(features[index]) - target[index]).square() * weight[index]).mean()
+            index = torch.randint(len(asked), (FIT_MINIBATCH,), generator=self.generator)
+            loss = ((self.value(asked[index]) - target[index]).square() * weight[index]).mean()
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
 
     def estimates(self, seen: Seen) -> dict[str, Tensor]:
-        return {"V refitted": self._batch(seen).a2c_gradient}
+        return {self.name: self._batch(seen).a2c_gradient}
 
+    @torch.no_grad()
     def _batch(self, seen: Seen) -> Batch:
         """The rollout as it looks under this V."""
-        return _under(self.agent, seen, self.value, gae_lambda=self.agent.config.gae_lambda)
+        return _under(self.agent, seen, self.value(self.inputs(seen)), gae_lambda=self.agent.config.gae_lambda)
 
 
-def _under(agent: ActorCritic, seen: Seen, value: Callable[[Tensor], Tensor], *, gae_lambda: float) -> Batch:
-    """A rollout with the advantages and returns that another V or lambda gives it."""
-    rollout, batch = seen.rollout, seen.batch
-    with torch.no_grad():
-        values = value(agent.normalized(torch.cat([rollout.obs.flatten(0, 1), rollout.final_obs])))
+class HorizonAwareValue(RefittedValue):
+    """The same with a V that knows how many steps the time limit leaves (Tucker et al. 2018)."""
+
+    name = "V refitted, horizon-aware"
+
+    def __init__(self, agent: ActorCritic, seed: int, rollouts: int, *, horizon: int) -> None:
+        self.horizon = horizon
+        super().__init__(agent, seed, rollouts)
+
+    def make_value(self) -> nn.Module:
+        return _HorizonAware(copy.deepcopy(self.agent.value))
+
+    def inputs(self, seen: Seen) -> Tensor:
+        """With 1 - gamma^(H - t), t steps into an episode of at most H, as last column."""
+        left = (self.horizon - seen.elapsed).clamp(min=0.0)
+        share = 1.0 - self.agent.config.gamma**left
+        return torch.cat([super().inputs(seen), share[:, None]], 1)
+
+
+class _HorizonAware(nn.Module):
+    """V(s, t) = r(s) (1 - gamma^(H - t)) / (1 - gamma) + V'(s), the factor 1 / (1 - gamma) being part of r."""
+
+    def __init__(self, value: ValueFunction) -> None:
+        super().__init__()
+        self.value = value
+        self.rate = nn.Linear(value.torso.num_features, 1)
+        nn.init.zeros_(self.rate.weight)
+        nn.init.zeros_(self.rate.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features, share = self.value.torso(x[:, :-1]), x[:, -1]
+        rate: Tensor = self.rate(features).squeeze(-1)
+        return self.value.value(features) + share * rate
+
+
+def observations(agent: ActorCritic, seen: Seen) -> Tensor:
+    """`[(T + 1) N + K, ...]` all observations of a rollout, then the final ones, normalised."""
+    return agent.normalized(torch.cat([seen.rollout.obs.flatten(0, 1), seen.rollout.final_obs]))
+
+
+def _under(agent: ActorCritic, seen: Seen, values: Tensor, *, gae_lambda: float) -> Batch:
+    """A rollout with the advantages and returns that other values of its observations, or another lambda, give it."""
+    batch = seen.batch
     return make_batch(
-        rollout,
+        seen.rollout,
         batch.dist,
         values,
         batch.features,
@@ -311,17 +305,19 @@ def _finite(dist: Distribution) -> bool:
     return hasattr(dist, "support")
 
 
-def _expected(dist: Distribution, value: Callable[[Tensor], Tensor], generator: torch.Generator) -> Tensor:
+def mean_over_actions(
+    dist: Distribution, value: Callable[[Tensor], Tensor], generator: torch.Generator, *, pairs: int = PAIRS
+) -> Tensor:
     """`[B]` mean of value(noise) over noise drawn apart from that of the actions taken."""
     total = torch.zeros(dist.params.shape[:-1])
-    for _ in range(PAIRS):
+    for _ in range(pairs):
         noise = dist.sample_noise(generator)
         other = dist.sample_noise(generator) if _finite(dist) else -noise
         total += value(noise) + value(other)
-    return total / (2 * PAIRS)
+    return total / (2 * pairs)
 
 
-def _later(agent: ActorCritic, seen: Seen, by_chance: Tensor) -> Tensor:
+def of_later_steps(agent: ActorCritic, seen: Seen, by_chance: Tensor) -> Tensor:
     """`[B]` sum_{l > 0} (gamma lambda)^l x_{t+l} within episodes, of x `[B]` with mean zero given the state."""
     rollout = seen.rollout
     x = by_chance.view(rollout.num_steps, rollout.num_envs)

@@ -238,13 +238,19 @@ class Fitting:
         twin: whose surrogate learns, at a learning rate of its own.
         rollouts: that there will be.
         estimate: whose variance it learns to lower; the twin's own by default.
+        draw: picks the rows of a step, by their numbers among so many, oldest first; some at random by default.
     """
 
     def __init__(
-        self, twin: SurrogateActorCritic, rollouts: int, *, estimate: Callable[[Batch], Estimated] | None = None
+        self,
+        twin: SurrogateActorCritic,
+        rollouts: int,
+        *,
+        estimate: Callable[[Batch], Estimated] | None = None,
+        draw: Callable[[int, torch.Generator], Tensor] | None = None,
     ) -> None:
         self.twin, self.rollouts, self.seen = twin, rollouts, 0
-        self.estimate = estimate or twin.estimate
+        self.estimate, self.draw = estimate or twin.estimate, draw or _some_rows
         self.kept: deque[Batch] = deque()
 
     def __call__(self, batch: Batch) -> None:
@@ -260,7 +266,7 @@ class Fitting:
         twin.surrogate_optimizer.lr = fit_lr(self.seen, self.rollouts)
         self.seen += 1
         for _ in range(fit_steps(len(batch.weight), self.rollouts)):
-            index = torch.randint(len(weight), (FIT_MINIBATCH,), generator=generator, device=generator.device)
+            index = self.draw(len(weight), generator)
             dist = batch.dist.with_params(params[index].requires_grad_())
             part = replace(
                 batch,
@@ -274,3 +280,7 @@ class Fitting:
                 control_scale=None,
             )
             twin.train_surrogate(part, self.estimate(part))
+
+
+def _some_rows(rows: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(rows, (FIT_MINIBATCH,), generator=generator, device=generator.device)

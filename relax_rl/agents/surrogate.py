@@ -37,13 +37,22 @@ class SurrogateActorCritic(ActorCritic):
     def _build(self) -> None:
         super()._build()
         config = self.config
-        self.surrogate = ActionSurrogate(
-            self.num_surrogate_features, sum(self.actions.sizes), config.surrogate_hidden, config.surrogate_activation
-        ).to(self.device)
-        self._phi = FlatParameters(self.surrogate.parameters())
-        self.surrogate_optimizer = Adam(self._phi, lr=config.surrogate_lr)
+        self.use_surrogate(
+            ActionSurrogate(
+                self.num_surrogate_features,
+                sum(self.actions.sizes),
+                config.surrogate_hidden,
+                config.surrogate_activation,
+            )
+        )
         self._replay = Replay(max(1, config.surrogate_replay))
         self.control_scale = ControlScale() if config.surrogate_scale == "fitted" else None
+
+    def use_surrogate(self, surrogate: ActionSurrogate) -> None:
+        """Take a surrogate as c^, as it stands, with an optimiser that knows nothing of it yet."""
+        self.surrogate = surrogate.to(self.device)
+        self._phi = FlatParameters(self.surrogate.parameters())
+        self.surrogate_optimizer = Adam(self._phi, lr=self.config.surrogate_lr)
 
     def estimated(self, batch: Batch, z: Tensor, share: Tensor | None = None) -> Estimated:
         """The estimate with c^ as control variate, and its way back to phi, all in closed form and without graph.

@@ -63,6 +63,17 @@ _PASSES = {
     "normalize_reward": True,
 }
 _MUJOCO = {"num_steps": 64, "gamma": 0.98, "gae_lambda": 0.92, **_PASSES}
+_EXPLAINED = """\
+`surrogate` is RELAX's or LAX's; `later steps too` also takes from the advantage what later actions added to it by chance
+(Cheng et al. 2019). `by the policy's gradient` fits it by the variance of each row's gradient at the policy's weights,
+instead of that at the distribution's parameters; `by rollouts' gradients` by that of the gradient summed over an
+environment's rollout, as an update applies it. `regression on the advantage`, `expected SARSA` and `Retrace` (Munos et al.
+2016) fit it by regression: on the advantage itself, or on what Q = V + surrogate says an action was worth, after one step
+or with the agent's lambda; `Retrace and variance` by both objectives. `two surrogates` is the mean of two that start and
+learn apart. `dynamics` asks a learned model of the next step, and V there, what an action is worth; its `state part` is
+the mean of that over actions. `V refitted` trains V on at the frozen policy, as many steps as the surrogate takes; since
+V bootstraps, the mean of the gradient moves too (`none seen`: A2C's own could not be told from zero). `horizon-aware`
+tells V how many steps the time limit leaves (Tucker et al. 2018).""".splitlines()
 TASKS: dict[str, Frozen] = {
     task.env: task
     for task in (
@@ -226,12 +237,7 @@ def _write_table() -> None:
         f"| squared mean gradient, V refitted to A2C | {signal} |",
         f"| share of V's one-step differences that the dynamics explain | {known} |",
         "",
-        "`surrogate` is RELAX's or LAX's; `later steps too` also takes from the advantage what later actions added to it by",
-        "chance (Cheng et al. 2019). `by the policy's gradient` fits it by the variance of each row's gradient at the",
-        "policy's weights, instead of that at the distribution's parameters. `dynamics` asks a learned model of the next",
-        "step, and V there, what an action is worth; its `state part` is the mean of that over actions. `V refitted` trains",
-        "V on at the frozen policy, as many steps as the surrogate takes; since V bootstraps, the mean of the gradient moves",
-        "too.",
+        *_EXPLAINED,
         "",
         "Parts of the variance of one row's gradient, in shares of A2C's (Tucker et al. 2018; `train_agent.py variance`):",
         "",
@@ -245,6 +251,12 @@ def _interval(value: dict[str, float] | None) -> str:
     if value is None:
         return ""
     return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+
+def _signal(squared_norm: dict[str, float]) -> str:
+    """Unbiased estimates of squares may be negative, where there is little to see."""
+    of_a2c = squared_norm["a2c"]
+    return f"{squared_norm[RefittedValue.name] / of_a2c:.2f}" if of_a2c > 0.0 else "none seen"
 
 
 def _share(parts: dict[str, Any], which: str, part: str) -> str:

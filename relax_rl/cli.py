@@ -168,7 +168,7 @@ def _train_config(args: list[str], prog: str) -> TrainConfig:
     automatic = with_settings(TrainConfig(), {"preset": "auto"})
     given = read([token for token in args if token not in ("-h", "--help")], automatic)
     if given.run.resume is None:
-        base = preset_config(given.env.env, given.run.estimator, preset=given.run.preset)
+        base = preset_config(given.env.env, given.run.estimator, preset=given.run.preset, bins=given.env.bins)
         config = read(args, base)
         return replace(config, run=replace(config.run, preset=base.run.preset))
     saved = runs.read_config(RunFolder(Path(given.run.resume)))

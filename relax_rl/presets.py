@@ -24,6 +24,8 @@ class Override:
     settings: Mapping[str, Any]
     env: str = "*"
     estimator: str = "*"
+    binned: bool = False
+    """Only where continuous actions are cut into bins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +37,13 @@ class Preset:
     """Shell patterns of the ids it is for."""
     overrides: tuple[Override, ...] = ()
 
-    def settings(self, env: str, estimator: str = "auto") -> dict[str, Any]:
-        """Settings by name for one environment and estimator."""
-        env_id, estimator = _without_module(env), _likely_estimator(env, estimator)
+    def settings(self, env: str, estimator: str = "auto", *, bins: int = 0) -> dict[str, Any]:
+        """Settings by name for one environment and estimator, and for that many bins of its actions."""
+        env_id, estimator = _without_module(env), _likely_estimator(env, estimator, bins)
         result: dict[str, Any] = {}
         for override in self.overrides:
-            if fnmatchcase(env_id, override.env) and fnmatchcase(estimator, override.estimator):
+            fits = fnmatchcase(env_id, override.env) and fnmatchcase(estimator, override.estimator)
+            if fits and (bins or not override.binned):
                 result.update(override.settings)
         return result
 
@@ -203,14 +206,20 @@ def is_atari(env: str) -> bool:
     return find_preset(env).name == "atari"
 
 
-def settings_for(env: str, estimator: str = "auto", *, preset: str = "auto") -> dict[str, Any]:
+def settings_for(env: str, estimator: str = "auto", *, preset: str = "auto", bins: int = 0) -> dict[str, Any]:
     """The preset's settings of the agent, as keyword arguments: `RELAX(obs, actions, **settings_for("CartPole-v1"))`.
+
+    Args:
+        env: Gymnasium id.
+        estimator: by name.
+        preset: by name; "auto" for the one made for the environment, "none" for none.
+        bins: as in `make_envs`.
 
     Raises:
         SettingsError: there is no preset of that name.
     """
     known = {f.name for f in fields(AgentConfig)}
-    settings = find_preset(env, preset).settings(env, estimator)
+    settings = find_preset(env, preset).settings(env, estimator, bins=bins)
     return {name: value for name, value in settings.items() if name in known}
 
 
@@ -222,7 +231,7 @@ def preset_config(env: str, estimator: str = "auto", *, preset: str = "auto", **
     """
     found = find_preset(env, preset)
     base = with_settings(TrainConfig(), {"env": env, "estimator": estimator, "preset": found.name})
-    return with_settings(base, {**found.settings(env, estimator), **settings})
+    return with_settings(base, {**found.settings(env, estimator, bins=settings.get("bins", 0)), **settings})
 
 
 def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
@@ -246,10 +255,12 @@ def _without_module(env: str) -> str:
     return env.rpartition(":")[2]
 
 
-def _likely_estimator(env: str, estimator: str) -> str:
+def _likely_estimator(env: str, estimator: str, bins: int) -> str:
     """What `auto` will turn out to be, as far as an id tells; the action space decides when the run starts."""
     if estimator != "auto":
         return estimator
+    if bins:
+        return "relax"
     env_id = _without_module(env)
     mujoco = next(preset for preset in PRESETS if preset.name == "mujoco")
     continuous = any(fnmatchcase(env_id, pattern) for pattern in (*_CONTINUOUS, *mujoco.environments))

@@ -22,7 +22,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.headroom_controls import Clock, Dynamics, Fitted, HorizonAwareValue, RefittedValue, Seen
-from benchmarks.headroom_surrogates import LayerNormed, Regressed, Surrogate, ThroughPolicy, ThroughRollouts, TwoHeads
+from benchmarks.headroom_surrogates import (
+    LayerNormed,
+    Regressed,
+    SampledMarginal,
+    Surrogate,
+    ThroughPolicy,
+    ThroughRollouts,
+    TwoHeads,
+)
 from benchmarks.tasks import RESULTS, write_json, write_text
 from relax_rl import make_envs
 from relax_rl.agents import A2C, ActorCritic
@@ -65,7 +73,8 @@ _PASSES = {
 _MUJOCO = {"num_steps": 64, "gamma": 0.98, "gae_lambda": 0.92, **_PASSES}
 _EXPLAINED = """\
 `surrogate` is RELAX's or LAX's; `later steps too` also takes from the advantage what later actions added to it by chance
-(Cheng et al. 2019). `by the policy's gradient` fits it by the variance of each row's gradient at the policy's weights,
+(Cheng et al. 2019). `marginal over samples` takes the gradient of the surrogate's mean over actions from 16 actions drawn
+apart, in place of the one taken. `by the policy's gradient` fits it by the variance of each row's gradient at the policy's weights,
 instead of that at the distribution's parameters; `by rollouts' gradients` by that of the gradient summed over an
 environment's rollout, as an update applies it. `regression on the advantage`, `expected SARSA` and `Retrace` (Munos et al.
 2016) fit it by regression: on the advantage itself, or on what Q = V + surrogate says an action was worth, after one step
@@ -140,8 +149,10 @@ def _controls(agent: ActorCritic, env: str, seed: int, rollouts: int) -> list[Fi
     horizon = gym.spec(env).max_episode_steps
     assert horizon is not None
     own_lambda = agent.config.gae_lambda
+    only_continuous = [SampledMarginal(agent, seed, rollouts)] if agent.actions.kind == "gaussian" else []
     return [
         Surrogate(agent, seed, rollouts),
+        *only_continuous,
         ThroughPolicy(agent, seed, rollouts),
         ThroughRollouts(agent, seed, rollouts),
         Regressed(agent, seed, rollouts, name="regression on the advantage", gae_lambda=None),

@@ -27,6 +27,7 @@ from relax_rl.gradient_variance import FIT_MINIBATCH, FIT_ROWS, fit_lr, fit_step
 from relax_rl.rollouts import Rollout, gae
 
 __all__ = [
+    "PAIRS",
     "Clock",
     "Dynamics",
     "Fitted",

@@ -13,13 +13,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from benchmarks.headroom_controls import Fitted, Seen, mean_over_actions, observations, of_later_steps
+from benchmarks.headroom_controls import PAIRS, Fitted, Seen, mean_over_actions, observations, of_later_steps
 from benchmarks.policy_jacobian import gradient_of_groups, policy_metric
 from relax_rl.agents import AGENTS, ActorCritic
 from relax_rl.agents.batch import Batch
 from relax_rl.agents.estimated import Estimated
 from relax_rl.agents.surrogate import SurrogateActorCritic
-from relax_rl.critics import ActionSurrogate
+from relax_rl.critics import ActionSurrogate, relaxed_control
+from relax_rl.distributions import SlopedDistribution
 from relax_rl.gradient_variance import FIT_MINIBATCH, FIT_ROWS, Fitting
 from relax_rl.rollouts import gae, successor_values
 
@@ -27,6 +28,7 @@ __all__ = [
     "LayerNormed",
     "LayerNormedSurrogate",
     "Regressed",
+    "SampledMarginal",
     "Surrogate",
     "ThroughPolicy",
     "ThroughRollouts",
@@ -117,6 +119,47 @@ class ThroughRollouts(Fitted):
             return gradient_of_groups(self.policy, *groups).flatten(0, 1) * batch.weight.unsqueeze(-1)
 
         return _by(self.twin.estimate(batch), together)
+
+
+class SampledMarginal(Fitted):
+    """LAX with the pathwise gradient of E_a c^(s, a) from actions drawn apart, PAIRS antithetic pairs for each row.
+
+        g = (A - c^(s, a)) dlog pi(a | s) + mean_k dc^(s, a_k),    a_k = mu + sigma noise_k
+
+    It is fitted by the variance of this estimate. For continuous actions.
+    """
+
+    def __init__(self, agent: ActorCritic, seed: int, rollouts: int) -> None:
+        self.twin = _twin(agent, seed)
+        self.fitting = Fitting(self.twin, rollouts, estimate=self.estimate)
+
+    def see(self, seen: Seen) -> None:
+        self.fitting(seen.batch)
+
+    @torch.no_grad()
+    def estimates(self, seen: Seen) -> dict[str, Tensor]:
+        return {"LAX, marginal over samples": self.estimate(seen.batch).grad}
+
+    @torch.no_grad()
+    def estimate(self, batch: Batch) -> Estimated:
+        """The estimate and the way back from it to phi."""
+        dist, generator = cast(SlopedDistribution, batch.dist), self.twin.generator
+        own = dist.relax(batch.noise)
+        noise = [dist.sample_noise(generator) for _ in range(PAIRS)]
+        z = torch.stack([own, *(dist.relax(sign * x) for x in noise for sign in (1.0, -1.0))])
+        control = relaxed_control(self.twin.surrogate, dist, batch.features, z)
+        apart = range(1, len(z))
+        pathwise = torch.stack([dist.pull_back(control.slope[k], z[k]) for k in apart]).mean(0)
+
+        @torch.no_grad()
+        def to_surrogate(pull: Tensor) -> None:
+            weight, direction = torch.zeros_like(control.value), torch.zeros_like(control.slope)
+            weight[0] = -(pull * batch.score).sum(-1)
+            direction[1:] = torch.stack([dist.push_forward(pull, z[k]) for k in apart]) / len(apart)
+            control.add_gradient(weight, direction)
+
+        signal = batch.advantage - control.value[0]
+        return Estimated(signal.unsqueeze(-1) * batch.score + pathwise, to_surrogate)
 
 
 class Regressed(Fitted):

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch.func import functional_call, jacrev, vmap
 
 from benchmarks.headroom_controls import Clock, Seen, observations
-from benchmarks.headroom_surrogates import LayerNormedSurrogate, Regressed
+from benchmarks.headroom_surrogates import LayerNormedSurrogate, Regressed, SampledMarginal
 from benchmarks.policy_jacobian import gradient_of_groups, policy_metric
 from relax_rl import make_envs
 from relax_rl.agents import A2C, ActorCritic
@@ -135,3 +135,50 @@ def test_retrace_of_a_baseline_is_gae_under_it(gae_lambda: float) -> None:
     assert seen.batch.scale == 1.0
     assert float((expected - seen.batch.advantage).abs().max()) > 0.1
     torch.testing.assert_close(regressed._targets(seen), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sampled_marginal_of_a_linear_surrogate_is_exact() -> None:
+    """E_a w.a has the gradient w in the mean and none in the standard deviation, whatever is drawn."""
+    with make_envs("Pendulum-v1", num_envs=4, seed=0) as envs:
+        agent = A2C(envs.single_observation_space, envs.single_action_space, seed=0, num_steps=8, surrogate_hidden=())
+        batch = agent.batch(agent.collect(agent.collector(envs)))[0]
+    marginal = SampledMarginal(agent, 0, 1)
+    surrogate = marginal.twin.surrogate
+    shake(surrogate, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        control = surrogate(batch.features, batch.action)
+        slope = torch.cat([surrogate.gain * surrogate.head.weight[0, -1:], torch.zeros(1)])
+        expected = (batch.advantage - control).unsqueeze(-1) * batch.score + slope
+    torch.testing.assert_close(marginal.estimate(batch).grad, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sampled_marginal_learns_by_its_own_gradient() -> None:
+    with make_envs("Pendulum-v1", num_envs=4, seed=0) as envs:
+        agent = A2C(envs.single_observation_space, envs.single_action_space, seed=0, num_steps=8)
+        batch = agent.batch(agent.collect(agent.collector(envs)))[0]
+    marginal = SampledMarginal(agent, 0, 1)
+    surrogate, generator = marginal.twin.surrogate, marginal.twin.generator
+    shake(surrogate, torch.Generator().manual_seed(0))
+    pull = torch.randn(batch.score.shape, generator=torch.Generator().manual_seed(1))
+    before = generator.get_state()
+
+    def along_pull() -> float:
+        generator.set_state(before)
+        return float((marginal.estimate(batch).grad.double() * pull).sum())
+
+    for parameter in surrogate.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    generator.set_state(before)
+    to_surrogate = marginal.estimate(batch).to_surrogate
+    assert to_surrogate is not None
+    to_surrogate(pull)
+    weight = surrogate.layers.layers[0].weight
+    assert weight.grad is not None
+    direction = weight.grad / weight.grad.norm()
+    ends = []
+    for sign in (1.0, -1.0):
+        with torch.no_grad():
+            weight += sign * 1e-2 * direction
+            ends.append(along_pull())
+            weight -= sign * 1e-2 * direction
+    assert (ends[0] - ends[1]) / 2e-2 == pytest.approx(float(weight.grad.norm()), rel=2e-2)

@@ -121,7 +121,9 @@ CANDIDATES: dict[str, Study] = {
             {"minibatch_size": 256},
             {"num_steps": 256, "minibatch_size": 256},
             {"policy_lr": 1e-4},
+            {"policy_lr": 1e-4, "lr_schedule": "constant"},
         ),
+        second_round=({}, {"policy_lr": 1e-4}),
     ),
 }
 

@@ -54,6 +54,13 @@ def test_mujoco_is_normalised_and_atari_clipped():
     assert (atari.env.num_envs, atari.agent.reward_clip, atari.run.threads) == (16, 1.0, 0)
 
 
+def test_a_preset_knows_of_bins():
+    whole, cut = preset_config("HalfCheetah-v5", "a2c"), preset_config("HalfCheetah-v5", "a2c", bins=7)
+    assert (whole.agent.policy_lr, cut.agent.policy_lr, cut.env.bins) == (3e-4, 1e-4, 7)
+    assert settings_for("HalfCheetah-v5", "relax", bins=7) == settings_for("HalfCheetah-v5", "a2c", bins=7)
+    assert preset_config("HalfCheetah-v5", "a2c", bins=7, policy_lr=1e-3).agent.policy_lr == 1e-3
+
+
 def test_agents_are_compared_on_equal_settings():
     for env in ("CartPole-v1", "LunarLander-v3", "ALE/Pong-v5"):
         assert settings_for(env, "relax") == settings_for(env, "a2c")

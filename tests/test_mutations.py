@@ -166,14 +166,14 @@ PLANTS = (
         "estimators/estimate.py",
         "    squared_norm = grad.square().sum(-1)\n    if weight",
         "    squared_norm = grad.mean(-1).square()\n    if weight",
-        "test_estimators.py::test_weights_of_the_variance_loss",
+        "test_estimates.py::test_weights_of_the_variance_loss",
     ),
     Plant(
         "norms summed instead of their squares",
         "estimators/estimate.py",
         "    squared_norm = grad.square().sum(-1)\n    if weight",
         "    squared_norm = grad.norm(dim=-1)\n    if weight",
-        "test_estimators.py::test_the_variance_loss_is_the_enumerated_second_moment_and_falls_with_the_variance",
+        "test_estimates.py::test_the_variance_loss_is_the_enumerated_second_moment_and_falls_with_the_variance",
     ),
     Plant(
         "the variance's gradient leaking into theta",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,13 @@ def test_a_finished_comparison_is_only_reported_anew(finished, tmp_path, capsys)
     summary = json.loads((finished / "comparison.json").read_text())["environments"]["CartPole-v1"]
     assert all(entry["solved"]["solved"] == 0 for entry in summary["contestants"].values())
     assert "| beyond |" in (finished / "report.md").read_text()
+
+
+def test_folders_that_were_removed_are_made_again(finished):
+    drawn = {path.name for path in (finished / "figures").iterdir()}
+    shutil.rmtree(finished / "figures")
+    assert main(["compare", "--resume", str(finished), "--quiet"]) == 0
+    assert {path.name for path in (finished / "figures").iterdir()} == drawn
 
 
 def test_a_measurement_whose_result_is_gone_is_made_again(finished):

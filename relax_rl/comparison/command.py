@@ -76,6 +76,8 @@ def run_comparison(
     folder = Folder(Path(config.resume or config.run_dir or _default_folder()))
     if config.resume is None:
         folder.create()
+    else:
+        folder.complete()
     with ExitStack() as stack:
         held = stack.enter_context(folder.locked())
         start, workers, cluster = _workers(config, folder, held, interruption, stack)

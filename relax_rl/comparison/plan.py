@@ -97,6 +97,14 @@ class Folder:
                 f"{self.path} already holds a comparison; go on with it by --resume {self.path} or choose another "
                 "--run-dir"
             )
+        self.complete()
+
+    def complete(self) -> None:
+        """Make the folders that are not there, or no longer.
+
+        Raises:
+            RelaxRLError: they cannot be made.
+        """
         with writing(self.path):
             for name in FOLDERS:
                 (self.path / name).mkdir(parents=True, exist_ok=True)

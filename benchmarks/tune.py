@@ -122,8 +122,9 @@ CANDIDATES: dict[str, Study] = {
             {"num_steps": 256, "minibatch_size": 256},
             {"policy_lr": 1e-4},
             {"policy_lr": 1e-4, "lr_schedule": "constant"},
+            {"ordinal_std_init": 0.4},
         ),
-        second_round=({}, {"policy_lr": 1e-4}),
+        second_round=({}, {"policy_lr": 1e-4}, {"ordinal_std_init": 0.4}),
     ),
 }
 

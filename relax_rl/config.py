@@ -101,6 +101,8 @@ class AgentConfig:
     """Arithmetic of the Nature CNN: bfloat16 is faster where the processor has it, and rounds to three digits; weights and everything but the CNN stay float32."""
     log_std_init: float = 0.0
     """Continuous actions: initial log standard deviation."""
+    ordinal_std_init: float = math.inf
+    """MultiDiscrete actions whose choices are in order, as those of --bins: initial standard deviation of each around the middle, the first choice standing for -1 and the last for 1; inf begins with all choices alike."""
     state_dependent_std: bool = False
     """Continuous actions: the standard deviation is an output of the network instead of a free parameter."""
     squash: bool = False
@@ -136,6 +138,7 @@ class AgentConfig:
             "reward_clip",
             "clip_range",
             "target_kl",
+            "ordinal_std_init",
         ):
             _require(getattr(self, name) > 0.0, name, getattr(self, name), "above 0")
         for name in ("entropy_coef", "value_coef"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,6 +28,8 @@ class Policy(nn.Module):
         torso: reads encoded observations.
         actions: names the distribution and its sizes.
         log_std_init: initial log standard deviation of a Gaussian.
+        ordinal_std_init: initial standard deviation of each of several choices that are in order, around the middle, the
+            first standing for -1 and the last for 1; inf for choices in no order.
         state_dependent_std: whether it is an output of the network or a free parameter.
         squash: squash Gaussian actions by tanh.
     """
@@ -36,6 +40,7 @@ class Policy(nn.Module):
         actions: ActionEncoder,
         *,
         log_std_init: float = 0.0,
+        ordinal_std_init: float = math.inf,
         state_dependent_std: bool = False,
         squash: bool = False,
     ) -> None:
@@ -45,9 +50,11 @@ class Policy(nn.Module):
         gaussian = actions.kind == "gaussian"
         self.state_dependent_std = gaussian and state_dependent_std
         self.head = orthogonal(nn.Linear(torso.num_features, 2 * size if self.state_dependent_std else size), 0.01)
-        if self.state_dependent_std:
-            with torch.no_grad():
+        with torch.no_grad():
+            if self.state_dependent_std:
                 self.head.bias[size:] = log_std_init
+            elif actions.kind == "multi_categorical":
+                self.head.bias.copy_(torch.cat([_ordinal_logits(n, ordinal_std_init) for n in actions.sizes]))
         self.log_std = nn.Parameter(torch.full((size,), log_std_init)) if gaussian and not state_dependent_std else None
 
     @property
@@ -82,3 +89,8 @@ class Policy(nn.Module):
         if self.kind == "bernoulli":
             return Bernoulli(params)
         return TanhGaussian(params) if self.squash else DiagGaussian(params)
+
+
+def _ordinal_logits(choices: int, std: float) -> Tensor:
+    """`[choices]` log-density, up to a constant, of a centred Gaussian at equal steps from -1 to 1."""
+    return -0.5 * (torch.linspace(-1.0, 1.0, choices) / std).square()

@@ -150,7 +150,7 @@ PRESETS: tuple[Preset, ...] = (
                 settings={"num_steps": 128, "minibatch_size": 256, "log_std_init": 0.0},
             ),
             Override(env="HalfCheetah-v*", settings={"gamma": 0.98, "gae_lambda": 0.92}),
-            Override(env="HalfCheetah-v*", binned=True, settings={"policy_lr": 1e-4}),
+            Override(env="HalfCheetah-v*", binned=True, settings={"ordinal_std_init": 0.4}),
             Override(env="Swimmer-v*", settings={"gamma": 0.9999}),
         ),
     ),

@@ -56,6 +56,18 @@ def test_the_initial_standard_deviation_is_the_one_asked_for(state_dependent: bo
     assert (log_std.std() > 1e-5) == state_dependent
 
 
+def test_ordered_choices_begin_around_the_middle() -> None:
+    policy = policy_for(spaces.MultiDiscrete([7, 2, 3]), ordinal_std_init=0.4)
+    bell = torch.exp(-0.5 * (torch.linspace(-1, 1, 7) / 0.4) ** 2)
+    with torch.no_grad():
+        policy.head.weight.zero_()
+        probs = policy.distribution(policy(torch.zeros(1, 4))).log_probs[0].exp()  # type: ignore[attr-defined]
+    torch.testing.assert_close(probs[0], bell / bell.sum())
+    torch.testing.assert_close(probs[1, :2], torch.tensor([0.5, 0.5]))
+    assert float(probs[2, 1] / probs[2, 0]) == pytest.approx(np.exp(0.5 / 0.4**2), rel=1e-5)
+    assert not policy_for(spaces.MultiDiscrete([7, 2, 3])).head.bias.any()
+
+
 def test_a_state_dependent_standard_deviation_stays_in_float_range() -> None:
     policy = policy_for(BOX, state_dependent_std=True)
     with torch.no_grad():

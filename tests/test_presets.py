@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from relax_rl.config import AgentConfig, TrainConfig
@@ -56,9 +58,9 @@ def test_mujoco_is_normalised_and_atari_clipped():
 
 def test_a_preset_knows_of_bins():
     whole, cut = preset_config("HalfCheetah-v5", "a2c"), preset_config("HalfCheetah-v5", "a2c", bins=7)
-    assert (whole.agent.policy_lr, cut.agent.policy_lr, cut.env.bins) == (3e-4, 1e-4, 7)
+    assert (whole.agent.ordinal_std_init, cut.agent.ordinal_std_init, cut.env.bins) == (math.inf, 0.4, 7)
     assert settings_for("HalfCheetah-v5", "relax", bins=7) == settings_for("HalfCheetah-v5", "a2c", bins=7)
-    assert preset_config("HalfCheetah-v5", "a2c", bins=7, policy_lr=1e-3).agent.policy_lr == 1e-3
+    assert preset_config("HalfCheetah-v5", "a2c", bins=7, ordinal_std_init=1.0).agent.ordinal_std_init == 1.0
 
 
 def test_agents_are_compared_on_equal_settings():

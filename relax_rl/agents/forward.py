@@ -76,6 +76,7 @@ class Networks:
             torso,
             actions,
             log_std_init=config.log_std_init,
+            ordinal_std_init=config.ordinal_std_init,
             state_dependent_std=config.state_dependent_std,
             squash=config.squash,
         ).to(device)

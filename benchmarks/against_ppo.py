@@ -5,7 +5,8 @@
 
 Every task is one `train_agent.py compare` command. Ours take the preset of the task; without a surrogate (`off`) that is
 A2C, or PPO's gradient with our V where the preset passes over a rollout several times, and with one (`on`) it differs in
-nothing else. `CartPole-v1-zoo-settings` gives ours what rl-baselines3-zoo tuned for PPO. The comparisons work in
+nothing else. `CartPole-v1-zoo-settings` gives ours what rl-baselines3-zoo tuned for PPO, and two of HalfCheetah with 7 bins
+give ours what its preset was before, and another candidate for it. The comparisons work in
 `runs/benchmarks/against_ppo/`, can be stopped and gone on with, and leave their report, numbers and figures in
 `results/against_ppo/<task>/`; `results/against_ppo.md` sums them up.
 """
@@ -55,6 +56,12 @@ MATCHES: dict[str, Match] = {
     "HalfCheetah-v5": _match("HalfCheetah-v5", 1_000_000, on="lax", seeds=5),
     "Hopper-v5": _match("Hopper-v5", 1_000_000, on="lax", seeds=5),
     "HalfCheetah-v5-7-bins": _match("HalfCheetah-v5,bins=7", 1_000_000, seeds=5),
+    "HalfCheetah-v5-7-bins-first-settings": replace(
+        _match("HalfCheetah-v5,bins=7", 1_000_000, seeds=5), settings={"ordinal_std_init": "inf"}
+    ),
+    "HalfCheetah-v5-7-bins-lower-rate": replace(
+        _match("HalfCheetah-v5,bins=7", 1_000_000, seeds=5), settings={"ordinal_std_init": "inf", "policy_lr": "1e-4"}
+    ),
     "CartPole-v1-zoo-settings": replace(
         _match("CartPole-v1", 100_000),
         fit_batches=300,

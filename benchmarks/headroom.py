@@ -23,13 +23,13 @@ from torch import Tensor
 
 from benchmarks.headroom_controls import Clock, Dynamics, Fitted, HorizonAwareValue, RefittedValue, Seen
 from benchmarks.headroom_surrogates import (
-    LayerNormed,
     Regressed,
     SampledMarginal,
     Surrogate,
     ThroughPolicy,
     ThroughRollouts,
     TwoHeads,
+    layer_normed,
 )
 from benchmarks.tasks import RESULTS, write_json, write_text
 from relax_rl import make_envs
@@ -160,7 +160,7 @@ def _controls(agent: ActorCritic, env: str, seed: int, rollouts: int) -> list[Fi
         Regressed(agent, seed, rollouts, name="Retrace", gae_lambda=own_lambda),
         Regressed(agent, seed, rollouts, name="Retrace and variance", gae_lambda=own_lambda, variance=True),
         TwoHeads(agent, seed, rollouts),
-        LayerNormed(agent, seed, rollouts),
+        layer_normed(agent, seed, rollouts),
         RefittedValue(agent, seed, rollouts),
         HorizonAwareValue(agent, seed, rollouts, horizon=horizon),
         Dynamics(agent, seed),

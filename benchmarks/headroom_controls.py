@@ -23,7 +23,7 @@ from relax_rl.critics import ValueFunction
 from relax_rl.distributions import Distribution, FiniteDistribution
 from relax_rl.envs import VectorEnvs
 from relax_rl.estimators.exact import every_outcome
-from relax_rl.gradient_variance import FIT_MINIBATCH, FIT_ROWS, fit_lr, fit_steps
+from relax_rl.gradient_variance import fit_lr, fit_steps, rollouts_kept, some_rows
 from relax_rl.rollouts import Rollout, gae
 
 __all__ = [
@@ -228,12 +228,12 @@ class RefittedValue(Fitted):
     def see(self, seen: Seen) -> None:
         inputs, batch = self.inputs(seen), self._batch(seen)
         rows = len(batch.weight)
-        self.kept = [*self.kept, (inputs[:rows], batch.return_, batch.weight)][-max(1, FIT_ROWS // rows) :]
+        self.kept = [*self.kept, (inputs[:rows], batch.return_, batch.weight)][-rollouts_kept(rows) :]
         asked, target, weight = (torch.cat(column) for column in zip(*self.kept, strict=True))
         self.optimizer.param_groups[0]["lr"] = fit_lr(self.seen, self.rollouts)
         self.seen += 1
         for _ in range(fit_steps(rows, self.rollouts)):
-            index = torch.randint(len(asked), (FIT_MINIBATCH,), generator=self.generator)
+            index = some_rows(len(asked), self.generator)
             loss = ((self.value(asked[index]) - target[index]).square() * weight[index]).mean()
             self.optimizer.zero_grad()
             loss.backward()

@@ -21,11 +21,11 @@ from relax_rl.agents.estimated import Estimated
 from relax_rl.agents.surrogate import SurrogateActorCritic
 from relax_rl.critics import ActionSurrogate, relaxed_control
 from relax_rl.distributions import SlopedDistribution
-from relax_rl.gradient_variance import FIT_MINIBATCH, FIT_ROWS, Fitting
+from relax_rl.gradient_variance import FIT_MINIBATCH, Fitting, rollouts_kept, some_rows
 from relax_rl.rollouts import gae, successor_values
 
 __all__ = [
-    "LayerNormed",
+    "FittedSurrogate",
     "LayerNormedSurrogate",
     "Regressed",
     "SampledMarginal",
@@ -33,10 +33,41 @@ __all__ = [
     "ThroughPolicy",
     "ThroughRollouts",
     "TwoHeads",
+    "layer_normed",
 ]
 
 
-class Surrogate(Fitted):
+class FittedSurrogate(Fitted):
+    """RELAX's or LAX's estimate with a surrogate of its own.
+
+    Args:
+        name: of the estimate.
+        twin: whose surrogate is fitted.
+        rollouts: that there will be.
+        estimate, draw: as for `Fitting`: what it is fitted by, the variance of the twin's own estimate by default.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        twin: SurrogateActorCritic,
+        rollouts: int,
+        *,
+        estimate: Callable[[Batch], Estimated] | None = None,
+        draw: Callable[[int, torch.Generator], Tensor] | None = None,
+    ) -> None:
+        self.name, self.twin = name, twin
+        self.fitting = Fitting(twin, rollouts, estimate=estimate, draw=draw)
+
+    def see(self, seen: Seen) -> None:
+        self.fitting(seen.batch)
+
+    @torch.no_grad()
+    def estimates(self, seen: Seen) -> dict[str, Tensor]:
+        return {self.name: self.twin.estimate(seen.batch).grad}
+
+
+class Surrogate(FittedSurrogate):
     """The package's own: c^ by the variance objective, at its own step, and at the later steps of the trajectory too.
 
     At a later step it is c^(s, a) - E_a c^(s, a) that is subtracted from the advantage: what later actions add to it by
@@ -44,11 +75,8 @@ class Surrogate(Fitted):
     """
 
     def __init__(self, agent: ActorCritic, seed: int, rollouts: int) -> None:
-        self.agent, self.twin = agent, _twin(agent, seed)
-        self.fitting = Fitting(self.twin, rollouts)
-
-    def see(self, seen: Seen) -> None:
-        self.fitting(seen.batch)
+        super().__init__("surrogate", _twin(agent, seed), rollouts)
+        self.agent = agent
 
     @torch.no_grad()
     def estimates(self, seen: Seen) -> dict[str, Tensor]:
@@ -58,28 +86,19 @@ class Surrogate(Fitted):
             batch.dist, lambda noise: _control(self.twin, batch, noise), self.twin.generator
         )
         later = replace(batch, advantage=batch.advantage - of_later_steps(self.agent, seen, by_chance))
-        return {
-            "surrogate": self.twin.estimate(batch).grad,
-            "surrogate, later steps too": self.twin.estimate(later).grad,
-        }
+        return super().estimates(seen) | {f"{self.name}, later steps too": self.twin.estimate(later).grad}
 
 
-class ThroughPolicy(Fitted):
+class ThroughPolicy(FittedSurrogate):
     """c^ by the variance of the policy's own gradient, row by row, instead of that at the distribution's parameters.
 
     With J a row's Jacobian of the parameters g is taken at, |J'g|^2 is what it minimises, and J J'g is pulled back.
     """
 
     def __init__(self, agent: ActorCritic, seed: int, rollouts: int) -> None:
-        self.policy, self.twin = agent.policy, _twin(agent, seed)
-        self.fitting = Fitting(self.twin, rollouts, estimate=self._through_policy)
-
-    def see(self, seen: Seen) -> None:
-        self.fitting(seen.batch)
-
-    @torch.no_grad()
-    def estimates(self, seen: Seen) -> dict[str, Tensor]:
-        return {"surrogate, by the policy's gradient": self.twin.estimate(seen.batch).grad}
+        name, twin = "surrogate, by the policy's gradient", _twin(agent, seed)
+        super().__init__(name, twin, rollouts, estimate=self._through_policy)
+        self.policy = agent.policy
 
     def _through_policy(self, batch: Batch) -> Estimated:
         """The twin's estimate, with another way back to its surrogate."""
@@ -87,24 +106,21 @@ class ThroughPolicy(Fitted):
         return _by(self.twin.estimate(batch), lambda pull: (metric @ pull.unsqueeze(-1)).squeeze(-1))
 
 
-class ThroughRollouts(Fitted):
+class ThroughRollouts(FittedSurrogate):
     """c^ by the variance of what an update applies: the policy's gradient summed over an environment's rollout.
 
     |sum_t J_t'g_t|^2 is what it minimises, over rollouts of single environments, which are independent of each other.
     """
 
     def __init__(self, agent: ActorCritic, seed: int, rollouts: int) -> None:
-        self.policy, self.twin = agent.policy, _twin(agent, seed)
+        name, twin = "surrogate, by rollouts' gradients", _twin(agent, seed)
+        super().__init__(name, twin, rollouts, estimate=self._through_rollouts, draw=self._draw)
+        self.policy = agent.policy
         self.steps, self.num_envs = agent.config.num_steps, 0
-        self.fitting = Fitting(self.twin, rollouts, estimate=self._through_rollouts, draw=self._draw)
 
     def see(self, seen: Seen) -> None:
         self.num_envs = seen.rollout.num_envs
-        self.fitting(seen.batch)
-
-    @torch.no_grad()
-    def estimates(self, seen: Seen) -> dict[str, Tensor]:
-        return {"surrogate, by rollouts' gradients": self.twin.estimate(seen.batch).grad}
+        super().see(seen)
 
     def _draw(self, rows: int, generator: torch.Generator) -> Tensor:
         """Rows of some environments' rollouts, one after the other."""
@@ -121,7 +137,7 @@ class ThroughRollouts(Fitted):
         return _by(self.twin.estimate(batch), together)
 
 
-class SampledMarginal(Fitted):
+class SampledMarginal(FittedSurrogate):
     """LAX with the pathwise gradient of E_a c^(s, a) from actions drawn apart, PAIRS antithetic pairs for each row.
 
         g = (A - c^(s, a)) dlog pi(a | s) + mean_k dc^(s, a_k),    a_k = mu + sigma noise_k
@@ -130,15 +146,11 @@ class SampledMarginal(Fitted):
     """
 
     def __init__(self, agent: ActorCritic, seed: int, rollouts: int) -> None:
-        self.twin = _twin(agent, seed)
-        self.fitting = Fitting(self.twin, rollouts, estimate=self.estimate)
-
-    def see(self, seen: Seen) -> None:
-        self.fitting(seen.batch)
+        super().__init__("LAX, marginal over samples", _twin(agent, seed), rollouts, estimate=self.estimate)
 
     @torch.no_grad()
     def estimates(self, seen: Seen) -> dict[str, Tensor]:
-        return {"LAX, marginal over samples": self.estimate(seen.batch).grad}
+        return {self.name: self.estimate(seen.batch).grad}
 
     @torch.no_grad()
     def estimate(self, batch: Batch) -> Estimated:
@@ -162,7 +174,7 @@ class SampledMarginal(Fitted):
         return Estimated(signal.unsqueeze(-1) * batch.score + pathwise, to_surrogate)
 
 
-class Regressed(Fitted):
+class Regressed(FittedSurrogate):
     """c^ by regression on what an action was worth beyond V, with the variance objective beside it or without.
 
     The targets are Retrace's (Munos et al. 2016), of Q = V + c^ under the policy that acted, with the agent's lambda or,
@@ -179,25 +191,20 @@ class Regressed(Fitted):
         gae_lambda: float | None,
         variance: bool = False,
     ) -> None:
-        self.agent, self.twin, self.name = agent, _twin(agent, seed), name
-        self.gae_lambda, self.variance = gae_lambda, variance
-        self.fitting = Fitting(self.twin, rollouts, estimate=self._regressed, draw=self._draw)
+        super().__init__(name, _twin(agent, seed), rollouts, estimate=self._regressed, draw=self._draw)
+        self.agent, self.gae_lambda, self.variance = agent, gae_lambda, variance
         self.kept: deque[Seen] = deque()
         self.target, self.index = torch.empty(0), torch.empty(0)
 
     def see(self, seen: Seen) -> None:
         self.kept.append(seen)
-        while len(self.kept) > max(1, FIT_ROWS // len(seen.batch.weight)):
+        while len(self.kept) > rollouts_kept(len(seen.batch.weight)):
             self.kept.popleft()
         self.target = torch.cat([self._targets(each) for each in self.kept])
-        self.fitting(seen.batch)
-
-    @torch.no_grad()
-    def estimates(self, seen: Seen) -> dict[str, Tensor]:
-        return {self.name: self.twin.estimate(seen.batch).grad}
+        super().see(seen)
 
     def _draw(self, rows: int, generator: torch.Generator) -> Tensor:
-        self.index = torch.randint(rows, (FIT_MINIBATCH,), generator=generator)
+        self.index = some_rows(rows, generator)
         return self.index
 
     def _regressed(self, batch: Batch) -> Estimated:
@@ -249,36 +256,25 @@ class TwoHeads(Fitted):
     """The mean of two surrogates, each fitted by the variance objective from another start and on other rows."""
 
     def __init__(self, agent: ActorCritic, seed: int, rollouts: int) -> None:
-        self.twins = [_twin(agent, 2 * seed + number) for number in (1, 2)]
-        self.fittings = [Fitting(twin, rollouts) for twin in self.twins]
+        self.heads = [FittedSurrogate(str(k), _twin(agent, 2 * seed + k), rollouts) for k in (1, 2)]
 
     def see(self, seen: Seen) -> None:
-        for fitting in self.fittings:
-            fitting(seen.batch)
+        for head in self.heads:
+            head.see(seen)
 
-    @torch.no_grad()
     def estimates(self, seen: Seen) -> dict[str, Tensor]:
-        return {"two surrogates": torch.stack([twin.estimate(seen.batch).grad for twin in self.twins]).mean(0)}
+        found = [estimate for head in self.heads for estimate in head.estimates(seen).values()]
+        return {"two surrogates": torch.stack(found).mean(0)}
 
 
-class LayerNormed(Fitted):
+def layer_normed(agent: ActorCritic, seed: int, rollouts: int) -> FittedSurrogate:
     """The package's own with layer normalisation before every activation of the surrogate."""
-
-    def __init__(self, agent: ActorCritic, seed: int, rollouts: int) -> None:
-        self.twin = _twin(agent, seed)
-        own, config = self.twin.surrogate, self.twin.config
-        actions = sum(self.twin.actions.sizes)
-        self.twin.use_surrogate(
-            LayerNormedSurrogate(own.num_features, actions, config.surrogate_hidden, config.surrogate_activation)
-        )
-        self.fitting = Fitting(self.twin, rollouts)
-
-    def see(self, seen: Seen) -> None:
-        self.fitting(seen.batch)
-
-    @torch.no_grad()
-    def estimates(self, seen: Seen) -> dict[str, Tensor]:
-        return {"surrogate with LayerNorm": self.twin.estimate(seen.batch).grad}
+    twin = _twin(agent, seed)
+    config, actions = twin.config, sum(twin.actions.sizes)
+    twin.use_surrogate(
+        LayerNormedSurrogate(twin.num_surrogate_features, actions, config.surrogate_hidden, config.surrogate_activation)
+    )
+    return FittedSurrogate("surrogate with LayerNorm", twin, rollouts)
 
 
 class LayerNormedSurrogate(ActionSurrogate):

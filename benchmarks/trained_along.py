@@ -4,7 +4,7 @@
     python -m benchmarks.trained_along --tasks Acrobot-v1 --report
 
 A run of RELAX or LAX with the preset of its task, and on the shorter tasks one whose surrogate learns from the last 8
-rollouts at three times the rate, is frozen early, midway and late in learning. There the agent's own surrogate, as it
+rollouts at a rate of 3e-3, is frozen early, midway and late in learning. There the agent's own surrogate, as it
 stands, is measured beside one that is trained on at the frozen policy, on the same rollouts. Each is one `train_agent.py
 compare` command and leaves its report in `results/trained_along/<task>/`; the table is `results/trained_along.md`.
 """

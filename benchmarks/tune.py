@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks import RESULTS, TASKS, WINDOW, Task, write_text
-from relax_rl.presets import settings_for
 
 __all__ = ["CANDIDATES", "Study", "main"]
 
@@ -113,7 +112,23 @@ CANDIDATES: dict[str, Study] = {
         estimators=("a2c",),
         steps=1_000_000,
         seeds=2,
-        base={"bins": 7, "num_envs": 8, **settings_for("HalfCheetah-v5", "a2c")},
+        base={
+            **NORMALIZED,
+            "bins": 7,
+            "num_envs": 8,
+            "num_steps": 64,
+            "minibatch_size": 64,
+            "epochs": 10,
+            "clip_range": 0.2,
+            "gamma": 0.98,
+            "gae_lambda": 0.92,
+            "policy_lr": 3e-4,
+            "value_lr": 3e-4,
+            "surrogate_lr": 1e-3,
+            "surrogate_scale": "fitted",
+            "log_std_init": -1.0,
+            "lr_schedule": "linear",
+        },
         candidates=(
             {},
             {"entropy_coef": 0.003},

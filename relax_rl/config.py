@@ -138,9 +138,10 @@ class AgentConfig:
             "reward_clip",
             "clip_range",
             "target_kl",
-            "ordinal_std_init",
         ):
             _require(getattr(self, name) > 0.0, name, getattr(self, name), "above 0")
+        # Below, what is far from the middle has no probability in float32.
+        _require(self.ordinal_std_init >= 0.01, "ordinal_std_init", self.ordinal_std_init, "at least 0.01")
         for name in ("entropy_coef", "value_coef"):
             value = getattr(self, name)
             _require(value >= 0.0 and math.isfinite(value), name, value, "0 or above")

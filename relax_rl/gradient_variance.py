@@ -33,6 +33,8 @@ __all__ = [
     "fit_lr",
     "fit_steps",
     "policy_gradient",
+    "rollouts_kept",
+    "some_rows",
 ]
 
 REFERENCE = "a2c"
@@ -88,6 +90,11 @@ def fit_steps(rows: int, rollouts: int) -> int:
 def fit_lr(seen: int, rollouts: int) -> float:
     """Learning rate after `seen` of all rollouts: from 3e-3 down to zero, so that the fit comes to rest."""
     return _FIT_LR * max(0.0, 1.0 - seen / rollouts)
+
+
+def rollouts_kept(rows: int) -> int:
+    """How many of the latest rollouts of so many rows a surrogate is fitted on at a time."""
+    return max(1, FIT_ROWS // rows)
 
 
 def contenders(agent: ActorCritic, *, fit_batches: int, seed: int = 0) -> list[Contender]:
@@ -250,13 +257,13 @@ class Fitting:
         draw: Callable[[int, torch.Generator], Tensor] | None = None,
     ) -> None:
         self.twin, self.rollouts, self.seen = twin, rollouts, 0
-        self.estimate, self.draw = estimate or twin.estimate, draw or _some_rows
+        self.estimate, self.draw = estimate or twin.estimate, draw or some_rows
         self.kept: deque[Batch] = deque()
 
     def __call__(self, batch: Batch) -> None:
         twin, generator = self.twin, self.twin.generator
         self.kept.append(batch)
-        while len(self.kept) > max(1, FIT_ROWS // len(batch.weight)):
+        while len(self.kept) > rollouts_kept(len(batch.weight)):
             self.kept.popleft()
         params = torch.cat([each.dist.params.detach() for each in self.kept])
         features, action, advantage, weight = (
@@ -282,5 +289,6 @@ class Fitting:
             twin.train_surrogate(part, self.estimate(part))
 
 
-def _some_rows(rows: int, generator: torch.Generator) -> Tensor:
+def some_rows(rows: int, generator: torch.Generator) -> Tensor:
+    """`[FIT_MINIBATCH]` numbers of rows for a step, with repetition."""
     return torch.randint(rows, (FIT_MINIBATCH,), generator=generator, device=generator.device)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from relax_rl.config import AgentConfig
 from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical, TanhGaussian
+from relax_rl.errors import SettingsError
 from relax_rl.networks import MLP
 from relax_rl.policies import Policy
 from relax_rl.spaces import ActionEncoder
@@ -66,6 +68,18 @@ def test_ordered_choices_begin_around_the_middle() -> None:
     torch.testing.assert_close(probs[1, :2], torch.tensor([0.5, 0.5]))
     assert float(probs[2, 1] / probs[2, 0]) == pytest.approx(np.exp(0.5 / 0.4**2), rel=1e-5)
     assert not policy_for(spaces.MultiDiscrete([7, 2, 3])).head.bias.any()
+
+
+@pytest.mark.parametrize("std", [0.0, -0.4, 0.001, float("nan")])
+def test_ordered_choices_need_some_spread(std: float) -> None:
+    with pytest.raises(SettingsError, match=r"ordinal_std_init is .*, expected at least 0.01"):
+        AgentConfig(ordinal_std_init=std)
+
+
+def test_the_narrowest_spread_is_finite() -> None:
+    policy = policy_for(spaces.MultiDiscrete([7, 2]), ordinal_std_init=0.01)
+    log_probs = policy.distribution(policy(torch.zeros(1, 4))).log_probs  # type: ignore[attr-defined]
+    assert torch.isfinite(log_probs[..., :2]).all()
 
 
 def test_a_state_dependent_standard_deviation_stays_in_float_range() -> None:

@@ -76,7 +76,7 @@ class AgentConfig:
     surrogate_steps: int = 1
     """Steps of the surrogate per step of the policy."""
     surrogate_replay: int = 0
-    """Rollouts kept for the surrogate to learn from after the policy's steps, rows of earlier policies weighted by their present probability; 0 keeps the last one where the policy passes over it in minibatches, and otherwise learns in the policy's own step."""
+    """Rollouts kept for the surrogate to learn from after the policy's steps, with advantages under V as it is then, rows of earlier policies weighted by their present probability; 0 keeps the last one where the policy passes over it in minibatches, and otherwise learns in the policy's own step."""
     surrogate_scale: Literal["one", "fitted"] = "one"
     """How much of the surrogate enters the estimate: all of it (one), or the fraction between 0 and 1 that would have lowered the variance most over recent rollouts (fitted), none of a bad one."""
     entropy_coef: float = 0.0

@@ -78,26 +78,31 @@ def test_a_plain_step_trains_the_surrogate_on_its_own_batch() -> None:
     assert len(agent._replay) == 0  # and keeps nothing
 
 
-def test_the_last_rollouts_are_kept_and_their_advantages_follow_the_unit_of_rewards() -> None:
-    agent = agent_for(RELAX, surrogate_replay=2, normalize_reward=True)
-    seen, rollouts, advantages, units = watch_training(agent), [], [], []
-    for number in range(3):
-        rollout = rollout_for(agent, seed=number)
-        rollout = replace(rollout, reward=rollout.reward * 10.0**number)
-        assert agent.reward_scaler is not None
-        units.append(agent.reward_scaler.scale)
-        advantages.append(agent.batch(rollout)[0].advantage)
-        rollouts.append(rollout)
-        agent.update(rollout)
-    assert units[2] < 0.5 * units[1]
-    assert [len(batch.weight) for batch in seen] == [ROWS] * 3
-    # The third batch is a draw from the second and the third rollout, in the unit of the third.
-    kept = torch.cat([advantages[1] * (units[2] / units[1]), advantages[2]])
-    places = (seen[2].advantage.unsqueeze(1) - kept).abs().argmin(1)
-    torch.testing.assert_close(kept[places], seen[2].advantage, rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("settings", [{}, {**PASSES, "minibatch_size": 24}])
+def test_the_last_rollouts_are_kept_and_seen_under_the_present_value_function(settings: dict[str, Any]) -> None:
+    agent = agent_for(RELAX, surrogate_replay=2, normalize_reward=True, value_lr=0.1, **settings)
+    rollouts = [rollout_for(agent, seed=number) for number in range(3)]
+    seen: list[Batch] = []
+    advantages: list[Tensor] = []
+    train = agent.train_surrogate
+
+    def watched(batch: Batch, estimated: Any) -> Any:
+        if not seen:
+            advantages[:] = [agent.batch(rollout)[0].advantage for rollout in rollouts[1:]]
+        seen.append(batch)
+        return train(batch, estimated)
+
+    agent.update(rollouts[0])
+    agent.update(rollouts[1])
+    before = [agent.batch(rollout)[0].advantage for rollout in rollouts[1:]]
+    agent.train_surrogate = watched  # type: ignore[method-assign]
+    agent.update(rollouts[2])
+    kept, obs = torch.cat(advantages), torch.cat([rollout.obs[:-1].flatten(0, 1) for rollout in rollouts[1:]])
+    assert all(float((then - now).abs().max()) > 0.01 for then, now in zip(before, advantages, strict=True))
+    places = (seen[0].features.unsqueeze(1) - obs).abs().sum(-1).argmin(1)
+    assert torch.equal(seen[0].features, obs[places])
     assert 0 < int((places < ROWS).sum()) < ROWS
-    obs = torch.cat([rollout.obs[:-1].flatten(0, 1) for rollout in rollouts[1:]])
-    assert torch.equal(seen[2].features, obs[places])
+    torch.testing.assert_close(seen[0].advantage, kept[places])
 
 
 @pytest.mark.parametrize("kind", [RELAX, LAX])

@@ -288,12 +288,12 @@ class ActorCritic:
         """
         return batch.old_log_prob is None and not self.config.surrogate_replay
 
-    def train_surrogate_later(self, batch: Batch, obs: Tensor, count: int) -> dict[str, Tensor | float]:
-        """Train what the estimate depends on once the policy has taken its steps on a rollout; returns metrics.
+    def train_surrogate_later(self, rollout: Rollout, batch: Batch, count: int) -> dict[str, Tensor | float]:
+        """Train what the estimate depends on once policy and V have taken their steps on a rollout; returns metrics.
 
         Args:
-            batch: the rollout, under the policy that acted.
-            obs: `[B, ...]` normalised observations.
+            rollout: the last one.
+            batch: its rows, under the policy that acted.
             count: steps that the policy has taken.
         """
         return {}

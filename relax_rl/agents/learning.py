@@ -72,8 +72,7 @@ def update(agent: ActorCritic, rollout: Rollout) -> dict[str, Tensor | float]:
     batch, params, value = agent.batch(rollout)
     agent._networks.forget()
     passes = config.epochs > 1 or 0 < config.minibatch_size < batch.num_rows
-    replayed = passes or config.surrogate_replay > 0
-    needed = replayed or agent.value_replay is not None
+    needed = passes or agent.value_replay is not None
     obs = _rows_of(agent, rollout, batch) if needed else None
     if agent.value_replay is not None and obs is not None:
         batch = agent.value_replay.join(batch, obs, agent.reward_unit)
@@ -81,9 +80,9 @@ def update(agent: ActorCritic, rollout: Rollout) -> dict[str, Tensor | float]:
         metrics, taken = minibatch_steps(agent, batch, obs, agent._networks)
     else:
         metrics, taken = agent.step(batch, params, value), 1
-    if replayed and obs is not None:
+    if passes or config.surrogate_replay:
         agent.watch("surrogate")
-        metrics |= agent.train_surrogate_later(batch, obs, taken)
+        metrics |= agent.train_surrogate_later(rollout, batch, taken)
     agent.watch("statistics")
     steps, episodes = absorb(agent, rollout, batch)
     agent.steps += steps

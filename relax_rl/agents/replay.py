@@ -1,20 +1,21 @@
-"""Recent rollouts, kept for a surrogate to learn from after the policy has taken its steps."""
+"""Recent rollouts, kept for a surrogate to learn from after policy and value function have taken their steps."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from relax_rl.agents.batch import Batch
-from relax_rl.agents.forward import Networks
+from relax_rl.agents.compiled import with_graph
 from relax_rl.agents.minibatches import noise_for
 from relax_rl.agents.shares import Share, minibatches
+from relax_rl.rollouts import Rollout
 
 if TYPE_CHECKING:
     from relax_rl.agents.base import ActorCritic
@@ -26,29 +27,11 @@ MOST_RATIO = 2.0
 far as a few of them do not drown the rest."""
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """A rollout's rows, under the policy that acted.
-
-    Attributes:
-        obs: `[B, ...]` as the networks took them.
-        action: `[B, ...]`.
-        advantage: `[B]` in the unit of raw rewards.
-        weight: `[B]`.
-        log_prob: `[B]` of the actions.
-        share: which of all workers' rows these are.
-    """
-
-    obs: Tensor
-    action: Tensor
-    advantage: Tensor
-    weight: Tensor
-    log_prob: Tensor
-    share: Share | None
-
-
 class Replay:
-    """The rows of the last few rollouts.
+    """The last few rollouts, seen as the agent would see them now.
+
+    What a surrogate takes away is mostly V's error. So its advantages are those under V as it is after its steps: the
+    errors that V has just corrected would be corrected twice.
 
     It is no part of a checkpoint: a run that goes on after a stop fills it anew.
 
@@ -57,60 +40,65 @@ class Replay:
     """
 
     def __init__(self, size: int) -> None:
-        self._rollouts: deque[_Rows] = deque(maxlen=size)
+        self._rollouts: deque[tuple[Rollout, Tensor]] = deque(maxlen=size)
 
     def __len__(self) -> int:
         return len(self._rollouts)
 
-    def add(self, batch: Batch, obs: Tensor, unit: float) -> None:
+    def add(self, rollout: Rollout, batch: Batch) -> None:
         """Keep a rollout, and forget the oldest beyond those that are kept.
 
         Args:
+            rollout: of `B` steps.
             batch: all its rows, under the policy that acted.
-            obs: `[B, ...]` normalised observations.
-            unit: what raw rewards were multiplied by on their way to the batch's advantages.
         """
-        log_prob = batch.dist.log_prob(batch.action).detach()
-        rows = _Rows(obs, batch.action, batch.advantage / unit, batch.weight, log_prob, batch.share)
-        self._rollouts.append(rows)
+        self._rollouts.append((rollout, batch.dist.log_prob(batch.action).detach()))
 
-    def batches(self, agent: ActorCritic, batch: Batch, networks: Networks, unit: float, count: int) -> Iterator[Batch]:
-        """Shuffled minibatches of all rows under the present policy, each with fresh noise behind its actions.
+    def batches(self, agent: ActorCritic, count: int) -> Iterator[Batch]:
+        """Shuffled minibatches of all rows under the present policy and V, each with fresh noise behind its actions.
 
         Args:
             agent: says how large minibatches are: `minibatch_size`, or a rollout.
-            batch: of the last rollout.
-            networks: the agent's.
-            unit: of its advantages, in which all are given.
             count: how many; rows come again once all have been there.
         """
-        rollouts = list(self._rollouts)
-        obs, action, advantage, weight, log_prob = (
-            torch.cat([getattr(rows, name) for rows in rollouts])
-            for name in ("obs", "action", "advantage", "weight", "log_prob")
+        with torch.no_grad():
+            seen = [_at_present(agent, rollout) for rollout, _ in self._rollouts]
+            ratios = [
+                torch.exp(batch.dist.log_prob(batch.action) - old)
+                for batch, (_, old) in zip(seen, self._rollouts, strict=True)
+            ]
+        params = torch.cat([batch.dist.params.detach() for batch in seen])
+        features, action, advantage = (
+            torch.cat([getattr(batch, name) for batch in seen]) for name in ("features", "action", "advantage")
         )
-        together = _together([rows.share for rows in rollouts])
-        size = agent.config.minibatch_size or batch.num_rows
+        weight = torch.cat(
+            [batch.weight * ratio.clamp(max=MOST_RATIO) for batch, ratio in zip(seen, ratios, strict=True)]
+        )
+        last, together = seen[-1], _together([batch.share for batch in seen])
+        size = agent.config.minibatch_size or last.num_rows
         while True:
             for index, share in minibatches(len(weight), size, together, agent.generator):
                 if not count:
                     return
                 count -= 1
-                with torch.no_grad():
-                    params, _, features = networks(obs[index], len(index))
-                    dist = batch.dist.with_params(params.requires_grad_())
-                    ratio = torch.exp(dist.log_prob(action[index]) - log_prob[index])
+                dist = last.dist.with_params(params[index].requires_grad_())
                 yield replace(
-                    batch,
-                    features=features,
+                    last,
+                    features=features[index],
                     action=action[index],
                     noise=noise_for(dist, action[index], agent.generator, share),
-                    advantage=advantage[index] * unit,
-                    return_=torch.full_like(weight[index], math.nan),  # V learns elsewhere
-                    weight=weight[index] * ratio.clamp(max=MOST_RATIO),
+                    advantage=advantage[index],
+                    return_=torch.full_like(advantage[index], math.nan),  # V learns elsewhere
+                    weight=weight[index],
                     dist=dist,
                     share=share,
                 )
+
+
+def _at_present(agent: ActorCritic, rollout: Rollout) -> Batch:
+    """A rollout as an update by eager code would see it now."""
+    batch = agent.batch(rollout)[0]
+    return with_graph(agent, batch)[0] if agent.compiled is not None and agent.shared_torso else batch
 
 
 def _together(shares: list[Share | None]) -> Share | None:

@@ -132,11 +132,10 @@ class SurrogateActorCritic(ActorCritic):
             "surrogate/gain": self.surrogate.gain.detach().clone(),
         }
 
-    def train_surrogate_later(self, batch: Batch, obs: Tensor, count: int) -> dict[str, Tensor | float]:
-        unit = batch.scale * self.reward_unit
-        self._replay.add(batch, obs, unit)
+    def train_surrogate_later(self, rollout: Rollout, batch: Batch, count: int) -> dict[str, Tensor | float]:
+        self._replay.add(rollout, batch)
         metrics: dict[str, Tensor | float] = {}
-        for part in self._replay.batches(self, batch, self._networks, unit, count):
+        for part in self._replay.batches(self, count):
             metrics = self.train_surrogate(part, self.estimate(part))
         return metrics
 

@@ -164,14 +164,14 @@ class SampledMarginal(FittedSurrogate):
         pathwise = torch.stack([dist.pull_back(control.slope[k], z[k]) for k in apart]).mean(0)
 
         @torch.no_grad()
-        def to_surrogate(pull: Tensor) -> None:
+        def to_surrogate(pull: Tensor, at_value: Tensor | None = None) -> None:
             weight, direction = torch.zeros_like(control.value), torch.zeros_like(control.slope)
-            weight[0] = -(pull * batch.score).sum(-1)
+            weight[0] = -(pull * batch.score).sum(-1) + (0.0 if at_value is None else at_value)
             direction[1:] = torch.stack([dist.push_forward(pull, z[k]) for k in apart]) / len(apart)
             control.add_gradient(weight, direction)
 
         signal = batch.advantage - control.value[0]
-        return Estimated(signal.unsqueeze(-1) * batch.score + pathwise, to_surrogate)
+        return Estimated(signal.unsqueeze(-1) * batch.score + pathwise, to_surrogate, value=control.value[0])
 
 
 class Regressed(FittedSurrogate):
@@ -211,10 +211,10 @@ class Regressed(FittedSurrogate):
         """The twin's estimate, from which the regression's gradient goes to phi, beside its own or in place of it."""
         found, target = self.twin.estimate(batch), self.target[self.index]
 
-        def to_surrogate(pull: Tensor) -> None:
+        def to_surrogate(pull: Tensor, at_value: Tensor | None = None) -> None:
             if self.variance:
                 assert found.to_surrogate is not None
-                found.to_surrogate(pull)
+                found.to_surrogate(pull, at_value)
             with torch.enable_grad():
                 left = _control(self.twin, batch, batch.noise) - target
                 (_mean(left.square(), batch) / _mean(batch.advantage.square(), batch)).backward()
@@ -328,9 +328,9 @@ def _twin(agent: ActorCritic, seed: int) -> SurrogateActorCritic:
 def _by(found: Estimated, metric: Callable[[Tensor], Tensor]) -> Estimated:
     """An estimate whose surrogate learns what is pulled back through a metric."""
 
-    def to_surrogate(pull: Tensor) -> None:
+    def to_surrogate(pull: Tensor, at_value: Tensor | None = None) -> None:
         assert found.to_surrogate is not None
-        found.to_surrogate(metric(pull))
+        found.to_surrogate(metric(pull), at_value)
 
     return replace(found, to_surrogate=to_surrogate)
 

@@ -75,6 +75,8 @@ class AgentConfig:
     """Earlier rollouts that the value function learns from at each step beside the present one, with their returns as they were: less noise in its gradient."""
     surrogate_steps: int = 1
     """Steps of the surrogate per step of the policy."""
+    surrogate_regression: float = 0.0
+    """Share of the surrogate's objective that is least squares on the advantage; the rest is the variance of the gradient."""
     surrogate_replay: int = 0
     """Rollouts kept for the surrogate to learn from after the policy's steps, with advantages under V as it is then, rows of earlier policies weighted by their present probability; 0 keeps the last one where the policy passes over it in minibatches, and otherwise learns in the policy's own step."""
     surrogate_scale: Literal["one", "fitted"] = "one"
@@ -124,7 +126,7 @@ class AgentConfig:
         _require(self.precision in get_args(Precision), "precision", self.precision, " or ".join(get_args(Precision)))
         for name in ("num_steps", "surrogate_steps", "cnn_features", "epochs"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("gamma", "gae_lambda"):
+        for name in ("gamma", "gae_lambda", "surrogate_regression"):
             _require(0.0 <= getattr(self, name) <= 1.0, name, getattr(self, name), "between 0 and 1")
         for name in ("minibatch_size", "surrogate_replay", "value_replay"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or above")

@@ -171,7 +171,7 @@ def test_sampled_marginal_learns_by_its_own_gradient() -> None:
     generator.set_state(before)
     to_surrogate = marginal.estimate(batch).to_surrogate
     assert to_surrogate is not None
-    to_surrogate(pull)
+    to_surrogate(pull, None)
     weight = surrogate.layers.layers[0].weight
     assert weight.grad is not None
     direction = weight.grad / weight.grad.norm()

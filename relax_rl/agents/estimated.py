@@ -16,15 +16,18 @@ class Estimated:
 
     Attributes:
         grad: `[B, P]` of the expected return at the distribution's parameters, without graph.
-        to_surrogate: takes the gradient `[B, P]` of a loss at `trained_by` and adds what it comes to at the surrogate's
-            parameters to their `.grad`; None where there is no surrogate. To be called once at most.
+        to_surrogate: takes the gradient of a loss at `trained_by` `[B, P]`, and at `value` `[B]` if it depends on that
+            too, and adds what they come to at the surrogate's parameters to their `.grad`; None where there is no
+            surrogate. To be called once at most.
         full: `[B, P]` the estimate with all of the surrogate, where `grad` takes in a fraction of it: what the
             surrogate is trained by. None where that is `grad`.
+        value: `[B]` what the surrogate says of the actions taken, without graph; None where there is no surrogate.
     """
 
     grad: Tensor
-    to_surrogate: Callable[[Tensor], None] | None = None
+    to_surrogate: Callable[[Tensor, Tensor | None], None] | None = None
     full: Tensor | None = None
+    value: Tensor | None = None
 
     @property
     def trained_by(self) -> Tensor:

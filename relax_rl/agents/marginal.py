@@ -56,7 +56,11 @@ class Marginal(SurrogateActorCritic):
         with torch.enable_grad():
             grad: Tensor = batch.reweighted(marginal(signal, dist, surrogate, noise=batch.noise).grad)
 
-        def to_surrogate(pull: Tensor) -> None:
-            torch.autograd.backward(grad, pull, inputs=self._phi.parameters)
+        with torch.enable_grad():
+            value = surrogate(dist.embed(batch.action).unsqueeze(0))[0]
 
-        return self.scaled(batch, grad.detach(), to_surrogate)
+        def to_surrogate(pull: Tensor, at_value: Tensor | None = None) -> None:
+            outputs, pulls = ([grad], [pull]) if at_value is None else ([grad, value], [pull, at_value])
+            torch.autograd.backward(outputs, pulls, inputs=self._phi.parameters)
+
+        return self.scaled(batch, Estimated(grad.detach(), to_surrogate, value=value.detach()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -59,7 +58,8 @@ class SurrogateActorCritic(ActorCritic):
 
             g = (A - c) s + J' (share c'),    c = c^(s, soften(z)), c' = dc/dz, J = dz/dparams
 
-        A loss with gradient `pull` at g so has the gradient of -(pull . s) c + (share J pull) . c' at phi.
+        A loss with gradients `pull` at g and `at_value` at c so has that of (at_value - pull . s) c + (share J pull) . c'
+        at phi.
 
         Args:
             batch: B rows.
@@ -72,27 +72,28 @@ class SurrogateActorCritic(ActorCritic):
         signal = batch.signal(batch.advantage) - control.value[0]
         grad = batch.reweighted(signal.unsqueeze(-1) * batch.score + dist.pull_back(slope, z))
 
-        def to_surrogate(pull: Tensor) -> None:
+        def to_surrogate(pull: Tensor, at_value: Tensor | None = None) -> None:
             with torch.no_grad():
                 pull = batch.reweighted(pull)
+                weight = -(pull * batch.score).sum(-1)
+                weight = weight if at_value is None else weight + at_value
                 direction = dist.push_forward(pull, z)
                 direction = direction if share is None else direction * share
-                control.add_gradient(-(pull * batch.score).sum(-1).unsqueeze(0), direction.unsqueeze(0))
+                control.add_gradient(weight.unsqueeze(0), direction.unsqueeze(0))
 
-        return self.scaled(batch, grad, to_surrogate)
+        return self.scaled(batch, Estimated(grad, to_surrogate, value=control.value[0]))
 
-    def scaled(self, batch: Batch, full: Tensor, to_surrogate: Callable[[Tensor], None]) -> Estimated:
+    def scaled(self, batch: Batch, found: Estimated) -> Estimated:
         """The estimate with as much of the surrogate as the settings say.
 
         Args:
             batch: B rows.
-            full: `[B, P]` the estimate with all of it.
-            to_surrogate: the way back from `full`.
+            found: the estimate with all of it.
         """
         eta = batch.control_scale
         if eta is None:
-            return Estimated(full, to_surrogate)
-        return Estimated(torch.lerp(batch.a2c_gradient, full, eta), to_surrogate, full)
+            return found
+        return replace(found, grad=torch.lerp(batch.a2c_gradient, found.grad, eta), full=found.grad)
 
     def batch(self, rollout: Rollout) -> tuple[Batch, Tensor, Tensor]:
         batch, params, value = super().batch(rollout)
@@ -113,18 +114,28 @@ class SurrogateActorCritic(ActorCritic):
         The variance counts relative to that of the plain gradient on the same batch, a factor that phi does not
         enter: advantages vary by orders of magnitude from batch to batch, and a single failure would otherwise drown
         a hundred calm batches, on which an untrained surrogate then adds more noise than there was.
+
+        `surrogate_regression` puts least squares on the advantage, relative to its mean square, in place of a share of
+        it: another way to the same control variate, in which an action's advantage counts by itself and not by the
+        little that the score of a likely action is.
         """
-        factor = self.schedule_factor(self.config.lr_schedule)
+        config, factor = self.config, self.schedule_factor(self.config.lr_schedule)
+        regression = config.surrogate_regression
         loss = variance_loss(estimated.trained_by, batch.weight)
         rows = batch.weight.sum().clamp(min=torch.finfo(batch.weight.dtype).tiny)
-        of_squares = (2.0 * batch.weight / (rows * self._variance_unit(batch))).unsqueeze(-1)
-        for step in range(self.config.surrogate_steps):
+        of_squares = (2.0 * batch.weight / (rows * self._unit(batch, batch.a2c_gradient))).unsqueeze(-1)
+        of_errors = None
+        if regression:
+            of_squares = (1.0 - regression) * of_squares
+            of_errors = 2.0 * regression * batch.weight / (rows * self._unit(batch, batch.advantage.unsqueeze(-1)))
+        for step in range(config.surrogate_steps):
             if step:
                 noise = noise_for(batch.dist, batch.action, self.generator, batch.share)
                 estimated = self.estimate(replace(batch, noise=noise))
             self._phi.zero_grad()
-            assert estimated.to_surrogate is not None
-            estimated.to_surrogate(estimated.trained_by * of_squares)
+            assert estimated.to_surrogate is not None and estimated.value is not None
+            at_value = None if of_errors is None else of_errors * (estimated.value - batch.advantage)
+            estimated.to_surrogate(estimated.trained_by * of_squares, at_value)
             self.average(self._phi.grad)
             self.surrogate_optimizer.step(factor)
         return {
@@ -139,16 +150,16 @@ class SurrogateActorCritic(ActorCritic):
             metrics = self.train_surrogate(part, self.estimate(part))
         return metrics
 
-    def _variance_unit(self, batch: Batch) -> Tensor:
-        """What the variance over this worker's rows is divided by: the plain gradient's, over all workers' rows.
+    def _unit(self, batch: Batch, x: Tensor) -> Tensor:
+        """What squares over this worker's rows are divided by: the mean square of `x` `[B, P]`, over all workers' rows.
 
         Both are means over rows that count, of which one worker may have more than another. The loss is so divided
         that its mean over the workers is the mean over all rows.
         """
-        plain, rows = variance_loss(batch.a2c_gradient, batch.weight), batch.weight.sum()
+        square, rows = variance_loss(x, batch.weight), batch.weight.sum()
         if self.workers.count == 1:
-            return plain + _SMALLEST_VARIANCE
-        together = torch.stack([plain * rows, rows])
+            return square + _SMALLEST_VARIANCE
+        together = torch.stack([square * rows, rows])
         self.average(together)
         total, mean_rows = together.unbind()
         mean_rows, rows = (x.clamp(min=torch.finfo(x.dtype).tiny) for x in (mean_rows, rows))

@@ -169,9 +169,11 @@ def test_reinforce_takes_the_return_where_a2c_takes_the_advantage() -> None:
         (Marginal, DISCRETE),
     ],
 )
-@pytest.mark.parametrize("squash", [False, True])
-def test_estimate_and_training_of_the_surrogate_are_those_of_the_core(kind: Any, space: Any, squash: bool) -> None:
-    agent = kind(OBS, space, seed=0, squash=squash and kind is LAX)
+@pytest.mark.parametrize(("squash", "regression"), [(False, 0.0), (True, 0.0), (False, 0.6), (False, 1.0)])
+def test_estimate_and_training_of_the_surrogate_are_those_of_the_core(
+    kind: Any, space: Any, squash: bool, regression: float
+) -> None:
+    agent = kind(OBS, space, seed=0, squash=squash and kind is LAX, surrogate_regression=regression)
     shake(agent)
     rollout = rollout_for(agent)
     rollout.valid[2, 1] = False
@@ -188,7 +190,10 @@ def test_estimate_and_training_of_the_surrogate_are_those_of_the_core(kind: Any,
     found = agent.estimate(batch)
     torch.testing.assert_close(found.grad, exact.grad.detach(), rtol=1e-4, atol=1e-5)
     unit = variance_loss(batch.a2c_gradient, batch.weight) + 1e-8
-    loss = variance_loss(exact.grad, batch.weight) / unit
+    loss = (1.0 - regression) * variance_loss(exact.grad, batch.weight) / unit
+    taken = batch.dist.embed(batch.action) if kind is Marginal else batch.dist.relax(batch.noise)
+    error = surrogate(taken) - batch.advantage
+    loss = loss + regression * (batch.weight @ error.square()) / (batch.weight @ batch.advantage.square())
     names, parameters = zip(*agent.surrogate.named_parameters(), strict=True)
     expected = torch.autograd.grad(loss, parameters, allow_unused=True)
     agent.train_surrogate(batch, found)

@@ -75,6 +75,7 @@ def trained(estimator: str, compile: str, *, updates: int = 6, **settings: Any) 
         ("lax", {"epochs": 2, "target_kl": 0.01, "max_grad_norm": 0.01}),
         ("marginal", {"max_grad_norm": math.inf}),
         ("relax", {"surrogate_scale": "fitted"}),
+        ("lax", {"surrogate_regression": 0.5}),
         ("a2c", {"value_replay": 2, "normalize_obs": True}),
         ("relax", {"value_replay": 1, "epochs": 2, "minibatch_size": 8, "clip_range": 0.2}),
     ],

@@ -29,7 +29,11 @@ NORMALIZED = {"normalize_obs": True, "normalize_reward": True}
 EPOCHS = {"epochs": 3, "minibatch_size": 13, "clip_range": 0.2, "target_kl": 3e-5}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "relax": ("CartPole-v1", "relax", {**NORMALIZED, "entropy_coef": 0.01, "lr_schedule": "linear"}),
-    "relax, several steps of c": ("CartPole-v1", "relax", {"surrogate_steps": 3, "advantage_scale": "running"}),
+    "relax, several steps of c": (
+        "CartPole-v1",
+        "relax",
+        {"surrogate_steps": 3, "advantage_scale": "running", "surrogate_regression": 0.5},
+    ),
     "lax": ("Pendulum-v1", "lax", {**NORMALIZED, "advantage_scale": "running"}),
     "a2c": ("CartPole-v1", "a2c", {**NORMALIZED, "optimizer": "rmsprop"}),
     "relax, epochs": ("CartPole-v1", "relax", {**NORMALIZED, **EPOCHS}),

@@ -78,7 +78,7 @@ class AgentConfig:
     surrogate_regression: float = 0.0
     """Share of the surrogate's objective that is least squares on the advantage; the rest is the variance of the gradient."""
     surrogate_replay: int = 0
-    """Rollouts kept for the surrogate to learn from after the policy's steps, with advantages under V as it is then, rows of earlier policies weighted by their present probability; 0 keeps the last one where the policy passes over it in minibatches, and otherwise learns in the policy's own step."""
+    """Rollouts kept for the surrogate to learn from after the policy's steps, with advantages under V as it is by then, rows of earlier policies weighted by their present probability; 0 learns from the rows that the policy learned from, after it where it passes over them in minibatches, and otherwise in its own step."""
     surrogate_scale: Literal["one", "fitted"] = "one"
     """How much of the surrogate enters the estimate: all of it (one), or the fraction between 0 and 1 that would have lowered the variance most over recent rollouts (fitted), none of a bad one."""
     entropy_coef: float = 0.0

@@ -78,6 +78,15 @@ def test_a_plain_step_trains_the_surrogate_on_its_own_batch() -> None:
     assert len(agent._replay) == 0  # and keeps nothing
 
 
+def test_without_replay_the_surrogate_sees_the_advantages_that_the_policy_learned_from() -> None:
+    agent = agent_for(RELAX, normalize_reward=True, value_lr=0.1, **{**PASSES, "minibatch_size": 24})
+    agent.update(rollout_for(agent, seed=0))
+    rollout, seen = rollout_for(agent, seed=1), watch_training(agent)
+    before = agent.batch(rollout)[0].advantage
+    agent.update(rollout)
+    assert len(seen) == 3 and all(torch.equal(batch.advantage.sort()[0], before.sort()[0]) for batch in seen)
+
+
 @pytest.mark.parametrize("settings", [{}, {**PASSES, "minibatch_size": 24}])
 def test_the_last_rollouts_are_kept_and_seen_under_the_present_value_function(settings: dict[str, Any]) -> None:
     agent = agent_for(RELAX, surrogate_replay=2, normalize_reward=True, value_lr=0.1, **settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,20 +27,37 @@ MOST_RATIO = 2.0
 far as a few of them do not drown the rest."""
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A rollout, and what its rows were when the policy learned from them.
+
+    Attributes:
+        rollout: of `B` steps.
+        log_prob: `[B]` of the actions.
+        advantage: `[B]`.
+    """
+
+    rollout: Rollout
+    log_prob: Tensor
+    advantage: Tensor
+
+
 class Replay:
     """The last few rollouts, seen as the agent would see them now.
 
-    What a surrogate takes away is mostly V's error. So its advantages are those under V as it is after its steps: the
-    errors that V has just corrected would be corrected twice.
+    What a surrogate takes away is mostly V's error. So its advantages are those under V as it is after its steps, by
+    default: an error that V has just corrected would be corrected twice.
 
     It is no part of a checkpoint: a run that goes on after a stop fills it anew.
 
     Args:
         size: rollouts that are kept.
+        anew: whether advantages are those under the present V, or those that the policy learned from, in their unit.
     """
 
-    def __init__(self, size: int) -> None:
-        self._rollouts: deque[tuple[Rollout, Tensor]] = deque(maxlen=size)
+    def __init__(self, size: int, *, anew: bool = True) -> None:
+        self._rollouts: deque[_Kept] = deque(maxlen=size)
+        self.anew = anew
 
     def __len__(self) -> int:
         return len(self._rollouts)
@@ -52,7 +69,7 @@ class Replay:
             rollout: of `B` steps.
             batch: all its rows, under the policy that acted.
         """
-        self._rollouts.append((rollout, batch.dist.log_prob(batch.action).detach()))
+        self._rollouts.append(_Kept(rollout, batch.dist.log_prob(batch.action).detach(), batch.advantage))
 
     def batches(self, agent: ActorCritic, count: int) -> Iterator[Batch]:
         """Shuffled minibatches of all rows under the present policy and V, each with fresh noise behind its actions.
@@ -62,11 +79,15 @@ class Replay:
             count: how many; rows come again once all have been there.
         """
         with torch.no_grad():
-            seen = [_at_present(agent, rollout) for rollout, _ in self._rollouts]
+            seen = [_at_present(agent, kept.rollout) for kept in self._rollouts]
             ratios = [
-                torch.exp(batch.dist.log_prob(batch.action) - old)
-                for batch, (_, old) in zip(seen, self._rollouts, strict=True)
+                torch.exp(batch.dist.log_prob(batch.action) - kept.log_prob)
+                for batch, kept in zip(seen, self._rollouts, strict=True)
             ]
+            if not self.anew:
+                seen = [
+                    replace(batch, advantage=kept.advantage) for batch, kept in zip(seen, self._rollouts, strict=True)
+                ]
         params = torch.cat([batch.dist.params.detach() for batch in seen])
         features, action, advantage = (
             torch.cat([getattr(batch, name) for batch in seen]) for name in ("features", "action", "advantage")

@@ -44,7 +44,7 @@ class SurrogateActorCritic(ActorCritic):
                 config.surrogate_activation,
             )
         )
-        self._replay = Replay(max(1, config.surrogate_replay))
+        self._replay = Replay(max(1, config.surrogate_replay), anew=config.surrogate_replay > 0)
         self.control_scale = ControlScale() if config.surrogate_scale == "fitted" else None
 
     def use_surrogate(self, surrogate: ActionSurrogate) -> None:

@@ -213,9 +213,23 @@ PLANTS = (
     Plant(
         "the variance's gradient without the part of c's slope",
         "agents/surrogate.py",
-        "control.add_gradient(-(pull * batch.score).sum(-1).unsqueeze(0), direction.unsqueeze(0))",
-        "control.add_gradient(-(pull * batch.score).sum(-1).unsqueeze(0), 0 * direction.unsqueeze(0))",
-        "test_agents.py::test_estimate_and_training_of_the_surrogate_are_those_of_the_core[False-RELAX-space0]",
+        "control.add_gradient(weight.unsqueeze(0), direction.unsqueeze(0))",
+        "control.add_gradient(weight.unsqueeze(0), 0 * direction.unsqueeze(0))",
+        "test_agents.py::test_estimate_and_training_of_the_surrogate_are_those_of_the_core[False-0.0-RELAX-space0]",
+    ),
+    Plant(
+        "a regression that pulls the surrogate away from the advantage",
+        "agents/surrogate.py",
+        "weight if at_value is None else weight + at_value",
+        "weight if at_value is None else weight - at_value",
+        "test_agents.py::test_estimate_and_training_of_the_surrogate_are_those_of_the_core[False-0.6-LAX-space3]",
+    ),
+    Plant(
+        "errors of V that the surrogate learns after V has corrected them",
+        "agents/replay.py",
+        "if not self.anew:",
+        "if self.anew:",
+        "test_replay.py::test_the_last_rollouts_are_kept_and_seen_under_the_present_value_function",
     ),
     Plant(
         "z~ that moves with the parameters as z does",

@@ -42,7 +42,8 @@ def why_not_compiled(agent: ActorCritic) -> str | None:
     """The reason why an agent's step cannot be compiled, or None if it can."""
     if agent.device.type not in ("cpu", "cuda"):
         return f"it is for the CPU and for CUDA, not for {agent.device}"
-    if agent.config.surrogate_steps > 1:
+    config = agent.config
+    if config.surrogate_steps > 1 and config.epochs == 1 and not config.surrogate_replay:
         return "it is for a single step of the surrogate per batch"
     if agent.workers.count > 1:
         return "it is for a single process"

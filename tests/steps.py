@@ -1,4 +1,4 @@
-"""What tests of compiled and recorded steps share: agents whose surrogates are awake, and agents that are alike."""
+"""What tests of an agent's steps share: agents whose surrogates are awake, and agents that are alike."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import torch
 
 from relax_rl.agents import ActorCritic
 
-__all__ = ["assert_alike", "shake"]
+__all__ = ["assert_alike", "shake", "shake_module"]
 
 
 def shake(agent: ActorCritic) -> None:
-    """Give the surrogate lively weights: at zero, rounding alone decides which way Adam's first steps go."""
-    generator = torch.Generator().manual_seed(0)
+    """Wake an agent's surrogate up, if it has one: at zero, rounding alone decides which way Adam's first steps go."""
     surrogate = agent.components().get("surrogate")
     if surrogate is not None:
-        with torch.no_grad():
-            for parameter in surrogate.parameters():
-                parameter += 0.3 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
+        shake_module(surrogate, torch.Generator().manual_seed(0))
+
+
+def shake_module(module: torch.nn.Module, generator: torch.Generator) -> None:
+    """Give a module lively weights."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
 
 
 def assert_alike(found: ActorCritic, expected: ActorCritic, tolerance: float = 1e-5) -> None:

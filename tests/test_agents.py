@@ -22,6 +22,7 @@ from relax_rl.estimators import lax, marginal, relax, variance_loss
 from relax_rl.rollouts import Collector, Rollout
 from tests.fakes import DictEnv, TargetEnv, golden_envs, vector_of
 from tests.oracles import assert_unbiased, collect
+from tests.steps import shake
 
 OBS = spaces.Box(-1, 1, (3,), np.float32)
 DISCRETE = spaces.Discrete(3)
@@ -72,14 +73,6 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
     assert left.keys() == right.keys()
     for name, x in left.items():
         assert torch.equal(x, right[name]), name
-
-
-def shake(agent: Any, seed: int = 0) -> None:
-    """Give the surrogate some arbitrary, lively weights."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in agent.surrogate.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
 
 
 # What the gradient is

@@ -14,7 +14,8 @@ from relax_rl.agents import LAX, RELAX, ActorCritic, Marginal
 from relax_rl.agents.control_scale import ControlScale
 from relax_rl.agents.surrogate import SurrogateActorCritic
 from relax_rl.estimators import variance_loss
-from tests.test_agents import BOX, OBS, rollout_for, shake
+from tests.steps import shake
+from tests.test_agents import BOX, OBS, rollout_for
 
 DISCRETE = spaces.Discrete(3)
 KINDS = [RELAX, LAX, Marginal]

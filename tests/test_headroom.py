@@ -18,21 +18,15 @@ from relax_rl.agents import A2C, ActorCritic
 from relax_rl.agents.batch import make_batch
 from relax_rl.critics import ActionSurrogate
 from relax_rl.rollouts import Rollout
+from tests.steps import shake_module
 
 DISCRETE, GAUSSIAN = spaces.Discrete(3), spaces.Box(-1, 1, (2,), np.float32)
-
-
-def shake(module: torch.nn.Module, generator: torch.Generator) -> None:
-    """Give it lively weights."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
 
 
 def an_agent(action_space: spaces.Space[Any]) -> tuple[ActorCritic, torch.Generator]:
     agent = A2C(spaces.Box(-1, 1, (5,), np.float32), action_space, seed=0, hidden=(8, 7))
     generator = torch.Generator().manual_seed(0)
-    shake(agent.policy, generator)
+    shake_module(agent.policy, generator)
     return agent, generator
 
 
@@ -67,7 +61,7 @@ def test_gradient_of_groups_sums_within_groups(action_space: spaces.Space[Any]) 
 def test_normed_surrogate_without_norms_is_the_closed_form() -> None:
     generator = torch.Generator().manual_seed(1)
     own, normed = ActionSurrogate(4, 2, (8, 7)), LayerNormedSurrogate(4, 2, (8, 7), "tanh")
-    shake(own, generator)
+    shake_module(own, generator)
     normed.load_state_dict(own.state_dict(), strict=False)
     normed.norms = torch.nn.ModuleList(torch.nn.Identity() for _ in normed.norms)
     features, action = torch.randn(6, 4, generator=generator), torch.randn(6, 2, generator=generator)
@@ -123,7 +117,7 @@ def test_retrace_of_a_baseline_is_gae_under_it(gae_lambda: float) -> None:
     torch.testing.assert_close(regressed._targets(seen), seen.batch.advantage)
 
     surrogate = regressed.twin.surrogate
-    shake(surrogate, torch.Generator().manual_seed(0))
+    shake_module(surrogate, torch.Generator().manual_seed(0))
     with torch.no_grad():
         surrogate.layers.layers[0].weight[:, surrogate.num_features :] = 0.0
         obs = observations(agent, seen)
@@ -144,7 +138,7 @@ def test_sampled_marginal_of_a_linear_surrogate_is_exact() -> None:
         batch = agent.batch(agent.collect(agent.collector(envs)))[0]
     marginal = SampledMarginal(agent, 0, 1)
     surrogate = marginal.twin.surrogate
-    shake(surrogate, torch.Generator().manual_seed(0))
+    shake_module(surrogate, torch.Generator().manual_seed(0))
     with torch.no_grad():
         control = surrogate(batch.features, batch.action)
         slope = torch.cat([surrogate.gain * surrogate.head.weight[0, -1:], torch.zeros(1)])
@@ -158,7 +152,7 @@ def test_sampled_marginal_learns_by_its_own_gradient() -> None:
         batch = agent.batch(agent.collect(agent.collector(envs)))[0]
     marginal = SampledMarginal(agent, 0, 1)
     surrogate, generator = marginal.twin.surrogate, marginal.twin.generator
-    shake(surrogate, torch.Generator().manual_seed(0))
+    shake_module(surrogate, torch.Generator().manual_seed(0))
     pull = torch.randn(batch.score.shape, generator=torch.Generator().manual_seed(1))
     before = generator.get_state()
 

@@ -19,7 +19,8 @@ from relax_rl.agents.surrogate import SurrogateActorCritic
 from relax_rl.config import AgentConfig
 from relax_rl.errors import SettingsError
 from tests.oracles import assert_unbiased, collect
-from tests.test_agents import OBS, rollout_for, shake, weights
+from tests.steps import shake
+from tests.test_agents import OBS, rollout_for, weights
 
 DISCRETE = spaces.Discrete(3)
 STATE = torch.tensor([0.5, -1.0, 2.0])

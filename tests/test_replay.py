@@ -17,7 +17,8 @@ from relax_rl.agents.replay import MOST_RATIO
 from relax_rl.agents.surrogate import SurrogateActorCritic
 from relax_rl.config import AgentConfig
 from relax_rl.errors import SettingsError
-from tests.test_agents import BOX, OBS, rollout_for, shake
+from tests.steps import shake
+from tests.test_agents import BOX, OBS, rollout_for
 
 DISCRETE = spaces.Discrete(3)
 PASSES = {"epochs": 3, "minibatch_size": 7, "clip_range": 0.2}

@@ -115,9 +115,8 @@ class SurrogateActorCritic(ActorCritic):
         enter: advantages vary by orders of magnitude from batch to batch, and a single failure would otherwise drown
         a hundred calm batches, on which an untrained surrogate then adds more noise than there was.
 
-        `surrogate_regression` puts least squares on the advantage, relative to its mean square, in place of a share of
-        it: another way to the same control variate, in which an action's advantage counts by itself and not by the
-        little that the score of a likely action is.
+        `surrogate_regression` puts least squares on the advantage, relative to the mean squared advantage, in place of a
+        share of it. That weighs the errors of all actions alike, and the variance by the action's squared score.
         """
         config, factor = self.config, self.schedule_factor(self.config.lr_schedule)
         regression = config.surrogate_regression

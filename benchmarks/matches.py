@@ -30,6 +30,7 @@ class Match:
     """Of all of ours, over the preset of the environment."""
     peers: tuple[str, ...] = ()
     seeds: int = 10
+    first_seed: int = 0
     stop_when_solved: bool = False
     variance_of: str | None = None
     """The contestant at whose frozen parameters the gradient's variance is measured, under all estimators."""
@@ -47,6 +48,8 @@ class Match:
         if self.settings:
             options += ["--set", *(f"{name}={value}" for name, value in self.settings.items())]
         options += ["--total-steps", str(self.steps), "--seeds", str(seeds), "--run-dir", str(folder)]
+        if self.first_seed:
+            options += ["--first-seed", str(self.first_seed)]
         if self.stop_when_solved:
             options.append("--stop-when-solved")
         if self.variance_of is not None:

@@ -21,7 +21,8 @@ class Estimated:
             surrogate. To be called once at most.
         full: `[B, P]` the estimate with all of the surrogate, where `grad` takes in a fraction of it: what the
             surrogate is trained by. None where that is `grad`.
-        value: `[B]` what the surrogate says of the actions taken, without graph; None where there is no surrogate.
+        value: `[B]` what the surrogate says of the actions taken, without graph; None where there is no
+            surrogate, or where it does not learn from that.
     """
 
     grad: Tensor

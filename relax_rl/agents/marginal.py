@@ -57,10 +57,14 @@ class Marginal(SurrogateActorCritic):
             grad: Tensor = batch.reweighted(marginal(signal, dist, surrogate, noise=batch.noise).grad)
 
         with torch.enable_grad():
-            value = surrogate(dist.embed(batch.action).unsqueeze(0))[0]
+            # `marginal` has asked for this already, but keeps it to itself.
+            value = surrogate(dist.embed(batch.action).unsqueeze(0))[0] if self.config.surrogate_regression else None
 
         def to_surrogate(pull: Tensor, at_value: Tensor | None = None) -> None:
-            outputs, pulls = ([grad], [pull]) if at_value is None else ([grad, value], [pull, at_value])
+            outputs, pulls = [grad], [pull]
+            if at_value is not None and value is not None:
+                outputs, pulls = [grad, value], [pull, at_value]
             torch.autograd.backward(outputs, pulls, inputs=self._phi.parameters)
 
-        return self.scaled(batch, Estimated(grad.detach(), to_surrogate, value=value.detach()))
+        said = None if value is None else value.detach()
+        return self.scaled(batch, Estimated(grad.detach(), to_surrogate, value=said))

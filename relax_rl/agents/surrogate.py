@@ -132,8 +132,11 @@ class SurrogateActorCritic(ActorCritic):
                 noise = noise_for(batch.dist, batch.action, self.generator, batch.share)
                 estimated = self.estimate(replace(batch, noise=noise))
             self._phi.zero_grad()
-            assert estimated.to_surrogate is not None and estimated.value is not None
-            at_value = None if of_errors is None else of_errors * (estimated.value - batch.advantage)
+            assert estimated.to_surrogate is not None
+            at_value = None
+            if of_errors is not None:
+                assert estimated.value is not None
+                at_value = of_errors * (estimated.value - batch.advantage)
             estimated.to_surrogate(estimated.trained_by * of_squares, at_value)
             self.average(self._phi.grad)
             self.surrogate_optimizer.step(factor)

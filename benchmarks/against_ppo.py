@@ -5,8 +5,8 @@
 
 Every task is one `train_agent.py compare` command. Ours take the preset of the task; without a surrogate (`off`) that is
 A2C, or PPO's gradient with our V where the preset passes over a rollout several times, and with one (`on`) it differs in
-nothing else. `LunarLander-v3-further-seeds` repeats these two on seeds that had no part in what made them worth repeating,
-`CartPole-v1-zoo-settings` gives ours what rl-baselines3-zoo tuned for PPO, and two of HalfCheetah with 7 bins
+nothing else. `LunarLander-v3-further-seeds` repeats these two on seeds that had no part in what made them worth
+repeating, `CartPole-v1-zoo-settings` gives ours what rl-baselines3-zoo tuned for PPO, and two of HalfCheetah with 7 bins
 give ours what its preset was before, and another candidate for it. The comparisons work in
 `runs/benchmarks/against_ppo/`, can be stopped and gone on with, and leave their report, numbers and figures in
 `results/against_ppo/<task>/`; `results/against_ppo.md` sums them up.

@@ -46,7 +46,7 @@ SURROGATE_REPLAY = {
     "surrogate_steps": 4,
     "surrogate_regression": 0.9,
 }
-"""A surrogate that learns as fast as the policy moves; found on Acrobot by its variance, on a seed of its own."""
+"""A surrogate that shall keep up with the policy: more steps, on more rows, by a simpler objective."""
 WINDOW = 0.1
 """Share of all updates whose episodes each point of a curve is the mean of."""
 

@@ -77,6 +77,7 @@ def trained(estimator: str, compile: str, *, updates: int = 6, **settings: Any) 
         ("relax", {"surrogate_scale": "fitted"}),
         ("lax", {"surrogate_regression": 0.5}),
         ("relax", {"surrogate_replay": 2, "surrogate_steps": 3, "surrogate_regression": 0.5}),
+        ("relax", {"surrogate_steps": 2, "epochs": 2, "minibatch_size": 8, "clip_range": 0.2}),
         ("a2c", {"value_replay": 2, "normalize_obs": True}),
         ("relax", {"value_replay": 1, "epochs": 2, "minibatch_size": 8, "clip_range": 0.2}),
     ],

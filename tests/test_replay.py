@@ -92,6 +92,7 @@ def test_without_replay_the_surrogate_sees_the_advantages_that_the_policy_learne
 def test_the_last_rollouts_are_kept_and_seen_under_the_present_value_function(settings: dict[str, Any]) -> None:
     agent = agent_for(RELAX, surrogate_replay=2, normalize_reward=True, value_lr=0.1, **settings)
     rollouts = [rollout_for(agent, seed=number) for number in range(3)]
+    rollouts = [replace(each, reward=each.reward * 10.0**number) for number, each in enumerate(rollouts)]
     seen: list[Batch] = []
     advantages: list[Tensor] = []
     train = agent.train_surrogate
@@ -103,7 +104,9 @@ def test_the_last_rollouts_are_kept_and_seen_under_the_present_value_function(se
         return train(batch, estimated)
 
     agent.update(rollouts[0])
+    unit = agent.reward_unit
     agent.update(rollouts[1])
+    assert agent.reward_unit < 0.5 * unit  # that of the second rollout's advantages then, and now
     before = [agent.batch(rollout)[0].advantage for rollout in rollouts[1:]]
     agent.train_surrogate = watched  # type: ignore[method-assign]
     agent.update(rollouts[2])

@@ -44,7 +44,7 @@ def why_not_compiled(agent: ActorCritic) -> str | None:
         return f"it is for the CPU and for CUDA, not for {agent.device}"
     config = agent.config
     if config.surrogate_steps > 1 and config.epochs == 1 and not config.surrogate_replay:
-        return "it is for a single step of the surrogate per batch"
+        return "within a step of the policy it is for a single step of the surrogate"
     if agent.workers.count > 1:
         return "it is for a single process"
     if agent.device.type == "cuda":

@@ -6,12 +6,13 @@ This module imports nothing heavy, so that `--help` is instant.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from relax_rl.errors import SettingsError
 
-__all__ = ["ESTIMATORS", "AgentConfig", "EnvConfig", "RunConfig", "TrainConfig", "agent_config_from"]
+__all__ = ["ESTIMATORS", "AgentConfig", "EnvConfig", "RunConfig", "TrainConfig", "agent_config_from", "without_dropped"]
 
 Estimator = Literal["auto", "relax", "lax", "marginal", "a2c", "reinforce"]
 Precision = Literal["float32", "bfloat16"]
@@ -74,11 +75,7 @@ class AgentConfig:
     value_replay: int = 0
     """Earlier rollouts that the value function learns from at each step beside the present one, with their returns as they were: less noise in its gradient."""
     surrogate_steps: int = 1
-    """Steps of the surrogate per step of the policy."""
-    surrogate_regression: float = 0.0
-    """Share of the surrogate's objective that is least squares on the advantage; the rest is the variance of the gradient."""
-    surrogate_replay: int = 0
-    """Rollouts kept for the surrogate to learn from after the policy's steps, with advantages under V as it is by then, rows of earlier policies weighted by their present probability; 0 learns from the rows that the policy learned from, after it where it passes over them in minibatches, and otherwise in its own step."""
+    """Steps of the surrogate per step of the policy; those beyond one are taken after it, with fresh noise behind the actions."""
     surrogate_scale: Literal["one", "fitted"] = "one"
     """How much of the surrogate enters the estimate: all of it (one), or the fraction between 0 and 1 that would have lowered the variance most over recent rollouts (fitted), none of a bad one."""
     entropy_coef: float = 0.0
@@ -115,8 +112,6 @@ class AgentConfig:
     """Scale rewards by the running standard deviation of the discounted return."""
     reward_clip: float = math.inf
     """Clip rewards to [-c, c] for learning; reported scores stay raw."""
-    advantage_scale: Literal["none", "running"] = "none"
-    """Divide advantages by a slow running root mean square, the same for every term of the estimate."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the update: C++ for vector observations on the CPU (needs g++; seconds from a cache, else half a minute), a CUDA graph on a GPU. The same numbers to rounding, in less time; auto does it where a run is long enough to gain."""
     device: str = "cpu"
@@ -126,9 +121,9 @@ class AgentConfig:
         _require(self.precision in get_args(Precision), "precision", self.precision, " or ".join(get_args(Precision)))
         for name in ("num_steps", "surrogate_steps", "cnn_features", "epochs"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("gamma", "gae_lambda", "surrogate_regression"):
+        for name in ("gamma", "gae_lambda"):
             _require(0.0 <= getattr(self, name) <= 1.0, name, getattr(self, name), "between 0 and 1")
-        for name in ("minibatch_size", "surrogate_replay", "value_replay"):
+        for name in ("minibatch_size", "value_replay"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or above")
         trusted = math.isfinite(self.clip_range) or math.isfinite(self.target_kl)
         _require(self.epochs == 1 or trusted, "epochs", self.epochs, "1, or a finite clip_range or target_kl beside it")
@@ -210,6 +205,24 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dictionary, as written to `config.json`."""
         return asdict(self)
+
+
+DROPPED: dict[str, Any] = {"surrogate_regression": 0.0, "surrogate_replay": 0, "advantage_scale": "none"}
+"""Settings of earlier versions that there are no longer, with the value at which they did nothing."""
+
+
+def without_dropped(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Saved settings without those that there are no longer.
+
+    Raises:
+        SettingsError: one of them was in use.
+    """
+    for name, neutral in DROPPED.items():
+        if saved.get(name, neutral) != neutral:
+            raise SettingsError(
+                f"{name} is {saved[name]!r}, a setting that this version no longer has; use relax_rl 0.1.0 for this run"
+            )
+    return {name: value for name, value in saved.items() if name not in DROPPED}
 
 
 def agent_config_from(config: AgentConfig | None, settings: dict[str, Any]) -> AgentConfig:

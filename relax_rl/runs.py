@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from relax_rl.config import AgentConfig, EnvConfig, RunConfig, TrainConfig
+from relax_rl.config import AgentConfig, EnvConfig, RunConfig, TrainConfig, without_dropped
 from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.serialization import write_text_atomic, writing
 
@@ -222,6 +222,7 @@ def _section(kind: type, saved: Any) -> Any:
     """One section of the configuration from its JSON."""
     if not isinstance(saved, dict):
         raise TypeError("a section is not a JSON object")
+    saved = without_dropped(saved)
     types = {f.name: str(f.type) for f in fields(kind)}
     unknown = sorted(saved.keys() - types.keys())
     if unknown:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sysconfig
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,9 @@ from relax_rl.errors import SettingsError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["NO_COMPILER", "CompilationError", "compile_function", "has_compiler", "record", "warn_or_raise"]
+__all__ = ["NO_COMPILER", "CompilationError", "Compiled", "compile_function", "has_compiler", "record", "warn_or_raise"]
+
+Named = Mapping[str, Tensor]
 
 NO_COMPILER = "it needs a C++ compiler and Python's headers, and one of them is missing; install g++ and python3-dev"
 """Why nothing can be compiled where `has_compiler` is false."""
@@ -47,6 +49,49 @@ def warn_or_raise(error: CompilationError, wanted: str) -> None:
     if wanted == "on":
         raise error
     warnings.warn(f"{error}; going on with eager code", UserWarning, stacklevel=2)
+
+
+class Compiled:
+    """A function of named tensors, compiled once for every set of names and shapes that it meets.
+
+    Args:
+        function: as for `compile_function`, from tensors by name to tensors by name; a 0-d tensor costs less inside a
+            vector than by itself.
+    """
+
+    def __init__(self, function: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+        self._function = function
+        self._versions: dict[tuple[Any, ...], tuple[Callable[..., tuple[Tensor, ...]], tuple[str, ...]]] = {}
+
+    def __call__(self, inputs: Named) -> dict[str, Tensor]:
+        """What the function gives, without graph.
+
+        Raises:
+            CompilationError: as `compile_function`.
+        """
+        import torch
+
+        tensors = [x.detach().contiguous() for x in inputs.values()]
+        key = (torch.get_num_threads(), *inputs, *(x.shape for x in tensors))
+        version = self._versions.get(key)
+        if version is None:
+            version = self._versions[key] = self._compile(tuple(inputs), tensors)
+        run, names = version
+        with torch.inference_mode():
+            return dict(zip(names, run(*tensors), strict=True))
+
+    def _compile(
+        self, names: tuple[str, ...], tensors: Sequence[Tensor]
+    ) -> tuple[Callable[..., tuple[Tensor, ...]], tuple[str, ...]]:
+        outputs: list[str] = []
+
+        def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+            found = self._function(dict(zip(names, tensors, strict=True)))
+            outputs[:] = found
+            return tuple(x.detach() for x in found.values())
+
+        run = compile_function(function, tensors)
+        return run, tuple(outputs)
 
 
 def compile_function(
@@ -97,7 +142,7 @@ def record(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]
     Raises:
         CompilationError: it cannot be recorded, or the recording gives other numbers.
     """
-    from relax_rl.cuda_graphs import Recording, same_numbers
+    from relax_rl.compute.cuda_graphs import Recording, same_numbers
 
     try:
         recording = Recording(function, inputs)

@@ -1,0 +1,71 @@
+"""An agent's parts as tensors and its settings as JSON, and back, from this and from earlier versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from relax_rl.config import AgentConfig, without_dropped
+from relax_rl.errors import CheckpointError, SettingsError
+
+__all__ = ["described", "pack", "unpack"]
+
+
+def pack(components: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of all components, each under the component's name and its own."""
+    return {f"{name}.{key}": x for name, part in components.items() for key, x in part.state_dict().items()}
+
+
+def unpack(components: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Give each component back what `pack` took.
+
+    Raises:
+        KeyError, RuntimeError, ValueError, TypeError: if anything is missing or of another shape.
+    """
+    tensors = _without_learned_gain(tensors)
+    for name, part in components.items():
+        prefix = name + "."
+        part.load_state_dict({key[len(prefix) :]: x for key, x in tensors.items() if key.startswith(prefix)})
+
+
+def described(state: Mapping[str, Any], source: str) -> tuple[str, int, AgentConfig]:
+    """Name of the estimator, seed and settings in the JSON of an agent's state.
+
+    Args:
+        state: that JSON.
+        source: where it comes from, for messages.
+
+    Raises:
+        CheckpointError: if it describes no agent, or one with settings that there are no longer.
+    """
+    try:
+        name, seed, config = state["estimator"], int(state["seed"]), without_dropped(state["config"])
+        lists = {key: tuple(value) for key, value in config.items() if isinstance(value, list)}
+        return name, seed, AgentConfig(**{**config, **lists})
+    except (KeyError, TypeError, ValueError, SettingsError) as error:
+        raise CheckpointError(f"{source} does not describe an agent ({error})") from None
+
+
+def _without_learned_gain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Version 0.1 multiplied a surrogate's output by a learned gain, and learned the temperature of its actions too.
+
+    The gain goes into the last layer, and Adam's averages, whose first two entries were those of the two, with it. The
+    temperature becomes 1, from where the surrogate goes on learning.
+    """
+    found = dict(tensors)
+    gain = found.pop("surrogate.gain", None)
+    if gain is None or found.pop("surrogate.log_temperature", None) is None:
+        return found
+    head = [name for name in ("surrogate.head.weight", "surrogate.head.bias") if name in found]
+    size = sum(found[name].numel() for name in head)
+    for name in head:
+        found[name] = found[name] * gain
+    # A gradient at gain * w is that at w, divided by the gain.
+    for name, power in (("surrogate_optimizer.mean", 1), ("surrogate_optimizer.square", 2)):
+        if name in found and float(gain):
+            own = found[name][2:].clone()
+            own[len(own) - size :] /= gain**power
+            found[name] = own
+    return found

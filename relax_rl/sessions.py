@@ -70,7 +70,6 @@ def _has_checkpoint(run_dir: str) -> bool:
 def _begin(config: TrainConfig, command: str, device: str, workers: Workers, stack: ExitStack) -> Session:
     """A new run. Its folder is made last, so that settings that cannot work leave nothing behind."""
     from relax_rl.agents import AGENTS, resolve_estimator
-    from relax_rl.agents.compiled import choose_step
 
     first = workers.rank == 0
     if first and config.run.run_dir is not None:
@@ -83,7 +82,7 @@ def _begin(config: TrainConfig, command: str, device: str, workers: Workers, sta
         seed=config.run.seed,
         config=replace(config.agent, device=device),
     )
-    choose_step(agent, config.run.total_steps, config.env.num_envs)
+    agent.choose_compiled(config.run.total_steps, config.env.num_envs)
     default = runs.default_run_dir(config.env.env, estimator, config.run.seed)
     path = Path(workers.told(str(config.run.run_dir or default)))
     config = with_settings(config, {"estimator": estimator, "run_dir": str(path)})
@@ -121,7 +120,6 @@ def _resume(config: TrainConfig, command: str, device: str, workers: Workers, st
 def _load(checkpoints: CheckpointFolder, device: str, workers: Workers) -> tuple[ActorCritic, RunState, Path]:
     """The newest good checkpoint, as the first worker finds it; the others' agents are made alike, and join later."""
     from relax_rl.agents import ActorCritic
-    from relax_rl.agents.persistence import build_agent
 
     if checkpoints.writes:
         agent, state, path = checkpoints.load_newest(device, warn=_warn, set_aside=True)
@@ -129,7 +127,7 @@ def _load(checkpoints: CheckpointFolder, device: str, workers: Workers) -> tuple
             workers.told([agent.state_dict()[1], state.to_json(), str(path)])
         return agent, state, path
     described, run, name = workers.told(None)
-    agent = build_agent(ActorCritic, described, device, source=name)
+    agent = ActorCritic.from_state(described, device=device, source=name)
     agent.steps = int(described["steps"])
     return agent, RunState.from_json(run), Path(name)
 

@@ -42,8 +42,7 @@ from relax_rl.runs import RunFolder
 from relax_rl.sessions import Session, open_session
 
 if TYPE_CHECKING:
-    from relax_rl.agents import ActorCritic
-    from relax_rl.agents.callback import Callback
+    from relax_rl.agents import ActorCritic, Callback
 
 __all__ = ["TrainingResult", "resume_config", "set_threads", "train"]
 

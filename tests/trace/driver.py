@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
+from unittest import mock
 
 import numpy as np
 import torch
@@ -59,19 +60,19 @@ def compilable() -> Iterator[None]:
     import torch._inductor
     from torch._inductor import cpp_builder
 
-    compile_graph, get_compiler = torch._inductor.compile, cpp_builder.get_cpp_compiler
-    torch._inductor.compile = lambda graph, inputs, options: graph
-    cpp_builder.get_cpp_compiler = lambda: "g++"
     compilation.has_compiler.cache_clear()
     try:
-        yield
+        with (
+            mock.patch.object(torch._inductor, "compile", lambda graph, inputs, options: graph),
+            mock.patch.object(cpp_builder, "get_cpp_compiler", lambda: "g++"),
+        ):
+            yield
     finally:
-        torch._inductor.compile, cpp_builder.get_cpp_compiler = compile_graph, get_compiler
         compilation.has_compiler.cache_clear()
 
 
 def joined() -> Any:
-    """Within, this process is one of several workers."""
+    """A context in which this process is one of several workers."""
     return distributed.joined(timeout=60.0)
 
 
@@ -117,6 +118,10 @@ class AgentDriver:
     def statistics(self) -> Arrays:
         """What runs along."""
         return {name: x for name, x in self._state()[0].items() if name.startswith(STATISTICS)}
+
+    def kept(self) -> set[str]:
+        """Names in `parameters` of what starts as it does in a run."""
+        return set(TEMPERATURE)
 
     def start_from(self, parameters: Mapping[str, np.ndarray]) -> None:
         """Set the parameters, and begin schedules."""
@@ -195,8 +200,8 @@ class VaeDriver:
             **case.settings,
         )
         mean = torch.linspace(0.2, 0.8, 12)
-        self._batches: Any = _StoredBatches()
-        self.trainer = Trainer(config, mean, self._batches, "cpu", workers)
+        self._batches = _StoredBatches()
+        self.trainer = Trainer(config, mean, cast(Any, self._batches), "cpu", workers)
 
     def parameters(self) -> Arrays:
         """Of the model and of all estimators, buffers included."""
@@ -209,6 +214,10 @@ class VaeDriver:
     def statistics(self) -> Arrays:
         """Nothing runs along that is not in `parameters` or among the metrics."""
         return {}
+
+    def kept(self) -> set[str]:
+        """Names in `parameters` of what no gradient moves, and that starts as it does in a run."""
+        return {f"{prefix}.{name}" for prefix, module in self._modules().items() for name, _ in module.named_buffers()}
 
     def start_from(self, parameters: Mapping[str, np.ndarray]) -> None:
         """Set the parameters."""

@@ -56,7 +56,7 @@ def experience(seed: int, updates: int, num_steps: int, num_envs: int, *, num_ob
 def _observations(rng: np.random.Generator, shape: tuple[int, ...], num_obs: int, images: bool) -> np.ndarray:
     if images:
         blocks = rng.integers(0, 256, (*shape, 1, SIDE // 6, SIDE // 6), dtype=np.uint8)
-        return blocks.repeat(6, -1).repeat(6, -2)
+        return np.repeat(np.repeat(blocks, 6, -1), 6, -2)
     return np.round(rng.normal(0.5, 1.0, (*shape, num_obs)) * np.linspace(0.5, 2.0, num_obs), 3)
 
 
@@ -94,4 +94,4 @@ def lively(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Numbers that depend on a name and a shape alone, with the size of a layer's initial weights."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     inputs = int(np.prod(shape[1:])) if len(shape) > 1 else 16
-    return np.round((rng.random(shape) - 0.5) * np.sqrt(12.0 / max(inputs, 1)), 4)
+    return np.asarray(np.round((rng.random(shape) - 0.5) * np.sqrt(12.0 / max(inputs, 1)), 4))

@@ -29,7 +29,7 @@ def record(case: Case) -> tuple[Arrays, Arrays]:
             inputs = _experience_of(case)
         elif isinstance(case, VaeCase):
             inputs = {"images": images_of_bits(_seed(case), case.steps, case.batch_size)}
-            inputs |= _initial(driver.VaeDriver(case).parameters())
+            inputs |= _initial(driver.VaeDriver(case))
     return inputs, replay(case, inputs)
 
 
@@ -58,10 +58,7 @@ def _steps_together(case: Case, inputs: Arrays, rank: int) -> Arrays:
 def _steps(case: Case, inputs: Arrays, workers: Any, compiled: bool) -> Arrays:
     """All steps, by one of the workers."""
     subject = _subject(case, compiled, workers)
-    initial = {name.partition("/")[2]: x for name, x in inputs.items() if name.startswith("initial/")}
-    for name, shape in ((name, x) for name, x in inputs.items() if name.startswith("formed/")):
-        initial[name.partition("/")[2]] = lively(name.partition("/")[2], tuple(shape))
-    subject.start_from(initial)
+    subject.start_from(_start(inputs))
     found: dict[str, list[Any]] = {}
     for step in range(case.steps):
         metrics = subject.update(_input_of(case, inputs, step, workers), 1_000 + step)
@@ -106,10 +103,8 @@ def _experience_of(case: AgentCase) -> Arrays:
     """Rollouts whose actions are those of the policies that learn from the ones before."""
     inputs = experience(_seed(case), case.steps, case.num_steps, case.num_envs, images=case.images)
     subject = driver.AgentDriver(case)
-    inputs |= _initial(subject.parameters())
-    formed = {name.partition("/")[2]: x for name, x in inputs.items() if name.startswith("formed/")}
-    initial = {name.partition("/")[2]: x for name, x in inputs.items() if name.startswith("initial/")}
-    subject.start_from({**initial, **{name: lively(name, tuple(shape)) for name, shape in formed.items()}})
+    inputs |= _initial(subject)
+    subject.start_from(_start(inputs))
     noises, actions = [], []
     for step in range(case.steps):
         arrays = _rollout_of(case, inputs, step)
@@ -120,14 +115,22 @@ def _experience_of(case: AgentCase) -> Arrays:
     return {**inputs, "noise": np.concatenate(noises), "action": np.concatenate(actions)}
 
 
-def _initial(own: Arrays) -> Arrays:
+def _start(inputs: Arrays) -> Arrays:
+    """All initial parameters."""
+    stored = {name.partition("/")[2]: x for name, x in inputs.items() if name.startswith("initial/")}
+    formed = {name.partition("/")[2]: tuple(x) for name, x in inputs.items() if name.startswith("formed/")}
+    return {**stored, **{name: lively(name, shape) for name, shape in formed.items()}}
+
+
+def _initial(subject: driver.AgentDriver | driver.VaeDriver) -> Arrays:
     """Where a case starts: at weights that are awake, as Adam's first steps make whole ones of any rounding at zero."""
     found: Arrays = {}
-    for name, x in own.items():
-        if x.size >= _LARGE:
-            found[f"formed/{name}"] = np.array(x.shape)
-        elif name in driver.TEMPERATURE or x.dtype.kind != "f":
+    kept = subject.kept()
+    for name, x in subject.parameters().items():
+        if name in kept:
             found[f"initial/{name}"] = x
+        elif x.size >= _LARGE:
+            found[f"formed/{name}"] = np.array(x.shape)
         else:
             found[f"initial/{name}"] = np.round(x + 0.2 * lively(name, x.shape), 4)
     return found
@@ -138,8 +141,9 @@ def _digest(name: str, x: np.ndarray) -> Arrays:
     if x.size < _LARGE:
         return {name: x}
     flat = np.ascontiguousarray(x).ravel()
-    return {f"{name}/norm": np.linalg.norm(flat.astype(np.float64)), f"{name}/some": flat[:: flat.size // _SAMPLE]}
+    norm = np.asarray(np.linalg.norm(flat.astype(np.float64)))
+    return {f"{name}/norm": norm, f"{name}/some": flat[:: flat.size // _SAMPLE]}
 
 
 def _seed(case: Case) -> int:
-    return zlib.crc32(case.name.removesuffix("-fixed-temperature").encode())
+    return zlib.crc32(f"{case.name.removesuffix('-fixed-temperature')} {case.seed or ''}".encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,8 @@ def path_of(case: Case) -> Path:
 
 def save(case: Case, inputs: Arrays, outcomes: Arrays) -> None:
     """Write a case: all numbers of one type as one array, as every array of its own costs some 250 bytes."""
-    index, parts = [], {}
+    index: list[tuple[str, str, str, tuple[int, ...]]] = []
+    parts: dict[str, list[np.ndarray]] = {}
     for kind, arrays in (("inputs", inputs), ("outcomes", outcomes)):
         for name, x in arrays.items():
             x = np.asarray(x)
@@ -42,7 +44,7 @@ def save(case: Case, inputs: Arrays, outcomes: Arrays) -> None:
     header = json.dumps({"machine": machine(), "index": index}, separators=(",", ":"))
     path = path_of(case)
     path.parent.mkdir(parents=True, exist_ok=True)
-    flat = {name: np.concatenate(each) for name, each in parts.items()}
+    flat: dict[str, Any] = {name: np.concatenate(each) for name, each in parts.items()}
     np.savez_compressed(path, header=np.frombuffer(header.encode(), np.uint8), **flat)
 
 

@@ -35,6 +35,8 @@ LEARNED = ("policy.", "value.", "surrogate.")
 """Beginnings of the names, in an agent's state, of what its gradients move."""
 STATISTICS = ("obs_normalizer.", "reward_scaler.", "control_scale.", "advantage_scale.")
 """Likewise of what runs along."""
+MOMENTS = [(f"{part}_optimizer", kind) for part in ("policy", "value", "surrogate") for kind in ("mean", "square")]
+"""Names of what an optimiser remembers, part and kind."""
 TEMPERATURE = ("surrogate.gain", "surrogate.log_temperature")
 """Learned beside the surrogate's network; the cases with a fixed temperature do without them."""
 UNTOLD = ("surrogate/gain",)
@@ -116,8 +118,11 @@ class AgentDriver:
         return {name: x for name, x in found.items() if not (self.case.fixed_temperature and name in TEMPERATURE)}
 
     def statistics(self) -> Arrays:
-        """What runs along."""
-        return {name: x for name, x in self._state()[0].items() if name.startswith(STATISTICS)}
+        """What runs along, and how long the optimisers' moments are: Adam's steps hide the size of a gradient."""
+        state = self._state()[0]
+        moments = {f"{name}/norm": x for name, x in state.items() if name.partition(".")[::2] in MOMENTS}
+        found = {name: np.asarray(np.linalg.norm(x)) for name, x in moments.items()}
+        return found | {name: x for name, x in state.items() if name.startswith(STATISTICS)}
 
     def kept(self) -> set[str]:
         """Names in `parameters` of what starts as it does in a run."""
@@ -169,6 +174,8 @@ def _hold(agent: Any) -> None:
 
     @torch.no_grad()
     def step_of_the_rest(factor: float = 1.0) -> None:
+        for x in held:
+            x.grad.zero_()
         step(factor)
         for x, value in zip(held, values, strict=True):
             x.copy_(value)
@@ -212,8 +219,14 @@ class VaeDriver:
         }
 
     def statistics(self) -> Arrays:
-        """Nothing runs along that is not in `parameters` or among the metrics."""
-        return {}
+        """How long the optimisers' first moments are: Adam's steps hide the size of a gradient."""
+        states = {"model": self.trainer.optimizer.state_dict(), "estimator": self.trainer.main.optimizer.state_dict()}
+        return {
+            f"{name}_optimizer/norm": np.asarray(
+                np.linalg.norm([float(x.norm()) for key, x in state.items() if ".mean." in key])
+            )
+            for name, state in states.items()
+        }
 
     def kept(self) -> set[str]:
         """Names in `parameters` of what no gradient moves, and that starts as it does in a run."""

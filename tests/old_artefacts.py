@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.numpy import load_file
 
 from relax_rl import ActorCritic
 
-__all__ = ["FIXTURES", "expectations", "newest", "policy_and_value", "settings", "trained"]
+__all__ = ["FIXTURES", "blank_figures", "expectations", "newest", "policy_and_value", "settings", "trained"]
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -46,3 +47,13 @@ def policy_and_value(agent: ActorCritic, obs: np.ndarray) -> tuple[np.ndarray, n
     with torch.no_grad():
         encoded = agent.normalized(torch.from_numpy(np.ascontiguousarray(agent.observations.encode(obs))))
         return agent.policy(encoded).numpy(), agent.value(encoded).numpy()
+
+
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write figures as files without a picture: drawing takes longer than the runs of these tests."""
+
+    def blank(figure: object, file: Any, **_: object) -> None:
+        write = file.write if hasattr(file, "write") else Path(file).write_bytes
+        write(b"\x89PNG")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", blank)

@@ -7,7 +7,6 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from safetensors.numpy import load_file
 import relax_rl
 from relax_rl.cli import main
 from relax_rl.errors import CheckpointError
-from tests.old_artefacts import FIXTURES, expectations, newest, policy_and_value, settings, trained
+from tests.old_artefacts import FIXTURES, blank_figures, expectations, newest, policy_and_value, settings, trained
 from tests.workers import run_workers
 
 OLD = FIXTURES / "0.1.0"
@@ -29,19 +28,9 @@ MORE = 60
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test has a working folder of its own."""
+    """Every test has a working folder of its own, and draws nothing."""
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take longer than the runs here, and nothing of them is old."""
-
-    def blank(figure: object, file: Any, **_: object) -> None:
-        write = file.write if hasattr(file, "write") else Path(file).write_bytes
-        write(b"\x89PNG")
-
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", blank)
+    blank_figures(monkeypatch)
 
 
 def copy_of(path: Path) -> Path:

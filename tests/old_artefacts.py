@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from relax_rl import ActorCritic
 
-__all__ = ["FIXTURES", "blank_figures", "expectations", "newest", "policy_and_value", "settings", "trained"]
+__all__ = ["FIXTURES", "blank_figures", "distance", "expectations", "newest", "policy_and_value", "settings", "trained"]
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -42,11 +42,18 @@ def expectations(run: Path) -> dict[str, np.ndarray]:
 def policy_and_value(agent: ActorCritic, obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Parameters `[B, P]` of the action distribution, and values `[B]` in the unit of the value network.
 
-    The only place where these tests touch what users do not.
+    The one place, with `distance`, where these tests touch what users do not.
     """
     with torch.no_grad():
         encoded = agent.normalized(torch.from_numpy(np.ascontiguousarray(agent.observations.encode(obs))))
         return agent.policy(encoded).numpy(), agent.value(encoded).numpy()
+
+
+def distance(one: ActorCritic, other: ActorCritic) -> float:
+    """Between the weights of two policies, like `policy_and_value` a look inside."""
+    pairs = zip(one.policy.parameters(), other.policy.parameters(), strict=True)
+    with torch.no_grad():
+        return float(sum((x - y).square().sum() for x, y in pairs) ** 0.5)
 
 
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:

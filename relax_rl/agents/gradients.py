@@ -94,7 +94,8 @@ def gradients(
     if ratio is not None:
         sums["divergence"] = ((ratio - 1.0 - ratio.clamp(min=1e-30).log()) * batch.weight).sum()
         if math.isfinite(objective.clip_range):
-            metrics["policy/clipped"] = 1.0 - unclipped(batch.advantage, ratio, objective.clip_range).float().mean()
+            kept = unclipped(batch.advantage, ratio, objective.clip_range)
+            metrics["policy/clipped"] = 1.0 - kept.to(ratio.dtype).mean()
     if objective.estimator.uses_surrogate:
         sums["plain"] = _squared_norms(plain) @ batch.weight
     if "policy" in objective.trains:

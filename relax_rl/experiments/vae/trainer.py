@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relax_rl.compilation import CompilationError, warn_or_raise
+from relax_rl.compute.compilation import CompilationError, warn_or_raise
 from relax_rl.distributed import ALONE, Workers
 from relax_rl.errors import CheckpointError
 from relax_rl.experiments.batches import Batches

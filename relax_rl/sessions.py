@@ -82,7 +82,7 @@ def _begin(config: TrainConfig, command: str, device: str, workers: Workers, sta
         seed=config.run.seed,
         config=replace(config.agent, device=device),
     )
-    agent.choose_compiled(config.run.total_steps, config.env.num_envs)
+    agent.learner.choose_compiled(config.run.total_steps, config.env.num_envs)
     default = runs.default_run_dir(config.env.env, estimator, config.run.seed)
     path = Path(workers.told(str(config.run.run_dir or default)))
     config = with_settings(config, {"estimator": estimator, "run_dir": str(path)})

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
@@ -16,18 +14,17 @@ from torch import Tensor
 from relax_rl.agents.acting import HostSampler, ImageSampler, host_sampler
 from relax_rl.agents.actor import Actor
 from relax_rl.agents.batch import Batch, make_batch
-from relax_rl.agents.compiled import CompiledGradients, chooses_compiled
 from relax_rl.agents.control_scale import ControlScale
 from relax_rl.agents.estimates import AgentEstimator, check_estimator
 from relax_rl.agents.learner import Learner, Metrics
 from relax_rl.agents.networks import Outputs, make_networks
 from relax_rl.agents.replay import ValueReplay
-from relax_rl.agents.saving import described, pack, unpack
+from relax_rl.agents.saving import described, family, pack, unpack
 from relax_rl.agents.shards import columns, shard_of_rollout
-from relax_rl.agents.statistics import Statistic, absorb, episodes_of_all
+from relax_rl.agents.statistics import UpdateInfo, absorb, episodes_of_all
 from relax_rl.config import AgentConfig, agent_config_from
 from relax_rl.distributed import Workers
-from relax_rl.envs import Episode, VectorEnvs
+from relax_rl.envs import VectorEnvs
 from relax_rl.errors import CheckpointError, TrainingDiverged
 from relax_rl.normalization import ObservationNormalizer, RewardScaler
 from relax_rl.profiling import Watch
@@ -41,22 +38,6 @@ __all__ = ["ActorCritic", "Callback", "UpdateInfo"]
 AgentT = TypeVar("AgentT", bound="ActorCritic")
 
 _COUNTERS = ("steps", "updates", "episodes", "schedule_start", "schedule_end")
-
-
-@dataclass(frozen=True)
-class UpdateInfo:
-    """What callbacks hear after every update.
-
-    Attributes:
-        steps, updates: environment steps and updates of the agent so far.
-        episodes: the episodes that ended during this rollout.
-        metrics: scalars by name, as numbers or 0-d tensors.
-    """
-
-    steps: int
-    updates: int
-    episodes: tuple[Episode, ...]
-    metrics: Mapping[str, Tensor | float]
 
 
 class ActorCritic(Actor):
@@ -196,7 +177,7 @@ class ActorCritic(Actor):
         if reset_schedule:
             self.schedule_start = self.steps
         self.schedule_end = self.steps + total_steps
-        self.choose_compiled(total_steps, envs.num_envs)
+        self.learner.choose_compiled(total_steps, envs.num_envs)
         collector = self.collector(envs)
         callbacks = list(callbacks)
         while self.steps < self.schedule_end:
@@ -210,18 +191,6 @@ class ActorCritic(Actor):
             if self.workers.any(any(answer is False for answer in answers)):
                 break
         return self
-
-    def choose_compiled(self, total_steps: int, num_envs: int) -> None:
-        """Take compiled code from here on if the settings ask for it, or if that many steps make it worth while.
-
-        Raises:
-            SettingsError: if compiled code is asked for and impossible.
-        """
-        learner, workers = self.learner, self.workers.count
-        if learner.compiled is None and chooses_compiled(
-            self.config, self.networks, workers=workers, total_steps=total_steps, num_envs=num_envs
-        ):
-            learner.compiled = CompiledGradients(self.networks, learner.flat)
 
     def collector(self, envs: VectorEnvs) -> Collector:
         """What steps these environments, `num_steps` at a time, with this agent's view of them."""
@@ -264,7 +233,8 @@ class ActorCritic(Actor):
             metrics["surrogate/scale"] = self.control_scale.value
         if self.workers.count > 1:
             self.watch("communication")
-        steps, episodes = absorb(self.workers, rollout, self._summaries(rollout))
+        statistics = (self.obs_normalizer, self.reward_scaler)
+        steps, episodes = absorb(self.workers, rollout, *statistics, reward_clip=self.config.reward_clip)
         self.steps += steps
         self.episodes += episodes
         self.updates += 1
@@ -287,25 +257,12 @@ class ActorCritic(Actor):
         batch = make_batch(
             rollout, seen[:rows], acted.value.detach(), config=config, shard=shard, reward_scale=self.reward_unit
         )
-        scalars: dict[str, Tensor] = {}
         if config.entropy_coef:
             weight = config.entropy_coef * self.schedule_factor(config.entropy_schedule)
-            scalars["entropy_coef"] = batch.weight.new_tensor(weight)
+            batch = replace(batch, entropy_coef=batch.weight.new_tensor(weight))
         if self.control_scale is not None:
-            scalars["control_scale"] = batch.weight.new_tensor(self.control_scale.value)
-        return replace(batch, **scalars), acted
-
-    def _summaries(self, rollout: Rollout) -> list[tuple[Statistic, np.ndarray]]:
-        """Each running statistic with its summary of this worker's rollout."""
-        found: list[tuple[Statistic, np.ndarray]] = []
-        if self.obs_normalizer is not None:
-            found.append((self.obs_normalizer, self.obs_normalizer.summary(rollout.obs[:-1], rollout.valid)))
-        if self.reward_scaler is not None:
-            clip = self.config.reward_clip
-            reward = rollout.reward.clamp(-clip, clip) if math.isfinite(clip) else rollout.reward
-            ended = rollout.terminated | rollout.truncated
-            found.append((self.reward_scaler, self.reward_scaler.summary(reward, ended, rollout.valid)))
-        return found
+            batch = replace(batch, control_scale=batch.weight.new_tensor(self.control_scale.value))
+        return batch, acted
 
     # State
 
@@ -380,7 +337,7 @@ class ActorCritic(Actor):
         """
         name, seed, config = described(state, source)
         observation_space, action_space = (space_from_json(state[k]) for k in ("observation_space", "action_space"))
-        kinds = {kind.name: kind for kind in _family(cls)}
+        kinds = {kind.name: kind for kind in family(cls)}
         if name not in kinds:
             expected = " or ".join(sorted(k for k in kinds if k))
             raise CheckpointError(f"{source} holds a {name!r} agent, expected {expected}")
@@ -389,7 +346,3 @@ class ActorCritic(Actor):
 
 Callback = Callable[[ActorCritic, UpdateInfo], "bool | None"]
 """Called with the agent and an `UpdateInfo` after every update; returning False ends the training."""
-
-
-def _family(cls: type[AgentT]) -> list[type[AgentT]]:
-    return [cls, *(kind for child in cls.__subclasses__() for kind in _family(child))]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from relax_rl.agents.batch import Batch
-from relax_rl.agents.compiled import CompiledGradients
+from relax_rl.agents.compiled import CompiledGradients, chooses_compiled
 from relax_rl.agents.estimates import AgentEstimator
 from relax_rl.agents.gradients import Gradients, Objective, finished, flattened, gradients
 from relax_rl.agents.networks import Networks, Outputs
@@ -72,6 +72,18 @@ class Learner:
         self._at_once = replace(own, trains=tuple(self.flat))
         self._in_passes = replace(own, off_policy=True, clip_range=config.clip_range)
         self._surrogate_alone = replace(own, trains=("surrogate",), off_policy=True)
+
+    def choose_compiled(self, total_steps: int, num_envs: int) -> None:
+        """Take compiled code from here on if the settings ask for it, or if that many environment steps make it pay.
+
+        Raises:
+            SettingsError: if compiled code is asked for and impossible.
+        """
+        workers = self.workers.count
+        if self.compiled is None and chooses_compiled(
+            self.config, self.networks, workers=workers, total_steps=total_steps, num_envs=num_envs
+        ):
+            self.compiled = CompiledGradients(self.networks, self.flat)
 
     def learn(self, batch: Batch, acted: Outputs, factor: float) -> tuple[Metrics, dict[str, Tensor]]:
         """All steps of an update.
@@ -139,6 +151,7 @@ class Learner:
         with torch.no_grad():
             seen = self.networks(batch.obs)
         dist = self.networks.policy.distribution(seen.params)
+        assert batch.old_log_prob is not None
         metrics: Metrics = {}
         ratio = torch.exp(dist.log_prob(batch.action) - batch.old_log_prob)
         # As rows of the present policy, which they count as from here on.
@@ -173,8 +186,12 @@ class Learner:
             if math.isfinite(config.target_kl) and float(kl) > config.target_kl:
                 break
         assert first is not None
-        last = {name: x for name, x in metrics.items() if name.startswith("losses/")}
-        of_passes = {"policy/kl": kl, "policy/clipped": torch.stack(clipped).mean(), "policy/epochs": float(epochs)}
+        last: Metrics = {name: x for name, x in metrics.items() if name.startswith("losses/")}
+        of_passes: Metrics = {
+            "policy/kl": kl,
+            "policy/clipped": torch.stack(clipped).mean(),
+            "policy/epochs": float(epochs),
+        }
         return first[0] | last | of_passes, first[1], taken
 
     def _minibatches(self, batch: Batch) -> Iterator[tuple[Batch, Tensor]]:

@@ -86,7 +86,7 @@ class Networks(nn.Module):
         """
         policy, value = self.on_host("policy"), self.on_host("value")
         if policy is None or value is None:
-            return self(obs, rows)
+            return self.forward(obs, rows)
         said = policy.on_tensor(obs[:rows]) if policy_outputs is None else policy_outputs
         return Outputs(self.policy.params_from(said), value.on_tensor(obs).squeeze(-1), obs[:rows])
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from relax_rl.config import AgentConfig, without_dropped
 from relax_rl.errors import CheckpointError, SettingsError
 
-__all__ = ["described", "pack", "unpack"]
+__all__ = ["described", "family", "pack", "unpack"]
+
+T = TypeVar("T")
 
 
 def pack(components: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -48,6 +50,11 @@ def described(state: Mapping[str, Any], source: str) -> tuple[str, int, AgentCon
         raise CheckpointError(f"{source} does not describe an agent ({error})") from None
 
 
+def family(cls: type[T]) -> list[type[T]]:
+    """A class and all that inherit from it."""
+    return [cls, *(kind for child in cls.__subclasses__() for kind in family(child))]
+
+
 def _without_learned_gain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Version 0.1 multiplied a surrogate's output by a learned gain, and learned the temperature of its actions too.
 
@@ -60,12 +67,11 @@ def _without_learned_gain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return found
     head = [name for name in ("surrogate.head.weight", "surrogate.head.bias") if name in found]
     size = sum(found[name].numel() for name in head)
-    for name in head:
-        found[name] = found[name] * gain
+    found |= {name: found[name] * gain for name in head}
     # A gradient at gain * w is that at w, divided by the gain.
-    for name, power in (("surrogate_optimizer.mean", 1), ("surrogate_optimizer.square", 2)):
-        if name in found and float(gain):
-            own = found[name][2:].clone()
-            own[len(own) - size :] /= gain**power
-            found[name] = own
+    for average, power in (("surrogate_optimizer.mean", 1), ("surrogate_optimizer.square", 2)):
+        if average in found:
+            own = found[average][2:].clone()
+            own[len(own) - size :] /= gain.abs().clamp(min=1e-6) ** power * gain.sign() ** power
+            found[average] = own
     return found

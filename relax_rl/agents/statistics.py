@@ -2,36 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from relax_rl.distributed import Workers
 from relax_rl.envs import Episode
+from relax_rl.normalization import ObservationNormalizer, RewardScaler
 from relax_rl.rollouts import Rollout
 
-__all__ = ["absorb", "episodes_of_all"]
+__all__ = ["UpdateInfo", "absorb", "episodes_of_all"]
 
 
-class Statistic(Protocol):
-    """Merges what several workers saw."""
+@dataclass(frozen=True)
+class UpdateInfo:
+    """What callbacks hear after every update.
 
-    def merge(self, summaries: np.ndarray) -> None:
-        """Take in summaries, one a row."""
+    Attributes:
+        steps, updates: environment steps and updates of the agent so far.
+        episodes: the episodes that ended during this rollout.
+        metrics: scalars by name, as numbers or 0-d tensors.
+    """
+
+    steps: int
+    updates: int
+    episodes: tuple[Episode, ...]
+    metrics: Mapping[str, Tensor | float]
 
 
-def absorb(workers: Workers, rollout: Rollout, summaries: Sequence[tuple[Statistic, np.ndarray]]) -> tuple[int, int]:
+def absorb(
+    workers: Workers,
+    rollout: Rollout,
+    obs_normalizer: ObservationNormalizer | None,
+    reward_scaler: RewardScaler | None,
+    *,
+    reward_clip: float,
+) -> tuple[int, int]:
     """Let running statistics take in what all workers saw, now that an update is done.
 
     Args:
         workers: all of them.
         rollout: this worker's.
-        summaries: each statistic with its summary of this worker's rollout.
+        obs_normalizer, reward_scaler: the statistics; None where there is none.
+        reward_clip: where rewards are clipped.
 
     Returns:
         How many environment steps and finished episodes all workers' rollouts hold.
     """
+    summaries: list[tuple[ObservationNormalizer | RewardScaler, np.ndarray]] = []
+    if obs_normalizer is not None:
+        summaries.append((obs_normalizer, obs_normalizer.summary(rollout.obs[:-1], rollout.valid)))
+    if reward_scaler is not None:
+        reward = rollout.reward.clamp(-reward_clip, reward_clip) if math.isfinite(reward_clip) else rollout.reward
+        ended = rollout.terminated | rollout.truncated
+        summaries.append((reward_scaler, reward_scaler.summary(reward, ended, rollout.valid)))
     counts = np.array([np.count_nonzero(rollout.valid.numpy()), len(rollout.episodes)], np.float64)
     found = workers.gather(np.concatenate([counts, *(summary for _, summary in summaries)]))
     steps, episodes = found[:, :2].sum(0)

@@ -62,7 +62,7 @@ def test_the_estimate_is_the_exact_gradient_on_average_for_discrete_actions(kind
     logits, payoff = torch.tensor([0.3, -0.8, 0.1]), torch.tensor([1.0, -2.0, 0.5])
     probs = torch.softmax(logits, -1).double()
     exact = probs * (payoff - (probs * payoff).sum())
-    assert_unbiased(collect(in_one_state(agent, logits, payoff.__getitem__, generator), 1_500_000), exact)
+    assert_unbiased(collect(in_one_state(agent, logits, payoff.__getitem__, generator), 1_500_000), exact, power=0.015)
 
 
 @pytest.mark.parametrize("kind", [LAX, A2C])
@@ -241,7 +241,7 @@ def test_an_update_takes_over_the_features_of_acting(precision: str, monkeypatch
         agent.update(rollout)
     assert sum(asked) == 3  # the last observations, which only bootstrap
     ours, theirs = (torch.cat([step.gradients[name] for name in ("policy", "value")]) for (step,) in steps)
-    assert (ours - theirs).norm() < (1e-5 if precision == "float32" else 1e-2) * theirs.norm()
+    assert (ours - theirs).norm() < (1e-5 if precision == "float32" else 2e-2) * theirs.norm()
     agents[0].update(rollout)
     assert sum(asked) == 3 + 39  # no longer the policy that acted: everything is computed again
 

@@ -72,6 +72,6 @@ def _without_learned_gain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for average, power in (("surrogate_optimizer.mean", 1), ("surrogate_optimizer.square", 2)):
         if average in found:
             own = found[average][2:].clone()
-            own[len(own) - size :] /= gain.abs().clamp(min=1e-6) ** power * gain.sign() ** power
+            own[len(own) - size :] /= gain.abs().clamp(min=1e-6).copysign(gain) ** power
             found[average] = own
     return found

@@ -73,7 +73,8 @@ class Networks(nn.Module):
         value = self.value.value(features)
         if len(obs) > rows:
             with torch.no_grad():  # the observations that only bootstrap take no part in the backward pass
-                value = torch.cat([value, self.value(obs[rows:])])
+                bootstrap = self.value(obs[rows:])
+            value = torch.cat([value, bootstrap])
         return Outputs(self.policy.params(features), value, features.detach())
 
     @torch.no_grad()

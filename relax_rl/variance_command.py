@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from relax_rl.config import EnvConfig
     from relax_rl.envs import VectorEnvs
     from relax_rl.estimators.diagnostics import VarianceParts
-    from relax_rl.gradient_variance import Contender
+    from relax_rl.variance.contenders import Contender
 
 __all__ = ["VarianceConfig", "variance_command", "variance_run"]
 
@@ -90,9 +90,10 @@ def variance_run(config: VarianceConfig) -> dict[str, Any]:
     from relax_rl.checkpoints import CheckpointFolder
     from relax_rl.devices import resolve_device
     from relax_rl.estimators.diagnostics import squared_norm
-    from relax_rl.gradient_variance import applied_gradients, applied_variances, contenders
     from relax_rl.training import set_threads
-    from relax_rl.variance_figure import plot_variances
+    from relax_rl.variance.contenders import contenders
+    from relax_rl.variance.figure import plot_variances
+    from relax_rl.variance.gradient import applied_gradients, applied_variances
 
     folder = RunFolder(Path(config.run))
     trained = runs.read_config(folder)
@@ -155,7 +156,7 @@ def _parts(
 ) -> tuple[dict[str, VarianceParts] | None, str | None]:
     """The parts, or why there are none."""
     from relax_rl.env_snapshots import ForkableEnv
-    from relax_rl.variance_decomposition import decompose
+    from relax_rl.variance.decomposition import decompose
 
     if config.states == 0:
         return None, "not asked for"

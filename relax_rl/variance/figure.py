@@ -11,7 +11,7 @@ from relax_rl.serialization import write_bytes_atomic
 
 if TYPE_CHECKING:
     from relax_rl.estimators.diagnostics import VarianceParts
-    from relax_rl.gradient_variance import AppliedVariance
+    from relax_rl.variance.gradient import AppliedVariance
 
 __all__ = ["plot_variances"]
 
@@ -45,8 +45,7 @@ def plot_variances(
 
 
 def _plot_applied(axes: Any, applied: Mapping[str, AppliedVariance]) -> None:
-    places = range(len(applied))
-    for place, found in zip(places, applied.values(), strict=True):
+    for place, found in enumerate(applied.values()):
         ratio = found.ratio
         axes.plot([ratio.low, ratio.high], [place, place], color="0.3", linewidth=1.5)
         axes.plot([ratio.value], [place], "o", color="#d9793d", markersize=7)
@@ -54,8 +53,7 @@ def _plot_applied(axes: Any, applied: Mapping[str, AppliedVariance]) -> None:
     axes.axvline(1.0, color="0.6", linestyle="--", linewidth=1, zorder=0)
     axes.set_xscale("log")
     axes.margins(x=0.25)
-    _name_rows(axes, applied)
-    axes.set_xlabel("variance of an update's gradient, times A2C's")
+    _name_rows(axes, applied, "variance of an update's gradient, times A2C's")
 
 
 def _plot_parts(axes: Any, parts: Mapping[str, VarianceParts]) -> None:
@@ -72,22 +70,16 @@ def _plot_parts(axes: Any, parts: Mapping[str, VarianceParts]) -> None:
             left += width
         axes.plot([found.total.low, found.total.high], [place, place], color="0.3", linewidth=1.5)
         if left > limit:
-            axes.annotate(
-                f"{found.total.value:.2g} →",
-                (limit, place),
-                (-4, 0),
-                textcoords="offset points",
-                ha="right",
-                va="center",
-            )
+            beside = {"textcoords": "offset points", "ha": "right", "va": "center"}
+            axes.annotate(f"{found.total.value:.2g} →", (limit, place), (-4, 0), **beside)
     axes.set_xlim(0, limit)
     axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
-    _name_rows(axes, parts)
-    axes.set_xlabel("variance of one row's gradient, by origin (line: 95% interval of the total)")
+    _name_rows(axes, parts, "variance of one row's gradient, by origin (line: 95% interval of the total)")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
 
 
-def _name_rows(axes: Any, rows: Mapping[str, Any]) -> None:
+def _name_rows(axes: Any, rows: Mapping[str, Any], label: str) -> None:
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.25)
+    axes.set_xlabel(label)

@@ -7,7 +7,7 @@ each of them is followed by independent continuations, as long as they would be 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relax_rl.agents import ActorCritic
-from relax_rl.agents.batch import Batch
+from relax_rl.agents import ActorCritic, Experience
+from relax_rl.agents.estimates import a2c
 from relax_rl.env_snapshots import ForkableEnv
 from relax_rl.errors import SettingsError
 from relax_rl.estimators.diagnostics import VarianceParts, variance_parts
-from relax_rl.gradient_variance import REFERENCE, Contender
+from relax_rl.variance.contenders import REFERENCE, Contender
 
 __all__ = ["EXACT_VALUE", "Tails", "decompose", "follow"]
 
@@ -37,13 +37,15 @@ class Tails:
     """What happened from S states on, A actions in each, C continuations of each action.
 
     Attributes:
-        batch: `S * A` rows, one for each action, their advantage 0 and their return V(s).
-        advantage: `[S, A, C]` generalised advantage estimates of each continuation, times the agent's scale.
+        experience: `S * A` rows, one for each action, their advantage 0 and their return V(s).
+        dist: `[S * A, P]` their action distribution.
+        advantage: `[S, A, C]` generalised advantage estimates of each continuation.
         coordinates: `[S, P, D]` the gradient of each of a state's parameters with respect to theta, in an orthonormal
             basis of all of them: products of gradients in it are those in the space of theta.
     """
 
-    batch: Batch
+    experience: Experience
+    dist: Any
     advantage: Tensor
     coordinates: Tensor
 
@@ -53,10 +55,27 @@ class Tails:
         An estimate is affine in the advantage, with the score as its slope: asking once, at 0, lets the continuations
         of an action share the noise of a relaxation, which then counts with the action.
         """
-        states, actions, _ = self.advantage.shape
-        constant = contender.estimate(self.batch).view(states, actions, 1, -1)
-        score = self.batch.score.view(states, actions, 1, -1)
-        return (constant + self.advantage.unsqueeze(-1) * score) @ self.coordinates.unsqueeze(1)
+        constant = contender.estimate(self.experience, self.dist).detach().view(*self.advantage.shape[:2], 1, -1)
+        return (constant + self.advantage.unsqueeze(-1) * self._score) @ self.coordinates.unsqueeze(1)
+
+    def given_action_with_exact_value(self) -> Tensor:
+        """`[S]` E[(Q(s, a) - V(s))^2 |s|^2 | s] with the true Q and V, where A2C has its own V.
+
+        V is estimated from the other actions. (A_x - V_1)(A_y - V_2) has four independent factors, so that no product
+        holds a square of noise.
+        """
+        score = self._score.squeeze(2) @ self.coordinates
+        means = self.advantage.double().mean(-1)
+        first, second = means.roll(-1, 1), means.roll(-2, 1)
+        x, y = self.advantage.double().unbind(-1)
+        products = ((x - first) * (y - second) + (x - second) * (y - first)) / 2
+        return (products * score.square().sum(-1)).mean(1)
+
+    @property
+    def _score(self) -> Tensor:
+        """`[S, A, 1, P]` dlog pi(a | s)."""
+        of_ones = replace(self.experience, advantage=torch.ones_like(self.experience.advantage))
+        return a2c(of_ones, self.dist).view(*self.advantage.shape[:2], 1, -1)
 
 
 def decompose(
@@ -78,7 +97,7 @@ def decompose(
         num_states: states of the policy's own trajectories.
         num_actions: tried in each, at least 3.
         seed: of episodes, of which states are taken, and of the environment's randomness after them.
-        progress: told the number of states done so far.
+        progress: called with the number of states done so far.
 
     Raises:
         SettingsError: for fewer than 2 states or 3 actions.
@@ -89,10 +108,8 @@ def decompose(
     generator = torch.Generator().manual_seed(seed)
     draws = {entrant.name: tails.gradients(entrant) for entrant in entrants}
     parts = {name: variance_parts(found, generator=generator) for name, found in draws.items()}
-    parts[EXACT_VALUE] = variance_parts(
-        draws[REFERENCE], given_action=_given_action_with_exact_value(tails), generator=generator
-    )
-    return parts
+    exact = tails.given_action_with_exact_value()
+    return parts | {EXACT_VALUE: variance_parts(draws[REFERENCE], given_action=exact, generator=generator)}
 
 
 def follow(
@@ -106,17 +123,17 @@ def follow(
 ) -> Tails:
     """Try actions in states that the policy visits, and see each of them through to the end of a rollout.
 
-    The position of a state within a rollout is drawn, since the advantage of a late step looks ahead less far.
+    The position of a state within a rollout is drawn, since the advantage of a late step looks ahead less far. Arguments
+    as for `decompose`.
     """
     rng = np.random.default_rng(seed)
     theta = list(agent.policy.parameters())
-    columns: dict[str, list[Tensor]] = {name: [] for name in ("obs", "noise", "action", "value", "params", "jacobian")}
-    advantages = []
+    of_states, advantages, jacobians = [], [], []
     for done, obs in enumerate(_visited(agent, env, num_states, rng), start=1):
-        seen = agent.normalized(obs)
-        params, value = agent.policy(seen), agent.value(seen).detach()
-        rows = [torch.autograd.grad(x, theta, retain_graph=True) for x in params[0].unbind()]
-        noise = agent.sample_noise(num_actions)
+        found = agent.networks(agent.normalized(obs))
+        rows = [torch.autograd.grad(x, theta, retain_graph=True) for x in found.params[0].unbind()]
+        jacobians += [torch.cat([x.flatten() for x in row]) for row in rows]
+        value, noise = found.value.detach(), agent.sample_noise(num_actions)
         action = agent.sample(obs.expand(num_actions, *obs.shape[1:]), noise)
         horizon = agent.config.num_steps - int(rng.integers(agent.config.num_steps))
         forks = [env.fork(int(rng.integers(2**31))) for _ in range(num_actions * CONTINUATIONS)]
@@ -124,35 +141,15 @@ def follow(
         advantages.append(_advantages(agent, forks, first, value, horizon).view(num_actions, CONTINUATIONS))
         for fork in forks:
             fork.close()
-        jacobian = torch.stack([torch.cat([x.flatten() for x in row]) for row in rows])
-        found = {"obs": seen, "params": params.detach(), "value": value}
-        for name, x in found.items():
-            columns[name].append(x.expand(num_actions, *x.shape[1:]))
-        for name, x in (("noise", noise), ("action", action), ("jacobian", jacobian)):
-            columns[name].append(x)
+        alike = (x.detach().expand(num_actions, *x.shape[1:]) for x in (found.features, value, found.params))
+        of_states.append((action.clone(), noise, *alike))  # out of inference mode
         progress(done)
-    return _tails(agent, {name: torch.cat(x) for name, x in columns.items()}, torch.stack(advantages))
-
-
-def _tails(agent: ActorCritic, columns: dict[str, Tensor], advantage: Tensor) -> Tails:
-    rows, scale = len(columns["value"]), agent.advantage_scale
-    jacobian = columns["jacobian"]
-    with torch.no_grad():
-        features = agent.policy.torso(columns["obs"]) if agent.shared_torso else columns["obs"]
-    factor = 1.0 / scale.scale if scale is not None else 1.0
-    batch = Batch(
-        features=features,
-        action=columns["action"].clone(),  # out of inference mode
-        noise=columns["noise"],
-        advantage=torch.zeros(rows, device=agent.device),
-        return_=columns["value"],
-        weight=torch.ones(rows, device=agent.device),
-        dist=agent.policy.distribution(columns["params"].requires_grad_()),
-        scale=factor,
-    )
+    action, noise, features, value, params = (torch.cat(column) for column in zip(*of_states, strict=True))
+    experience = Experience(features, action, noise, torch.zeros_like(value), value, torch.ones_like(value))
     # J' = Q R: the columns of R are the rows of J in the orthonormal basis Q.
-    coordinates = torch.linalg.qr(jacobian.T, mode="r").R.T
-    return Tails(batch, advantage * factor, coordinates.unflatten(0, (len(advantage), -1)))
+    coordinates = torch.linalg.qr(torch.stack(jacobians, 1), mode="r").R.T
+    coordinates = coordinates.unflatten(0, (num_states, -1))
+    return Tails(experience, agent.policy.distribution(params), torch.stack(advantages), coordinates)
 
 
 def _visited(agent: ActorCritic, env: ForkableEnv, count: int, rng: np.random.Generator) -> Iterator[Tensor]:
@@ -178,8 +175,7 @@ def _advantages(
         value: `[1]` V of the state.
         horizon: steps until the rollout ends and V takes over.
     """
-    config, scaler = agent.config, agent.reward_scaler
-    scale = scaler.scale if scaler is not None else 1.0
+    config = agent.config
     advantage = torch.zeros(len(forks), device=agent.device)
     alive, value, weight = torch.arange(len(forks)), value.expand(len(forks)), 1.0
     for _ in range(horizon):
@@ -188,8 +184,8 @@ def _advantages(
         obs = torch.cat([_encoded(agent, step[0]) for step in steps])
         with torch.no_grad():
             following = agent.value(agent.normalized(obs))
-        clipped = reward.clamp(-config.reward_clip, config.reward_clip).to(agent.device) * scale
-        delta = clipped + config.gamma * following * (1.0 - terminated.to(agent.device)) - value
+        reward = reward.clamp(-config.reward_clip, config.reward_clip).to(agent.device) * agent.reward_unit
+        delta = reward + config.gamma * following * (1.0 - terminated.to(agent.device)) - value
         advantage[alive] += weight * delta
         weight *= config.gamma * config.gae_lambda
         on = (terminated + truncated == 0).nonzero().squeeze(-1)
@@ -203,18 +199,3 @@ def _advantages(
 def _encoded(agent: ActorCritic, obs: Any) -> Tensor:
     batch, _ = agent.observations.as_batch(obs)
     return torch.from_numpy(np.ascontiguousarray(agent.observations.encode(batch))).to(agent.device)
-
-
-def _given_action_with_exact_value(tails: Tails) -> Tensor:
-    """`[S]` E[(Q(s, a) - V(s))^2 |s|^2 | s] with the true Q and V, where A2C has its own V.
-
-    V is estimated from the other actions. (A_x - V_1)(A_y - V_2) has four independent factors, so that no product
-    holds a square of noise.
-    """
-    advantage = tails.advantage.double()
-    score = tails.batch.score.view(*advantage.shape[:2], 1, -1) @ tails.coordinates.unsqueeze(1)
-    means = advantage.mean(-1)
-    first, second = means.roll(-1, 1), means.roll(-2, 1)
-    x, y = advantage.unbind(-1)
-    products = ((x - first) * (y - second) + (x - second) * (y - first)) / 2
-    return (products * score.squeeze(2).square().sum(-1)).mean(1)

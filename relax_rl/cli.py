@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relax_rl import distributed, runs
-from relax_rl.config import TrainConfig, did_you_mean
-from relax_rl.errors import RelaxRLError, SettingsError
-from relax_rl.options import parse
-from relax_rl.presets import preset_config, with_settings
+from relax_rl.errors import RelaxRLError, SettingsError, did_you_mean
 from relax_rl.runs import RunFolder
+from relax_rl.settings.config import TrainConfig
+from relax_rl.settings.fields import of_the_call, with_settings
+from relax_rl.settings.options import parse
+from relax_rl.settings.presets import preset_config
 
 if TYPE_CHECKING:
     from relax_rl.training import TrainingResult
@@ -173,7 +174,7 @@ def _train_config(args: list[str], prog: str) -> TrainConfig:
         return replace(config, run=replace(config.run, preset=base.run.preset))
     saved = runs.read_config(RunFolder(Path(given.run.resume)))
     # Whether progress is shown, or time measured, is a matter of this call, not of the run.
-    here = {"resume": given.run.resume, "run_dir": given.run.resume, "quiet": False, "profile": False}
+    here = {**of_the_call(saved), "resume": given.run.resume, "run_dir": given.run.resume}
     config = read(args, with_settings(saved, here))
     if config.run.preset == "auto":
         config = replace(config, run=replace(config.run, preset=saved.run.preset))

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from relax_rl import runs
-from relax_rl.config import EnvConfig
-from relax_rl.errors import SettingsError
-from relax_rl.options import parse
-from relax_rl.presets import is_atari
 from relax_rl.runs import RunFolder
+from relax_rl.settings.config import EnvConfig
+from relax_rl.settings.fields import check, setting
+from relax_rl.settings.options import parse
+from relax_rl.settings.presets import is_atari
 
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic
@@ -31,7 +31,7 @@ class EvaluateConfig:
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
-    episodes: int = 20
+    episodes: int = setting(20, least=1)
     """Episodes to play."""
     deterministic: bool = True
     """Take the most likely action instead of a sample; Atari games are sampled unless this is asked for."""
@@ -39,19 +39,15 @@ class EvaluateConfig:
     """Which agent: latest, best (by the evaluations during training), or a checkpoint file."""
     video: bool = False
     """Record a video of one more episode; needs the extra video."""
-    seed: int = 0
+    seed: int = setting(0, least=0)
     """Seed of the environments and of sampled actions."""
-    num_envs: int = 8
+    num_envs: int = setting(8, least=1)
     """Environments stepped side by side."""
     device: str = "cpu"
     """Device of the networks: cpu, cuda, cuda:1, mps, or auto."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "num_envs"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} is {getattr(self, name)!r}, expected at least 1")
-        if self.seed < 0:
-            raise SettingsError(f"seed is {self.seed!r}, expected 0 or above")
+        check(self)
 
 
 def evaluate_command(args: Sequence[str], prog: str) -> int:

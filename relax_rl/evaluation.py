@@ -11,8 +11,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic
-    from relax_rl.config import EnvConfig
     from relax_rl.envs import VectorEnvs
+    from relax_rl.settings.config import EnvConfig
 
 __all__ = ["EVALUATION_STREAM", "Scores", "evaluate", "evaluation_envs"]
 

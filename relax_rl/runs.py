@@ -13,12 +13,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from relax_rl.config import AgentConfig, EnvConfig, RunConfig, TrainConfig
 from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.serialization import write_text_atomic, writing
+from relax_rl.settings import fields as fields_
+from relax_rl.settings.config import TrainConfig
+from relax_rl.settings.fields import from_json, with_settings
 
 __all__ = [
-    "CHANGEABLE",
     "RunFolder",
     "check_resumable",
     "default_run_dir",
@@ -29,28 +30,8 @@ __all__ = [
     "write_json",
 ]
 
-CHANGEABLE = frozenset(
-    {
-        "total_steps",
-        "stop_at_return",
-        "checkpoint_interval",
-        "log_interval",
-        "quiet",
-        "device",
-        "threads",
-        "eval_interval",
-        "eval_episodes",
-        "num_envs",
-        "profile",
-        "worker_timeout",
-    }
-)
-"""Settings that may differ when a run is resumed; all others would make it another run."""
-
 _PACKAGES = ("torch", "gymnasium", "numpy", "ale-py")
 """What a run's numbers depend on beside Python and this package."""
-
-_SECTIONS: dict[str, type] = {"run": RunConfig, "env": EnvConfig, "agent": AgentConfig}
 
 
 @dataclass(frozen=True)
@@ -170,10 +151,10 @@ def read_config(folder: RunFolder) -> TrainConfig:
     """
     record = read_record(folder)
     try:
-        return TrainConfig(**{name: _section(kind, record[name]) for name, kind in _SECTIONS.items()})
+        return from_json(TrainConfig, {section.name: record[section.name] for section in fields(TrainConfig)})
     except KeyError as error:
         raise CheckpointError(f"{folder.config} is damaged: it has no section {error}") from None
-    except (SettingsError, TypeError, ValueError) as error:
+    except SettingsError as error:
         raise CheckpointError(f"{folder.config} has settings that this relax_rl cannot take: {error}") from None
 
 
@@ -182,23 +163,15 @@ def check_resumable(saved: TrainConfig, wanted: TrainConfig) -> None:
 
     Raises:
         CheckpointError: the environment differs.
-        SettingsError: another setting outside `CHANGEABLE` differs.
+        SettingsError: another setting differs that is not resumable.
     """
     if wanted.env.env != saved.env.env:
         raise CheckpointError(
             f"cannot resume with --env {wanted.env.env}: the run was trained on {saved.env.env}; start a new run instead"
         )
-    for section in fields(TrainConfig):
-        before, after = getattr(saved, section.name), getattr(wanted, section.name)
-        for setting in fields(before):
-            old, new = getattr(before, setting.name), getattr(after, setting.name)
-            free = setting.name in CHANGEABLE or setting.name in ("resume", "run_dir")
-            if old == new or free or (setting.name == "estimator" and new == "auto"):
-                continue
-            raise SettingsError(
-                f"{setting.name} is {new!r}, but the run to resume has {old!r}, and only "
-                f"{', '.join(sorted(CHANGEABLE))} may change; start a new run instead"
-            )
+    if wanted.run.estimator == "auto":
+        wanted = with_settings(wanted, {"estimator": saved.run.estimator})
+    fields_.check_resumable(saved, wanted)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -216,32 +189,6 @@ def _strict(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
-
-
-def _section(kind: type, saved: Any) -> Any:
-    """One section of the configuration from its JSON."""
-    if not isinstance(saved, dict):
-        raise TypeError("a section is not a JSON object")
-    types = {f.name: str(f.type) for f in fields(kind)}
-    unknown = sorted(saved.keys() - types.keys())
-    if unknown:
-        raise TypeError(f"unknown setting {unknown[0]!r}")
-    return kind(**{name: _setting(name, types[name], value) for name, value in saved.items()})
-
-
-def _setting(name: str, kind: str, value: Any) -> Any:
-    """One setting from its JSON, with the type that its definition names."""
-    if isinstance(value, list) and kind.startswith("tuple"):
-        return tuple(_setting(name, "int", width) for width in value)
-    if value is None and "None" in kind:
-        return None
-    if kind.startswith("float"):
-        fits = isinstance(value, (int, float, str)) and not isinstance(value, bool)
-    else:
-        fits = type(value) is {"bool": bool, "int": int}.get(kind, str)
-    if not fits:
-        raise TypeError(f"{name} is {value!r}, expected {kind}")
-    return float(value) if kind.startswith("float") else value
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

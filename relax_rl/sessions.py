@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from relax_rl import distributed, runs
 from relax_rl.checkpoints import CheckpointFolder, RunState
-from relax_rl.config import TrainConfig
 from relax_rl.distributed import Workers
 from relax_rl.errors import SettingsError
 from relax_rl.loggers import truncate_csv
-from relax_rl.presets import with_settings
 from relax_rl.runs import RunFolder
+from relax_rl.settings.config import TrainConfig
+from relax_rl.settings.fields import with_settings
 
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic

@@ -22,7 +22,6 @@ from relax_rl.callbacks import (
     StopAtReturn,
     StopWhenInterrupted,
 )
-from relax_rl.config import TrainConfig
 from relax_rl.displays import Display, make_display
 from relax_rl.errors import RelaxRLError, TrainingDiverged, WorkerLost
 from relax_rl.evaluation import evaluation_envs
@@ -36,10 +35,12 @@ from relax_rl.loggers import (
     TensorBoardLogger,
     read_csv,
 )
-from relax_rl.presets import is_atari, with_settings
 from relax_rl.profiling import Profile, Stopwatch
 from relax_rl.runs import RunFolder
 from relax_rl.sessions import Session, open_session
+from relax_rl.settings.config import TrainConfig
+from relax_rl.settings.fields import with_settings
+from relax_rl.settings.presets import is_atari
 
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic
@@ -83,7 +84,7 @@ def train(config: TrainConfig, *, callbacks: Iterable[Callback] = (), command: s
     `run_dir` is gone on with.
 
     Args:
-        config: taken as it is; `relax_rl.presets.preset_config` makes one from a preset, `resume_config` one that
+        config: taken as it is; `relax_rl.settings.presets.preset_config` makes one from a preset, `resume_config` one that
             goes on with a run.
         callbacks: called after every update, besides those that the settings ask for, in every process; one that
             returns False ends the training.
@@ -109,7 +110,7 @@ def train(config: TrainConfig, *, callbacks: Iterable[Callback] = (), command: s
 
 
 def resume_config(run_dir: str | os.PathLike[str], **changes: Any) -> TrainConfig:
-    """The settings to go on with a run: its own, with `changes` (see `relax_rl.runs.CHANGEABLE`).
+    """The settings to go on with a run: its own, with `changes` (see `the fields marked resumable in `relax_rl.settings.config``).
 
     Raises:
         CheckpointError: the folder holds no run, or its settings cannot be read.

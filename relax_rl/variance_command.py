@@ -15,17 +15,18 @@ import tyro
 
 from relax_rl import runs
 from relax_rl.errors import SettingsError
-from relax_rl.options import parse
 from relax_rl.runs import RunFolder
+from relax_rl.settings.fields import check, setting
+from relax_rl.settings.options import parse
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from relax_rl.agents import ActorCritic
-    from relax_rl.config import EnvConfig
     from relax_rl.envs import VectorEnvs
     from relax_rl.estimators.diagnostics import VarianceParts
     from relax_rl.gradient_variance import Contender
+    from relax_rl.settings.config import EnvConfig
 
 __all__ = ["VarianceConfig", "variance_command", "variance_run"]
 
@@ -40,27 +41,23 @@ class VarianceConfig:
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
-    batches: int = 100
+    batches: int = setting(100, least=2)
     """Rollouts to take the variance over; each gives the gradient of one update."""
-    fit_batches: int = 300
+    fit_batches: int = setting(300, least=0, expected="at least 0")
     """Rollouts before them, on which surrogates are trained at the frozen policy; 0 leaves those estimators out."""
-    states: int = 200
+    states: int = setting(200, fits=lambda n: n == 0 or n >= 2, expected="at least 2, or 0 to leave the parts out")
     """States in which the variance is split into its parts; 0 leaves that out."""
-    actions: int = 4
+    actions: int = setting(4, least=3)
     """Actions tried in each of these states."""
     checkpoint: str = "latest"
     """Which agent: latest, best (by the evaluations during training), or a checkpoint file."""
-    seed: int = 0
+    seed: int = setting(0, least=0)
     """Seed of environments, actions and fresh surrogates."""
     device: str = "cpu"
     """Device of the networks: cpu, cuda, cuda:1, mps, or auto."""
 
     def __post_init__(self) -> None:
-        for name, least in (("batches", 2), ("fit_batches", 0), ("states", 0), ("actions", 3), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise SettingsError(f"{name} is {getattr(self, name)!r}, expected at least {least}")
-        if self.states == 1:
-            raise SettingsError("states is 1, expected at least 2, or 0 to leave the parts out")
+        check(self)
 
 
 def variance_command(args: Sequence[str], prog: str) -> int:

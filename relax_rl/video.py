@@ -13,8 +13,8 @@ from relax_rl.serialization import writing
 
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic
-    from relax_rl.config import EnvConfig
     from relax_rl.envs import VectorEnvs
+    from relax_rl.settings.config import EnvConfig
 
 __all__ = ["record_video", "rendering_env"]
 

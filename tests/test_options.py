@@ -7,10 +7,10 @@ from typing import Literal
 
 import pytest
 
-from relax_rl.config import TrainConfig
 from relax_rl.errors import SettingsError
-from relax_rl.options import _one_line, parse
-from relax_rl.presets import with_settings
+from relax_rl.settings.config import TrainConfig
+from relax_rl.settings.fields import with_settings
+from relax_rl.settings.options import _one_line, parse
 
 
 def read(*args, default=None):

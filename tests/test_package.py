@@ -17,9 +17,9 @@ PACKAGE = ROOT / "relax_rl"
 
 # Floors of the house, lowest first: a module imports only what stands on its own floor or below.
 FLOORS = (
-    "errors distributed cuda_graphs",
-    "compilation fused_adam config devices host distributions serialization checkpoint_files space_json spaces interruption displays normalization profiling",
-    "estimators presets networks env_actions env_batches env_pool env_traits env_workers options",
+    "errors distributed cuda_graphs settings",
+    "compilation fused_adam devices host distributions serialization checkpoint_files space_json spaces interruption displays normalization profiling",
+    "estimators networks env_actions env_batches env_pool env_traits env_workers",
     "critics policies env_creation runs plotting loggers variance_figure",
     "envs env_snapshots",
     "rollouts",

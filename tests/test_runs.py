@@ -7,10 +7,11 @@ import math
 
 import pytest
 
-from relax_rl.config import TrainConfig
 from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError
-from relax_rl.presets import preset_config, with_settings
 from relax_rl.runs import RunFolder, check_resumable, default_run_dir, read_config, write_config, write_json
+from relax_rl.settings.config import TrainConfig
+from relax_rl.settings.fields import with_settings
+from relax_rl.settings.presets import preset_config
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from relax_rl.agents.callback import UpdateInfo
 from relax_rl.agents.lax import LAX
 from relax_rl.agents.marginal import Marginal
 from relax_rl.agents.relax import RELAX
-from relax_rl.config import did_you_mean
-from relax_rl.errors import SettingsError
+from relax_rl.errors import SettingsError, did_you_mean
 from relax_rl.spaces import ActionEncoder
 
 __all__ = ["A2C", "AGENTS", "LAX", "RELAX", "ActorCritic", "Marginal", "Reinforce", "UpdateInfo", "resolve_estimator"]

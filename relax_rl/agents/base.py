@@ -22,13 +22,14 @@ from relax_rl.agents.forward import Networks
 from relax_rl.agents.optimizers import Adam, FlatParameters, Optimizer, RMSprop
 from relax_rl.agents.value_replay import ValueReplay
 from relax_rl.compilation import CompilationError, warn_or_raise
-from relax_rl.config import AgentConfig, agent_config_from
 from relax_rl.devices import resolve_device
 from relax_rl.distributed import ALONE, Workers
 from relax_rl.errors import SettingsError
 from relax_rl.normalization import ObservationNormalizer, RewardScaler, RunningScale
 from relax_rl.profiling import Watch, unwatched
 from relax_rl.rollouts import Collector, Rollout
+from relax_rl.settings.config import AgentConfig
+from relax_rl.settings.fields import with_settings
 from relax_rl.spaces import ActionEncoder, ObservationEncoder
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class ActorCritic:
         config: AgentConfig | None = None,
         **settings: Any,
     ) -> None:
-        self.config = agent_config_from(config, settings)
+        self.config = with_settings(config or AgentConfig(), settings)
         self.observation_space, self.action_space, self.seed = observation_space, action_space, seed
         self.observations, self.actions = ObservationEncoder(observation_space), ActionEncoder(action_space)
         self.check_action_kind(self.actions.kind)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from relax_rl.agents.shares import Share
-from relax_rl.config import AgentConfig
 from relax_rl.critics import explained_variance
 from relax_rl.distributions import Distribution
 from relax_rl.estimators import reinforce_gradient, unclipped, weighted_moments
 from relax_rl.rollouts import Rollout, gae, successor_values
+from relax_rl.settings.config import AgentConfig
 
 __all__ = ["Batch", "batch_statistics", "make_batch"]
 

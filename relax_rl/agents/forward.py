@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from relax_rl.agents.acting import HostNetwork, HostSampler, host_network
-from relax_rl.config import AgentConfig
 from relax_rl.critics import ValueFunction
 from relax_rl.host import retire_threads
 from relax_rl.networks import NatureCNN, after_last_layer, make_torso
 from relax_rl.policies import Policy
 from relax_rl.rollouts import Rollout
+from relax_rl.settings.config import AgentConfig
 from relax_rl.spaces import ActionEncoder, ObservationEncoder
 
 __all__ = ["ImageSampler", "Networks"]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from relax_rl.config import AgentConfig
 from relax_rl.errors import CheckpointError, SettingsError, TrainingDiverged
 from relax_rl.serialization import load_state, save_state
+from relax_rl.settings.config import AgentConfig
+from relax_rl.settings.fields import from_json
 from relax_rl.space_json import space_from_json, space_to_json
 
 if TYPE_CHECKING:
@@ -103,8 +104,7 @@ def build_agent(cls: type[AgentT], state: Mapping[str, Any], device: str, *, sou
     try:
         name, seed, config = state["estimator"], int(state["seed"]), dict(state["config"])
         observation_space, action_space = (space_from_json(state[k]) for k in ("observation_space", "action_space"))
-        lists = {key: tuple(value) for key, value in config.items() if isinstance(value, list)}
-        settings = replace(AgentConfig(**{**config, **lists}), device=device)
+        settings = replace(from_json(AgentConfig, config), device=device)
     except (KeyError, TypeError, ValueError, SettingsError) as error:
         raise CheckpointError(f"{source} does not describe an agent ({error})") from None
     kinds = {kind.name: kind for kind in _family(cls)}

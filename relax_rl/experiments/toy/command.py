@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from relax_rl.errors import SettingsError
 from relax_rl.experiments.toy.config import ToyConfig
 from relax_rl.interruption import Interruption, interruptible
-from relax_rl.options import parse
 from relax_rl.runs import default_run_dir, versions, write_json
 from relax_rl.serialization import write_bytes_atomic, write_text_atomic, writing
+from relax_rl.settings.options import parse
 
 if TYPE_CHECKING:
     from relax_rl.experiments.toy.problem import Problem

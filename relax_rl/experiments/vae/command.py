@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from relax_rl import distributed
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.presets import preset_config
-from relax_rl.options import parse
 from relax_rl.runs import RunFolder
+from relax_rl.settings.options import parse
 
 if TYPE_CHECKING:
     from relax_rl.experiments.vae.training import VaeResult

@@ -20,11 +20,12 @@ from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.data import Dataset, load_data
 from relax_rl.experiments.vae.checkpoints import VaeCheckpoints
-from relax_rl.experiments.vae.config import VaeConfig, check_resumable, config_from_json
+from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.evaluation import binary_images
 from relax_rl.experiments.vae.trainer import Trainer
 from relax_rl.loggers import truncate_csv
 from relax_rl.runs import RunFolder, default_run_dir, read_record, versions, write_json
+from relax_rl.settings.fields import check_resumable, from_json, to_json
 
 __all__ = ["Clock", "Session", "open_session", "read_vae_config"]
 
@@ -111,7 +112,7 @@ def open_session(config: VaeConfig, command: str, show: Callable[[str], None], w
 
 def _check_shares(config: VaeConfig, workers: Workers) -> None:
     """Raises SettingsError if the workers' settings differ, or their batch cannot be shared out."""
-    check_same_settings(config.to_dict(), workers)
+    check_same_settings(to_json(config), workers)
     if config.batch_size % workers.count:
         raise SettingsError(
             f"batch_size is {config.batch_size}, which {workers.count} workers cannot share out evenly; "
@@ -153,8 +154,9 @@ def _resume(config: VaeConfig, command: str, show: Callable[[str], None], worker
     saved = read_vae_config(folder)
     if config.run_dir is not None and Path(config.run_dir).resolve() != path.resolve():
         raise SettingsError(f"run_dir is {config.run_dir!r}, but a resumed run stays in its folder, {str(path)!r}")
+    config = replace(config, preset=saved.preset)
     check_resumable(saved, config)
-    config = replace(config, resume=None, run_dir=str(path), preset=saved.preset)
+    config = replace(config, resume=None, run_dir=str(path))
     checkpoints = VaeCheckpoints(folder.checkpoints)
     first = workers.rank == 0
     state: dict[str, Any] = {}
@@ -200,9 +202,9 @@ def read_vae_config(folder: RunFolder) -> VaeConfig:
     if "vae" not in record:
         raise CheckpointError(f"{folder.path} holds no VAE run: {folder.config.name} has no settings of one")
     try:
-        return config_from_json(record["vae"])
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder.config} cannot be used: {error}") from None
+        return from_json(VaeConfig, record["vae"])
+    except SettingsError as error:
+        raise CheckpointError(f"{folder.config} has settings that this relax_rl cannot take: {error}") from None
 
 
 def _evaluated_at(folder: RunFolder, step: int) -> bool:
@@ -233,7 +235,7 @@ def _trainer(config: VaeConfig, data: Dataset, workers: Workers) -> tuple[Traine
 
 
 def _write_config(folder: RunFolder, config: VaeConfig, data: Dataset, history: Mapping[str, Any]) -> None:
-    content = {"vae": config.to_dict(), "data": data.name, "versions": versions(("torch", "numpy")), **history}
+    content = {"vae": to_json(config), "data": data.name, "versions": versions(("torch", "numpy")), **history}
     write_json(folder.config, content)
 
 

@@ -26,6 +26,7 @@ from relax_rl.interruption import Interruption, interruptible
 from relax_rl.loggers import CsvLogger, Logger, TensorBoardLogger
 from relax_rl.runs import write_json
 from relax_rl.serialization import load_state, save_state
+from relax_rl.settings.fields import to_json
 from relax_rl.training import set_threads
 
 __all__ = ["COLUMNS", "VaeResult", "train_vae"]
@@ -235,7 +236,7 @@ def _loggers(session: Session, stack: ExitStack) -> list[Logger]:
     stack.callback(loggers[0].close)
     if session.config.tensorboard:
         from_step = session.trainer.step + 1 if session.resumed_from is not None else None
-        settings = session.config.to_dict()
+        settings = to_json(session.config)
         loggers.append(TensorBoardLogger(session.folder.path, from_step=from_step, settings=settings))
         stack.callback(loggers[1].close)
     return loggers

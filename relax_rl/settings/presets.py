@@ -7,14 +7,15 @@ are told by their ids, so that this module imports nothing heavy.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
-from relax_rl.config import AgentConfig, TrainConfig, did_you_mean
-from relax_rl.errors import SettingsError
+from relax_rl.errors import SettingsError, did_you_mean
+from relax_rl.settings.config import AgentConfig, TrainConfig
+from relax_rl.settings.fields import with_settings
 
-__all__ = ["PRESETS", "Override", "Preset", "find_preset", "is_atari", "preset_config", "settings_for", "with_settings"]
+__all__ = ["PRESETS", "Override", "Preset", "find_preset", "is_atari", "preset_config", "settings_for"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,22 +234,6 @@ def preset_config(env: str, estimator: str = "auto", *, preset: str = "auto", **
     found = find_preset(env, preset)
     base = with_settings(TrainConfig(), {"env": env, "estimator": estimator, "preset": found.name})
     return with_settings(base, {**found.settings(env, estimator, bins=settings.get("bins", 0)), **settings})
-
-
-def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
-    """A copy with settings replaced by name, whichever section they stand in.
-
-    Raises:
-        SettingsError: an unknown name, or a value that a setting cannot have.
-    """
-    sections = {section.name: getattr(config, section.name) for section in fields(config)}
-    homes = {f.name: name for name, section in sections.items() for f in fields(section)}
-    changes: dict[str, dict[str, Any]] = {name: {} for name in sections}
-    for name, value in settings.items():
-        if name not in homes:
-            raise SettingsError(f"unknown setting {name!r}{did_you_mean(name, homes)}")
-        changes[homes[name]][name] = value
-    return replace(config, **{name: replace(section, **changes[name]) for name, section in sections.items()})
 
 
 def _without_module(env: str) -> str:

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
-from relax_rl.config import did_you_mean
-from relax_rl.errors import RelaxRLError, SettingsError
+from relax_rl.errors import RelaxRLError, SettingsError, did_you_mean
 
 __all__ = ["ALIASES", "parse"]
 

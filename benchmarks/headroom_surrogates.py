@@ -21,8 +21,8 @@ from relax_rl.agents.estimated import Estimated
 from relax_rl.agents.surrogate import SurrogateActorCritic
 from relax_rl.critics import ActionSurrogate, relaxed_control
 from relax_rl.distributions import SlopedDistribution
-from relax_rl.gradient_variance import FIT_MINIBATCH, Fitting, rollouts_kept, some_rows
 from relax_rl.rollouts import gae, successor_values
+from relax_rl.variance.gradient import FIT_MINIBATCH, Fitting, rollouts_kept, some_rows
 
 __all__ = [
     "FittedSurrogate",

@@ -13,9 +13,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal, Reinforce
     from relax_rl.envs import make_envs
+    from relax_rl.runs.training import train
     from relax_rl.settings.config import AgentConfig, EnvConfig, RunConfig, TrainConfig
     from relax_rl.settings.presets import settings_for
-    from relax_rl.training import train
 
 _HOMES = {
     "A2C": "relax_rl.agents",
@@ -30,7 +30,7 @@ _HOMES = {
     "TrainConfig": "relax_rl.settings.config",
     "make_envs": "relax_rl.envs",
     "settings_for": "relax_rl.settings.presets",
-    "train": "relax_rl.training",
+    "train": "relax_rl.runs.training",
 }
 
 __all__ = [

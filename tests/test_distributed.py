@@ -20,9 +20,9 @@ from relax_rl import distributed
 from relax_rl.agents import AGENTS, ActorCritic
 from relax_rl.envs import make_envs
 from relax_rl.errors import SettingsError, TrainingDiverged, WorkerLost
+from relax_rl.runs.training import resume_config, train
 from relax_rl.serialization import load_state
 from relax_rl.settings.presets import preset_config
-from relax_rl.training import resume_config, train
 from tests.workers import run_workers
 
 NORMALIZED = {"normalize_obs": True, "normalize_reward": True}

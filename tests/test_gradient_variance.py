@@ -13,7 +13,7 @@ from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal, Reinforce
 from relax_rl.agents.surrogate import SurrogateActorCritic
 from relax_rl.envs import VectorEnvs, make_envs
 from relax_rl.errors import SettingsError
-from relax_rl.gradient_variance import (
+from relax_rl.variance.gradient import (
     STATE_PART,
     applied_gradients,
     applied_variances,

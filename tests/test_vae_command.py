@@ -25,7 +25,7 @@ from relax_rl.experiments.vae.estimators import LAYERED
 from relax_rl.experiments.vae.presets import preset_config, preset_names
 from relax_rl.experiments.vae.trainer import Trainer
 from relax_rl.experiments.vae.training import train_vae
-from relax_rl.loggers import read_csv
+from relax_rl.runs.loggers import read_csv
 from relax_rl.serialization import load_state
 from relax_rl.settings.fields import from_json, to_json
 

@@ -16,8 +16,8 @@ from relax_rl.agents.batch import Batch
 from relax_rl.env_snapshots import ForkableEnv
 from relax_rl.errors import SettingsError
 from relax_rl.estimators.diagnostics import Interval, VarianceParts, variance_parts
-from relax_rl.gradient_variance import Contender, contenders
-from relax_rl.variance_decomposition import EXACT_VALUE, decompose, follow
+from relax_rl.variance.decomposition import EXACT_VALUE, decompose, follow
+from relax_rl.variance.gradient import Contender, contenders
 
 NOISE = 0.7
 STATES = (-1.0, 2.0)

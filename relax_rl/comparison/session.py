@@ -18,8 +18,8 @@ from relax_rl.comparison.recording import SNAPSHOTS, read_outcome
 from relax_rl.comparison.report import markdown, solved_by_any
 from relax_rl.comparison.results import aggregate, read_run, read_variances, summarise
 from relax_rl.comparison.tuning import Tuning
-from relax_rl.interruption import Interruption
 from relax_rl.runs import write_json
+from relax_rl.runs.interruption import Interruption
 from relax_rl.serialization import write_text_atomic
 from relax_rl.settings.presets import find_preset
 

@@ -159,8 +159,8 @@ def of_the_call(config: Any) -> dict[str, Any]:
     return {name: value for name, value, rule in _entries(type(config)()) if rule.of_the_call}
 
 
-def check_resumable(saved: T, wanted: T, *, what: str = "run") -> None:
-    """Refuse a resumption with settings that would make it another run.
+def check_resumable(saved: T, wanted: T, *, what: str = "run") -> T:
+    """Refuse a resumption with settings that would make it another run; returns those to go on with.
 
     Args:
         saved: the settings of the run.
@@ -177,6 +177,7 @@ def check_resumable(saved: T, wanted: T, *, what: str = "run") -> None:
                 f"{name} is {new!r}, but the {what} to resume has {old!r}, and only {', '.join(may_change)} may change; "
                 f"start a new {what} instead"
             )
+    return wanted
 
 
 def _entries(config: Any) -> Iterator[tuple[str, Any, Rule]]:
@@ -202,17 +203,17 @@ def _replaced(config: T, settings: Mapping[str, Any]) -> T:
     return replace(config, **own)  # type: ignore[type-var]
 
 
-@cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
+_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
-@cache
-def _rules(kind: Any) -> dict[str, tuple[Any, Rule]]:
+def _find_rules(kind: Any) -> dict[str, tuple[Any, Rule]]:
     """Type and rule of each setting, without sections."""
     hints = _hints(kind)
     own = {f.name: (hints[f.name], f.metadata.get(_RULE, Rule())) for f in fields(kind)}
     return {name: entry for name, entry in own.items() if not is_dataclass(entry[0])}
+
+
+_rules: Callable[[Any], dict[str, tuple[Any, Rule]]] = cache(_find_rules)
 
 
 def _typed(name: str, kind: Any, value: Any, rule: Rule) -> Any:

@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import platform
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from relax_rl.distributed import elastic
 from relax_rl.errors import CheckpointError, SettingsError
-from relax_rl.serialization import write_text_atomic, writing
-from relax_rl.settings import fields as fields_
+from relax_rl.serialization import write_json, writing
 from relax_rl.settings.config import TrainConfig
-from relax_rl.settings.fields import from_json, with_settings
+from relax_rl.settings.fields import check_resumable, flat, from_json, of_the_call, to_json, with_settings
 
 __all__ = [
+    "PACKAGES",
     "RunFolder",
-    "check_resumable",
     "default_run_dir",
+    "now",
     "read_config",
     "read_record",
+    "read_settings",
+    "refuse_used",
+    "resumed_config",
+    "settings_to_resume",
     "versions",
     "write_config",
-    "write_json",
 ]
 
-_PACKAGES = ("torch", "gymnasium", "numpy", "ale-py")
+C = TypeVar("C")
+
+PACKAGES = ("torch", "gymnasium", "numpy", "ale-py")
 """What a run's numbers depend on beside Python and this package."""
 
 
@@ -57,7 +61,7 @@ class RunFolder:
 
     @property
     def evaluation(self) -> Path:
-        """Result of the last `evaluate` command, as JSON."""
+        """Result of the last evaluation after training, as JSON."""
         return self.path / "evaluation.json"
 
     @property
@@ -77,7 +81,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the saved agents."""
+        """Folder of the saved states."""
         return self.path / "checkpoints"
 
     @property
@@ -85,14 +89,18 @@ class RunFolder:
         """Folder of recorded videos."""
         return self.path / "videos"
 
-    def check_unused(self) -> None:
-        """Raises:
-        SettingsError: the folder already holds a run.
+    def check_unused(self, *, resumable: bool = True) -> None:
+        """Refuse a folder that is in use.
+
+        Args:
+            resumable: whether such a run can be gone on with.
+
+        Raises:
+            SettingsError: the folder already holds a run.
         """
         if self.config.exists():
-            raise SettingsError(
-                f"{self.path} already holds a run; go on with it by --resume {self.path} or choose another --run-dir"
-            )
+            way = f"go on with it by --resume {self.path} or choose" if resumable else "choose"
+            raise SettingsError(f"{self.path} already holds a run; {way} another --run-dir")
 
     def create(self) -> None:
         """Make the folders.
@@ -106,10 +114,10 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
 
 
-def default_run_dir(env: str, estimator: str, seed: int) -> Path:
-    """`runs/ENV-ESTIMATOR-sSEED-TIME`, with a number behind it if that folder exists."""
-    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in env)
-    base = Path("runs") / f"{name}-{estimator}-s{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+def default_run_dir(*names: str) -> Path:
+    """`runs/NAME-NAME-...-TIME`, with a number behind it if that folder exists."""
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in "-".join(names))
+    base = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, count = base, 1
     while path.exists():
         count += 1
@@ -117,9 +125,43 @@ def default_run_dir(env: str, estimator: str, seed: int) -> Path:
     return path
 
 
-def write_config(folder: RunFolder, config: TrainConfig, extra: Mapping[str, Any]) -> None:
-    """Write `config.json`: every setting, the versions it ran with, and `extra` (the command, resumptions)."""
-    write_json(folder.config, {**config.to_dict(), "versions": versions(_PACKAGES), **extra})
+def refuse_used(config: Any) -> None:
+    """Refuse settings that would begin a run in a folder that holds one, before anything heavy is imported.
+
+    Where torchrun starts the same command anew after a failure, such a run is gone on with.
+
+    Raises:
+        SettingsError: the folder already holds a run.
+    """
+    given = flat(config)
+    if given["resume"] is None and given["run_dir"] is not None and not elastic():
+        RunFolder(Path(given["run_dir"])).check_unused()
+
+
+def now() -> str:
+    """The time, as written into a run's record."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def write_config(
+    folder: RunFolder,
+    config: Any,
+    extra: Mapping[str, Any],
+    *,
+    section: str | None = None,
+    packages: Iterable[str] = PACKAGES,
+) -> None:
+    """Write `config.json`: every setting, the versions it ran with, and `extra` (the command, resumptions).
+
+    Args:
+        folder: of the run.
+        config: its settings.
+        extra: further entries.
+        section: the entry that holds the settings; the top level by default.
+        packages: whose versions are noted.
+    """
+    settings = to_json(config) if section is None else {section: to_json(config)}
+    write_json(folder.config, {**settings, "versions": versions(packages), **extra})
 
 
 def read_record(folder: RunFolder) -> dict[str, Any]:
@@ -144,22 +186,39 @@ def read_record(folder: RunFolder) -> dict[str, Any]:
 
 
 def read_config(folder: RunFolder) -> TrainConfig:
-    """The settings of a run.
+    """The settings of an agent's run; raises CheckpointError as `read_settings`."""
+    return read_settings(folder, TrainConfig)
+
+
+def read_settings(folder: RunFolder, kind: type[C], *, section: str | None = None) -> C:
+    """The settings of a run, as `write_config` wrote them.
 
     Raises:
-        CheckpointError: the folder holds no run, or the file cannot be read or has settings unknown to this version.
+        CheckpointError: the folder holds no such run, or the file cannot be read or has settings unknown to this version.
     """
     record = read_record(folder)
+    names = [section] if section is not None else [part.name for part in fields(kind)]  # type: ignore[arg-type]
+    for name in names:
+        if name not in record:
+            raise CheckpointError(f"{folder.config} has no section {name!r}: it is damaged, or of another kind of run")
     try:
-        return from_json(TrainConfig, {section.name: record[section.name] for section in fields(TrainConfig)})
-    except KeyError as error:
-        raise CheckpointError(f"{folder.config} is damaged: it has no section {error}") from None
+        return from_json(kind, record[section] if section is not None else {name: record[name] for name in names})
     except SettingsError as error:
         raise CheckpointError(f"{folder.config} has settings that this relax_rl cannot take: {error}") from None
 
 
-def check_resumable(saved: TrainConfig, wanted: TrainConfig) -> None:
-    """Refuse a resumption with settings that would make it another run.
+def settings_to_resume(resume: str, kind: type[C], *, section: str | None = None) -> C:
+    """The settings of the run in a folder, without those that belong to one call, as the defaults of another call.
+
+    Raises:
+        CheckpointError: as `read_settings`.
+    """
+    saved = read_settings(RunFolder(Path(resume)), kind, section=section)
+    return with_settings(saved, {**of_the_call(saved), "resume": resume, "run_dir": resume})
+
+
+def resumed_config(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
+    """The settings that an agent's run goes on with.
 
     Raises:
         CheckpointError: the environment differs.
@@ -171,24 +230,7 @@ def check_resumable(saved: TrainConfig, wanted: TrainConfig) -> None:
         )
     if wanted.run.estimator == "auto":
         wanted = with_settings(wanted, {"estimator": saved.run.estimator})
-    fields_.check_resumable(saved, wanted)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write strict JSON atomically: infinity and NaN, which JSON has no word for, become strings."""
-    write_text_atomic(path, json.dumps(_strict(content), indent=2, allow_nan=False) + "\n")
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _strict(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(entry) for entry in value]
-    if isinstance(value, os.PathLike):
-        return str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+    return check_resumable(saved, wanted)
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relax_rl.plotting import png
+from relax_rl.runs.plotting import png
 from relax_rl.serialization import write_bytes_atomic
 
 if TYPE_CHECKING:
     from relax_rl.estimators.diagnostics import VarianceParts
-    from relax_rl.gradient_variance import AppliedVariance
+    from relax_rl.variance.gradient import AppliedVariance
 
 __all__ = ["plot_variances"]
 

@@ -20,7 +20,7 @@ from relax_rl.agents.batch import Batch
 from relax_rl.env_snapshots import ForkableEnv
 from relax_rl.errors import SettingsError
 from relax_rl.estimators.diagnostics import VarianceParts, variance_parts
-from relax_rl.gradient_variance import REFERENCE, Contender
+from relax_rl.variance.gradient import REFERENCE, Contender
 
 __all__ = ["EXACT_VALUE", "Tails", "decompose", "follow"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from relax_rl import runs
-from relax_rl.runs import RunFolder
+from relax_rl.host import set_threads
+from relax_rl.runs.folder import RunFolder, read_config
+from relax_rl.serialization import write_json
 from relax_rl.settings.config import EnvConfig
 from relax_rl.settings.fields import check, setting
 from relax_rl.settings.options import parse
@@ -74,17 +74,13 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
         SettingsError: the environment cannot be made, or the extra `video` is missing.
         RelaxRLError: the run's folder cannot be written.
     """
-    from relax_rl.checkpoints import CheckpointFolder
-    from relax_rl.devices import resolve_device
-    from relax_rl.evaluation import evaluate, evaluation_envs
-    from relax_rl.training import set_threads
+    from relax_rl.runs.agent import load_agent
+    from relax_rl.runs.evaluation import evaluate, evaluation_envs
 
     folder = RunFolder(Path(config.run))
-    trained = runs.read_config(folder)
+    trained = read_config(folder)
     settings = replace(trained.env, num_envs=config.num_envs)
-    agent, path = CheckpointFolder(folder.checkpoints).load(
-        config.checkpoint, str(resolve_device(config.device)), warn=lambda line: warnings.warn(line, stacklevel=2)
-    )
+    agent, path = load_agent(folder, config.checkpoint, config.device)
     with ExitStack() as stack:
         set_threads(trained.run.threads, stack)
         # Before anything is played, so that a missing extra costs no time.
@@ -110,7 +106,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
         "lengths": list(scores.lengths),
         **video,
     }
-    runs.write_json(folder.evaluation, result)
+    write_json(folder.evaluation, result)
     return result
 
 
@@ -118,19 +114,19 @@ def _evaluate_config(args: list[str], prog: str) -> EvaluateConfig:
     """The options; whether actions are sampled, if it is not given, goes by the run's environment."""
     description = "Score a trained agent on fresh environments with raw rewards, and record a video of it."
     given = parse(EvaluateConfig, args, prog=prog, description=description)
-    env = runs.read_config(RunFolder(Path(given.run))).env.env
+    env = read_config(RunFolder(Path(given.run))).env.env
     default = replace(given, deterministic=not is_atari(env))
     return parse(EvaluateConfig, args, default=default, prog=prog, description=description)
 
 
 def _camera(settings: EnvConfig, config: EvaluateConfig) -> VectorEnvs:
-    from relax_rl.video import rendering_env
+    from relax_rl.runs.video import rendering_env
 
     return rendering_env(settings, seed=config.seed)
 
 
 def _film(agent: ActorCritic, camera: VectorEnvs, folder: RunFolder, config: EvaluateConfig) -> dict[str, Any]:
-    from relax_rl.video import record_video
+    from relax_rl.runs.video import record_video
 
     path = folder.videos / f"step_{agent.steps:09d}-seed_{config.seed}.mp4"
     scores = record_video(agent, camera, path, seed=config.seed, deterministic=config.deterministic)

@@ -12,14 +12,14 @@ from relax_rl.agents import UpdateInfo
 from relax_rl.envs import Episode
 from relax_rl.runs.agent import AgentRun
 from relax_rl.runs.callbacks import (
-    CountEpisodes,
     Every,
     LogProgress,
     PeriodicEvaluation,
     SaveCheckpoints,
-    ShowProgress,
-    StopAtReturn,
-    StopWhenInterrupted,
+    count_episodes,
+    show_progress,
+    stop_at_return,
+    stop_when_interrupted,
 )
 from relax_rl.runs.displays import Display
 from relax_rl.runs.evaluation import Scores
@@ -73,7 +73,7 @@ def test_rows_once_per_interval_with_means_since_the_last_one():
     agent, rows = Counter(), Rows()
     run = AgentRun(agent)
     log = LogProgress(run, [rows], interval=40)
-    count = CountEpisodes(run)
+    count = count_episodes(run)
     updates(agent, [count, log], 4, metric=1.0)
     updates(agent, [count, log], 2, metric=2.0, returns=[7.0, 9.0])
     updates(agent, [count, log], 2, metric=4.0)
@@ -104,7 +104,7 @@ def test_the_display_hears_the_mean_return():
 
     agent, display = Counter(), Listener()
     run = AgentRun(agent)
-    callbacks = [CountEpisodes(run), ShowProgress(run, display)]
+    callbacks = [count_episodes(run), show_progress(run, display)]
     updates(agent, callbacks, 1)
     updates(agent, callbacks, 1, returns=[3.0, 5.0])
     updates(agent, callbacks, 1)
@@ -115,7 +115,7 @@ def test_the_display_hears_the_mean_return():
 def test_stopping_needs_a_hundred_episodes():
     agent = Counter()
     run = AgentRun(agent)
-    callbacks = [CountEpisodes(run), StopAtReturn(run, 475.0)]
+    callbacks = [count_episodes(run), stop_at_return(run, 475.0)]
     assert updates(agent, callbacks, 99, returns=[500.0])[1] is True
     assert updates(agent, callbacks, 1, returns=[500.0])[1] is False
 
@@ -123,7 +123,7 @@ def test_stopping_needs_a_hundred_episodes():
 def test_stopping_goes_by_the_last_hundred():
     agent = Counter()
     run = AgentRun(agent)
-    callbacks = [CountEpisodes(run), StopAtReturn(run, 475.0)]
+    callbacks = [count_episodes(run), stop_at_return(run, 475.0)]
     assert updates(agent, callbacks, 100, returns=[474.0])[1] is True
     assert updates(agent, callbacks, 99, returns=[475.0])[1] is True
     assert updates(agent, callbacks, 1, returns=[475.0])[1] is False
@@ -137,7 +137,7 @@ def test_a_signal_stops_and_is_told():
             self.said += line
 
     agent, interruption, display = Counter(), Interruption(), Listener()
-    stop = StopWhenInterrupted(interruption, display)
+    stop = stop_when_interrupted(interruption, display)
     assert updates(agent, [stop], 2) == [True]
     interruption.signal = signal.SIGTERM
     assert updates(agent, [stop], 1) == [False]

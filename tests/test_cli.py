@@ -280,17 +280,18 @@ def test_a_full_disk(capsys):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_says_how_to_go_on(capsys, monkeypatch, number, code):
-    from relax_rl.runs import callbacks
+    from relax_rl.runs.agent import AgentRun
 
-    count = callbacks.CountEpisodes.__call__
+    add, calls = AgentRun.add, []
 
-    def send(self, agent, info):
-        count(self, agent, info)
-        if info.updates == 3:
+    def send(self, episodes):
+        add(self, episodes)
+        calls.append(episodes)
+        if len(calls) == 3:
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks.CountEpisodes, "__call__", send)
+        patch.setattr(AgentRun, "add", send)
         assert main([*SMALL, "--total-steps", "100000", "--run-dir", "r"]) == code
     out = capsys.readouterr().out
     assert f"interrupted by {number.name}: " in out and "--resume r" in out

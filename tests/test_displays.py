@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from relax_rl.runs.displays import Display, PlainDisplay, RichDisplay, counting, duration, make_display
+from relax_rl.runs.displays import Display, PlainDisplay, RichDisplay, counting, describe_duration, make_display
 
 
 def run(display):
@@ -102,5 +102,5 @@ def test_what_is_counted_has_a_bar_in_a_terminal_alone(monkeypatch, capsys):
 
 
 def test_durations():
-    told = [duration(seconds) for seconds in (None, -3.0, 59.6, 3_725.0)]
+    told = [describe_duration(seconds) for seconds in (None, -3.0, 59.6, 3_725.0)]
     assert told == ["?", "0:00", "1:00", "1:02:05"]

@@ -144,6 +144,6 @@ def test_what_may_change_when_a_run_goes_on():
     expected = "mode is 'b', but the run to resume has 'a', and only count, quiet, target may change; start a new run"
     with pytest.raises(SettingsError, match=expected):
         check_resumable(saved, with_settings(saved, {"mode": "b"}))
-    with pytest.raises(SettingsError, match=r"the comparison to resume has .* start a new comparison"):
-        check_resumable(saved, with_settings(saved, {"share": 0.1}), what="comparison")
+    with pytest.raises(SettingsError, match=r"the comparison to go on with has .* start a new comparison"):
+        check_resumable(saved, with_settings(saved, {"share": 0.1}), what="comparison to go on with")
     assert of_the_call(saved) == {"folder": None, "quiet": False}

@@ -123,7 +123,7 @@ def test_the_workers_are_the_same_bit_for_bit(case: str, together: Any) -> None:
 def generator_of(rank: int) -> SharedGenerator:
     """That of one of two workers."""
     generator = SharedGenerator()
-    generator.workers = distributed.Alone()
+    generator.workers = distributed.Workers()
     generator.workers.rank, generator.workers.count = rank, 2
     generator.manual_seed(0)
     return generator

@@ -119,7 +119,7 @@ def share_state(agent: ActorCritic) -> None:
     copies = {name: x.detach().contiguous().clone() for name, x in sorted(tensors.items())}
     for x in copies.values():
         agent.workers.broadcast_(x)
-    restore_agent(agent, copies, agent.workers.told(state))
+    restore_agent(agent, copies, agent.workers.from_first(state))
 
 
 def _family(cls: type[AgentT]) -> list[type[AgentT]]:

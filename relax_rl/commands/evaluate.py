@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from relax_rl.host import set_threads
 from relax_rl.runs.folder import RunFolder, read_config
@@ -29,7 +27,7 @@ __all__ = ["EvaluateConfig", "evaluate_command", "evaluate_run"]
 class EvaluateConfig:
     """Score a trained agent."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: str
     """Folder of the run."""
     episodes: int = setting(20, least=1)
     """Episodes to play."""

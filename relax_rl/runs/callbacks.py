@@ -6,6 +6,7 @@ can stand beside these.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,18 +25,20 @@ from relax_rl.runs.loggers import Logger, mean_metrics
 
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic, UpdateInfo
+    from relax_rl.agents.callback import Callback
     from relax_rl.envs import VectorEnvs
 
 __all__ = [
-    "CountEpisodes",
     "Every",
     "LogProgress",
     "PeriodicEvaluation",
     "SaveCheckpoints",
-    "ShowProgress",
-    "StopAtReturn",
-    "StopWhenInterrupted",
+    "at_most_every",
+    "count_episodes",
     "interrupted_by",
+    "show_progress",
+    "stop_at_return",
+    "stop_when_interrupted",
 ]
 
 _NONE_YET = "no checkpoint had been written yet"
@@ -56,15 +59,56 @@ class Every:
         return True
 
 
-class CountEpisodes:
+def at_most_every(seconds: float, call: Callable[[], object]) -> Callable[[], None]:
+    """A function that makes the call at most once in so many seconds, the first time when as many have passed."""
+    last = time.monotonic()
+
+    def due() -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            call()
+            last = time.monotonic()
+
+    return due
+
+
+def count_episodes(run: AgentRun) -> Callback:
     """Takes finished episodes into the run's state. The others read it, so it stands first."""
+    return lambda agent, info: run.add(info.episodes)
 
-    def __init__(self, run: AgentRun) -> None:
-        self._run = run
 
-    def __call__(self, agent: ActorCritic, info: UpdateInfo) -> None:
+def show_progress(run: AgentRun, display: Display) -> Callback:
+    """Keeps the display up to date."""
+    mean = run.return_mean
+
+    def show(agent: ActorCritic, info: UpdateInfo) -> None:
+        nonlocal mean
         if info.episodes:
-            self._run.add(info.episodes)
+            mean = run.return_mean
+        display.update(info.steps, mean)
+
+    return show
+
+
+def stop_at_return(run: AgentRun, target: float) -> Callback:
+    """Ends the training once the mean return of the last 100 episodes reaches `target`, and not before there are 100."""
+    return lambda agent, info: not (info.episodes and run.reaches(target))
+
+
+def stop_when_interrupted(interruption: Interruption, display: Display) -> Callback:
+    """Ends the training when a signal has asked for it."""
+
+    def heed(agent: ActorCritic, info: UpdateInfo) -> bool:
+        if interruption.signal is not None:
+            display.say(interrupted_by(interruption.signal.name))
+        return not interruption
+
+    return heed
+
+
+def interrupted_by(name: str) -> str:
+    """What is said when a signal has asked to leave."""
+    return f"{name} received: saving; once more leaves at once"
 
 
 class LogProgress:
@@ -125,19 +169,6 @@ class LogProgress:
         totals, counts = np.where(known, found, 0.0).sum(0), known.sum(0)
         means = np.divide(totals, counts, out=np.full_like(totals, np.nan), where=counts > 0)
         return dict(zip(metrics, means.tolist(), strict=True))
-
-
-class ShowProgress:
-    """Tells the display where the run stands."""
-
-    def __init__(self, run: AgentRun, display: Display) -> None:
-        self._run, self._display = run, display
-        self._mean = run.return_mean
-
-    def __call__(self, agent: ActorCritic, info: UpdateInfo) -> None:
-        if info.episodes:
-            self._mean = self._run.return_mean
-        self._display.update(info.steps, self._mean)
 
 
 class PeriodicEvaluation:
@@ -257,30 +288,3 @@ class SaveCheckpoints:
         except TrainingDiverged as error:
             left = f"the last good checkpoint is {self.last}"
             raise TrainingDiverged(f"{error}; {left if self.last else _NONE_YET}") from error
-
-
-class StopAtReturn:
-    """Ends the training once the mean return of the last 100 episodes reaches `target`, and not before there are 100."""
-
-    def __init__(self, run: AgentRun, target: float) -> None:
-        self._run, self._target = run, target
-
-    def __call__(self, agent: ActorCritic, info: UpdateInfo) -> bool:
-        return not (info.episodes and self._run.reaches(self._target))
-
-
-class StopWhenInterrupted:
-    """Ends the training when a signal has asked for it."""
-
-    def __init__(self, interruption: Interruption, display: Display) -> None:
-        self._interruption, self._display = interruption, display
-
-    def __call__(self, agent: ActorCritic, info: UpdateInfo) -> bool:
-        if self._interruption.signal is not None:
-            self._display.say(interrupted_by(self._interruption.signal.name))
-        return not self._interruption
-
-
-def interrupted_by(name: str) -> str:
-    """What is said when a signal has asked to leave."""
-    return f"{name} received: saving; once more leaves at once"

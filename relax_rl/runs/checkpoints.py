@@ -63,11 +63,11 @@ class Checkpoint:
 
 
 class CheckpointFolder:
-    """The checkpoints of a run, `step_000050000.safetensors` and so on; the last `keep` are kept.
+    """The checkpoints of a run, `step_000050000.safetensors` and so on; the newest are kept.
 
     Args:
         path: the folder.
-        keep: how many, besides `best.safetensors`. Two, so that a damaged last one does not cost the run.
+        keep: how many, besides `best.safetensors`; 0 keeps all. Two, so that a damaged last one does not cost the run.
         writes: False where another process writes them, and only their names are given here.
     """
 
@@ -100,7 +100,7 @@ class CheckpointFolder:
         if self.writes:
             save_state(path, tensors, state)
             with writing(self.path):
-                for old in self.newest_first()[self.keep :]:
+                for old in self.newest_first()[self.keep :] if self.keep else ():
                     old.unlink(missing_ok=True)
         return path
 

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["Display", "PlainDisplay", "RichDisplay", "counting", "duration", "make_display"]
+__all__ = ["Display", "PlainDisplay", "RichDisplay", "counting", "describe_duration", "make_display"]
 
 
 def describe_return(mean: float) -> str:
@@ -60,7 +60,7 @@ class PlainDisplay(Display):
             return
         speed = (step - self._step) / (now - self._time)
         self._step, self._time = step, now
-        left = duration((self._total - step) / speed if speed > 0 else None)
+        left = describe_duration((self._total - step) / speed if speed > 0 else None)
         where = f"{self._prefix}step {step:,} of {self._total:,}"
         self.say(f"{where} | {self._describe(status)} | {speed:,.0f} steps/s | {left} left")
 
@@ -159,7 +159,7 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: progress.update(task, completed=done)
 
 
-def duration(seconds: float | None) -> str:
+def describe_duration(seconds: float | None) -> str:
     """`1:05:09`, `5:09`, or `?`."""
     if seconds is None:
         return "?"

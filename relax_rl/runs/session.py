@@ -138,6 +138,7 @@ class Opening(Generic[C]):
         *,
         steps: int,
         command: str,
+        keep: int = 2,
         packages: Iterable[str] = PACKAGES,
         extra: Mapping[str, Any] | None = None,
     ) -> Session[C]:
@@ -147,6 +148,7 @@ class Opening(Generic[C]):
             default: the folder of a new run that was given none.
             steps: that have been taken.
             command: kept in `config.json`.
+            keep: how many checkpoints; 0 keeps all.
             packages: whose versions are kept there.
             extra: further entries there.
 
@@ -155,7 +157,7 @@ class Opening(Generic[C]):
             RelaxRLError: the folder cannot be written.
         """
         given = flat(self.config)["run_dir"]
-        path = Path(self.workers.told(str(given or default)))
+        path = Path(self.workers.from_first(str(given or default)))
         config = with_settings(self.config, {"run_dir": str(path), "resume": None})
         folder, first = RunFolder(path), self.workers.rank == 0
         if first and self.checkpoint is None:
@@ -170,7 +172,7 @@ class Opening(Generic[C]):
             history["resumed"] = [*record.get("resumed", []), entry]
         if first:
             write_config(folder, config, {**(extra or {}), **history}, section=self.section, packages=packages)
-        checkpoints = CheckpointFolder(folder.checkpoints, writes=first)
+        checkpoints = CheckpointFolder(folder.checkpoints, keep=keep, writes=first)
         last = self.checkpoint.path if self.checkpoint is not None else None
         return Session(config, folder, checkpoints, self.workers, steps, last)
 
@@ -250,9 +252,9 @@ def open_run(
     config = with_settings(resumed(saved, config), {"run_dir": resume})
     if first:
         checkpoint = CheckpointFolder(folder.checkpoints).newest(set_aside=True)
-        workers.told([checkpoint.state, str(checkpoint.path)])
+        workers.from_first([checkpoint.state, str(checkpoint.path)])
     else:
-        state, path = workers.told(None)
+        state, path = workers.from_first(None)
         checkpoint = Checkpoint({}, state, Path(path))
     return Opening(config, workers, section, folder, checkpoint)
 

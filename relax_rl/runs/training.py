@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from relax_rl.errors import CheckpointError
 from relax_rl.runs.agent import AgentRun
 from relax_rl.runs.callbacks import (
-    CountEpisodes,
     LogProgress,
     PeriodicEvaluation,
     SaveCheckpoints,
-    ShowProgress,
-    StopAtReturn,
-    StopWhenInterrupted,
+    at_most_every,
+    count_episodes,
+    show_progress,
+    stop_at_return,
+    stop_when_interrupted,
 )
 from relax_rl.runs.evaluation import envs_of, evaluation_envs
 from relax_rl.runs.folder import RunFolder, default_run_dir, read_config, resumed_config
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from relax_rl.profiling import Profile
 
 __all__ = ["TrainingResult", "resume_config", "train"]
+
+REDRAW = 30.0
+"""Seconds from one drawing of the curve to the next while a run goes on: each takes as long as many updates."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ def _open(config: TrainConfig, command: str, process: Process) -> _Training:
         run.load(checkpoint.tensors, checkpoint.state)
     default = default_run_dir(config.env.env, estimator, f"s{config.run.seed}")
     opening = replace(opening, config=with_settings(config, {"estimator": estimator}))
-    session = opening.start(default, steps=steps, command=command)
+    session = opening.start(default, steps=steps, command=command, keep=config.run.keep_checkpoints)
     agent.join(workers)
     return _Training(session, run, envs, process)
 
@@ -179,14 +183,14 @@ class _Training:
             session.checkpoints,
             interval=settings.checkpoint_interval,
             last=session.resumed_from,
-            after=self._draw_curve,
+            after=at_most_every(REDRAW, self._draw_curve),
         )
-        standing: list[Callable[..., bool | None]] = [CountEpisodes(run), ShowProgress(run, process.display), log]
+        standing: list[Callable[..., bool | None]] = [count_episodes(run), show_progress(run, process.display), log]
         if settings.eval_interval and session.first:
             standing.append(self._evaluation(rows))
-        standing += [save, StopWhenInterrupted(process.interruption, process.display)]
+        standing += [save, stop_when_interrupted(process.interruption, process.display)]
         if settings.stop_at_return is not None:
-            standing.append(StopAtReturn(run, settings.stop_at_return))
+            standing.append(stop_at_return(run, settings.stop_at_return))
         profile = self._profile() if settings.profile and session.first else None
         with save.named_in_errors(session.folder.path):
             if workers.count > 1:

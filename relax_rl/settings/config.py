@@ -151,6 +151,8 @@ class RunConfig:
     """Episodes per evaluation."""
     checkpoint_interval: int = setting(50_000, least=1, resumable=True)
     """Steps between checkpoints; one is always written at the end."""
+    keep_checkpoints: int = setting(2, least=0, resumable=True)
+    """How many checkpoints are kept, the newest ones, besides the best; 0 keeps all."""
     log_interval: int = setting(2_000, least=1, resumable=True)
     """Steps between rows of progress.csv and points in TensorBoard."""
     tensorboard: bool = True

@@ -159,13 +159,13 @@ def of_the_call(config: Any) -> dict[str, Any]:
     return {name: value for name, value, rule in _entries(type(config)()) if rule.of_the_call}
 
 
-def check_resumable(saved: T, wanted: T, *, what: str = "run") -> T:
+def check_resumable(saved: T, wanted: T, *, what: str = "run to resume") -> T:
     """Refuse a resumption with settings that would make it another run; returns those to go on with.
 
     Args:
         saved: the settings of the run.
         wanted: those to go on with.
-        what: is resumed, in a word.
+        what: is gone on with; its first word says what else to start.
 
     Raises:
         SettingsError: a setting differs that is not resumable.
@@ -174,8 +174,8 @@ def check_resumable(saved: T, wanted: T, *, what: str = "run") -> T:
     for (name, old, rule), (_, new, _) in zip(_entries(saved), _entries(wanted), strict=True):
         if old != new and not rule.resumable and not rule.of_the_call:
             raise SettingsError(
-                f"{name} is {new!r}, but the {what} to resume has {old!r}, and only {', '.join(may_change)} may change; "
-                f"start a new {what} instead"
+                f"{name} is {new!r}, but the {what} has {old!r}, and only {', '.join(may_change)} may change; "
+                f"start a new {what.split()[0]} instead"
             )
     return wanted
 

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from relax_rl.errors import SettingsError
 from relax_rl.host import set_threads
@@ -34,7 +32,7 @@ _STREAM = 10**12 + 1
 class VarianceConfig:
     """Measure the variance of a trained agent's gradient."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: str
     """Folder of the run."""
     batches: int = setting(100, least=2)
     """Rollouts to take the variance over; each gives the gradient of one update."""

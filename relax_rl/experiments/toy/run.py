@@ -60,7 +60,8 @@ def run_toy(
         # Tensors here are so small that threads would only wait for each other, and sums depend on their number.
         set_threads(1, stack)
         display.say(f"toy problem, t = {config.target:g}, {config.seeds} seeds, results in {path}")
-        training = _Training(problem, display, interruption or Interruption())
+        # An interruption that has not come yet is false.
+        training = _Training(problem, display, Interruption() if interruption is None else interruption)
         runs = training.train_all(config.estimators, config, config.fixed_theta)
         at_shown = training.surrogates(runs, config)
         display.end()

@@ -127,7 +127,7 @@ def open_session(config: VaeConfig, command: str, process: Process) -> VaeSessio
         run.load(checkpoint.tensors, checkpoint.state)
         run.trainer.follow_first()
         evaluated = config.eval_samples == 0 or _evaluated_at(opening.folder, run.steps)
-        opening.check_steps(run.steps, "steps", complete=workers.told(evaluated))
+        opening.check_steps(run.steps, "steps", complete=workers.from_first(evaluated))
     task = "-structured" if config.task == "structured" else ""
     default = default_run_dir(f"vae-{config.data}-{config.architecture}{task}", config.estimator, f"s{config.seed}")
     steps, packages = (0 if checkpoint is None else run.steps), ("torch", "numpy")
@@ -150,8 +150,8 @@ def _evaluated_at(folder: RunFolder, step: int) -> bool:
 def _load(config: VaeConfig, show: Callable[[str], None], workers: Workers) -> Dataset:
     """The data; where they have to be downloaded, the first worker does so before the others look."""
     if workers.rank > 0:
-        workers.told(None)
+        workers.from_first(None)
     data = load_data(config.data, data_dir=config.data_dir, binarization=config.binarization, show=show)
     if workers.rank == 0:
-        workers.told(None)
+        workers.from_first(None)
     return data

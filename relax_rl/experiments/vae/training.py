@@ -121,7 +121,7 @@ class _Loop:
             evaluation = _evaluate(self.opened)
             write_json(self.session.folder.evaluation, evaluation)
         self._draw()
-        self.workers.told(None)  # the others leave when the first one has done all this
+        self.workers.from_first(None)  # the others leave when the first one has done all this
         seconds = self.run_state.clock.seconds
         return VaeResult(self.session.folder.path, trainer.step, stopped_by, checkpoint, evaluation, seconds)
 
@@ -152,7 +152,7 @@ class _Loop:
         train_bound = trainer.take_train_bound()
         if not math.isfinite(train_bound):
             raise TrainingDiverged(f"the bound of a batch before step {trainer.step} is no number; lower --lr")
-        valid_bound = self.workers.told(bound(trainer.model, self.opened.valid) if self.session.first else None)
+        valid_bound = self.workers.from_first(bound(trainer.model, self.opened.valid) if self.session.first else None)
         self.bounds = train_bound, valid_bound
         row = {"step": trainer.step, "seconds": run.clock.seconds, "train_bound": train_bound}
         row |= {**trainer.metrics(), "valid_bound": valid_bound}

@@ -235,7 +235,7 @@ class Trainer:
         taken = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
         for tensor in taken.values():
             self.workers.broadcast_(tensor)
-        self.load_state_dict(taken, self.workers.told(counters))
+        self.load_state_dict(taken, self.workers.from_first(counters))
 
     def _average(self, looked_at: Sequence[Sequence[Tensor]]) -> None:
         """Replace every gradient at hand by its mean over the workers, all in one message."""

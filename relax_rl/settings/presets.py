@@ -7,14 +7,15 @@ are told by their ids, so that this module imports nothing heavy.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
-from relax_rl.config import AgentConfig, TrainConfig, did_you_mean
-from relax_rl.errors import SettingsError
+from relax_rl.errors import SettingsError, did_you_mean
+from relax_rl.settings.config import AgentConfig, TrainConfig
+from relax_rl.settings.fields import with_settings
 
-__all__ = ["PRESETS", "Override", "Preset", "find_preset", "is_atari", "preset_config", "settings_for", "with_settings"]
+__all__ = ["PRESETS", "Override", "Preset", "find_preset", "is_atari", "preset_config", "settings_for"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,49 +51,34 @@ class Preset:
 
 _NORMALIZED = {"normalize_obs": True, "normalize_reward": True, "value_lr": 3e-3, "surrogate_lr": 3e-3}
 _CLASSIC = {"num_envs": 8, "num_steps": 5, "gamma": 0.98, "gae_lambda": 0.8, **_NORMALIZED}
-_PASSES = {
-    "clip_range": 0.2,
-    "lr_schedule": "linear",
-    "surrogate_scale": "fitted",
-    "normalize_obs": True,
-    "normalize_reward": True,
-}
-"""Several passes over a rollout, within PPO's trust region."""
-_ACROBOT = {
-    "num_envs": 16,
-    "num_steps": 32,
-    "minibatch_size": 128,
-    "epochs": 4,
-    "gamma": 0.99,
-    "gae_lambda": 0.94,
-    "policy_lr": 1e-3,
-    "value_lr": 1e-3,
-    "surrogate_lr": 1e-3,
-    **_PASSES,
-}
-_LUNAR = {
-    "num_steps": 128,
-    "minibatch_size": 128,
-    "epochs": 8,
-    "gamma": 0.999,
-    "gae_lambda": 0.98,
-    "policy_lr": 5e-4,
-    "value_lr": 5e-4,
-    "surrogate_lr": 1e-3,
-    **_PASSES,
-}
-_LOCOMOTION = {
-    "num_steps": 64,
-    "minibatch_size": 64,
-    "epochs": 10,
-    "gamma": 0.99,
-    "gae_lambda": 0.95,
-    "policy_lr": 3e-4,
-    "value_lr": 3e-4,
-    "surrogate_lr": 1e-3,
-    "log_std_init": -1.0,
-    **_PASSES,
-}
+
+
+def _passes(
+    num_steps: int, minibatch_size: int, *, epochs: int, gamma: float, gae_lambda: float, lr: float
+) -> dict[str, Any]:
+    """Several passes over a rollout, within PPO's trust region."""
+    shape = {"num_steps": num_steps, "minibatch_size": minibatch_size, "epochs": epochs}
+    rates = {"policy_lr": lr, "value_lr": lr, "surrogate_lr": 1e-3, "lr_schedule": "linear"}
+    trust = {"clip_range": 0.2, "surrogate_scale": "fitted"}
+    return {**_NORMALIZED, **shape, "gamma": gamma, "gae_lambda": gae_lambda, **rates, **trust}
+
+
+_ACROBOT = {"num_envs": 16, **_passes(32, 128, epochs=4, gamma=0.99, gae_lambda=0.94, lr=1e-3)}
+_LUNAR = _passes(128, 128, epochs=8, gamma=0.999, gae_lambda=0.98, lr=5e-4)
+_LOCOMOTION = {"log_std_init": -1.0, **_passes(64, 64, epochs=10, gamma=0.99, gae_lambda=0.95, lr=3e-4)}
+_BODIES = [
+    "Ant",
+    "HalfCheetah",
+    "Hopper",
+    "Humanoid",
+    "HumanoidStandup",
+    "InvertedDoublePendulum",
+    "InvertedPendulum",
+    "Pusher",
+    "Reacher",
+    "Swimmer",
+    "Walker2d",
+]
 
 PRESETS: tuple[Preset, ...] = (
     Preset(
@@ -119,22 +105,7 @@ PRESETS: tuple[Preset, ...] = (
     ),
     Preset(
         name="mujoco",
-        environments=tuple(
-            f"{body}-v*"
-            for body in (
-                "Ant",
-                "HalfCheetah",
-                "Hopper",
-                "Humanoid",
-                "HumanoidStandup",
-                "InvertedDoublePendulum",
-                "InvertedPendulum",
-                "Pusher",
-                "Reacher",
-                "Swimmer",
-                "Walker2d",
-            )
-        ),
+        environments=tuple(f"{body}-v*" for body in _BODIES),
         overrides=(
             Override(settings={"num_envs": 8, "num_steps": 16, "total_steps": 1_000_000, **_NORMALIZED}),
             Override(
@@ -233,22 +204,6 @@ def preset_config(env: str, estimator: str = "auto", *, preset: str = "auto", **
     found = find_preset(env, preset)
     base = with_settings(TrainConfig(), {"env": env, "estimator": estimator, "preset": found.name})
     return with_settings(base, {**found.settings(env, estimator, bins=settings.get("bins", 0)), **settings})
-
-
-def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
-    """A copy with settings replaced by name, whichever section they stand in.
-
-    Raises:
-        SettingsError: an unknown name, or a value that a setting cannot have.
-    """
-    sections = {section.name: getattr(config, section.name) for section in fields(config)}
-    homes = {f.name: name for name, section in sections.items() for f in fields(section)}
-    changes: dict[str, dict[str, Any]] = {name: {} for name in sections}
-    for name, value in settings.items():
-        if name not in homes:
-            raise SettingsError(f"unknown setting {name!r}{did_you_mean(name, homes)}")
-        changes[homes[name]][name] = value
-    return replace(config, **{name: replace(section, **changes[name]) for name, section in sections.items()})
 
 
 def _without_module(env: str) -> str:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from relax_rl import runs
-from relax_rl.config import EnvConfig
-from relax_rl.errors import SettingsError
-from relax_rl.options import parse
-from relax_rl.presets import is_atari
-from relax_rl.runs import RunFolder
+from relax_rl.host import set_threads
+from relax_rl.runs.folder import RunFolder, read_config
+from relax_rl.serialization import write_json
+from relax_rl.settings.config import EnvConfig
+from relax_rl.settings.fields import check, setting
+from relax_rl.settings.options import parse
+from relax_rl.settings.presets import is_atari
 
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic
@@ -29,9 +27,9 @@ __all__ = ["EvaluateConfig", "evaluate_command", "evaluate_run"]
 class EvaluateConfig:
     """Score a trained agent."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: str
     """Folder of the run."""
-    episodes: int = 20
+    episodes: int = setting(20, least=1)
     """Episodes to play."""
     deterministic: bool = True
     """Take the most likely action instead of a sample; Atari games are sampled unless this is asked for."""
@@ -39,19 +37,15 @@ class EvaluateConfig:
     """Which agent: latest, best (by the evaluations during training), or a checkpoint file."""
     video: bool = False
     """Record a video of one more episode; needs the extra video."""
-    seed: int = 0
+    seed: int = setting(0, least=0)
     """Seed of the environments and of sampled actions."""
-    num_envs: int = 8
+    num_envs: int = setting(8, least=1)
     """Environments stepped side by side."""
     device: str = "cpu"
     """Device of the networks: cpu, cuda, cuda:1, mps, or auto."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "num_envs"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} is {getattr(self, name)!r}, expected at least 1")
-        if self.seed < 0:
-            raise SettingsError(f"seed is {self.seed!r}, expected 0 or above")
+        check(self)
 
 
 def evaluate_command(args: Sequence[str], prog: str) -> int:
@@ -78,17 +72,13 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
         SettingsError: the environment cannot be made, or the extra `video` is missing.
         RelaxRLError: the run's folder cannot be written.
     """
-    from relax_rl.checkpoints import CheckpointFolder
-    from relax_rl.devices import resolve_device
-    from relax_rl.evaluation import evaluate, evaluation_envs
-    from relax_rl.training import set_threads
+    from relax_rl.runs.agent import load_agent
+    from relax_rl.runs.evaluation import evaluate, evaluation_envs
 
     folder = RunFolder(Path(config.run))
-    trained = runs.read_config(folder)
+    trained = read_config(folder)
     settings = replace(trained.env, num_envs=config.num_envs)
-    agent, path = CheckpointFolder(folder.checkpoints).load(
-        config.checkpoint, str(resolve_device(config.device)), warn=lambda line: warnings.warn(line, stacklevel=2)
-    )
+    agent, path = load_agent(folder, config.checkpoint, config.device)
     with ExitStack() as stack:
         set_threads(trained.run.threads, stack)
         # Before anything is played, so that a missing extra costs no time.
@@ -114,7 +104,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
         "lengths": list(scores.lengths),
         **video,
     }
-    runs.write_json(folder.evaluation, result)
+    write_json(folder.evaluation, result)
     return result
 
 
@@ -122,19 +112,19 @@ def _evaluate_config(args: list[str], prog: str) -> EvaluateConfig:
     """The options; whether actions are sampled, if it is not given, goes by the run's environment."""
     description = "Score a trained agent on fresh environments with raw rewards, and record a video of it."
     given = parse(EvaluateConfig, args, prog=prog, description=description)
-    env = runs.read_config(RunFolder(Path(given.run))).env.env
+    env = read_config(RunFolder(Path(given.run))).env.env
     default = replace(given, deterministic=not is_atari(env))
     return parse(EvaluateConfig, args, default=default, prog=prog, description=description)
 
 
 def _camera(settings: EnvConfig, config: EvaluateConfig) -> VectorEnvs:
-    from relax_rl.video import rendering_env
+    from relax_rl.runs.video import rendering_env
 
     return rendering_env(settings, seed=config.seed)
 
 
 def _film(agent: ActorCritic, camera: VectorEnvs, folder: RunFolder, config: EvaluateConfig) -> dict[str, Any]:
-    from relax_rl.video import record_video
+    from relax_rl.runs.video import record_video
 
     path = folder.videos / f"step_{agent.steps:09d}-seed_{config.seed}.mp4"
     scores = record_video(agent, camera, path, seed=config.seed, deterministic=config.deterministic)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from relax_rl.errors import SettingsError
-from relax_rl.evaluation import EVALUATION_STREAM, Scores, evaluate
-from relax_rl.serialization import writing
+from relax_rl.runs.evaluation import Scores, evaluate, evaluation_envs
+from relax_rl.serialization import replacing, writing
 
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic
-    from relax_rl.config import EnvConfig
     from relax_rl.envs import VectorEnvs
+    from relax_rl.settings.config import EnvConfig
 
 __all__ = ["record_video", "rendering_env"]
 
@@ -27,19 +28,8 @@ def rendering_env(config: EnvConfig, *, seed: int) -> VectorEnvs:
     Raises:
         SettingsError: the extra `video` is missing, or the environment cannot be made so.
     """
-    from relax_rl.envs import make_envs
-
     _video_writer()
-    return make_envs(
-        config.env,
-        num_envs=1,
-        seed=(seed, EVALUATION_STREAM),
-        vectorization="sync",
-        sticky_actions=config.sticky_actions,
-        life_loss_terminal=False,
-        bins=config.bins,
-        render_mode="rgb_array",
-    )
+    return evaluation_envs(config, episodes=1, seed=seed, vectorization="sync", render_mode="rgb_array")
 
 
 def record_video(agent: ActorCritic, env: VectorEnvs, path: Path, *, seed: int, deterministic: bool) -> Scores:
@@ -56,20 +46,13 @@ def record_video(agent: ActorCritic, env: VectorEnvs, path: Path, *, seed: int, 
         SettingsError: the extra `video` is missing, or the environment renders no frames.
         RelaxRLError: the file cannot be written.
     """
-    unfinished = path.with_name(f".{path.stem}.tmp.mp4")
     fps = env.vector_env.metadata.get("render_fps", DEFAULT_FPS)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        recorder = _Recorder(env, unfinished, fps)
-        try:
+        with replacing(path, suffix=".tmp.mp4") as unfinished, closing(_Recorder(env, unfinished, fps)) as recorder:
             scores = evaluate(
                 agent, env, episodes=1, seed=seed, deterministic=deterministic, after_step=recorder.take_frame
             )
-            recorder.close()
-            unfinished.replace(path)
-        finally:
-            recorder.close()
-            unfinished.unlink(missing_ok=True)
     assert scores is not None  # nothing breaks it off
     return scores
 

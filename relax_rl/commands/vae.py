@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import shlex
-import signal
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from relax_rl import distributed
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.presets import preset_config
-from relax_rl.options import parse
-from relax_rl.runs import RunFolder
+from relax_rl.runs.folder import RunFolder, refuse_used, settings_to_resume
+from relax_rl.runs.interruption import exit_code
+from relax_rl.settings.options import parse
 
 if TYPE_CHECKING:
     from relax_rl.experiments.vae.training import VaeResult
@@ -26,14 +24,13 @@ _DESCRIPTION = "Train a sigmoid belief network on the variational bound, with an
 def vae_command(args: Sequence[str], prog: str) -> int:
     """`vae`: start or resume a run, and say where its results lie."""
     config = _config(list(args), prog)
-    if config.resume is None and config.run_dir is not None and not distributed.elastic():
-        RunFolder(Path(config.run_dir)).check_unused()
+    refuse_used(config)
     from relax_rl.experiments.vae.training import train_vae
 
     result = train_vae(config, command=f"{prog} {shlex.join(args)}")
     if distributed.is_first():
         print(_summary(result, config, prog), flush=True)
-    return 128 + signal.Signals[result.stopped_by] if result.stopped_by in ("SIGINT", "SIGTERM") else 0
+    return exit_code(result.stopped_by)
 
 
 def _config(args: list[str], prog: str) -> VaeConfig:
@@ -42,23 +39,18 @@ def _config(args: list[str], prog: str) -> VaeConfig:
     The arguments are read twice: first to learn which preset or run it is about, then with its settings as the
     defaults, so that the help shows them and whatever is given wins.
     """
-    given = parse(
-        VaeConfig, [token for token in args if token not in ("-h", "--help")], prog=prog, description=_DESCRIPTION
-    )
-    if given.resume is not None:
-        from relax_rl.experiments.vae.session import read_vae_config
 
-        saved = read_vae_config(RunFolder(Path(given.resume)))
-        # Whether progress is shown is a matter of this call, not of the run.
-        base = replace(saved, resume=given.resume, run_dir=given.resume, quiet=False)
-    else:
-        base = preset_config(given.preset)
-    return parse(VaeConfig, args, default=base, prog=prog, description=_DESCRIPTION)
+    def read(arguments: list[str], default: VaeConfig) -> VaeConfig:
+        return parse(VaeConfig, arguments, default=default, prog=prog, description=_DESCRIPTION)
+
+    given = read([token for token in args if token not in ("-h", "--help")], VaeConfig())
+    if given.resume is None:
+        return read(args, preset_config(given.preset))
+    return read(args, settings_to_resume(given.resume, VaeConfig, section="vae"))
 
 
 def _summary(result: VaeResult, config: VaeConfig, prog: str) -> str:
     folder, run_dir = RunFolder(result.run_dir), shlex.quote(str(result.run_dir))
-    interrupted = result.stopped_by in ("SIGINT", "SIGTERM")
     end = {"steps": "all steps taken", "early stopping": "stopped early"}.get(
         result.stopped_by, f"interrupted by {result.stopped_by}"
     )
@@ -74,6 +66,6 @@ def _summary(result: VaeResult, config: VaeConfig, prog: str) -> str:
     if config.tensorboard:
         lines.append(f"  TensorBoard     tensorboard --logdir {run_dir}")
     lines.append(f"  checkpoint      {result.checkpoint}")
-    if interrupted:
+    if exit_code(result.stopped_by):
         lines.append(f"  go on           {prog} --resume {run_dir}")
     return "\n".join(lines)

@@ -8,9 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Interruption", "interruptible"]
+__all__ = ["Interruption", "exit_code", "interruptible"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def exit_code(stopped_by: str) -> int:
+    """Of a process whose run was ended by what has this name: 130 or 143 after a signal, else 0."""
+    return next((128 + number for number in SIGNALS if number.name == stopped_by), 0)
 
 
 class Interruption:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from relax_rl.settings.fields import to_json
+
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic
-    from relax_rl.config import EnvConfig
     from relax_rl.envs import VectorEnvs
+    from relax_rl.settings.config import EnvConfig
 
-__all__ = ["EVALUATION_STREAM", "Scores", "evaluate", "evaluation_envs"]
+__all__ = ["EVALUATION_STREAM", "Scores", "envs_of", "evaluate", "evaluation_envs"]
 
 EVALUATION_STREAM = 10**12
 """Second word of the seed of environments for evaluation; a step count, the second word on resuming, never gets there."""
@@ -43,7 +45,24 @@ class Scores:
         return sum(self.lengths) / len(self.lengths)
 
 
-def evaluation_envs(config: EnvConfig, *, episodes: int, seed: int) -> VectorEnvs:
+def envs_of(config: EnvConfig, *, seed: int | Sequence[int], **changes: Any) -> VectorEnvs:
+    """The environments that the settings of a run ask for.
+
+    Args:
+        config: these settings.
+        seed: see `make_envs`.
+        changes: arguments of `make_envs` that win over them.
+
+    Raises:
+        SettingsError: the environments cannot be made.
+    """
+    from relax_rl.envs import make_envs
+
+    settings = {**to_json(config), **changes}
+    return make_envs(settings.pop("env"), seed=seed, **settings)
+
+
+def evaluation_envs(config: EnvConfig, *, episodes: int, seed: int, **changes: Any) -> VectorEnvs:
     """Environments for an evaluation: those of training, but a lost life ends nothing.
 
     No more of them than episodes. Their streams of random numbers are not those of training with the same seed.
@@ -51,17 +70,8 @@ def evaluation_envs(config: EnvConfig, *, episodes: int, seed: int) -> VectorEnv
     Raises:
         SettingsError: the environment cannot be made.
     """
-    from relax_rl.envs import make_envs
-
-    return make_envs(
-        config.env,
-        num_envs=min(config.num_envs, episodes),
-        seed=(seed, EVALUATION_STREAM),
-        vectorization=config.vectorization,
-        sticky_actions=config.sticky_actions,
-        life_loss_terminal=False,
-        bins=config.bins,
-    )
+    num_envs = min(config.num_envs, episodes)
+    return envs_of(config, seed=(seed, EVALUATION_STREAM), num_envs=num_envs, life_loss_terminal=False, **changes)
 
 
 def evaluate(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["Display", "PlainDisplay", "RichDisplay", "SilentDisplay", "make_display"]
+__all__ = ["Display", "PlainDisplay", "RichDisplay", "counting", "describe_duration", "make_display"]
 
 
 def describe_return(mean: float) -> str:
@@ -19,11 +20,11 @@ def describe_return(mean: float) -> str:
     return "mean return none yet" if math.isnan(mean) else f"mean return {mean:.1f}"
 
 
-class Display(Protocol):
-    """Shows how a run goes on."""
+class Display:
+    """Shows how a run goes on; this one shows nothing."""
 
-    def begin(self, line: str, *, step: int, total: int) -> None:
-        """Say what is starting: at `step` of `total` environment steps."""
+    def begin(self, line: str, *, total: int, step: int = 0, name: str = "") -> None:
+        """Say what is starting: at `step` of `total`; several that follow one another have a name each."""
 
     def update(self, step: int, status: Any) -> None:
         """Called now and then with how things stand: what `describe` of `make_display` puts into words."""
@@ -35,23 +36,7 @@ class Display(Protocol):
         """Leave the terminal as it was."""
 
 
-class SilentDisplay:
-    """Shows nothing."""
-
-    def begin(self, line: str, *, step: int, total: int) -> None:
-        """Show nothing."""
-
-    def update(self, step: int, status: Any) -> None:
-        """Show nothing."""
-
-    def say(self, line: str) -> None:
-        """Show nothing."""
-
-    def end(self) -> None:
-        """Show nothing."""
-
-
-class PlainDisplay:
+class PlainDisplay(Display):
     """A line every few seconds, for logs and pipes."""
 
     def __init__(
@@ -59,12 +44,15 @@ class PlainDisplay:
     ) -> None:
         self._describe = describe
         self._file, self._interval = file or sys.stdout, interval
+        self._prefix = ""
         self._total = self._step = 0
         self._time = 0.0
 
-    def begin(self, line: str, *, step: int, total: int) -> None:
+    def begin(self, line: str, *, total: int, step: int = 0, name: str = "") -> None:
         self._total, self._step, self._time = total, step, time.perf_counter()
-        self.say(line)
+        self._prefix = f"{name}: " if name else ""
+        if line:
+            self.say(line)
 
     def update(self, step: int, status: Any) -> None:
         now = time.perf_counter()
@@ -72,17 +60,15 @@ class PlainDisplay:
             return
         speed = (step - self._step) / (now - self._time)
         self._step, self._time = step, now
-        left = _duration((self._total - step) / speed) if speed > 0 else "?"
-        self.say(f"step {step:,} of {self._total:,} | {self._describe(status)} | {speed:,.0f} steps/s | {left} left")
+        left = describe_duration((self._total - step) / speed if speed > 0 else None)
+        where = f"{self._prefix}step {step:,} of {self._total:,}"
+        self.say(f"{where} | {self._describe(status)} | {speed:,.0f} steps/s | {left} left")
 
     def say(self, line: str) -> None:
         print(line, file=self._file, flush=True)
 
-    def end(self) -> None:
-        """Nothing is pending: every line went out whole."""
 
-
-class RichDisplay:
+class RichDisplay(Display):
     """A live line with a bar: steps, status, speed, time left."""
 
     def __init__(self, describe: Callable[[Any], str] = describe_return, *, refresh: float = 0.25) -> None:
@@ -93,22 +79,26 @@ class RichDisplay:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
-    def begin(self, line: str, *, step: int, total: int) -> None:
+    def begin(self, line: str, *, total: int, step: int = 0, name: str = "") -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        # Refreshed by hand: a refreshing thread would take its time slices from training.
-        self._progress = Progress(
-            TextColumn("step {task.completed:,} of {task.total:,}"),
-            BarColumn(bar_width=24),
-            TextColumn("[bold]{task.fields[status]}[/]"),
-            TextColumn("{task.fields[speed]} steps/s"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            auto_refresh=False,
-        )
-        self.say(line)
-        self._step = step
-        self._task = self._progress.add_task("", total=total, completed=step, status="", speed="?")
+        self._show()
+        if self._progress is None:
+            # Refreshed by hand: a refreshing thread would take its time slices from training.
+            self._progress = Progress(
+                *([TextColumn("{task.description}")] if name else []),
+                TextColumn("step {task.completed:,} of {task.total:,}"),
+                BarColumn(bar_width=24),
+                TextColumn("[bold]{task.fields[status]}[/]"),
+                TextColumn("{task.fields[speed]} steps/s"),
+                TimeRemainingColumn(),
+                TextColumn("left"),
+                auto_refresh=False,
+            )
+        if line:
+            self.say(line)
+        self._step, self._known = step, False
+        self._task = self._progress.add_task(name, total=total, completed=step, status="", speed="?")
         self._progress.start()
 
     def update(self, step: int, status: Any) -> None:
@@ -133,7 +123,7 @@ class RichDisplay:
     def _show(self) -> None:
         if self._progress is None or self._task is None:
             return
-        speed = self._progress.tasks[0].speed
+        speed = self._progress.tasks[-1].speed
         self._progress.update(
             self._task,
             completed=self._step,
@@ -143,19 +133,36 @@ class RichDisplay:
         )
 
 
-def make_display(*, quiet: bool = False, describe: Callable[[Any], str] = describe_return) -> Display:
+def make_display(describe: Callable[[Any], str] | None = None, *, quiet: bool = False) -> Display:
     """The display that fits where standard output goes.
 
     Args:
+        describe: what `update` is given, in words; a mean return by default.
         quiet: show nothing.
-        describe: what `update` is told, in words.
     """
     if quiet:
-        return SilentDisplay()
-    return RichDisplay(describe) if sys.stdout.isatty() else PlainDisplay(describe)
+        return Display()
+    return (RichDisplay if sys.stdout.isatty() else PlainDisplay)(describe or describe_return)
 
 
-def _duration(seconds: float) -> str:
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar in a terminal, for as long as `what` is counted up to `total`; elsewhere nothing."""
+    if not sys.stdout.isatty():
+        yield lambda done: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(TextColumn(what), *bar, TextColumn("left"), transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def describe_duration(seconds: float | None) -> str:
+    """`1:05:09`, `5:09`, or `?`."""
+    if seconds is None:
+        return "?"
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -24,8 +24,7 @@ from relax_rl.runs.interruption import Interruption
 from relax_rl.runs.loggers import Logger, mean_metrics
 
 if TYPE_CHECKING:
-    from relax_rl.agents import ActorCritic, UpdateInfo
-    from relax_rl.agents.callback import Callback
+    from relax_rl.agents import ActorCritic, Callback, UpdateInfo
     from relax_rl.envs import VectorEnvs
 
 __all__ = [

@@ -37,8 +37,7 @@ from relax_rl.settings.fields import with_settings
 from relax_rl.settings.presets import is_atari
 
 if TYPE_CHECKING:
-    from relax_rl.agents import ActorCritic
-    from relax_rl.agents.callback import Callback
+    from relax_rl.agents import ActorCritic, Callback
     from relax_rl.envs import VectorEnvs
     from relax_rl.profiling import Profile
 

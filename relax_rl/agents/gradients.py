@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -47,6 +47,11 @@ class Objective:
     clip_range: float = math.inf
     value_coef: float = 0.5
     max_grad_norm: float = math.inf
+
+    def describe(self) -> str:
+        """The same for equal objectives, in any process."""
+        numbers = {field.name: getattr(self, field.name) for field in fields(self)}
+        return str({**numbers, "estimator": self.estimator.name})
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from relax_rl.agents.compiled import CompiledGradients, why_not_compiled
 from relax_rl.compute import compilation
 from relax_rl.distributed import ALONE
 from relax_rl.errors import SettingsError, TrainingDiverged
-from relax_rl.presets import preset_config
-from relax_rl.training import train
+from relax_rl.runs.training import train
+from relax_rl.settings.presets import preset_config
 from tests.steps import BOX, DISCRETE, OBS, assert_alike, assert_same, rollout_for, shake, target_envs
 
 SMALL: dict[str, Any] = {"hidden": (8,), "surrogate_hidden": (8,), "num_steps": 5}

@@ -25,8 +25,8 @@ from relax_rl.compute import compilation
 from relax_rl.compute.compilation import CompilationError, record
 from relax_rl.compute.cuda_graphs import Recording, same_numbers
 from relax_rl.compute.optimizers import FlatParameters
-from relax_rl.config import AgentConfig
 from relax_rl.errors import SettingsError
+from relax_rl.settings.config import AgentConfig
 from tests.fakes import TargetEnv
 from tests.steps import BOX, DISCRETE, assert_alike, off_policy, shake, target_envs
 

@@ -14,9 +14,9 @@ from gymnasium import spaces
 
 from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal
 from relax_rl.agents.gradients import finished, flattened, gradients
-from relax_rl.config import AgentConfig
 from relax_rl.errors import SettingsError
 from relax_rl.estimators import noise_behind
+from relax_rl.settings.config import AgentConfig
 from tests.oracles import assert_unbiased, collect
 from tests.steps import (
     ACTIONS,

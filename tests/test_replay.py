@@ -13,9 +13,9 @@ from gymnasium import spaces
 from torch import Tensor
 
 from relax_rl.agents import A2C, RELAX, ActorCritic
-from relax_rl.config import AgentConfig
 from relax_rl.errors import SettingsError
 from relax_rl.rollouts import Rollout
+from relax_rl.settings.config import AgentConfig
 from tests.steps import DISCRETE, OBS, PASSES, assert_same, rollout_for, watch_steps, weights
 
 PLAIN: dict[str, Any] = {"hidden": (8,), "max_grad_norm": float("inf")}

@@ -22,7 +22,7 @@ from relax_rl.experiments.vae.sbn import draw_noise
 from relax_rl.experiments.vae.shared_noise import SharedGenerator, own_generator, own_rows
 from relax_rl.experiments.vae.trainer import Trainer
 from relax_rl.experiments.vae.training import train_vae
-from relax_rl.loggers import read_csv
+from relax_rl.runs.loggers import read_csv
 from relax_rl.serialization import load_state
 from tests.workers import run_workers
 
@@ -123,7 +123,7 @@ def test_the_workers_are_the_same_bit_for_bit(case: str, together: Any) -> None:
 def generator_of(rank: int) -> SharedGenerator:
     """That of one of two workers."""
     generator = SharedGenerator()
-    generator.workers = distributed.Alone()
+    generator.workers = distributed.Workers()
     generator.workers.rank, generator.workers.count = rank, 2
     generator.manual_seed(0)
     return generator

@@ -22,7 +22,6 @@ from relax_rl.agents.replay import ValueReplay
 from relax_rl.agents.saving import described, family, pack, unpack
 from relax_rl.agents.shards import columns, shard_of_rollout
 from relax_rl.agents.statistics import UpdateInfo, absorb, episodes_of_all
-from relax_rl.config import AgentConfig, agent_config_from
 from relax_rl.distributed import Workers
 from relax_rl.envs import VectorEnvs
 from relax_rl.errors import CheckpointError, TrainingDiverged
@@ -30,6 +29,8 @@ from relax_rl.normalization import ObservationNormalizer, RewardScaler
 from relax_rl.profiling import Watch
 from relax_rl.rollouts import Collector, Rollout
 from relax_rl.serialization import load_state, save_state
+from relax_rl.settings.config import AgentConfig
+from relax_rl.settings.fields import with_settings
 from relax_rl.space_json import space_from_json, space_to_json
 from relax_rl.spaces import require_space
 
@@ -72,7 +73,7 @@ class ActorCritic(Actor):
         config: AgentConfig | None = None,
         **settings: Any,
     ) -> None:
-        config = agent_config_from(config, settings)
+        config = with_settings(config or AgentConfig(), settings)
         super().__init__(observation_space, action_space, config, seed)
         check_estimator(self.estimator, self.actions)
         self.steps = self.updates = self.episodes = 0
@@ -149,7 +150,7 @@ class ActorCritic(Actor):
         copies = {name: x.detach().contiguous().clone() for name, x in sorted(tensors.items())}
         for x in copies.values():
             workers.broadcast_(x)
-        self.load_state_dict(copies, workers.told(state))
+        self.load_state_dict(copies, workers.from_first(state))
 
     def learn(
         self: AgentT,

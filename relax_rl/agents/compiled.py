@@ -15,8 +15,8 @@ from relax_rl.agents.networks import Networks, Outputs
 from relax_rl.agents.shards import Shard
 from relax_rl.compute.compilation import NO_COMPILER, Compiled, has_compiler
 from relax_rl.compute.optimizers import FlatParameters
-from relax_rl.config import AgentConfig
 from relax_rl.errors import SettingsError
+from relax_rl.settings.config import AgentConfig
 
 __all__ = ["CompiledGradients", "chooses_compiled", "why_not_compiled"]
 

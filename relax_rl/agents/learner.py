@@ -18,10 +18,10 @@ from relax_rl.agents.networks import Networks, Outputs
 from relax_rl.agents.shards import minibatches, sample_noise
 from relax_rl.compute.compilation import CompilationError, warn_or_raise
 from relax_rl.compute.optimizers import OPTIMIZERS, Adam, FlatParameters, Optimizer
-from relax_rl.config import AgentConfig
 from relax_rl.distributed import ALONE, Workers
 from relax_rl.errors import TrainingDiverged
 from relax_rl.profiling import Watch, unwatched
+from relax_rl.settings.config import AgentConfig
 
 __all__ = ["Learner"]
 

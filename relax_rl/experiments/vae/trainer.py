@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relax_rl.compilation import CompilationError, warn_or_raise
+from relax_rl.compute.compilation import CompilationError, warn_or_raise
 from relax_rl.distributed import ALONE, Workers
 from relax_rl.errors import CheckpointError
 from relax_rl.experiments.batches import Batches
@@ -235,7 +235,7 @@ class Trainer:
         taken = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
         for tensor in taken.values():
             self.workers.broadcast_(tensor)
-        self.load_state_dict(taken, self.workers.told(counters))
+        self.load_state_dict(taken, self.workers.from_first(counters))
 
     def _average(self, looked_at: Sequence[Sequence[Tensor]]) -> None:
         """Replace every gradient at hand by its mean over the workers, all in one message."""

@@ -146,7 +146,9 @@ class CompiledGradients:
                     flattened(gradients(self._networks, batch, objective, known=known), self._flat), objective
                 )
 
-            found: Gradients = torch.func.functional_call(self._everything, exchanged, (run,))
+            # A torso that two networks share is one module with one name here; with its second name tied to the first,
+            # it would be left with the exchanged parameters afterwards.
+            found: Gradients = torch.func.functional_call(self._everything, exchanged, (run,), tie_weights=False)
             named = {("sums", name): x for name, x in found.sums.items()}
             named |= {("metrics", name): x for name, x in found.metrics.items()}
             scalars[:] = named

@@ -51,7 +51,7 @@ def parse(kind: type[T], args: Sequence[str], *, default: T | None = None, prog:
     shown = {} if default is None else flat(default)
     for name, option in options.items():
         if option.section not in sections:
-            sections[option.section] = parser.add_argument_group(inspect.cleandoc(option.section.__doc__ or ""))
+            sections[option.section] = parser.add_argument_group((option.section.__doc__ or "").rstrip("."))
         option.add_to(
             sections[option.section],
             shown.get(name, option.field.default),

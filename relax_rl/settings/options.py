@@ -6,7 +6,7 @@ import argparse
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from itertools import pairwise
@@ -21,12 +21,21 @@ __all__ = ["ALIASES", "parse"]
 ALIASES = {"backend": "vectorization"}
 """Options that may be called by another name, and what they are called in the settings."""
 
+_HELP = {"-h", "--help"}
 _NUMBERS = {int: "a whole number", float: "a number"}
 
 T = TypeVar("T")
 
 
-def parse(kind: type[T], args: Sequence[str], *, default: T | None = None, prog: str, description: str) -> T:
+def parse(
+    kind: type[T],
+    args: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    default: T | None = None,
+    base: Callable[[T], T] | None = None,
+) -> T:
     """Read command-line arguments into a dataclass; nested dataclasses give their fields without a prefix.
 
     `--some-name` and `--some_name` are the same option, and so are those of `ALIASES`; the docstring under a field is
@@ -36,34 +45,46 @@ def parse(kind: type[T], args: Sequence[str], *, default: T | None = None, prog:
     Args:
         kind: the dataclass.
         args: what stands behind the command.
-        default: values of the options that are not given (else those of the definition).
         prog: the command, for the help.
         description: the first line of the help.
+        default: values of the options that are not given (else those of the definition).
+        base: from what is given over `default` (which run or preset it is about, say) to the values to put it over.
 
     Raises:
         SettingsError: an unknown option, a value of the wrong type or out of range.
     """
     options = {option.name: option for option in _options(kind)}
-    required = [name for name, option in options.items() if option.field.default is MISSING]
-    usage = " ".join([prog, "[-h]", "[OPTIONS]", *map(str.upper, required)])
+    helping = not _HELP.isdisjoint(args)
+    parser = _parser(kind, options, prog, description)
+    given = vars(parser.parse_args([_settled(token, options) for token in args if token not in _HELP]))
+    values = {name: options[name].value(text) for name, text in given.items()}
+    missing = [name for name, option in options.items() if option.required and values.get(name) is None]
+    if missing and not helping:
+        raise SettingsError(f"{missing[0].upper()} is missing: {options[missing[0]].help}; see {prog} --help")
+    if default is None and not missing:
+        default = kind(**{name: values[name] for name, option in options.items() if option.required})
+    if default is not None and base is not None:
+        default = base(with_settings(default, values))
+    if default is None or helping:
+        _parser(kind, options, prog, description, shown={} if default is None else flat(default)).parse_args(["--help"])
+    assert default is not None
+    return with_settings(default, values)
+
+
+def _parser(
+    kind: type, options: Mapping[str, _Option], prog: str, description: str, shown: Mapping[str, Any] | None = None
+) -> _Parser:
+    """A parser of these options, with their help if it is given what to show as their defaults."""
+    required = [name.upper() for name, option in options.items() if option.required]
+    usage = " ".join([prog, "[-h]", "[OPTIONS]", *required])
     parser = _Parser(prog=prog, description=description, usage=usage, allow_abbrev=False)
     sections: dict[type, Any] = {kind: parser}
-    shown = {} if default is None else flat(default)
     for name, option in options.items():
         if option.section not in sections:
             sections[option.section] = parser.add_argument_group((option.section.__doc__ or "").rstrip("."))
-        option.add_to(
-            sections[option.section],
-            shown.get(name, option.field.default),
-            with_help=not {"-h", "--help"}.isdisjoint(args),
-        )
-    given = vars(parser.parse_args([_settled(token, options) for token in args]))
-    values = {name: options[name].value(text) for name, text in given.items()}
-    for name in required:
-        if values.get(name) is None:
-            raise SettingsError(f"{name.upper()} is missing: {options[name].help}; see {prog} --help")
-    base = default if default is not None else kind(**{name: values[name] for name in required})
-    return with_settings(base, values)
+        told = None if shown is None else shown.get(name, option.field.default)
+        option.add_to(sections[option.section], told, with_help=shown is not None)
+    return parser
 
 
 @dataclass(frozen=True)
@@ -77,6 +98,10 @@ class _Option:
     @property
     def name(self) -> str:
         return self.field.name
+
+    @property
+    def required(self) -> bool:
+        return self.field.default is MISSING
 
     @property
     def flag(self) -> str:
@@ -118,7 +143,7 @@ class _Option:
         """Describe it to a parser, which then gives it only where it was given itself."""
         told = " ".join(map(str, default)) if isinstance(default, tuple) else default
         how: dict[str, Any] = {"help": f"{self.help} (default: {told})".replace("%", "%%")} if with_help else {}
-        if self.field.default is MISSING:
+        if self.required:
             parser.add_argument(self.name, nargs="?", metavar=self.name.upper(), help=self.help if with_help else None)
             return
         if self.kind is bool:
@@ -135,14 +160,14 @@ class _Parser(argparse.ArgumentParser):
         raise SettingsError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
 
-def _settled(token: str, options: dict[str, _Option]) -> str:
+def _settled(token: str, options: Mapping[str, _Option]) -> str:
     """An argument with the option in it called as the parser calls it.
 
     Raises:
         SettingsError: there is no such option.
     """
     flag, equals, value = token.partition("=")
-    if not token.startswith("--") or token in ("--", "--help"):
+    if not token.startswith("--") or token == "--":
         return token
     name = flag.removeprefix("--").replace("-", "_")
     name = ALIASES[name] if ALIASES.get(name) in options else name

@@ -114,7 +114,7 @@ def test_what_has_to_be_given(capsys):
     def parsed(*args):
         return parse(Named, args, prog="p", description="N.")
 
-    assert parsed("here") == Named("here") == parsed("--kinds", "--share", "none", "here")
+    assert parsed("here") == Named("here") == parsed("--kinds", "--share", "None", "here")
     assert parsed("--kinds", "x", "y", "--share", "0.5", "--", "here") == Named("here", 0.5, ("x", "y"))
     with pytest.raises(SettingsError, match="RUN is missing: What to look at, in two lines"):
         parsed("--share", "1")

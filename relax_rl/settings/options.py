@@ -136,7 +136,7 @@ def _reader(kind: Any, optional: bool) -> Callable[[str], Any]:
     """From a text to a value of a type."""
 
     def read(text: str) -> Any:
-        if optional and text.lower() == "none":
+        if optional and text == "None":
             return None
         try:
             return kind(text)

@@ -16,7 +16,6 @@ __all__ = [
     "PROGRESS_COLUMNS",
     "CsvLogger",
     "Logger",
-    "TensorBoardGroup",
     "TensorBoardLogger",
     "mean_metrics",
     "read_csv",
@@ -102,10 +101,7 @@ class TensorBoardLogger:
                 table = "".join(f"|{name}|{value}|\n" for name, value in settings.items())
                 self._writer.add_text("settings", f"|setting|value|\n|-|-|\n{table}", from_step or 0)
 
-    def log(self, row: Mapping[str, float]) -> None:
-        self.log_under("charts", row)
-
-    def log_under(self, group: str, row: Mapping[str, float]) -> None:
+    def log(self, row: Mapping[str, float], *, group: str = "charts") -> None:
         """Record one row, with `group/` before the names that have no group."""
         step = int(row["step"])
         with writing(self.folder):
@@ -116,19 +112,6 @@ class TensorBoardLogger:
     def close(self) -> None:
         with writing(self.folder):
             self._writer.close()
-
-
-class TensorBoardGroup:
-    """A logger that writes through another one's TensorBoard, under a group of its own; does not close it."""
-
-    def __init__(self, logger: TensorBoardLogger, group: str) -> None:
-        self._logger, self._group = logger, group
-
-    def log(self, row: Mapping[str, float]) -> None:
-        self._logger.log_under(self._group, row)
-
-    def close(self) -> None:
-        """The other logger is closed by whoever made it."""
 
 
 def mean_metrics(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +20,13 @@ from relax_rl.runs.callbacks import (
     stop_at_return,
     stop_when_interrupted,
 )
-from relax_rl.runs.evaluation import envs_of, evaluation_envs
+from relax_rl.runs.evaluation import Scores, envs_of, evaluate, evaluation_envs
 from relax_rl.runs.folder import RunFolder, default_run_dir, read_config, resumed_config
 from relax_rl.runs.loggers import (
     EVALUATION_COLUMNS,
     PROGRESS_COLUMNS,
     CsvLogger,
     Logger,
-    TensorBoardGroup,
     TensorBoardLogger,
     read_csv,
 )
@@ -261,21 +260,34 @@ class _Training:
         }
         return Profile(watch, self.session.folder.path, about=about)
 
-    def _evaluation(self, rows: list[Logger]) -> PeriodicEvaluation:
-        config, settings, stack = self.session.config, self.session.config.run, self.process.stack
-        envs = stack.enter_context(evaluation_envs(config.env, episodes=settings.eval_episodes, seed=settings.seed))
+    def _evaluation(self, loggers: list[Logger]) -> PeriodicEvaluation:
+        config, settings, process = self.session.config, self.session.config.run, self.process
+        envs = evaluation_envs(config.env, episodes=settings.eval_episodes, seed=settings.seed)
+        process.stack.enter_context(envs)
         table = CsvLogger(self.session.folder.evaluations, EVALUATION_COLUMNS)
-        stack.callback(table.close)
-        boards = [TensorBoardGroup(logger, "evaluation") for logger in rows if isinstance(logger, TensorBoardLogger)]
+        process.stack.callback(table.close)
+
+        def play() -> Scores | None:
+            return evaluate(
+                self.run.agent,
+                envs,
+                episodes=settings.eval_episodes,
+                seed=settings.seed,
+                deterministic=not is_atari(config.env.env),  # the mode of a policy gets stuck in Atari games
+                should_stop=lambda: bool(process.interruption),
+            )
+
+        def log(row: Mapping[str, float]) -> None:
+            table.log(row)
+            for logger in loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.log(row, group="evaluation")
+
         return PeriodicEvaluation(
             self.run,
-            envs,
-            [table, *boards],
             interval=settings.eval_interval,
-            episodes=settings.eval_episodes,
-            seed=settings.seed,
-            deterministic=not is_atari(config.env.env),  # the mode of a policy gets stuck in Atari games
-            interruption=self.process.interruption,
+            play=play,
+            log=log,
             save_best=lambda: self.session.checkpoints.save_best(self.run),
         )
 

@@ -1,30 +1,22 @@
-"""The gradients of a step as compiled code: the numbers of eager code to rounding, from the same random draws.
-
-The estimate, its way back through the model, and what the estimator learns are traced once for every shape of batch. Random
-numbers are drawn outside, in the order in which eager code draws them, and handed in. Optimisers and everything that
-watches stay outside too.
-"""
+"""The gradients of a step as compiled code: the numbers of eager code to rounding, from the same random draws."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from relax_rl.compilation import NO_COMPILER, compile_function, has_compiler
 from relax_rl.distributed import Workers
 from relax_rl.errors import SettingsError
 from relax_rl.experiments.vae.config import VaeConfig
-from relax_rl.experiments.vae.gradient import LayeredEstimator
-from relax_rl.experiments.vae.sbn import ConditionalNetwork, SigmoidBeliefNetwork
+from relax_rl.experiments.vae.gradient import Gradients, LayeredEstimator, gradients
+from relax_rl.experiments.vae.noise import GivenNoise, Noise, RecordedNoise
+from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 
-__all__ = ["CompiledStep", "compiles"]
+__all__ = ["CompiledGradients", "compiles"]
 
 WORTHWHILE = 30_000
 """Steps from which on `auto` compiles. A step saves 0.7 (REINFORCE) to 3.2 ms (RELAX) on two layers (vae_speed.py)."""
@@ -50,33 +42,43 @@ def compiles(config: VaeConfig, device: torch.device, workers: Workers) -> bool:
     return reason is None
 
 
-class CompiledStep:
-    """Adds the gradients of model and estimator to `.grad`, as the estimator and `Gradient.backward` do.
+class CompiledGradients:
+    """`gradients` of a model and an estimator, compiled once for every shape of batch.
 
     Args:
-        model: whose parameters are read anew at every call.
-        estimator: likewise, with its buffers, which move as in eager code.
+        model, estimator: whose parameters and buffers are read anew at every call.
     """
 
     def __init__(self, model: SigmoidBeliefNetwork, estimator: LayeredEstimator) -> None:
         self._both = _Both(model, estimator)
-        self._parameters, self._buffers = list(self._both.parameters()), list(self._both.buffers())
+        self._tensors = {**dict(self._both.named_parameters()), **dict(self._both.named_buffers())}
         self._graphs: dict[tuple[int, ...], _Graph] = {}
 
-    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """`[B]` f at sampled bits of images `[B, D]`, without graph."""
+    def __call__(self, x: Tensor, noise: Noise) -> Gradients:
+        """Of images `[B, D]`."""
         graph = self._graphs.get(tuple(x.shape))
         if graph is None:
-            graph = self._graphs[tuple(x.shape)] = _compiled(self._both, x)
-        drawn = [draw(generator) for draw in graph.draws]
+            graph = self._graphs[tuple(x.shape)] = self._compiled(x)
+        drawn = [noise.uniform(shape, dtype) for shape, dtype in graph.draws]
         with torch.no_grad():
-            loss, *found = graph.run(*self._parameters, *self._buffers, x, *drawn)
-            for buffer, moved in zip(self._buffers, found, strict=False):
-                buffer.copy_(moved)
-        for place, gradient in zip(graph.learning, found[len(self._buffers) :], strict=True):
-            parameter = self._parameters[place]
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        return loss
+            found = iter(graph.run(*self._tensors.values(), x, *drawn))
+        return Gradients(next(found), *([next(found) for _ in range(count)] for count in graph.counts))
+
+    def _compiled(self, x: Tensor) -> _Graph:
+        """Trace and compile the gradients for images of this shape."""
+        recorded = RecordedNoise(torch.Generator().manual_seed(0))
+        trial = self._both(x, recorded)
+
+        def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+            images, *drawn = tensors[len(self._tensors) :]
+            each = zip(self._tensors.items(), tensors, strict=False)
+            exchanged = {name: given.detach().requires_grad_(own.requires_grad) for (name, own), given in each}
+            found = torch.func.functional_call(self._both, exchanged, (images, GivenNoise(drawn)))
+            return tuple(x.detach() for x in (found.loss, *found.tensors))
+
+        run = compile_function(function, [*self._tensors.values(), x, *recorded.drawn])
+        counts = [len(part) for part in (trial.encoder, trial.generative, trial.learned, trial.signals)]
+        return _Graph(run, recorded.draws, counts)
 
 
 class _Both(nn.Module):
@@ -86,12 +88,8 @@ class _Both(nn.Module):
         super().__init__()
         self.model, self.estimator = model, estimator
 
-    def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        with _exchanged_steps(self.model):
-            gradient = self.estimator(self.model, x, generator)
-            gradient.backward(self.model)
-        loss: Tensor = gradient.loss
-        return loss
+    def forward(self, x: Tensor, noise: Noise) -> Gradients:
+        return gradients(self.model, self.estimator, x, noise)
 
 
 @dataclass(frozen=True)
@@ -99,75 +97,11 @@ class _Graph:
     """Compiled code.
 
     Attributes:
-        run: parameters, buffers, images and random draws -> the loss, buffers and gradients.
-        draws: one function of a generator for each draw.
-        learning: places of the parameters that have a gradient.
+        run: parameters, buffers, images and random draws -> the loss and all tensors of `Gradients`.
+        draws: shape and type of each draw.
+        counts: of the gradients at the encoder, at the generative parameters and at the estimator, and of signals.
     """
 
     run: Callable[..., tuple[Tensor, ...]]
-    draws: Sequence[Callable[[torch.Generator], Tensor]]
-    learning: Sequence[int]
-
-
-class _Draws(TorchFunctionMode):
-    """Takes the place of everything that a generator draws.
-
-    Args:
-        generator: whose draws are meant.
-        given: handed out in order; if None, draws are made, and noted.
-    """
-
-    def __init__(self, generator: torch.Generator, given: Sequence[Tensor] | None = None) -> None:
-        super().__init__()
-        self.generator, self.given = generator, None if given is None else list(given)
-        self.draws: list[Callable[[torch.Generator], Tensor]] = []
-        self.drawn: list[Tensor] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if kwargs.get("generator") is not self.generator:
-            return func(*args, **kwargs)
-        if self.given is not None:
-            return self.given.pop(0)
-        assert not any(isinstance(x, Tensor) for x in (*args, *kwargs.values())), f"{func} draws from what is computed"
-        self.draws.append(lambda generator: func(*args, **{**kwargs, "generator": generator}))
-        self.drawn.append(func(*args, **kwargs))
-        return self.drawn[-1]
-
-
-def _compiled(both: _Both, x: Tensor) -> _Graph:
-    """Trace and compile the gradients for images of this shape."""
-    both, generator = copy.deepcopy(both), torch.Generator().manual_seed(0)
-    names = [name for name, _ in both.named_parameters()]
-    buffers = [name for name, _ in both.named_buffers()]
-    with _Draws(generator) as noted:
-        trial = copy.deepcopy(both)
-        trial(x, generator)
-    learning = [place for place, parameter in enumerate(trial.parameters()) if parameter.grad is not None]
-
-    def gradients(*tensors: Tensor) -> tuple[Tensor, ...]:
-        leaves = [tensor.detach().requires_grad_() for tensor in tensors[: len(names)]]
-        moving = [tensor.clone() for tensor in tensors[len(names) : len(names) + len(buffers)]]
-        images, *drawn = tensors[len(names) + len(buffers) :]
-        exchanged = dict(zip([*names, *buffers], [*leaves, *moving], strict=True))
-        with _Draws(generator, drawn):
-            loss = torch.func.functional_call(both, exchanged, (images, generator))
-        found = [leaves[place].grad for place in learning]
-        return (loss.detach(), *moving, *(gradient.detach() for gradient in found if gradient is not None))
-
-    run = compile_function(gradients, [*both.parameters(), *both.buffers(), x, *noted.drawn])
-    return _Graph(run, noted.draws, learning)
-
-
-@contextmanager
-def _exchanged_steps(model: SigmoidBeliefNetwork) -> Iterator[None]:
-    """Networks keep their weights and biases in a list of steps as well, which is to hold those that are there now."""
-    networks = [module for module in model.modules() if isinstance(module, ConditionalNetwork)]
-    kept = [network.steps for network in networks]
-    try:
-        for network in networks:
-            network.steps = list(zip(network.weights, network.biases, strict=True))
-        yield
-    finally:
-        for network, steps in zip(networks, kept, strict=True):
-            network.steps = steps
+    draws: Sequence[tuple[tuple[int, ...], torch.dtype | None]]
+    counts: Sequence[int]

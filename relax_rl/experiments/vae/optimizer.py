@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,10 @@ __all__ = ["FusedAdam"]
 
 
 class FusedAdam:
-    """Adam (Kingma and Ba 2015): the numbers of `torch.optim.Adam(fused=True)`, without what a step of that costs in Python.
-
-    A parameter without a gradient is left alone. Parameters are contiguous.
+    """Adam (Kingma and Ba 2015) on gradients that are handed in: the numbers of `torch.optim.Adam(fused=True)`.
 
     Args:
-        parameters: what it steps.
+        parameters: what it steps, contiguous.
         lr: learning rate.
         betas: decays of the moments.
         decay: L2 decay of parameters, added to their gradients.
@@ -37,18 +35,15 @@ class FusedAdam:
         decayed_lr: float | None = None,
     ) -> None:
         self.betas = betas
-        chosen = {id(parameter) for parameter in decayed}
-        every = list(parameters)
-        self._groups = [
-            _Group([p for p in every if id(p) in chosen], lr if decayed_lr is None else decayed_lr, decay),
-            _Group([p for p in every if id(p) not in chosen], lr, 0.0),
-        ]
+        chosen, every = {id(parameter) for parameter in decayed}, list(parameters)
+        places = [[i for i, p in enumerate(every) if (id(p) in chosen) == wanted] for wanted in (True, False)]
+        options = [(lr if decayed_lr is None else decayed_lr, decay), (lr, 0.0)]
+        self._groups = [_Group(every, each, *option) for each, option in zip(places, options, strict=True)]
 
-    @torch.no_grad()
-    def step(self) -> None:
-        """One step down the gradients, which are dropped."""
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """One step down the gradients of all parameters, in their order."""
         for group in self._groups:
-            group.step(self.betas)
+            group.step(gradients, self.betas)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The moments and step counts."""
@@ -68,32 +63,24 @@ class FusedAdam:
 
 
 class _Group:
-    """Parameters with one learning rate, one decay and one count of steps: a parameter that never had a gradient has zero moments."""
+    """Parameters with one learning rate, one decay and one count of steps."""
 
-    def __init__(self, parameters: list[nn.Parameter], lr: float, decay: float) -> None:
-        self.parameters, self.lr, self.decay = parameters, lr, decay
-        self.means = [
-            torch.zeros_like(p, requires_grad=False, memory_format=torch.contiguous_format) for p in parameters
-        ]
-        self.squares = [
-            torch.zeros_like(p, requires_grad=False, memory_format=torch.contiguous_format) for p in parameters
-        ]
-        self.count = torch.zeros((), device=parameters[0].device if parameters else None)
+    def __init__(self, every: Sequence[nn.Parameter], places: Sequence[int], lr: float, decay: float) -> None:
+        self.places, self.parameters, self.lr, self.decay = places, [every[i] for i in places], lr, decay
+        plain = torch.contiguous_format
+        self.means = [torch.zeros_like(p, requires_grad=False, memory_format=plain) for p in self.parameters]
+        self.squares = [torch.zeros_like(mean) for mean in self.means]
+        self.count = torch.zeros((), device=self.parameters[0].device if places else None)
 
-    def step(self, betas: tuple[float, float]) -> None:
-        # The kernel walks through memory: a gradient in another layout would move the wrong entries.
-        rows = [
-            (parameter, parameter.grad.contiguous(), mean, square)
-            for parameter, mean, square in zip(self.parameters, self.means, self.squares, strict=True)
-            if parameter.grad is not None
-        ]
-        if not rows:
+    def step(self, gradients: Sequence[Tensor], betas: tuple[float, float]) -> None:
+        if not self.places:
             return
         self.count += 1
-        parameters, gradients, means, squares = zip(*rows, strict=True)
-        fused_adam_(parameters, gradients, means, squares, self.count, lr=self.lr, betas=betas, decay=self.decay)
-        for parameter in parameters:
-            parameter.grad = None
+        # The kernel walks through memory: a gradient in another layout would move the wrong entries.
+        own = [gradients[i].contiguous() for i in self.places]
+        fused_adam_(
+            self.parameters, own, self.means, self.squares, self.count, lr=self.lr, betas=betas, decay=self.decay
+        )
 
     def state(self) -> dict[str, Tensor]:
         named = {"mean": self.means, "square": self.squares}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,14 +16,14 @@ from relax_rl.distributed import ALONE, Workers
 from relax_rl.errors import CheckpointError
 from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.vae.checkpoints import flatten, part
-from relax_rl.experiments.vae.compiled import CompiledStep, compiles
+from relax_rl.experiments.vae.compiled import CompiledGradients, compiles
 from relax_rl.experiments.vae.config import VaeConfig
-from relax_rl.experiments.vae.estimators import EstimatorSettings, make_layered_estimator
-from relax_rl.experiments.vae.gradient import LayeredEstimator
+from relax_rl.experiments.vae.estimators import make_layered_estimator
+from relax_rl.experiments.vae.gradient import Gradients, LayeredEstimator, gradients
 from relax_rl.experiments.vae.gradient_variance import EVERY, GradientVariance
+from relax_rl.experiments.vae.noise import Noise, own_rows
 from relax_rl.experiments.vae.optimizer import FusedAdam
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
-from relax_rl.experiments.vae.shared_noise import SharedGenerator, own_rows
 
 __all__ = ["Trainer", "Watched", "make_model"]
 
@@ -51,9 +52,20 @@ class Watched:
 
     name: str
     estimator: LayeredEstimator
-    generator: torch.Generator
+    noise: Noise
     optimizer: FusedAdam
     variance: GradientVariance
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Of the noise."""
+        return self.noise.generator
+
+    def gradients(
+        self, model: SigmoidBeliefNetwork, x: Tensor, *, at: Literal["model", "encoder", "nothing"] = "model"
+    ) -> Gradients:
+        """`gradients` by this estimator."""
+        return gradients(model, self.estimator, x, self.noise, at=at)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All of it as tensors."""
@@ -107,12 +119,12 @@ class Trainer:
         seeds = iter(np.random.SeedSequence(config.seed).spawn(2 + len(config.track_variances)))
         self.model = make_model(config, mean, _generator(next(seeds))).to(device)
         self.step = -config.pretrain_steps
-        self._encoder = self.model.encoder_parameters
+        self._split = [*self.model.encoder_parameters, *self.model.generative_parameters]
         self.optimizer = FusedAdam(self.model.parameters(), lr=config.lr, betas=(0.9, config.beta2))
         self.main = self._watch(config.estimator, next(seeds))
         self.others = [self._watch(name, next(seeds)) for name in config.track_variances]
         self.compiled = (
-            CompiledStep(self.model, self.main.estimator) if compiles(config, self.device, workers) else None
+            CompiledGradients(self.model, self.main.estimator) if compiles(config, self.device, workers) else None
         )
         self._loss = torch.zeros((), device=self.device, dtype=torch.float64)
         self._loss_steps = 0
@@ -125,33 +137,25 @@ class Trainer:
 
     def take_step(self) -> None:
         """Draw a batch, form all gradients, move what learns."""
-        x = self.next_images()
-        watched = [*self.others, self.main] if self.frozen else self.others
-        looked_at: list[list[Tensor]] = []
-        for other in self.others:
-            gradient = other.estimator(self.model, x, other.generator)
-            if self.step % EVERY == 0:
-                looked_at.append(gradient.at_encoder(self.model))
-        loss = None if self.frozen else self._compiled_step(x)
-        if loss is None:
-            gradient = self.main.estimator(self.model, x, self.main.generator)
-            loss = gradient.loss
-            if not self.frozen:
-                gradient.backward(self.model)
-            elif self.step % EVERY == 0:
-                looked_at.append(gradient.at_encoder(self.model))
-        self._average(looked_at)
-        for each, found in zip(watched, looked_at, strict=False):
-            each.variance.update(found)
-        if not self.frozen:
-            if self.step % EVERY == 0:
-                self.main.variance.update([parameter.grad for parameter in self._encoder if parameter.grad is not None])
-            self.optimizer.step()
-        for each in (*self.others, self.main):
-            each.optimizer.step()
+        x, frozen, looks = self.next_images(), self.frozen, self.step % EVERY == 0
+        watched = [*self.others, self.main]
+        found = [each.gradients(self.model, x, at="encoder" if looks else "nothing") for each in self.others]
+        if frozen:
+            found.append(self.main.gradients(self.model, x, at="encoder" if looks else "nothing"))
+        else:
+            found.append(self._main_gradients(x))
+        self._average([tensor for each in found for tensor in each.tensors])
+        for each, its in zip(watched, found, strict=True):
+            if looks:
+                each.variance.update(its.encoder)
+            each.optimizer.step(its.learned)
+            each.estimator.move_moments(its.signals)
+        if not frozen:
+            at = dict(zip(self._split, [*found[-1].encoder, *found[-1].generative], strict=True))
+            self.optimizer.step([at[parameter] for parameter in self.model.parameters()])
         self.step += 1
         if self.step > 0:
-            self._loss += loss.mean()
+            self._loss += found[-1].loss.mean()
             self._loss_steps += 1
 
     def next_images(self) -> Tensor:
@@ -160,16 +164,15 @@ class Trainer:
         times = self.config.samples_per_image
         return x.repeat_interleave(times, 0) if times > 1 else x
 
-    def _compiled_step(self, x: Tensor) -> Tensor | None:
-        """Form the gradients by compiled code; None if there is none."""
-        if self.compiled is None:
-            return None
-        try:
-            return self.compiled(x, self.main.generator)
-        except CompilationError as error:
-            warn_or_raise(error, self.config.compile)
-            self.compiled = None
-            return None
+    def _main_gradients(self, x: Tensor) -> Gradients:
+        """Those that move the model, by compiled code if there is any."""
+        if self.compiled is not None:
+            try:
+                return self.compiled(x, self.main.noise)
+            except CompilationError as error:
+                warn_or_raise(error, self.config.compile)
+                self.compiled = None
+        return self.main.gradients(self.model, x)
 
     def take_train_bound(self) -> float:
         """Mean bound of the batches since this was last asked, each before its step; NaN without any."""
@@ -237,35 +240,20 @@ class Trainer:
             self.workers.broadcast_(tensor)
         self.load_state_dict(taken, self.workers.told(counters))
 
-    def _average(self, looked_at: Sequence[Sequence[Tensor]]) -> None:
-        """Replace every gradient at hand by its mean over the workers, all in one message."""
+    def _average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace everything by its mean over the workers, in one message."""
         if self.workers.count == 1:
             return
-        modules = (self.model, self.main.estimator, *(other.estimator for other in self.others))
-        learned = [p.grad for module in modules for p in module.parameters() if p.grad is not None]
-        every = [*learned, *(tensor for found in looked_at for tensor in found)]
-        together = torch.cat([tensor.reshape(-1) for tensor in every])
+        together = torch.cat([tensor.reshape(-1) for tensor in tensors])
         self.workers.average_(together)
-        for tensor, mean in zip(every, together.split([tensor.numel() for tensor in every]), strict=True):
+        for tensor, mean in zip(tensors, together.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(mean.view(tensor.shape))
 
     def _watch(self, name: str, seed: np.random.SeedSequence) -> Watched:
         config = self.config
         weights, noise = seed.spawn(2)
-        settings = EstimatorSettings(
-            num_samples=config.num_samples,
-            baseline=config.baseline,
-            normalize_variance=config.normalize_variance,
-            temperature=config.temperature,
-            num_conditional=config.num_conditional,
-            rebar_scope=config.rebar_scope,
-            surrogate=config.surrogate,
-            surrogate_context=config.surrogate_context,
-            surrogate_depth=config.surrogate_depth,
-            surrogate_width=config.surrogate_width,
-            surrogate_activation=config.surrogate_activation,
-        )
-        estimator = make_layered_estimator(name, settings, self.model, _generator(weights)).to(self.device)
+        estimator = make_layered_estimator(name, config, self.model, _generator(weights)).to(self.device)
+        estimator.workers = self.workers
         optimizer = FusedAdam(
             estimator.parameters(),
             lr=config.lr * config.lr_factor,
@@ -274,18 +262,9 @@ class Trainer:
             decayed=estimator.decayed_parameters(),
             decayed_lr=config.lr * config.surrogate_lr_factor,
         )
-        estimator.join(self.workers)
-        generator = _generator(noise, self.device)
-        if self.workers.count > 1:
-            generator = SharedGenerator(self.device)
-            generator.workers = self.workers
-            generator.manual_seed(_seed(noise))
-        return Watched(name, estimator, generator, optimizer, GradientVariance(self._encoder))
+        drawn = Noise(_generator(noise, self.device), self.workers)
+        return Watched(name, estimator, drawn, optimizer, GradientVariance(self.model.encoder_parameters))
 
 
 def _generator(seed: np.random.SeedSequence, device: torch.device | str = "cpu") -> torch.Generator:
-    return torch.Generator(device).manual_seed(_seed(seed))
-
-
-def _seed(seed: np.random.SeedSequence) -> int:
-    return int(seed.generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator(device).manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))

@@ -147,16 +147,11 @@ def _trainer(config: VaeConfig, data: Dataset) -> Trainer:
 
 def _update(trainer: Trainer) -> Callable[[], None]:
     """What a step cannot do without."""
-    compiled = trainer.compiled
 
     def update() -> None:
-        x = trainer.next_images()
-        if compiled is not None:
-            compiled(x, trainer.main.generator)
-        else:
-            trainer.main.estimator(trainer.model, x, trainer.main.generator).backward(trainer.model)
-        trainer.optimizer.step()
-        trainer.main.optimizer.step()
+        found = trainer.main_gradients(trainer.next_images())
+        trainer.move_model(found)
+        trainer.main.learn(found)
 
     return update
 

@@ -14,7 +14,7 @@ from relax_rl import compilation
 from relax_rl.distributed import ALONE
 from relax_rl.errors import SettingsError
 from relax_rl.experiments.batches import Batches
-from relax_rl.experiments.vae.compiled import WORTHWHILE, _compiled, compiles
+from relax_rl.experiments.vae.compiled import WORTHWHILE, compiles
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.estimators import LAYERED
 from relax_rl.experiments.vae.trainer import Trainer
@@ -103,11 +103,10 @@ def test_steps_in_which_the_model_stands_still_are_eager(traced_only: list[int])
 
 
 def test_tracing_leaves_no_mark(traced_only: list[int]) -> None:
-    """Neither on the model that is traced, whose generator and buffers stay where they are, nor on another."""
+    """Generator, parameters and buffers stay where they are."""
     trainer, twin = (trained("on", estimator="nvil", steps=0) for _ in range(2))
-    step = trainer.compiled
-    assert step is not None
-    _compiled(step._both, torch.zeros(6, 12))
+    assert trainer.compiled is not None
+    trainer.compiled._compiled(torch.zeros(6, 12))
     assert_alike(trainer, twin, rtol=0.0, atol=0.0)
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from relax_rl.experiments.vae.evaluation import binary_images, bound
+from relax_rl.experiments.vae.exact import expected_loss
 from relax_rl.experiments.vae.gradient_variance import GradientVariance
 from relax_rl.experiments.vae.optimizer import FusedAdam
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork, bernoulli_log_prob
@@ -23,12 +24,13 @@ def test_adam_takes_the_steps_of_torch():
     groups = [{"params": theirs[:1], "weight_decay": 0.1}, {"params": theirs[1:]}]
     reference = torch.optim.Adam(groups, lr=0.01, betas=(0.9, 0.99999))
     for _ in range(20):
-        for one, other in zip(mine, theirs, strict=True):
-            one.grad = torch.randn(one.shape[::-1], generator=generator).t() if one.dim() == 2 else torch.ones_like(one)
-            other.grad = one.grad.clone()
-        adam.step()
+        gradients = [
+            torch.randn(p.shape[::-1], generator=generator).t() if p.dim() == 2 else torch.ones_like(p) for p in mine
+        ]
+        for parameter, gradient in zip(theirs, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        adam.step(gradients)
         reference.step()
-        assert all(parameter.grad is None for parameter in mine)
     for one, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
@@ -37,15 +39,12 @@ def test_adam_goes_on_from_its_state_and_refuses_another():
     parameter, copy = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     first, second = FusedAdam([parameter], lr=0.1), FusedAdam([copy], lr=0.1)
 
-    def step(optimizer, p, scale):
-        p.grad = torch.tensor([1.0, 2.0, 3.0]) * scale
-        optimizer.step()
-
-    step(first, parameter, 1.0)
+    gradient = torch.tensor([1.0, 2.0, 3.0])
+    first.step([gradient])
     second.load_state_dict(first.state_dict())
     copy.data.copy_(parameter.data)
-    step(first, parameter, -0.5)
-    step(second, copy, -0.5)
+    first.step([-0.5 * gradient])
+    second.step([-0.5 * gradient])
     assert torch.equal(parameter, copy)
     with pytest.raises(ValueError, match="other parameters"):
         FusedAdam([nn.Parameter(torch.ones(2))], lr=0.1).load_state_dict(first.state_dict())
@@ -93,8 +92,6 @@ def test_bounds_lie_below_the_log_likelihood_and_rise_with_the_samples():
 
 
 def test_one_sample_is_the_evidence_lower_bound():
-    from relax_rl.experiments.vae.exact_estimators import expected_loss
-
     model = SigmoidBeliefNetwork(torch.full((5,), 0.4), layers=(3, 2), generator=torch.Generator().manual_seed(0))
     x = torch.tensor([[1.0, 0.0, 1.0, 1.0, 0.0]])
     expected = -float(expected_loss(model, x).detach())

@@ -67,6 +67,11 @@ class Watched:
         """`gradients` by this estimator."""
         return gradients(model, self.estimator, x, self.noise, at=at)
 
+    def learn(self, found: Gradients) -> None:
+        """Move what the estimator learns."""
+        self.optimizer.step(found.learned)
+        self.estimator.move_moments(found.signals)
+
     def state_dict(self) -> dict[str, Tensor]:
         """All of it as tensors."""
         return flatten(
@@ -139,20 +144,19 @@ class Trainer:
         """Draw a batch, form all gradients, move what learns."""
         x, frozen, looks = self.next_images(), self.frozen, self.step % EVERY == 0
         watched = [*self.others, self.main]
-        found = [each.gradients(self.model, x, at="encoder" if looks else "nothing") for each in self.others]
-        if frozen:
-            found.append(self.main.gradients(self.model, x, at="encoder" if looks else "nothing"))
-        else:
-            found.append(self._main_gradients(x))
+        found = [
+            each.gradients(self.model, x, at="encoder" if looks else "nothing")
+            for each in (watched if frozen else self.others)
+        ]
+        if not frozen:
+            found.append(self.main_gradients(x))
         self._average([tensor for each in found for tensor in each.tensors])
         for each, its in zip(watched, found, strict=True):
             if looks:
                 each.variance.update(its.encoder)
-            each.optimizer.step(its.learned)
-            each.estimator.move_moments(its.signals)
+            each.learn(its)
         if not frozen:
-            at = dict(zip(self._split, [*found[-1].encoder, *found[-1].generative], strict=True))
-            self.optimizer.step([at[parameter] for parameter in self.model.parameters()])
+            self.move_model(found[-1])
         self.step += 1
         if self.step > 0:
             self._loss += found[-1].loss.mean()
@@ -164,7 +168,7 @@ class Trainer:
         times = self.config.samples_per_image
         return x.repeat_interleave(times, 0) if times > 1 else x
 
-    def _main_gradients(self, x: Tensor) -> Gradients:
+    def main_gradients(self, x: Tensor) -> Gradients:
         """Those that move the model, by compiled code if there is any."""
         if self.compiled is not None:
             try:
@@ -173,6 +177,11 @@ class Trainer:
                 warn_or_raise(error, self.config.compile)
                 self.compiled = None
         return self.main.gradients(self.model, x)
+
+    def move_model(self, found: Gradients) -> None:
+        """A step of the model."""
+        at = dict(zip(self._split, [*found.encoder, *found.generative], strict=True))
+        self.optimizer.step([at[parameter] for parameter in self.model.parameters()])
 
     def take_train_bound(self) -> float:
         """Mean bound of the batches since this was last asked, each before its step; NaN without any."""

@@ -37,8 +37,8 @@ from relax_rl.agents import A2C, ActorCritic
 from relax_rl.env_snapshots import ForkableEnv
 from relax_rl.envs import VectorEnvs
 from relax_rl.estimators.diagnostics import effective_sample_size_ratio, squared_norm
-from relax_rl.gradient_variance import Contender, policy_gradient
-from relax_rl.variance_decomposition import EXACT_VALUE, decompose
+from relax_rl.variance.decomposition import EXACT_VALUE, decompose
+from relax_rl.variance.gradient import Contender, policy_gradient
 
 __all__ = ["TASKS", "Frozen", "main", "measure"]
 

@@ -23,8 +23,8 @@ from relax_rl.critics import ValueFunction
 from relax_rl.distributions import Distribution, FiniteDistribution
 from relax_rl.envs import VectorEnvs
 from relax_rl.estimators.exact import every_outcome
-from relax_rl.gradient_variance import fit_lr, fit_steps, rollouts_kept, some_rows
 from relax_rl.rollouts import Rollout, gae
+from relax_rl.variance.gradient import fit_lr, fit_steps, rollouts_kept, some_rows
 
 __all__ = [
     "PAIRS",

@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
+from relax_rl.agents.estimated import Estimated
+from relax_rl.agents.surrogate import SurrogateActorCritic
 from torch import Tensor, nn
 
 from benchmarks.headroom_controls import PAIRS, Fitted, Seen, mean_over_actions, observations, of_later_steps
 from benchmarks.policy_jacobian import gradient_of_groups, policy_metric
 from relax_rl.agents import AGENTS, ActorCritic
 from relax_rl.agents.batch import Batch
-from relax_rl.agents.estimated import Estimated
-from relax_rl.agents.surrogate import SurrogateActorCritic
 from relax_rl.critics import ActionSurrogate, relaxed_control
 from relax_rl.distributions import SlopedDistribution
-from relax_rl.gradient_variance import FIT_MINIBATCH, Fitting, rollouts_kept, some_rows
 from relax_rl.rollouts import gae, successor_values
+from relax_rl.variance.gradient import FIT_MINIBATCH, Fitting, rollouts_kept, some_rows
 
 __all__ = [
     "FittedSurrogate",

@@ -30,11 +30,11 @@ from relax_rl import make_envs
 from relax_rl.agents import A2C, LAX, RELAX, ActorCritic
 from relax_rl.agents.batch import Batch
 from relax_rl.comparison.statistics import bootstrap, improvement, iqm, median
-from relax_rl.config import AgentConfig
-from relax_rl.plotting import png
-from relax_rl.presets import preset_config
 from relax_rl.rollouts import Rollout
+from relax_rl.runs.plotting import png
 from relax_rl.serialization import write_bytes_atomic
+from relax_rl.settings.config import AgentConfig
+from relax_rl.settings.presets import preset_config
 
 __all__ = ["CONTESTANTS", "TASKS", "Task", "main"]
 

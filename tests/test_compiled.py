@@ -20,9 +20,9 @@ from relax_rl.agents.compiled import CompiledStep, choose_step, why_not_compiled
 from relax_rl.distributed import ALONE
 from relax_rl.envs import VectorEnvs
 from relax_rl.errors import SettingsError, TrainingDiverged
-from relax_rl.presets import preset_config
 from relax_rl.rollouts import Rollout
-from relax_rl.training import train
+from relax_rl.runs.training import train
+from relax_rl.settings.presets import preset_config
 from tests.fakes import TargetEnv, vector_of
 from tests.steps import assert_alike, shake
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from relax_rl.agents.surrogate import SurrogateActorCritic
 
 from relax_rl.agents import LAX, RELAX, ActorCritic, Marginal
 from relax_rl.agents.control_scale import ControlScale
-from relax_rl.agents.surrogate import SurrogateActorCritic
 from relax_rl.estimators import variance_loss
 from tests.steps import shake
 from tests.test_agents import BOX, OBS, rollout_for

@@ -12,6 +12,8 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
+from relax_rl.compilation import CompilationError, record
+from relax_rl.cuda_graphs import Recording, same_numbers
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,8 +23,6 @@ from relax_rl import compilation
 from relax_rl.agents import AGENTS, ActorCritic
 from relax_rl.agents import compiled as compiled_module
 from relax_rl.agents.compiled import CompiledStep, choose_step, why_not_compiled
-from relax_rl.compilation import CompilationError, record
-from relax_rl.cuda_graphs import Recording, same_numbers
 from relax_rl.envs import VectorEnvs
 from relax_rl.errors import SettingsError
 from tests.fakes import TargetEnv, vector_of

@@ -10,12 +10,12 @@ import sys
 import numpy as np
 import pytest
 
-from relax_rl.checkpoints import CheckpointFolder
 from relax_rl.cli import main
-from relax_rl.evaluate_command import _evaluate_config
-from relax_rl.presets import preset_config
+from relax_rl.commands.evaluate import _evaluate_config
 from relax_rl.runs import RunFolder, write_config
-from relax_rl.training import train
+from relax_rl.runs.checkpoints import CheckpointFolder
+from relax_rl.runs.training import train
+from relax_rl.settings.presets import preset_config
 
 SMALL = {"hidden": (8,), "surrogate_hidden": (8,), "quiet": True, "tensorboard": False, "total_steps": 200}
 

@@ -10,18 +10,12 @@ import torch
 from gymnasium import spaces
 
 from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal, Reinforce
-from relax_rl.agents.surrogate import SurrogateActorCritic
 from relax_rl.envs import VectorEnvs, make_envs
 from relax_rl.errors import SettingsError
-from relax_rl.gradient_variance import (
-    STATE_PART,
-    applied_gradients,
-    applied_variances,
-    contenders,
-    fit_lr,
-    fit_steps,
-    policy_gradient,
-)
+from relax_rl.variance.contenders import STATE_PART, contenders, fresh_surrogate, seen
+from relax_rl.variance.fitting import MINIBATCH, Fit
+from relax_rl.variance.gradient import applied_gradients, applied_variances, policy_gradient
+from tests.steps import shake
 
 SETTINGS = {"hidden": (8,), "surrogate_hidden": (8,), "num_steps": 6, "max_grad_norm": math.inf}
 
@@ -51,15 +45,22 @@ def test_the_estimators_that_fit() -> None:
     assert names(many, fit_batches=2) == with_state_parts("relax", "relax, fitted")
 
 
-@pytest.mark.parametrize("kind", [A2C, RELAX, Reinforce])
-def test_the_gradient_measured_is_the_one_applied(kind: type[ActorCritic]) -> None:
-    agent, envs = setup(kind)
+@pytest.mark.parametrize(
+    ("kind", "settings"), [(A2C, {}), (RELAX, {}), (RELAX, {"surrogate_scale": "fitted"}), (Reinforce, {})]
+)
+def test_the_gradient_measured_is_the_one_applied(kind: type[ActorCritic], settings: dict[str, str]) -> None:
+    agent, envs = setup(kind, **settings)
+    shake(agent)
+    if agent.control_scale is not None:
+        agent.control_scale.update(shared=0.4, own=1.0, plain=1.0)
     rollout = agent.collect(agent.collector(envs))
-    batch, params, _ = agent.batch(rollout)
-    measured = policy_gradient(agent.estimate(batch).grad, batch.weight, params, list(agent.policy.parameters()))
+    batch, outputs = agent.batch(rollout)
+    (entrant,) = (each for each in contenders(agent, fit_batches=0) if each.name == agent.name)
+    estimate = entrant.estimate(*seen(agent, batch, outputs))
+    measured = policy_gradient(estimate, batch.weight, outputs.params, list(agent.policy.parameters()))
     agent.update(rollout)
     assert float(measured.norm()) > 0
-    torch.testing.assert_close(agent.theta[0].grad, -measured)
+    torch.testing.assert_close(agent.learner.optimizers["policy"].mean, -0.1 * measured)  # Adam's first average
 
 
 def test_nothing_is_learned_and_everything_repeats_itself() -> None:
@@ -78,24 +79,28 @@ def test_nothing_is_learned_and_everything_repeats_itself() -> None:
 
 
 @pytest.mark.parametrize("kind", [RELAX, Marginal, LAX])
-def test_the_state_part_is_a_surrogate_that_does_not_know_the_action(kind: type[SurrogateActorCritic]) -> None:
+def test_the_state_part_is_a_surrogate_that_does_not_know_the_action(kind: type[ActorCritic]) -> None:
     agent, envs = setup(kind, "Pendulum-v1" if kind is LAX else "CartPole-v1")
-    assert isinstance(agent, SurrogateActorCritic)
-    sizes = sum(agent.actions.sizes)
-    with torch.no_grad():
-        agent.surrogate.head.weight.normal_(generator=torch.Generator().manual_seed(0))
-    batch = agent.batch(agent.collect(agent.collector(envs)))[0]
+    shake(agent)
+    experience = seen(agent, *agent.batch(agent.collect(agent.collector(envs))))
 
     def of_both() -> list[torch.Tensor]:
-        return [entrant.estimate(batch) for entrant in contenders(agent, fit_batches=0)[2:]]
+        return [entrant.estimate(*experience).detach() for entrant in contenders(agent, fit_batches=0)[2:]]
 
     full, state = of_both()
     assert not torch.allclose(full, state, atol=1e-3)
     assert torch.equal(state, of_both()[1])
     with torch.no_grad():
-        agent.surrogate.layers.layers[0].weight[:, -sizes:] = 0.0
+        agent.surrogate.layers.layers[0].weight[:, -sum(agent.actions.sizes) :] = 0.0
     full, state = of_both()
     torch.testing.assert_close(state, full, atol=1e-5, rtol=1e-5)
+
+
+def test_a_fresh_surrogate_is_that_of_a_fresh_agent() -> None:
+    agent, _ = setup(A2C)
+    expected = RELAX(agent.observation_space, agent.action_space, seed=4, config=agent.config).surrogate.state_dict()
+    found = fresh_surrogate(agent, 4).state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(x, expected[name]) for name, x in found.items())
 
 
 def test_variances_are_of_the_draws_and_relative_to_a2c() -> None:
@@ -128,9 +133,31 @@ def test_what_would_not_fit_into_memory_is_refused() -> None:
         applied_gradients(agent, envs, contenders(agent, fit_batches=0), num_batches=10**8, fit_batches=0)
 
 
-def test_the_fit_takes_as_many_steps_however_many_rollouts_there_are_and_comes_to_rest() -> None:
-    assert [fit_steps(2_048, rollouts) for rollouts in (1, 300, 2_500, 10**6)] == [160, 34, 4, 1]
-    assert fit_steps(40, 10) == 4
-    rates = [fit_lr(seen, 10) for seen in range(12)]
-    assert rates[0] == 3e-3 and rates[-1] == 0.0
-    assert rates == sorted(rates, reverse=True)
+def steps_of_a_fit(rows: int, rollouts: int, seen: int) -> list[tuple[int, float, float]]:
+    """Steps, move of the weight and oldest row of each of `seen` rollouts, whose rows are their numbers."""
+    net, sizes, found = torch.nn.Linear(1, 1, bias=False), [], []
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        sizes.append(x)
+        return net(x).square().mean()
+
+    fit = Fit(net, loss, rollouts=rollouts, generator=torch.Generator().manual_seed(0))
+    for number in range(seen):
+        before = net.weight.item()
+        sizes.clear()
+        fit(torch.full((rows, 1), 1.0 + number))
+        assert all(len(x) == MINIBATCH for x in sizes)
+        found.append((len(sizes), abs(net.weight.item() - before), min(float(x.min()) for x in sizes)))
+    return found
+
+
+def test_the_fit_takes_as_many_steps_however_many_rollouts_there_are() -> None:
+    rollouts = [(2_048, 1), (2_048, 300), (2_048, 2_500), (2_048, 10**6), (40, 10)]
+    assert [steps_of_a_fit(*each, seen=1)[0][0] for each in rollouts] == [160, 34, 4, 1, 4]
+
+
+def test_the_fit_comes_to_rest_and_learns_from_the_latest_rows() -> None:
+    found = steps_of_a_fit(rows=4_000, rollouts=12, seen=13)
+    moves = [move for _, move, _ in found]
+    assert moves[0] > moves[6] > 0.0 and moves[-1] == 0.0
+    assert [oldest for _, _, oldest in found] == [1.0] * 5 + [float(k) for k in range(2, 10)]

@@ -9,7 +9,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from relax_rl.errors import RelaxRLError
-from relax_rl.loggers import (
+from relax_rl.runs.loggers import (
     CsvLogger,
     TensorBoardGroup,
     TensorBoardLogger,

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from relax_rl.agents.minibatches import noise_for
+from relax_rl.agents.surrogate import SurrogateActorCritic
 from torch import Tensor
 
 from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal
 from relax_rl.agents.batch import Batch
-from relax_rl.agents.minibatches import noise_for
-from relax_rl.agents.surrogate import SurrogateActorCritic
-from relax_rl.config import AgentConfig
 from relax_rl.errors import SettingsError
+from relax_rl.settings.config import AgentConfig
 from tests.oracles import assert_unbiased, collect
 from tests.steps import shake
 from tests.test_agents import OBS, rollout_for, weights

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from relax_rl.agents.optimizers import Adam, FlatParameters, RMSprop, clip_norm_
+from torch import Tensor, nn
 
 
 def network() -> nn.Sequential:

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from relax_rl.agents.surrogate import SurrogateActorCritic
 from torch import Tensor
 
 from relax_rl.agents import LAX, RELAX, ActorCritic, Marginal
 from relax_rl.agents.batch import Batch
 from relax_rl.agents.replay import MOST_RATIO
-from relax_rl.agents.surrogate import SurrogateActorCritic
-from relax_rl.config import AgentConfig
 from relax_rl.errors import SettingsError
+from relax_rl.settings.config import AgentConfig
 from tests.steps import shake
 from tests.test_agents import BOX, OBS, rollout_for
 

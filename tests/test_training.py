@@ -17,10 +17,11 @@ import torch
 from gymnasium import spaces
 
 from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError, TrainingDiverged
-from relax_rl.presets import preset_config, with_settings
 from relax_rl.runs import RunFolder, read_config
+from relax_rl.runs.training import resume_config, train
 from relax_rl.serialization import load_state
-from relax_rl.training import resume_config, train
+from relax_rl.settings.fields import with_settings
+from relax_rl.settings.presets import preset_config
 
 SMALL = {"hidden": (8,), "surrogate_hidden": (8,), "num_envs": 4, "num_steps": 5, "quiet": True, "tensorboard": False}
 

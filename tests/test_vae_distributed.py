@@ -21,7 +21,7 @@ from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.noise import Noise, own_rows
 from relax_rl.experiments.vae.trainer import Trainer
 from relax_rl.experiments.vae.training import train_vae
-from relax_rl.loggers import read_csv
+from relax_rl.runs.loggers import read_csv
 from relax_rl.serialization import load_state
 from tests.workers import run_workers
 
@@ -127,7 +127,7 @@ def test_every_row_gets_the_noise_that_it_would_get_alone() -> None:
 
     alone = drawn(distributed.ALONE, 6)
     for rank in range(2):
-        workers = distributed.Alone()
+        workers = distributed.Workers()
         workers.rank, workers.count = rank, 2
         for mine, whole in zip(drawn(workers, 3), alone, strict=True):
             assert torch.equal(mine, whole[..., 3 * rank : 3 * rank + 3, :])

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from relax_rl.agents import A2C, RELAX, ActorCritic
 from relax_rl.agents.batch import Batch
-from relax_rl.config import AgentConfig
 from relax_rl.errors import SettingsError
 from relax_rl.rollouts import Rollout
+from relax_rl.settings.config import AgentConfig
 from tests.test_agents import OBS, assert_same, rollout_for, weights
 
 DISCRETE = spaces.Discrete(3)

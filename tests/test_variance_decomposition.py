@@ -11,13 +11,12 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from relax_rl.agents import A2C, RELAX, ActorCritic
-from relax_rl.agents.batch import Batch
+from relax_rl.agents import A2C, RELAX, ActorCritic, Experience
 from relax_rl.env_snapshots import ForkableEnv
 from relax_rl.errors import SettingsError
 from relax_rl.estimators.diagnostics import Interval, VarianceParts, variance_parts
-from relax_rl.gradient_variance import Contender, contenders
-from relax_rl.variance_decomposition import EXACT_VALUE, decompose, follow
+from relax_rl.variance.contenders import Contender, contenders
+from relax_rl.variance.decomposition import EXACT_VALUE, decompose, follow
 
 NOISE = 0.7
 STATES = (-1.0, 2.0)
@@ -144,16 +143,9 @@ def relaxed_action_part(agent: RELAX, relax: Contender) -> float:
         noise = agent.sample_noise(rows)
         obs = torch.full((rows, 1), x)
         action = agent.sample(obs, noise).clone()
-        batch = Batch(
-            features=obs,
-            action=action,
-            noise=noise,
-            advantage=x * action.float() - v,
-            return_=torch.zeros(rows),
-            weight=torch.ones(rows),
-            dist=agent.policy.distribution(agent.policy(obs).detach().requires_grad_()),
-        )
-        part += 0.5 * float((relax.estimate(batch).detach().double() @ jacobian).var(0).sum())
+        experience = Experience(obs, action, noise, x * action.float() - v, torch.zeros(rows), torch.ones(rows))
+        estimate = relax.estimate(experience, agent.policy.distribution(agent.policy(obs).detach())).detach()
+        part += 0.5 * float((estimate.double() @ jacobian).var(0).sum())
     return part
 
 
@@ -173,7 +165,7 @@ def test_advantages_are_those_of_a_rollout(gae_lambda: float) -> None:
                 advantage += (0.9 * gae_lambda) ** k * delta
             possible[t, horizon] = advantage
     horizons = set()
-    for row, features in zip(tails.advantage, tails.batch.features.unflatten(0, (30, 3)), strict=True):
+    for row, features in zip(tails.advantage, tails.experience.features.unflatten(0, (30, 3)), strict=True):
         t = round(float(features[0, 0]) * 100)
         assert float(row.max() - row.min()) < 1e-6  # nothing here is random
         matches = [h for h in range(1, 6) if abs(possible[t, h] - float(row[0, 0])) < 1e-4]
@@ -197,7 +189,7 @@ def test_it_repeats_itself_and_needs_enough() -> None:
 def test_the_basis_keeps_all_products() -> None:
     agent = agent_for(A2C, Bandit(), num_steps=1)
     tails = follow(agent, ForkableEnv("Bandit-v0"), num_states=6, num_actions=3, seed=0)
-    jacobians = [at_state(agent, float(x))[2] for x in tails.batch.features[::3, 0]]
+    jacobians = [at_state(agent, float(x))[2] for x in tails.experience.features[::3, 0]]
     exact = torch.cat(jacobians) @ torch.cat(jacobians).T
     coordinates = tails.coordinates.flatten(0, 1).double()
     torch.testing.assert_close(coordinates @ coordinates.T, exact, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The agents: one actor-critic base, and one way each to form its gradient."""
+"""The agents: one actor-critic, and an estimate of its gradient each."""
 
 from __future__ import annotations
 
@@ -6,17 +6,82 @@ from typing import Any
 
 from gymnasium import spaces
 
-from relax_rl.agents.a2c import A2C, Reinforce
-from relax_rl.agents.base import ActorCritic
-from relax_rl.agents.callback import UpdateInfo
-from relax_rl.agents.lax import LAX
-from relax_rl.agents.marginal import Marginal
-from relax_rl.agents.relax import RELAX
-from relax_rl.config import did_you_mean
-from relax_rl.errors import SettingsError
+from relax_rl.agents import estimates
+from relax_rl.agents.agent import ActorCritic, Callback
+from relax_rl.agents.estimates import AgentEstimator, Experience, check_estimator
+from relax_rl.agents.statistics import UpdateInfo
+from relax_rl.errors import SettingsError, did_you_mean
 from relax_rl.spaces import ActionEncoder
 
-__all__ = ["A2C", "AGENTS", "LAX", "RELAX", "ActorCritic", "Marginal", "Reinforce", "UpdateInfo", "resolve_estimator"]
+__all__ = [
+    "A2C",
+    "AGENTS",
+    "LAX",
+    "RELAX",
+    "ActorCritic",
+    "AgentEstimator",
+    "Callback",
+    "Experience",
+    "Marginal",
+    "Reinforce",
+    "UpdateInfo",
+    "resolve_estimator",
+]
+
+
+class RELAX(ActorCritic):
+    """Actor-critic whose gradient subtracts c^(s, z~) and puts back its reparameterised gradient.
+
+        g = (A - c^(s, z~)) dlog pi(a | s) + dc^(s, z) - dc^(s, z~)
+
+    (Grathwohl et al. 2018, eq. 9, with the advantage A for f.) The noise of z~ is coupled with that of z (Tucker et al.
+    2017, appendix): z~ is z, and only moves otherwise with the parameters, so that c^ is asked once. For discrete,
+    multi-discrete and binary actions.
+    """
+
+    estimator = estimates.RELAX
+
+
+class LAX(ActorCritic):
+    """Actor-critic whose gradient subtracts c^(s, a) and puts back its reparameterised gradient.
+
+        g = (A - c^(s, a)) dlog pi(a | s) + dc^(s, a),    a = mu + sigma noise with the noise of the action taken
+
+    (Grathwohl et al. 2018, section 3, with the advantage A for f.) For continuous actions.
+    """
+
+    estimator = estimates.LAX
+
+
+class Marginal(ActorCritic):
+    """Actor-critic that subtracts c^(s, a) and puts back the exact gradient of its expectation.
+
+        g = (A - c^(s, a)) dlog pi(a | s) + d sum_a' pi(a' | s) c^(s, a')
+
+    The action-dependent baseline of small action sets (Gu et al. 2017; Liu et al. 2018): c^ is asked at every action,
+    so that no noise of a relaxation is added. For discrete, multi-discrete and binary actions of few combinations.
+
+    Raises:
+        SettingsError: when there are more than 64 combinations.
+    """
+
+    estimator = estimates.MARGINAL
+
+
+class A2C(ActorCritic):
+    """Advantage actor-critic (Mnih et al. 2016) with generalised advantage estimation: g = A dlog pi(a | s)."""
+
+    estimator = estimates.A2C
+
+
+class Reinforce(ActorCritic):
+    """REINFORCE (Williams 1992): g = R dlog pi(a | s) with the lambda-return R and no baseline.
+
+    V serves only to bootstrap where a rollout cuts an episode; `gae_lambda=1` gives the observed return up to there.
+    """
+
+    estimator = estimates.REINFORCE
+
 
 AGENTS: dict[str, type[ActorCritic]] = {agent.name: agent for agent in (RELAX, LAX, Marginal, A2C, Reinforce)}
 """Agents by the name of their gradient estimator."""
@@ -28,12 +93,12 @@ def resolve_estimator(name: str, action_space: spaces.Space[Any]) -> str:
     Raises:
         SettingsError: if there is no such estimator, or it does not fit the action space.
     """
-    kind = ActionEncoder(action_space).kind
+    actions = ActionEncoder(action_space)
     if name == "auto":
-        return "lax" if kind == "gaussian" else "relax"
+        return "lax" if actions.kind == "gaussian" else "relax"
     if name not in AGENTS:
         raise SettingsError(
             f"unknown estimator {name!r}, expected one of {', '.join(AGENTS)}{did_you_mean(name, AGENTS)}"
         )
-    AGENTS[name].check_action_kind(kind)
+    check_estimator(AGENTS[name].estimator, actions)
     return name

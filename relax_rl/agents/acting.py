@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relax_rl.networks import MLP, Torso
+from relax_rl.host import retire_threads
+from relax_rl.networks import MLP, NatureCNN, Torso, after_last_layer
+from relax_rl.normalization import ObservationNormalizer
+from relax_rl.policies import Policy
 
-if TYPE_CHECKING:
-    from relax_rl.normalization import ObservationNormalizer
-    from relax_rl.policies import Policy
-
-__all__ = ["HostNetwork", "HostSampler", "host_network", "host_sampler"]
+__all__ = ["HostNetwork", "HostSampler", "ImageSampler", "host_network", "host_sampler"]
 
 _MOST = 2**18
 """Products in a layer above which NumPy's BLAS would take threads of its own, whatever torch is allowed."""
@@ -111,7 +110,7 @@ def host_sampler(
 ) -> HostSampler | None:
     """Acting on the host with the policy as it stands, or None where torch is needed.
 
-    The outcomes are those of `ActorCritic.sample` to rounding.
+    The outcomes are those of `Actor.sample` to rounding.
 
     Args:
         policy: for discrete actions, or continuous ones with a free standard deviation.
@@ -122,3 +121,34 @@ def host_sampler(
         return None
     std = np.exp(policy.log_std.detach().numpy()) if policy.log_std is not None else None
     return HostSampler(network, normalizer, std)
+
+
+class ImageSampler:
+    """Outcomes of a policy on images; the update that follows need not repeat what the torso makes of them.
+
+    Args:
+        policy: on a Nature CNN; its parameters must stay as they are meanwhile.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.torso = policy, cast(NatureCNN, policy.torso)
+        self._layer = self.torso.last_layer()
+        self._convolved: list[Tensor] = []
+        self._features: list[Tensor] = []
+
+    def __call__(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Outcomes `[N, ...]` for images `[N, C, H, W]` and base noise `[N, ...]`."""
+        convolved = self.torso.convolved(obs.to(noise.device))
+        with torch.no_grad():
+            features = after_last_layer(convolved, self._layer)
+            dist = self.policy.distribution(self.policy.params(features))
+            outcome = dist.threshold(dist.relax(noise))
+        self._convolved.append(convolved)
+        self._features.append(features)
+        if torch.get_num_threads() > 1:
+            retire_threads()  # environments with threads of their own come next
+        return outcome
+
+    def recalled(self) -> Tensor:
+        """`[T N, F]` the torso's features of all images so far, with their graph."""
+        return self.torso.recalled(torch.cat(self._convolved), self._layer, torch.cat(self._features))

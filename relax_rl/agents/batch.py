@@ -1,175 +1,98 @@
-"""What an update sees of a rollout: flat rows, normalised, with the distribution's parameters as a leaf."""
+"""What an update sees of a rollout: flat rows, normalised, with their advantages and returns."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, fields, replace
 
-import torch
 from torch import Tensor
 
-from relax_rl.agents.shares import Share
-from relax_rl.config import AgentConfig
-from relax_rl.critics import explained_variance
-from relax_rl.distributions import Distribution
-from relax_rl.estimators import reinforce_gradient, unclipped, weighted_moments
+from relax_rl.agents.shards import Shard
 from relax_rl.rollouts import Rollout, gae, successor_values
+from relax_rl.settings.config import AgentConfig
 
-__all__ = ["Batch", "batch_statistics", "make_batch"]
+__all__ = ["Batch", "make_batch"]
 
 _PAST = ("past_obs", "past_return", "past_weight")
+_SCALARS = ("entropy_coef", "control_scale")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
-    """`B = T * N` rows of experience.
+    """`B` rows of experience, and what an update does with them that changes from one to the next.
 
     Attributes:
-        features: `[B, F]` description of the state for the surrogate, without graph; for a compiled step `[B, ...]`
-            normalised observations, of which it makes that.
+        obs: `[B, ...]` observations as the networks take them.
         action: `[B, ...]` outcomes.
-        noise: `[B, ...]` the base noise each was made from.
-        advantage: `[B]` generalised advantage estimates with V from before the update, times `scale`.
+        noise: `[B, ...]` the base noise from which the policy that acted made each.
+        advantage: `[B]` generalised advantage estimates with V from before the update.
         return_: `[B]` advantage + value, what V is regressed on.
-        weight: `[B]` 1 for a transition, 0 for a row made up by autoreset.
-        dist: the action distribution at a leaf: `dist.params` `[B, P]` has no graph behind it.
-        scale: what advantages were multiplied by, the same for every term of an estimate.
-        old_log_prob: `[B]` log-probability of each action under the policy that took it, where `dist` is another one.
-        clip_range: PPO's, of the ratio of the two.
-        share: which rows these are among those of all workers; None if they are all there are.
-        control_scale: how much of the surrogate enters the estimate, between 0 and 1; None for all of it.
+        weight: `[B]` 1 for a transition, 0 for a row made up by autoreset; less than 1 where an old row counts less.
+        shard: which rows these are among those of all workers.
+        entropy_coef: scalar, the weight of the entropy bonus; None for no bonus.
+        control_scale: scalar, how much of the surrogate enters the estimate, between 0 and 1; None for all of it.
+        old_log_prob: `[B]` log-probability of each action under the policy that acted; None where nobody asks for it.
+        conditional_noise: `[B, ...]` standard noise from which z is drawn given the action, where the policy at hand is
+            not the one that acted; None where it is, and for continuous actions.
         past_obs, past_return, past_weight: `[K, B, ...]`, `[K, B]`, `[K, B]` of earlier rollouts, from which V learns as
             from this one; None if it learns from this one alone.
     """
 
-    features: Tensor
+    obs: Tensor
     action: Tensor
     noise: Tensor
     advantage: Tensor
     return_: Tensor
     weight: Tensor
-    dist: Distribution
-    scale: float = 1.0
-    old_log_prob: Tensor | None = None
-    clip_range: float = math.inf
-    share: Share | None = None
+    shard: Shard
+    entropy_coef: Tensor | None = None
     control_scale: Tensor | None = None
+    old_log_prob: Tensor | None = None
+    conditional_noise: Tensor | None = None
     past_obs: Tensor | None = None
     past_return: Tensor | None = None
     past_weight: Tensor | None = None
 
-    @property
-    def num_rows(self) -> int:
-        """Rows of all workers."""
-        return len(self.weight) if self.share is None else self.share.rows
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that are there, by name."""
+        return {name: x for name in _TENSORS if (x := getattr(self, name)) is not None}
 
-    @property
-    def divisor(self) -> float:
-        """What makes a sum over these rows a mean over all workers' rows, once it is averaged over the workers."""
-        return len(self.weight) if self.share is None else self.share.rows / self.share.workers
-
-    def select(
-        self,
-        index: Tensor,
-        *,
-        dist: Distribution,
-        features: Tensor,
-        noise: Tensor,
-        old_log_prob: Tensor,
-        clip_range: float,
-        share: Share | None = None,
-    ) -> Batch:
-        """Some rows under a later policy.
+    def select(self, index: Tensor, shard: Shard) -> Batch:
+        """Some rows.
 
         Args:
             index: `[b]` which; the same of each earlier rollout.
-            dist: `[b, P]` their action distribution at a leaf.
-            features: `[b, F]` their states.
-            noise: `[b, ...]` from which `dist` makes their actions.
-            old_log_prob: `[B]` of all rows.
-            clip_range: PPO's.
-            share: which rows of all workers' minibatch these are.
+            shard: which rows of all workers' minibatch these are.
         """
-        past = {name: x[:, index] for name in _PAST if (x := getattr(self, name)) is not None}
-        return replace(
-            self,
-            **past,
-            features=features,
-            action=self.action[index],
-            noise=noise,
-            advantage=self.advantage[index],
-            return_=self.return_[index],
-            weight=self.weight[index],
-            dist=dist,
-            old_log_prob=old_log_prob[index],
-            clip_range=clip_range,
-            share=share,
-        )
+        rows = {
+            name: x[:, index] if name in _PAST else x[index]
+            for name, x in self.tensors().items()
+            if name not in _SCALARS
+        }
+        return replace(self, shard=shard, **rows)
 
-    @cached_property
-    def ratio(self) -> Tensor | None:
-        """`[B]` pi(a | s) / pi_old(a | s); None where the policy is the one that acted."""
-        if self.old_log_prob is None:
-            return None
-        with torch.no_grad():
-            return torch.exp(self.dist.log_prob(self.action) - self.old_log_prob)
 
-    @cached_property
-    def kept(self) -> Tensor | None:
-        """`[B]` 0 where PPO clips (Schulman et al. 2017, eq. 7), else 1; None where nothing is clipped."""
-        if self.ratio is None or not math.isfinite(self.clip_range):
-            return None
-        return unclipped(self.advantage, self.ratio, self.clip_range).to(self.advantage.dtype)
-
-    def signal(self, value: Tensor) -> Tensor:
-        """`[B]` values without those of clipped rows."""
-        return value if self.kept is None else value * self.kept
-
-    def reweighted(self, gradient: Tensor) -> Tensor:
-        """`[B, P]` gradients from actions of the old policy as gradients of the present one."""
-        return gradient if self.ratio is None else gradient * self.ratio.unsqueeze(-1)
-
-    @cached_property
-    def score(self) -> Tensor:
-        """`[B, P]` dlog pi(a | s) at `dist.params`, a constant."""
-        return self.dist.score(self.action)
-
-    @cached_property
-    def entropy(self) -> Tensor:
-        """`[B]` entropy of the policy, differentiable in `dist.params`."""
-        return self.dist.entropy()
-
-    @cached_property
-    def a2c_gradient(self) -> Tensor:
-        """`[B, P]` A dlog pi(a | s), what A2C (or PPO) estimates from these rows."""
-        signal = self.signal(self.advantage)
-        return self.reweighted(reinforce_gradient(signal, None, self.dist.params, score=self.score))
+_TENSORS = tuple(field.name for field in fields(Batch) if field.name != "shard")
 
 
 def make_batch(
     rollout: Rollout,
-    dist: Distribution,
+    obs: Tensor,
     value: Tensor,
-    features: Tensor,
     *,
     config: AgentConfig,
+    shard: Shard,
     reward_scale: float = 1.0,
-    scale: float = 1.0,
-    share: Share | None = None,
 ) -> Batch:
     """The rows of a rollout, with their advantages and returns, on the device of `value`.
 
     Args:
         rollout: `T` steps of `N` environments, on the host, where advantages are summed up.
-        dist: the action distribution of its `B = T * N` rows at a leaf.
+        obs: `[B, ...]` its `B = T * N` observations as the networks take them.
         value: `[(T + 1) N + K]` V of all observations, then of the final ones, without graph.
-        features: `[B, F]`.
         config: says gamma, lambda and where rewards are clipped.
+        shard: which rows these are among those of all workers.
         reward_scale: factor of the clipped rewards.
-        scale: factor of the advantages.
-        share: which rows these are among those of all workers.
     """
     steps, num_envs, device = rollout.num_steps, rollout.num_envs, value.device
     body = (steps + 1) * num_envs
@@ -190,31 +113,11 @@ def make_batch(
     )
     advantage = advantage.flatten().to(device)
     return Batch(
-        features=features,
+        obs=obs,
         action=rollout.action.flatten(0, 1).to(device),
         noise=rollout.noise.flatten(0, 1).to(device),
-        advantage=advantage * scale,
+        advantage=advantage,
         return_=advantage + value[: steps * num_envs],
         weight=rollout.valid.flatten().to(device, advantage.dtype),
-        dist=dist,
-        scale=scale,
-        share=share,
+        shard=shard,
     )
-
-
-def batch_statistics(batch: Batch, value: Tensor, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Moments over the rows of a batch, all taken at once.
-
-    Args:
-        batch: as the update saw it.
-        value: `[B]` V from before the update.
-        gradients: `[B, P]` gradients, by the name under which their variance is reported.
-    """
-    columns = torch.stack([batch.entropy.detach(), batch.return_, batch.return_ - value], 1)
-    mean, variance = weighted_moments(torch.cat([columns, *gradients.values()], 1), batch.weight)
-    of_scalars, of_gradients = variance[:3], variance[3:].unflatten(0, (len(gradients), -1)).sum(1)
-    return {
-        "policy/entropy": mean[0],
-        "value/explained_variance": explained_variance(of_scalars[1], of_scalars[2]),
-        **{f"estimate/{name}": x for name, x in zip(gradients, of_gradients.unbind(), strict=True)},
-    }

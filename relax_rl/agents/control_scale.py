@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,15 +36,8 @@ class ControlScale:
         """eta; 0 until a surrogate has made a difference."""
         return min(max(self.shared / self.own, 0.0), 1.0) if self.own > 0.0 else 0.0
 
-    @staticmethod
-    def summary(plain: Tensor, control: Tensor, weight: Tensor) -> Tensor:
-        """`[3]` sums over the rows of p `[B, P]` and d `[B, P]`, each with weight 0 or 1: of -p . d, |d|^2 and |p|^2."""
-        each = torch.stack([-(plain * control).sum(-1), control.square().sum(-1), plain.square().sum(-1)])
-        return each @ weight
-
-    def merge(self, summaries: np.ndarray) -> None:
-        """Take in summaries `[S, 3]` as one batch."""
-        shared, own, plain = (float(x) for x in summaries.sum(0))
+    def update(self, *, shared: float, own: float, plain: float) -> None:
+        """Take in the sums (or means) over a rollout's rows of -p . d, |d|^2 and |p|^2."""
         unit = max(plain, own)
         if unit > 0.0:
             self.shared = self.decay * self.shared + (1.0 - self.decay) * shared / unit

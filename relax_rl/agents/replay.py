@@ -1,134 +1,63 @@
-"""Recent rollouts, kept for a surrogate to learn from after policy and value function have taken their steps."""
+"""Earlier rollouts, from which the value function learns beside the present one."""
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from relax_rl.agents.batch import Batch
-from relax_rl.agents.compiled import with_graph
-from relax_rl.agents.minibatches import noise_for
-from relax_rl.agents.shares import Share, minibatches
-from relax_rl.rollouts import Rollout
 
-if TYPE_CHECKING:
-    from relax_rl.agents.base import ActorCritic
+__all__ = ["ValueReplay"]
 
-__all__ = ["Replay"]
-
-MOST_RATIO = 2.0
-"""Where the ratio of new to old probability is cut: rows of an old policy count as the present one would meet them, as
-far as a few of them do not drown the rest."""
+_NAMES = ("obs", "return", "weight")
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """A rollout, and what its rows were when the policy learned from them.
+class ValueReplay:
+    """Observations and returns of the last few rollouts, as they were when they were collected.
 
-    Attributes:
-        rollout: of `B` steps.
-        log_prob: `[B]` of the actions.
-        advantage: `[B]`.
-    """
-
-    rollout: Rollout
-    log_prob: Tensor
-    advantage: Tensor
-
-
-class Replay:
-    """The last few rollouts, seen as the agent would see them now.
-
-    What a surrogate takes away is mostly V's error. So its advantages are those under V as it is after its steps, by
-    default: an error that V has just corrected would be corrected twice.
-
-    It is no part of a checkpoint: a run that goes on after a stop fills it anew.
+    The noise of V's gradient falls with the rows it is taken over. Returns bootstrap from V as it was and belong to
+    policies a few updates old; both move slowly against that noise. Nothing of this biases the policy's gradient, which
+    may have any function of the state as its baseline.
 
     Args:
-        size: rollouts that are kept.
-        anew: whether advantages are those under the present V, or those that the policy learned from, in their unit.
+        size: earlier rollouts that are kept.
     """
 
-    def __init__(self, size: int, *, anew: bool = True) -> None:
-        self._rollouts: deque[_Kept] = deque(maxlen=size)
-        self.anew = anew
+    def __init__(self, size: int) -> None:
+        self._rollouts: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=size)
 
-    def __len__(self) -> int:
-        return len(self._rollouts)
+    def join(self, batch: Batch, unit: float) -> Batch:
+        """A rollout with those before it; it is kept for those to come.
 
-    def add(self, rollout: Rollout, batch: Batch) -> None:
-        """Keep a rollout, and forget the oldest beyond those that are kept.
+        As long as there are fewer before it than are kept, it takes their place itself, which changes no mean.
 
         Args:
-            rollout: of `B` steps.
-            batch: all its rows, under the policy that acted.
+            batch: all its rows.
+            unit: what raw rewards were multiplied by on their way to the batch's returns.
         """
-        self._rollouts.append(_Kept(rollout, batch.dist.log_prob(batch.action).detach(), batch.advantage))
+        own = (batch.obs, batch.return_ / unit, batch.weight)
+        earlier = [rows for rows in self._rollouts if rows[0].shape == own[0].shape]
+        size = self._rollouts.maxlen or 0
+        earlier += [own] * (size - len(earlier))
+        self._rollouts.append(own)
+        past_obs, past_return, past_weight = (torch.stack(each) for each in zip(*earlier, strict=True))
+        return replace(batch, past_obs=past_obs, past_return=past_return * unit, past_weight=past_weight)
 
-    def batches(self, agent: ActorCritic, count: int) -> Iterator[Batch]:
-        """Shuffled minibatches of all rows under the present policy and V, each with fresh noise behind its actions.
+    def state_dict(self) -> dict[str, Tensor]:
+        return {
+            f"{number}.{name}": x
+            for number, rollout in enumerate(self._rollouts)
+            for name, x in zip(_NAMES, rollout, strict=True)
+        }
 
-        Args:
-            agent: says how large minibatches are: `minibatch_size`, or a rollout.
-            count: how many; rows come again once all have been there.
-        """
-        with torch.no_grad():
-            seen = [_at_present(agent, kept.rollout) for kept in self._rollouts]
-            ratios = [
-                torch.exp(batch.dist.log_prob(batch.action) - kept.log_prob)
-                for batch, kept in zip(seen, self._rollouts, strict=True)
-            ]
-            if not self.anew:
-                seen = [
-                    replace(batch, advantage=kept.advantage) for batch, kept in zip(seen, self._rollouts, strict=True)
-                ]
-        params = torch.cat([batch.dist.params.detach() for batch in seen])
-        features, action, advantage = (
-            torch.cat([getattr(batch, name) for batch in seen]) for name in ("features", "action", "advantage")
-        )
-        weight = torch.cat(
-            [batch.weight * ratio.clamp(max=MOST_RATIO) for batch, ratio in zip(seen, ratios, strict=True)]
-        )
-        last, together = seen[-1], _together([batch.share for batch in seen])
-        size = agent.config.minibatch_size or last.num_rows
-        while True:
-            for index, share in minibatches(len(weight), size, together, agent.generator):
-                if not count:
-                    return
-                count -= 1
-                dist = last.dist.with_params(params[index].requires_grad_())
-                yield replace(
-                    last,
-                    features=features[index],
-                    action=action[index],
-                    noise=noise_for(dist, action[index], agent.generator, share),
-                    advantage=advantage[index],
-                    return_=torch.full_like(advantage[index], math.nan),  # V learns elsewhere
-                    weight=weight[index],
-                    dist=dist,
-                    share=share,
-                )
-
-
-def _at_present(agent: ActorCritic, rollout: Rollout) -> Batch:
-    """A rollout as an update by eager code would see it now."""
-    batch = agent.batch(rollout)[0]
-    return with_graph(agent, batch)[0] if agent.compiled is not None and agent.shared_torso else batch
-
-
-def _together(shares: list[Share | None]) -> Share | None:
-    """The share of several rollouts' rows, one after the other, among those of all workers."""
-    if any(share is None for share in shares):
-        return None
-    known = [share for share in shares if share is not None]
-    places, rows = [], 0
-    for share in known:
-        places.append(share.own + rows)
-        rows += share.rows
-    return Share(rows, torch.cat(places), known[0].workers)
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state_dict` gave; of a state that holds nothing, as older checkpoints do, begin anew."""
+        self._rollouts.clear()
+        while f"{len(self._rollouts)}.{_NAMES[0]}" in state and len(self._rollouts) < (self._rollouts.maxlen or 0):
+            number = len(self._rollouts)
+            obs, return_, weight = (state[f"{number}.{name}"] for name in _NAMES)
+            self._rollouts.append((obs, return_, weight))

@@ -3,37 +3,64 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
-from relax_rl.agents.batch import Batch
 from relax_rl.distributed import Workers
+from relax_rl.envs import Episode
+from relax_rl.normalization import ObservationNormalizer, RewardScaler
 from relax_rl.rollouts import Rollout
 
-if TYPE_CHECKING:
-    from relax_rl.agents.base import ActorCritic
-    from relax_rl.envs import Episode
-
-__all__ = ["absorb", "episodes_of_all"]
+__all__ = ["UpdateInfo", "absorb", "episodes_of_all"]
 
 
-class _Statistic(Protocol):
-    def merge(self, summaries: np.ndarray) -> None:
-        """Take in summaries, one a row."""
+@dataclass(frozen=True)
+class UpdateInfo:
+    """What callbacks hear after every update.
+
+    Attributes:
+        steps, updates: environment steps and updates of the agent so far.
+        episodes: the episodes that ended during this rollout.
+        metrics: scalars by name, as numbers or 0-d tensors.
+    """
+
+    steps: int
+    updates: int
+    episodes: tuple[Episode, ...]
+    metrics: Mapping[str, Tensor | float]
 
 
-def absorb(agent: ActorCritic, rollout: Rollout, batch: Batch) -> tuple[int, int]:
-    """Let the agent's running statistics take in what all workers saw, now that the update is done.
+def absorb(
+    workers: Workers,
+    rollout: Rollout,
+    obs_normalizer: ObservationNormalizer | None,
+    reward_scaler: RewardScaler | None,
+    *,
+    reward_clip: float,
+) -> tuple[int, int]:
+    """Let running statistics take in what all workers saw, now that an update is done.
+
+    Args:
+        workers: all of them.
+        rollout: this worker's.
+        obs_normalizer, reward_scaler: the statistics; None where there is none.
+        reward_clip: where rewards are clipped.
 
     Returns:
         How many environment steps and finished episodes all workers' rollouts hold.
     """
-    summaries = _summaries(agent, rollout, batch)
+    summaries: list[tuple[ObservationNormalizer | RewardScaler, np.ndarray]] = []
+    if obs_normalizer is not None:
+        summaries.append((obs_normalizer, obs_normalizer.summary(rollout.obs[:-1], rollout.valid)))
+    if reward_scaler is not None:
+        reward = rollout.reward.clamp(-reward_clip, reward_clip) if math.isfinite(reward_clip) else rollout.reward
+        ended = rollout.terminated | rollout.truncated
+        summaries.append((reward_scaler, reward_scaler.summary(reward, ended, rollout.valid)))
     counts = np.array([np.count_nonzero(rollout.valid.numpy()), len(rollout.episodes)], np.float64)
-    if agent.workers.count > 1:
-        agent.watch("communication")
-    found = agent.workers.gather(np.concatenate([counts, *(summary for _, summary in summaries)]))
+    found = workers.gather(np.concatenate([counts, *(summary for _, summary in summaries)]))
     steps, episodes = found[:, :2].sum(0)
     begin = 2
     for statistic, summary in summaries:
@@ -42,33 +69,16 @@ def absorb(agent: ActorCritic, rollout: Rollout, batch: Batch) -> tuple[int, int
     return int(steps), int(episodes)
 
 
-def _summaries(agent: ActorCritic, rollout: Rollout, batch: Batch) -> list[tuple[_Statistic, np.ndarray]]:
-    """Each running statistic with its summary of this worker's rollout."""
-    found: list[tuple[_Statistic, np.ndarray]] = []
-    if agent.obs_normalizer is not None:
-        found.append((agent.obs_normalizer, agent.obs_normalizer.summary(rollout.obs[:-1], rollout.valid)))
-    if agent.reward_scaler is not None:
-        clip = agent.config.reward_clip
-        reward = rollout.reward.clamp(-clip, clip) if math.isfinite(clip) else rollout.reward
-        ended = rollout.terminated | rollout.truncated
-        found.append((agent.reward_scaler, agent.reward_scaler.summary(reward, ended, rollout.valid)))
-    if agent.advantage_scale is not None:
-        advantage = batch.advantage / batch.scale
-        found.append((agent.advantage_scale, agent.advantage_scale.summary(advantage, batch.weight)))
-    return found
-
-
 def episodes_of_all(workers: Workers, own: tuple[Episode, ...], count: int) -> tuple[Episode, ...]:
     """The finished episodes of all workers, by rank.
 
     Args:
+        workers: all of them.
         own: this worker's.
         count: of all workers.
     """
     if workers.count == 1 or not count:
         return own
-    from relax_rl.envs import Episode
-
     table = np.zeros((count, 2))  # rows of length 0 hold none
     table[: len(own)] = np.reshape([(episode.return_, episode.length) for episode in own], (-1, 2))
     found = workers.gather(table.ravel()).reshape(-1, 2)

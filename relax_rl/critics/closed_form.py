@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from relax_rl.critics.activations import Derivatives
 
-__all__ = ["Evaluation", "Gradient", "Layers", "evaluate", "gradient"]
+__all__ = ["Evaluation", "Gradient", "Layers", "evaluate", "forward", "gradient"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,13 @@ class Gradient:
     out_weight: Tensor
     out_bias: Tensor
     back: Tensor
+
+
+def forward(layers: Layers, x: Tensor) -> Tensor:
+    """`[*]` c at `[*, F + A]` inputs, for autograd."""
+    for weight, bias in zip(layers.weights, layers.biases, strict=True):
+        x = layers.activation(F.linear(x, weight, bias))
+    return F.linear(x, layers.out_weight, layers.out_bias).squeeze(-1)
 
 
 def evaluate(layers: Layers, x: Tensor, num_features: int) -> Evaluation:

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.func import functional_call
 
 from relax_rl.critics.activations import DERIVATIVES
-from relax_rl.critics.closed_form import Layers, evaluate, gradient
+from relax_rl.critics.closed_form import Layers, evaluate, forward, gradient
 from relax_rl.distributions import SlopedDistribution
 from relax_rl.networks import ACTIVATIONS
 
@@ -32,8 +31,8 @@ class MLPSurrogate:
 
     Args:
         net: linear layers with biases, all of them followed by the same activation (tanh, SiLU, ELU or ReLU) but for
-            the last, which has one output: `[*, F + A]` to `[*, 1]`. A smooth activation is worth more: c's slope is
-            what the estimators use.
+            the last, which has one output: `[*, F + A]` to `[*, 1]`; or the same as `Layers`. A smooth activation is
+            worth more: c's slope is what the estimators use.
         dist: of the outcomes, whose `soften` bounds z; none leaves z as it is, for normal outcomes or for `marginal`.
         features: `[*, F]` description of each row's state, to which no gradient flows; none if c depends on z alone.
         temperature: of `soften`, a constant.
@@ -45,15 +44,14 @@ class MLPSurrogate:
 
     def __init__(
         self,
-        net: nn.Sequential,
+        net: nn.Sequential | Layers,
         dist: SlopedDistribution | None = None,
         features: Tensor | None = None,
         *,
         temperature: float = 1.0,
         parameters: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self._net, self._parameters = net, None if parameters is None else dict(parameters)
-        self._layers = _layers(net, self._parameters)
+        self._layers = net if isinstance(net, Layers) else _layers(net, parameters)
         self._dist = dist if dist is None else dist.with_params(dist.params.detach())
         self._features = None if features is None else features.detach()
         self._temperature = temperature
@@ -61,8 +59,7 @@ class MLPSurrogate:
     def __call__(self, z: Tensor) -> Tensor:
         """`[*]` values from relaxed samples `[*, A]`; more dimensions may lead."""
         x, _ = self._input(z)
-        value: Tensor = self._net(x) if self._parameters is None else functional_call(self._net, self._parameters, x)
-        return value.squeeze(-1)
+        return forward(self._layers, x)
 
     def value_and_slope(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """`[*]` c and `[*, A]` dc/dz, both differentiable in phi, once; z is a constant."""

@@ -10,6 +10,7 @@ from relax_rl.estimators.draws import Objective
 from relax_rl.estimators.estimate import Estimate, only_to, variance_loss, weighted_moments
 from relax_rl.estimators.exact import enumerated, marginal
 from relax_rl.estimators.gradients import (
+    control_variate_gradient,
     dlax_gradient,
     lax_gradient,
     reinforce_gradient,
@@ -18,7 +19,7 @@ from relax_rl.estimators.gradients import (
     score_function,
     value_and_gradient,
 )
-from relax_rl.estimators.losses import policy_gradient_loss, unclipped
+from relax_rl.estimators.losses import noise_behind, policy_gradient_loss, unclipped
 from relax_rl.estimators.multisample import double_cv, rodeo
 from relax_rl.estimators.pathwise import concrete, gumbel_rao, reinmax, reparameterized, straight_through
 from relax_rl.estimators.registry import ESTIMATORS, EstimatorInfo, describe, estimator_table, make_estimator
@@ -37,6 +38,7 @@ __all__ = [
     "arm",
     "arms",
     "concrete",
+    "control_variate_gradient",
     "describe",
     "disarm",
     "dlax",
@@ -50,6 +52,7 @@ __all__ = [
     "make_estimator",
     "marginal",
     "muprop",
+    "noise_behind",
     "nvil",
     "only_to",
     "policy_gradient_loss",

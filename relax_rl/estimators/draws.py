@@ -27,16 +27,21 @@ class Draw(Generic[D]):
     Attributes:
         dist: the distribution at its parameters, without the graph behind them.
         noise: the base noise of the sample.
-        z: the relaxed sample, without graph.
         sample: b = H(z), without graph.
         value: f(b), with the graph of f's own dependence on theta.
+        known_z: the relaxed sample, where it had to be made for the outcome.
     """
 
     dist: D
     noise: Tensor
-    z: Tensor
     sample: Tensor
     value: Tensor
+    known_z: Tensor | None = None
+
+    @property
+    def z(self) -> Tensor:
+        """The relaxed sample, without graph."""
+        return self.dist.relax(self.noise) if self.known_z is None else self.known_z
 
     def through_z(self, surrogate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """c(z) as a function of the parameters, z = T(params, noise)."""
@@ -70,6 +75,7 @@ def draw(
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
     num_samples: int | None = None,
+    sample: Tensor | None = None,
 ) -> Draw[D]:
     """Sample, and ask f.
 
@@ -78,21 +84,26 @@ def draw(
             followed.
         noise: the base noise of the sample; drawn from `generator` by default.
         num_samples: K for `[K, *]` samples.
+        sample: the sample that `noise` gives, where it is at hand.
 
     Raises:
-        ValueError: when f is given by its values but the noise of the sample is not, or f does not give one number a
-            row.
+        ValueError: when f is given by its values but the noise of the sample is not, a sample is given without its
+            noise, or f does not give one number a row.
     """
     here = detached(dist, num_samples)
     if noise is None:
         if isinstance(f, Tensor):
             raise ValueError("f is given by its values: pass the noise of the sample that they belong to")
+        if sample is not None:
+            raise ValueError("a sample is given: pass the noise that it was made from")
         noise = here.sample_noise(generator)
-    z = here.relax(noise)
-    sample = here.threshold(z)
+    z = None
+    if sample is None:
+        z = here.relax(noise)
+        sample = here.threshold(z)
     value = f.detach() if isinstance(f, Tensor) else f(sample)
     check_rows(here.params.shape[:-1], f=value)
-    return Draw(here, noise, z, sample, value)
+    return Draw(here, noise, sample, value, z)
 
 
 def require_vectors(dist: Distribution) -> None:

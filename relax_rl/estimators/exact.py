@@ -10,7 +10,7 @@ from torch import Tensor
 from relax_rl.distributions import FiniteDistribution
 from relax_rl.estimators.draws import Objective, as_phi, detached, draw, require, score_of
 from relax_rl.estimators.estimate import Estimate
-from relax_rl.estimators.gradients import check_rows, reinforce_gradient, value_and_gradient
+from relax_rl.estimators.gradients import check_rows, control_variate_gradient, value_and_gradient
 
 __all__ = ["enumerated", "every_outcome", "marginal"]
 
@@ -47,6 +47,7 @@ def marginal(
     surrogate: Callable[[Tensor], Tensor],
     *,
     noise: Tensor | None = None,
+    sample: Tensor | None = None,
     phi: Tensor | Iterable[Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Estimate:
@@ -63,13 +64,14 @@ def marginal(
         surrogate: c, from embedded outcomes `[M, *, F]` (see `Distribution.embed`) to `[M, *]`; asked once, for all of
             them.
         noise: the base noise of the sample; drawn from `generator` by default.
+        sample: the sample that `noise` gives, where it is at hand.
         phi: what the variance loss trains.
 
     Raises:
         ValueError: when the outcomes cannot be listed, or f or the surrogate does not give one number a row.
     """
     require(dist, "support", "marginal", "use relax or lax")
-    drawn = draw(f, dist, noise=noise, generator=generator)
+    drawn = draw(f, dist, noise=noise, generator=generator, sample=sample)
     here = drawn.dist
     outcomes, probs = every_outcome(here)
     control = surrogate(here.embed(outcomes))
@@ -79,7 +81,7 @@ def marginal(
     # d sum_b' p(b') c(b') = sum_b' c(b') p(b') dlog p(b'), which holds the graph of c.
     score = score_of(detached(dist, len(outcomes)), outcomes)
     expected = ((control * probs).unsqueeze(-1) * score).sum(0)
-    grad = reinforce_gradient(drawn.value.detach() - at_sample, None, here.params, score=drawn.score) + expected
+    grad = control_variate_gradient(drawn.value, at_sample, expected, drawn.score)
     return Estimate(drawn.sample, drawn.value, grad, dist.params, as_phi(phi))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 __all__ = [
     "OfParams",
     "check_rows",
+    "control_variate_gradient",
     "dlax_gradient",
     "lax_gradient",
     "reinforce_gradient",
@@ -61,6 +62,23 @@ def reinforce_gradient(
     return value.unsqueeze(-1) * _score(log_prob, params, score)
 
 
+def control_variate_gradient(value: Tensor, control: Tensor, pathwise: Tensor, score: Tensor) -> Tensor:
+    """What LAX, REBAR, RELAX and the marginal have in common: g = (f(b) - c) dlog p(b) + dE[c].
+
+    They differ in where c is asked, and in what estimates the gradient of its expectation.
+
+    Args:
+        value: `[*]` f(b); no gradient flows into it.
+        control: `[*]` c at the outcome, or at a relaxed sample that goes with it.
+        pathwise: `[*, P]` unbiased for the gradient of E[c].
+        score: `[*, P]` dlog p(b), a constant.
+
+    Returns:
+        `[*, P]` the estimate; `control` and `pathwise` keep their graph.
+    """
+    return (value.detach() - control).unsqueeze(-1) * score + pathwise
+
+
 def lax_gradient(
     value: Tensor, log_prob: OfParams | None, control: OfParams, params: Tensor, *, score: Tensor | None = None
 ) -> Tensor:
@@ -86,7 +104,7 @@ def lax_gradient(
     score = _score(log_prob, params, score)
     control, pathwise = _with_gradient(control, params)
     check_rows(params.shape[:-1], value=value)
-    return (value.detach() - control).unsqueeze(-1) * score + pathwise
+    return control_variate_gradient(value, control, pathwise, score)
 
 
 def dlax_gradient(
@@ -165,7 +183,7 @@ def relax_gradient(
         (_, control, conditional_control), pathwise = _values_and_gradient(difference, params, create_graph=True)
         check_rows(params.shape[:-1], control=control, conditional_control=conditional_control)
     check_rows(params.shape[:-1], value=value)
-    return (value.detach() - conditional_control).unsqueeze(-1) * score + pathwise
+    return control_variate_gradient(value, conditional_control, pathwise, score)
 
 
 def row_gradient(output: Tensor, params: Tensor, *, create_graph: bool = False) -> Tensor:

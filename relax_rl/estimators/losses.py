@@ -9,18 +9,13 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import Distribution
-from relax_rl.estimators.draws import as_phi, detached, score_of
+from relax_rl.estimators.draws import as_phi, detached
 from relax_rl.estimators.estimate import nothing_but, only_to, variance_loss
-from relax_rl.estimators.gradients import check_rows, lax_gradient, relax_gradient
-from relax_rl.estimators.slopes import (
-    Surrogate,
-    control_through_both,
-    control_through_z,
-    is_sloped,
-    is_sloped_relaxation,
-)
+from relax_rl.estimators.gradients import check_rows
+from relax_rl.estimators.relaxation import lax, relax
+from relax_rl.estimators.slopes import Surrogate
 
-__all__ = ["policy_gradient_loss", "unclipped"]
+__all__ = ["noise_behind", "policy_gradient_loss", "unclipped"]
 
 
 def policy_gradient_loss(
@@ -72,11 +67,9 @@ def policy_gradient_loss(
     check_rows(dist.params.shape[:-1], advantage=advantage)
     here = detached(dist)
     advantage, action = advantage.detach(), action.detach()
-    score = score_of(here, action)
-    control_part = _control_part(surrogate, here, action, score, generator)
     ratio = _ratio(here, action, advantage, old_log_prob)
     kept = unclipped(advantage, ratio, clip).to(advantage.dtype)
-    estimate = ratio.unsqueeze(-1) * ((kept * advantage).unsqueeze(-1) * score + control_part)
+    estimate = ratio.unsqueeze(-1) * _estimate(kept * advantage, here, action, surrogate, generator)
     rows = max(1, advantage.numel())
     each = torch.full_like(advantage, 1.0 / rows) if weight is None else weight.detach() / rows
     policy_part = -nothing_but(estimate.detach() * each.unsqueeze(-1), dist.params)
@@ -85,40 +78,36 @@ def policy_gradient_loss(
     return policy_part + variance_coef * (variance_part - variance_part.detach()) - (ratio * advantage * each).sum()
 
 
+def _estimate(
+    signal: Tensor, here: Any, action: Tensor, surrogate: Surrogate, generator: torch.Generator | None
+) -> Tensor:
+    """The estimate for these actions, whatever noise has led to them."""
+    noise = noise_behind(here, action, here.sample_noise(generator) if hasattr(here, "relax_given") else None)
+    if not hasattr(here, "relax_given"):
+        return lax(signal, here, surrogate, noise=noise, sample=action).grad
+    return relax(signal, here, surrogate, noise=noise, sample=action, generator=generator).grad
+
+
+def noise_behind(dist: Any, action: Tensor, conditional_noise: Tensor | None) -> Tensor:
+    """`[*, ...]` base noise from which the distribution makes these actions, drawn from its law given them.
+
+    Args:
+        dist: with `[*, P]` parameters.
+        action: `[*, ...]` outcomes.
+        conditional_noise: `[*, ...]` standard noise that the draw is made from; None for continuous outcomes, behind
+            which there is one noise only.
+    """
+    with torch.no_grad():
+        z = action if conditional_noise is None else dist.relax_given(action, conditional_noise)
+        noise: Tensor = dist.noise_of(z)
+        return noise
+
+
 def _ratio(here: Distribution, action: Tensor, like: Tensor, old_log_prob: Tensor | None) -> Tensor:
     """`[*]` probability of each action to that under the policy that took it; 1 if that is the present one."""
     if old_log_prob is None:
         return torch.ones_like(like)
     return torch.exp(here.log_prob(action) - old_log_prob.detach())
-
-
-def _control_part(
-    surrogate: Surrogate, here: Any, action: Tensor, score: Tensor, generator: torch.Generator | None
-) -> Tensor:
-    """The estimate for an advantage of 0: what the control variate alone contributes."""
-    nothing = torch.zeros_like(score[..., 0])
-
-    def control(params: Tensor) -> Tensor:
-        return surrogate(here.with_params(params).relax(noise))
-
-    def conditional_control(params: Tensor) -> Tensor:
-        return surrogate(here.with_params(params).relax_given(action, conditional_noise))
-
-    if not hasattr(here, "relax_given"):
-        if is_sloped(here):
-            value, pathwise = control_through_z(surrogate, here, action)
-            return pathwise - value.unsqueeze(-1) * score
-        noise = here.noise_of(action)
-        return lax_gradient(nothing, None, control, here.params, score=score)
-    # z is drawn given the action, but moves with the parameters as if its own noise had been drawn first.
-    z = here.relax_given(action, here.sample_noise(generator))
-    conditional_noise = here.sample_noise(generator)
-    if is_sloped_relaxation(here):
-        z_tilde = here.relax_given(action, conditional_noise)
-        value, pathwise = control_through_both(surrogate, here, action, z, z_tilde)
-        return pathwise - value.unsqueeze(-1) * score
-    noise = here.noise_of(z)
-    return relax_gradient(nothing, None, control, conditional_control, here.params, score=score)
 
 
 def unclipped(advantage: Tensor, ratio: Tensor, clip: float | None) -> Tensor:

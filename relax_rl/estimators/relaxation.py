@@ -13,6 +13,7 @@ from relax_rl.estimators.draws import Draw, Objective, as_phi, draw, require, re
 from relax_rl.estimators.estimate import Estimate
 from relax_rl.estimators.gradients import (
     check_rows,
+    control_variate_gradient,
     dlax_gradient,
     lax_gradient,
     relax_gradient,
@@ -39,6 +40,7 @@ def lax(
     surrogate: Surrogate,
     *,
     noise: Tensor | None = None,
+    sample: Tensor | None = None,
     phi: Tensor | Iterable[Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Estimate:
@@ -51,6 +53,7 @@ def lax(
         dist: distribution with `[*, P]` parameters whose outcome is its relaxed sample, such as `DiagGaussian`.
         surrogate: c, from samples to `[*]`.
         noise: the base noise of the sample; drawn from `generator` by default.
+        sample: the sample that `noise` gives, where it is at hand.
         phi: what the variance loss trains.
 
     Raises:
@@ -60,9 +63,9 @@ def lax(
     """
     if hasattr(dist, "relax_given"):
         raise ValueError(f"lax needs an outcome that is its own relaxed sample: use relax for {type(dist).__name__}")
-    drawn = draw(f, dist, noise=noise, generator=generator)
+    drawn = draw(f, dist, noise=noise, generator=generator, sample=sample)
     if is_sloped(drawn.dist):
-        grad = _combined(drawn, *control_through_z(surrogate, drawn.dist, drawn.z))
+        grad = _estimate(drawn, *control_through_z(surrogate, drawn.dist, drawn.z))
     else:
         grad = lax_gradient(drawn.value, None, drawn.through_z(surrogate), drawn.dist.params, score=drawn.score)
     return Estimate(drawn.sample, drawn.value, grad, dist.params, as_phi(phi))
@@ -106,6 +109,7 @@ def relax(
     surrogate: Surrogate,
     *,
     noise: Tensor | None = None,
+    sample: Tensor | None = None,
     conditional_noise: Tensor | None = None,
     coupling: Coupling = "independent",
     num_conditional: int | None = None,
@@ -121,6 +125,7 @@ def relax(
         dist: discrete distribution with `[*, P]` parameters.
         surrogate: c, from relaxed samples to `[*]`. `relaxed_objective` makes the paper's f(sigma(z / lambda)) + r(z).
         noise: the base noise of the sample; drawn from `generator` by default.
+        sample: the sample that `noise` gives, where it is at hand.
         conditional_noise: the noise of z~, independent of `noise`; made as `coupling` says by default.
         coupling: "independent" draws the noise of z~ from `generator`; "coupled" takes the noise that gives z back, so
             that z~ equals z and moves otherwise with the parameters (Tucker et al. 2017, appendix): the surrogate is
@@ -135,7 +140,7 @@ def relax(
             contradict each other.
     """
     require(dist, "relax_given", "relax", "use lax")
-    drawn = draw(f, dist, noise=noise, generator=generator)
+    drawn = draw(f, dist, noise=noise, generator=generator, sample=sample)
     if coupling == "coupled":
         if conditional_noise is not None or num_conditional is not None:
             raise ValueError("coupled noise is made from z: give no conditional_noise and no num_conditional with it")
@@ -212,11 +217,6 @@ def relaxed_objective(
     return surrogate
 
 
-def _combined(drawn: Draw[Any], control: Tensor, pathwise: Tensor) -> Tensor:
-    """(f(b) - control) dlog p(b) + pathwise."""
-    return (drawn.value.detach() - control).unsqueeze(-1) * drawn.score + pathwise
-
-
 def _independent_gradient(
     drawn: Draw[RelaxedDistribution],
     surrogate: Surrogate,
@@ -235,7 +235,7 @@ def _independent_gradient(
         noise = here.sample_noise(generator)
     if is_sloped_relaxation(drawn.dist):
         z_tilde = here.relax_given(sample, noise)
-        return _combined(drawn, *control_through_both(surrogate, drawn.dist, drawn.sample, drawn.z, z_tilde))
+        return _estimate(drawn, *control_through_both(surrogate, drawn.dist, drawn.sample, drawn.z, z_tilde))
 
     def conditional_control(params: Tensor) -> Tensor:
         if num_conditional is None:
@@ -254,9 +254,10 @@ def _coupled_gradient(drawn: Draw[RelaxedDistribution], surrogate: Surrogate) ->
     """
     here = drawn.dist
     if is_sloped_relaxation(here):
-        return _combined(drawn, *control_through_coupled(surrogate, here, drawn.sample, drawn.z))
-    noise = here.noise_given(drawn.sample, drawn.z)
-    control, slope = value_and_gradient(surrogate, drawn.z, create_graph=True)
+        return _estimate(drawn, *control_through_coupled(surrogate, here, drawn.sample, drawn.z))
+    z = drawn.z
+    noise = here.noise_given(drawn.sample, z)
+    control, slope = value_and_gradient(surrogate, z, create_graph=True)
     check_rows(here.params.shape[:-1], surrogate=control)
 
     def along_slope(params: Tensor) -> Tensor:
@@ -264,4 +265,8 @@ def _coupled_gradient(drawn: Draw[RelaxedDistribution], surrogate: Surrogate) ->
         return ((at.relax(drawn.noise) - at.relax_given(drawn.sample, noise)) * slope).sum(-1)
 
     _, pathwise = value_and_gradient(along_slope, here.params, create_graph=True)
-    return _combined(drawn, control, pathwise)
+    return _estimate(drawn, control, pathwise)
+
+
+def _estimate(drawn: Draw[Any], control: Tensor, pathwise: Tensor) -> Tensor:
+    return control_variate_gradient(drawn.value, control, pathwise, drawn.score)

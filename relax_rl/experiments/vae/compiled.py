@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from relax_rl.compilation import NO_COMPILER, compile_function, has_compiler
+from relax_rl.compute.compilation import NO_COMPILER, compile_function, has_compiler
 from relax_rl.distributed import Workers
 from relax_rl.errors import SettingsError
 from relax_rl.experiments.vae.config import VaeConfig

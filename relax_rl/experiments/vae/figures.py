@@ -14,8 +14,8 @@ from torch import Tensor
 from relax_rl.experiments.vae.evaluation import EVALUATION_SEED
 from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
-from relax_rl.loggers import read_csv
-from relax_rl.plotting import png
+from relax_rl.runs.loggers import read_csv
+from relax_rl.runs.plotting import png
 from relax_rl.serialization import write_bytes_atomic, writing
 
 __all__ = ["draw_curves", "draw_images", "log_images"]

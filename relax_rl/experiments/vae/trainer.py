@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relax_rl.compilation import CompilationError, warn_or_raise
+from relax_rl.compute.compilation import CompilationError, warn_or_raise
 from relax_rl.distributed import ALONE, Workers
 from relax_rl.errors import CheckpointError
 from relax_rl.experiments.batches import Batches
@@ -247,7 +247,7 @@ class Trainer:
         taken = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
         for tensor in taken.values():
             self.workers.broadcast_(tensor)
-        self.load_state_dict(taken, self.workers.told(counters))
+        self.load_state_dict(taken, self.workers.from_first(counters))
 
     def _average(self, tensors: Sequence[Tensor]) -> None:
         """Replace everything by its mean over the workers, in one message."""

@@ -1,0 +1,110 @@
+"""A policy with all that stands between it and an environment: what an agent needs to act."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from relax_rl.agents.networks import Networks
+from relax_rl.critics import ValueFunction
+from relax_rl.devices import resolve_device
+from relax_rl.normalization import ObservationNormalizer
+from relax_rl.policies import Policy
+from relax_rl.settings.config import AgentConfig
+from relax_rl.spaces import ActionEncoder, ObservationEncoder
+
+__all__ = ["Actor"]
+
+
+class Actor:
+    """Acts on raw observations.
+
+    Args:
+        observation_space, action_space: of a single environment.
+        config: the agent's settings.
+        seed: of the noise.
+
+    Attributes:
+        observations, actions: between the environment's spaces and the networks.
+        networks: set by whoever inherits this.
+        obs_normalizer: of encoded observations, None for none.
+        generator: of all noise.
+
+    Raises:
+        SettingsError: for spaces or settings that cannot work.
+    """
+
+    networks: Networks
+
+    def __init__(
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], config: AgentConfig, seed: int
+    ) -> None:
+        self.config, self.seed = config, seed
+        self.observation_space, self.action_space = observation_space, action_space
+        self.observations, self.actions = ObservationEncoder(observation_space), ActionEncoder(action_space)
+        if config.squash:
+            self.actions.require_bounded()
+        self.device = resolve_device(config.device)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.obs_normalizer: ObservationNormalizer | None = None
+
+    @property
+    def policy(self) -> Policy:
+        """Encoded, normalised observations to the parameters of an action distribution."""
+        return self.networks.policy
+
+    @property
+    def value(self) -> ValueFunction:
+        """V of encoded, normalised observations."""
+        return self.networks.value
+
+    def normalized(self, obs: Tensor) -> Tensor:
+        """Encoded observations `[B, ...]` as the networks take them."""
+        return self.obs_normalizer(obs) if self.obs_normalizer is not None else obs
+
+    def sample_noise(self, *shape: int) -> Tensor:
+        """`[*shape, ...]` base noise for that many actions, from the agent's generator."""
+        blank = torch.zeros((math.prod(shape), self.policy.num_params), device=self.device)
+        noise = self.policy.distribution(blank).sample_noise(self.generator)
+        return noise.reshape(*shape, *noise.shape[1:])
+
+    def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Outcomes `[N, ...]` of the policy for encoded observations `[N, ...]` and base noise `[N, ...]`."""
+        with torch.inference_mode():
+            dist = self.policy.distribution(self.policy(self.normalized(obs.to(self.device))))
+            return dist.threshold(dist.relax(noise))
+
+    def to_env(self, outcome: np.ndarray) -> np.ndarray:
+        """Outcomes `[N, ...]` of the action distribution as actions of the environment."""
+        if self.config.squash:
+            return self.actions.to_env(np.tanh(outcome), squashed=True)
+        return self.actions.to_env(outcome)
+
+    def act(self, obs: Any, *, deterministic: bool = False) -> np.ndarray:
+        """Actions for a batch of raw observations, ready for `envs.step`; the mode of the policy if `deterministic`."""
+        encoded = torch.from_numpy(np.ascontiguousarray(self.observations.encode(obs)))
+        if deterministic:
+            with torch.inference_mode():
+                outcome = self.policy.distribution(self.policy(self.normalized(encoded.to(self.device)))).mode()
+        else:
+            outcome = self.sample(encoded, self.sample_noise(len(encoded)))
+        return self.to_env(outcome.cpu().numpy())
+
+    def predict(
+        self, obs: Any, state: Any = None, episode_start: np.ndarray | None = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        """Stable-Baselines3's `predict`: actions for one observation or a batch, and the state, which is passed through.
+
+        Args:
+            obs: one raw observation, or a batch of them.
+            state, episode_start: for recurrent policies, of which this is none.
+            deterministic: take the mode of the policy instead of a sample.
+        """
+        batch, single = self.observations.as_batch(obs)
+        actions = self.act(batch, deterministic=deterministic)
+        return (actions[0] if single else actions), state

@@ -1,0 +1,349 @@
+"""The actor-critic that all agents share; an agent adds only how its gradient is estimated."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from relax_rl.agents.acting import HostSampler, ImageSampler, host_sampler
+from relax_rl.agents.actor import Actor
+from relax_rl.agents.batch import Batch, make_batch
+from relax_rl.agents.control_scale import ControlScale
+from relax_rl.agents.estimates import AgentEstimator, check_estimator
+from relax_rl.agents.learner import Learner, Metrics
+from relax_rl.agents.networks import Outputs, make_networks
+from relax_rl.agents.replay import ValueReplay
+from relax_rl.agents.saving import described, family, pack, unpack
+from relax_rl.agents.shards import columns, shard_of_rollout
+from relax_rl.agents.statistics import UpdateInfo, absorb, episodes_of_all
+from relax_rl.distributed import Workers
+from relax_rl.envs import VectorEnvs
+from relax_rl.errors import CheckpointError, TrainingDiverged
+from relax_rl.normalization import ObservationNormalizer, RewardScaler
+from relax_rl.profiling import Watch
+from relax_rl.rollouts import Collector, Rollout
+from relax_rl.serialization import load_state, save_state
+from relax_rl.settings.config import AgentConfig
+from relax_rl.settings.fields import with_settings
+from relax_rl.space_json import space_from_json, space_to_json
+from relax_rl.spaces import require_space
+
+__all__ = ["ActorCritic", "Callback", "UpdateInfo"]
+
+AgentT = TypeVar("AgentT", bound="ActorCritic")
+
+_COUNTERS = ("steps", "updates", "episodes", "schedule_start", "schedule_end")
+
+
+class ActorCritic(Actor):
+    """A policy, a value function and a way to estimate the gradient at the action distribution's parameters.
+
+    Args:
+        observation_space, action_space: of a single environment.
+        seed: of the initial weights and of all noise.
+        config: settings; single ones can be given or overridden as keyword arguments.
+
+    Attributes:
+        steps, updates, episodes: valid environment steps, updates and finished episodes learned from so far.
+        networks: policy, value function and surrogate.
+        learner: takes their steps.
+
+    Raises:
+        SettingsError: for spaces or settings that cannot work.
+    """
+
+    name: ClassVar[str] = ""
+    estimator: ClassVar[AgentEstimator]
+
+    def __init_subclass__(cls) -> None:
+        cls.name = cls.estimator.name
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        *,
+        seed: int = 0,
+        config: AgentConfig | None = None,
+        **settings: Any,
+    ) -> None:
+        config = with_settings(config or AgentConfig(), settings)
+        super().__init__(observation_space, action_space, config, seed)
+        check_estimator(self.estimator, self.actions)
+        self.steps = self.updates = self.episodes = 0
+        self.schedule_start, self.schedule_end = 0, 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.networks = make_networks(
+                self.observations, self.actions, config, surrogate=self.estimator.uses_surrogate
+            ).to(self.device)
+        self.learner = Learner(self.networks, self.estimator, config, self.generator)
+        normalize = config.normalize_obs and not self.networks.shared_torso
+        self.obs_normalizer = ObservationNormalizer(self.observations.shape, self.device) if normalize else None
+        self.reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
+        fitted = self.estimator.uses_surrogate and config.surrogate_scale == "fitted"
+        self.control_scale = ControlScale() if fitted else None
+        self.value_replay = ValueReplay(config.value_replay) if config.value_replay else None
+        self._acted: tuple[Rollout, ImageSampler | HostSampler] | None = None
+
+    @property
+    def surrogate(self) -> torch.nn.Module | None:
+        """c^, of a description of the state and a relaxed action; None for estimators without one."""
+        return self.networks.surrogate
+
+    @property
+    def watch(self) -> Watch:
+        """Told which section of an update begins; see `relax_rl.profiling`."""
+        return self.learner.watch
+
+    @watch.setter
+    def watch(self, watch: Watch) -> None:
+        self.learner.watch = watch
+
+    @property
+    def workers(self) -> Workers:
+        """The processes that learn together; `join` sets them."""
+        return self.learner.workers
+
+    def components(self) -> dict[str, Any]:
+        """Everything that learns or counts, by name: modules, optimisers and statistics, each with a state_dict."""
+        everything = {
+            **self.networks.parts(),
+            **{f"{name}_optimizer": optimizer for name, optimizer in self.learner.optimizers.items()},
+            "obs_normalizer": self.obs_normalizer,
+            "reward_scaler": self.reward_scaler,
+            "control_scale": self.control_scale,
+            # Every worker has rows of its own, and only the first one's would be saved.
+            "value_replay": self.value_replay if self.workers.count == 1 else None,
+        }
+        return {name: part for name, part in everything.items() if part is not None}
+
+    @property
+    def reward_unit(self) -> float:
+        """What raw rewards are multiplied by at present."""
+        return self.reward_scaler.scale if self.reward_scaler is not None else 1.0
+
+    def schedule_factor(self, schedule: str) -> float:
+        """What a setting on the schedule "constant" or "linear" is multiplied by at the present step."""
+        if schedule == "constant" or self.schedule_end <= self.schedule_start:
+            return 1.0
+        return max(0.0, (self.schedule_end - self.steps) / (self.schedule_end - self.schedule_start))
+
+    # Learning
+
+    def join(self, workers: Workers) -> None:
+        """Learn together with the same agent in other processes, from the state of the first one.
+
+        Each has as many environments of its own. W workers of N environments take the same steps, to rounding, as one
+        of W N: gradients, statistics, counters and decisions are those of all rows.
+        """
+        self.learner.workers = workers
+        if workers.count == 1:
+            return
+        tensors, state = self.state_dict()
+        copies = {name: x.detach().contiguous().clone() for name, x in sorted(tensors.items())}
+        for x in copies.values():
+            workers.broadcast_(x)
+        self.load_state_dict(copies, workers.from_first(state))
+
+    def learn(
+        self: AgentT,
+        envs: VectorEnvs,
+        total_steps: int,
+        callbacks: Iterable[Callback] = (),
+        *,
+        reset_schedule: bool = True,
+    ) -> AgentT:
+        """Train for `total_steps` more environment steps (at least: whole rollouts are used).
+
+        Args:
+            envs: environments with this agent's spaces.
+            total_steps: steps summed over the environments.
+            callbacks: called after every update; one that returns False ends the training, of all workers.
+            reset_schedule: start schedules anew; False goes on with those of the last call, as after a load.
+
+        Raises:
+            SettingsError: if the environments have other spaces, or if compiled code is asked for and impossible.
+            TrainingDiverged: if a gradient is not finite.
+            WorkerLost: if another worker stops.
+        """
+        require_space(self.observation_space, envs.single_observation_space)
+        require_space(self.action_space, envs.single_action_space)
+        if reset_schedule:
+            self.schedule_start = self.steps
+        self.schedule_end = self.steps + total_steps
+        self.learner.choose_compiled(total_steps, envs.num_envs)
+        collector = self.collector(envs)
+        callbacks = list(callbacks)
+        while self.steps < self.schedule_end:
+            before = self.episodes
+            rollout = self.collect(collector)
+            metrics = self.update(rollout)
+            episodes = episodes_of_all(self.workers, rollout.episodes, self.episodes - before)
+            self.watch("logging")
+            info = UpdateInfo(self.steps, self.updates, episodes, metrics)
+            answers = [callback(self, info) for callback in callbacks]
+            if self.workers.any(any(answer is False for answer in answers)):
+                break
+        return self
+
+    def collector(self, envs: VectorEnvs) -> Collector:
+        """What steps these environments, `num_steps` at a time, with this agent's view of them."""
+        return Collector(envs, self.observations.encode, self.to_env, self.config.num_steps, watch=self.watch)
+
+    def collect(self, collector: Collector) -> Rollout:
+        """A rollout of the present policy, with noise that does not depend on how many workers share it."""
+        self.watch("act")
+        num_envs, compiled = collector.envs.num_envs, self.learner.compiled is not None
+        noise = self.sample_noise(collector.num_steps, self.workers.count * num_envs)
+        noise = noise[:, columns(self.workers, num_envs)]
+        # Compiled code makes features of its own, and eager code needs the graph of the policy.
+        images = ImageSampler(self.policy) if self.networks.is_image_network and not compiled else None
+        on_host = host_sampler(self.policy, self.networks.on_host("policy"), self.obs_normalizer)
+        rollout = collector.collect(images or self.sample, noise, on_host=on_host)
+        acted = images or (on_host if compiled else None)
+        self._acted = None if acted is None else (rollout, acted)
+        return rollout
+
+    def update(self, rollout: Rollout) -> Metrics:
+        """One step of policy, critics and statistics on a rollout of the present policy, or its passes; returns metrics.
+
+        Raises:
+            TrainingDiverged: if a gradient is not finite; nothing has been changed then.
+        """
+        self.watch("advantage")
+        batch, acted = self.batch(rollout)
+        self._acted = None
+        if self.value_replay is not None:
+            batch = self.value_replay.join(batch, self.reward_unit)
+        try:
+            metrics, sums = self.learner.learn(batch, acted, self.schedule_factor(self.config.lr_schedule))
+        except TrainingDiverged as error:
+            raise TrainingDiverged(f"{error} after {self.steps} steps; lower the learning rates or normalise") from None
+        self.watch("statistics")
+        if self.control_scale is not None:
+            self.control_scale.update(
+                shared=float(sums["shared"]), own=float(sums["control"]), plain=float(sums["plain"])
+            )
+            metrics["surrogate/scale"] = self.control_scale.value
+        if self.workers.count > 1:
+            self.watch("communication")
+        statistics = (self.obs_normalizer, self.reward_scaler)
+        steps, episodes = absorb(self.workers, rollout, *statistics, reward_clip=self.config.reward_clip)
+        self.steps += steps
+        self.episodes += episodes
+        self.updates += 1
+        return metrics
+
+    def batch(self, rollout: Rollout) -> tuple[Batch, Outputs]:
+        """What an update sees of a rollout of the present policy, and what the networks say of its rows.
+
+        Returns:
+            The batch, and the networks' outputs on it, with their graphs unless gradients are compiled.
+        """
+        networks, config = self.networks, self.config
+        recalled = self._acted[1].recalled() if self._acted is not None and self._acted[0] is rollout else None
+        obs = rollout.obs.flatten(0, 1)
+        seen = torch.cat([obs, rollout.final_obs]) if len(rollout.final_obs) else obs
+        seen, rows = self.normalized(seen.to(self.device)), rollout.num_steps * rollout.num_envs
+        forward: Callable[..., Outputs] = networks if self.learner.compiled is None else networks.without_graph
+        acted = forward(seen, rows, recalled)
+        shard = shard_of_rollout(self.workers, rollout.num_steps, rollout.num_envs, self.device)
+        batch = make_batch(
+            rollout, seen[:rows], acted.value.detach(), config=config, shard=shard, reward_scale=self.reward_unit
+        )
+        if config.entropy_coef:
+            weight = config.entropy_coef * self.schedule_factor(config.entropy_schedule)
+            batch = replace(batch, entropy_coef=batch.weight.new_tensor(weight))
+        if self.control_scale is not None:
+            batch = replace(batch, control_scale=batch.weight.new_tensor(self.control_scale.value))
+        return batch, acted
+
+    # State
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All tensors by name, and the rest as a JSON-able dictionary.
+
+        Raises:
+            TrainingDiverged: if a weight is not finite: such a state is never saved.
+        """
+        tensors = {"generator": self.generator.get_state(), **pack(self.components())}
+        for name, x in tensors.items():
+            if not torch.isfinite(x).all():
+                raise TrainingDiverged(f"{name} is not finite after {self.steps} steps; lower the learning rates")
+        state = {
+            "estimator": self.name,
+            "seed": self.seed,
+            "config": asdict(self.config),
+            "observation_space": space_to_json(self.observation_space),
+            "action_space": space_to_json(self.action_space),
+            **{name: getattr(self, name) for name in _COUNTERS},
+        }
+        return tensors, state
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave, into an agent of the same kind, spaces and settings.
+
+        Raises:
+            CheckpointError: if it does not fit.
+        """
+        self._acted = None
+        if state.get("estimator") != self.name:
+            raise CheckpointError(f"the checkpoint holds a {state.get('estimator')!r} agent, not {self.name!r}")
+        try:
+            unpack(self.components(), tensors)
+            self.generator.set_state(tensors["generator"].cpu())
+            for name in _COUNTERS:
+                setattr(self, name, int(state[name]))
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(
+                f"the checkpoint does not fit this agent ({reason}); was it made with other settings?"
+            ) from None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole agent to one safetensors file, atomically."""
+        tensors, state = self.state_dict()
+        save_state(path, tensors, {"agent": state})
+
+    @classmethod
+    def load(cls: type[AgentT], path: str | os.PathLike[str], *, device: str = "cpu") -> AgentT:
+        """The agent saved at `path`; `ActorCritic.load` takes any kind, `RELAX.load` only its own.
+
+        Raises:
+            CheckpointError: if the file is unreadable or holds another kind of agent.
+        """
+        tensors, saved = load_state(path)
+        agent = cls.from_state(saved.get("agent", {}), device=device, source=str(path))
+        agent.load_state_dict(tensors, saved["agent"])
+        return agent
+
+    @classmethod
+    def from_state(cls: type[AgentT], state: Mapping[str, Any], *, device: str = "cpu", source: str) -> AgentT:
+        """An agent of the kind, spaces and settings that the JSON of `state_dict` tells, before it has learned anything.
+
+        Args:
+            state: that JSON.
+            device: where the networks go.
+            source: where the state comes from, for messages.
+
+        Raises:
+            CheckpointError: if it describes no agent, or one that is not of this class.
+        """
+        name, seed, config = described(state, source)
+        observation_space, action_space = (space_from_json(state[k]) for k in ("observation_space", "action_space"))
+        kinds = {kind.name: kind for kind in family(cls)}
+        if name not in kinds:
+            expected = " or ".join(sorted(k for k in kinds if k))
+            raise CheckpointError(f"{source} holds a {name!r} agent, expected {expected}")
+        return kinds[name](observation_space, action_space, seed=seed, config=replace(config, device=device))
+
+
+Callback = Callable[[ActorCritic, UpdateInfo], "bool | None"]
+"""Called with the agent and an `UpdateInfo` after every update; returning False ends the training."""

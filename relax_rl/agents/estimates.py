@@ -1,0 +1,132 @@
+"""The gradient estimates of all agents: one equation each, as a call into `relax_rl.estimators`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from relax_rl import estimators
+from relax_rl.critics import surrogate_at
+from relax_rl.errors import SettingsError
+from relax_rl.spaces import ActionEncoder
+
+__all__ = [
+    "A2C",
+    "LAX",
+    "MARGINAL",
+    "REINFORCE",
+    "RELAX",
+    "AgentEstimator",
+    "Experience",
+    "a2c",
+    "check_estimator",
+    "lax",
+    "marginal",
+    "reinforce",
+    "relax",
+]
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What an estimate sees: B rows of experience, as if the policy at hand had acted.
+
+    Attributes:
+        features: `[B, F]` description of the states for the surrogate, without graph.
+        action: `[B, ...]` outcomes.
+        noise: `[B, ...]` the base noise from which the policy makes each of them.
+        advantage: `[B]` generalised advantage estimates, 0 where PPO clips.
+        return_: `[B]` advantage + value, 0 where PPO clips.
+        weight: `[B]` 1 for a transition, 0 for a row made up by autoreset.
+    """
+
+    features: Tensor
+    action: Tensor
+    noise: Tensor
+    advantage: Tensor
+    return_: Tensor
+    weight: Tensor
+
+
+Estimate = Callable[[Experience, Any, Any], Tensor]
+"""(experience, action distribution, surrogate) -> `[B, P]` at `dist.params`, with the graph that leads to phi alone."""
+
+
+def reinforce(x: Experience, dist: Any, surrogate: None = None) -> Tensor:
+    """g = R dlog pi(a | s), with the lambda-return R (Williams 1992)."""
+    return estimators.reinforce(x.return_, dist, noise=x.noise, sample=x.action).grad
+
+
+def a2c(x: Experience, dist: Any, surrogate: nn.Module | None = None) -> Tensor:
+    """g = A dlog pi(a | s) (Mnih et al. 2016)."""
+    return estimators.reinforce(x.advantage, dist, noise=x.noise, sample=x.action).grad
+
+
+def relax(x: Experience, dist: Any, surrogate: nn.Module) -> Tensor:
+    """g = (A - c^(s, z~)) dlog pi(a | s) + dc^(s, z) - dc^(s, z~), z~ = z (Grathwohl et al. 2018, eq. 9)."""
+    control = surrogate_at(surrogate, x.features, dist)
+    return estimators.relax(x.advantage, dist, control, noise=x.noise, sample=x.action, coupling="coupled").grad
+
+
+def lax(x: Experience, dist: Any, surrogate: nn.Module) -> Tensor:
+    """g = (A - c^(s, a)) dlog pi(a | s) + dc^(s, a), a = mu + sigma noise (Grathwohl et al. 2018, section 3)."""
+    control = surrogate_at(surrogate, x.features, dist)
+    return estimators.lax(x.advantage, dist, control, noise=x.noise, sample=x.action).grad
+
+
+def marginal(x: Experience, dist: Any, surrogate: nn.Module) -> Tensor:
+    """g = (A - c^(s, a)) dlog pi(a | s) + d sum_a' pi(a' | s) c^(s, a') (Gu et al. 2017; Liu et al. 2018)."""
+    control = surrogate_at(surrogate, x.features)
+    return estimators.marginal(x.advantage, dist, control, noise=x.noise, sample=x.action).grad
+
+
+DISCRETE = ("categorical", "multi_categorical", "bernoulli")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentEstimator:
+    """An estimate under the name by which settings and checkpoints know it; an agent is one of these and two networks.
+
+    Attributes:
+        name: of the estimator.
+        estimate: see `Estimate`. It has to be affine in the advantage, with the score as its slope.
+        action_kinds: what it is for.
+        uses_surrogate: whether it is given a surrogate, which then learns to lower its variance.
+        most_actions: how many actions there may be, where it asks for each of them; None for no limit.
+    """
+
+    name: str
+    estimate: Estimate
+    action_kinds: tuple[str, ...] = (*DISCRETE, "gaussian")
+    uses_surrogate: bool = False
+    most_actions: int | None = None
+
+
+RELAX = AgentEstimator(name="relax", estimate=relax, action_kinds=DISCRETE, uses_surrogate=True)
+LAX = AgentEstimator(name="lax", estimate=lax, action_kinds=("gaussian",), uses_surrogate=True)
+MARGINAL = AgentEstimator(
+    name="marginal", estimate=marginal, action_kinds=DISCRETE, uses_surrogate=True, most_actions=64
+)
+A2C = AgentEstimator(name="a2c", estimate=a2c)
+REINFORCE = AgentEstimator(name="reinforce", estimate=reinforce)
+
+
+def check_estimator(estimator: AgentEstimator, actions: ActionEncoder) -> None:
+    """Raises SettingsError if an estimator is not for such actions, or asks for each of too many."""
+    if actions.kind not in estimator.action_kinds:
+        other, kind = ("lax", "continuous") if actions.kind == "gaussian" else ("relax", "discrete")
+        raise SettingsError(
+            f"estimator {estimator.name!r} does not fit {kind} actions; use {other!r} (or auto, a2c, reinforce)"
+        )
+    if estimator.most_actions is None or actions.kind == "gaussian":
+        return
+    count = 2 ** actions.sizes[0] if actions.kind == "bernoulli" else math.prod(actions.sizes)
+    if count > estimator.most_actions:
+        raise SettingsError(
+            f"estimator {estimator.name!r} asks its surrogate at every action, and there are {count}, expected at most "
+            f"{estimator.most_actions}; use 'relax'"
+        )

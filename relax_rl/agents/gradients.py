@@ -1,0 +1,236 @@
+"""One update as a pure function: parameters and a batch to gradients and metrics.
+
+Eager code calls it, compiled code traces it, a CUDA graph records it, and several workers average what it returns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relax_rl.agents.batch import Batch
+from relax_rl.agents.estimates import AgentEstimator, Experience, a2c
+from relax_rl.agents.networks import Networks, Outputs
+from relax_rl.compute.optimizers import FlatParameters, clip_scale
+from relax_rl.critics import explained_variance
+from relax_rl.distributions import Distribution
+from relax_rl.estimators import noise_behind, unclipped, variance_loss, weighted_moments
+from relax_rl.profiling import Watch, unwatched
+
+__all__ = ["Gradients", "Objective", "finished", "flattened", "gradients"]
+
+_SMALLEST_VARIANCE = 1e-8
+"""Where advantages vanish there is nothing to learn: below this mean squared norm a batch loses its weight."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the gradients are of; compiled code is made anew for each.
+
+    Attributes:
+        estimator: how the policy's gradient is estimated.
+        trains: names of the networks that learn: "policy" and "value" together, "surrogate", or all three.
+        off_policy: whether an earlier policy may have acted, so that rows count by the ratio of probabilities.
+        clip_range: PPO's, of that ratio.
+        value_coef: weight of V's loss.
+        max_grad_norm: norm to which the gradient of policy and value function is clipped.
+    """
+
+    estimator: AgentEstimator
+    trains: tuple[str, ...]
+    off_policy: bool = False
+    clip_range: float = math.inf
+    value_coef: float = 0.5
+    max_grad_norm: float = math.inf
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What a batch says.
+
+    Attributes:
+        of: gradients by the name of the network: one tensor for each of its parameters, or all of them flat.
+        sums: scalars over the batch's rows, of which workers take the mean like that of gradients: `rows` their weight,
+            `plain` the squared norm of A2C's gradient, `control` and `shared` that of what the surrogate brings in and
+            minus its product with A2C's, `divergence` KL(acting policy || policy).
+        metrics: scalars for the log, of a worker's own rows.
+    """
+
+    of: dict[str, Any]
+    sums: dict[str, Tensor]
+    metrics: dict[str, Tensor]
+
+
+def gradients(
+    networks: Networks, batch: Batch, objective: Objective, *, known: Outputs | None = None, watch: Watch = unwatched
+) -> Gradients:
+    """The gradients of an objective at the networks' parameters, and of nothing else; nothing is changed.
+
+    Policy and value function get those of their loss, a mean over all workers' rows. The surrogate gets that of the sum
+    over rows of the squared norm of the estimate, which `finished` puts in proportion.
+
+    Args:
+        networks: at the parameters in question.
+        batch: B rows.
+        objective: whose gradients.
+        known: what the networks say of the batch's observations, with its graph where policy or value function learn.
+        watch: told which section begins.
+    """
+    watch("estimate")
+    found = networks(batch.obs) if known is None else known
+    dist = networks.policy.distribution(found.params.detach().requires_grad_())
+    experience, ratio = _as_if_on_policy(batch, dist, found.features, objective)
+    estimate = objective.estimator.estimate(experience, dist, networks.surrogate)
+    plain = a2c(experience, dist) if objective.estimator.uses_surrogate else estimate
+    if ratio is not None:
+        estimate, plain = ratio.unsqueeze(-1) * estimate, ratio.unsqueeze(-1) * plain
+    of: dict[str, Any] = {}
+    sums, metrics = {"rows": batch.weight.sum()}, {}
+    if ratio is not None:
+        sums["divergence"] = ((ratio - 1.0 - ratio.clamp(min=1e-30).log()) * batch.weight).sum()
+        if math.isfinite(objective.clip_range):
+            kept = unclipped(batch.advantage, ratio, objective.clip_range)
+            metrics["policy/clipped"] = 1.0 - kept.to(ratio.dtype).mean()
+    if objective.estimator.uses_surrogate:
+        sums["plain"] = _squared_norms(plain) @ batch.weight
+    if "policy" in objective.trains:
+        applied = estimate.detach()
+        if batch.control_scale is not None:
+            rest = applied - plain
+            sums |= {"control": _squared_norms(rest) @ batch.weight, "shared": -(plain * rest).sum(-1) @ batch.weight}
+            applied = torch.lerp(plain, applied, batch.control_scale)
+        watch("backward")
+        entropy = dist.entropy()
+        of["policy"], of["value"], metrics["losses/value"] = _of_policy_and_value(
+            networks, batch, found, applied, dist.params, entropy, objective
+        )
+        named = {"variance": applied} if plain is estimate else {"variance": applied, "variance_a2c": plain}
+        metrics |= _statistics(batch, entropy.detach(), found.value[: len(batch.weight)].detach(), named)
+    if "surrogate" in objective.trains and networks.surrogate is not None:
+        watch("surrogate")
+        pull = 2.0 * batch.weight.unsqueeze(-1) * estimate.detach()
+        of["surrogate"] = _gradients_at(networks.surrogate, [estimate], [pull])
+        metrics["losses/variance"] = variance_loss(estimate.detach(), batch.weight)
+    return Gradients(of, sums, metrics)
+
+
+def flattened(found: Gradients, flat: Mapping[str, FlatParameters]) -> Gradients:
+    """The same with the gradients of each network as one tensor."""
+    return Gradients({name: flat[name].flatten(x) for name, x in found.of.items()}, found.sums, found.metrics)
+
+
+def finished(found: Gradients, objective: Objective) -> Gradients:
+    """Flat gradients, averaged over the workers, as optimisers take them: those of policy and value function clipped by their common norm.
+
+    The surrogate's variance counts relative to that of the plain gradient on the same rows, a factor that phi does not
+    enter: advantages vary by orders of magnitude from batch to batch, and a single failure would otherwise drown a
+    hundred calm batches, on which an untrained surrogate then adds more noise than there was.
+    """
+    of, metrics = dict(found.of), dict(found.metrics)
+    if "policy" in of:
+        norm = torch.hypot(torch.linalg.vector_norm(of["policy"]), torch.linalg.vector_norm(of["value"]))
+        kept = clip_scale(norm, objective.max_grad_norm)
+        of |= {"policy": of["policy"] * kept, "value": of["value"] * kept}
+        metrics["policy/grad_norm"] = norm
+    if "surrogate" in of:
+        unit = found.sums["plain"] + _SMALLEST_VARIANCE * found.sums["rows"]
+        of["surrogate"] = of["surrogate"] / unit.clamp(min=torch.finfo(unit.dtype).tiny)
+    return Gradients(of, found.sums, metrics)
+
+
+def _as_if_on_policy(
+    batch: Batch, dist: Distribution, features: Tensor, objective: Objective
+) -> tuple[Experience, Tensor | None]:
+    """What an estimate sees of the rows, and the ratio `[B]` of the policy's probabilities to those of the one that acted.
+
+    Every gradient of the policy at hand is that of its own actions times this ratio (Schulman et al. 2017). The noise
+    behind an action is drawn anew from its law given that action: what made the action at first need not lead to it.
+    """
+    noise, advantage, return_, ratio = batch.noise, batch.advantage, batch.return_, None
+    if objective.off_policy:
+        with torch.no_grad():
+            assert batch.old_log_prob is not None
+            ratio = torch.exp(dist.log_prob(batch.action) - batch.old_log_prob)
+            noise = noise_behind(dist, batch.action, batch.conditional_noise)
+            if math.isfinite(objective.clip_range):
+                kept = unclipped(advantage, ratio, objective.clip_range).to(advantage.dtype)
+                advantage, return_ = advantage * kept, return_ * kept
+    return Experience(features, batch.action, noise, advantage, return_, batch.weight), ratio
+
+
+def _of_policy_and_value(
+    networks: Networks,
+    batch: Batch,
+    found: Outputs,
+    estimate: Tensor,
+    leaf: Tensor,
+    entropy: Tensor,
+    objective: Objective,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Pull the estimate back through the policy, and regress V on returns.
+
+    V's loss is the mean over the rows of the batch and of the earlier rollouts in it, each rollout counting alike.
+
+    Args:
+        networks, batch, objective: as for `gradients`.
+        found: what the networks say, with its graph.
+        estimate: `[B, P]` of the gradient at the policy's parameters.
+        leaf: `[B, P]` the parameters as they stand in `entropy` `[B]`.
+
+    Returns:
+        The gradients of the policy and of what is the value function's own, and V's loss on the batch's own rows.
+    """
+    weight, rows = batch.weight, batch.shard.divisor
+    ascent = estimate
+    if batch.entropy_coef is not None:
+        (of_entropy,) = torch.autograd.grad(entropy.sum(), leaf)
+        ascent = ascent + batch.entropy_coef * of_entropy
+    # Rows without weight still count in `rows`: a divisor that depends on the batch would bias the mean.
+    pulled = -ascent * (weight / rows).unsqueeze(-1)
+    value = found.value[: len(weight)]
+    error = (value.detach() - batch.return_) * weight
+    earlier = 0 if batch.past_obs is None else len(batch.past_obs)
+    share = 2.0 * objective.value_coef / (rows * (1 + earlier))  # of a row of any rollout in the gradient of V's loss
+    outputs, gradients_there = [found.params, value], [pulled, error * share]
+    if batch.past_obs is not None and batch.past_return is not None and batch.past_weight is not None:
+        past = networks.value(batch.past_obs.flatten(0, 1))
+        past_error = (past.detach() - batch.past_return.flatten()) * batch.past_weight.flatten()
+        outputs, gradients_there = [*outputs, past], [*gradients_there, past_error * share]
+    of_policy = list(networks.policy.parameters())
+    both = _gradients_at([*of_policy, *networks.value_part.parameters()], outputs, gradients_there)
+    return both[: len(of_policy)], both[len(of_policy) :], error.square().sum() / rows
+
+
+def _gradients_at(
+    where: nn.Module | list[nn.Parameter], outputs: list[Tensor], gradients_there: list[Tensor]
+) -> list[Tensor]:
+    """One gradient a parameter; zeros where the outputs do not depend on it."""
+    parameters = list(where.parameters()) if isinstance(where, nn.Module) else where
+    return list(torch.autograd.grad(outputs, parameters, gradients_there, allow_unused=True, materialize_grads=True))
+
+
+def _squared_norms(x: Tensor) -> Tensor:
+    return x.detach().square().sum(-1)
+
+
+def _statistics(batch: Batch, entropy: Tensor, value: Tensor, estimates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Moments over the rows of a batch, all taken at once.
+
+    Args:
+        batch: as the update saw it.
+        entropy, value: `[B]` of the policy, and V from before the update.
+        estimates: `[B, P]` gradients, by the name under which their variance is reported.
+    """
+    columns = torch.stack([entropy, batch.return_, batch.return_ - value], 1)
+    mean, variance = weighted_moments(torch.cat([columns, *(x.detach() for x in estimates.values())], 1), batch.weight)
+    of_scalars, of_gradients = variance[:3], variance[3:].unflatten(0, (len(estimates), -1)).sum(1)
+    return {
+        "policy/entropy": mean[0],
+        "value/explained_variance": explained_variance(of_scalars[1], of_scalars[2]),
+        **{f"estimate/{name}": x for name, x in zip(estimates, of_gradients.unbind(), strict=True)},
+    }

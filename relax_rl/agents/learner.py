@@ -1,0 +1,223 @@
+"""The steps of an agent's networks on a rollout: gradients eager or compiled, optimisers, passes within a trust region."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice, repeat
+
+import torch
+from torch import Tensor
+
+from relax_rl.agents.batch import Batch
+from relax_rl.agents.compiled import CompiledGradients, chooses_compiled
+from relax_rl.agents.estimates import AgentEstimator
+from relax_rl.agents.gradients import Gradients, Objective, finished, flattened, gradients
+from relax_rl.agents.networks import Networks, Outputs
+from relax_rl.agents.shards import minibatches, sample_noise
+from relax_rl.compute.compilation import CompilationError, warn_or_raise
+from relax_rl.compute.optimizers import OPTIMIZERS, Adam, FlatParameters, Optimizer
+from relax_rl.distributed import ALONE, Workers
+from relax_rl.errors import TrainingDiverged
+from relax_rl.profiling import Watch, unwatched
+from relax_rl.settings.config import AgentConfig
+
+__all__ = ["Learner"]
+
+_MOST_RATIO = 2.0
+"""Where the ratio of new to old probability is cut when a surrogate learns from rows of an earlier policy: they count as the
+present one would meet them, as far as a few of them do not drown the rest."""
+
+Metrics = dict[str, Tensor | float]
+
+
+class Learner:
+    """Holds the optimisers of some networks, and takes their steps.
+
+    Args:
+        networks: what learns.
+        estimator: how the policy's gradient is estimated.
+        config: learning rates and what an update is made of.
+        generator: of the noise and the order of passes; in the same state on every worker.
+
+    Attributes:
+        optimizers: by the names of `Networks.parts`.
+        workers: the processes that learn together.
+        watch: told which section of an update begins.
+        compiled: where gradients come from, in the place of eager code; None where that failed.
+    """
+
+    def __init__(
+        self, networks: Networks, estimator: AgentEstimator, config: AgentConfig, generator: torch.Generator
+    ) -> None:
+        self.networks, self.config, self.generator = networks, config, generator
+        self.workers: Workers = ALONE
+        self.watch: Watch = unwatched
+        self.compiled: CompiledGradients | None = None
+        self.flat = {name: FlatParameters(part.parameters()) for name, part in networks.parts().items()}
+        rates = {"policy": config.policy_lr, "value": config.value_lr, "surrogate": config.surrogate_lr}
+        kinds = {"surrogate": Adam}
+        self.optimizers: dict[str, Optimizer] = {
+            name: kinds.get(name, OPTIMIZERS[config.optimizer])(flat, lr=rates[name])
+            for name, flat in self.flat.items()
+        }
+        own = Objective(
+            estimator,
+            ("policy", "value"),
+            value_coef=config.value_coef,
+            max_grad_norm=config.max_grad_norm,
+        )
+        # The estimate is unbiased for a surrogate that has not seen the actions it is used on: within passes it waits.
+        self._at_once = replace(own, trains=tuple(self.flat))
+        self._in_passes = replace(own, off_policy=True, clip_range=config.clip_range)
+        self._surrogate_alone = replace(own, trains=("surrogate",), off_policy=True)
+
+    def choose_compiled(self, total_steps: int, num_envs: int) -> None:
+        """Take compiled code from here on if the settings ask for it, or if that many environment steps make it pay.
+
+        Raises:
+            SettingsError: if compiled code is asked for and impossible.
+        """
+        workers = self.workers.count
+        if self.compiled is None and chooses_compiled(
+            self.config, self.networks, workers=workers, total_steps=total_steps, num_envs=num_envs
+        ):
+            self.compiled = CompiledGradients(self.networks, self.flat)
+
+    def learn(self, batch: Batch, acted: Outputs, factor: float) -> tuple[Metrics, dict[str, Tensor]]:
+        """All steps of an update.
+
+        Args:
+            batch: the rows of a rollout, all of them.
+            acted: what the networks said of them before the update, with its graph where that is at hand.
+            factor: of the learning rates.
+
+        Returns:
+            The metrics, and the sums over rows (see `Gradients.sums`) under the policy that acted.
+
+        Raises:
+            TrainingDiverged: if a gradient is not finite; what it belongs to has not moved then.
+        """
+        config, taken = self.config, 1
+        if config.epochs > 1 or 0 < config.minibatch_size < batch.shard.rows:
+            params = acted.params.detach()
+            batch = replace(batch, old_log_prob=self._log_prob(params, batch.action))
+            metrics, sums, taken = self._pass_over(batch, factor)
+            remaining = taken * config.surrogate_steps
+        else:
+            known = acted if acted.params.requires_grad else None
+            metrics, sums = self.step(batch, self._at_once, factor, known)
+            remaining = config.surrogate_steps - 1
+            if remaining:
+                batch = replace(batch, old_log_prob=self._log_prob(acted.params.detach(), batch.action))
+        if remaining and "surrogate" in self.flat:
+            self.watch("surrogate")
+            metrics |= self.train_surrogate(batch, remaining, factor)
+        return metrics, sums
+
+    def step(
+        self, batch: Batch, objective: Objective, factor: float, known: Outputs | None = None
+    ) -> tuple[Metrics, dict[str, Tensor]]:
+        """One step of the networks that an objective trains; returns metrics and sums over rows.
+
+        Args:
+            batch, objective, known: as for `gradients`.
+            factor: of the learning rates.
+
+        Raises:
+            TrainingDiverged: if a gradient is not finite; nothing has moved then.
+        """
+        found = self._gradients(batch, objective, known)
+        self.watch("optimiser")
+        metrics: Metrics = dict(found.metrics)
+        if "policy/grad_norm" in metrics:
+            metrics["policy/grad_norm"] = norm = float(metrics["policy/grad_norm"])
+            metrics["policy/learning_rate"] = self.config.policy_lr * factor
+            if not math.isfinite(norm):
+                raise TrainingDiverged("the gradient is not finite")
+        for name in objective.trains:
+            self.optimizers[name].step(found.of[name], factor)
+        return metrics, found.sums
+
+    def train_surrogate(self, batch: Batch, count: int, factor: float) -> Metrics:
+        """Steps of the surrogate alone, on shuffled minibatches of rows of earlier policies, seen from the present one.
+
+        Args:
+            batch: rows with `old_log_prob`; a row counts by its ratio of probabilities, cut at 2.
+            count: how many steps; rows come again once all have been there.
+            factor: of the learning rate.
+        """
+        with torch.no_grad():
+            seen = self.networks(batch.obs)
+        dist = self.networks.policy.distribution(seen.params)
+        assert batch.old_log_prob is not None
+        metrics: Metrics = {}
+        ratio = torch.exp(dist.log_prob(batch.action) - batch.old_log_prob)
+        # As rows of the present policy, which they count as from here on.
+        batch = replace(
+            batch, weight=batch.weight * ratio.clamp(max=_MOST_RATIO), old_log_prob=dist.log_prob(batch.action)
+        )
+        endless = (each for _ in repeat(None) for each in self._minibatches(batch))
+        for part, index in islice(endless, count):
+            known = Outputs(seen.params[index], seen.value[:0], seen.features[index])
+            metrics, _ = self.step(part, self._surrogate_alone, factor, known)
+        return metrics
+
+    def _pass_over(self, batch: Batch, factor: float) -> tuple[Metrics, dict[str, Tensor], int]:
+        """Epochs of minibatches, each one step of policy and value function; see `learn`.
+
+        Advantages and returns stay those from before the first step.
+
+        Returns:
+            The metrics and sums of the first step, whose estimates are of the policy that acted, with the loss of the
+            last, and the policy's KL divergence from the one that acted; and how many steps were taken.
+        """
+        config, taken = self.config, 0
+        first: tuple[Metrics, dict[str, Tensor]] | None = None
+        for epochs in range(1, config.epochs + 1):  # noqa: B007
+            divergences, clipped = [], []
+            for part, _ in self._minibatches(batch):
+                metrics, sums = self.step(part, self._in_passes, factor)
+                first, taken = first or (metrics, sums), taken + 1
+                divergences.append(sums["divergence"] / sums["rows"].clamp(min=1.0 / self.workers.count))
+                clipped.append(torch.as_tensor(metrics.pop("policy/clipped", 0.0)))
+            kl = torch.stack(divergences).mean()
+            if math.isfinite(config.target_kl) and float(kl) > config.target_kl:
+                break
+        assert first is not None
+        last: Metrics = {name: x for name, x in metrics.items() if name.startswith("losses/")}
+        of_passes: Metrics = {
+            "policy/kl": kl,
+            "policy/clipped": torch.stack(clipped).mean(),
+            "policy/epochs": float(epochs),
+        }
+        return first[0] | last | of_passes, first[1], taken
+
+    def _minibatches(self, batch: Batch) -> Iterator[tuple[Batch, Tensor]]:
+        """One epoch of `(minibatch, [b] its rows)`, with fresh noise to draw z from given the actions."""
+        blank = self.networks.policy.distribution(batch.advantage.new_zeros(1, self.networks.policy.num_params))
+        for index, shard in minibatches(batch.shard, self.config.minibatch_size, self.generator):
+            part = batch.select(index, shard)
+            if hasattr(blank, "relax_given"):
+                part = replace(part, conditional_noise=sample_noise(blank, shard, self.generator))
+            yield part, index
+
+    @torch.no_grad()
+    def _log_prob(self, params: Tensor, action: Tensor) -> Tensor:
+        return self.networks.policy.distribution(params).log_prob(action)
+
+    def _gradients(self, batch: Batch, objective: Objective, known: Outputs | None) -> Gradients:
+        """Flat gradients, averaged over the workers, as optimisers take them."""
+        if self.compiled is not None:
+            self.watch("update")
+            try:
+                return self.compiled(batch, objective, known)
+            except CompilationError as error:
+                warn_or_raise(error, self.config.compile)
+                self.compiled = None
+        found = flattened(gradients(self.networks, batch, objective, known=known, watch=self.watch), self.flat)
+        if self.workers.count > 1:
+            self.watch("communication")
+            self.workers.average_(*found.of.values(), *found.sums.values())
+        return finished(found, objective)

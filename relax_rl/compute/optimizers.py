@@ -1,0 +1,160 @@
+"""Parameters laid out flat, and optimisers on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["OPTIMIZERS", "Adam", "FlatParameters", "Optimizer", "RMSprop", "clip_scale"]
+
+
+class FlatParameters:
+    """Parameters as views of one tensor, each in its own layout in memory.
+
+    Clipping, the optimiser's step and averaging over processes then cost a few kernels instead of a few per parameter,
+    which for small networks is most of their time.
+
+    Attributes:
+        data: the tensor that holds them all.
+        parameters: its views.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        self._sizes = [parameter.numel() for parameter in self.parameters]
+        self._orders = [_order_in_memory(parameter) for parameter in self.parameters]
+        self.data = self.parameters[0].detach().new_empty(sum(self._sizes))
+        for parameter, place in zip(self.parameters, self.data.split(self._sizes), strict=True):
+            view = place.as_strided(parameter.shape, parameter.stride())
+            view.copy_(parameter.detach())
+            parameter.data = view
+
+    def flatten(self, gradients: Sequence[Tensor]) -> Tensor:
+        """One gradient a parameter as one tensor, laid out like `data`."""
+        laid_out = zip(gradients, self._orders, strict=True)
+        return torch.cat([(x if order is None else x.permute(order)).reshape(-1) for x, order in laid_out])
+
+    def unflatten(self, data: Tensor) -> list[Tensor]:
+        """The parameters in a tensor that is laid out like `data`, as leaves that ask for a gradient."""
+        leaves = []
+        for parameter, order, piece in zip(self.parameters, self._orders, data.split(self._sizes), strict=True):
+            if order is None:
+                leaf = piece.detach().view(parameter.shape)
+            else:
+                back = [order.index(dim) for dim in range(len(order))]
+                leaf = piece.detach().view([parameter.shape[dim] for dim in order]).permute(back)
+            leaves.append(leaf.requires_grad_())
+        return leaves
+
+
+def _order_in_memory(parameter: Tensor) -> list[int] | None:
+    """Dimensions as they lie in memory, outermost first (channels last for convolutions); None if that is their order."""
+    order = sorted(range(parameter.dim()), key=parameter.stride, reverse=True)
+    return None if order == list(range(parameter.dim())) else order
+
+
+def clip_scale(norm: Tensor, max_norm: float) -> Tensor:
+    """What a gradient of this norm is multiplied by so that its norm is `max_norm` at most."""
+    return (max_norm / norm).clamp(max=1.0)
+
+
+class Optimizer(Protocol):
+    """Steps one `FlatParameters` down a gradient."""
+
+    def step(self, gradient: Tensor, factor: float = 1.0) -> None:
+        """One step, with the learning rate times `factor`; `gradient` is laid out like the parameters' `data`."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The state as tensors."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state_dict` gave; ValueError if it belongs to other parameters."""
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015, algorithm 1): the numbers of `torch.optim.Adam(fused=True)`, in one kernel on one tensor.
+
+    torch's optimiser prepares each of its steps in Python, which for small networks takes longer than the kernel.
+
+    Args:
+        parameters: what moves.
+        lr: learning rate.
+        betas: decays of the averages of the gradient and of its square.
+        eps: added to the root of the second.
+        decay: L2 decay of the parameters, added to their gradients.
+    """
+
+    def __init__(
+        self,
+        parameters: FlatParameters,
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        decay: float = 0.0,
+    ) -> None:
+        self.parameters, self.lr, self.betas, self.eps, self.decay = parameters, lr, betas, eps, decay
+        self.steps = 0
+        self.mean, self.square = torch.zeros_like(parameters.data), torch.zeros_like(parameters.data)
+        self._count = torch.zeros((), dtype=torch.float32, device=parameters.data.device)
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor, factor: float = 1.0) -> None:
+        self.steps += 1
+        torch._fused_adam_(
+            [self.parameters.data],
+            [gradient],
+            [self.mean],
+            [self.square],
+            [],
+            [self._count.fill_(self.steps)],
+            lr=self.lr * factor,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=self.decay,
+            eps=self.eps,
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"mean": self.mean, "square": self.square, "steps": torch.tensor(self.steps, dtype=torch.int64)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        _restore(self.mean, state["mean"])
+        _restore(self.square, state["square"])
+        self.steps = int(state["steps"])
+
+
+class RMSprop:
+    """RMSprop (Tieleman and Hinton 2012) with the constants A2C is usually run with; as `torch.optim.RMSprop`."""
+
+    def __init__(self, parameters: FlatParameters, *, lr: float, decay: float = 0.99, eps: float = 1e-5) -> None:
+        self.parameters, self.lr, self.decay, self.eps = parameters, lr, decay, eps
+        self.square = torch.zeros_like(parameters.data)
+        self._denominator = torch.empty_like(parameters.data)
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor, factor: float = 1.0) -> None:
+        self.square.mul_(self.decay).addcmul_(gradient, gradient, value=1.0 - self.decay)
+        denominator = torch.sqrt(self.square, out=self._denominator).add_(self.eps)
+        self.parameters.data.addcdiv_(gradient, denominator, value=-self.lr * factor)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"square": self.square}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        _restore(self.square, state["square"])
+
+
+OPTIMIZERS = {"adam": Adam, "rmsprop": RMSprop}
+"""By the names that settings know."""
+
+
+def _restore(target: Tensor, source: Tensor) -> None:
+    if target.shape != source.shape:
+        raise ValueError(f"an optimiser's state is for {source.numel()} parameters, there are {target.numel()}")
+    target.copy_(source)

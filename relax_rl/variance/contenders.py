@@ -1,0 +1,124 @@
+"""The estimators whose variance is measured: those that fit an agent's actions, with surrogates as they are and fitted."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relax_rl.agents import AGENTS, ActorCritic
+from relax_rl.agents.batch import Batch
+from relax_rl.agents.estimates import MARGINAL, AgentEstimator, Experience, a2c, check_estimator
+from relax_rl.agents.networks import Outputs, make_networks
+from relax_rl.critics import surrogate_at
+from relax_rl.errors import SettingsError
+from relax_rl.variance.fitting import fit_surrogate, relative_variance
+
+__all__ = ["REFERENCE", "STATE_PART", "Contender", "contenders", "fresh_surrogate", "seen"]
+
+REFERENCE = "a2c"
+"""The estimator that the others are measured against."""
+
+STATE_PART = "state part"
+"""Added to the name of a contender that takes its surrogate for a baseline of the state alone."""
+
+_ACTIONS_AVERAGED = 16
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to estimate an agent's gradient.
+
+    Attributes:
+        name: what it is called in results.
+        estimate: experience and action distribution to `[B, P]` gradients at the distribution's parameters, affine in
+            the advantage with the score as its slope.
+        fit: trains its surrogate, if it has one that is to be trained, on the experience of a rollout.
+    """
+
+    name: str
+    estimate: Callable[[Experience, Any], Tensor]
+    fit: Callable[[Experience, Any], None] | None = None
+
+
+def seen(agent: ActorCritic, batch: Batch, outputs: Outputs) -> tuple[Experience, Any]:
+    """What an estimate sees of an agent's batch and its networks' outputs on it: experience and action distribution."""
+    experience = Experience(outputs.features, batch.action, batch.noise, batch.advantage, batch.return_, batch.weight)
+    return experience, agent.policy.distribution(outputs.params.detach())
+
+
+def contenders(agent: ActorCritic, *, fit_batches: int, seed: int = 0) -> list[Contender]:
+    """The estimators that fit the agent's actions, each with a surrogate of its own where it has one.
+
+    After each of these stands the same surrogate averaged over actions, as a baseline of the state: what the first
+    gains beyond it is owed to the dependence on the action, the rest makes up for errors of V.
+
+    Args:
+        agent: whose surrogate, if it has one, enters as it stands, as much of it as in an update.
+        fit_batches: rollouts of the frozen policy on which surrogates will be trained for further contenders, which
+            start from the agent's own surrogate if it is of their kind, else from nothing; 0 leaves them out.
+        seed: of fresh surrogates and of the noise of relaxations.
+    """
+    found = [Contender(name, _with(AGENTS[name].estimator, None)) for name in ("reinforce", REFERENCE)]
+    if (own := agent.networks.surrogate) is not None:
+        eta = 1.0 if agent.control_scale is None else agent.control_scale.value
+        for each in _with_state_part(agent.name, agent.estimator, own, seed):
+            found.append(replace(each, estimate=_scaled(each.estimate, eta)))
+    for name, kind in AGENTS.items() if fit_batches else ():
+        with suppress(SettingsError):  # of estimators for other actions, or for fewer
+            check_estimator(kind.estimator, agent.actions)
+            if kind.estimator.uses_surrogate:
+                surrogate = copy.deepcopy(own) if own and name == agent.name else fresh_surrogate(agent, seed)
+                found += _fitted(agent, kind.estimator, surrogate, fit_batches, seed)
+    return found
+
+
+def fresh_surrogate(agent: ActorCritic, seed: int) -> nn.Module:
+    """The surrogate that an agent of this seed with the same spaces and settings begins with."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        surrogate = make_networks(agent.observations, agent.actions, agent.config, surrogate=True).surrogate
+    assert surrogate is not None
+    return surrogate.to(agent.device)
+
+
+def _fitted(
+    agent: ActorCritic, estimator: AgentEstimator, surrogate: nn.Module, rollouts: int, seed: int
+) -> list[Contender]:
+    """An estimate whose surrogate is trained first, and its state part."""
+    loss = relative_variance(_with(estimator, surrogate))
+    generator = torch.Generator(agent.device).manual_seed(seed)
+    fit = fit_surrogate(agent.policy, surrogate, loss, rollouts=rollouts, generator=generator)
+    whole, state_part = _with_state_part(f"{estimator.name}, fitted", estimator, surrogate, seed)
+    return [replace(whole, fit=fit), state_part]
+
+
+def _with(estimator: AgentEstimator, surrogate: nn.Module | None) -> Callable[[Experience, Any], Tensor]:
+    return lambda x, dist: estimator.estimate(x, dist, surrogate)
+
+
+def _scaled(estimate: Callable[[Experience, Any], Tensor], eta: float) -> Callable[[Experience, Any], Tensor]:
+    """With a fraction of the surrogate."""
+    return lambda x, dist: torch.lerp(a2c(x, dist), estimate(x, dist), eta)
+
+
+def _with_state_part(name: str, estimator: AgentEstimator, surrogate: nn.Module, seed: int) -> list[Contender]:
+    """An estimate, and the surrogate's mean over actions as a baseline: g = (A - E_a c^(s, a)) dlog pi(a | s)."""
+
+    @torch.no_grad()
+    def state_part(x: Experience, dist: Any) -> Tensor:
+        embedded = estimator is MARGINAL  # which asks c^ at actions, the others at relaxed ones
+        control = surrogate_at(surrogate, x.features, None if embedded else dist)
+        # Drawn apart from the actions taken, so that nothing is biased, and alike at every call, so that the estimate is
+        # affine in the advantage.
+        generator = torch.Generator(x.advantage.device).manual_seed(seed + 1)
+        draws = (dist.relax(dist.sample_noise(generator)) for _ in range(_ACTIONS_AVERAGED))
+        each = (control(dist.embed(dist.threshold(z)) if embedded else z) for z in draws)
+        return a2c(replace(x, advantage=x.advantage - sum(each) / _ACTIONS_AVERAGED), dist)
+
+    return [Contender(name, _with(estimator, surrogate)), Contender(f"{name}, {STATE_PART}", state_part)]

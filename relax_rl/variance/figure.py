@@ -1,0 +1,85 @@
+"""The figure of the command `variance`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relax_rl.runs.plotting import png
+from relax_rl.serialization import write_bytes_atomic
+
+if TYPE_CHECKING:
+    from relax_rl.estimators.diagnostics import VarianceParts
+    from relax_rl.variance.gradient import AppliedVariance
+
+__all__ = ["plot_variances"]
+
+_COLOURS = {"trajectory": "#bbbbbb", "state": "#7fb2d9", "action": "#d9793d"}
+
+
+def plot_variances(
+    path: Path, applied: Mapping[str, AppliedVariance], parts: Mapping[str, VarianceParts] | None, *, title: str
+) -> None:
+    """Draw the variance of each estimator as a PNG, atomically: of an update's gradient, and its parts if there are any.
+
+    Args:
+        path: the file.
+        applied: by estimator.
+        parts: by estimator.
+        title: above the figure.
+
+    Raises:
+        RelaxRLError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure  # no pyplot: it would pick a screen and keep figures alive
+
+    rows = max(len(applied), len(parts or ()))
+    figure = Figure(figsize=(11 if parts else 6.5, 1.6 + 0.45 * rows), dpi=120, layout="constrained")
+    panels = figure.subplots(1, 2 if parts else 1, squeeze=False)[0]
+    _plot_applied(panels[0], applied)
+    if parts:
+        _plot_parts(panels[1], parts)
+    figure.suptitle(title)
+    write_bytes_atomic(path, png(figure))
+
+
+def _plot_applied(axes: Any, applied: Mapping[str, AppliedVariance]) -> None:
+    for place, found in enumerate(applied.values()):
+        ratio = found.ratio
+        axes.plot([ratio.low, ratio.high], [place, place], color="0.3", linewidth=1.5)
+        axes.plot([ratio.value], [place], "o", color="#d9793d", markersize=7)
+        axes.annotate(f"{ratio.value:.2g}", (ratio.high, place), (7, 0), textcoords="offset points", va="center")
+    axes.axvline(1.0, color="0.6", linestyle="--", linewidth=1, zorder=0)
+    axes.set_xscale("log")
+    axes.margins(x=0.25)
+    _name_rows(axes, applied, "variance of an update's gradient, times A2C's")
+
+
+def _plot_parts(axes: Any, parts: Mapping[str, VarianceParts]) -> None:
+    """Stacked bars; one without baseline can be hundreds of times as long as the others, and is cut off."""
+    totals = sorted(found.total.value for found in parts.values())
+    middle = totals[(len(totals) - 1) // 2]
+    limit = 1.15 * max(found.total.high for found in parts.values() if found.total.value <= 10 * middle)
+    for place, found in enumerate(parts.values()):
+        left = 0.0
+        for name, colour in _COLOURS.items():
+            # An unbiased estimate of a small part may fall below zero; as a length it is nothing.
+            width = max(0.0, getattr(found, name).value)
+            axes.barh(place, width, left=left, color=colour, height=0.6, label=name if place == 0 else None)
+            left += width
+        axes.plot([found.total.low, found.total.high], [place, place], color="0.3", linewidth=1.5)
+        if left > limit:
+            beside = {"textcoords": "offset points", "ha": "right", "va": "center"}
+            axes.annotate(f"{found.total.value:.2g} →", (limit, place), (-4, 0), **beside)
+    axes.set_xlim(0, limit)
+    axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
+    _name_rows(axes, parts, "variance of one row's gradient, by origin (line: 95% interval of the total)")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+
+
+def _name_rows(axes: Any, rows: Mapping[str, Any], label: str) -> None:
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.25)
+    axes.set_xlabel(label)

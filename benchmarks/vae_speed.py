@@ -149,7 +149,7 @@ def _update(trainer: Trainer) -> Callable[[], None]:
 
     def update() -> None:
         found = trainer.main_gradients(trainer.next_images())
-        trainer.move_model(found)
+        trainer.optimizer.step(found.model)
         trainer.main.learn(found)
 
     return update
@@ -159,7 +159,7 @@ def _added(trainer: Trainer, data: Dataset) -> float:
     """Seconds that the loop adds to a step: each of its parts, by how often it comes."""
     config = trainer.config
     valid = torch.from_numpy(data.valid[: config.valid_images]).float()
-    gradient = [torch.randn_like(parameter) for parameter in trainer.model.encoder_parameters]
+    gradient = torch.randn(sum(parameter.numel() for parameter in trainer.model.encoder_parameters))
     display = Display()
 
     def row() -> None:

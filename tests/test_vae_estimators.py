@@ -16,8 +16,9 @@ from relax_rl.estimators import ESTIMATORS
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.estimators import LAYERED, make_layered_estimator
 from relax_rl.experiments.vae.exact import expected_loss
-from relax_rl.experiments.vae.gradient import gradients
+from relax_rl.experiments.vae.gradient import encoder_part, gradients
 from relax_rl.experiments.vae.noise import Noise
+from relax_rl.experiments.vae.optimizer import pieces
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 from tests.oracles import central_differences
 
@@ -58,21 +59,21 @@ def image(copies=1):
 
 
 def flat_gradient(model, estimator, x, noise):
-    """At the encoder's parameters, then the generative ones; the estimator's moving moments move."""
+    """At the model's parameters; the estimator's moving moments move."""
     found = gradients(model, estimator, x, noise)
     estimator.move_moments(found.signals)
-    return torch.cat([gradient.flatten() for gradient in (*found.encoder, *found.generative)])
+    return found.model
 
 
 def learned_gradients(model, estimator, x, noise):
     """By parameter of the estimator."""
+    parameters = [parameter for group in estimator.groups() for parameter in group]
     found = gradients(model, estimator, x, noise, at="nothing").learned
-    return dict(zip(estimator.parameters(), found, strict=True))
+    return dict(zip(parameters, pieces(found, parameters), strict=True))
 
 
 def exact_gradient(model):
-    parameters = [*model.encoder_parameters, *model.generative_parameters]
-    grads = torch.autograd.grad(expected_loss(model, image()).sum(), parameters)
+    grads = torch.autograd.grad(expected_loss(model, image()).sum(), list(model.parameters()))
     return torch.cat([grad.flatten() for grad in grads])
 
 
@@ -150,7 +151,7 @@ def test_vimco_follows_the_bound_of_several_samples():
     log_w = -torch.stack(model.terms(model.target(image()), bits, logits)).sum(0)
     bound = torch.logsumexp(torch.stack(torch.broadcast_tensors(log_w[:, None], log_w[None])), 0) - math.log(2)
     expected = -(torch.exp(log_q[:, None] + log_q[None]) * bound).sum()
-    grads = torch.autograd.grad(expected, [*model.encoder_parameters, *model.generative_parameters])
+    grads = torch.autograd.grad(expected, list(model.parameters()))
     exact = torch.cat([grad.flatten() for grad in grads])
     assert z_scores(model, make("vimco", model, num_samples=2), exact).abs().max() < 4.5
     assert not torch.allclose(exact, exact_gradient(model), rtol=0.1)
@@ -276,14 +277,16 @@ def test_gradients_move_nothing_and_are_there_for_every_parameter(name):
     found = gradients(model, estimator, image(5), seeded())
     assert all(torch.equal(x, before[key]) for key, x in both.state_dict().items())
     assert all(parameter.grad is None for parameter in both.parameters())
-    assert found.loss.shape == (5,) and not any(x.requires_grad for x in (found.loss, *found.tensors))
-    parameters = [*model.encoder_parameters, *model.generative_parameters, *estimator.parameters()]
-    shapes = [x.shape for x in (*found.encoder, *found.generative, *found.learned)]
-    assert shapes == [parameter.shape for parameter in parameters]
-    assert all(x.isfinite().all() for x in found.tensors)
+    every = vars(found).values()
+    assert found.loss.shape == (5,) and all(x.isfinite().all() and not x.requires_grad for x in every)
+    sizes = [sum(x.numel() for x in module.parameters()) for module in (model, estimator)]
+    assert [len(found.model), len(found.learned)] == sizes
     watching = gradients(model, estimator, image(5), seeded(), at="encoder")
-    assert not watching.generative and all(map(torch.equal, watching.encoder, found.encoder))
-    assert not gradients(model, estimator, image(5), seeded(), at="nothing").encoder
+    assert torch.equal(watching.model, encoder_part(model, found.model))
+    inside = pieces(watching.model, model.encoder_parameters)
+    whole = dict(zip(model.parameters(), pieces(found.model, list(model.parameters())), strict=True))
+    assert all(torch.equal(x, whole[parameter]) for x, parameter in zip(inside, model.encoder_parameters, strict=True))
+    assert not len(gradients(model, estimator, image(5), seeded(), at="nothing").model)
 
 
 def test_every_estimator_of_the_registry_that_is_for_bits_is_there():
@@ -318,7 +321,7 @@ def test_extreme_logits_stay_finite():
     for name in ("relax", "rebar", "dlax", "gumbel-rao", "reinmax", "arms", "disarm"):
         estimator = make(name, model)
         found = gradients(model, estimator, image(200), seeded())
-        assert all(x.isfinite().all() for x in found.tensors), name
+        assert all(x.isfinite().all() for x in vars(found).values()), name
 
 
 @pytest.mark.parametrize("name", ["muprop", "simple-muprop"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from relax_rl.compute.compilation import NO_COMPILER, compile_function, has_compiler
+from relax_rl.compute.compilation import NO_COMPILER, Compiled, has_compiler
+from relax_rl.compute.optimizers import FlatParameters
 from relax_rl.distributed import Workers
 from relax_rl.errors import SettingsError
 from relax_rl.experiments.vae.config import VaeConfig
@@ -47,38 +47,46 @@ class CompiledGradients:
 
     Args:
         model, estimator: whose parameters and buffers are read anew at every call.
+        flats: their parameters, as their optimisers hold them.
     """
 
-    def __init__(self, model: SigmoidBeliefNetwork, estimator: LayeredEstimator) -> None:
+    def __init__(
+        self, model: SigmoidBeliefNetwork, estimator: LayeredEstimator, flats: Sequence[FlatParameters]
+    ) -> None:
         self._both = _Both(model, estimator)
-        self._tensors = {**dict(self._both.named_parameters()), **dict(self._both.named_buffers())}
-        self._graphs: dict[tuple[int, ...], _Graph] = {}
+        self._flats = {f"parameters/{i}": each for i, each in enumerate(flats)}
+        self._names = {parameter: name for name, parameter in self._both.named_parameters()}
+        self._buffers = dict(self._both.named_buffers())
+        self._compiled = Compiled(self._of_tensors)
+        self._draws: dict[torch.Size, list[tuple[tuple[int, ...], torch.dtype | None]]] = {}
 
     def __call__(self, x: Tensor, noise: Noise) -> Gradients:
-        """Of images `[B, D]`."""
-        graph = self._graphs.get(tuple(x.shape))
-        if graph is None:
-            graph = self._graphs[tuple(x.shape)] = self._compiled(x)
-        drawn = [noise.uniform(shape, dtype) for shape, dtype in graph.draws]
-        with torch.no_grad():
-            found = iter(graph.run(*self._tensors.values(), x, *drawn))
-        return Gradients(next(found), *([next(found) for _ in range(count)] for count in graph.counts))
+        """Of images `[B, D]`.
 
-    def _compiled(self, x: Tensor) -> _Graph:
-        """Trace and compile the gradients for images of this shape."""
-        recorded = RecordedNoise(torch.Generator().manual_seed(0))
-        trial = self._both(x, recorded)
+        Raises:
+            CompilationError: it cannot be compiled; nothing was drawn then.
+        """
+        draws = self._draws.get(x.shape)
+        if draws is None:
+            recorded = RecordedNoise(torch.Generator().manual_seed(0))
+            self._both(x, recorded)
+            self._compiled(self._inputs(x, recorded.drawn))
+            draws = self._draws[x.shape] = recorded.draws
+        drawn = [noise.uniform(shape, dtype) for shape, dtype in draws]
+        return Gradients(**self._compiled(self._inputs(x, drawn)))
 
-        def function(*tensors: Tensor) -> tuple[Tensor, ...]:
-            images, *drawn = tensors[len(self._tensors) :]
-            each = zip(self._tensors.items(), tensors, strict=False)
-            exchanged = {name: given.detach().requires_grad_(own.requires_grad) for (name, own), given in each}
-            found = torch.func.functional_call(self._both, exchanged, (images, GivenNoise(drawn)))
-            return tuple(x.detach() for x in (found.loss, *found.tensors))
+    def _inputs(self, x: Tensor, drawn: Sequence[Tensor]) -> dict[str, Tensor]:
+        parameters = {name: each.data for name, each in self._flats.items()}
+        return parameters | self._buffers | {"x": x} | {f"noise/{i}": each for i, each in enumerate(drawn)}
 
-        run = compile_function(function, [*self._tensors.values(), x, *recorded.drawn])
-        counts = [len(part) for part in (trial.encoder, trial.generative, trial.learned, trial.signals)]
-        return _Graph(run, recorded.draws, counts)
+    def _of_tensors(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`gradients` as a function of tensors alone."""
+        given = {name: inputs[name] for name in self._buffers}
+        for key, each in self._flats.items():
+            given |= zip(map(self._names.__getitem__, each.parameters), each.unflatten(inputs[key]), strict=True)
+        noise = GivenNoise([x for name, x in inputs.items() if name.startswith("noise/")])
+        found: Gradients = torch.func.functional_call(self._both, given, (inputs["x"], noise))
+        return vars(found)
 
 
 class _Both(nn.Module):
@@ -90,18 +98,3 @@ class _Both(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Gradients:
         return gradients(self.model, self.estimator, x, noise)
-
-
-@dataclass(frozen=True)
-class _Graph:
-    """Compiled code.
-
-    Attributes:
-        run: parameters, buffers, images and random draws -> the loss and all tensors of `Gradients`.
-        draws: shape and type of each draw.
-        counts: of the gradients at the encoder, at the generative parameters and at the estimator, and of signals.
-    """
-
-    run: Callable[..., tuple[Tensor, ...]]
-    draws: Sequence[tuple[tuple[int, ...], torch.dtype | None]]
-    counts: Sequence[int]

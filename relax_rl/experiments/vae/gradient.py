@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from relax_rl.distributed import ALONE, Workers
 from relax_rl.experiments.vae.baselines import MovingMoments
 from relax_rl.experiments.vae.noise import Noise
+from relax_rl.experiments.vae.optimizer import flat
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 
-__all__ = ["Gradient", "Gradients", "LayeredEstimator", "Stateless", "at_logits", "gradients"]
+__all__ = ["Gradient", "Gradients", "LayeredEstimator", "Stateless", "at_logits", "encoder_part", "gradients"]
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,12 @@ class LayeredEstimator(nn.Module):
         """The gradient for images `[B, D]`."""
         raise NotImplementedError
 
-    def decayed_parameters(self) -> list[nn.Parameter]:
-        """The parameters that weight decay applies to, and a learning rate of their own."""
-        return []
+    def groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The parameters that weight decay applies to, with a learning rate of their own, and all others."""
+        return [], list(self.parameters())
 
-    def move_moments(self, signals: Sequence[Tensor]) -> None:
-        """Take in the signals of a step, which `Gradient` and `Gradients` name."""
+    def move_moments(self, signals: Tensor) -> None:
+        """Take in the signals `[n, 2]` of a step, which `Gradients` holds."""
         moments = [module for module in self.modules() if isinstance(module, MovingMoments)]
         for each, signal in zip(moments, signals, strict=True):
             each.update(signal)
@@ -93,26 +94,19 @@ class Stateless(LayeredEstimator):
 
 @dataclass(frozen=True)
 class Gradients:
-    """What moves the parameters, and what is seen on the way.
+    """What moves the parameters, each kind in one vector, and what is seen on the way.
 
     Attributes:
         loss: `[B]` f at sampled bits.
-        encoder, generative: gradients at the model's parameters, as `SigmoidBeliefNetwork` lists them; empty if they were
-            not asked for.
-        learned: gradients at the estimator's parameters.
-        signals: for `LayeredEstimator.move_moments`.
+        model: gradient at the model's parameters, or at those of its encoder, in their order; empty if it was not asked for.
+        learned: at the estimator's parameters, one of its groups after the other.
+        signals: `[n, 2]` for `LayeredEstimator.move_moments`.
     """
 
     loss: Tensor
-    encoder: list[Tensor] = field(default_factory=list)
-    generative: list[Tensor] = field(default_factory=list)
-    learned: list[Tensor] = field(default_factory=list)
-    signals: list[Tensor] = field(default_factory=list)
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All that workers average, each over its own part of the batch."""
-        return [*self.encoder, *self.generative, *self.learned, *self.signals]
+    model: Tensor
+    learned: Tensor
+    signals: Tensor
 
 
 def gradients(
@@ -132,12 +126,25 @@ def gradients(
         at: which of the model's parameters are asked for.
     """
     found = estimator(model, x, noise)
-    generative = found.at_generative(model) if at == "model" else []
-    encoder = found.at_encoder(model) if at != "nothing" else []
-    learned: list[Tensor] = []
+    of_model = of_estimator = signals = x.new_zeros(0)
+    if at == "model":
+        each = dict(zip(model.generative_parameters, found.at_generative(model), strict=True))
+        each |= zip(model.encoder_parameters, found.at_encoder(model), strict=True)
+        of_model = flat([each[parameter] for parameter in model.parameters()])
+    elif at == "encoder":
+        of_model = flat(found.at_encoder(model))
     if found.learning is not None:
-        learned = list(torch.autograd.grad(found.learning, list(estimator.parameters())))
-    return Gradients(found.loss, encoder, generative, learned, list(found.signals))
+        decayed, others = estimator.groups()
+        of_estimator = flat(torch.autograd.grad(found.learning, [*decayed, *others]))
+    if found.signals:
+        signals = torch.stack(list(found.signals))
+    return Gradients(found.loss, of_model, of_estimator, signals)
+
+
+def encoder_part(model: SigmoidBeliefNetwork, vector: Tensor) -> Tensor:
+    """The encoder's part of a vector of all parameters of a model."""
+    begin = 0 if model.prior is None else model.prior.numel()
+    return vector[begin : begin + sum(parameter.numel() for parameter in model.encoder_parameters)]
 
 
 def at_logits(logits: Sequence[Tensor], per_example: Sequence[Tensor], examples: int) -> list[Tensor]:

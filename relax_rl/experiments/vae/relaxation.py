@@ -71,8 +71,9 @@ class Relax(LayeredEstimator):
                 self.correction = nn.Parameter(torch.ones(len(layers)))
             self.log_temperature = nn.Parameter(torch.full((len(layers),), temperature).log())
 
-    def decayed_parameters(self) -> list[nn.Parameter]:
-        return list(self.residuals.parameters())
+    def groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        scalars = [x for x in (self.eta, self.correction, self.log_temperature) if x is not None]
+        return list(self.residuals.parameters()), scalars
 
     def forward(self, model: SigmoidBeliefNetwork, x: Tensor, noise: Noise) -> Gradient:
         chain, target = model.sample(x, noise), model.target(x)

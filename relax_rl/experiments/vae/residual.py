@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from relax_rl.critics.activations import DERIVATIVES
+from relax_rl.critics.closed_form import Layers
 from relax_rl.critics.mlp_surrogate import MLPSurrogate
+from relax_rl.networks import ACTIVATIONS
 
 __all__ = ["ResidualNetwork", "SurrogateActivation"]
 
 SurrogateActivation = Literal["relu", "tanh", "silu"]
-
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU}
 
 
 class ResidualNetwork(nn.Module):
@@ -56,18 +56,12 @@ class ResidualNetwork(nn.Module):
 
     def given(self, context: Tensor) -> MLPSurrogate:
         """r as a function of z, for rows of a context."""
-        weights = [torch.cat([self.of_context, self.of_z], 1), *self.inner, self.out.unsqueeze(0)]
-        biases = [*self.biases, self.out.new_zeros(1)]
-        parameters = {f"{2 * n}.weight": weight for n, weight in enumerate(weights)}
-        parameters |= {f"{2 * n}.bias": bias for n, bias in enumerate(biases)}
-        shapes = tuple((weight.shape[0], weight.shape[1]) for weight in weights)
-        return MLPSurrogate(_form(shapes, self.kind), features=context, parameters=parameters)
-
-
-@cache
-def _form(shapes: tuple[tuple[int, int], ...], activation: str) -> nn.Sequential:
-    """A network of these layers, without numbers."""
-    modules: list[nn.Module] = []
-    for outputs, inputs in shapes:
-        modules += [nn.Linear(inputs, outputs, device="meta"), _ACTIVATIONS[activation]()]
-    return nn.Sequential(*modules[:-1])
+        layers = Layers(
+            [torch.cat([self.of_context, self.of_z], 1), *self.inner],
+            list(self.biases),
+            self.out.unsqueeze(0),
+            self.out.new_zeros(1),
+            ACTIVATIONS[self.kind],
+            DERIVATIVES[self.kind],
+        )
+        return MLPSurrogate(layers, features=context)

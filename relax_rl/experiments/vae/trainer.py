@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,10 +19,10 @@ from relax_rl.experiments.vae.checkpoints import flatten, part
 from relax_rl.experiments.vae.compiled import CompiledGradients, compiles
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.estimators import make_layered_estimator
-from relax_rl.experiments.vae.gradient import Gradients, LayeredEstimator, gradients
+from relax_rl.experiments.vae.gradient import Gradients, LayeredEstimator, encoder_part, gradients
 from relax_rl.experiments.vae.gradient_variance import EVERY, GradientVariance
 from relax_rl.experiments.vae.noise import Noise, own_rows
-from relax_rl.experiments.vae.optimizer import FusedAdam
+from relax_rl.experiments.vae.optimizer import GroupedAdam, flat, pieces
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 
 __all__ = ["Trainer", "Watched", "make_model"]
@@ -53,7 +53,7 @@ class Watched:
     name: str
     estimator: LayeredEstimator
     noise: Noise
-    optimizer: FusedAdam
+    optimizer: GroupedAdam
     variance: GradientVariance
 
     @property
@@ -124,13 +124,16 @@ class Trainer:
         seeds = iter(np.random.SeedSequence(config.seed).spawn(2 + len(config.track_variances)))
         self.model = make_model(config, mean, _generator(next(seeds))).to(device)
         self.step = -config.pretrain_steps
-        self._split = [*self.model.encoder_parameters, *self.model.generative_parameters]
-        self.optimizer = FusedAdam(self.model.parameters(), lr=config.lr, betas=(0.9, config.beta2))
+        betas = (0.9, config.beta2)
+        self.optimizer = GroupedAdam(
+            [[], list(self.model.parameters())], lrs=[0.0, config.lr], decays=[0.0, 0.0], betas=betas
+        )
         self.main = self._watch(config.estimator, next(seeds))
         self.others = [self._watch(name, next(seeds)) for name in config.track_variances]
-        self.compiled = (
-            CompiledGradients(self.model, self.main.estimator) if compiles(config, self.device, workers) else None
-        )
+        self.compiled: CompiledGradients | None = None
+        if compiles(config, self.device, workers):
+            flats = [*self.optimizer.flats, *self.main.optimizer.flats]
+            self.compiled = CompiledGradients(self.model, self.main.estimator, flats)
         self._loss = torch.zeros((), device=self.device, dtype=torch.float64)
         self._loss_steps = 0
 
@@ -143,23 +146,22 @@ class Trainer:
     def take_step(self) -> None:
         """Draw a batch, form all gradients, move what learns."""
         x, frozen, looks = self.next_images(), self.frozen, self.step % EVERY == 0
-        watched = [*self.others, self.main]
         found = [
             each.gradients(self.model, x, at="encoder" if looks else "nothing")
-            for each in (watched if frozen else self.others)
+            for each in ([*self.others, self.main] if frozen else self.others)
         ]
-        if not frozen:
-            found.append(self.main_gradients(x))
-        self._average([tensor for each in found for tensor in each.tensors])
-        for each, its in zip(watched, found, strict=True):
+        found = self._averaged(found if frozen else [*found, self.main_gradients(x)])
+        of_main = found[-1]
+        for each, its in zip([*self.others, self.main], found, strict=True):
             if looks:
-                each.variance.update(its.encoder)
+                whole = its is of_main and not frozen
+                each.variance.update(encoder_part(self.model, its.model) if whole else its.model)
             each.learn(its)
         if not frozen:
-            self.move_model(found[-1])
+            self.optimizer.step(of_main.model)
         self.step += 1
         if self.step > 0:
-            self._loss += found[-1].loss.mean()
+            self._loss += of_main.loss.mean()
             self._loss_steps += 1
 
     def next_images(self) -> Tensor:
@@ -177,11 +179,6 @@ class Trainer:
                 warn_or_raise(error, self.config.compile)
                 self.compiled = None
         return self.main.gradients(self.model, x)
-
-    def move_model(self, found: Gradients) -> None:
-        """A step of the model."""
-        at = dict(zip(self._split, [*found.encoder, *found.generative], strict=True))
-        self.optimizer.step([at[parameter] for parameter in self.model.parameters()])
 
     def take_train_bound(self) -> float:
         """Mean bound of the batches since this was last asked, each before its step; NaN without any."""
@@ -249,27 +246,26 @@ class Trainer:
             self.workers.broadcast_(tensor)
         self.load_state_dict(taken, self.workers.from_first(counters))
 
-    def _average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace everything by its mean over the workers, in one message."""
+    def _averaged(self, found: list[Gradients]) -> list[Gradients]:
+        """The mean of everything but the losses over the workers, in one message."""
         if self.workers.count == 1:
-            return
-        together = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            return found
+        tensors = [x for each in found for x in (each.model, each.learned, each.signals)]
+        together = flat(tensors)
         self.workers.average_(together)
-        for tensor, mean in zip(tensors, together.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(mean.view(tensor.shape))
+        means = iter(pieces(together, tensors))
+        return [replace(x, model=next(means), learned=next(means), signals=next(means)) for x in found]
 
     def _watch(self, name: str, seed: np.random.SeedSequence) -> Watched:
         config = self.config
         weights, noise = seed.spawn(2)
         estimator = make_layered_estimator(name, config, self.model, _generator(weights)).to(self.device)
         estimator.workers = self.workers
-        optimizer = FusedAdam(
-            estimator.parameters(),
-            lr=config.lr * config.lr_factor,
+        optimizer = GroupedAdam(
+            estimator.groups(),
+            lrs=[config.lr * config.surrogate_lr_factor, config.lr * config.lr_factor],
+            decays=[config.surrogate_decay, 0.0],
             betas=(0.9, config.beta2),
-            decay=config.surrogate_decay,
-            decayed=estimator.decayed_parameters(),
-            decayed_lr=config.lr * config.surrogate_lr_factor,
         )
         drawn = Noise(_generator(noise, self.device), self.workers)
         return Watched(name, estimator, drawn, optimizer, GradientVariance(self.model.encoder_parameters))

@@ -146,16 +146,11 @@ def _trainer(config: VaeConfig, data: Dataset) -> Trainer:
 
 def _update(trainer: Trainer) -> Callable[[], None]:
     """What a step cannot do without."""
-    compiled = trainer.compiled
 
     def update() -> None:
-        x = trainer.next_images()
-        if compiled is not None:
-            compiled(x, trainer.main.generator)
-        else:
-            trainer.main.estimator(trainer.model, x, trainer.main.generator).backward(trainer.model)
-        trainer.optimizer.step()
-        trainer.main.optimizer.step()
+        found = trainer.main_gradients(trainer.next_images())
+        trainer.optimizer.step(found.model)
+        trainer.main.learn(found)
 
     return update
 
@@ -164,7 +159,7 @@ def _added(trainer: Trainer, data: Dataset) -> float:
     """Seconds that the loop adds to a step: each of its parts, by how often it comes."""
     config = trainer.config
     valid = torch.from_numpy(data.valid[: config.valid_images]).float()
-    gradient = [torch.randn_like(parameter) for parameter in trainer.model.encoder_parameters]
+    gradient = torch.randn(sum(parameter.numel() for parameter in trainer.model.encoder_parameters))
     display = Display()
 
     def row() -> None:

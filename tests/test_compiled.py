@@ -35,7 +35,7 @@ def _compiler_is_looked_for_anew() -> Iterator[None]:
 @pytest.fixture
 def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the traced graph as it is: what is traced is what counts here, and inductor takes half a minute."""
-    monkeypatch.setattr("torch._inductor.compile", lambda graph, inputs, options: graph)
+    monkeypatch.setattr("relax_rl.compute.compilation._compile", lambda graph, inputs, key: graph)
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "g++")
 
 
@@ -181,7 +181,7 @@ def test_where_the_compiler_fails_a_run_goes_on_without_unless_it_was_asked_for(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("C++ compile error\n\nOutput:\nx.cpp:1: fatal error: omp.h: No such file")
 
-    monkeypatch.setattr("torch._inductor.compile", fail)
+    monkeypatch.setattr("torch._inductor.aot_compile", fail)
     monkeypatch.setattr(compiled_module, "has_compiler", lambda: True)
     with pytest.raises(SettingsError, match=r"omp\.h: No such file.*--compile off"):
         trained("relax", "on", **settings)

@@ -211,7 +211,7 @@ def test_every_field_of_a_batch_means_the_same_in_compiled_code(
     case: str, later: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each field is changed in turn: compiled code, made once, follows it as eager code does."""
-    monkeypatch.setattr("torch._inductor.compile", lambda graph, inputs, options: graph)
+    monkeypatch.setattr("relax_rl.compute.compilation._compile", lambda graph, inputs, key: graph)
     agent = agent_for(case)
     batch = full_batch(agent, later=later)
     objective = Objective(

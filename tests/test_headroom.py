@@ -16,7 +16,7 @@ from benchmarks.headroom_surrogates import LayerNormedSurrogate, SampledMarginal
 from relax_rl import make_envs
 from relax_rl.agents import A2C, ActorCritic
 from relax_rl.critics import ActionSurrogate, surrogate_at
-from relax_rl.variance.contenders import seen
+from relax_rl.variance.contenders import experience_of
 from tests.steps import shake_module
 
 DISCRETE, GAUSSIAN = spaces.Discrete(3), spaces.Box(-1, 1, (2,), np.float32)
@@ -87,7 +87,7 @@ def test_sampled_marginal_of_a_linear_surrogate_is_exact() -> None:
     """E_a w.a has the gradient w in the mean and none in the standard deviation, whatever is drawn."""
     with make_envs("Pendulum-v1", num_envs=4, seed=0) as envs:
         agent = A2C(envs.single_observation_space, envs.single_action_space, seed=0, num_steps=8, surrogate_hidden=())
-        x, dist = seen(agent, *agent.batch(agent.collect(agent.collector(envs))))
+        x, dist = experience_of(agent, *agent.batch(agent.collect(agent.collector(envs))))
     marginal = SampledMarginal("", agent, 0, 1)
     shake_module(marginal.net, torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.matches import Match, play, spread
 from benchmarks.tasks import RESULTS, write_text
-from relax_rl.presets import preset_config
+from relax_rl.settings.presets import preset_config
 
 __all__ = ["MATCHES", "main"]
 

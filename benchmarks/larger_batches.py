@@ -33,11 +33,12 @@ from relax_rl.agents.gradients import Objective
 from relax_rl.agents.learner import Learner, Metrics
 from relax_rl.agents.networks import Outputs
 from relax_rl.comparison.statistics import bootstrap, improvement, iqm, median
-from relax_rl.config import AgentConfig, without_dropped
-from relax_rl.plotting import png
-from relax_rl.presets import preset_config
 from relax_rl.rollouts import Rollout
+from relax_rl.runs.plotting import png
 from relax_rl.serialization import write_bytes_atomic
+from relax_rl.settings.config import AgentConfig
+from relax_rl.settings.fields import from_json
+from relax_rl.settings.presets import preset_config
 
 __all__ = ["CONTESTANTS", "TASKS", "Task", "main"]
 
@@ -188,10 +189,8 @@ def _play(env: str, task: Task, names: Sequence[str], seeds: int) -> None:
     curves: dict[str, dict[str, Any]] = {name: {} for name in CONTESTANTS}
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
-        defaults = asdict(AgentConfig())  # of settings that are younger than the file
-        if json.loads(json.dumps(found["preset"])) != json.loads(json.dumps(defaults)) | without_dropped(
-            known["preset"]
-        ):
+        # Settings that are younger than the file, and those that there are no longer, at what changes nothing.
+        if from_json(AgentConfig, found["preset"]) != from_json(AgentConfig, known["preset"]):
             raise SystemExit(f"{path} was made with another preset; delete it to train all of it anew")
         curves |= known["curves"]
     found["curves"] = curves

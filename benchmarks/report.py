@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from benchmarks.tasks import AGENT_RESULTS, PEER_RESULTS, RESULTS, TASKS, WINDOW, Task, write_json, write_text
-from relax_rl.plotting import png
+from relax_rl.runs.plotting import png
 from relax_rl.serialization import write_bytes_atomic
 
 __all__ = ["Contestant", "Curve", "interquartile_mean", "interval", "main", "read_contestants", "summarize"]

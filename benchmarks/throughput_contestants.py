@@ -20,8 +20,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from benchmarks.plain_a2c import PlainA2C
 from relax_rl import make_envs, settings_for
 from relax_rl.agents import AGENTS
-from relax_rl.config import agent_config_from
 from relax_rl.profiling import Stopwatch
+from relax_rl.settings.config import AgentConfig
+from relax_rl.settings.fields import with_settings
 
 __all__ = ["ENVIRONMENT", "NARROW", "PEER", "PLAIN", "Contestant", "Entrant", "Match", "candidates", "fastest"]
 
@@ -162,7 +163,7 @@ def make_agent(match: Match, estimator: str, compile: str, *, name: str = "", **
     terms["value_replay"] = 0  # which the peer has not
     terms |= dict.fromkeys(("policy_lr", "value_lr", "surrogate_lr"), LEARNING_RATE) | {"device": match.device}
     spaces = envs.single_observation_space, envs.single_action_space
-    config = agent_config_from(None, {**settings_for(match.env, estimator), **terms, "compile": compile, **others})
+    config = with_settings(AgentConfig(), {**settings_for(match.env, estimator), **terms, "compile": compile, **others})
     agent = AGENTS[estimator](*spaces, seed=0, config=config)
 
     def train(steps: int) -> None:

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks import RESULTS, write_json, write_text
-from relax_rl.experiments.toy.command import run_toy
 from relax_rl.experiments.toy.config import ToyConfig
 from relax_rl.experiments.toy.contestants import APPLICABLE
+from relax_rl.experiments.toy.run import run_toy
 
 __all__ = ["STUDIES", "Study", "main"]
 

@@ -21,16 +21,15 @@ import numpy as np
 import torch
 
 from benchmarks.tasks import RESULTS, write_json, write_text
-from relax_rl.displays import SilentDisplay
 from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.data import Dataset
 from relax_rl.experiments.vae import training
-from relax_rl.experiments.vae.checkpoints import VaeCheckpoints
 from relax_rl.experiments.vae.config import VaeConfig
-from relax_rl.experiments.vae.display import describe_bounds
 from relax_rl.experiments.vae.evaluation import bound
 from relax_rl.experiments.vae.gradient_variance import EVERY
 from relax_rl.experiments.vae.trainer import Trainer
+from relax_rl.runs.displays import Display
+from relax_rl.serialization import save_state
 
 __all__ = ["main"]
 
@@ -147,16 +146,11 @@ def _trainer(config: VaeConfig, data: Dataset) -> Trainer:
 
 def _update(trainer: Trainer) -> Callable[[], None]:
     """What a step cannot do without."""
-    compiled = trainer.compiled
 
     def update() -> None:
-        x = trainer.next_images()
-        if compiled is not None:
-            compiled(x, trainer.main.generator)
-        else:
-            trainer.main.estimator(trainer.model, x, trainer.main.generator).backward(trainer.model)
-        trainer.optimizer.step()
-        trainer.main.optimizer.step()
+        found = trainer.main_gradients(trainer.next_images())
+        trainer.optimizer.step(found.model)
+        trainer.main.learn(found)
 
     return update
 
@@ -165,8 +159,8 @@ def _added(trainer: Trainer, data: Dataset) -> float:
     """Seconds that the loop adds to a step: each of its parts, by how often it comes."""
     config = trainer.config
     valid = torch.from_numpy(data.valid[: config.valid_images]).float()
-    gradient = [torch.randn_like(parameter) for parameter in trainer.model.encoder_parameters]
-    display = SilentDisplay()
+    gradient = torch.randn(sum(parameter.numel() for parameter in trainer.model.encoder_parameters))
+    display = Display()
 
     def row() -> None:
         trainer.take_train_bound()
@@ -177,11 +171,11 @@ def _added(trainer: Trainer, data: Dataset) -> float:
         tensors, counters = trainer.state_dict()
         with tempfile.TemporaryDirectory() as folder:
             trainer.is_finite()
-            VaeCheckpoints(Path(folder)).save(1, tensors, {"vae": counters})
+            save_state(Path(folder) / "step.safetensors", tensors, {"vae": counters})
 
     return (
         _seconds(lambda: trainer.main.variance.update(gradient), 20) / EVERY
-        + _seconds(lambda: display.update(0, describe_bounds(-100.0, -100.0)), 20) / training.SHOW_EVERY
+        + _seconds(lambda: display.update(0, training.describe_bounds((-100.0, -100.0))), 20) / training.SHOW_EVERY
         + _seconds(row, 1) / config.log_interval
         + _seconds(checkpoint, 1) / config.checkpoint_interval
     )

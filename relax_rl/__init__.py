@@ -12,10 +12,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal, Reinforce
-    from relax_rl.config import AgentConfig, EnvConfig, RunConfig, TrainConfig
     from relax_rl.envs import make_envs
-    from relax_rl.presets import settings_for
-    from relax_rl.training import train
+    from relax_rl.runs.training import train
+    from relax_rl.settings.config import AgentConfig, EnvConfig, RunConfig, TrainConfig
+    from relax_rl.settings.presets import settings_for
 
 _HOMES = {
     "A2C": "relax_rl.agents",
@@ -24,13 +24,13 @@ _HOMES = {
     "ActorCritic": "relax_rl.agents",
     "Marginal": "relax_rl.agents",
     "Reinforce": "relax_rl.agents",
-    "AgentConfig": "relax_rl.config",
-    "EnvConfig": "relax_rl.config",
-    "RunConfig": "relax_rl.config",
-    "TrainConfig": "relax_rl.config",
+    "AgentConfig": "relax_rl.settings.config",
+    "EnvConfig": "relax_rl.settings.config",
+    "RunConfig": "relax_rl.settings.config",
+    "TrainConfig": "relax_rl.settings.config",
     "make_envs": "relax_rl.envs",
-    "settings_for": "relax_rl.presets",
-    "train": "relax_rl.training",
+    "settings_for": "relax_rl.settings.presets",
+    "train": "relax_rl.runs.training",
 }
 
 __all__ = [

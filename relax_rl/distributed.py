@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from relax_rl.errors import RelaxRLError, SettingsError, WorkerLost
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALONE",
-    "Alone",
     "Group",
     "Workers",
     "check_same_settings",
@@ -39,8 +38,8 @@ __all__ = [
 ]
 
 
-class Workers(Protocol):
-    """The processes that learn together, seen from one of them.
+class Workers:
+    """The processes that learn together, seen from one of them; here it is alone.
 
     All of them call the same methods in the same order; each call waits for the others. What comes back is the same
     everywhere, bit for bit.
@@ -50,50 +49,31 @@ class Workers(Protocol):
         count: how many there are.
     """
 
-    rank: int
-    count: int
+    rank, count = 0, 1
 
     def average_(self, *tensors: Tensor) -> None:
         """Replace each tensor, in place, by its mean over the workers."""
 
     def gather(self, vector: np.ndarray) -> np.ndarray:
         """`[W, k]` float64: every worker's `[k]` vector, by rank."""
+        return vector[None]
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any worker."""
+        return flag
 
-    def told(self, value: Any) -> Any:
+    def from_first(self, value: Any) -> Any:
         """What the first worker gives here, which JSON must have words for."""
+        return value
 
     def broadcast_(self, tensor: Tensor) -> None:
         """Overwrite a contiguous tensor by that of the first worker."""
 
 
-class Alone:
-    """A single process: nobody to exchange anything with."""
-
-    rank, count = 0, 1
-
-    def average_(self, *tensors: Tensor) -> None:
-        """The mean of one is itself."""
-
-    def gather(self, vector: np.ndarray) -> np.ndarray:
-        return vector[None]
-
-    def any(self, flag: bool) -> bool:
-        return flag
-
-    def told(self, value: Any) -> Any:
-        return value
-
-    def broadcast_(self, tensor: Tensor) -> None:
-        """The first worker has it already."""
+ALONE = Workers()
 
 
-ALONE = Alone()
-
-
-class Group:
+class Group(Workers):
     """Workers joined by `torch.distributed`.
 
     Args:
@@ -136,7 +116,7 @@ class Group:
 
         return bool(self.gather(np.array([float(flag)])).any())
 
-    def told(self, value: Any) -> Any:
+    def from_first(self, value: Any) -> Any:
         import torch
 
         text = json.dumps(value).encode() if self.rank == 0 else b""
@@ -336,7 +316,7 @@ def run_to_resume(
         return resume
     if run_dir is None:
         raise SettingsError("torchrun would start a new run after each failure; give --run-dir beside --max-restarts")
-    return run_dir if workers.told(has_checkpoint(run_dir)) else None
+    return run_dir if workers.from_first(has_checkpoint(run_dir)) else None
 
 
 def local_device(device: torch.device, environ: Mapping[str, str] = os.environ) -> torch.device:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -14,11 +13,11 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, parse_env_id
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from relax_rl.distributed import local_count
 from relax_rl.env_pool import EnvPoolVectorEnv, faster_in_envpool, why_not_envpool
 from relax_rl.env_traits import Vectorization, declared_autoreset_mode
 from relax_rl.env_workers import WorkerDeathReport, shielded_from_signals
 from relax_rl.errors import SettingsError
+from relax_rl.host import usable_cores
 
 __all__ = ["AskedVectorization", "create_vector_env", "find_spec", "is_atari"]
 
@@ -143,7 +142,7 @@ def _native(
             "reward_clipping": False,
             "repeat_action_probability": sticky_actions,
             # ale-py counts the cores of the host, not those this process may use; one thread more evens out long frames
-            "num_threads": min(num_envs, _usable_cores() + 1),
+            "num_threads": min(num_envs, usable_cores() + 1),
         }
         if mode is AutoresetMode.SAME_STEP:
             settings["autoreset_mode"] = mode
@@ -153,7 +152,7 @@ def _native(
 def _envpool(
     spec: EnvSpec, num_envs: int, sticky_actions: float, kwargs: Mapping[str, Any]
 ) -> VectorEnv[Any, Any, Any]:
-    threads = min(num_envs, _usable_cores())
+    threads = min(num_envs, usable_cores())
     return EnvPoolVectorEnv(spec, num_envs, num_threads=threads, sticky_actions=sticky_actions, **kwargs)
 
 
@@ -205,12 +204,6 @@ class _OwnObservation(gym.ObservationWrapper[Any, Any, Any]):
 
     def observation(self, observation: Any) -> Any:
         return deepcopy(observation)
-
-
-def _usable_cores() -> int:
-    """Cores for this process's environments: a machine's are shared among the workers on it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // local_count())
 
 
 def _import_module(module: str, env_id: str) -> None:

@@ -1,6 +1,8 @@
 """The errors a user can cause, each told in one line."""
 
-__all__ = ["CheckpointError", "RelaxRLError", "SettingsError", "TrainingDiverged", "WorkerLost"]
+from collections.abc import Iterable
+
+__all__ = ["CheckpointError", "RelaxRLError", "SettingsError", "TrainingDiverged", "WorkerLost", "did_you_mean"]
 
 
 class RelaxRLError(Exception):
@@ -29,3 +31,11 @@ class TrainingDiverged(RelaxRLError):
 
 class WorkerLost(RelaxRLError):
     """Another of the processes that learn together stopped, or does not answer."""
+
+
+def did_you_mean(word: str, known: Iterable[str], *, count: int = 3) -> str:
+    """`; did you mean A, B?` for near misses, or nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=count, cutoff=0.6)
+    return f"; did you mean {', '.join(close)}?" if close else ""

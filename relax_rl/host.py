@@ -1,14 +1,35 @@
-"""What the C libraries beneath a process can be asked for: threads that step aside."""
+"""The machine beneath a process: cores and threads."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache
 
-__all__ = ["retire_threads"]
+from relax_rl import distributed
+
+__all__ = ["retire_threads", "set_threads", "usable_cores"]
 
 _PAUSE_SOFT = 1
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use; those of a machine are shared among the workers that `torchrun` started on it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // distributed.local_count())
+
+
+def set_threads(threads: int, stack: ExitStack) -> None:
+    """CPU threads for tensor work; 0 takes all usable cores.
+
+    Put back when `stack` is closed.
+    """
+    import torch
+
+    stack.callback(torch.set_num_threads, torch.get_num_threads())
+    torch.set_num_threads(threads or usable_cores())
 
 
 def retire_threads() -> None:

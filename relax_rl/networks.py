@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from relax_rl.config import Precision
+from relax_rl.settings.config import Precision
 from relax_rl.spaces import Leaf, ObservationEncoder
 
 __all__ = [

@@ -6,7 +6,6 @@ the sections add up to the whole. `unwatched` stands in where nobody measures.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relax_rl.serialization import write_text_atomic, writing
+from relax_rl.serialization import replacing, write_json, write_text_atomic, writing
 
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic, UpdateInfo
@@ -141,7 +140,7 @@ class Profile:
             "ms_per_update": sum(entry["ms_per_update"] for entry in sections.values()),
             "sections": sections,
         }
-        write_text_atomic(self._folder / "profile.json", json.dumps(report, indent=2) + "\n")
+        write_json(self._folder / "profile.json", report)
         write_text_atomic(self._folder / "profile.md", self._table(report))
 
     def _sections(self, updates: int) -> dict[str, dict[str, float]]:
@@ -193,10 +192,8 @@ class Profile:
         with _silent_stderr():
             self._tracer.stop()
         path = self._folder / "profile_trace.json"
-        unfinished = path.with_name(f".{path.name}.tmp")
-        with writing(path):
+        with writing(path), replacing(path) as unfinished:
             self._tracer.export_chrome_trace(str(unfinished))
-            os.replace(unfinished, path)
         self._tracer = None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import struct
@@ -22,7 +23,16 @@ from relax_rl.errors import CheckpointError, RelaxRLError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FORMAT_VERSION", "load_state", "save_state", "write_bytes_atomic", "write_text_atomic", "writing"]
+__all__ = [
+    "FORMAT_VERSION",
+    "load_state",
+    "replacing",
+    "save_state",
+    "write_bytes_atomic",
+    "write_json",
+    "write_text_atomic",
+    "writing",
+]
 
 FORMAT = "relax_rl"
 FORMAT_VERSION = 1
@@ -82,6 +92,15 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], d
     return tensors, state
 
 
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Write strict JSON atomically: infinity and NaN, which JSON has no word for, become strings.
+
+    Raises:
+        RelaxRLError: the file cannot be written.
+    """
+    write_text_atomic(path, json.dumps(_strict(content), indent=2, allow_nan=False) + "\n")
+
+
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
     """Write a UTF-8 text file so that a reader sees either the old file or the whole new one.
 
@@ -97,18 +116,27 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     Raises:
         RelaxRLError: the file cannot be written (no such folder, no permission, disk full).
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with writing(path):
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())  # the new name must never point at blocks that are not on disk yet
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with writing(path), replacing(path) as temporary, open(temporary, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # the new name must never point at blocks that are not on disk yet
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], *, suffix: str = ".tmp") -> Iterator[Path]:
+    """A path beside `path` to write to; at the end of the block the file takes the place of `path`, or goes.
+
+    Args:
+        path: the file in the end.
+        suffix: of the name in the meantime, for writers that go by it.
+    """
+    temporary = Path(path).with_name(f".{Path(path).name}.{secrets.token_hex(4)}{suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -123,6 +151,18 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         reason = (error.strerror or str(error)).partition("\n")[0]
         raise RelaxRLError(f"cannot write {path}: {reason}") from error
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _strict(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(entry) for entry in value]
+    if isinstance(value, os.PathLike):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
 
 
 def _metadata(path: str | os.PathLike[str], data: bytes) -> dict[str, str]:

@@ -9,21 +9,21 @@ from dataclasses import dataclass, field
 import pytest
 
 from relax_rl.agents import UpdateInfo
-from relax_rl.callbacks import (
-    CountEpisodes,
+from relax_rl.envs import Episode
+from relax_rl.runs.agent import AgentRun
+from relax_rl.runs.callbacks import (
     Every,
     LogProgress,
     PeriodicEvaluation,
     SaveCheckpoints,
-    ShowProgress,
-    StopAtReturn,
-    StopWhenInterrupted,
+    count_episodes,
+    show_progress,
+    stop_at_return,
+    stop_when_interrupted,
 )
-from relax_rl.checkpoints import RunState
-from relax_rl.displays import SilentDisplay
-from relax_rl.envs import Episode
-from relax_rl.evaluation import Scores
-from relax_rl.interruption import Interruption
+from relax_rl.runs.displays import Display
+from relax_rl.runs.evaluation import Scores
+from relax_rl.runs.interruption import Interruption
 
 
 @dataclass
@@ -70,9 +70,10 @@ def test_every_counts_multiples_passed():
 
 
 def test_rows_once_per_interval_with_means_since_the_last_one():
-    agent, run, rows = Counter(), RunState(), Rows()
+    agent, rows = Counter(), Rows()
+    run = AgentRun(agent)
     log = LogProgress(run, [rows], interval=40)
-    count = CountEpisodes(run)
+    count = count_episodes(run)
     updates(agent, [count, log], 4, metric=1.0)
     updates(agent, [count, log], 2, metric=2.0, returns=[7.0, 9.0])
     updates(agent, [count, log], 2, metric=4.0)
@@ -86,23 +87,24 @@ def test_rows_once_per_interval_with_means_since_the_last_one():
 
 def test_the_last_row_is_written_once():
     agent, rows = Counter(), Rows()
-    log = LogProgress(RunState(), [rows], interval=40)
+    log = LogProgress(AgentRun(agent), [rows], interval=40)
     updates(agent, [log], 5)
-    log.write(agent)
-    log.write(agent)
+    log.write()
+    log.write()
     assert [row["step"] for row in rows.rows] == [40, 50]
 
 
 def test_the_display_hears_the_mean_return():
-    class Display(SilentDisplay):
+    class Listener(Display):
         def __init__(self):
             self.heard = []
 
         def update(self, step, return_mean):
             self.heard.append((step, return_mean))
 
-    agent, run, display = Counter(), RunState(), Display()
-    callbacks = [CountEpisodes(run), ShowProgress(run, display)]
+    agent, display = Counter(), Listener()
+    run = AgentRun(agent)
+    callbacks = [count_episodes(run), show_progress(run, display)]
     updates(agent, callbacks, 1)
     updates(agent, callbacks, 1, returns=[3.0, 5.0])
     updates(agent, callbacks, 1)
@@ -111,29 +113,31 @@ def test_the_display_hears_the_mean_return():
 
 
 def test_stopping_needs_a_hundred_episodes():
-    agent, run = Counter(), RunState()
-    callbacks = [CountEpisodes(run), StopAtReturn(run, 475.0)]
+    agent = Counter()
+    run = AgentRun(agent)
+    callbacks = [count_episodes(run), stop_at_return(run, 475.0)]
     assert updates(agent, callbacks, 99, returns=[500.0])[1] is True
     assert updates(agent, callbacks, 1, returns=[500.0])[1] is False
 
 
 def test_stopping_goes_by_the_last_hundred():
-    agent, run = Counter(), RunState()
-    callbacks = [CountEpisodes(run), StopAtReturn(run, 475.0)]
+    agent = Counter()
+    run = AgentRun(agent)
+    callbacks = [count_episodes(run), stop_at_return(run, 475.0)]
     assert updates(agent, callbacks, 100, returns=[474.0])[1] is True
     assert updates(agent, callbacks, 99, returns=[475.0])[1] is True
     assert updates(agent, callbacks, 1, returns=[475.0])[1] is False
 
 
 def test_a_signal_stops_and_is_told():
-    class Display(SilentDisplay):
+    class Listener(Display):
         said = ""
 
         def say(self, line):
             self.said += line
 
-    agent, interruption, display = Counter(), Interruption(), Display()
-    stop = StopWhenInterrupted(interruption, display)
+    agent, interruption, display = Counter(), Interruption(), Listener()
+    stop = stop_when_interrupted(interruption, display)
     assert updates(agent, [stop], 2) == [True]
     interruption.signal = signal.SIGTERM
     assert updates(agent, [stop], 1) == [False]
@@ -146,45 +150,40 @@ class Folder:
     def __init__(self):
         self.saved = []
 
-    def save(self, agent, run):
-        self.saved.append(agent.steps)
-        return f"step {agent.steps}"
+    def save(self, run):
+        self.saved.append(run.steps)
+        return f"step {run.steps}"
 
 
 def test_checkpoints_once_per_interval_and_one_at_the_end():
     agent, folder, drawn = Counter(), Folder(), []
-    save = SaveCheckpoints(RunState(), folder, interval=30, after=lambda: drawn.append(agent.steps))
+    save = SaveCheckpoints(AgentRun(agent), folder, interval=30, after=lambda: drawn.append(agent.steps))
     updates(agent, [save], 7)
     assert folder.saved == drawn == [30, 60]
-    assert save.save(agent) == "step 70"
-    assert save.save(agent) == save.last == "step 70"
+    assert save.save() == "step 70"
+    assert save.save() == save.last == "step 70"
     assert folder.saved == [30, 60, 70]
 
 
 def test_a_resumed_run_does_not_save_what_it_has():
     agent, folder = Counter(steps=50), Folder()
-    save = SaveCheckpoints(RunState(), folder, interval=30, step=50, last="step 50")
-    assert save.save(agent) == "step 50" and folder.saved == []
+    save = SaveCheckpoints(AgentRun(agent), folder, interval=30, last="step 50")
+    assert save.save() == "step 50" and folder.saved == []
     updates(agent, [save], 1)
     assert folder.saved == [60]
 
 
 @pytest.fixture
-def evaluation(monkeypatch):
+def evaluation():
     """A `PeriodicEvaluation` whose evaluations return the scores in `scores`, and what it did."""
-    scores: list = []
-    monkeypatch.setattr("relax_rl.callbacks.evaluate", lambda *_, **__: scores.pop(0))
-    run, rows, best = RunState(), Rows(), []
+    scores, rows, best, agent = [], Rows(), [], Counter()
+    run = AgentRun(agent)
     callback = PeriodicEvaluation(
         run,
-        None,
-        [rows],
         interval=20,
-        episodes=2,
-        seed=0,
-        deterministic=True,
-        interruption=Interruption(),
-        save_best=lambda agent, _: best.append(agent.steps),
+        play=lambda: scores.pop(0),
+        log=rows.log,
+        save_best=lambda: best.append(agent.steps),
     )
     return callback, scores, rows, best, run
 
@@ -192,7 +191,7 @@ def evaluation(monkeypatch):
 def test_the_best_agent_is_kept(evaluation):
     callback, scores, rows, best, run = evaluation
     scores += [Scores((1.0, 3.0), (4, 6)), Scores((0.0, 1.0), (1, 1)), Scores((2.0, 2.0), (1, 1)), Scores((3.0,), (1,))]
-    updates(Counter(), [callback], 8)
+    updates(run.agent, [callback], 8)
     assert [row["return_mean"] for row in rows.rows] == [2.0, 0.5, 2.0, 3.0]
     assert rows.rows[0] | {"seconds": 0} == {
         "step": 20,
@@ -206,16 +205,15 @@ def test_the_best_agent_is_kept(evaluation):
 
 
 def test_an_evaluation_that_was_broken_off_leaves_nothing(evaluation):
-    callback, scores, rows, best, _ = evaluation
+    callback, scores, rows, best, run = evaluation
     scores.append(None)
-    updates(Counter(), [callback], 2)
+    updates(run.agent, [callback], 2)
     assert rows.rows == [] and best == []
 
 
 def test_the_variance_ratio_is_that_of_the_means():
-    run, rows = RunState(), Rows()
-    log = LogProgress(run, [rows], interval=20)
-    agent = Counter()
+    agent, rows = Counter(), Rows()
+    log = LogProgress(AgentRun(agent), [rows], interval=20)
     for variance, plain in ((1.0, 0.001), (1.0, 3.999)):
         agent.steps += 10
         log(agent, UpdateInfo(agent.steps, 1, (), {"estimate/variance": variance, "estimate/variance_a2c": plain}))

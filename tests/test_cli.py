@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from relax_rl import cli
-from relax_rl.cli import COMMANDS, main
+from relax_rl.commands import train
+from relax_rl.commands.main import COMMANDS, main
 from relax_rl.errors import RelaxRLError
 from relax_rl.runs import RunFolder, read_config
 
@@ -73,7 +73,7 @@ def test_the_version(capsys):
 def test_help_of_every_command_is_light():
     code = (
         "import sys\n"
-        "from relax_rl.cli import COMMANDS, main\n"
+        "from relax_rl.commands.main import COMMANDS, main\n"
         "assert main(['--help']) == 0\n"
         "assert all(main([name, '--help']) == 0 for name in COMMANDS)\n"
         "assert main(['--num-envs', '0']) == 2\n"
@@ -123,12 +123,12 @@ def test_reaching_the_target_is_told(capsys):
 
 
 def test_explicit_options_win_over_the_preset():
-    config = cli._train_config(["--env", "ALE/Pong-v5", "--num_envs", "8", "--reward-clip", "inf"], "prog train")
+    config = train.train_config(["--env", "ALE/Pong-v5", "--num_envs", "8", "--reward-clip", "inf"], "prog train")
     assert (config.env.num_envs, config.agent.reward_clip) == (8, float("inf"))  # the plain defaults, but asked for
     assert config.agent.num_steps == 5 and config.agent.entropy_coef == 0.01
     assert config.run.preset == "atari"
-    assert cli._train_config(["--preset", "atari"], "prog train").agent.reward_clip == 1.0
-    assert cli._train_config(["--preset", "none", "--env", "ALE/Pong-v5"], "prog train").run.preset == "none"
+    assert train.train_config(["--preset", "atari"], "prog train").agent.reward_clip == 1.0
+    assert train.train_config(["--preset", "none", "--env", "ALE/Pong-v5"], "prog train").run.preset == "none"
 
 
 class Wordy(gym.Env):
@@ -280,17 +280,18 @@ def test_a_full_disk(capsys):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_says_how_to_go_on(capsys, monkeypatch, number, code):
-    from relax_rl import callbacks
+    from relax_rl.runs.agent import AgentRun
 
-    count = callbacks.CountEpisodes.__call__
+    add, calls = AgentRun.add, []
 
-    def send(self, agent, info):
-        count(self, agent, info)
-        if info.updates == 3:
+    def send(self, episodes):
+        add(self, episodes)
+        calls.append(episodes)
+        if len(calls) == 3:
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks.CountEpisodes, "__call__", send)
+        patch.setattr(AgentRun, "add", send)
         assert main([*SMALL, "--total-steps", "100000", "--run-dir", "r"]) == code
     out = capsys.readouterr().out
     assert f"interrupted by {number.name}: " in out and "--resume r" in out
@@ -302,7 +303,7 @@ def test_ctrl_c_before_there_is_a_run(capsys, monkeypatch):
     def interrupted(*_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "train_command", interrupted)
+    monkeypatch.setattr(train, "train_command", interrupted)
     assert main(["train"]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
 
@@ -338,7 +339,7 @@ def test_errors_that_are_no_mistake_of_the_user_keep_their_traceback(monkeypatch
     def broken(*_: object) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "train_command", broken)
+    monkeypatch.setattr(train, "train_command", broken)
     with pytest.raises(ZeroDivisionError):
         main(["train"])
 
@@ -347,7 +348,7 @@ def test_every_error_of_the_package_is_told_in_one_line(capsys, monkeypatch):
     def refuse(*_: object) -> int:
         raise RelaxRLError("this is why")
 
-    monkeypatch.setattr(cli, "train_command", refuse)
+    monkeypatch.setattr(train, "train_command", refuse)
     assert refused(capsys, "train") == "error: this is why"
 
 

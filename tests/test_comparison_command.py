@@ -17,8 +17,8 @@ import pytest
 from relax_rl.cli import main
 from relax_rl.comparison.plan import Folder
 from relax_rl.errors import SettingsError
-from relax_rl.loggers import read_csv
 from relax_rl.runs import RunFolder, read_config
+from relax_rl.runs.loggers import read_csv
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--set", "hidden=8", "surrogate_hidden=8", "log_interval=100", "--quiet"]

@@ -93,7 +93,7 @@ def test_a_folder_without_a_comparison(tmp_path):
         with pytest.raises(CheckpointError, match="damaged"):
             read_settings(tmp_path / "settings.json")
     (tmp_path / "settings.json").write_text('{"options": {"sedes": 1}}')
-    with pytest.raises(CheckpointError, match="does not know: 'sedes'"):
+    with pytest.raises(CheckpointError, match="unknown setting 'sedes'"):
         read_settings(tmp_path / "settings.json")
 
 

@@ -18,7 +18,7 @@ from relax_rl.comparison.pool import Task, WorkerPool
 from relax_rl.comparison.progress import Board, LinesView, SilentView, TableView, make_view
 from relax_rl.comparison.worker_process import WorkerProcess, local_workers
 from relax_rl.errors import SettingsError
-from relax_rl.interruption import Interruption
+from relax_rl.runs.interruption import Interruption
 
 WORKER = """
 import json, os, signal, sys, time

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from relax_rl.displays import PlainDisplay, RichDisplay, SilentDisplay, make_display
+from relax_rl.runs.displays import Display, PlainDisplay, RichDisplay, counting, describe_duration, make_display
 
 
 def run(display):
@@ -53,7 +53,7 @@ def test_a_live_display_that_never_began_can_end(capsys):
 
 
 def test_quiet_says_nothing(capsys):
-    run(SilentDisplay())
+    run(Display())
     assert capsys.readouterr().out == ""
 
 
@@ -61,4 +61,46 @@ def test_quiet_says_nothing(capsys):
 def test_the_display_fits_the_output(monkeypatch, tty, kind):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: tty, raising=False)
     assert isinstance(make_display(), kind)
-    assert isinstance(make_display(quiet=True), SilentDisplay)
+    assert type(make_display(quiet=True)) is Display
+
+
+def run_two(display):
+    display.say("before")
+    display.begin("", name="relax", total=1000)
+    display.update(10, 0.25)
+    display.begin("", name="rebar", total=1000)
+    display.update(1000, 0.5)
+    display.say("a line")
+    display.end()
+
+
+def test_runs_that_follow_one_another_are_named():
+    file = io.StringIO()
+    run_two(PlainDisplay("mean theta {:.3f}".format, file=file, interval=0.0))
+    first, second, third, last = file.getvalue().splitlines()
+    assert (first, last) == ("before", "a line")
+    assert second.startswith("relax: step 10 of 1,000 | mean theta 0.250 | ")
+    assert third.startswith("rebar: step 1,000 of 1,000 | mean theta 0.500 | ")
+
+
+def test_runs_that_follow_one_another_have_a_bar_each(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "140")
+    run_two(RichDisplay("mean theta {:.3f}".format, refresh=60.0))
+    out = capsys.readouterr().out
+    assert all(text in out for text in ("before", "a line", "relax", "rebar", "step 10 of 1,000", "mean theta 0.250"))
+    assert "step 1,000 of 1,000" in out and "mean theta 0.500" in out
+
+
+def test_what_is_counted_has_a_bar_in_a_terminal_alone(monkeypatch, capsys):
+    with counting("rollouts", 5) as progress:
+        progress(3)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    with counting("rollouts", 5) as progress:
+        progress(5)
+    assert capsys.readouterr().out
+
+
+def test_durations():
+    told = [describe_duration(seconds) for seconds in (None, -3.0, 59.6, 3_725.0)]
+    assert told == ["?", "0:00", "1:00", "1:02:05"]

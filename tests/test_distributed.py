@@ -20,9 +20,9 @@ from relax_rl import distributed
 from relax_rl.agents import AGENTS, ActorCritic
 from relax_rl.envs import make_envs
 from relax_rl.errors import SettingsError, TrainingDiverged, WorkerLost
-from relax_rl.presets import preset_config
+from relax_rl.runs.training import resume_config, train
 from relax_rl.serialization import load_state
-from relax_rl.training import resume_config, train
+from relax_rl.settings.presets import preset_config
 from tests.workers import run_workers
 
 NORMALIZED = {"normalize_obs": True, "normalize_reward": True}
@@ -349,7 +349,7 @@ def test_a_process_without_torchrun_is_alone() -> None:
         assert workers is distributed.ALONE
     vector = np.array([1.0, 2.0])
     np.testing.assert_array_equal(workers.gather(vector), [[1.0, 2.0]])
-    assert workers.told({"a": 1}) == {"a": 1} and workers.any(True) and not workers.any(False)
+    assert workers.from_first({"a": 1}) == {"a": 1} and workers.any(True) and not workers.any(False)
 
 
 def test_exchanges(tmp_path: Path) -> None:
@@ -364,8 +364,8 @@ def test_exchanges(tmp_path: Path) -> None:
                 b.tolist(),
                 sent.tolist(),
                 workers.gather(np.array([rank, 0.5])).tolist(),
-                workers.told({"text": f"from {rank}, ±∞"}),
-                workers.told(None if rank else []),
+                workers.from_first({"text": f"from {rank}, ±∞"}),
+                workers.from_first(None if rank else []),
                 [workers.any(rank == 2), workers.any(False)],
             )
 

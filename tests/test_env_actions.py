@@ -15,13 +15,13 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import relax_rl
 from relax_rl.agents import RELAX
-from relax_rl.config import EnvConfig, TrainConfig
 from relax_rl.env_actions import ActionBins, BinnedActions
 from relax_rl.env_snapshots import ForkableEnv
 from relax_rl.envs import VectorEnvs, make_envs
 from relax_rl.errors import SettingsError
-from relax_rl.evaluation import evaluation_envs
-from relax_rl.options import parse
+from relax_rl.runs.evaluation import evaluation_envs
+from relax_rl.settings.config import EnvConfig, TrainConfig
+from relax_rl.settings.options import parse
 from relax_rl.spaces import ActionEncoder
 
 
@@ -170,7 +170,7 @@ def test_an_agent_is_scored_and_filmed_on_the_bins_it_was_trained_on() -> None:
     with evaluation_envs(config, episodes=2, seed=0) as envs:
         assert envs.single_action_space == spaces.MultiDiscrete([5])
     pytest.importorskip("moviepy", reason="needs the extra video")
-    from relax_rl.video import rendering_env
+    from relax_rl.runs.video import rendering_env
 
     with rendering_env(config, seed=0) as envs:
         assert envs.single_action_space == spaces.MultiDiscrete([5])

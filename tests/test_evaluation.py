@@ -10,9 +10,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from relax_rl.agents import A2C, RELAX
-from relax_rl.config import EnvConfig
 from relax_rl.envs import VectorEnvs, make_envs
-from relax_rl.evaluation import Scores, evaluate, evaluation_envs
+from relax_rl.runs.evaluation import Scores, evaluate, evaluation_envs
+from relax_rl.settings.config import EnvConfig
 
 
 class FixedLength(gym.Env):

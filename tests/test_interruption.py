@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from relax_rl.interruption import interruptible
+from relax_rl.runs.interruption import interruptible
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -26,7 +26,7 @@ def test_the_first_signal_is_only_noted(number):
 def test_the_second_signal_kills_at_once():
     code = (
         "import os, signal\n"
-        "from relax_rl.interruption import interruptible\n"
+        "from relax_rl.runs.interruption import interruptible\n"
         "with interruptible():\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print('alive', flush=True)\n"

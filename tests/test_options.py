@@ -7,10 +7,10 @@ from typing import Literal
 
 import pytest
 
-from relax_rl.config import TrainConfig
 from relax_rl.errors import SettingsError
-from relax_rl.options import _one_line, parse
-from relax_rl.presets import with_settings
+from relax_rl.settings.config import TrainConfig
+from relax_rl.settings.fields import check, with_settings
+from relax_rl.settings.options import parse
 
 
 def read(*args, default=None):
@@ -94,12 +94,33 @@ def test_any_dataclass_will_do():
     assert config == Outer("b", Inner(4))
 
 
-@pytest.mark.parametrize(
-    "box",
-    [
-        "╭─ Value error ─────╮\n│ Error parsing --x: │\n│ bad \x1b[1mvalue\x1b[0m. │\n│ ────────────── │\n│ help │\n╰──────╯\n",
-        " Value error \n ---------- \n  Error parsing --x:\n  bad value. \n  -------\n  help \n",
-    ],
-)
-def test_the_message_is_found_in_boxes_with_and_without_sides(box):
-    assert _one_line(box) == "--x: bad value"
+@dataclass(frozen=True)
+class Named:
+    """With something that has to be given."""
+
+    run: str
+    """What to look at,
+    in two lines."""
+    share: float | None = None
+    """Part of it, 50% say."""
+    kinds: tuple[Literal["x", "y"], ...] = ()
+    """Which."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def test_what_has_to_be_given(capsys):
+    def parsed(*args):
+        return parse(Named, args, prog="p", description="N.")
+
+    assert parsed("here") == Named("here") == parsed("--kinds", "--share", "None", "here")
+    assert parsed("--kinds", "x", "y", "--share", "0.5", "--", "here") == Named("here", 0.5, ("x", "y"))
+    with pytest.raises(SettingsError, match="RUN is missing: What to look at, in two lines"):
+        parsed("--share", "1")
+    with pytest.raises(SettingsError, match="--kinds: invalid choice: 'z'"):
+        parsed("here", "--kinds", "x", "z")
+    with pytest.raises(SystemExit):
+        parsed("--help")
+    out = " ".join(capsys.readouterr().out.split())
+    assert "usage: p [-h] [OPTIONS] RUN" in out and "50% say. (default: None)" in out and "{x,y}" in out

@@ -17,18 +17,17 @@ PACKAGE = ROOT / "relax_rl"
 
 # Floors of the house, lowest first: a module imports only what stands on its own floor or below.
 FLOORS = (
-    "errors distributed cuda_graphs",
-    "compilation fused_adam config devices host distributions serialization checkpoint_files space_json spaces interruption displays normalization profiling",
-    "estimators presets networks env_actions env_batches env_pool env_traits env_workers options",
-    "critics policies env_creation runs plotting loggers",
+    "errors distributed",
+    "settings compute fused_adam devices host distributions serialization space_json spaces normalization profiling",
+    "estimators networks env_actions env_batches env_pool env_traits env_workers",
+    "critics policies env_creation",
     "envs env_snapshots",
     "rollouts",
     "agents",
-    "checkpoints evaluation variance",
-    "callbacks video",
-    "sessions training",
-    "evaluate_command variance_command",
+    "runs",
+    "variance",
     "experiments comparison",
+    "commands",
     "cli",
     "__main__ __init__",
 )

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from relax_rl.errors import RelaxRLError
-from relax_rl.plotting import Curve, plot_curves
+from relax_rl.runs.plotting import Curve, plot_curves
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from relax_rl.config import AgentConfig
 from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical, TanhGaussian
 from relax_rl.errors import SettingsError
 from relax_rl.networks import MLP
 from relax_rl.policies import Policy
+from relax_rl.settings.config import AgentConfig
 from relax_rl.spaces import ActionEncoder
 
 BOX = spaces.Box(-1, 1, (3,))

@@ -6,18 +6,10 @@ import math
 
 import pytest
 
-from relax_rl.config import AgentConfig, TrainConfig
 from relax_rl.errors import SettingsError
-from relax_rl.presets import (
-    PRESETS,
-    Override,
-    Preset,
-    find_preset,
-    is_atari,
-    preset_config,
-    settings_for,
-    with_settings,
-)
+from relax_rl.settings.config import AgentConfig, TrainConfig
+from relax_rl.settings.fields import with_settings
+from relax_rl.settings.presets import PRESETS, Override, Preset, find_preset, is_atari, preset_config, settings_for
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from relax_rl.presets import preset_config
 from relax_rl.profiling import SECTIONS, Profile, Stopwatch, unwatched
-from relax_rl.training import train
+from relax_rl.runs.training import train
+from relax_rl.settings.presets import preset_config
 
 SMALL = {"hidden": (8,), "surrogate_hidden": (8,), "num_envs": 2, "num_steps": 5, "quiet": True, "tensorboard": False}
 

@@ -22,8 +22,8 @@ from relax_rl.comparison.progress import Board, View
 from relax_rl.comparison.ray_bridge import connect
 from relax_rl.comparison.ray_pool import RayCluster
 from relax_rl.errors import RelaxRLError, SettingsError
-from relax_rl.interruption import Interruption
-from relax_rl.loggers import read_csv
+from relax_rl.runs.interruption import Interruption
+from relax_rl.runs.loggers import read_csv
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["hidden=8", "log_interval=100", "num_steps=5"]

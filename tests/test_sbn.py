@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import distributions as td
 
-from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork, bernoulli_log_prob, draw_noise
+from relax_rl.experiments.vae.noise import Noise
+from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork, bernoulli_log_prob
 
 
 def network(**options) -> SigmoidBeliefNetwork:
@@ -21,13 +22,17 @@ def network(**options) -> SigmoidBeliefNetwork:
     return model
 
 
+def seeded(seed: int) -> Noise:
+    return Noise(torch.Generator().manual_seed(seed))
+
+
 def images(count=5):
     return torch.rand(count, 6, generator=torch.Generator().manual_seed(1)).round()
 
 
 def test_the_loss_is_the_negative_log_weight():
     model, x = network(), images()
-    chain = model.draw(x, draw_noise((5,), (4, 3), torch.Generator().manual_seed(2)))
+    chain = model.draw(x, seeded(2).logistic((5,), (4, 3)))
     b1, b2 = chain.bits
 
     def log_prob(bits, logits):
@@ -43,7 +48,7 @@ def test_structured_prediction_reaches_the_pixels_through_every_layer():
     """The lower half is predicted from the deepest layer of bits, and from nothing else."""
     model, x = network(task="structured"), images()
     assert model.split == 3 and len(model.decoders) == 1 and model.prior is None
-    chain = model.draw(x, draw_noise((5,), (4, 3), torch.Generator().manual_seed(2)))
+    chain = model.draw(x, seeded(2).logistic((5,), (4, 3)))
     expected = -td.Bernoulli(logits=model.decoders[0](2 * chain.bits[1] - 1)).log_prob(x[:, 3:]).sum(-1)
     torch.testing.assert_close(model.loss(model.target(x), chain), expected)
     torch.testing.assert_close(model.encode(0, model.input(x)), model.encoders[0]((x - model.mean)[:, :3]))
@@ -69,7 +74,7 @@ def test_hidden_layers_are_tanh_and_the_wide_decoder_has_those_of_its_output():
 
 def test_several_samples_share_the_first_logits():
     model, x = network(), images()
-    noise = draw_noise((3, 5), (4, 3), torch.Generator().manual_seed(0))
+    noise = seeded(0).logistic((3, 5), (4, 3))
     chain = model.draw(x, noise)
     assert [tuple(logits.shape) for logits in chain.logits] == [(5, 4), (3, 5, 3)]
     alone = model.draw(x, [layer[1] for layer in noise])
@@ -78,14 +83,14 @@ def test_several_samples_share_the_first_logits():
 
 def test_bits_are_drawn_with_their_probabilities():
     model, x = network(), images(1)
-    chain = model.draw(x.expand(200_000, -1), draw_noise((200_000,), (4, 3), torch.Generator().manual_seed(0)))
+    chain = model.draw(x.expand(200_000, -1), seeded(0).logistic((200_000,), (4, 3)))
     probs = torch.sigmoid(chain.logits[0][0])
     error = (probs * (1 - probs) / 200_000).sqrt()
     assert ((chain.bits[0].mean(0) - probs) / error).abs().max() < 4
 
 
 def test_the_noise_is_logistic_and_finite():
-    (noise,) = draw_noise((400_000,), (1,), torch.Generator().manual_seed(0))
+    (noise,) = seeded(0).logistic((400_000,), (1,))
     assert noise.isfinite().all() and noise.dtype == torch.float32
     # Kolmogorov and Smirnov's distance from the logistic distribution, at a level of 1e-4.
     u = torch.sigmoid(noise.flatten().double()).sort().values

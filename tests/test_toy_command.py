@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from relax_rl.cli import main
 from relax_rl.experiments.toy import figures, report
 from relax_rl.experiments.toy.config import ToyConfig
 from relax_rl.experiments.toy.problem import Problem
-from relax_rl.experiments.toy.progress import BarProgress, LineProgress
 from relax_rl.experiments.toy.training import median, train
 
 ROOT = Path(__file__).parent.parent
@@ -165,33 +163,6 @@ def test_help_is_fast_and_needs_no_torch():
     assert run.returncode == 0, run.stderr
     for option in ("--target", "--estimators", "--steps", "--seeds", "--run-dir"):
         assert option in run.stdout
-
-
-def test_progress_in_a_pipe_is_lines():
-    file = io.StringIO()
-    progress = LineProgress(file=file, interval=0.0)
-    progress.begin("relax", 1000)
-    progress.step(10, 0.25)
-    progress.say("done")
-    progress.end()
-    assert file.getvalue() == "relax: step 10 of 1,000 | mean theta 0.250\ndone\n"
-    quiet = io.StringIO()
-    LineProgress(file=quiet, interval=1e9).step(10, 0.25)
-    assert quiet.getvalue() == ""
-
-
-def test_progress_in_a_terminal_is_a_bar(monkeypatch, capsys):
-    monkeypatch.setitem(os.environ, "COLUMNS", "120")
-    progress = BarProgress(refresh=0.0)
-    progress.say("before")
-    progress.begin("relax", 1000)
-    progress.step(500, 0.25)
-    progress.begin("rebar", 1000)
-    progress.step(1000, 0.5)
-    progress.say("a line")
-    progress.end()
-    out = capsys.readouterr().out
-    assert "before" in out and "a line" in out and "rebar" in out and "step 1,000 of 1,000" in out and "0.500" in out
 
 
 def test_medians_of_what_is_not_finite():

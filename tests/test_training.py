@@ -17,10 +17,11 @@ import torch
 from gymnasium import spaces
 
 from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError, TrainingDiverged
-from relax_rl.presets import preset_config, with_settings
 from relax_rl.runs import RunFolder, read_config
+from relax_rl.runs.training import resume_config, train
 from relax_rl.serialization import load_state
-from relax_rl.training import resume_config, train
+from relax_rl.settings.fields import with_settings
+from relax_rl.settings.presets import preset_config
 
 SMALL = {"hidden": (8,), "surrogate_hidden": (8,), "num_envs": 4, "num_steps": 5, "quiet": True, "tensorboard": False}
 
@@ -102,6 +103,32 @@ def test_progress_columns(finished):
     seconds = [float(row["seconds"]) for row in rows]
     assert seconds == sorted(seconds) and seconds[0] > 0
     assert float(rows[-1]["return_mean"]) == pytest.approx(finished.return_mean, rel=1e-5)
+
+
+def test_loggers_of_the_caller_get_the_rows(tmp_path):
+    class Rows:
+        def __init__(self):
+            self.rows, self.closed = [], False
+
+        def log(self, row):
+            assert not self.closed
+            self.rows.append(dict(row))
+
+        def close(self):
+            self.closed = True
+
+    mine = Rows()
+    train(small(tmp_path, log_interval=100), loggers=[mine])
+    written = rows_of(tmp_path / "run" / "progress.csv")
+    assert mine.closed and [row["step"] for row in mine.rows] == [int(row["step"]) for row in written]
+    assert len(written) == 4 and mine.rows[0].keys() == written[0].keys()
+
+
+def test_all_or_few_checkpoints_are_kept(tmp_path):
+    for keep, count in ((0, 5), (1, 1)):
+        run = tmp_path / f"keep{keep}"
+        train(small(tmp_path, checkpoint_interval=80, keep_checkpoints=keep, run_dir=str(run)))
+        assert len(list((run / "checkpoints").iterdir())) == count
 
 
 def test_evaluations_during_training(finished):

@@ -20,12 +20,12 @@ from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.data import Dataset
 from relax_rl.experiments.vae import session as sessions
 from relax_rl.experiments.vae import training
-from relax_rl.experiments.vae.config import ESTIMATOR_NAMES, VaeConfig, config_from_json
+from relax_rl.experiments.vae.config import ESTIMATOR_NAMES, VaeConfig
 from relax_rl.experiments.vae.estimators import LAYERED
 from relax_rl.experiments.vae.presets import preset_config, preset_names
 from relax_rl.experiments.vae.trainer import Trainer
 from relax_rl.experiments.vae.training import train_vae
-from relax_rl.loggers import read_csv
+from relax_rl.runs.loggers import read_csv
 from relax_rl.serialization import load_state
 
 SMALL = VaeConfig(
@@ -319,14 +319,6 @@ def test_mistakes_are_one_line(args, message, capsys):
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1 and message in err
     assert not Path("run").exists()
-
-
-def test_settings_come_back_from_json_and_damaged_ones_are_told():
-    config = replace(SMALL, freeze_at=7, data_dir="x")
-    assert config_from_json(json.loads(json.dumps(config.to_dict()))) == config
-    for wrong in ({"layers": "2"}, {"data": "faces"}, {"colour": 1}, {"layers": 0}, {"quiet": 1}, {"run_dir": 3}):
-        with pytest.raises(CheckpointError):
-            config_from_json({**config.to_dict(), **wrong})
 
 
 def test_presets_are_the_rows_of_the_tables():

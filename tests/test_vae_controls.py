@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from relax_rl.experiments.vae.controls import relaxed_controls
-from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork, draw_noise, draw_signs
+from relax_rl.experiments.vae.noise import Noise
+from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 from tests.oracles import central_differences
-from tests.test_vae_estimators import image, make, scrambled, small_model
+from tests.test_vae_estimators import image, learned_gradients, make, scrambled, seeded, small_model
 from tests.test_vae_relaxed_loss import by_autograd
 
 LAYERS = (4, 3, 2)
@@ -29,7 +30,7 @@ def drawn(weights=1.0, **options):
             parameter.add_(torch.randn(parameter.shape, generator=generator)).mul_(weights)
     target = model.target(torch.rand(IMAGES, 6, generator=generator).round().double())
     images = torch.rand(IMAGES, 6, generator=generator).round().double()
-    chain = model.draw(images, [noise.double() for noise in draw_noise((IMAGES,), LAYERS, generator)])
+    chain = model.draw(images, [noise.double() for noise in Noise(generator).logistic((IMAGES,), LAYERS)])
     return model, target, chain
 
 
@@ -69,17 +70,18 @@ def test_the_correction_is_that_of_all_other_bits(task, hidden, layer):
         each = torch.tensor(signs, dtype=torch.float64).expand(IMAGES, -1)
         found.append(relaxed_controls(model, target, chain, layer, before, log_temperature, each))
     (plain,) = relaxed_controls(model, target, chain, layer, before, log_temperature)
-    for name in ("value", "slope", "value_tangent", "slope_tangent"):
-        assert torch.equal(getattr(plain, name), getattr(found[0][0], name))
+    assert torch.equal(plain.value, found[0][0].value) and torch.equal(plain.slope, found[0][0].slope)
     expected = before + by_autograd(model, target, chain, layer, chain.z[layer], log_temperature)
-    torch.testing.assert_close(plain.value[:, 0], expected.detach())
+    torch.testing.assert_close(plain.value[:, 0], expected)
 
     values, slopes = correction_by_autograd(model, target, chain, layer, log_temperature)
-    torch.testing.assert_close(found[0][1].value, values.detach())
-    torch.testing.assert_close(torch.stack([each[1].slope for each in found]).mean(0), slopes.detach())
+    torch.testing.assert_close(found[0][1].value, values)
+    torch.testing.assert_close(torch.stack([each[1].slope for each in found]).mean(0), slopes)
     weights = torch.randn(values.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    (moved,) = torch.autograd.grad((weights * values).sum(), log_temperature)
-    torch.testing.assert_close((weights * found[0][1].value_tangent).sum(), moved)
+    for mine, theirs in ((plain.value[:, 0], expected), (found[0][1].value, values)):
+        weight = weights if mine.dim() == 2 else weights[:, 0]
+        moved = [torch.autograd.grad((weight * x).sum(), log_temperature, retain_graph=True)[0] for x in (mine, theirs)]
+        torch.testing.assert_close(*moved)
 
 
 def test_how_its_slope_moves_with_the_temperature_lacks_no_more_than_the_third_derivative():
@@ -93,14 +95,15 @@ def test_how_its_slope_moves_with_the_temperature_lacks_no_more_than_the_third_d
             return correction_by_autograd(model, target, chain, 2, at.clone().requires_grad_())[1]
 
         (expected,) = central_differences(slope, at, step=1e-4)
-        found = torch.stack(
-            [
-                relaxed_controls(
-                    model, target, chain, 2, torch.zeros(IMAGES), at, torch.tensor(signs).double().expand(IMAGES, -1)
-                )[1].slope_tangent
-                for signs in itertools.product((-1.0, 1.0), repeat=2)
+
+        def mean_slope(at):
+            signs = [torch.tensor(each).double() for each in itertools.product((-1.0, 1.0), repeat=2)]
+            each = [
+                relaxed_controls(model, target, chain, 2, torch.zeros(IMAGES), at, s.expand(IMAGES, -1)) for s in signs
             ]
-        ).mean(0)
+            return torch.stack([correction.slope for _, correction in each]).mean(0)
+
+        found = torch.autograd.functional.jacobian(mean_slope, at)
         return float((found - expected).norm() / expected.norm())
 
     first = left_out(0.1)
@@ -109,7 +112,7 @@ def test_how_its_slope_moves_with_the_temperature_lacks_no_more_than_the_third_d
 
 
 def test_signs_are_fair_coins():
-    first, second = draw_signs((20_000,), (3, 2), torch.Generator().manual_seed(0))
+    first, second = seeded().signs((20_000,), (3, 2))
     assert first.shape == (20_000, 3) and second.shape == (20_000, 2)
     signs = torch.cat([first, second], -1)
     assert set(signs.unique().tolist()) == {-1.0, 1.0}
@@ -125,17 +128,15 @@ def test_the_corrected_surrogate_is_trained_on_the_variance():
     x = image(5).double()
 
     def variance():
-        found = estimator(model, x, torch.Generator().manual_seed(4))
+        found = estimator(model, x, seeded(4))
         return sum((len(x) * g).square().mean() for g in found.cotangents)
 
-    estimator.zero_grad()
-    variance()
+    wanted = learned_gradients(model, estimator, x, seeded(4))
     learned = {name: p for name, p in estimator.named_parameters() if name != "log_temperature"}
     assert {"eta", "correction"} < learned.keys()
-    wanted = {name: parameter.grad.flatten()[::5].clone() for name, parameter in learned.items()}
-    for name, parameter in learned.items():
+    for parameter in learned.values():
         found = central_differences(variance, parameter, every=5)
-        torch.testing.assert_close(found, wanted[name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found, wanted[parameter].flatten()[::5], rtol=1e-4, atol=1e-6)
 
 
 def test_each_bit_with_a_control_of_its_own_has_less_variance():
@@ -149,11 +150,11 @@ def test_each_bit_with_a_control_of_its_own_has_less_variance():
     found = {}
     for surrogate in ("objective", "corrected"):
         estimator = make("relax", model, surrogate=surrogate)
-        optimizer = torch.optim.Adam(estimator.parameters(), lr=0.01)
+        optimizer, noise = torch.optim.Adam(estimator.parameters(), lr=0.01), Noise(generator)
         for _ in range(120):
-            optimizer.zero_grad()
-            estimator(model, x, generator)
+            for parameter, gradient in learned_gradients(model, estimator, x, noise).items():
+                parameter.grad = gradient
             optimizer.step()
-        draws = torch.stack([estimator(model, x, generator).cotangents[0] for _ in range(50)])
+        draws = torch.stack([estimator(model, x, noise).cotangents[0] for _ in range(50)])
         found[surrogate] = float(draws.var(0).mean())
     assert found["corrected"] < 0.6 * found["objective"]

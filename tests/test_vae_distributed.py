@@ -18,11 +18,10 @@ from relax_rl.experiments.data import Dataset, load_data
 from relax_rl.experiments.vae import session as sessions
 from relax_rl.experiments.vae import training
 from relax_rl.experiments.vae.config import VaeConfig
-from relax_rl.experiments.vae.sbn import draw_noise
-from relax_rl.experiments.vae.shared_noise import SharedGenerator, own_generator, own_rows
+from relax_rl.experiments.vae.noise import Noise, own_rows
 from relax_rl.experiments.vae.trainer import Trainer
 from relax_rl.experiments.vae.training import train_vae
-from relax_rl.loggers import read_csv
+from relax_rl.runs.loggers import read_csv
 from relax_rl.serialization import load_state
 from tests.workers import run_workers
 
@@ -47,7 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
     "relax-published": {"estimator": "relax", "surrogate": "objective", "surrogate_context": "input"},
     "rebar": {"estimator": "rebar", "track_variances": ("relax", "muprop")},
     "nvil": {"estimator": "nvil", "normalize_variance": True, "track_variances": ("vimco", "gumbel-rao")},
-    "disarm": {"estimator": "disarm", "track_variances": ("arm", "reinmax")},
+    "disarm": {"estimator": "disarm", "track_variances": ("arm", "arms", "reinmax")},
     "rodeo": {"estimator": "rodeo", "lr": 1e-3, "track_variances": ("double-cv", "rloo", "concrete")},
     "twice": {"estimator": "relax", "samples_per_image": 2},
     "dynamic": {"estimator": "dlax", "binarization": "dynamic"},
@@ -120,33 +119,19 @@ def test_the_workers_are_the_same_bit_for_bit(case: str, together: Any) -> None:
         np.testing.assert_array_equal(second[name], x, name)
 
 
-def generator_of(rank: int) -> SharedGenerator:
-    """That of one of two workers."""
-    generator = SharedGenerator()
-    generator.workers = distributed.Alone()
-    generator.workers.rank, generator.workers.count = rank, 2
-    generator.manual_seed(0)
-    return generator
-
-
 def test_every_row_gets_the_noise_that_it_would_get_alone() -> None:
-    alone = draw_noise((3, 6), (2, 4), torch.Generator().manual_seed(0))
-    for rank in range(2):
-        generator = generator_of(rank)
-        for mine, whole in zip(draw_noise((3, 3), (2, 4), generator), alone, strict=True):
-            assert torch.equal(mine, whole[:, 3 * rank : 3 * rank + 3])
-        assert torch.equal(own_rows(alone[0][0], generator.workers), alone[0][0, 3 * rank : 3 * rank + 3])
+    def drawn(workers: distributed.Workers, rows: int) -> list[torch.Tensor]:
+        noise = Noise(torch.Generator().manual_seed(0), workers)
+        drawn = [*noise.logistic((3, rows), (2, 4)), *noise.signs((rows,), (2,))]
+        return [*drawn, noise.uniform((2, 1, rows, 5), torch.float64)]
 
-
-def test_where_noise_cannot_be_shared_out_every_worker_draws_its_own() -> None:
-    plain = torch.Generator().manual_seed(0)
-    assert own_generator(plain, torch.device("cpu")) is plain and own_generator(None, torch.device("cpu")) is None
-    draws, states = [], []
+    alone = drawn(distributed.ALONE, 6)
     for rank in range(2):
-        generator = generator_of(rank)
-        draws.append(torch.rand(4, generator=own_generator(generator, torch.device("cpu"))))
-        states.append(generator.get_state())
-    assert not torch.equal(*draws) and torch.equal(*states)
+        workers = distributed.Workers()
+        workers.rank, workers.count = rank, 2
+        for mine, whole in zip(drawn(workers, 3), alone, strict=True):
+            assert torch.equal(mine, whole[..., 3 * rank : 3 * rank + 3, :])
+        assert torch.equal(own_rows(alone[0][0], workers), alone[0][0, 3 * rank : 3 * rank + 3])
 
 
 # Runs

@@ -13,9 +13,13 @@ from relax_rl import estimators as core
 from relax_rl.distributions import Bernoulli
 from relax_rl.errors import SettingsError
 from relax_rl.estimators import ESTIMATORS
-from relax_rl.experiments.vae.estimators import LAYERED, EstimatorSettings, make_layered_estimator
-from relax_rl.experiments.vae.exact_estimators import expected_loss
-from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork, draw_noise
+from relax_rl.experiments.vae.config import VaeConfig
+from relax_rl.experiments.vae.estimators import LAYERED, make_layered_estimator
+from relax_rl.experiments.vae.exact import expected_loss
+from relax_rl.experiments.vae.gradient import encoder_part, gradients
+from relax_rl.experiments.vae.noise import Noise
+from relax_rl.experiments.vae.optimizer import pieces
+from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 from tests.oracles import central_differences
 
 PIXELS, SAMPLES, COPIES, BATCHES = 4, 4, 5000, 25
@@ -42,26 +46,30 @@ def scrambled(estimator):
 
 
 def make(name, model, **options):
-    settings = EstimatorSettings(
-        **{
-            "num_samples": SAMPLES,
-            "surrogate_depth": 2,
-            "surrogate_width": 8,
-            "surrogate_activation": "tanh",
-            **options,
-        }
-    )
-    return make_layered_estimator(name, settings, model, torch.Generator().manual_seed(1))
+    settings = {"num_samples": SAMPLES, "surrogate_depth": 2, "surrogate_width": 8, "surrogate_activation": "tanh"}
+    return make_layered_estimator(name, VaeConfig(**{**settings, **options}), model, torch.Generator().manual_seed(1))
+
+
+def seeded(seed=0):
+    return Noise(torch.Generator().manual_seed(seed))
 
 
 def image(copies=1):
     return torch.tensor([1.0, 0.0, 1.0, 1.0]).expand(copies, -1)
 
 
-def flat_gradient(model, gradient):
-    model.zero_grad()
-    gradient.backward(model)
-    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+def flat_gradient(model, estimator, x, noise):
+    """At the model's parameters; the estimator's moving moments move."""
+    found = gradients(model, estimator, x, noise)
+    estimator.move_moments(found.signals)
+    return found.model
+
+
+def learned_gradients(model, estimator, x, noise):
+    """By parameter of the estimator."""
+    parameters = [parameter for group in estimator.groups() for parameter in group]
+    found = gradients(model, estimator, x, noise, at="nothing").learned
+    return dict(zip(parameters, pieces(found, parameters), strict=True))
 
 
 def exact_gradient(model):
@@ -71,8 +79,8 @@ def exact_gradient(model):
 
 def z_scores(model, estimator, exact, batches=BATCHES):
     """Of all parameters' gradients; asserts that a bias of 6% of the gradient would have been seen."""
-    generator = torch.Generator().manual_seed(7)
-    draws = torch.stack([flat_gradient(model, estimator(model, image(COPIES), generator)) for _ in range(batches)])
+    noise = seeded(7)
+    draws = torch.stack([flat_gradient(model, estimator, image(COPIES), noise) for _ in range(batches)])
     error = draws.double().std(0) / math.sqrt(batches)
     assert 4 * error.norm() < 0.06 * exact.norm(), "too few draws"
     return (draws.double().mean(0) - exact) / error.clamp(min=1e-5)
@@ -122,11 +130,11 @@ def test_the_biased_ones_are_seen_to_be_biased(name):
 
 def test_gumbel_rao_has_the_bias_of_straight_through_gumbel():
     model = small_model()
-    generator = torch.Generator().manual_seed(7)
+    noise = seeded(7)
 
     def mean_and_error(name):
         estimator = make(name, model)
-        draws = [flat_gradient(model, estimator(model, image(COPIES), generator)) for _ in range(BATCHES)]
+        draws = [flat_gradient(model, estimator, image(COPIES), noise) for _ in range(BATCHES)]
         return torch.stack(draws).mean(0), torch.stack(draws).std(0) / math.sqrt(BATCHES)
 
     (rao, rao_error), (gumbel, gumbel_error) = mean_and_error("gumbel-rao"), mean_and_error("straight-through-gumbel")
@@ -151,13 +159,14 @@ def test_vimco_follows_the_bound_of_several_samples():
 
 def test_enumeration_needs_no_draws():
     model = small_model()
-    torch.testing.assert_close(flat_gradient(model, make("enumerated", model)(model, image(3))), exact_gradient(model))
+    found = flat_gradient(model, make("enumerated", model), image(3), noise=None)
+    torch.testing.assert_close(found, exact_gradient(model))
 
 
 def test_the_last_layer_of_marginal_has_no_variance():
     model = small_model((3,))
-    estimator, generator = make("marginal", model), torch.Generator().manual_seed(0)
-    draws = [estimator(model, image(), generator).at_encoder(model)[0] for _ in range(2)]
+    estimator, noise = make("marginal", model), seeded()
+    draws = [estimator(model, image(), noise).at_encoder(model)[0] for _ in range(2)]
     torch.testing.assert_close(*draws)
 
 
@@ -166,8 +175,8 @@ def one_layer(name, **options):
     model = small_model((3,))
     estimator = scrambled(make(name, model, **options))
     x = torch.rand(6, PIXELS, generator=torch.Generator().manual_seed(2)).round()
-    (noise,) = draw_noise((6,), (3,), torch.Generator().manual_seed(11))
-    found = estimator(model, x, torch.Generator().manual_seed(11))
+    (noise,) = seeded(11).logistic((6,), (3,))
+    found = estimator(model, x, seeded(11))
     logits = model.encode(0, model.input(x)).detach()
 
     def f(bits):
@@ -210,10 +219,10 @@ def test_one_layer_is_the_estimator_for_one_distribution_and_so_is_its_variance_
     expected = function(f, dist, surrogate, noise=noise, phi=estimator.parameters(), **coupled)
     torch.testing.assert_close(found.cotangents[0] * len(x), expected.grad.detach(), rtol=1e-4, atol=1e-4)
     loss = expected.variance_loss() / dist.params.shape[-1]
-    for parameter, grad in zip(
-        estimator.parameters(), torch.autograd.grad(loss, list(estimator.parameters())), strict=True
-    ):
-        torch.testing.assert_close(parameter.grad, grad, rtol=2e-3, atol=1e-4)
+    parameters = list(estimator.parameters())
+    learned = torch.autograd.grad(found.learning, parameters)
+    for mine, grad in zip(learned, torch.autograd.grad(loss, parameters), strict=True):
+        torch.testing.assert_close(mine, grad, rtol=2e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["reinforce", "straight-through", "straight-through-gumbel", "reinmax", "concrete"])
@@ -234,45 +243,50 @@ def test_the_variance_at_the_parameters_trains_parameter_rebar():
     x = image(3).double()
 
     def variance():
-        found = estimator(model, x, torch.Generator().manual_seed(4))
-        return sum(g.square().sum() for g in found.at_encoder(model))
+        return sum(g.square().sum() for g in estimator(model, x, seeded(4)).at_encoder(model))
 
-    estimator.zero_grad()
-    variance()
-    wanted = [parameter.grad.flatten()[::7].clone() for parameter in estimator.parameters()]
-    for parameter, grad in zip(estimator.parameters(), wanted, strict=True):
-        torch.testing.assert_close(central_differences(variance, parameter, every=7), grad, rtol=1e-4, atol=1e-4)
+    for parameter, grad in learned_gradients(model, estimator, x, seeded(4)).items():
+        wanted = grad.flatten()[::7]
+        torch.testing.assert_close(central_differences(variance, parameter, every=7), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["relax", "rebar", "double-cv", "rodeo"])
 def test_what_is_learned_beside_the_model_lowers_the_variance(name):
-    model, generator = small_model(), torch.Generator().manual_seed(0)
+    model, noise = small_model(), seeded()
     estimator = scrambled(make(name, model))
 
     def variance():
-        draws = torch.stack([flat_gradient(model, estimator(model, image(50), generator)) for _ in range(150)])
+        draws = torch.stack([flat_gradient(model, estimator, image(50), noise) for _ in range(150)])
         return float(draws.var(0).sum())
 
     before = variance()
     optimizer = torch.optim.Adam(estimator.parameters(), lr=0.02)
     for _ in range(200):
-        optimizer.zero_grad()
-        estimator(model, image(50), generator)
+        for parameter, gradient in learned_gradients(model, estimator, image(50), noise).items():
+            parameter.grad = gradient
         optimizer.step()
     assert variance() < 0.87 * before
 
 
 @pytest.mark.parametrize("name", LAYERED)
-def test_an_estimate_leaves_the_model_alone(name):
+def test_gradients_move_nothing_and_are_there_for_every_parameter(name):
     model = small_model()
     estimator = make(name, model)
-    gradient = estimator(model, image(5), torch.Generator().manual_seed(0))
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert gradient.loss.shape == (5,) and not gradient.loss.requires_grad
-    learned = list(estimator.parameters())
-    gradient.backward(model)
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in learned)
+    both = torch.nn.ModuleList([model, estimator])
+    before = copy.deepcopy(both.state_dict())
+    found = gradients(model, estimator, image(5), seeded())
+    assert all(torch.equal(x, before[key]) for key, x in both.state_dict().items())
+    assert all(parameter.grad is None for parameter in both.parameters())
+    every = vars(found).values()
+    assert found.loss.shape == (5,) and all(x.isfinite().all() and not x.requires_grad for x in every)
+    sizes = [sum(x.numel() for x in module.parameters()) for module in (model, estimator)]
+    assert [len(found.model), len(found.learned)] == sizes
+    watching = gradients(model, estimator, image(5), seeded(), at="encoder")
+    assert torch.equal(watching.model, encoder_part(model, found.model))
+    inside = pieces(watching.model, model.encoder_parameters)
+    whole = dict(zip(model.parameters(), pieces(found.model, list(model.parameters())), strict=True))
+    assert all(torch.equal(x, whole[parameter]) for x, parameter in zip(inside, model.encoder_parameters, strict=True))
+    assert not len(gradients(model, estimator, image(5), seeded(), at="nothing").model)
 
 
 def test_every_estimator_of_the_registry_that_is_for_bits_is_there():
@@ -306,9 +320,8 @@ def test_extreme_logits_stay_finite():
             parameter.mul_(100.0)
     for name in ("relax", "rebar", "dlax", "gumbel-rao", "reinmax", "arms", "disarm"):
         estimator = make(name, model)
-        gradient = flat_gradient(model, estimator(model, image(200), torch.Generator().manual_seed(0)))
-        assert gradient.isfinite().all(), name
-        assert all(parameter.grad.isfinite().all() for parameter in estimator.parameters()), name
+        found = gradients(model, estimator, image(200), seeded())
+        assert all(x.isfinite().all() for x in vars(found).values()), name
 
 
 @pytest.mark.parametrize("name", ["muprop", "simple-muprop"])
@@ -322,13 +335,12 @@ def test_scales_of_an_expansion_go_down_the_square_of_what_multiplies_the_score(
         with torch.no_grad():
             twin.scale_logits[0] = logits
         seen = []
-        twin.centrings[0].register_forward_hook(lambda module, given, found: seen.append(found))
-        twin(copy.deepcopy(model).double(), x.double(), torch.Generator().manual_seed(2))
+        twin.centrings[0].register_forward_hook(lambda module, given, found: seen.append(found.signal))
+        twin(copy.deepcopy(model).double(), x.double(), seeded(2))
         return seen[0].square().mean()
 
     at = estimator.scale_logits[0].detach().double().clone()
     double = copy.deepcopy(estimator).double()
-    double(copy.deepcopy(model).double(), x.double(), torch.Generator().manual_seed(2))
-    torch.testing.assert_close(
-        double.scale_logits.grad[0], central_differences(lambda: mean_square(at), at), rtol=1e-5, atol=1e-7
-    )
+    found = learned_gradients(copy.deepcopy(model).double(), double, x.double(), seeded(2))[double.scale_logits]
+    expected = central_differences(lambda: mean_square(at), at)
+    torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=1e-7)

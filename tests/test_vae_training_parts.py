@@ -10,45 +10,49 @@ import torch
 from torch import nn
 
 from relax_rl.experiments.vae.evaluation import binary_images, bound
+from relax_rl.experiments.vae.exact import expected_loss
 from relax_rl.experiments.vae.gradient_variance import GradientVariance
-from relax_rl.experiments.vae.optimizer import FusedAdam
+from relax_rl.experiments.vae.optimizer import GroupedAdam, flat
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork, bernoulli_log_prob
 
 
-def test_adam_takes_the_steps_of_torch():
+def adam(*groups, lr=0.1, decay=0.0):
+    lrs, decays = [lr, 0.5 * lr][: len(groups)], [decay, 0.0][: len(groups)]
+    return GroupedAdam(groups, lrs=lrs, decays=decays, betas=(0.9, 0.99999))
+
+
+def test_every_group_takes_the_steps_of_torch():
     generator = torch.Generator().manual_seed(0)
     mine = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((3, 4), (4,), ())]
     theirs = [nn.Parameter(parameter.detach().clone()) for parameter in mine]
-    adam = FusedAdam(mine, lr=0.01, betas=(0.9, 0.99999), decay=0.1, decayed=mine[:1])
-    groups = [{"params": theirs[:1], "weight_decay": 0.1}, {"params": theirs[1:]}]
+    ours = adam(mine[:1], mine[1:], lr=0.01, decay=0.1)
+    groups = [{"params": theirs[:1], "weight_decay": 0.1}, {"params": theirs[1:], "lr": 0.005}]
     reference = torch.optim.Adam(groups, lr=0.01, betas=(0.9, 0.99999))
     for _ in range(20):
-        for one, other in zip(mine, theirs, strict=True):
-            one.grad = torch.randn(one.shape[::-1], generator=generator).t() if one.dim() == 2 else torch.ones_like(one)
-            other.grad = one.grad.clone()
-        adam.step()
+        for parameter in theirs:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        ours.step(flat([parameter.grad for parameter in theirs]))
         reference.step()
-        assert all(parameter.grad is None for parameter in mine)
     for one, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_adam_goes_on_from_its_state_and_refuses_another():
-    parameter, copy = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-    first, second = FusedAdam([parameter], lr=0.1), FusedAdam([copy], lr=0.1)
-
-    def step(optimizer, p, scale):
-        p.grad = torch.tensor([1.0, 2.0, 3.0]) * scale
-        optimizer.step()
-
-    step(first, parameter, 1.0)
-    second.load_state_dict(first.state_dict())
-    copy.data.copy_(parameter.data)
-    step(first, parameter, -0.5)
-    step(second, copy, -0.5)
-    assert torch.equal(parameter, copy)
-    with pytest.raises(ValueError, match="other parameters"):
-        FusedAdam([nn.Parameter(torch.ones(2))], lr=0.1).load_state_dict(first.state_dict())
+def test_adam_goes_on_from_its_state_by_parameter_and_refuses_another():
+    shapes, gradient = ((2, 3), (3,)), torch.arange(9.0)
+    first, second = ([nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    one, other = adam([], first), adam([], second)
+    one.step(gradient)
+    state = one.state_dict()
+    assert {name: x.shape for name, x in state.items() if "mean" in name} == {"1.mean.0": (2, 3), "1.mean.1": (3,)}
+    other.load_state_dict(state)
+    for mine, theirs in zip(first, second, strict=True):
+        theirs.data.copy_(mine)
+    for optimizer in (one, other):
+        optimizer.step(-0.5 * gradient)
+    assert all(map(torch.equal, first, second))
+    for wrong, error in (({**state, "1.mean.1": torch.ones(2)}, ValueError), ({}, KeyError)):
+        with pytest.raises(error):
+            other.load_state_dict(wrong)
 
 
 def test_the_variance_of_a_gradient_is_found_without_bias():
@@ -58,7 +62,7 @@ def test_the_variance_of_a_gradient_is_found_without_bias():
     for _ in range(60):
         variance = GradientVariance([std])
         for _ in range(30):  # far fewer than the window is long
-            variance.update([5.0 + std * torch.randn(2000, generator=generator)])
+            variance.update(5.0 + std * torch.randn(2000, generator=generator))
         found.append(math.exp(variance.log_variance))
     expected = float(std.square().mean())
     assert abs(sum(found) / 60 - expected) < 0.01 * expected
@@ -67,9 +71,9 @@ def test_the_variance_of_a_gradient_is_found_without_bias():
 def test_no_variance_before_the_second_gradient_and_none_of_a_constant():
     variance = GradientVariance([torch.ones(3)])
     assert math.isnan(variance.log_variance)
-    variance.update([torch.ones(3)])
+    variance.update(torch.ones(3))
     assert math.isnan(variance.log_variance)
-    variance.update([torch.ones(3)])
+    variance.update(torch.ones(3))
     assert variance.log_variance < -12
     copy = GradientVariance([torch.ones(3)])
     copy.load_state_dict(variance.state_dict())
@@ -93,8 +97,6 @@ def test_bounds_lie_below_the_log_likelihood_and_rise_with_the_samples():
 
 
 def test_one_sample_is_the_evidence_lower_bound():
-    from relax_rl.experiments.vae.exact_estimators import expected_loss
-
     model = SigmoidBeliefNetwork(torch.full((5,), 0.4), layers=(3, 2), generator=torch.Generator().manual_seed(0))
     x = torch.tensor([[1.0, 0.0, 1.0, 1.0, 0.0]])
     expected = -float(expected_loss(model, x).detach())

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from relax_rl.cli import main
-from relax_rl.presets import preset_config
-from relax_rl.training import train
+from relax_rl.runs.training import train
+from relax_rl.settings.presets import preset_config
 
 SMALL = {"hidden": (8,), "surrogate_hidden": (8,), "quiet": True, "tensorboard": False, "total_steps": 200}
 QUICK = ("--batches", "4", "--fit-batches", "3", "--states", "4")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from relax_rl.agents import A2C
-from relax_rl.config import EnvConfig
 from relax_rl.errors import RelaxRLError, SettingsError
-from relax_rl.video import record_video, rendering_env
+from relax_rl.runs.video import record_video, rendering_env
+from relax_rl.settings.config import EnvConfig
 
 CARTPOLE = EnvConfig(env="CartPole-v1", num_envs=8)
 

@@ -10,8 +10,7 @@ from relax_rl.agents import estimates
 from relax_rl.agents.agent import ActorCritic, Callback
 from relax_rl.agents.estimates import AgentEstimator, Experience, check_estimator
 from relax_rl.agents.statistics import UpdateInfo
-from relax_rl.config import did_you_mean
-from relax_rl.errors import SettingsError
+from relax_rl.errors import SettingsError, did_you_mean
 from relax_rl.spaces import ActionEncoder
 
 __all__ = [

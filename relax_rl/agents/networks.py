@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from relax_rl.agents.acting import HostNetwork, host_network
-from relax_rl.config import AgentConfig
 from relax_rl.critics import ActionSurrogate, ValueFunction
 from relax_rl.networks import NatureCNN, make_torso
 from relax_rl.policies import Policy
+from relax_rl.settings.config import AgentConfig
 from relax_rl.spaces import ActionEncoder, ObservationEncoder
 
 __all__ = ["Networks", "Outputs", "make_networks"]
@@ -73,8 +73,8 @@ class Networks(nn.Module):
         value = self.value.value(features)
         if len(obs) > rows:
             with torch.no_grad():  # the observations that only bootstrap take no part in the backward pass
-                bootstrap = self.value(obs[rows:])
-            value = torch.cat([value, bootstrap])
+                bootstrapping = self.value(obs[rows:])
+            value = torch.cat([value, bootstrapping])
         return Outputs(self.policy.params(features), value, features.detach())
 
     @torch.no_grad()

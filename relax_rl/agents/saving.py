@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from relax_rl.config import AgentConfig, without_dropped
 from relax_rl.errors import CheckpointError, SettingsError
+from relax_rl.settings.config import AgentConfig
+from relax_rl.settings.fields import from_json
 
 __all__ = ["described", "family", "pack", "unpack"]
 
@@ -43,9 +44,7 @@ def described(state: Mapping[str, Any], source: str) -> tuple[str, int, AgentCon
         CheckpointError: if it describes no agent, or one with settings that there are no longer.
     """
     try:
-        name, seed, config = state["estimator"], int(state["seed"]), without_dropped(state["config"])
-        lists = {key: tuple(value) for key, value in config.items() if isinstance(value, list)}
-        return name, seed, AgentConfig(**{**config, **lists})
+        return state["estimator"], int(state["seed"]), from_json(AgentConfig, state["config"])
     except (KeyError, TypeError, ValueError, SettingsError) as error:
         raise CheckpointError(f"{source} does not describe an agent ({error})") from None
 
@@ -72,6 +71,6 @@ def _without_learned_gain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for average, power in (("surrogate_optimizer.mean", 1), ("surrogate_optimizer.square", 2)):
         if average in found:
             own = found[average][2:].clone()
-            own[len(own) - size :] /= gain.abs().clamp(min=1e-6) ** power * gain.sign() ** power
+            own[len(own) - size :] /= gain.abs().clamp(min=1e-6).copysign(gain) ** power
             found[average] = own
     return found

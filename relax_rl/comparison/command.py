@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from relax_rl.comparison.config import CompareConfig, check_resumable, read_settings, write_settings
 from relax_rl.comparison.contestants import read_contestants
 from relax_rl.errors import RelaxRLError, SettingsError
-from relax_rl.interruption import Interruption, interruptible
-from relax_rl.options import parse
+from relax_rl.runs.interruption import Interruption, interruptible
+from relax_rl.settings.options import parse
 
 if TYPE_CHECKING:
     from relax_rl.comparison.plan import Folder

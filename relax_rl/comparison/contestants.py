@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from relax_rl.config import ESTIMATORS, AgentConfig, EnvConfig, RunConfig, did_you_mean
-from relax_rl.errors import SettingsError
+from relax_rl.errors import SettingsError, did_you_mean
+from relax_rl.settings.config import ESTIMATORS, AgentConfig, EnvConfig, RunConfig
 
 __all__ = ["Contestant", "parse_settings", "read_contestant", "read_contestants", "safe_name"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relax_rl.plotting import png
+from relax_rl.runs.plotting import png
 from relax_rl.serialization import write_bytes_atomic
 
 if TYPE_CHECKING:

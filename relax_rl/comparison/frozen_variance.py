@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from relax_rl.comparison.recording import SNAPSHOTS, Send
-from relax_rl.loggers import read_csv
 from relax_rl.runs import RunFolder, write_json
+from relax_rl.runs.loggers import read_csv
 
 __all__ = ["STAGES", "choose_snapshots", "measure"]
 
@@ -24,7 +24,7 @@ def measure(task: dict[str, Any], send: Send) -> dict[str, Any]:
         task: `folder` of the run, `checkpoint`, `stage`, `batches`, `fit_batches`, `result`.
         send: hears nothing; the measurement has no steps of a run.
     """
-    from relax_rl.variance_command import VarianceConfig, variance_run
+    from relax_rl.variance.measure import VarianceConfig, variance_run
 
     found = variance_run(
         VarianceConfig(

@@ -8,14 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from relax_rl.checkpoints import CheckpointFolder
 from relax_rl.comparison.recording import RecordEpisodes, ReportProgress, Send, TakeSnapshots, write_outcome
-from relax_rl.config import TrainConfig
 from relax_rl.errors import TrainingDiverged
-from relax_rl.loggers import read_csv
-from relax_rl.presets import preset_config
 from relax_rl.runs import RunFolder
-from relax_rl.training import TrainingResult, resume_config, train
+from relax_rl.runs.checkpoints import CheckpointFolder
+from relax_rl.runs.loggers import read_csv
+from relax_rl.runs.training import TrainingResult, resume_config, train
+from relax_rl.settings.config import TrainConfig
+from relax_rl.settings.presets import preset_config
 
 __all__ = ["own_config", "train_own"]
 

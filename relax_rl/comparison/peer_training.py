@@ -17,14 +17,14 @@ from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
-from relax_rl.callbacks import Every
 from relax_rl.comparison.peer import Peer
 from relax_rl.comparison.peers import ALGORITHMS, planned_steps, published, with_bins, with_overrides
 from relax_rl.comparison.recording import EpisodeTable, ReportProgress, Send, write_outcome
 from relax_rl.env_actions import BinnedActions
-from relax_rl.interruption import Interruption, interruptible
-from relax_rl.loggers import PROGRESS_COLUMNS, CsvLogger
 from relax_rl.runs import write_json
+from relax_rl.runs.callbacks import Every
+from relax_rl.runs.interruption import Interruption, interruptible
+from relax_rl.runs.loggers import PROGRESS_COLUMNS, CsvLogger
 
 __all__ = ["train_peer"]
 

@@ -11,7 +11,7 @@ from relax_rl.comparison.peer import Peer
 from relax_rl.comparison.published_a2c import A2C_PEERS
 from relax_rl.comparison.published_ppo import PPO_PEERS
 from relax_rl.errors import SettingsError
-from relax_rl.presets import find_preset
+from relax_rl.settings.presets import find_preset
 
 __all__ = ["ALGORITHMS", "PEERS", "check_installed", "planned_steps", "published", "with_bins", "with_overrides"]
 

@@ -150,7 +150,7 @@ def make_environments(config: CompareConfig) -> tuple[list[Environment], dict[st
         SettingsError: one that cannot be made, or a threshold that cannot be understood.
     """
     from relax_rl.envs import make_envs
-    from relax_rl.presets import preset_config
+    from relax_rl.settings.presets import preset_config
 
     given = _thresholds(config)
     found, spaces = [], {}

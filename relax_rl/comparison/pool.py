@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from relax_rl.comparison.worker_process import local_workers
 from relax_rl.errors import RelaxRLError
-from relax_rl.interruption import Interruption
+from relax_rl.runs.interruption import Interruption
 
 __all__ = ["Source", "Start", "Task", "Watcher", "Worker", "WorkerPool"]
 

@@ -18,9 +18,9 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from relax_rl.comparison.config import usable_cores
 from relax_rl.comparison.ray_slots import Slots, one_line
 from relax_rl.errors import RelaxRLError
+from relax_rl.host import usable_cores
 
 __all__ = ["connect", "main"]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from relax_rl.comparison.worker_process import Tell, own_environment, send
 from relax_rl.errors import RelaxRLError, SettingsError
-from relax_rl.interruption import Interruption
+from relax_rl.runs.interruption import Interruption
 
 __all__ = ["RayCluster", "check_installed"]
 

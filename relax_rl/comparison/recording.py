@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from relax_rl.callbacks import Every
-from relax_rl.loggers import truncate_csv
 from relax_rl.runs import write_json
+from relax_rl.runs.callbacks import Every
+from relax_rl.runs.loggers import truncate_csv
 from relax_rl.serialization import writing
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from relax_rl.comparison.statistics import (
     performance_profile,
     solved_fraction,
 )
-from relax_rl.loggers import read_csv
 from relax_rl.runs import RunFolder
+from relax_rl.runs.loggers import read_csv
 
 __all__ = ["POINTS", "RunResult", "Solved", "aggregate", "read_run", "read_variances", "summarise"]
 

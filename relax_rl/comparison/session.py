@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from relax_rl.comparison import peers
-from relax_rl.comparison.config import CompareConfig, usable_cores
+from relax_rl.comparison.config import CompareConfig
 from relax_rl.comparison.contestants import Contestant, safe_name
 from relax_rl.comparison.frozen_variance import STAGES, choose_snapshots
 from relax_rl.comparison.plan import Environment, Folder, run_task, variance_reference
@@ -18,10 +18,11 @@ from relax_rl.comparison.recording import SNAPSHOTS, read_outcome
 from relax_rl.comparison.report import markdown, solved_by_any
 from relax_rl.comparison.results import aggregate, read_run, read_variances, summarise
 from relax_rl.comparison.tuning import Tuning
-from relax_rl.interruption import Interruption
-from relax_rl.presets import find_preset
+from relax_rl.host import usable_cores
 from relax_rl.runs import write_json
+from relax_rl.runs.interruption import Interruption
 from relax_rl.serialization import write_text_atomic
+from relax_rl.settings.presets import find_preset
 
 __all__ = ["Session"]
 

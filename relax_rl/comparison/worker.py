@@ -55,7 +55,7 @@ def _warm_up() -> None:
     """Import what runs need before the clock of the first one starts."""
     import matplotlib.figure  # noqa: F401
 
-    import relax_rl.training  # noqa: F401
+    import relax_rl.runs.training  # noqa: F401
 
 
 def _work(task: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

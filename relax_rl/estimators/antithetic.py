@@ -78,6 +78,7 @@ def arms(
     dist: Bernoulli,
     *,
     num_samples: int = 4,
+    noise: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Estimate:
     """ARMS estimate (Dimitriev and Zhou 2021): n bits, every two of them negatively correlated by a Dirichlet copula.
@@ -88,17 +89,22 @@ def arms(
         f: a function of samples `[n, *, P]`.
         dist: `Bernoulli` with `[*, P]` logits.
         num_samples: n, at least 2; with 2 this is DisARM.
+        noise: `[n, *, P]` uniform numbers in [0, 1), in double precision; drawn from `generator` by default.
 
     Raises:
-        ValueError: when the outcomes are not bits, num_samples is below 2, or f does not give one number a row.
+        ValueError: when the outcomes are not bits, num_samples is below 2, f does not give one number a row, or the
+            noise has another shape.
     """
     check_num_samples(num_samples)
     _require_bits(dist, "arms")
     params = dist.params.detach().double()
+    if noise is None:
+        noise = torch.rand((num_samples, *params.shape), generator=generator, dtype=params.dtype, device=params.device)
+    elif noise.shape != (num_samples, *params.shape):
+        raise ValueError(f"noise has shape {list(noise.shape)}, expected {[num_samples, *params.shape]}")
     # Of the two forms of the copula the one for the rarer value: its bits repel each other more.
     rare = torch.sigmoid(-params.abs())
-    uniform = torch.rand((num_samples, *params.shape), generator=generator, dtype=params.dtype, device=params.device)
-    exponential = -torch.log1p(-uniform)
+    exponential = -torch.log1p(-noise)
     share = exponential / exponential.sum(0)
     u = -torch.expm1((num_samples - 1) * torch.log1p(-share))
     is_rare = u < rare

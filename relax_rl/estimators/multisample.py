@@ -11,9 +11,9 @@ from relax_rl.distributions import Bernoulli
 from relax_rl.estimators.draws import as_phi, detached
 from relax_rl.estimators.estimate import Estimate
 from relax_rl.estimators.gradients import check_rows, value_and_gradient
-from relax_rl.estimators.score import check_num_samples
+from relax_rl.estimators.score import check_num_samples, leave_one_out, mean_gradient, others_mean
 
-__all__ = ["double_cv", "others_mean", "rodeo"]
+__all__ = ["double_cv", "linear_control", "rodeo", "stein"]
 
 
 def double_cv(
@@ -40,13 +40,19 @@ def double_cv(
         ValueError: when the outcomes are not bits, num_samples is below 2, or f does not give one number a row.
     """
     sample, value, slope = _draw_with_slope(f, dist, "double_cv", num_samples, generator)
-    probs = torch.sigmoid(dist.params.detach())
-    deviation, values = sample - probs, value.detach()
-    linear = (others_mean(slope) * deviation).sum(-1)
-    signal = values + alpha * linear
-    centred = (signal - others_mean(signal)).unsqueeze(-1)
-    grad = (centred * deviation).mean(0) - alpha * slope.mean(0) * probs * (1 - probs)
+    here = detached(dist)
+    score = here.score(sample)
+    signal = leave_one_out(value.detach() + alpha * linear_control(slope, score))
+    grad = (signal.unsqueeze(-1) * score).mean(0) - alpha * mean_gradient(here, slope.mean(0))
     return Estimate(sample, value.mean(0), grad, dist.params, as_phi(_trained(alpha)))
+
+
+def linear_control(slope: Tensor, score: Tensor) -> Tensor:
+    """`[K, *]` v_k = mean_{j != k} f'(b_j) . s(b_k), double control variates' own, from slopes and scores `[K, *, P]`.
+
+    It is a baseline for the score of any other variable than b_k; for that of b_k E[v s] = mean f' dmu is put back.
+    """
+    return (others_mean(slope) * score).sum(-1)
 
 
 def rodeo(
@@ -82,9 +88,7 @@ def rodeo(
     """
     sample, value, slope = _draw_with_slope(f, dist, "rodeo", num_samples, generator)
     control = h or torch.add
-    probs, values = torch.sigmoid(dist.params.detach()), value.detach()
-    score, flip = sample - probs, 1 - 2 * sample
-    flip_prob = torch.where(sample > 0.5, 1 - probs, probs)
+    values, score, flip = value.detach(), detached(dist).score(sample), 1 - 2 * sample
     at_sample, flipped = [], []
     for k in range(num_samples):
         known, along = _others(values, k), _others(slope, k)
@@ -92,13 +96,30 @@ def rodeo(
         at_sample.append(control(known, linear).mean(0))
         moved = linear.unsqueeze(-1) + along * flip[k]
         flipped.append(control(known.unsqueeze(-1).expand_as(moved), moved).mean(0))
-    h_here, h_flipped = torch.stack(at_sample), torch.stack(flipped)
-    stein = (flip_prob * (h_flipped - h_here.unsqueeze(-1))).sum(-1)
-    stein_score = stein.unsqueeze(-1) * score + flip_prob * h_flipped * flip
-    centred = values - others_mean(values + alpha * stein)
-    grad = (centred.unsqueeze(-1) * score + beta * stein_score).mean(0)
+    control_part, score_part = stein(torch.stack(at_sample), torch.stack(flipped), sample, score)
+    centred = values - others_mean(values + alpha * control_part)
+    grad = (centred.unsqueeze(-1) * score + beta * score_part).mean(0)
     trained = (*_trained(alpha, beta), *(as_phi(phi) or ()))
     return Estimate(sample, value.mean(0), grad, dist.params, trained)
+
+
+def stein(here: Tensor, flipped: Tensor, sample: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+    """The Stein operator (A h)(b) = sum_i P(1 - b_i) (h(b with bit i flipped) - h(b)), for h and for h times the score.
+
+    Both have mean zero for every h.
+
+    Args:
+        here: `[*]` h(b).
+        flipped: `[*, P]` h with each of the bits flipped.
+        sample: `[*, P]` b.
+        score: `[*, P]` b - p, dlog p(b) at the logits.
+
+    Returns:
+        `[*]` (A h)(b) and `[*, P]` (A h s)(b).
+    """
+    flip_prob = score.abs()
+    of_h = (flip_prob * (flipped - here.unsqueeze(-1))).sum(-1)
+    return of_h, of_h.unsqueeze(-1) * score + flip_prob * flipped * (1 - 2 * sample)
 
 
 def _draw_with_slope(
@@ -118,11 +139,6 @@ def _draw_with_slope(
 def _others(x: Tensor, k: int) -> Tensor:
     """`[K, ...]` -> `[K - 1, ...]`: the entries but the k-th."""
     return torch.cat([x[:k], x[k + 1 :]])
-
-
-def others_mean(x: Tensor) -> Tensor:
-    """`[K, ...]`: for each entry the mean of all others."""
-    return (x.sum(0) - x) / (len(x) - 1)
 
 
 def _trained(*scales: Tensor | float) -> tuple[Tensor, ...]:

@@ -13,10 +13,23 @@ from relax_rl.estimators.draws import detached, require, require_vectors
 from relax_rl.estimators.estimate import Estimate
 from relax_rl.estimators.gradients import check_rows, value_and_gradient
 
-__all__ = ["concrete", "gumbel_rao", "reinmax", "reparameterized", "straight_through"]
+__all__ = [
+    "concrete",
+    "gumbel_rao",
+    "moving_gumbel_rao",
+    "moving_mean",
+    "moving_reinmax",
+    "moving_softened",
+    "reinmax",
+    "reparameterized",
+    "straight_through",
+]
 
 D = TypeVar("D", bound=Distribution)
 R = TypeVar("R", bound=RelaxedDistribution)
+
+Moving = Callable[[D], Tensor]
+"""b as a function of a distribution: one and the same value, which moves with the distribution's parameters."""
 
 
 def reparameterized(
@@ -94,11 +107,8 @@ def straight_through(
     """
     here, noise = _relaxed(dist, "straight_through", noise, generator)
     sample = here.threshold(here.relax(noise))
-
-    def soft(at: FiniteDistribution) -> Tensor:
-        return at.mean if temperature is None else at.soften(at.relax(noise), temperature)
-
-    return _through(f, lambda at: _swap(sample, soft(at)), sample, here, dist)
+    moving = moving_mean(sample) if temperature is None else moving_softened(sample, noise, temperature)
+    return _through(f, moving, sample, here, dist)
 
 
 def gumbel_rao(
@@ -125,19 +135,8 @@ def gumbel_rao(
         raise ValueError(f"num_conditional is {num_conditional}, expected at least 1")
     here, noise = _relaxed(dist, "gumbel_rao", noise, generator)
     sample = here.threshold(here.relax(noise))
-
-    def many(at: FiniteDistribution) -> FiniteDistribution:
-        return at.with_params(at.params.expand(num_conditional, *at.params.shape))
-
-    fresh = many(here).sample_noise(generator)
-    # The noise behind z~ is held as that of an ordinary z: it is z that moves with the parameters, not z given b.
-    given = many(here).relax_given(sample.expand(num_conditional, *sample.shape), fresh)
-    held = many(here).noise_of(given)
-
-    def soft(at: FiniteDistribution) -> Tensor:
-        return at.soften(many(at).relax(held), temperature).mean(0)
-
-    return _through(f, lambda at: _swap(sample, soft(at)), sample, here, dist)
+    fresh = _many(here, num_conditional).sample_noise(generator)
+    return _through(f, moving_gumbel_rao(here, sample, fresh, temperature), sample, here, dist)
 
 
 def reinmax(
@@ -165,14 +164,55 @@ def reinmax(
     """
     here, noise = _relaxed(dist, "reinmax", noise, generator)
     sample = here.threshold(here.relax(noise))
+    return _through(f, moving_reinmax(here, sample, temperature), sample, here, dist)
+
+
+def moving_mean(sample: Tensor) -> Moving[FiniteDistribution]:
+    """b that moves as the mean does (Bengio et al. 2013)."""
+    return lambda at: _swap(sample, at.mean)
+
+
+def moving_softened(sample: Tensor, noise: Tensor, temperature: Tensor | float) -> Moving[RelaxedDistribution]:
+    """b that moves as its relaxed sample, softened at the temperature, does (Jang et al. 2017)."""
+    return lambda at: _swap(sample, at.soften(at.relax(noise), temperature))
+
+
+def moving_gumbel_rao(
+    here: FiniteDistribution, sample: Tensor, noise: Tensor, temperature: Tensor | float
+) -> Moving[FiniteDistribution]:
+    """b that moves as the mean of several softened z ~ p(z | b) does (Paulus et al. 2021).
+
+    Args:
+        here: the distribution of b, without graph.
+        sample: `[*, P]` b.
+        noise: `[m, *, P]` of the z.
+        temperature: of the softening.
+    """
+    count = len(noise)
+    # The noise behind z is held as that of an ordinary z: it is z that moves with the parameters, not z given b.
+    held = _many(here, count).noise_of(_many(here, count).relax_given(sample.expand(count, *sample.shape), noise))
+
+    def moving(at: FiniteDistribution) -> Tensor:
+        return _swap(sample, at.soften(_many(at, count).relax(held), temperature).mean(0))
+
+    return moving
+
+
+def moving_reinmax(here: FiniteDistribution, sample: Tensor, temperature: float = 1.0) -> Moving[FiniteDistribution]:
+    """b that moves at ReinMax's slope (Liu et al. 2023), with the arguments of `moving_gumbel_rao`."""
     probs = here.with_params(here.params / temperature).mean
     halfway = here.with_mean(0.5 * (probs + sample)).params
 
-    def soft(at: FiniteDistribution) -> Tensor:
+    def moving(at: FiniteDistribution) -> Tensor:
         # A distribution that is halfway, and whose logits move as those of `at` do.
-        return 2.0 * at.with_params(_swap(halfway, at.params)).mean - 0.5 * at.mean
+        return _swap(sample, 2.0 * at.with_params(_swap(halfway, at.params)).mean - 0.5 * at.mean)
 
-    return _through(f, lambda at: _swap(sample, soft(at)), sample, here, dist)
+    return moving
+
+
+def _many(dist: FiniteDistribution, count: int) -> FiniteDistribution:
+    """`[count, *]` rows."""
+    return dist.with_params(dist.params.expand(count, *dist.params.shape))
 
 
 def _relaxed(dist: R, name: str, noise: Tensor | None, generator: torch.Generator | None) -> tuple[R, Tensor]:

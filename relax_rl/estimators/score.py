@@ -14,7 +14,20 @@ from relax_rl.estimators.draws import Objective, draw, require, require_vectors
 from relax_rl.estimators.estimate import Estimate
 from relax_rl.estimators.gradients import reinforce_gradient, value_and_gradient
 
-__all__ = ["MovingAverage", "check_num_samples", "muprop", "nvil", "reinforce", "rloo", "vimco"]
+__all__ = [
+    "MovingAverage",
+    "check_num_samples",
+    "leave_one_out",
+    "mean_gradient",
+    "muprop",
+    "nvil",
+    "nvil_signal",
+    "others_mean",
+    "reinforce",
+    "rloo",
+    "vimco",
+    "vimco_signal",
+]
 
 
 class MovingAverage:
@@ -101,11 +114,31 @@ def nvil(
     """
     drawn = draw(f, dist, noise=noise, generator=generator)
     value = drawn.value.detach()
-    error = value - average.mean - baseline
-    centred = error.detach() / max(1.0, average.std)
-    grad = reinforce_gradient(centred, None, drawn.dist.params, score=drawn.score)
+    signal, fit_loss = nvil_signal(value, baseline, average.mean, average.std)
+    grad = reinforce_gradient(signal, None, drawn.dist.params, score=drawn.score)
     average.update(value - baseline)
-    return Estimate(drawn.sample, drawn.value, grad, dist.params, fit_loss=error.square().mean())
+    return Estimate(drawn.sample, drawn.value, grad, dist.params, fit_loss=fit_loss)
+
+
+def nvil_signal(
+    value: Tensor, baseline: Tensor, mean: Tensor | float, std: Tensor | float | None = None
+) -> tuple[Tensor, Tensor]:
+    """NVIL's learning signal for values of f that are known.
+
+    Args:
+        value: `[*]` f(b).
+        baseline: `[*]` prediction of value - mean, with the graph to what is fitted.
+        mean: moving mean of f - baseline, without this batch.
+        std: its moving standard deviation, which divides the signal where it is above 1; None for no division.
+
+    Returns:
+        `[*]` the signal, without graph, and the mean squared error of mean + baseline, a scalar.
+    """
+    error = value.detach() - mean - baseline
+    signal = error.detach()
+    if std is not None:
+        signal = signal / torch.as_tensor(std, dtype=signal.dtype, device=signal.device).clamp(min=1.0)
+    return signal, error.square().mean()
 
 
 def rloo(
@@ -129,10 +162,19 @@ def rloo(
     """
     check_num_samples(num_samples)
     drawn = draw(f, dist, generator=generator, num_samples=num_samples)
-    value = drawn.value.detach()
-    centred = (value - value.mean(0)) * (num_samples / (num_samples - 1))
-    grad = reinforce_gradient(centred, None, drawn.dist.params, score=drawn.score).mean(0)
+    signal = leave_one_out(drawn.value.detach())
+    grad = reinforce_gradient(signal, None, drawn.dist.params, score=drawn.score).mean(0)
     return Estimate(drawn.sample, drawn.value.mean(0), grad, dist.params)
+
+
+def leave_one_out(value: Tensor) -> Tensor:
+    """`[K, *]` values of K independent samples, each less the mean of the others: RLOO's learning signal."""
+    return (value - value.mean(0)) * (len(value) / (len(value) - 1))
+
+
+def others_mean(x: Tensor) -> Tensor:
+    """`[K, ...]`: for each entry the mean of all others."""
+    return (x.sum(0) - x) / (len(x) - 1)
 
 
 def vimco(
@@ -164,14 +206,18 @@ def vimco(
     """
     check_num_samples(num_samples)
     drawn = draw(log_weight, dist, generator=generator, num_samples=num_samples)
-    log_w = drawn.value.detach()
-    others = _others(log_w)
-    stand_in = others.mean(1) if average == "geometric" else torch.logsumexp(others, 1) - math.log(num_samples - 1)
-    without = torch.logsumexp(torch.cat([others, stand_in.unsqueeze(1)], 1), 1)
-    signal = torch.logsumexp(log_w, 0) - without
+    signal = vimco_signal(drawn.value.detach(), average)
     grad = reinforce_gradient(signal, None, drawn.dist.params, score=drawn.score).sum(0)
     bound = torch.logsumexp(drawn.value, 0) - math.log(num_samples)
     return Estimate(drawn.sample, bound, grad, dist.params)
+
+
+def vimco_signal(log_w: Tensor, average: Literal["geometric", "arithmetic"] = "geometric") -> Tensor:
+    """VIMCO's learning signal L - L_{-k}, `[K, *]` from log-weights `[K, *]` of K samples."""
+    others = _others(log_w)
+    stand_in = others.mean(1) if average == "geometric" else torch.logsumexp(others, 1) - math.log(len(log_w) - 1)
+    without = torch.logsumexp(torch.cat([others, stand_in.unsqueeze(1)], 1), 1)
+    return torch.logsumexp(log_w, 0) - without
 
 
 def muprop(
@@ -209,17 +255,19 @@ def muprop(
         f_mean, derivative = value_and_gradient(f, mean)
     else:
         f_mean, derivative = f(mean), torch.zeros_like(mean)
-
-    def along_derivative(params: Tensor) -> Tensor:
-        return (here.with_params(params).mean * derivative).sum(-1)
-
     linear = (derivative * (sample - mean)).sum(-1)
-    _, through_mean = value_and_gradient(along_derivative, here.params)
     centred = drawn.value.detach() - eta * f_mean.detach() - slope * linear - baseline
     factor = slope.unsqueeze(-1) if isinstance(slope, Tensor) and slope.dim() else slope
-    grad = reinforce_gradient(centred, None, here.params, score=drawn.score) + factor * through_mean
+    grad = reinforce_gradient(centred, None, here.params, score=drawn.score)
+    grad = grad + factor * mean_gradient(here, derivative)
     phi = tuple(x for x in (eta, slope, baseline) if isinstance(x, Tensor) and x.requires_grad)
     return Estimate(sample, drawn.value, grad, dist.params, phi)
+
+
+def mean_gradient(dist: FiniteDistribution, slope: Tensor) -> Tensor:
+    """`[*, P]` slope . dmu / dparams, for a constant `slope` `[*, P]` at the mean mu of vectors."""
+    _, gradient = value_and_gradient(lambda params: (dist.with_params(params).mean * slope).sum(-1), dist.params)
+    return gradient
 
 
 def check_num_samples(num_samples: int, least: int = 2) -> None:

@@ -12,8 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from relax_rl.config import did_you_mean
-from relax_rl.errors import RelaxRLError, SettingsError
+from relax_rl.errors import RelaxRLError, SettingsError, did_you_mean
 from relax_rl.experiments import data_formats
 from relax_rl.experiments.data_files import DataFile, cache_dir, fetch, find, needs_extra, read_verified
 from relax_rl.serialization import write_bytes_atomic

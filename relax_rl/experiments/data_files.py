@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from relax_rl.errors import RelaxRLError, SettingsError
-from relax_rl.serialization import writing
+from relax_rl.serialization import replacing, writing
 
 __all__ = ["DataFile", "cache_dir", "fetch", "find", "needs_extra", "read_verified"]
 
@@ -132,16 +131,14 @@ def _download(url: str, file: DataFile, target: Path) -> bytes:
     from pooch import HTTPDownloader
 
     bar = _DownloadBar(file.name) if sys.stdout.isatty() else None
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        HTTPDownloader(progressbar=bar or False, timeout=TIMEOUT)(url, str(temporary), None)
-        data = temporary.read_bytes()
-        if (found := _checksum(data, file.algorithm)) != file.checksum:
-            raise ValueError(f"its {file.algorithm} is {found}, expected {file.checksum}")
-        os.replace(temporary, target)
+        with replacing(target) as temporary:
+            HTTPDownloader(progressbar=bar or False, timeout=TIMEOUT)(url, str(temporary), None)
+            data = temporary.read_bytes()
+            if (found := _checksum(data, file.algorithm)) != file.checksum:
+                raise ValueError(f"its {file.algorithm} is {found}, expected {file.checksum}")
         return data
     finally:
-        temporary.unlink(missing_ok=True)
         if bar is not None:
             bar.close()
 

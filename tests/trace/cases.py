@@ -43,7 +43,6 @@ class AgentCase(Case):
         actions: "discrete", "multi-discrete", "bins", "bits" or "box".
         images: whether observations are images, else vectors.
         num_steps, num_envs: T and N of a rollout.
-        fixed_temperature: whether gain and temperature of the surrogate are held at 1, where they would be learned.
     """
 
     estimator: str
@@ -51,7 +50,6 @@ class AgentCase(Case):
     images: bool = False
     num_steps: int = 6
     num_envs: int = 4
-    fixed_temperature: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,20 +154,7 @@ _SEEDS = {
 def _agents() -> Iterator[AgentCase]:
     for estimator in ("a2c", "reinforce", "relax", "lax", "marginal"):
         for case in _of_estimator(estimator):
-            case = replace(case, seed=_SEEDS.get(case.name, 0))
-            if estimator in ("a2c", "reinforce", "relax") or case.workers == 1:
-                yield case
-            if estimator in ("relax", "lax", "marginal"):
-                yield replace(case, name=f"{case.name}-fixed-temperature", fixed_temperature=True)
-    kept: tuple[tuple[str, str, str, Settings], ...] = (
-        ("relax", "surrogate-replay", "discrete", {**_PASSES, "surrogate_replay": 2}),
-        ("lax", "surrogate-regression", "box", {"surrogate_regression": 0.5}),
-        ("a2c", "advantage-scale", "discrete", {"advantage_scale": "running"}),
-    )
-    for estimator, name, actions, settings in kept:
-        yield AgentCase(
-            name=f"agents/{estimator}-{name}", estimator=estimator, actions=actions, settings={**_PLAIN, **settings}
-        )
+            yield replace(case, seed=_SEEDS.get(case.name, 0))
 
 
 VAE_ESTIMATORS = (
@@ -234,9 +219,8 @@ def _toys() -> Iterator[ToyCase]:
 
 _COMPILED = {
     *("agents/a2c-plain", "agents/a2c-passes", "agents/a2c-value-replay", "agents/reinforce-plain"),
-    *("agents/relax-plain", "agents/relax-plain-fixed-temperature", "agents/relax-passes-fixed-temperature"),
-    *("agents/relax-fitted-fixed-temperature", "agents/lax-plain-fixed-temperature"),
-    *("agents/marginal-fitted-fixed-temperature", "agents/marginal-passes-fixed-temperature"),
+    *("agents/relax-plain", "agents/relax-passes", "agents/relax-fitted", "agents/lax-plain"),
+    *("agents/marginal-fitted", "agents/marginal-passes"),
     *("vae/relax-linear1", "vae/rebar-linear1", "vae/nvil-linear2", "vae/disarm-linear1"),
 }
 

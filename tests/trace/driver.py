@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from relax_rl import compilation, distributed
+from relax_rl import distributed
 from relax_rl.agents import AGENTS
-from relax_rl.agents.compiled import CompiledStep
+from relax_rl.agents.compiled import CompiledGradients
+from relax_rl.compute import compilation
 from relax_rl.env_actions import ActionBins
 from relax_rl.envs import Episode
 from relax_rl.experiments.toy.config import ToyConfig
@@ -33,14 +34,10 @@ __all__ = ["ALONE", "AgentDriver", "VaeDriver", "compilable", "joined", "precisi
 ALONE = distributed.ALONE
 LEARNED = ("policy.", "value.", "surrogate.")
 """Beginnings of the names, in an agent's state, of what its gradients move."""
-STATISTICS = ("obs_normalizer.", "reward_scaler.", "control_scale.", "advantage_scale.")
+STATISTICS = ("obs_normalizer.", "reward_scaler.", "control_scale.")
 """Likewise of what runs along."""
 MOMENTS = [(f"{part}_optimizer", kind) for part in ("policy", "value", "surrogate") for kind in ("mean", "square")]
 """Names of what an optimiser remembers, part and kind."""
-TEMPERATURE = ("surrogate.gain", "surrogate.log_temperature")
-"""Learned beside the surrogate's network; the cases with a fixed temperature do without them."""
-UNTOLD = ("surrogate/gain",)
-"""Metrics that are not recorded: eager code tells it after the surrogate's step, compiled code before."""
 SCHEDULE_END = 200
 """Environment steps at which schedules reach zero."""
 
@@ -108,14 +105,12 @@ class AgentDriver:
         if workers.count > 1:
             self.agent.join(workers)
         if compiled:
-            self.agent.compiled = CompiledStep()
-        if case.fixed_temperature:
-            _hold(self.agent)
+            learner = self.agent.learner
+            learner.compiled = CompiledGradients(learner.networks, learner.flat)
 
     def parameters(self) -> Arrays:
-        """What the gradients move, by name; without the temperature where it is fixed."""
-        found = {name: x for name, x in self._state()[0].items() if name.startswith(LEARNED)}
-        return {name: x for name, x in found.items() if not (self.case.fixed_temperature and name in TEMPERATURE)}
+        """What the gradients move, by name."""
+        return {name: x for name, x in self._state()[0].items() if name.startswith(LEARNED)}
 
     def statistics(self) -> Arrays:
         """What runs along, and how long the optimisers' moments are: Adam's steps hide the size of a gradient."""
@@ -126,14 +121,13 @@ class AgentDriver:
 
     def kept(self) -> set[str]:
         """Names in `parameters` of what starts as it does in a run."""
-        return set(TEMPERATURE)
+        return set()
 
     def start_from(self, parameters: Mapping[str, np.ndarray]) -> None:
         """Set the parameters, and begin schedules."""
         tensors, state = self.agent.state_dict()
         own = {name for name in tensors if name.startswith(LEARNED)}
-        wanted = own - set(TEMPERATURE) if self.case.fixed_temperature else own
-        assert wanted == set(parameters), f"parameters have other names: {sorted(wanted ^ set(parameters))}"
+        assert own == set(parameters), f"parameters have other names: {sorted(own ^ set(parameters))}"
         given = {name: torch.from_numpy(np.array(x)) for name, x in parameters.items()}
         self.agent.load_state_dict({**tensors, **given}, {**state, "schedule_start": 0, "schedule_end": SCHEDULE_END})
 
@@ -149,7 +143,7 @@ class AgentDriver:
         """Learn from a rollout, with a generator that starts from the seed; returns metrics."""
         self.agent.generator.manual_seed(seed)
         metrics = self.agent.update(self._rollout(arrays))
-        return {name: float(value) for name, value in metrics.items() if name not in UNTOLD}
+        return {name: float(value) for name, value in metrics.items()}
 
     def _state(self) -> tuple[Arrays, Mapping[str, Any]]:
         tensors, state = self.agent.state_dict()
@@ -164,23 +158,6 @@ class AgentDriver:
         episodes = tuple(Episode(float(each[-2]), int(each[-1])) for each in arrays["episodes"])
         tensors = {name: self._tensor(x) for name, x in arrays.items() if name != "episodes"}
         return Rollout(**tensors, episodes=episodes)
-
-
-def _hold(agent: Any) -> None:
-    """Keep the surrogate's gain and temperature where they are."""
-    optimizer = agent.surrogate_optimizer
-    held = [agent.surrogate.gain, agent.surrogate.log_temperature]
-    values, step = [x.detach().clone() for x in held], optimizer.step
-
-    @torch.no_grad()
-    def step_of_the_rest(factor: float = 1.0) -> None:
-        for x in held:
-            x.grad.zero_()
-        step(factor)
-        for x, value in zip(held, values, strict=True):
-            x.copy_(value)
-
-    optimizer.step = step_of_the_rest
 
 
 class _StoredBatches:

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relax_rl.config import did_you_mean
-from relax_rl.errors import SettingsError
+from relax_rl.errors import SettingsError, did_you_mean
 from relax_rl.estimators import ESTIMATORS, Estimate, describe, make_estimator, variance_loss
 from relax_rl.experiments.toy.problem import Problem
 from relax_rl.experiments.toy.seed_noise import SeededBernoulli, SeededCategorical, SeedNoise, generators

@@ -12,7 +12,7 @@ from relax_rl.distributions import Bernoulli
 from relax_rl.distributions.noise import logistic_noise
 from relax_rl.experiments.toy.problem import Problem
 from relax_rl.experiments.toy.training import NEAR, Run
-from relax_rl.plotting import png
+from relax_rl.runs.plotting import png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

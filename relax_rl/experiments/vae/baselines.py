@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from relax_rl.distributed import ALONE, Workers
+from relax_rl.estimators.score import nvil_signal
 
-__all__ = ["Baseline", "Centring", "InputBaseline", "MovingMoments"]
+__all__ = ["Baseline", "Centred", "Centring", "InputBaseline", "MovingMoments", "moments_of"]
 
 Baseline = Literal["none", "moving-average", "input"]
 
@@ -21,9 +23,6 @@ class MovingMoments(nn.Module):
 
     Args:
         decay: weight of the past; the start is not biased towards zero.
-
-    Attributes:
-        workers: who see one batch together, each a part.
     """
 
     weight: Tensor
@@ -33,7 +32,6 @@ class MovingMoments(nn.Module):
     def __init__(self, decay: float = 0.9) -> None:
         super().__init__()
         self.decay = decay
-        self.workers: Workers = ALONE
         for name in ("weight", "mean_sum", "square_sum"):
             self.register_buffer(name, torch.zeros(()))
 
@@ -48,14 +46,18 @@ class MovingMoments(nn.Module):
         square = self.square_sum / self.weight.clamp(min=torch.finfo(self.weight.dtype).tiny)
         return (square - self.mean.square()).clamp(min=0.0).sqrt()
 
-    def update(self, signal: Tensor) -> None:
-        """Take in a batch of signals, after the estimate that used the mean."""
+    @torch.no_grad()
+    def update(self, moments: Tensor) -> None:
+        """Take in the mean and the mean square `[2]` of a batch, after the estimate that used the mean."""
         share = 1.0 - self.decay
-        means = torch.stack([signal.mean(), signal.square().mean()])
-        self.workers.average_(means)
         self.weight.lerp_(torch.ones_like(self.weight), share)
-        self.mean_sum.lerp_(means[0], share)
-        self.square_sum.lerp_(means[1], share)
+        self.mean_sum.lerp_(moments[0], share)
+        self.square_sum.lerp_(moments[1], share)
+
+
+def moments_of(signal: Tensor) -> Tensor:
+    """`[2]` mean and mean square."""
+    return torch.stack([signal.mean(), signal.square().mean()])
 
 
 class InputBaseline(nn.Module):
@@ -71,6 +73,21 @@ class InputBaseline(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(F.linear(x, self.weight, self.bias)) @ self.out + self.shift
+
+
+@dataclass(frozen=True)
+class Centred:
+    """A learning signal, and what is learned from it.
+
+    Attributes:
+        signal: `[B]`, without graph.
+        fit_loss: scalar that fits the function of the image; None without one.
+        moments: what the moving moments are to take in, if there are any.
+    """
+
+    signal: Tensor
+    fit_loss: Tensor | None = None
+    moments: Sequence[Tensor] = ()
 
 
 class Centring(nn.Module):
@@ -91,21 +108,12 @@ class Centring(nn.Module):
         self.moments = None if kind == "none" else MovingMoments()
         self.network = InputBaseline(size, generator=generator) if kind == "input" else None
 
-    def forward(self, signal: Tensor, x: Tensor) -> Tensor:
-        """`[B]` f of images `x` `[B, D]` -> `[B]`, without graph; the fit's gradient is added to the network's.
-
-        The signal enters the moving moments after it was centred, so that the baseline does not know the sample.
-        """
+    def forward(self, signal: Tensor, x: Tensor) -> Centred:
+        """`[B]` f of images `x` `[B, D]`. The moving moments are those before this batch: they do not know the sample."""
         if self.moments is None:
-            return signal
-        rest = signal
-        if self.network is not None:
-            predicted = self.network(x)
-            error = signal - self.moments.mean - predicted
-            torch.autograd.backward(error.square().mean(), inputs=list(self.network.parameters()))
-            rest = signal - predicted.detach()
-        centred = rest - self.moments.mean
-        if self.normalize:
-            centred = centred / self.moments.std.clamp(min=1.0)
-        self.moments.update(rest)
-        return centred
+            return Centred(signal)
+        predicted = torch.zeros_like(signal) if self.network is None else self.network(x)
+        std = self.moments.std if self.normalize else None
+        centred, fit_loss = nvil_signal(signal, predicted, self.moments.mean, std)
+        seen = moments_of(signal - predicted.detach())
+        return Centred(centred, None if self.network is None else fit_loss, [seen])

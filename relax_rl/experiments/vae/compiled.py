@@ -1,30 +1,22 @@
-"""The gradients of a step as compiled code: the numbers of eager code to rounding, from the same random draws.
-
-The estimate, its way back through the model, and what the estimator learns are traced once for every shape of batch. Random
-numbers are drawn outside, in the order in which eager code draws them, and handed in. Optimisers and everything that
-watches stay outside too.
-"""
+"""The gradients of a step as compiled code: the numbers of eager code to rounding, from the same random draws."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from relax_rl.compilation import NO_COMPILER, compile_function, has_compiler
+from relax_rl.compute.compilation import NO_COMPILER, Compiled, has_compiler
+from relax_rl.compute.optimizers import FlatParameters
 from relax_rl.distributed import Workers
 from relax_rl.errors import SettingsError
 from relax_rl.experiments.vae.config import VaeConfig
-from relax_rl.experiments.vae.gradient import LayeredEstimator
-from relax_rl.experiments.vae.sbn import ConditionalNetwork, SigmoidBeliefNetwork
+from relax_rl.experiments.vae.gradient import Gradients, LayeredEstimator, gradients
+from relax_rl.experiments.vae.noise import GivenNoise, Noise, RecordedNoise
+from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 
-__all__ = ["CompiledStep", "compiles"]
+__all__ = ["CompiledGradients", "compiles"]
 
 WORTHWHILE = 30_000
 """Steps from which on `auto` compiles. A step saves 0.7 (REINFORCE) to 3.2 ms (RELAX) on two layers (vae_speed.py)."""
@@ -50,33 +42,51 @@ def compiles(config: VaeConfig, device: torch.device, workers: Workers) -> bool:
     return reason is None
 
 
-class CompiledStep:
-    """Adds the gradients of model and estimator to `.grad`, as the estimator and `Gradient.backward` do.
+class CompiledGradients:
+    """`gradients` of a model and an estimator, compiled once for every shape of batch.
 
     Args:
-        model: whose parameters are read anew at every call.
-        estimator: likewise, with its buffers, which move as in eager code.
+        model, estimator: whose parameters and buffers are read anew at every call.
+        flats: their parameters, as their optimisers hold them.
     """
 
-    def __init__(self, model: SigmoidBeliefNetwork, estimator: LayeredEstimator) -> None:
+    def __init__(
+        self, model: SigmoidBeliefNetwork, estimator: LayeredEstimator, flats: Sequence[FlatParameters]
+    ) -> None:
         self._both = _Both(model, estimator)
-        self._parameters, self._buffers = list(self._both.parameters()), list(self._both.buffers())
-        self._graphs: dict[tuple[int, ...], _Graph] = {}
+        self._flats = {f"parameters/{i}": each for i, each in enumerate(flats)}
+        self._names = {parameter: name for name, parameter in self._both.named_parameters()}
+        self._buffers = dict(self._both.named_buffers())
+        self._compiled = Compiled(self._of_tensors)
+        self._draws: dict[torch.Size, list[tuple[tuple[int, ...], torch.dtype | None]]] = {}
 
-    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """`[B]` f at sampled bits of images `[B, D]`, without graph."""
-        graph = self._graphs.get(tuple(x.shape))
-        if graph is None:
-            graph = self._graphs[tuple(x.shape)] = _compiled(self._both, x)
-        drawn = [draw(generator) for draw in graph.draws]
-        with torch.no_grad():
-            loss, *found = graph.run(*self._parameters, *self._buffers, x, *drawn)
-            for buffer, moved in zip(self._buffers, found, strict=False):
-                buffer.copy_(moved)
-        for place, gradient in zip(graph.learning, found[len(self._buffers) :], strict=True):
-            parameter = self._parameters[place]
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        return loss
+    def __call__(self, x: Tensor, noise: Noise) -> Gradients:
+        """Of images `[B, D]`.
+
+        Raises:
+            CompilationError: it cannot be compiled; nothing was drawn then.
+        """
+        draws = self._draws.get(x.shape)
+        if draws is None:
+            recorded = RecordedNoise(torch.Generator().manual_seed(0))
+            self._both(x, recorded)
+            self._compiled(self._inputs(x, recorded.drawn))
+            draws = self._draws[x.shape] = recorded.draws
+        drawn = [noise.uniform(shape, dtype) for shape, dtype in draws]
+        return Gradients(**self._compiled(self._inputs(x, drawn)))
+
+    def _inputs(self, x: Tensor, drawn: Sequence[Tensor]) -> dict[str, Tensor]:
+        parameters = {name: each.data for name, each in self._flats.items()}
+        return parameters | self._buffers | {"x": x} | {f"noise/{i}": each for i, each in enumerate(drawn)}
+
+    def _of_tensors(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`gradients` as a function of tensors alone."""
+        given = {name: inputs[name] for name in self._buffers}
+        for key, each in self._flats.items():
+            given |= zip(map(self._names.__getitem__, each.parameters), each.unflatten(inputs[key]), strict=True)
+        noise = GivenNoise([x for name, x in inputs.items() if name.startswith("noise/")])
+        found: Gradients = torch.func.functional_call(self._both, given, (inputs["x"], noise))
+        return vars(found)
 
 
 class _Both(nn.Module):
@@ -86,88 +96,5 @@ class _Both(nn.Module):
         super().__init__()
         self.model, self.estimator = model, estimator
 
-    def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        with _exchanged_steps(self.model):
-            gradient = self.estimator(self.model, x, generator)
-            gradient.backward(self.model)
-        loss: Tensor = gradient.loss
-        return loss
-
-
-@dataclass(frozen=True)
-class _Graph:
-    """Compiled code.
-
-    Attributes:
-        run: parameters, buffers, images and random draws -> the loss, buffers and gradients.
-        draws: one function of a generator for each draw.
-        learning: places of the parameters that have a gradient.
-    """
-
-    run: Callable[..., tuple[Tensor, ...]]
-    draws: Sequence[Callable[[torch.Generator], Tensor]]
-    learning: Sequence[int]
-
-
-class _Draws(TorchFunctionMode):
-    """Takes the place of everything that a generator draws.
-
-    Args:
-        generator: whose draws are meant.
-        given: handed out in order; if None, draws are made, and noted.
-    """
-
-    def __init__(self, generator: torch.Generator, given: Sequence[Tensor] | None = None) -> None:
-        super().__init__()
-        self.generator, self.given = generator, None if given is None else list(given)
-        self.draws: list[Callable[[torch.Generator], Tensor]] = []
-        self.drawn: list[Tensor] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if kwargs.get("generator") is not self.generator:
-            return func(*args, **kwargs)
-        if self.given is not None:
-            return self.given.pop(0)
-        assert not any(isinstance(x, Tensor) for x in (*args, *kwargs.values())), f"{func} draws from what is computed"
-        self.draws.append(lambda generator: func(*args, **{**kwargs, "generator": generator}))
-        self.drawn.append(func(*args, **kwargs))
-        return self.drawn[-1]
-
-
-def _compiled(both: _Both, x: Tensor) -> _Graph:
-    """Trace and compile the gradients for images of this shape."""
-    both, generator = copy.deepcopy(both), torch.Generator().manual_seed(0)
-    names = [name for name, _ in both.named_parameters()]
-    buffers = [name for name, _ in both.named_buffers()]
-    with _Draws(generator) as noted:
-        trial = copy.deepcopy(both)
-        trial(x, generator)
-    learning = [place for place, parameter in enumerate(trial.parameters()) if parameter.grad is not None]
-
-    def gradients(*tensors: Tensor) -> tuple[Tensor, ...]:
-        leaves = [tensor.detach().requires_grad_() for tensor in tensors[: len(names)]]
-        moving = [tensor.clone() for tensor in tensors[len(names) : len(names) + len(buffers)]]
-        images, *drawn = tensors[len(names) + len(buffers) :]
-        exchanged = dict(zip([*names, *buffers], [*leaves, *moving], strict=True))
-        with _Draws(generator, drawn):
-            loss = torch.func.functional_call(both, exchanged, (images, generator))
-        found = [leaves[place].grad for place in learning]
-        return (loss.detach(), *moving, *(gradient.detach() for gradient in found if gradient is not None))
-
-    run = compile_function(gradients, [*both.parameters(), *both.buffers(), x, *noted.drawn])
-    return _Graph(run, noted.draws, learning)
-
-
-@contextmanager
-def _exchanged_steps(model: SigmoidBeliefNetwork) -> Iterator[None]:
-    """Networks keep their weights and biases in a list of steps as well, which is to hold those that are there now."""
-    networks = [module for module in model.modules() if isinstance(module, ConditionalNetwork)]
-    kept = [network.steps for network in networks]
-    try:
-        for network in networks:
-            network.steps = list(zip(network.weights, network.biases, strict=True))
-        yield
-    finally:
-        for network, steps in zip(networks, kept, strict=True):
-            network.steps = steps
+    def forward(self, x: Tensor, noise: Noise) -> Gradients:
+        return gradients(self.model, self.estimator, x, noise)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from relax_rl.experiments.vae.relaxed_loss import relaxed_loss
+from relax_rl.experiments.vae.relaxed_loss import RelaxedLoss, relaxed_loss
 from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork
 
 __all__ = ["Control", "relaxed_controls"]
@@ -29,21 +29,28 @@ __all__ = ["Control", "relaxed_controls"]
 
 @dataclass(frozen=True)
 class Control:
-    """A control variate of one layer of bits; all without graph.
+    """A control variate of one layer of bits at its z, with the graph to what it learns.
+
+    To an estimator it is a surrogate that is known at the sample's own z, which coupled noise alone asks for. Each bit
+    is a row of its own: z is `[B, P, 1]`.
 
     Attributes:
-        value: `[B, 1]` at z, or `[B, P]` if each bit has its own.
+        value: `[B, 1]`, or `[B, P]` if each bit has its own.
         slope: `[B, P]` derivative of each bit's control at that bit's z.
-        value_tangent, slope_tangent: how the two move with the logarithm of the temperature.
     """
 
     value: Tensor
     slope: Tensor
-    value_tangent: Tensor
-    slope_tangent: Tensor
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """`[B, P]`."""
+        return self.value.expand_as(self.slope)
+
+    def value_and_slope(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """`[B, P]` and `[B, P, 1]`."""
+        return self(z), self.slope.unsqueeze(-1)
 
 
-@torch.no_grad()
 def relaxed_controls(
     model: SigmoidBeliefNetwork,
     target: Tensor,
@@ -62,44 +69,36 @@ def relaxed_controls(
         chain: the bits before the layer, its z, and the noise of the deeper ones.
         layer: from 0.
         before: `[B]` the terms of f before the layer.
-        log_temperature: log lambda, a scalar.
+        log_temperature: log lambda, a scalar, to which the controls have a graph.
         signs: `[B, P]` +-1, drawn independently of everything else.
         decoded: `model.decoded` at the layer's bits, which saves work where there are signs.
     """
-    plain = relaxed_loss(model, target, chain, layer, log_temperature, signs, decoded)
-    value = (before + plain.value).unsqueeze(-1)
-    controls = [Control(value, plain.slope, plain.value_tangent.unsqueeze(-1), plain.slope_tangent)]
-    if plain.own is not None:
-        controls.append(_correction(chain.z[layer], log_temperature, plain.own, *plain.at_bits))
-    return controls
+    moved = log_temperature - log_temperature.detach()
+    with torch.no_grad():
+        temperature = log_temperature.exp()
+        plain = relaxed_loss(model, target, chain, layer, temperature, signs, decoded)
+        values, slopes = torch.stack([before + plain.value, plain.value_tangent]).unsqueeze(-1), plain.slope
+        correction = None if plain.own is None else _correction(plain, plain.own, chain, layer, temperature)
+    found = [(values, slopes)] if correction is None else [(values, slopes), correction]
+    return [Control(value[0] + moved * value[1], slope[0] + moved * slope[1]) for value, slope in found]
 
 
 def _correction(
-    z: Tensor,
-    log_temperature: Tensor,
-    own: Tensor,
-    gradient: Tensor,
-    gradient_tangent: Tensor,
-    along_error: Tensor,
-) -> Control:
-    """The sum over i != j, from H_jj e_j, f's gradient at y, and how that moves with log lambda and along e.
+    plain: RelaxedLoss, own: Tensor, chain: Chain, layer: int, temperature: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The sum over i != j and its slope, both `[2, B, P]`: themselves, and how they move with log lambda.
 
-    How H itself moves with lambda would take a third derivative of f; it is left out of `slope_tangent`, which trains
-    lambda and nothing else.
+    How H itself moves with lambda would take a third derivative of f; it is left out of what trains lambda.
     """
-    temperature = log_temperature.exp()
+    gradient, gradient_tangent, along_error = plain.at_bits
+    z, bits = chain.z[layer], chain.bits[layer]
     scaled = z / temperature
     y = torch.sigmoid(scaled)
-    error = (z > 0).to(z.dtype) - y
-    spread = y * (1 - y)
+    error, spread = bits - y, y * (1 - y)
     steepness, y_tangent = spread / temperature, -scaled * spread
     steepness_tangent = (1 - 2 * y) * y_tangent / temperature - steepness
     own_tangent = own * scaled.abs() * torch.maximum(y, 1 - y)  # e moves by this factor of itself
-    each = gradient * error
-    each_tangent = gradient_tangent * error - gradient * y_tangent
-    return Control(
-        each.sum(-1, keepdim=True) - each,
-        steepness * (along_error - own),
-        each_tangent.sum(-1, keepdim=True) - each_tangent,
-        steepness_tangent * (along_error - own) - steepness * (gradient_tangent + own_tangent),
-    )
+    each = torch.stack([gradient * error, gradient_tangent * error - gradient * y_tangent])
+    slope = steepness * (along_error - own)
+    slope_tangent = steepness_tangent * (along_error - own) - steepness * (gradient_tangent + own_tangent)
+    return each.sum(-1, keepdim=True) - each, torch.stack([slope, slope_tangent])

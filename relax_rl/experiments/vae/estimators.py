@@ -3,76 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 
 from relax_rl.errors import SettingsError
-from relax_rl.estimators import ESTIMATORS, arm, arms, disarm
-from relax_rl.experiments.vae.antithetic_estimators import Antithetic
+from relax_rl.estimators import ESTIMATORS, arm, disarm
+from relax_rl.experiments.vae import pathwise
+from relax_rl.experiments.vae.antithetic import antithetic, of_arms, of_pairs
 from relax_rl.experiments.vae.baselines import Baseline, Centring, InputBaseline
-from relax_rl.experiments.vae.exact_estimators import MAX_BITS, Enumerated, Marginal
-from relax_rl.experiments.vae.gradient import LayeredEstimator
-from relax_rl.experiments.vae.multisample_estimators import DoubleControlVariates, Rodeo
-from relax_rl.experiments.vae.pathwise_estimators import (
-    Concrete,
-    StraightThrough,
-    gumbel_rao_slope,
-    gumbel_slope,
-    mean_slope,
-    reinmax_slope,
-)
-from relax_rl.experiments.vae.relaxation_estimators import ParameterRebar, Relax, SurrogateContext
+from relax_rl.experiments.vae.config import VaeConfig
+from relax_rl.experiments.vae.exact import MAX_BITS, enumerated, marginal
+from relax_rl.experiments.vae.gradient import LayeredEstimator, Stateless
+from relax_rl.experiments.vae.relaxation import ParameterRebar, Relax
+from relax_rl.experiments.vae.residual import ResidualNetwork
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
-from relax_rl.experiments.vae.score_estimators import MuProp, Reinforce, Rloo, Vimco
-from relax_rl.experiments.vae.surrogate import ResidualNetwork, SurrogateActivation
+from relax_rl.experiments.vae.score import DoubleControlVariates, MuProp, Reinforce, Rodeo, rloo, vimco
 
-__all__ = ["LAYERED", "EstimatorSettings", "make_layered_estimator"]
+__all__ = ["LAYERED", "make_layered_estimator"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class EstimatorSettings:
-    """The options of all estimators; each takes those that concern it.
-
-    Attributes:
-        num_samples: K of the estimators that take several samples.
-        baseline: of reinforce.
-        normalize_variance: nvil divides its signal by max(1, moving standard deviation).
-        temperature: of the relaxation; where it is learned, at the start.
-        num_conditional: z given b that gumbel-rao averages over.
-        rebar_scope: learned scales of rebar for each parameter tensor, or for each layer; or for each layer with a control
-            for each bit.
-        surrogate: c = eta f(sigma(z)) + r(z); with each bit's other bits corrected; or r(z) alone.
-        surrogate_context: what r is given beside z: input and bits before the layer, or the layer's logits alone.
-        surrogate_depth, surrogate_width, surrogate_activation: of r.
-    """
-
-    num_samples: int = 2
-    baseline: Baseline = "moving-average"
-    normalize_variance: bool = False
-    temperature: float = 0.5
-    num_conditional: int = 10
-    rebar_scope: Literal["parameter", "layer", "bit"] = "parameter"
-    surrogate: Literal["corrected", "objective", "free"] = "corrected"
-    surrogate_context: SurrogateContext = "logits"
-    surrogate_depth: int = 1
-    surrogate_width: int = 50
-    surrogate_activation: SurrogateActivation = "relu"
-
-
-_Maker = Callable[[EstimatorSettings, SigmoidBeliefNetwork, torch.Generator], LayeredEstimator]
+_Maker = Callable[[VaeConfig, SigmoidBeliefNetwork, torch.Generator], LayeredEstimator]
 
 
 def make_layered_estimator(
-    name: str, settings: EstimatorSettings, model: SigmoidBeliefNetwork, generator: torch.Generator
+    name: str, config: VaeConfig, model: SigmoidBeliefNetwork, generator: torch.Generator
 ) -> LayeredEstimator:
     """An estimator for the layers of a model.
 
     Args:
         name: a key of `relax_rl.estimators.ESTIMATORS` that applies to layers of bits.
-        settings: those that concern it are used.
+        config: the settings that concern it are used; not `estimator`.
         model: whose sizes it takes.
         generator: of its initial weights.
 
@@ -83,22 +43,70 @@ def make_layered_estimator(
         raise SettingsError(f"unknown estimator {name!r}, expected one of {', '.join(LAYERED)}")
     if name not in LAYERED:
         raise SettingsError(f"{name} does not apply to layers of bits; there are {', '.join(LAYERED)}")
-    return LAYERED[name](settings, model, generator)
+    return LAYERED[name](config, model, generator)
 
 
-def _residuals(
-    settings: EstimatorSettings, model: SigmoidBeliefNetwork, generator: torch.Generator
-) -> Sequence[ResidualNetwork]:
+def _score(baseline: Baseline | None = None, *, normalize: bool = False) -> _Maker:
+    def maker(config: VaeConfig, model: SigmoidBeliefNetwork, generator: torch.Generator) -> LayeredEstimator:
+        normalized = normalize and config.normalize_variance
+        return Reinforce(Centring(baseline or config.baseline, model.split, normalize=normalized, generator=generator))
+
+    return maker
+
+
+def _muprop(*, slope: bool) -> _Maker:
+    def maker(_: VaeConfig, model: SigmoidBeliefNetwork, generator: torch.Generator) -> LayeredEstimator:
+        return MuProp([Centring("input", model.split, generator=generator) for _ in model.layers], slope=slope)
+
+    return maker
+
+
+def _several(make: Callable[[int, torch.Generator], LayeredEstimator]) -> _Maker:
+    """A maker of an estimator that takes K samples, at least 2."""
+
+    def maker(config: VaeConfig, model: SigmoidBeliefNetwork, generator: torch.Generator) -> LayeredEstimator:
+        if config.num_samples < 2:
+            raise SettingsError(f"num_samples is {config.num_samples}, expected at least 2")
+        return make(config.num_samples, generator)
+
+    return maker
+
+
+def _disarm(config: VaeConfig, model: SigmoidBeliefNetwork, _: torch.Generator) -> LayeredEstimator:
+    if config.num_samples < 2 or config.num_samples % 2:
+        raise SettingsError(f"num_samples is {config.num_samples}, but disarm takes pairs: an even number is needed")
+    return Stateless(partial(antithetic, estimator=of_pairs(disarm), groups=config.num_samples // 2))
+
+
+def _straight_through(move: Callable[[VaeConfig], pathwise.Move]) -> _Maker:
+    return lambda config, model, generator: Stateless(partial(pathwise.straight_through, move=move(config)))
+
+
+def _relax(*, conditional: bool) -> _Maker:
+    def maker(config: VaeConfig, model: SigmoidBeliefNetwork, generator: torch.Generator) -> LayeredEstimator:
+        return Relax(
+            model.layers,
+            residuals=_residuals(config, model, generator),
+            objective=config.surrogate != "free",
+            corrected=config.surrogate == "corrected",
+            temperature=config.temperature,
+            conditional=conditional,
+            context=config.surrogate_context,
+        )
+
+    return maker
+
+
+def _residuals(config: VaeConfig, model: SigmoidBeliefNetwork, generator: torch.Generator) -> list[ResidualNetwork]:
     context, networks = model.split, []
     for width in model.layers:
-        seen = context if settings.surrogate_context == "input" else width
         networks.append(
             ResidualNetwork(
-                seen,
+                context if config.surrogate_context == "input" else width,
                 width,
-                depth=settings.surrogate_depth,
-                width=settings.surrogate_width,
-                activation=settings.surrogate_activation,
+                depth=config.surrogate_depth,
+                width=config.surrogate_width,
+                activation=config.surrogate_activation,
                 generator=generator,
             )
         )
@@ -106,75 +114,17 @@ def _residuals(
     return networks
 
 
-def _several(least: int, make: Callable[[int], LayeredEstimator]) -> _Maker:
-    """A maker of an estimator that takes K samples, at least `least`."""
-
-    def maker(settings: EstimatorSettings, model: SigmoidBeliefNetwork, _: torch.Generator) -> LayeredEstimator:
-        if settings.num_samples < least:
-            raise SettingsError(f"num_samples is {settings.num_samples}, expected at least {least}")
-        return make(settings.num_samples)
-
-    return maker
-
-
-def _score(baseline: Baseline | None = None, *, normalize: bool = False) -> _Maker:
-    def maker(settings: EstimatorSettings, model: SigmoidBeliefNetwork, generator: torch.Generator) -> LayeredEstimator:
-        normalized = normalize and settings.normalize_variance
-        kind = baseline or settings.baseline
-        return Reinforce(Centring(kind, model.split, normalize=normalized, generator=generator))
-
-    return maker
-
-
-def _muprop(*, slope: bool) -> _Maker:
-    def maker(_: EstimatorSettings, model: SigmoidBeliefNetwork, generator: torch.Generator) -> LayeredEstimator:
-        return MuProp([Centring("input", model.split, generator=generator) for _ in model.layers], slope=slope)
-
-    return maker
-
-
-def _pathwise(make: Callable[[EstimatorSettings], LayeredEstimator]) -> _Maker:
-    return lambda settings, model, generator: make(settings)
-
-
-def _relax(*, conditional: bool) -> _Maker:
-    def maker(settings: EstimatorSettings, model: SigmoidBeliefNetwork, generator: torch.Generator) -> LayeredEstimator:
-        return Relax(
-            model.layers,
-            residuals=_residuals(settings, model, generator),
-            objective=settings.surrogate != "free",
-            corrected=settings.surrogate == "corrected",
-            temperature=settings.temperature,
-            conditional=conditional,
-            context=settings.surrogate_context,
-        )
-
-    return maker
-
-
-def _rebar(settings: EstimatorSettings, model: SigmoidBeliefNetwork, generator: torch.Generator) -> LayeredEstimator:
-    if settings.rebar_scope != "parameter":
-        return Relax(model.layers, temperature=settings.temperature, corrected=settings.rebar_scope == "bit")
+def _rebar(config: VaeConfig, model: SigmoidBeliefNetwork, generator: torch.Generator) -> LayeredEstimator:
+    if config.rebar_scope != "parameter":
+        return Relax(model.layers, temperature=config.temperature, corrected=config.rebar_scope == "bit")
     baseline = InputBaseline(model.split, generator=generator)
-    return ParameterRebar(len(model.encoder_parameters), baseline, temperature=settings.temperature)
-
-
-def _disarm(settings: EstimatorSettings, model: SigmoidBeliefNetwork, _: torch.Generator) -> LayeredEstimator:
-    if settings.num_samples < 2 or settings.num_samples % 2:
-        raise SettingsError(f"num_samples is {settings.num_samples}, but disarm takes pairs: an even number is needed")
-    return Antithetic(disarm, groups=settings.num_samples // 2)
-
-
-def _rodeo(settings: EstimatorSettings, model: SigmoidBeliefNetwork, generator: torch.Generator) -> LayeredEstimator:
-    if settings.num_samples < 2:
-        raise SettingsError(f"num_samples is {settings.num_samples}, expected at least 2")
-    return Rodeo(settings.num_samples, generator=generator)
+    return ParameterRebar(len(model.encoder_parameters), baseline, temperature=config.temperature)
 
 
 def _small(make: Callable[[], LayeredEstimator], size: Callable[[Sequence[int]], int]) -> _Maker:
     """A maker of an estimator that sums over all outcomes of `size(layers)` bits."""
 
-    def maker(_: EstimatorSettings, model: SigmoidBeliefNetwork, __: torch.Generator) -> LayeredEstimator:
+    def maker(_: VaeConfig, model: SigmoidBeliefNetwork, __: torch.Generator) -> LayeredEstimator:
         if size(model.layers) > MAX_BITS:
             raise SettingsError(
                 f"a sum over all outcomes of {size(model.layers)} bits is out of reach, expected at most {MAX_BITS}; "
@@ -188,26 +138,24 @@ def _small(make: Callable[[], LayeredEstimator], size: Callable[[Sequence[int]],
 LAYERED: Mapping[str, _Maker] = {
     "reinforce": _score(),
     "nvil": _score("input", normalize=True),
-    "rloo": _several(2, Rloo),
-    "vimco": _several(2, Vimco),
+    "rloo": _several(lambda count, _: Stateless(partial(rloo, num_samples=count))),
+    "vimco": _several(lambda count, _: Stateless(partial(vimco, num_samples=count))),
     "simple-muprop": _muprop(slope=False),
     "muprop": _muprop(slope=True),
-    "concrete": _pathwise(lambda settings: Concrete(settings.temperature)),
-    "straight-through": _pathwise(lambda settings: StraightThrough(mean_slope)),
-    "straight-through-gumbel": _pathwise(lambda settings: StraightThrough(gumbel_slope(settings.temperature))),
-    "gumbel-rao": _pathwise(
-        lambda settings: StraightThrough(gumbel_rao_slope(settings.temperature, settings.num_conditional))
-    ),
-    "reinmax": _pathwise(lambda settings: StraightThrough(reinmax_slope())),
+    "concrete": lambda config, _, __: Stateless(partial(pathwise.concrete, temperature=config.temperature)),
+    "straight-through": _straight_through(lambda config: pathwise.mean),
+    "straight-through-gumbel": _straight_through(lambda config: pathwise.softened(config.temperature)),
+    "gumbel-rao": _straight_through(lambda config: pathwise.gumbel_rao(config.temperature, config.num_conditional)),
+    "reinmax": _straight_through(lambda config: pathwise.reinmax),
     "dlax": _relax(conditional=False),
     "rebar": _rebar,
     "relax": _relax(conditional=True),
-    "arm": _pathwise(lambda settings: Antithetic(arm)),
+    "arm": lambda _, __, ___: Stateless(partial(antithetic, estimator=of_pairs(arm))),
     "disarm": _disarm,
-    "arms": _several(2, lambda count: Antithetic(partial(arms, num_samples=count), given_noise=False)),
-    "double-cv": _several(2, DoubleControlVariates),
-    "rodeo": _rodeo,
-    "marginal": _small(Marginal, max),
-    "enumerated": _small(Enumerated, sum),
+    "arms": _several(lambda count, _: Stateless(partial(antithetic, estimator=of_arms(count)))),
+    "double-cv": _several(lambda count, _: DoubleControlVariates(count)),
+    "rodeo": _several(lambda count, generator: Rodeo(count, generator=generator)),
+    "marginal": _small(lambda: Stateless(marginal), max),
+    "enumerated": _small(lambda: Stateless(enumerated), sum),
 }
 """By registry name, how an estimator for layers of bits is made."""

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 
 __all__ = ["EVALUATION_SEED", "binary_images", "bound"]
@@ -33,7 +34,7 @@ def bound(model: SigmoidBeliefNetwork, images: Tensor, *, samples: int = 1, seed
     generator = torch.Generator(images.device).manual_seed(seed)
     total = 0.0
     for batch in images.split(max(1, _ROWS // samples)):
-        chain = model.sample(batch, generator, count=samples)
+        chain = model.sample(batch, Noise(generator), count=samples)
         log_w = -model.loss(model.target(batch), chain)
         total += float((torch.logsumexp(log_w, 0) - math.log(samples)).double().sum())
     return total / len(images)

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from relax_rl.experiments.vae.evaluation import EVALUATION_SEED
+from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
-from relax_rl.loggers import read_csv
-from relax_rl.plotting import png
+from relax_rl.runs.loggers import read_csv
+from relax_rl.runs.plotting import png
 from relax_rl.serialization import write_bytes_atomic, writing
 
 __all__ = ["draw_curves", "draw_images", "log_images"]
@@ -78,7 +79,7 @@ def draw_images(model: SigmoidBeliefNetwork, images: Tensor, shape: tuple[int, i
     generator = torch.Generator(images.device).manual_seed(EVALUATION_SEED)
 
     def reconstruction() -> Tensor:
-        chain = model.sample(images, generator)
+        chain = model.sample(images, Noise(generator))
         if model.task == "structured":
             return torch.cat([images[:, : model.split], model.decode(chain.bits[-1])], -1)
         return model.decode(chain.bits[0])

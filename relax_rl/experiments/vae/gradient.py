@@ -1,18 +1,21 @@
-"""What an estimator hands over for one batch of images: the gradient of E[f] at all parameters of a belief network."""
+"""The gradient of one batch of images as a pure function of model, estimator, images and random numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from relax_rl.distributed import Workers
+from relax_rl.distributed import ALONE, Workers
+from relax_rl.experiments.vae.baselines import MovingMoments
+from relax_rl.experiments.vae.noise import Noise
+from relax_rl.experiments.vae.optimizer import flat
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 
-__all__ = ["Gradient", "LayeredEstimator", "at_logits"]
+__all__ = ["Gradient", "Gradients", "LayeredEstimator", "Stateless", "at_logits", "encoder_part", "gradients"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,9 @@ class Gradient:
         logits: logits of q for each layer, with the graph to the encoder.
         cotangents: what is pulled back from each of them; None if the encoder's gradient is that of `objective`.
         encoder: the encoder's gradient itself, from estimators that form it at the parameters.
+        learning: scalar whose gradient at the estimator's own parameters is theirs: the variance of the estimate, or the
+            fit of a baseline. None where there are none.
+        signals: `[2]` mean and mean square of what each of the estimator's moving moments is to take in.
     """
 
     loss: Tensor
@@ -32,51 +38,113 @@ class Gradient:
     logits: Sequence[Tensor] = ()
     cotangents: Sequence[Tensor] | None = None
     encoder: Sequence[Tensor] | None = None
-
-    def backward(self, model: SigmoidBeliefNetwork) -> None:
-        """Add the gradient to `.grad` of the model's parameters, and of nothing else."""
-        if self.cotangents is None and self.encoder is None:
-            torch.autograd.backward(self.objective, inputs=list(model.parameters()))
-            return
-        torch.autograd.backward(self.objective, inputs=model.generative_parameters, retain_graph=True)
-        if self.encoder is not None:
-            for parameter, gradient in zip(model.encoder_parameters, self.encoder, strict=True):
-                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        else:
-            torch.autograd.backward(list(self.logits), list(self.cotangents or ()), inputs=model.encoder_parameters)
+    learning: Tensor | None = None
+    signals: Sequence[Tensor] = ()
 
     def at_encoder(self, model: SigmoidBeliefNetwork) -> list[Tensor]:
-        """The gradient at the encoder's parameters, which are left alone."""
+        """The gradient at the encoder's parameters."""
         if self.encoder is not None:
             return list(self.encoder)
+        parameters = model.encoder_parameters
         if self.cotangents is None:
-            return list(torch.autograd.grad(self.objective, model.encoder_parameters))
-        return list(torch.autograd.grad(list(self.logits), model.encoder_parameters, list(self.cotangents)))
+            return list(torch.autograd.grad(self.objective, parameters, retain_graph=True))
+        return list(torch.autograd.grad(list(self.logits), parameters, list(self.cotangents)))
+
+    def at_generative(self, model: SigmoidBeliefNetwork) -> list[Tensor]:
+        """The gradient at the generative parameters."""
+        return list(torch.autograd.grad(self.objective, model.generative_parameters, retain_graph=True))
 
 
 class LayeredEstimator(nn.Module):
     """Forms the gradient of a stack of layers of bits. Parameters and buffers are what it learns beside the model.
 
-    A call adds the gradients of its own parameters to their `.grad` (the variance of the estimate, or the fit of a
-    baseline) and touches no gradient of the model.
+    A call moves neither.
+
+    Attributes:
+        workers: who see one batch together, each a part, and average what they find.
     """
 
-    def forward(self, model: SigmoidBeliefNetwork, x: Tensor, generator: torch.Generator | None = None) -> Gradient:
+    workers: Workers = ALONE
+
+    def forward(self, model: SigmoidBeliefNetwork, x: Tensor, noise: Noise) -> Gradient:
         """The gradient for images `[B, D]`."""
         raise NotImplementedError
 
-    def join(self, workers: Workers) -> None:
-        """Several processes form the gradient of one batch from now on, each from its part of the images.
+    def groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The parameters that weight decay applies to, with a learning rate of their own, and all others."""
+        return [], list(self.parameters())
 
-        Their gradients, and those of what they learn, are means over the own part, to be averaged by the caller.
-        """
-        for module in self.modules():
-            if hasattr(module, "workers"):
-                cast(Any, module).workers = workers
+    def move_moments(self, signals: Tensor) -> None:
+        """Take in the signals `[n, 2]` of a step, which `Gradients` holds."""
+        moments = [module for module in self.modules() if isinstance(module, MovingMoments)]
+        for each, signal in zip(moments, signals, strict=True):
+            each.update(signal)
 
-    def decayed_parameters(self) -> list[nn.Parameter]:
-        """The parameters that weight decay applies to, and a learning rate of their own."""
-        return []
+
+class Stateless(LayeredEstimator):
+    """An estimator that learns nothing beside the model."""
+
+    def __init__(self, estimate: Callable[[SigmoidBeliefNetwork, Tensor, Noise], Gradient]) -> None:
+        super().__init__()
+        self.estimate = estimate
+
+    def forward(self, model: SigmoidBeliefNetwork, x: Tensor, noise: Noise) -> Gradient:
+        return self.estimate(model, x, noise)
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What moves the parameters, each kind in one vector, and what is seen on the way.
+
+    Attributes:
+        loss: `[B]` f at sampled bits.
+        model: gradient at the model's parameters, or at those of its encoder, in their order; empty if it was not asked for.
+        learned: at the estimator's parameters, one of its groups after the other.
+        signals: `[n, 2]` for `LayeredEstimator.move_moments`.
+    """
+
+    loss: Tensor
+    model: Tensor
+    learned: Tensor
+    signals: Tensor
+
+
+def gradients(
+    model: SigmoidBeliefNetwork,
+    estimator: LayeredEstimator,
+    x: Tensor,
+    noise: Noise,
+    *,
+    at: Literal["model", "encoder", "nothing"] = "model",
+) -> Gradients:
+    """Gradients of the mean of E[f] over images, and of what the estimator learns. Nothing is moved.
+
+    Args:
+        model, estimator: whose parameters and buffers are read.
+        x: `[B, D]` images.
+        noise: of the samples.
+        at: which of the model's parameters are asked for.
+    """
+    found = estimator(model, x, noise)
+    of_model = of_estimator = signals = x.new_zeros(0)
+    if at == "model":
+        each = dict(zip(model.generative_parameters, found.at_generative(model), strict=True))
+        each |= zip(model.encoder_parameters, found.at_encoder(model), strict=True)
+        of_model = flat([each[parameter] for parameter in model.parameters()])
+    elif at == "encoder":
+        of_model = flat(found.at_encoder(model))
+    if found.learning is not None:
+        decayed, others = estimator.groups()
+        of_estimator = flat(torch.autograd.grad(found.learning, [*decayed, *others]))
+    if found.signals:
+        signals = torch.stack(list(found.signals))
+    return Gradients(found.loss, of_model, of_estimator, signals)
+
+
+def encoder_part(model: SigmoidBeliefNetwork, vector: Tensor) -> Tensor:
+    """The encoder's part of a vector of all parameters of a model."""
+    begin = 0 if model.prior is None else model.prior.numel()
+    return vector[begin : begin + sum(parameter.numel() for parameter in model.encoder_parameters)]
 
 
 def at_logits(logits: Sequence[Tensor], per_example: Sequence[Tensor], examples: int) -> list[Tensor]:
@@ -85,6 +153,6 @@ def at_logits(logits: Sequence[Tensor], per_example: Sequence[Tensor], examples:
     Where samples `[K, B, P]` share the logits `[B, P]`, theirs are summed.
     """
     return [
-        (gradient.sum(0) if gradient.dim() > at.dim() else gradient) / examples
+        (gradient.detach().sum(0) if gradient.dim() > at.dim() else gradient.detach()) / examples
         for at, gradient in zip(logits, per_example, strict=True)
     ]

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from relax_rl.experiments.vae.optimizer import pieces
+
 __all__ = ["EVERY", "GradientVariance"]
 
 EVERY = 4
@@ -28,18 +30,15 @@ class GradientVariance:
     """
 
     def __init__(self, like: Sequence[Tensor], *, decay: float = 0.99) -> None:
-        self.decay, self.count = decay, 0
-        self._means = [torch.zeros_like(x, requires_grad=False) for x in like]
-        self._squares = [torch.zeros_like(x, requires_grad=False) for x in like]
+        self.decay, self.count, self._like = decay, 0, list(like)
+        self._mean, self._square = (like[0].new_zeros(sum(x.numel() for x in like)) for _ in range(2))
 
     @torch.no_grad()
-    def update(self, gradient: Sequence[Tensor]) -> None:
-        """Take in one gradient."""
+    def update(self, gradient: Tensor) -> None:
+        """Take in one gradient, all its parts in one vector."""
         share = 1.0 - self.decay
-        gradients = list(gradient)
-        torch._foreach_lerp_(self._means, gradients, share)
-        torch._foreach_mul_(self._squares, self.decay)
-        torch._foreach_addcmul_(self._squares, gradients, gradients, share)
+        self._mean.lerp_(gradient, share)
+        self._square.mul_(self.decay).addcmul_(gradient, gradient, value=share)
         self.count += 1
 
     @property
@@ -49,17 +48,14 @@ class GradientVariance:
             return math.nan
         total = 1.0 - self.decay**self.count
         squared_weights = (1.0 - self.decay) ** 2 * (1.0 - self.decay ** (2 * self.count)) / (1.0 - self.decay**2)
-        variance = size = 0.0
-        for mean, square in zip(self._means, self._squares, strict=True):
-            variance += float((square / total - (mean / total).square()).sum())
-            size += square.numel()
-        unbiased = variance / size / (1.0 - squared_weights / total**2)
+        variance = float((self._square / total - (self._mean / total).square()).mean())
+        unbiased = variance / (1.0 - squared_weights / total**2)
         return math.log(unbiased) if unbiased > 0.0 else -math.inf if unbiased == 0.0 else math.nan
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages, and how many gradients they are of."""
-        state = {f"mean.{i}": x for i, x in enumerate(self._means)}
-        state |= {f"square.{i}": x for i, x in enumerate(self._squares)}
+        """The averages, part by part, and how many gradients they are of."""
+        state = {f"mean.{i}": x for i, x in enumerate(pieces(self._mean, self._like))}
+        state |= {f"square.{i}": x for i, x in enumerate(pieces(self._square, self._like))}
         return {**state, "count": torch.tensor(self.count)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

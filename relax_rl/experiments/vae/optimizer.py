@@ -1,101 +1,79 @@
-"""Adam for parameters with two learning rates, with its state as tensors."""
+"""Adam on groups of parameters, with a state by parameter."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from relax_rl.fused_adam import fused_adam_
+from relax_rl.compute.optimizers import Adam, FlatParameters
 
-__all__ = ["FusedAdam"]
+__all__ = ["GroupedAdam", "flat", "pieces"]
 
 
-class FusedAdam:
-    """Adam (Kingma and Ba 2015): the numbers of `torch.optim.Adam(fused=True)`, without what a step of that costs in Python.
-
-    A parameter without a gradient is left alone. Parameters are contiguous.
+class GroupedAdam:
+    """Adam (Kingma and Ba 2015) with a learning rate and a decay of its own for each group of parameters.
 
     Args:
-        parameters: what it steps.
-        lr: learning rate.
+        groups: the parameters of each; there may be none.
+        lrs, decays: learning rate and L2 decay of each.
         betas: decays of the moments.
-        decay: L2 decay of parameters, added to their gradients.
-        decayed: those that it applies to; none by default.
-        decayed_lr: learning rate of these, if it is another.
     """
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        groups: Sequence[Sequence[nn.Parameter]],
         *,
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.99999),
-        decay: float = 0.0,
-        decayed: Iterable[nn.Parameter] = (),
-        decayed_lr: float | None = None,
+        lrs: Sequence[float],
+        decays: Sequence[float],
+        betas: tuple[float, float],
     ) -> None:
-        self.betas = betas
-        chosen = {id(parameter) for parameter in decayed}
-        every = list(parameters)
-        self._groups = [
-            _Group([p for p in every if id(p) in chosen], lr if decayed_lr is None else decayed_lr, decay),
-            _Group([p for p in every if id(p) not in chosen], lr, 0.0),
-        ]
+        self._adams = {
+            str(i): Adam(FlatParameters(group), lr=lr, betas=betas, decay=decay)
+            for i, (group, lr, decay) in enumerate(zip(groups, lrs, decays, strict=True))
+            if group
+        }
 
-    @torch.no_grad()
-    def step(self) -> None:
-        """One step down the gradients, which are dropped."""
-        for group in self._groups:
-            group.step(self.betas)
+    @property
+    def flats(self) -> list[FlatParameters]:
+        """The parameters of all groups that have any."""
+        return [adam.parameters for adam in self._adams.values()]
+
+    def step(self, gradient: Tensor) -> None:
+        """One step down the gradients of all groups, one after the other in one flat tensor."""
+        parts = gradient.split([adam.mean.numel() for adam in self._adams.values()])
+        for adam, part in zip(self._adams.values(), parts, strict=True):
+            adam.step(part)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The moments and step counts."""
-        return {f"{i}.{name}": value for i, group in enumerate(self._groups) for name, value in group.state().items()}
+        """Moments and step counts: `0.mean.2` is of the third parameter of the first group."""
+        state: dict[str, Tensor] = {}
+        for key, adam in self._adams.items():
+            for kind in ("mean", "square"):
+                each = pieces(getattr(adam, kind), adam.parameters.parameters)
+                state |= {f"{key}.{kind}.{i}": piece for i, piece in enumerate(each)}
+            state[f"{key}.count"] = torch.tensor(float(adam.steps))
+        return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state_dict` gave.
 
         Raises:
-            ValueError: it belongs to other parameters.
+            KeyError, ValueError: it belongs to other parameters.
         """
-        own = self.state_dict()
-        if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
-            raise ValueError("an optimiser's state belongs to other parameters")
-        for name, value in own.items():
-            value.copy_(state[name])
+        for key, adam in self._adams.items():
+            count = len(adam.parameters.parameters)
+            moments = {kind: flat([state[f"{key}.{kind}.{i}"] for i in range(count)]) for kind in ("mean", "square")}
+            adam.load_state_dict({**moments, "steps": state[f"{key}.count"]})
 
 
-class _Group:
-    """Parameters with one learning rate, one decay and one count of steps: a parameter that never had a gradient has zero moments."""
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    """Several tensors as one vector."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
-    def __init__(self, parameters: list[nn.Parameter], lr: float, decay: float) -> None:
-        self.parameters, self.lr, self.decay = parameters, lr, decay
-        self.means = [
-            torch.zeros_like(p, requires_grad=False, memory_format=torch.contiguous_format) for p in parameters
-        ]
-        self.squares = [
-            torch.zeros_like(p, requires_grad=False, memory_format=torch.contiguous_format) for p in parameters
-        ]
-        self.count = torch.zeros((), device=parameters[0].device if parameters else None)
 
-    def step(self, betas: tuple[float, float]) -> None:
-        # The kernel walks through memory: a gradient in another layout would move the wrong entries.
-        rows = [
-            (parameter, parameter.grad.contiguous(), mean, square)
-            for parameter, mean, square in zip(self.parameters, self.means, self.squares, strict=True)
-            if parameter.grad is not None
-        ]
-        if not rows:
-            return
-        self.count += 1
-        parameters, gradients, means, squares = zip(*rows, strict=True)
-        fused_adam_(parameters, gradients, means, squares, self.count, lr=self.lr, betas=betas, decay=self.decay)
-        for parameter in parameters:
-            parameter.grad = None
-
-    def state(self) -> dict[str, Tensor]:
-        named = {"mean": self.means, "square": self.squares}
-        state = {f"{name}.{i}": tensor for name, tensors in named.items() for i, tensor in enumerate(tensors)}
-        return {**state, "count": self.count}
+def pieces(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """`flat` undone: views of a vector, shaped like those tensors."""
+    each = zip(vector.split([x.numel() for x in like]), like, strict=True)
+    return [piece.view(x.shape) for piece, x in each]

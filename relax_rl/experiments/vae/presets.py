@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from relax_rl.config import did_you_mean
-from relax_rl.errors import SettingsError
+from relax_rl.errors import SettingsError, did_you_mean
 from relax_rl.experiments.vae.config import ESTIMATOR_NAMES, VaeConfig
 
 __all__ = ["MODELS", "preset_config", "preset_names"]

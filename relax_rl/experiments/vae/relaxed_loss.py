@@ -12,17 +12,17 @@ has a diagonal in closed form; that of everything else is s * H (s * e) / e with
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from relax_rl.experiments.vae.sbn import Chain, ConditionalNetwork, SigmoidBeliefNetwork, bernoulli_log_prob
 
 __all__ = ["RelaxedLoss", "relaxed_loss"]
 
 Pull = Callable[[Tensor], Tensor]
-"""From the (dual) derivative of the loss at a network's logits to that at its input."""
+"""From the dual derivative of the loss at a network's logits to that at its input."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,15 @@ class RelaxedLoss:
     """The terms of f from one layer on, at relaxed bits y = sigma(z / lambda); all without graph.
 
     Attributes:
-        value: `[B]`.
-        slope: `[B, P]` its derivative at z.
-        value_tangent, slope_tangent: how the two move with the logarithm of the temperature.
-        at_bits: `[1 + T, B, P]` its dual derivative at y, which moves with log lambda and, if there were signs, along e.
+        value, value_tangent: `[B]`, and how it moves with log lambda.
+        slope: `[2, B, P]` dual derivative at z, which moves with log lambda.
+        at_bits: `[1 + T, B, P]` dual derivative at y, which moves with log lambda and, if there were signs, along e.
         own: `[B, P]` H_jj e_j, right in expectation over the signs; None without.
     """
 
     value: Tensor
-    slope: Tensor
     value_tangent: Tensor
-    slope_tangent: Tensor
+    slope: Tensor
     at_bits: Tensor
     own: Tensor | None
 
@@ -52,20 +50,20 @@ class _Layer:
     Attributes:
         scaled: z / lambda, without tangents.
         soft: sigma of it, dual.
-        logits: of q.
+        logits: of q, dual.
         pull_logits: back to the relaxed bits below; None where those are bits.
-        error: derivative of -log p(below | soft) at the decoder's logits; None where nothing is decoded from this layer.
+        decoded: dual logits of what the relaxed bits predict; None where nothing is decoded from this layer.
+        error: dual derivative of -log p(below | soft) at them.
         pull_decoded: from there back to the relaxed bits of this layer.
-        decoded: the decoder's logits.
     """
 
     scaled: Tensor
     soft: Tensor
     logits: Tensor
     pull_logits: Pull | None
+    decoded: Tensor | None = None
     error: Tensor | None = None
     pull_decoded: Pull | None = None
-    decoded: Tensor | None = None
 
 
 @torch.no_grad()
@@ -74,7 +72,7 @@ def relaxed_loss(
     target: Tensor,
     chain: Chain,
     layer: int,
-    log_temperature: Tensor,
+    temperature: Tensor,
     signs: Tensor | None = None,
     decoded: Tensor | None = None,
 ) -> RelaxedLoss:
@@ -85,50 +83,32 @@ def relaxed_loss(
         target: `[B, D]` predicted pixels.
         chain: the bits before layer l, z_l, and the noise after it.
         layer: l, from 0.
-        log_temperature: log lambda, a scalar.
+        temperature: lambda, a scalar.
         signs: `[B, P]` +-1, drawn independently of everything else; products with H are formed if there are any.
         decoded: `model.decoded` at the layer's bits; it saves work where there are signs.
     """
-    temperature = log_temperature.exp()
-    decoded_bits = None
-    if signs is not None and _decoder_is_linear(model, layer):
-        decoded_bits = model.decoded(layer, chain.bits[layer]) if decoded is None else decoded.detach()
-    value, layers, diagonal = _upwards(model, target, chain, layer, temperature, signs, decoded_bits)
-    tangents = len(layers[0].soft) - 1
-    derivative: Tensor | None = None  # of f at the relaxed bits of the layer at hand, as far as deeper layers bring it
-    if model.prior is not None:
-        derivative = _constant(-model.prior.expand_as(layers[-1].soft[0]), tangents)
-    value_tangent = torch.zeros_like(value)
-    for at in reversed(layers):
-        if at.pull_decoded is not None and at.error is not None:
-            through = at.pull_decoded(at.error)
-            if derivative is None:
-                derivative = through
-            else:
-                derivative[: len(through)] += through
-        assert derivative is not None
-        if model.task == "generative":
-            derivative += at.logits
-        at_bits = derivative
-        kept = 2 if at.pull_logits is None else len(at_bits)  # at z only log lambda is asked for
-        derivative = _times(at_bits[:kept], _spread(at.soft[:kept]))
-        value_tangent -= (derivative[0] * at.scaled).sum(-1)
-        derivative[1] -= derivative[0]
-        derivative /= temperature
-        if at.pull_logits is None:
-            break
-        if model.task == "generative":
-            assert at.decoded is not None
-            derivative = at.pull_logits(derivative.add_(at.soft).sub_(_sigmoid(at.logits))).sub_(at.decoded)
-        else:
-            derivative = at.pull_logits(derivative)
-    assert derivative is not None
+    scaled, decoder = chain.z[layer] / temperature, model.decoder(layer)
+    soft = torch.sigmoid(scaled)
+    error = chain.bits[layer] - soft
+    directions, at_bits = [-scaled * soft * (1 - soft)], None
+    if signs is not None:
+        directions.append(error)
+        if decoder is not None and len(decoder.steps) == 1:  # linear: its part in the diagonal of H is known
+            at_bits = decoder(2 * chain.bits[layer] - 1) if decoded is None else decoded.detach()
+        if at_bits is None or layer < len(model.layers) - 1:
+            directions.append(signs * error)
+    first = _Layer(scaled, torch.stack([soft, *directions]), chain.logits[layer].detach().unsqueeze(0), None)
+    value, layers = _upwards(model, target, chain, layer, temperature, first, at_bits)
+    derivative, value_tangent, slope = _downwards(model, layers, temperature)
     own = None
     if signs is not None:
-        own = torch.zeros_like(signs) if diagonal is None else diagonal * (chain.bits[layer] - layers[0].soft[0])
-        if tangents == 3:
-            own += signs * at_bits[3]
-    return RelaxedLoss(value, derivative[0], value_tangent, derivative[1], at_bits[:3], own)
+        own = torch.zeros_like(signs)
+        if at_bits is not None and decoder is not None and layers[0].decoded is not None:
+            p = torch.sigmoid(layers[0].decoded[0])
+            own += (p * (1 - p)) @ (2 * decoder.steps[0][0]).square() * error
+        if len(directions) == 3:
+            own += signs * derivative[3]
+    return RelaxedLoss(value, value_tangent, slope, derivative[:3], own)
 
 
 def _upwards(
@@ -137,81 +117,73 @@ def _upwards(
     chain: Chain,
     layer: int,
     temperature: Tensor,
-    signs: Tensor | None,
-    decoded_bits: Tensor | None,
-) -> tuple[Tensor, list[_Layer], Tensor | None]:
-    """The value, the layers from `layer` on with all that the way back needs, and what of H's diagonal is in closed form.
-
-    Soft bits move along log lambda, with signs along e too, and along signs * e as far as H's diagonal is not known.
+    first: _Layer,
+    at_bits: Tensor | None,
+) -> tuple[Tensor, list[_Layer]]:
+    """The value, and the layers from the first on with all that the way back needs.
 
     Args:
-        decoded_bits: what a linear decoder makes of the bits of the layer; its diagonal is known then.
+        at_bits: what a linear decoder makes of the bits of the first layer, if it is known.
     """
-    scaled = chain.z[layer] / temperature
-    soft = torch.sigmoid(scaled)
-    error = chain.bits[layer] - soft
-    wholly_known = decoded_bits is not None and layer == len(model.layers) - 1
-    further = [] if signs is None else [error] if wholly_known else [error, signs * error]
-    soft = torch.stack([soft, -scaled * soft * (1 - soft), *further])
-    tangents = len(soft) - 1
-    below = _constant(target if layer == 0 else chain.bits[layer - 1], tangents)
-    logits, pull_logits = _constant(chain.logits[layer].detach(), tangents), None
-    value = torch.zeros_like(target[:, 0])
-    layers: list[_Layer] = []
+    generative = model.task == "generative"
+    below = (target if layer == 0 or not generative else chain.bits[layer - 1]).unsqueeze(0)
+    value, layers = torch.zeros_like(target[:, 0]), [first]
     for here in range(layer, len(model.layers)):
         if here > layer:
-            below = layers[-1].soft
-            logits, pull_logits = _dual_network(model.encoders[here], below)
-            moved = logits / temperature
-            moved[0] += chain.noise[here] / temperature
-            moved[1] -= moved[0]
-            scaled, soft = moved[0], _sigmoid(moved)
-        at_bits = decoded_bits if here == layer else None
-        if model.task == "generative":
-            decoded, pull_decoded = _decode(model.decoders[here], soft, at_bits)
-            error = _sigmoid(decoded).sub_(below[: len(decoded)])
-            layers.append(_Layer(scaled, soft, logits, pull_logits, error, pull_decoded, decoded))
-            value = value + bernoulli_log_prob(soft[0], logits[0]) - bernoulli_log_prob(below[0], decoded[0])
-        elif here == len(model.layers) - 1:
-            decoded, pull_decoded = _decode(model.decoders[0], soft, at_bits)
-            error = _sigmoid(decoded)
-            error[0] -= target
-            layers.append(_Layer(scaled, soft, logits, pull_logits, error, pull_decoded, decoded))
-            value = -bernoulli_log_prob(target, decoded[0])
-        else:
-            layers.append(_Layer(scaled, soft, logits, pull_logits))
+            encoder = model.encoders[here]
+            assert isinstance(encoder, ConditionalNetwork)
+            logits, pull_logits = _network(encoder, layers[-1].soft)
+            scaled = logits / temperature
+            scaled[0] += chain.noise[here] / temperature
+            scaled[1] -= scaled[0]
+            layers.append(_Layer(scaled[0], _sigmoid(scaled), logits, pull_logits))
+        decoder, soft = model.decoder(here), layers[-1].soft
+        if generative:
+            value = value + bernoulli_log_prob(soft[0], layers[-1].logits[0])
+        if decoder is not None:
+            if here > layer or at_bits is None:
+                decoded, pull_decoded = _network(decoder, soft)
+            else:  # along e a linear decoder moves from these logits to those at the bits
+                decoded, pull_decoded = _network(decoder, soft[:2])
+                decoded = torch.cat([decoded, (at_bits - decoded[0]).unsqueeze(0)])
+            error, rows = _sigmoid(decoded), min(len(decoded), len(below))
+            error[:rows] -= below[:rows]
+            layers[-1] = replace(layers[-1], decoded=decoded, error=error, pull_decoded=pull_decoded)
+            value = value - bernoulli_log_prob(below[0], decoded[0])
+        below = soft if generative else below
     if model.prior is not None:
         value = value - bernoulli_log_prob(layers[-1].soft[0], model.prior)
-    return value, layers, None if decoded_bits is None else _diagonal(model, layer, layers[0].decoded)
+    return value, layers
 
 
-def _decode(decoder: nn.Module, soft: Tensor, at_bits: Tensor | None) -> tuple[Tensor, Pull]:
-    """Dual logits at dual soft bits, and the way back; a linear decoder's along e are the way from these to those at bits."""
-    if at_bits is None:
-        return _dual_network(decoder, soft)
-    logits, pull = _dual_network(decoder, soft[:2])
-    return torch.cat([logits, (at_bits - logits[0]).unsqueeze(0)]), pull
+def _downwards(model: SigmoidBeliefNetwork, layers: list[_Layer], temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Dual derivative at the relaxed bits of the first layer; how the value moves with log lambda; `[2]` that at its z."""
+    derivative = torch.zeros_like(layers[-1].soft)
+    if model.prior is not None:
+        derivative[0] -= model.prior
+    value_tangent = torch.zeros_like(derivative[0, :, 0])
+    for at in reversed(layers):
+        if at.pull_decoded is not None and at.error is not None:
+            through = at.pull_decoded(at.error)
+            derivative[: len(through)] += through
+        if model.task == "generative":
+            derivative[: len(at.logits)] += at.logits
+        rows = 2 if at.pull_logits is None else len(derivative)  # at z only log lambda is asked for
+        at_z = _times(derivative[:rows], _spread(at.soft[:rows]))
+        value_tangent -= (at_z[0] * at.scaled).sum(-1)
+        at_z[1] -= at_z[0]
+        at_z /= temperature
+        if at.pull_logits is None:
+            break
+        if at.decoded is not None and model.task == "generative":
+            derivative = at.pull_logits(at_z.add_(at.soft).sub_(_sigmoid(at.logits))).sub_(at.decoded)
+        else:
+            derivative = at.pull_logits(at_z)
+    return derivative, value_tangent, at_z
 
 
-def _decoder_is_linear(model: SigmoidBeliefNetwork, layer: int) -> bool:
-    """Whether something is decoded from this layer, and linearly."""
-    decoder = model.decoder(layer)
-    return decoder is not None and len(decoder.steps) == 1
-
-
-def _diagonal(model: SigmoidBeliefNetwork, layer: int, decoded: Tensor | None) -> Tensor:
-    """`[B, P]` diagonal of the second derivative of -log p(below | y), whose logits W (2 y - 1) + a are dual `decoded`."""
-    decoder = model.decoder(layer)
-    assert decoder is not None and decoded is not None
-    ((weight, _),) = decoder.steps
-    soft = torch.sigmoid(decoded[0])
-    diagonal: Tensor = (soft * (1 - soft)) @ (2 * weight).square()
-    return diagonal
-
-
-def _dual_network(network: nn.Module, soft: Tensor) -> tuple[Tensor, Pull]:
+def _network(network: ConditionalNetwork, soft: Tensor) -> tuple[Tensor, Pull]:
     """Dual logits of a network that reads dual relaxed bits as 2 b - 1, and the way back to the bits."""
-    assert isinstance(network, ConditionalNetwork)
     *hidden, (weight, bias) = network.steps
     x = 2 * soft
     x[0] -= 1
@@ -258,10 +230,3 @@ def _times(x: Tensor, y: Tensor) -> Tensor:
     product = x * y[0]
     product[1:].addcmul_(x[0], y[1:])
     return product
-
-
-def _constant(x: Tensor, tangents: int) -> Tensor:
-    """What moves in no direction."""
-    constant = x.new_zeros((1 + tangents, *x.shape))
-    constant[0] = x
-    return constant

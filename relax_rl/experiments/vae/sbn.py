@@ -10,8 +10,9 @@ with b_0 the image: E_q[f] is the negative evidence lower bound. Bits are read b
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -19,28 +20,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from relax_rl.experiments.vae.shared_noise import draw_shared
+from relax_rl.distributions import Bernoulli
+from relax_rl.experiments.vae.noise import Noise
 
-__all__ = [
-    "Chain",
-    "ConditionalNetwork",
-    "SigmoidBeliefNetwork",
-    "Task",
-    "bernoulli_log_prob",
-    "draw_noise",
-    "draw_signs",
-]
+__all__ = ["Chain", "ConditionalNetwork", "Outcome", "SigmoidBeliefNetwork", "Task", "bernoulli_log_prob", "threshold"]
 
 Task = Literal["generative", "structured"]
+
+Outcome = Callable[[int, Tensor], Tensor]
+"""From the number of a layer and its logits to what the next layer reads: its bits, relaxed bits or their mean."""
 
 
 class ConditionalNetwork(nn.Module):
     """`[*, size]` -> `[*, outputs]` logits: a linear layer, behind tanh layers if there are any.
 
     Weights are uniform with Glorot's variance, biases zero.
-
-    Attributes:
-        steps: weight and bias of each layer, the linear one last.
     """
 
     def __init__(self, size: int, hidden: Sequence[int], outputs: int, generator: torch.Generator | None) -> None:
@@ -53,7 +47,11 @@ class ConditionalNetwork(nn.Module):
             weight = torch.empty(width, inputs).uniform_(-bound, bound, generator=generator)
             self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(torch.zeros(width)))
-        self.steps = list(zip(self.weights, self.biases, strict=True))
+
+    @property
+    def steps(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of each layer, the linear one last."""
+        return list(zip(self.weights, self.biases, strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
         *hidden, (weight, bias) = self.steps
@@ -69,19 +67,28 @@ class Chain:
     Attributes:
         logits: `[*, B, P]` for each layer, with the graph to the encoder's own parameters and to nothing else.
         noise: logistic noise of each layer.
-        z: logits + noise, without graph.
-        bits: 1[z > 0], without graph.
+        bits: 1[logits + noise > 0], without graph.
     """
 
-    logits: tuple[Tensor, ...]
-    noise: tuple[Tensor, ...]
-    z: tuple[Tensor, ...]
-    bits: tuple[Tensor, ...]
+    logits: Sequence[Tensor]
+    noise: Sequence[Tensor]
+    bits: Sequence[Tensor]
 
-    @property
+    @cached_property
+    def dists(self) -> list[Bernoulli]:
+        """q(b_l | b_{l-1}) of each layer, `[*, B, P]`, without graph."""
+        each = zip(self.logits, self.bits, strict=True)
+        return [Bernoulli(logits.detach().expand_as(bits)) for logits, bits in each]
+
+    @cached_property
+    def z(self) -> list[Tensor]:
+        """`[*, B, P]` logits + noise of each layer, without graph."""
+        return [dist.relax(noise) for dist, noise in zip(self.dists, self.noise, strict=True)]
+
+    @cached_property
     def scores(self) -> list[Tensor]:
         """`[*, B, P]` dlog q(b_l | b_{l-1}) at the logits of each layer."""
-        return [bits - torch.sigmoid(logits.detach()) for bits, logits in zip(self.bits, self.logits, strict=True)]
+        return [dist.score(bits) for dist, bits in zip(self.dists, self.bits, strict=True)]
 
 
 class SigmoidBeliefNetwork(nn.Module):
@@ -227,23 +234,40 @@ class SigmoidBeliefNetwork(nn.Module):
         """
         return torch.stack(self.terms(target, chain.bits, [logits.detach() for logits in chain.logits])).sum(0)
 
+    def rest_of_loss(
+        self, layer: int, target: Tensor, below: Tensor | None, bits: Tensor, logits: Tensor, outcome: Outcome
+    ) -> Tensor:
+        """f_l + f_{l+1} + ... `[*, B]` at (relaxed) bits of one layer, the deeper ones continued by `outcome`.
+
+        Args:
+            layer, target, below, bits, logits: as in `term`.
+            outcome: of each deeper layer, given its logits.
+        """
+        value = self.term(layer, target, below, bits, logits)
+        for deeper in range(layer + 1, len(self.layers)):
+            below, logits = bits, self.encode(deeper, bits)
+            bits = outcome(deeper, logits)
+            value = value + self.term(deeper, target, below, bits, logits)
+        return value
+
+    def upwards(self, x: Tensor, outcome: Outcome) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits and outcomes of all layers from images `[B, D]`, each layer given the outcome of the one before."""
+        below, logits, outcomes = self.input(x), [], []
+        for layer in range(len(self.layers)):
+            logits.append(self.encode(layer, below))
+            below = outcome(layer, logits[-1])
+            outcomes.append(below)
+        return logits, outcomes
+
     def draw(self, x: Tensor, noise: Sequence[Tensor]) -> Chain:
         """Sample every layer from its noise `[*, B, P]`, upwards from images `[B, D]`."""
-        below = self.input(x)
-        logits, zs, bits = [], [], []
-        for layer, epsilon in enumerate(noise):
-            at = self.encode(layer, below)
-            z = at.detach() + epsilon
-            below = (z > 0).to(z.dtype)
-            logits.append(at)
-            zs.append(z)
-            bits.append(below)
-        return Chain(tuple(logits), tuple(noise), tuple(zs), tuple(bits))
+        logits, bits = self.upwards(x, lambda layer, at: threshold(at, noise[layer]))
+        return Chain(logits, noise, bits)
 
-    def sample(self, x: Tensor, generator: torch.Generator | None = None, *, count: int | None = None) -> Chain:
+    def sample(self, x: Tensor, noise: Noise, *, count: int | None = None) -> Chain:
         """Sample every layer for images `[B, D]`: `[B, P]`, or `[count, B, P]` if there is a count."""
         shape = (len(x),) if count is None else (count, len(x))
-        return self.draw(x, draw_noise(shape, self.layers, generator, x.device))
+        return self.draw(x, noise.logistic(shape, self.layers))
 
     def decode(self, bits: Tensor) -> Tensor:
         """Probabilities `[*, B, D]` of the predicted pixels, from the layer of bits that predicts them."""
@@ -263,29 +287,7 @@ def bernoulli_log_prob(bits: Tensor, logits: Tensor) -> Tensor:
     return (bits * logits - F.softplus(logits)).sum(-1)
 
 
-def draw_noise(
-    shape: Sequence[int], layers: Sequence[int], generator: torch.Generator | None, device: torch.device | str = "cpu"
-) -> tuple[Tensor, ...]:
-    """Logistic noise `[*shape, P]` for every layer, from one draw.
-
-    The logit of float32 uniforms: the tails end at 17, beyond which lies a probability of 6e-8, and nothing is infinite.
-    """
-    uniform = _draw_uniform(shape, layers, generator, device)
-    return torch.split(torch.logit(uniform, eps=2.0**-25), list(layers), -1)
-
-
-def draw_signs(
-    shape: Sequence[int], layers: Sequence[int], generator: torch.Generator | None, device: torch.device | str = "cpu"
-) -> tuple[Tensor, ...]:
-    """Random signs `[*, P]`, +-1 with equal probability, for every layer, from one draw."""
-    uniform = _draw_uniform(shape, layers, generator, device)
-    return torch.split(torch.where(uniform < 0.5, -1.0, 1.0), list(layers), -1)
-
-
-def _draw_uniform(
-    shape: Sequence[int], layers: Sequence[int], generator: torch.Generator | None, device: torch.device | str
-) -> Tensor:
-    """`[*shape, P]` for all layers side by side."""
-    return draw_shared(
-        lambda size: torch.rand(size, generator=generator, device=device), (*shape, sum(layers)), generator
-    )
+def threshold(logits: Tensor, noise: Tensor) -> Tensor:
+    """Bits of logistic noise, without graph."""
+    dist = Bernoulli(logits.detach())
+    return dist.threshold(dist.relax(noise))

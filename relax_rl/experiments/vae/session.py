@@ -1,208 +1,142 @@
-"""The folder of a VAE run: begun or resumed, its settings, rows and checkpoints."""
+"""A VAE run that is about to train: its settings, data and trainer, begun anew or gone on with."""
 
 from __future__ import annotations
 
 import json
 import math
-import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from relax_rl.devices import resolve_device
-from relax_rl.distributed import ALONE, Workers, check_same_settings, local_device, run_to_resume
-from relax_rl.errors import CheckpointError, SettingsError
+from relax_rl.distributed import Workers
+from relax_rl.errors import CheckpointError, SettingsError, TrainingDiverged
 from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.data import Dataset, load_data
-from relax_rl.experiments.vae.checkpoints import VaeCheckpoints
-from relax_rl.experiments.vae.config import VaeConfig, check_resumable, config_from_json
+from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.evaluation import binary_images
 from relax_rl.experiments.vae.trainer import Trainer
-from relax_rl.loggers import truncate_csv
-from relax_rl.runs import RunFolder, default_run_dir, read_record, versions, write_json
+from relax_rl.runs.folder import RunFolder, default_run_dir
+from relax_rl.runs.session import Clock, Process, Session, open_run
+from relax_rl.settings.fields import check_resumable
 
-__all__ = ["Clock", "Session", "open_session", "read_vae_config"]
+__all__ = ["SECTION", "VaeRun", "VaeSession", "open_session"]
 
-
-class Clock:
-    """Seconds spent in a run, over all resumptions."""
-
-    def __init__(self, before: float = 0.0) -> None:
-        self._before, self._started = before, time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Up to this moment."""
-        return self._before + time.perf_counter() - self._started
+SECTION = "vae"
+"""The entry of `config.json` that holds the settings."""
 
 
-@dataclass
-class Session:
-    """A run that is ready to go on.
+class VaeRun:
+    """A trainer, and what its run remembers beside it: data, the time it has taken, the best validation bound.
 
     Attributes:
-        config, folder, data, trainer, checkpoints: of the run.
-        clock: its time so far.
-        valid: `[n, D]` images behind the validation bound of each row.
-        workers: the processes that share every batch; the first of them writes the folder.
-        resumed_from: the checkpoint it goes on from.
-        best_bound, best_step: of the rows so far, by the validation bound.
+        best_bound, best_step: of the rows so far.
     """
 
-    config: VaeConfig
-    folder: RunFolder
-    data: Dataset
-    trainer: Trainer
-    checkpoints: VaeCheckpoints
-    clock: Clock
-    valid: Tensor
-    workers: Workers = ALONE
-    resumed_from: Path | None = None
-    best_bound: float = -math.inf
-    best_step: int = 0
+    def __init__(self, trainer: Trainer, data: str) -> None:
+        self.trainer, self.data = trainer, data
+        self.clock = Clock()
+        self.best_bound, self.best_step = -math.inf, 0
 
     @property
-    def first(self) -> bool:
-        """Whether this worker is the one that logs, evaluates and saves."""
-        return self.workers.rank == 0
-
-    def save(self) -> Path:
-        """Write a checkpoint of this moment, on the first worker; returns its path on all.
-
-        Raises:
-            RelaxRLError: the file cannot be written; the checkpoints before it stay.
-        """
-        path = None
-        if self.first:
-            path = str(self.checkpoints.save(self.trainer.step, *self.state()))
-        return Path(self.workers.told(path))
+    def steps(self) -> int:
+        """Taken so far; below 0 while only surrogate and baseline learn."""
+        return self.trainer.step
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a checkpoint holds."""
+        """What a checkpoint holds.
+
+        Raises:
+            TrainingDiverged: a parameter is not finite.
+        """
+        if not self.trainer.is_finite():
+            raise TrainingDiverged(f"a parameter is no number at step {self.steps}; lower --lr")
         tensors, counters = self.trainer.state_dict()
         best = None if math.isinf(self.best_bound) else self.best_bound
-        run = {"seconds": self.clock.seconds, "best_bound": best, "best_step": self.best_step, "data": self.data.name}
+        run = {"seconds": self.clock.seconds, "best_bound": best, "best_step": self.best_step, "data": self.data}
         return tensors, {"vae": counters, "run": run}
 
+    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave; without tensors, the trainer is left to take those of another worker.
 
-def open_session(config: VaeConfig, command: str, show: Callable[[str], None], workers: Workers = ALONE) -> Session:
+        Raises:
+            CheckpointError: it is damaged, or of a run with other settings or on other data.
+        """
+        try:
+            run, counters = state["run"], state["vae"]
+            self.clock = Clock(float(run["seconds"]))
+            self.best_bound = -math.inf if run["best_bound"] is None else float(run["best_bound"])
+            self.best_step, trained_on = int(run["best_step"]), str(run["data"])
+        except (KeyError, TypeError, ValueError):
+            raise CheckpointError("the checkpoint is damaged: the state of its run cannot be read") from None
+        if trained_on != self.data:
+            raise CheckpointError(f"cannot resume on {self.data}: the run was trained on {trained_on}")
+        if tensors:
+            self.trainer.load_state_dict(tensors, counters)
+
+
+@dataclass(frozen=True)
+class VaeSession:
+    """A run that is ready to train.
+
+    Attributes:
+        session: its folder and settings.
+        run, data: what trains, and on what.
+        valid: `[n, D]` images behind the validation bound of each row.
+        process: what it trains with.
+    """
+
+    session: Session[VaeConfig]
+    run: VaeRun
+    data: Dataset
+    valid: Tensor
+    process: Process
+
+
+def open_session(config: VaeConfig, command: str, process: Process) -> VaeSession:
     """Make a new run's folder, or go on with the run to resume; all workers come out with the same state.
+
+    A new run's folder is made last, so that settings that cannot work leave nothing behind.
 
     Args:
         config: the settings, the same on all workers.
         command: kept in `config.json`.
-        show: told what takes long.
-        workers: the processes that share every batch.
+        process: what trains.
 
     Raises:
-        SettingsError: settings that cannot work, or a folder that already holds a run.
+        SettingsError: settings that cannot work, a folder that already holds a run, or nothing is left to do.
         CheckpointError: a run that cannot be resumed.
         RelaxRLError: the data cannot be had, or the folder cannot be written.
     """
-    _check_shares(config, workers)
-    config = replace(config, resume=run_to_resume(config.resume, config.run_dir, _has_checkpoint, workers))
-    return (_begin if config.resume is None else _resume)(config, command, show, workers)
-
-
-def _check_shares(config: VaeConfig, workers: Workers) -> None:
-    """Raises SettingsError if the workers' settings differ, or their batch cannot be shared out."""
-    check_same_settings(config.to_dict(), workers)
+    workers = process.workers
+    opening = open_run(config, workers=workers, section=SECTION, resumed=_resumed)
+    config, checkpoint = opening.config, opening.checkpoint
     if config.batch_size % workers.count:
         raise SettingsError(
             f"batch_size is {config.batch_size}, which {workers.count} workers cannot share out evenly; "
             f"expected a multiple of {workers.count}"
         )
+    data = _load(config, process.display.say, workers)
+    mean = torch.from_numpy(data.mean_image.copy())
+    batches = Batches(data.train, dynamic=data.dynamic, seed=config.seed, device=process.device)
+    valid = binary_images(torch.from_numpy(data.valid), dynamic=data.dynamic, count=config.valid_images)
+    run = VaeRun(Trainer(config, mean, batches, process.device, workers), data.name)
+    if checkpoint is not None and opening.folder is not None:
+        run.load(checkpoint.tensors, checkpoint.state)
+        run.trainer.follow_first()
+        evaluated = config.eval_samples == 0 or _evaluated_at(opening.folder, run.steps)
+        opening.check_steps(run.steps, "steps", complete=workers.from_first(evaluated))
+    task = "-structured" if config.task == "structured" else ""
+    default = default_run_dir(f"vae-{config.data}-{config.architecture}{task}", config.estimator, f"s{config.seed}")
+    steps, packages = (0 if checkpoint is None else run.steps), ("torch", "numpy")
+    session = opening.start(default, steps=steps, command=command, packages=packages, extra={"data": data.name})
+    return VaeSession(session, run, data, valid.to(process.device), process)
 
 
-def _has_checkpoint(run_dir: str) -> bool:
-    return bool(VaeCheckpoints(RunFolder(Path(run_dir)).checkpoints).newest_first())
-
-
-def _begin(config: VaeConfig, command: str, show: Callable[[str], None], workers: Workers) -> Session:
-    """A new run. Its folder is made last, so that settings that cannot work leave nothing behind."""
-    first = workers.rank == 0
-    if first and config.run_dir is not None:
-        RunFolder(Path(config.run_dir)).check_unused()
-    data = _load(config, show, workers)
-    trainer, valid = _trainer(config, data, workers)
-    path = Path(workers.told(str(config.run_dir or _default_path(config))))
-    config = replace(config, run_dir=str(path))
-    folder = RunFolder(path)
-    if first:
-        folder.create()
-        _write_config(folder, config, data, {"command": command, "started": _now(), "resumed": []})
-    return Session(config, folder, data, trainer, VaeCheckpoints(folder.checkpoints), Clock(), valid, workers)
-
-
-def _resume(config: VaeConfig, command: str, show: Callable[[str], None], workers: Workers) -> Session:
-    """A run that goes on from its newest good checkpoint, which the first worker reads.
-
-    Raises:
-        CheckpointError: there is no such run or checkpoint, or it was made from other data.
-        SettingsError: settings that would make it another run, or nothing is left to do.
-        RelaxRLError: the data cannot be had.
-    """
-    assert config.resume is not None
-    path = Path(config.resume)
-    folder = RunFolder(path)
-    saved = read_vae_config(folder)
-    if config.run_dir is not None and Path(config.run_dir).resolve() != path.resolve():
-        raise SettingsError(f"run_dir is {config.run_dir!r}, but a resumed run stays in its folder, {str(path)!r}")
-    check_resumable(saved, config)
-    config = replace(config, resume=None, run_dir=str(path), preset=saved.preset)
-    checkpoints = VaeCheckpoints(folder.checkpoints)
-    first = workers.rank == 0
-    state: dict[str, Any] = {}
-    if first:
-        tensors, state, checkpoint = checkpoints.load_newest(
-            lambda line: warnings.warn(line, UserWarning, stacklevel=2)
-        )
-    data = _load(config, show, workers)
-    trainer, valid = _trainer(config, data, workers)
-    try:
-        if first:
-            trainer.load_state_dict(tensors, state["vae"])
-        state, found = workers.told([state, str(checkpoint) if first else ""])
-        checkpoint, run = Path(found), state["run"]
-        seconds, best_bound, best_step = float(run["seconds"]), run["best_bound"], int(run["best_step"])
-        trained_on = str(run["data"])
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"checkpoint {checkpoint} is damaged: the state of its run cannot be read") from None
-    if trained_on != data.name:
-        raise CheckpointError(f"cannot resume on {data.name}: the run was trained on {trained_on}")
-    trainer.follow_first()
-    unevaluated = workers.told(config.eval_samples > 0 and not _evaluated_at(folder, trainer.step))
-    if trainer.step > config.steps or (trainer.step == config.steps and not unevaluated):
-        raise SettingsError(f"{path} has already taken {trainer.step} of {config.steps} steps; raise --steps to go on")
-    if first:
-        truncate_csv(folder.progress, max(0, trainer.step))
-        record = read_record(folder)
-        entry = {"step": trainer.step, "checkpoint": checkpoint.name, "time": _now(), "command": command}
-        history = {name: record.get(name, "") for name in ("command", "started")}
-        _write_config(folder, config, data, {**history, "resumed": [*record.get("resumed", []), entry]})
-    best = -math.inf if best_bound is None else float(best_bound)
-    clock = Clock(seconds)
-    return Session(config, folder, data, trainer, checkpoints, clock, valid, workers, checkpoint, best, best_step)
-
-
-def read_vae_config(folder: RunFolder) -> VaeConfig:
-    """The settings of a run.
-
-    Raises:
-        CheckpointError: the folder holds no VAE run, or settings that cannot be read.
-    """
-    record = read_record(folder)
-    if "vae" not in record:
-        raise CheckpointError(f"{folder.path} holds no VAE run: {folder.config.name} has no settings of one")
-    try:
-        return config_from_json(record["vae"])
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder.config} cannot be used: {error}") from None
+def _resumed(saved: VaeConfig, wanted: VaeConfig) -> VaeConfig:
+    return check_resumable(saved, replace(wanted, preset=saved.preset))
 
 
 def _evaluated_at(folder: RunFolder, step: int) -> bool:
@@ -216,31 +150,8 @@ def _evaluated_at(folder: RunFolder, step: int) -> bool:
 def _load(config: VaeConfig, show: Callable[[str], None], workers: Workers) -> Dataset:
     """The data; where they have to be downloaded, the first worker does so before the others look."""
     if workers.rank > 0:
-        workers.told(None)
+        workers.from_first(None)
     data = load_data(config.data, data_dir=config.data_dir, binarization=config.binarization, show=show)
     if workers.rank == 0:
-        workers.told(None)
+        workers.from_first(None)
     return data
-
-
-def _trainer(config: VaeConfig, data: Dataset, workers: Workers) -> tuple[Trainer, Tensor]:
-    """The trainer at its start, and the validation images behind each row."""
-    device = local_device(resolve_device(config.device))
-    mean = torch.from_numpy(data.mean_image.copy())
-    batches = Batches(data.train, dynamic=data.dynamic, seed=config.seed, device=device)
-    valid = binary_images(torch.from_numpy(data.valid), dynamic=data.dynamic, count=config.valid_images)
-    return Trainer(config, mean, batches, device, workers), valid.to(device)
-
-
-def _write_config(folder: RunFolder, config: VaeConfig, data: Dataset, history: Mapping[str, Any]) -> None:
-    content = {"vae": config.to_dict(), "data": data.name, "versions": versions(("torch", "numpy")), **history}
-    write_json(folder.config, content)
-
-
-def _default_path(config: VaeConfig) -> Path:
-    task = "-structured" if config.task == "structured" else ""
-    return default_run_dir(f"vae-{config.data}-{config.architecture}{task}", config.estimator, config.seed)
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

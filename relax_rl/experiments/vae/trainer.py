@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from relax_rl.compilation import CompilationError, warn_or_raise
+from relax_rl.compute.compilation import CompilationError, warn_or_raise
 from relax_rl.distributed import ALONE, Workers
 from relax_rl.errors import CheckpointError
 from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.vae.checkpoints import flatten, part
-from relax_rl.experiments.vae.compiled import CompiledStep, compiles
+from relax_rl.experiments.vae.compiled import CompiledGradients, compiles
 from relax_rl.experiments.vae.config import VaeConfig
-from relax_rl.experiments.vae.estimators import EstimatorSettings, make_layered_estimator
-from relax_rl.experiments.vae.gradient import LayeredEstimator
+from relax_rl.experiments.vae.estimators import make_layered_estimator
+from relax_rl.experiments.vae.gradient import Gradients, LayeredEstimator, encoder_part, gradients
 from relax_rl.experiments.vae.gradient_variance import EVERY, GradientVariance
-from relax_rl.experiments.vae.optimizer import FusedAdam
+from relax_rl.experiments.vae.noise import Noise, own_rows
+from relax_rl.experiments.vae.optimizer import GroupedAdam, flat, pieces
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
-from relax_rl.experiments.vae.shared_noise import SharedGenerator, own_rows
 
 __all__ = ["Trainer", "Watched", "make_model"]
 
@@ -51,9 +52,25 @@ class Watched:
 
     name: str
     estimator: LayeredEstimator
-    generator: torch.Generator
-    optimizer: FusedAdam
+    noise: Noise
+    optimizer: GroupedAdam
     variance: GradientVariance
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Of the noise."""
+        return self.noise.generator
+
+    def gradients(
+        self, model: SigmoidBeliefNetwork, x: Tensor, *, at: Literal["model", "encoder", "nothing"] = "model"
+    ) -> Gradients:
+        """`gradients` by this estimator."""
+        return gradients(model, self.estimator, x, self.noise, at=at)
+
+    def learn(self, found: Gradients) -> None:
+        """Move what the estimator learns."""
+        self.optimizer.step(found.learned)
+        self.estimator.move_moments(found.signals)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All of it as tensors."""
@@ -107,13 +124,16 @@ class Trainer:
         seeds = iter(np.random.SeedSequence(config.seed).spawn(2 + len(config.track_variances)))
         self.model = make_model(config, mean, _generator(next(seeds))).to(device)
         self.step = -config.pretrain_steps
-        self._encoder = self.model.encoder_parameters
-        self.optimizer = FusedAdam(self.model.parameters(), lr=config.lr, betas=(0.9, config.beta2))
+        betas = (0.9, config.beta2)
+        self.optimizer = GroupedAdam(
+            [[], list(self.model.parameters())], lrs=[0.0, config.lr], decays=[0.0, 0.0], betas=betas
+        )
         self.main = self._watch(config.estimator, next(seeds))
         self.others = [self._watch(name, next(seeds)) for name in config.track_variances]
-        self.compiled = (
-            CompiledStep(self.model, self.main.estimator) if compiles(config, self.device, workers) else None
-        )
+        self.compiled: CompiledGradients | None = None
+        if compiles(config, self.device, workers):
+            flats = [*self.optimizer.flats, *self.main.optimizer.flats]
+            self.compiled = CompiledGradients(self.model, self.main.estimator, flats)
         self._loss = torch.zeros((), device=self.device, dtype=torch.float64)
         self._loss_steps = 0
 
@@ -125,33 +145,23 @@ class Trainer:
 
     def take_step(self) -> None:
         """Draw a batch, form all gradients, move what learns."""
-        x = self.next_images()
-        watched = [*self.others, self.main] if self.frozen else self.others
-        looked_at: list[list[Tensor]] = []
-        for other in self.others:
-            gradient = other.estimator(self.model, x, other.generator)
-            if self.step % EVERY == 0:
-                looked_at.append(gradient.at_encoder(self.model))
-        loss = None if self.frozen else self._compiled_step(x)
-        if loss is None:
-            gradient = self.main.estimator(self.model, x, self.main.generator)
-            loss = gradient.loss
-            if not self.frozen:
-                gradient.backward(self.model)
-            elif self.step % EVERY == 0:
-                looked_at.append(gradient.at_encoder(self.model))
-        self._average(looked_at)
-        for each, found in zip(watched, looked_at, strict=False):
-            each.variance.update(found)
-        if not self.frozen:
-            if self.step % EVERY == 0:
-                self.main.variance.update([parameter.grad for parameter in self._encoder if parameter.grad is not None])
-            self.optimizer.step()
-        for each in (*self.others, self.main):
-            each.optimizer.step()
+        x, frozen, looks = self.next_images(), self.frozen, self.step % EVERY == 0
+        found = [
+            each.gradients(self.model, x, at="encoder" if looks else "nothing")
+            for each in ([*self.others, self.main] if frozen else self.others)
+        ]
+        found = self._averaged(found if frozen else [*found, self.main_gradients(x)])
+        of_main = found[-1]
+        for each, its in zip([*self.others, self.main], found, strict=True):
+            if looks:
+                whole = its is of_main and not frozen
+                each.variance.update(encoder_part(self.model, its.model) if whole else its.model)
+            each.learn(its)
+        if not frozen:
+            self.optimizer.step(of_main.model)
         self.step += 1
         if self.step > 0:
-            self._loss += loss.mean()
+            self._loss += of_main.loss.mean()
             self._loss_steps += 1
 
     def next_images(self) -> Tensor:
@@ -160,16 +170,15 @@ class Trainer:
         times = self.config.samples_per_image
         return x.repeat_interleave(times, 0) if times > 1 else x
 
-    def _compiled_step(self, x: Tensor) -> Tensor | None:
-        """Form the gradients by compiled code; None if there is none."""
-        if self.compiled is None:
-            return None
-        try:
-            return self.compiled(x, self.main.generator)
-        except CompilationError as error:
-            warn_or_raise(error, self.config.compile)
-            self.compiled = None
-            return None
+    def main_gradients(self, x: Tensor) -> Gradients:
+        """Those that move the model, by compiled code if there is any."""
+        if self.compiled is not None:
+            try:
+                return self.compiled(x, self.main.noise)
+            except CompilationError as error:
+                warn_or_raise(error, self.config.compile)
+                self.compiled = None
+        return self.main.gradients(self.model, x)
 
     def take_train_bound(self) -> float:
         """Mean bound of the batches since this was last asked, each before its step; NaN without any."""
@@ -235,57 +244,32 @@ class Trainer:
         taken = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
         for tensor in taken.values():
             self.workers.broadcast_(tensor)
-        self.load_state_dict(taken, self.workers.told(counters))
+        self.load_state_dict(taken, self.workers.from_first(counters))
 
-    def _average(self, looked_at: Sequence[Sequence[Tensor]]) -> None:
-        """Replace every gradient at hand by its mean over the workers, all in one message."""
+    def _averaged(self, found: list[Gradients]) -> list[Gradients]:
+        """The mean of everything but the losses over the workers, in one message."""
         if self.workers.count == 1:
-            return
-        modules = (self.model, self.main.estimator, *(other.estimator for other in self.others))
-        learned = [p.grad for module in modules for p in module.parameters() if p.grad is not None]
-        every = [*learned, *(tensor for found in looked_at for tensor in found)]
-        together = torch.cat([tensor.reshape(-1) for tensor in every])
+            return found
+        tensors = [x for each in found for x in (each.model, each.learned, each.signals)]
+        together = flat(tensors)
         self.workers.average_(together)
-        for tensor, mean in zip(every, together.split([tensor.numel() for tensor in every]), strict=True):
-            tensor.copy_(mean.view(tensor.shape))
+        means = iter(pieces(together, tensors))
+        return [replace(x, model=next(means), learned=next(means), signals=next(means)) for x in found]
 
     def _watch(self, name: str, seed: np.random.SeedSequence) -> Watched:
         config = self.config
         weights, noise = seed.spawn(2)
-        settings = EstimatorSettings(
-            num_samples=config.num_samples,
-            baseline=config.baseline,
-            normalize_variance=config.normalize_variance,
-            temperature=config.temperature,
-            num_conditional=config.num_conditional,
-            rebar_scope=config.rebar_scope,
-            surrogate=config.surrogate,
-            surrogate_context=config.surrogate_context,
-            surrogate_depth=config.surrogate_depth,
-            surrogate_width=config.surrogate_width,
-            surrogate_activation=config.surrogate_activation,
-        )
-        estimator = make_layered_estimator(name, settings, self.model, _generator(weights)).to(self.device)
-        optimizer = FusedAdam(
-            estimator.parameters(),
-            lr=config.lr * config.lr_factor,
+        estimator = make_layered_estimator(name, config, self.model, _generator(weights)).to(self.device)
+        estimator.workers = self.workers
+        optimizer = GroupedAdam(
+            estimator.groups(),
+            lrs=[config.lr * config.surrogate_lr_factor, config.lr * config.lr_factor],
+            decays=[config.surrogate_decay, 0.0],
             betas=(0.9, config.beta2),
-            decay=config.surrogate_decay,
-            decayed=estimator.decayed_parameters(),
-            decayed_lr=config.lr * config.surrogate_lr_factor,
         )
-        estimator.join(self.workers)
-        generator = _generator(noise, self.device)
-        if self.workers.count > 1:
-            generator = SharedGenerator(self.device)
-            generator.workers = self.workers
-            generator.manual_seed(_seed(noise))
-        return Watched(name, estimator, generator, optimizer, GradientVariance(self._encoder))
+        drawn = Noise(_generator(noise, self.device), self.workers)
+        return Watched(name, estimator, drawn, optimizer, GradientVariance(self.model.encoder_parameters))
 
 
 def _generator(seed: np.random.SeedSequence, device: torch.device | str = "cpu") -> torch.Generator:
-    return torch.Generator(device).manual_seed(_seed(seed))
-
-
-def _seed(seed: np.random.SeedSequence) -> int:
-    return int(seed.generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator(device).manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))

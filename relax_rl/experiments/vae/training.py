@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import math
-import signal
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from relax_rl import distributed
-from relax_rl.devices import resolve_device
-from relax_rl.displays import Display, make_display
-from relax_rl.errors import TrainingDiverged, WorkerLost
+from relax_rl.errors import TrainingDiverged
 from relax_rl.experiments.vae.checkpoints import part
 from relax_rl.experiments.vae.config import VaeConfig
-from relax_rl.experiments.vae.display import describe_bounds
 from relax_rl.experiments.vae.evaluation import binary_images, bound
 from relax_rl.experiments.vae.figures import draw_curves, draw_images, log_images
-from relax_rl.experiments.vae.session import Session, open_session
-from relax_rl.interruption import Interruption, interruptible
-from relax_rl.loggers import CsvLogger, Logger, TensorBoardLogger
-from relax_rl.runs import write_json
-from relax_rl.serialization import load_state, save_state
-from relax_rl.training import set_threads
+from relax_rl.experiments.vae.session import VaeSession, open_session
+from relax_rl.runs.callbacks import SaveCheckpoints, interrupted_by
+from relax_rl.runs.checkpoints import Checkpoint
+from relax_rl.runs.session import training_process
+from relax_rl.serialization import write_json
 
-__all__ = ["COLUMNS", "VaeResult", "train_vae"]
+__all__ = ["COLUMNS", "SHOW_EVERY", "VaeResult", "describe_bounds", "train_vae"]
 
 COLUMNS = ("step", "seconds", "train_bound", "log_variance", "valid_bound")
 """The first columns of `progress.csv`."""
@@ -78,133 +70,117 @@ def train_vae(config: VaeConfig, *, command: str = "") -> VaeResult:
         WorkerLost: another process of the same run stopped or does not answer; the message names the last checkpoint.
         RelaxRLError: the data cannot be had, or the run's folder cannot be written.
     """
-    with ExitStack() as stack:
-        device = str(distributed.local_device(resolve_device(config.device)))
-        workers = stack.enter_context(distributed.joined(device=device))
-        interruption = stack.enter_context(interruptible())  # while waiting for the others, a signal simply kills
-        display = make_display(quiet=config.quiet or workers.rank > 0, describe=str)
-        stack.callback(display.end)
-        set_threads(config.threads, stack)
-        session = open_session(config, command, display.say, workers)
-        return _Loop(session, display, interruption, stack).run()
+    with training_process(
+        config.device, threads=config.threads, quiet=config.quiet, describe=describe_bounds
+    ) as process:
+        return _Loop(open_session(config, command, process)).run()
+
+
+def describe_bounds(bounds: tuple[float, float]) -> str:
+    """`train bound -100.12, validation -101.30`; nothing for what is not known yet."""
+    named = zip(("train bound", "validation"), bounds, strict=True)
+    return ", ".join(f"{name} {value:.2f}" for name, value in named if not math.isnan(value)) or "no bound yet"
 
 
 class _Loop:
     """The steps of a session, and what happens between them."""
 
-    def __init__(self, session: Session, display: Display, interruption: Interruption, stack: ExitStack) -> None:
-        self.session, self.display, self.interruption = session, display, interruption
-        self.loggers = _loggers(session, stack) if session.first else []
-        self.train_bound = self.valid_bound = math.nan
-        self.last_saved = session.resumed_from
+    def __init__(self, opened: VaeSession) -> None:
+        self.opened, self.run_state, self.trainer = opened, opened.run, opened.run.trainer
+        self.session, self.process = opened.session, opened.process
+        self.config, self.workers = opened.session.config, opened.session.workers
+        self.loggers = self.session.loggers(COLUMNS, self.process.stack)
+        self.bounds = math.nan, math.nan
+        self.save = SaveCheckpoints(
+            opened.run,
+            self.session.checkpoints,
+            interval=self.config.checkpoint_interval,
+            last=self.session.resumed_from,
+        )
 
     def run(self) -> VaeResult:
         """Take all steps that are left, and evaluate."""
-        try:
+        with self.save.named_in_errors(self.session.folder.path):
             return self._run()
-        except WorkerLost as error:
-            left = f"the last checkpoint is {self.last_saved}; go on with --resume {self.session.folder.path}"
-            raise WorkerLost(f"{error}; {left if self.last_saved else 'no checkpoint had been written yet'}") from error
 
     def _run(self) -> VaeResult:
-        session, config = self.session, self.session.config
-        self.display.begin(_headline(session), step=max(0, session.trainer.step), total=config.steps)
-        start = session.trainer.step
+        config, trainer, display = self.config, self.trainer, self.process.display
+        headline = self.session.headline(_title(self.opened))
+        display.begin(headline, step=max(0, trainer.step), total=config.steps)
+        start = trainer.step
         stopped_by = self._learn()
-        moved = session.trainer.step > start
-        if moved and stopped_by in ("steps", "early stopping") and session.trainer.step % config.log_interval:
+        finished = stopped_by in ("steps", "early stopping")
+        if trainer.step > start and finished and trainer.step % config.log_interval:
             self._log()
-        checkpoint = self._save()
+        checkpoint = self.save.save()
         evaluation = None
-        if stopped_by in ("steps", "early stopping") and config.eval_samples and session.first:
+        if finished and config.eval_samples and self.session.first:
             if stopped_by == "early stopping":
                 self._take_best()
-            self.display.say("evaluating ...")
-            evaluation = _evaluate(session)
-            write_json(session.folder.evaluation, evaluation)
+            display.say("evaluating ...")
+            evaluation = _evaluate(self.opened)
+            write_json(self.session.folder.evaluation, evaluation)
         self._draw()
-        session.workers.told(None)  # the others leave when the first one has done all this
-        seconds = session.clock.seconds
-        return VaeResult(session.folder.path, session.trainer.step, stopped_by, checkpoint, evaluation, seconds)
+        self.workers.from_first(None)  # the others leave when the first one has done all this
+        seconds = self.run_state.clock.seconds
+        return VaeResult(self.session.folder.path, trainer.step, stopped_by, checkpoint, evaluation, seconds)
 
     def _learn(self) -> str:
-        trainer, config = self.session.trainer, self.session.config
+        trainer, config, display = self.trainer, self.config, self.process.display
         if trainer.compiled is not None:
-            self.display.say("the first step is compiled, which may take a while (--compile off)")
+            display.say("the first step is compiled, which may take a while (--compile off)")
         while trainer.step < config.steps:
             trainer.take_step()
             if trainer.step % SHOW_EVERY == 0:
-                self.display.update(max(0, trainer.step), describe_bounds(self.train_bound, self.valid_bound))
+                display.update(max(0, trainer.step), self.bounds)
             if trainer.step > 0 and trainer.step % config.log_interval == 0:
                 self._log()
-                if self._stops_early():
+                if config.early_stopping and trainer.step - self.run_state.best_step >= config.early_stopping:
                     return "early stopping"
-            if name := self._interrupted():
-                self.display.say(f"{name}: leaving with a checkpoint")
+            # Several workers ask one another now and then only.
+            if (self.workers.count == 1 or trainer.step % SHOW_EVERY == 0) and (name := self.process.signal()):
+                display.say(interrupted_by(name))
                 return name
-            if trainer.step > 0 and trainer.step % config.checkpoint_interval == 0:
-                self._save()
+            if self.save.every.due(trainer.step):
+                self.save.save()
                 self._draw()
         return "steps"
 
-    def _interrupted(self) -> str:
-        """The signal that asks to leave, if any; several workers ask one another now and then only."""
-        workers = self.session.workers
-        received = float(self.interruption.signal or 0)
-        if workers.count > 1 and self.session.trainer.step % SHOW_EVERY:
-            return ""
-        number = int(workers.gather(np.array([received])).max())
-        return signal.Signals(number).name if number else ""
-
     def _log(self) -> None:
         """Write a row, after a look at whether its numbers are numbers."""
-        session, trainer = self.session, self.session.trainer
-        self.train_bound = trainer.take_train_bound()
-        self._check(math.isfinite(self.train_bound), f"the bound of a batch before step {trainer.step} is no number")
-        self.valid_bound = session.workers.told(bound(trainer.model, session.valid) if session.first else None)
-        row = {"step": trainer.step, "seconds": session.clock.seconds, "train_bound": self.train_bound}
-        row |= {**trainer.metrics(), "valid_bound": self.valid_bound}
+        run, trainer = self.run_state, self.trainer
+        train_bound = trainer.take_train_bound()
+        if not math.isfinite(train_bound):
+            raise TrainingDiverged(f"the bound of a batch before step {trainer.step} is no number; lower --lr")
+        valid_bound = self.workers.from_first(bound(trainer.model, self.opened.valid) if self.session.first else None)
+        self.bounds = train_bound, valid_bound
+        row = {"step": trainer.step, "seconds": run.clock.seconds, "train_bound": train_bound}
+        row |= {**trainer.metrics(), "valid_bound": valid_bound}
         for logger in self.loggers:
             logger.log(row)
-        if self.valid_bound > session.best_bound:
-            session.best_bound, session.best_step = self.valid_bound, trainer.step
-            if session.config.early_stopping and session.first:
-                save_state(session.checkpoints.best, *session.state())
-
-    def _stops_early(self) -> bool:
-        patience = self.session.config.early_stopping
-        return patience > 0 and self.session.trainer.step - self.session.best_step >= patience
-
-    def _save(self) -> Path:
-        trainer = self.session.trainer
-        self._check(trainer.is_finite(), f"a parameter is no number at step {trainer.step}")
-        self.last_saved = self.session.save()
-        return self.last_saved
-
-    def _check(self, good: bool, problem: str) -> None:
-        if not good:
-            kept = "no checkpoint had been written yet"
-            where = f"the last good checkpoint is {self.last_saved}" if self.last_saved else kept
-            raise TrainingDiverged(f"{problem}; lower --lr; {where}")
+        if valid_bound > run.best_bound:
+            run.best_bound, run.best_step = valid_bound, trainer.step
+            if self.config.early_stopping and self.session.first:
+                self.session.checkpoints.save_best(run)
 
     def _take_best(self) -> None:
         """Put the parameters with the best validation bound into the model."""
-        tensors, _ = load_state(self.session.checkpoints.best)
-        self.session.trainer.model.load_state_dict(part(tensors, "model"))
+        best = Checkpoint.read(self.session.checkpoints.best)
+        self.trainer.model.load_state_dict(part(best.tensors, "model"))
 
     def _draw(self) -> None:
-        session = self.session
-        if not session.first:
+        if not self.session.first:
             return
-        draw_curves(session.folder.progress, session.folder.curve, _title(session), session.config.estimator)
-        picture = draw_images(session.trainer.model, session.valid[:12], session.data.shape)
-        log_images(picture, session.folder.path, session.trainer.step, tensorboard=session.config.tensorboard)
+        folder, opened = self.session.folder, self.opened
+        draw_curves(folder.progress, folder.curve, _title(opened), self.config.estimator)
+        picture = draw_images(self.trainer.model, opened.valid[:12], opened.data.shape)
+        log_images(picture, folder.path, self.trainer.step, tensorboard=self.config.tensorboard)
 
 
-def _evaluate(session: Session) -> dict[str, Any]:
+def _evaluate(opened: VaeSession) -> dict[str, Any]:
     """Bounds of the model as it is, by set and number of importance samples; dynamic data is binarised once for it."""
-    data, model, config = session.data, session.trainer.model, session.config
-    dynamic, device = data.dynamic, session.trainer.device
+    data, trainer, config = opened.data, opened.run.trainer, opened.session.config
+    model, dynamic, device = trainer.model, data.dynamic, trainer.device
     valid = binary_images(torch.from_numpy(data.valid), dynamic=dynamic).to(device)
     test = binary_images(torch.from_numpy(data.test), dynamic=dynamic).to(device)
     train = binary_images(torch.from_numpy(data.train), dynamic=dynamic, count=len(data.valid)).to(device)
@@ -215,38 +191,22 @@ def _evaluate(session: Session) -> dict[str, Any]:
         bounds[f"valid_bound_{many}"] = bound(model, valid, samples=many)
         bounds[f"test_bound_{many}"] = bound(model, test, samples=many)
     what = {f"bound_{k}": f"E[log 1/{k} sum of {k} importance weights], nats per image" for k in sorted({1, many})}
-    step = session.best_step if config.early_stopping else session.trainer.step
+    step = opened.run.best_step if config.early_stopping else trainer.step
     return {
         "data": data.name,
         "task": config.task,
         "model": config.architecture,
         "estimator": config.estimator,
         "step": step,
-        "evaluated_at": session.trainer.step,
+        "evaluated_at": trainer.step,
         "train_images": len(train),
         "bounds": bounds,
         "what": what,
-        "seconds": session.clock.seconds,
+        "seconds": opened.run.clock.seconds,
     }
 
 
-def _loggers(session: Session, stack: ExitStack) -> list[Logger]:
-    loggers: list[Logger] = [CsvLogger(session.folder.progress, COLUMNS)]
-    stack.callback(loggers[0].close)
-    if session.config.tensorboard:
-        from_step = session.trainer.step + 1 if session.resumed_from is not None else None
-        settings = session.config.to_dict()
-        loggers.append(TensorBoardLogger(session.folder.path, from_step=from_step, settings=settings))
-        stack.callback(loggers[1].close)
-    return loggers
-
-
-def _title(session: Session) -> str:
-    config = session.config
+def _title(opened: VaeSession) -> str:
+    config = opened.session.config
     task = ", lower half from upper" if config.task == "structured" else ""
-    return f"{session.data.name}{task} · {config.architecture} · {config.estimator} · seed {config.seed}"
-
-
-def _headline(session: Session) -> str:
-    line = f"{_title(session)} · {session.folder.path}"
-    return line if session.resumed_from is None else f"{line} · resumed at step {session.trainer.step:,}"
+    return f"{opened.data.name}{task} · {config.architecture} · {config.estimator} · seed {config.seed}"

@@ -1,0 +1,121 @@
+"""The command `evaluate`: score a saved agent, write `evaluation.json`, record a video."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relax_rl.host import set_threads
+from relax_rl.runs.folder import RunFolder, read_config
+from relax_rl.serialization import write_json
+from relax_rl.settings.fields import check, setting
+from relax_rl.settings.options import parse
+from relax_rl.settings.presets import is_atari
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["EvaluateConfig", "evaluate_command", "evaluate_config", "evaluate_run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Score a trained agent."""
+
+    run: str
+    """Folder of the run."""
+    episodes: int = setting(20, least=1)
+    """Episodes to play."""
+    deterministic: bool = True
+    """Take the most likely action instead of a sample; Atari games are sampled unless this is asked for."""
+    checkpoint: str = "latest"
+    """Which agent: latest, best (by the evaluations during training), or a checkpoint file."""
+    video: bool = False
+    """Record a video of one more episode; needs the extra video."""
+    seed: int = setting(0, least=0)
+    """Seed of the environments and of sampled actions."""
+    num_envs: int = setting(8, least=1)
+    """Environments stepped side by side."""
+    device: str = "cpu"
+    """Device of the networks: cpu, cuda, cuda:1, mps, or auto."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def evaluate_command(args: Sequence[str], prog: str) -> int:
+    """`evaluate`: read the options, play, say the result."""
+    config = evaluate_config(args, prog)
+    result = evaluate_run(config)
+    how = "deterministic" if result["deterministic"] else "sampled"
+    print(f"{result['env']} · {result['estimator']} · {result['checkpoint']}")
+    print(
+        f"return {result['return_mean']:.2f} ± {result['return_std']:.2f} (mean ± standard deviation of "
+        f"{result['episodes']} episodes, {how} actions, mean length {result['length_mean']:.0f})"
+    )
+    print(f"  written to  {RunFolder(Path(config.run)).evaluation}")
+    if result["video"] is not None:
+        print(f"  video       {result['video']} (return {result['video_return']:g})")
+    return 0
+
+
+def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
+    """Score the agent of a run, and record it if asked to; returns what `evaluation.json` then holds.
+
+    Raises:
+        CheckpointError: no such run or checkpoint, or none that can be read.
+        SettingsError: the environment cannot be made, or the extra `video` is missing.
+        RelaxRLError: the run's folder cannot be written.
+    """
+    from relax_rl.runs.agent import load_agent
+    from relax_rl.runs.evaluation import evaluate, evaluation_envs
+    from relax_rl.runs.video import record_video, rendering_env
+
+    folder = RunFolder(Path(config.run))
+    trained = read_config(folder)
+    settings = replace(trained.env, num_envs=config.num_envs)
+    agent, path = load_agent(folder, config.checkpoint, config.device)
+    with ExitStack() as stack:
+        set_threads(trained.run.threads, stack)
+        # Before anything is played, so that a missing extra costs no time.
+        camera = stack.enter_context(rendering_env(settings, seed=config.seed)) if config.video else None
+        envs = stack.enter_context(evaluation_envs(settings, episodes=config.episodes, seed=config.seed))
+        scores = evaluate(agent, envs, episodes=config.episodes, seed=config.seed, deterministic=config.deterministic)
+        assert scores is not None  # nothing breaks it off
+        video, seen = None, None
+        if camera is not None:
+            video = folder.videos / f"step_{agent.steps:09d}-seed_{config.seed}.mp4"
+            seen = record_video(agent, camera, video, seed=config.seed, deterministic=config.deterministic)
+    result = {
+        "env": settings.env,
+        "estimator": agent.name,
+        "checkpoint": str(path),
+        "step": agent.steps,
+        "episodes": config.episodes,
+        "seed": config.seed,
+        "deterministic": config.deterministic,
+        "return_mean": scores.mean,
+        "return_std": scores.std,
+        "return_min": min(scores.returns),
+        "return_max": max(scores.returns),
+        "length_mean": scores.length_mean,
+        "returns": list(scores.returns),
+        "lengths": list(scores.lengths),
+        "video": video,
+        "video_return": None if seen is None else seen.mean,
+    }
+    write_json(folder.evaluation, result)
+    return result
+
+
+def evaluate_config(args: Sequence[str], prog: str) -> EvaluateConfig:
+    """The options; whether actions are sampled, if it is not given, goes by the run's environment."""
+
+    def base(given: EvaluateConfig) -> EvaluateConfig:
+        return replace(given, deterministic=not is_atari(read_config(RunFolder(Path(given.run))).env.env))
+
+    description = "Score a trained agent on fresh environments with raw rewards, and record a video of it."
+    return parse(EvaluateConfig, args, base=base, prog=prog, description=description)

@@ -1,0 +1,139 @@
+"""The command line: finds the command, and tells every mistake in one line.
+
+Nothing heavy is imported before the options are known to be right, so that help and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from relax_rl.errors import RelaxRLError, SettingsError, did_you_mean
+
+__all__ = ["COMMANDS", "Command", "main"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what the list of commands says of it, and `module:function` called with its arguments.
+
+    The function takes `(args, prog)` and returns the exit code.
+    """
+
+    summary: str
+    function: str
+
+    def __call__(self, args: Sequence[str], prog: str) -> int:
+        module, _, name = self.function.partition(":")
+        run: Callable[[Sequence[str], str], int] = getattr(import_module(module), name)
+        return run(args, prog)
+
+
+COMMANDS: Mapping[str, Command] = {
+    "train": Command("train an agent (the default command)", "relax_rl.commands.train:train_command"),
+    "evaluate": Command(
+        "score a trained agent, and record a video of it", "relax_rl.commands.evaluate:evaluate_command"
+    ),
+    "variance": Command(
+        "measure the variance of a trained agent's gradient under every estimator",
+        "relax_rl.commands.variance:variance_command",
+    ),
+    "toy": Command("compare estimators on the toy problem of REBAR and RELAX", "relax_rl.commands.toy:toy_command"),
+    "compare": Command(
+        "compare estimators, and other libraries, over environments and seeds",
+        "relax_rl.comparison.command:compare_command",
+    ),
+    "vae": Command("train a discrete variational autoencoder", "relax_rl.commands.vae:vae_command"),
+}
+
+DEFAULT_COMMAND = "train"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 2 after a mistake told in one line, 130 or 143 after a signal.
+
+    Args:
+        argv: what stands behind the program's name; those of the process if left out.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    prog = _program()
+    threading.excepthook = _thread_failed
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without "±" shows "?" instead of a traceback
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return _dispatch(args, prog)
+        except RelaxRLError as error:
+            if not error.told_elsewhere:
+                print(f"error: {error}", file=sys.stderr)
+            return 2
+        except SystemExit as leaving:  # help has been printed
+            return int(leaving.code or 0)
+        except KeyboardInterrupt:
+            print("error: interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
+        except BrokenPipeError:
+            # Whoever read the output is gone: no more of it, not even what the interpreter flushes on leaving.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+
+
+def _dispatch(args: list[str], prog: str) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(_overview(prog))
+        return 0
+    if args[0] == "--version":
+        from relax_rl import __version__
+
+        print(f"relax_rl {__version__}")
+        return 0
+    name = DEFAULT_COMMAND if args[0].startswith("-") else args.pop(0)
+    if name not in COMMANDS:
+        raise SettingsError(
+            f"unknown command {name!r}, expected one of {', '.join(COMMANDS)}{did_you_mean(name, COMMANDS)}"
+        )
+    return COMMANDS[name](args, f"{prog} {name}")
+
+
+def _overview(prog: str) -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return (
+        f"usage: {prog} COMMAND [OPTIONS]\n\n"
+        "Train reinforcement-learning agents with low-variance policy gradients: RELAX, LAX, A2C, REINFORCE.\n\n"
+        f"commands:\n{commands}\n\n"
+        "examples:\n"
+        f"  {prog} --env CartPole-v1 --estimator relax\n"
+        f"  {prog} evaluate RUN --episodes 20\n"
+        f"  {prog} variance RUN\n\n"
+        f"{prog} COMMAND --help lists the options of a command."
+    )
+
+
+def _program() -> str:
+    """How the program was called, as a user would type it again."""
+    path = Path(sys.argv[0])
+    if path.name == "__main__.py":
+        return "python -m relax_rl"
+    return f"python {path}" if path.suffix == ".py" else path.name
+
+
+def _thread_failed(args: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writing thread meets a full disk first; the main thread then says so itself, in one line."""
+    if not issubclass(args.exc_type, OSError):
+        threading.__excepthook__(args)
+
+
+def _show_warning(message: Any, *_: Any, **__: Any) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)

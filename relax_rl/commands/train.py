@@ -1,0 +1,85 @@
+"""The command `train`: start or resume a run of an agent, and say where its results lie."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from relax_rl import distributed
+from relax_rl.runs.folder import RunFolder, refuse_used, resumed_config, settings_to_resume
+from relax_rl.runs.interruption import exit_code
+from relax_rl.settings.config import TrainConfig
+from relax_rl.settings.fields import with_settings
+from relax_rl.settings.options import parse
+from relax_rl.settings.presets import find_preset, preset_config
+
+if TYPE_CHECKING:
+    from relax_rl.runs.training import TrainingResult
+
+__all__ = ["train_command", "train_config"]
+
+ENDS = {
+    "total_steps": "all steps taken",
+    "return": "reached a mean return of {target:g}",
+    "callback": "stopped by a callback",
+}
+"""What is said of a run that ended in one of these ways; all other ways are signals."""
+
+
+def train_command(args: Sequence[str], prog: str) -> int:
+    """`train`: start or resume a run, and say where its results lie."""
+    config = train_config(args, prog)
+    refuse_used(config)
+    from relax_rl.runs.training import train
+
+    started = time.perf_counter()
+    result = train(config, command=f"{prog} {shlex.join(args)}")
+    if distributed.is_first():
+        print(_summary(result, config, prog.rpartition(" ")[0], time.perf_counter() - started), flush=True)
+    return exit_code(result.stopped_by)
+
+
+def train_config(args: Sequence[str], prog: str) -> TrainConfig:
+    """The settings: what is given, over what the preset or the resumed run says."""
+    saved: TrainConfig | None = None
+
+    def base(given: TrainConfig) -> TrainConfig:
+        nonlocal saved
+        if given.run.resume is not None:
+            saved = settings_to_resume(given.run.resume, TrainConfig)
+            return saved
+        return preset_config(given.env.env, given.run.estimator, preset=given.run.preset, bins=given.env.bins)
+
+    description = "Train an agent and leave a run folder with its settings, curves and checkpoints."
+    automatic = with_settings(TrainConfig(), {"preset": "auto"})
+    config = parse(TrainConfig, args, default=automatic, base=base, prog=prog, description=description)
+    if saved is None:
+        return with_settings(config, {"preset": find_preset(config.env.env, config.run.preset).name})
+    if config.run.preset == "auto":
+        config = with_settings(config, {"preset": saved.run.preset})
+    return resumed_config(saved, config)
+
+
+def _summary(result: TrainingResult, config: TrainConfig, prog: str, seconds: float) -> str:
+    folder = RunFolder(result.run_dir)
+    run_dir = shlex.quote(str(result.run_dir))
+    mean = "no episode has finished" if not result.episodes else f"mean return of the last 100 {result.return_mean:.1f}"
+    if result.stopped_by in ENDS:
+        end = ENDS[result.stopped_by].format(target=config.run.stop_at_return)
+    else:
+        end = f"interrupted by {result.stopped_by}"
+    lines = [
+        f"{end}: {result.steps:,} steps, {result.episodes:,} episodes, {mean}, {seconds:.0f} s",
+        f"  learning curve  {folder.curve}",
+    ]
+    if config.run.tensorboard:
+        lines.append(f"  TensorBoard     tensorboard --logdir {run_dir}")
+    lines += [
+        f"  checkpoint      {result.checkpoint}",
+        f"  evaluate        {prog} evaluate {run_dir}",
+    ]
+    if result.stopped_by not in ("total_steps", "return"):
+        lines.append(f"  go on           {prog} --resume {run_dir}")
+    return "\n".join(lines)

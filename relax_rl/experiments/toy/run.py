@@ -1,0 +1,153 @@
+"""A run of the toy problem: every estimator trained over several seeds, then tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relax_rl.experiments.toy.config import ToyConfig
+from relax_rl.host import set_threads
+from relax_rl.runs.displays import Display, make_display
+from relax_rl.runs.folder import RunFolder, default_run_dir, write_config
+from relax_rl.runs.interruption import Interruption
+from relax_rl.serialization import write_bytes_atomic, write_json, write_text_atomic, writing
+
+if TYPE_CHECKING:
+    from relax_rl.experiments.toy.problem import Problem
+    from relax_rl.experiments.toy.training import Run
+
+__all__ = ["Interrupted", "run_toy"]
+
+SURROGATE_STEPS = 2000
+"""Steps for which control variates are trained at a fixed theta for their figure."""
+
+
+class Interrupted(Exception):
+    """A signal asked to leave."""
+
+
+def run_toy(
+    config: ToyConfig, *, command: str = "", interruption: Interruption | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Run the comparison and write its results.
+
+    All files are written at the end, each of them atomically; an interrupted or failed run leaves none.
+
+    Returns:
+        the folder, and what its `toy.json` holds.
+
+    Raises:
+        SettingsError: an estimator that is unknown or not for this problem; a folder that is in use.
+        RelaxRLError: the folder cannot be written.
+        TrainingDiverged: a gradient is no longer a finite number.
+        Interrupted: the interruption holds.
+    """
+    default = default_run_dir("toy", f"t{config.target:g}", f"s{config.seed}")
+    folder = RunFolder(Path(config.run_dir) if config.run_dir else default)
+    folder.check_unused(resumable=False)
+    from relax_rl.experiments.toy.contestants import check_estimators
+    from relax_rl.experiments.toy.problem import Problem
+    from relax_rl.experiments.toy.report import curves_csv, markdown, summary
+
+    path, problem = folder.path, Problem(config.target, config.outcomes)
+    check_estimators(config.estimators, problem)
+    with _made(path), ExitStack() as stack:
+        display = make_display("mean theta {:.3f}".format, quiet=config.quiet)
+        stack.callback(display.end)
+        # Tensors here are so small that threads would only wait for each other, and sums depend on their number.
+        set_threads(1, stack)
+        display.say(f"toy problem, t = {config.target:g}, {config.seeds} seeds, results in {path}")
+        # An interruption that has not come yet is false.
+        training = _Training(problem, display, Interruption() if interruption is None else interruption)
+        runs = training.train_all(config.estimators, config, config.fixed_theta)
+        at_shown = training.surrogates(runs, config)
+        display.end()
+        result = summary(runs, problem, config)
+        figures = _figures(runs, at_shown, problem, config)
+        write_config(folder, config, {"command": command}, packages=("torch",))
+        write_json(path / "toy.json", result)
+        write_text_atomic(path / "toy.md", markdown(result))
+        write_text_atomic(path / "curves.csv", curves_csv(runs, config))
+        for name, png in figures.items():
+            write_bytes_atomic(path / f"{name}.png", png)
+    return path, result
+
+
+@dataclass(frozen=True)
+class _Training:
+    """Trains one estimator after the other."""
+
+    problem: Problem
+    display: Display
+    interruption: Interruption
+
+    def train_all(self, names: Sequence[str], config: ToyConfig, theta: float | None) -> dict[str, Run]:
+        """Each estimator by name; all seeds at once."""
+        from relax_rl.experiments.toy.training import median, train
+
+        def after_step(step: int, mean_theta: float) -> None:
+            self.display.update(step, mean_theta)
+            if self.interruption:
+                raise Interrupted
+
+        runs = {}
+        for name in names:
+            at = name if theta is None else f"{name} at theta {theta:g}"
+            self.display.begin("", name=at, total=config.steps)
+            runs[name] = run = train(name, self.problem, config, theta=theta, after_step=after_step)
+            self.display.say(
+                f"{name}: theta {median(run.theta[-1]):.3f}, log variance {median(run.log_variance[-1]):.2f} "
+                f"(medians over seeds after {config.steps:,} steps), {run.seconds * 1e6:,.0f} µs a step"
+            )
+        return runs
+
+    def surrogates(self, runs: Mapping[str, Run], config: ToyConfig) -> dict[str, Run]:
+        """Estimators with a control variate c(z), trained at a fixed theta: for one bit alone, where it can be drawn."""
+        names = [name for name, run in runs.items() if run.contestant.control is not None]
+        if self.problem.outcomes > 2:
+            return {}
+        if config.fixed_theta is not None:
+            return {name: runs[name] for name in names}
+        steps = min(config.steps, SURROGATE_STEPS)
+        return self.train_all(names, replace(config, steps=steps, seeds=1, log_interval=steps), config.shown_theta)
+
+
+def _figures(
+    runs: Mapping[str, Run], at_shown: Mapping[str, Run], problem: Problem, config: ToyConfig
+) -> dict[str, bytes]:
+    from relax_rl.experiments.toy import figures
+    from relax_rl.experiments.toy.report import floors
+
+    what = "one bit" if problem.outcomes == 2 else f"{problem.outcomes} outcomes"
+    title = f"Toy problem, t = {config.target:g}, {what}, {config.seeds} seeds"
+    drawn: dict[str, Callable[[], bytes]] = {}
+    if config.fixed_theta is None:
+        drawn["expected_loss"] = lambda: figures.progress_figure(runs, problem, title)
+        drawn["log_variance"] = lambda: figures.variance_figure(runs, title, {})
+    else:
+        theta = config.fixed_theta
+        known = floors(problem, theta, list(runs), coupling=config.coupling)
+        drawn["log_variance"] = lambda: figures.variance_figure(runs, f"{title}, theta fixed at {theta:g}", known)
+    if problem.outcomes == 2:
+        shown = config.shown_theta if config.fixed_theta is None else config.fixed_theta
+        drawn["densities"] = lambda: figures.densities_figure(shown, config.seed)
+        if at_shown:
+            drawn["surrogate"] = lambda: figures.surrogate_figure(at_shown, problem, shown, config.estimators)
+    return {name: draw() for name, draw in drawn.items()}
+
+
+@contextmanager
+def _made(path: Path) -> Iterator[None]:
+    """Make the folder, so that one that cannot be written is told of at once; on a failure take it away if empty."""
+    existed = path.exists()
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if not existed and not any(path.iterdir()):
+            path.rmdir()
+        raise

@@ -1,0 +1,78 @@
+"""Biased estimators that differentiate f through the bits of all layers at once: Concrete and the straight-through family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from relax_rl.distributions import Bernoulli
+from relax_rl.estimators.pathwise import moving_gumbel_rao, moving_mean, moving_reinmax, moving_softened
+from relax_rl.experiments.vae.gradient import Gradient
+from relax_rl.experiments.vae.noise import Noise
+from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
+
+__all__ = ["Move", "concrete", "gumbel_rao", "mean", "reinmax", "softened", "straight_through"]
+
+Move = Callable[[Bernoulli, Tensor, Tensor, Noise], Callable[[Bernoulli], Tensor]]
+"""From a layer's distribution without graph, its bits, their logistic noise and more noise to the bits as a function of
+the distribution."""
+
+
+def concrete(model: SigmoidBeliefNetwork, x: Tensor, noise: Noise, *, temperature: float) -> Gradient:
+    """df(sigma(z / lambda)) through all layers at once: the gradient of the relaxed problem (Maddison et al. 2017).
+
+    The generative parameters learn from relaxed bits too. Its `loss` is that of the bits themselves, for which one more
+    forward pass is made: f at relaxed bits bounds nothing.
+    """
+    drawn, target = noise.logistic(x.shape[:1], model.layers), model.target(x)
+
+    def relaxed(layer: int, logits: Tensor) -> Tensor:
+        dist = Bernoulli(logits)
+        return dist.soften(dist.relax(drawn[layer]), temperature)
+
+    logits, soft = model.upwards(x, relaxed)
+    objective = torch.stack(model.terms(target, soft, logits)).sum(0).mean()
+    with torch.no_grad():
+        loss = model.loss(target, model.draw(x, drawn))
+    return Gradient(loss, objective)
+
+
+def straight_through(model: SigmoidBeliefNetwork, x: Tensor, noise: Noise, *, move: Move) -> Gradient:
+    """f at the bits, differentiated as if each bit moved with its logit as `move` says."""
+    drawn = noise.logistic(x.shape[:1], model.layers)
+
+    def moving(layer: int, logits: Tensor) -> Tensor:
+        here = Bernoulli(logits.detach())
+        bits = here.threshold(here.relax(drawn[layer]))
+        return move(here, bits, drawn[layer], noise)(Bernoulli(logits))
+
+    logits, bits = model.upwards(x, moving)
+    value = torch.stack(model.terms(model.target(x), bits, logits)).sum(0)
+    return Gradient(value.detach(), value.mean())
+
+
+def mean(here: Bernoulli, bits: Tensor, drawn: Tensor, noise: Noise) -> Callable[[Bernoulli], Tensor]:
+    """The bit stands for its mean (Bengio et al. 2013)."""
+    return moving_mean(bits)
+
+
+def softened(temperature: float) -> Move:
+    """The bit stands for sigma(z / temperature) (Jang et al. 2017)."""
+    return lambda here, bits, drawn, noise: moving_softened(bits, drawn, temperature)
+
+
+def gumbel_rao(temperature: float, num_conditional: int) -> Move:
+    """The mean of `softened` over several z given the bit (Paulus et al. 2021)."""
+
+    def move(here: Bernoulli, bits: Tensor, drawn: Tensor, noise: Noise) -> Callable[[Bernoulli], Tensor]:
+        (many,) = noise.logistic((num_conditional, len(bits)), bits.shape[-1:])
+        return moving_gumbel_rao(here, bits, many, temperature)
+
+    return move
+
+
+def reinmax(here: Bernoulli, bits: Tensor, drawn: Tensor, noise: Noise) -> Callable[[Bernoulli], Tensor]:
+    """Second order, by Heun's method (Liu et al. 2023)."""
+    return moving_reinmax(here, bits)

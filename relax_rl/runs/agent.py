@@ -1,0 +1,108 @@
+"""An agent in training: what a run keeps of it, and finds again."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relax_rl.errors import CheckpointError
+from relax_rl.runs.checkpoints import CheckpointFolder
+from relax_rl.runs.folder import RunFolder
+from relax_rl.runs.session import Clock
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from relax_rl.agents import ActorCritic
+    from relax_rl.envs import Episode
+
+__all__ = ["WINDOW", "AgentRun", "load_agent"]
+
+WINDOW = 100
+"""Episodes that the reported mean return is taken over."""
+
+
+class AgentRun:
+    """An agent, and what its run remembers beside it: the last episodes, the time it has taken, the best evaluation.
+
+    A checkpoint of it is a file that `ActorCritic.load` reads, with one more entry in its JSON.
+    """
+
+    def __init__(self, agent: ActorCritic) -> None:
+        self.agent = agent
+        self.episodes: deque[tuple[float, int]] = deque(maxlen=WINDOW)
+        self.best_evaluation: float | None = None
+        self.clock = Clock()
+
+    @property
+    def steps(self) -> int:
+        """That the agent has learned from."""
+        return self.agent.steps
+
+    @property
+    def return_mean(self) -> float:
+        """Mean return of the last 100 episodes; NaN before the first one."""
+        return math.fsum(r for r, _ in self.episodes) / len(self.episodes) if self.episodes else math.nan
+
+    @property
+    def length_mean(self) -> float:
+        """Mean length of the last 100 episodes; NaN before the first one."""
+        return sum(length for _, length in self.episodes) / len(self.episodes) if self.episodes else math.nan
+
+    def reaches(self, target: float | None) -> bool:
+        """Whether 100 episodes have finished with at least this mean return; nothing reaches None."""
+        return target is not None and len(self.episodes) == WINDOW and self.return_mean >= target
+
+    def add(self, episodes: Iterable[Episode]) -> None:
+        """Take in finished episodes, oldest first."""
+        self.episodes.extend((float(episode.return_), int(episode.length)) for episode in episodes)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a checkpoint holds.
+
+        Raises:
+            TrainingDiverged: a weight is not finite.
+        """
+        tensors, agent = self.agent.state_dict()
+        episodes = [list(episode) for episode in self.episodes]
+        run = {"seconds": self.clock.seconds, "best_evaluation": self.best_evaluation, "episodes": episodes}
+        return tensors, {"agent": agent, "run": run}
+
+    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave; without tensors, the agent is left to take those of another worker.
+
+        Raises:
+            CheckpointError: it does not fit.
+        """
+        try:
+            run = state["run"]
+            self.clock = Clock(float(run["seconds"]))
+            self.best_evaluation = run["best_evaluation"]
+            self.episodes.extend((float(r), int(length)) for r, length in run["episodes"])
+            agent = state["agent"]
+        except (KeyError, TypeError, ValueError):
+            raise CheckpointError("the checkpoint is damaged: the state of its run cannot be read") from None
+        if tensors:
+            self.agent.load_state_dict(tensors, agent)
+
+
+def load_agent(folder: RunFolder, which: str, device: str) -> tuple[ActorCritic, Path]:
+    """The agent of a run that a user asks for, and its file.
+
+    Args:
+        folder: of the run.
+        which: "latest" (the newest that can be read), "best", or the path of a checkpoint.
+        device: of the networks, by name.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or none that can be read.
+        SettingsError: there is no such device.
+    """
+    from relax_rl.agents import ActorCritic
+    from relax_rl.devices import resolve_device
+
+    path = CheckpointFolder(folder.checkpoints).find(which).path
+    return ActorCritic.load(path, device=str(resolve_device(device))), path

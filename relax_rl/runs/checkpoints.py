@@ -1,0 +1,146 @@
+"""The checkpoints of a run: named by their step, the newest few kept, damaged ones passed over."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from relax_rl.errors import CheckpointError
+from relax_rl.serialization import load_state, save_state, writing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Checkpoint", "CheckpointFolder", "Trainable"]
+
+_NAME = re.compile(r"step_(\d+)\.safetensors")
+
+
+class Trainable(Protocol):
+    """What a run trains and keeps: all of it goes into a checkpoint and comes back from there.
+
+    Attributes:
+        steps: taken so far.
+    """
+
+    @property
+    def steps(self) -> int: ...
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors by name, and the rest as JSON has words for.
+
+        Raises:
+            TrainingDiverged: a tensor is not finite; such a state is never saved.
+        """
+
+    def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Take back what `state` gave.
+
+        Raises:
+            CheckpointError: it is damaged, or of a run with other settings.
+        """
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds: tensors by name, the rest as JSON, and the file."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    path: Path
+
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """The checkpoint in a file.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        return cls(*load_state(path), path)
+
+
+class CheckpointFolder:
+    """The checkpoints of a run, `step_000050000.safetensors` and so on; the newest are kept.
+
+    Args:
+        path: the folder.
+        keep: how many, besides `best.safetensors`; 0 keeps all. Two, so that a damaged last one does not cost the run.
+        writes: False where another process writes them, and only their names are given here.
+    """
+
+    def __init__(self, path: Path, *, keep: int = 2, writes: bool = True) -> None:
+        self.path, self.keep, self.writes = path, keep, writes
+
+    @property
+    def best(self) -> Path:
+        """The state that did best in an evaluation during training."""
+        return self.path / "best.safetensors"
+
+    def newest_first(self) -> list[Path]:
+        """Checkpoints by step, whether they can be read or not; none where there is no such folder."""
+        try:
+            entries = list(self.path.iterdir())
+        except OSError:
+            return []
+        named = [(match, entry) for entry in entries if (match := _NAME.fullmatch(entry.name))]
+        return [entry for _, entry in sorted(named, key=lambda pair: int(pair[0][1]), reverse=True)]
+
+    def save(self, trained: Trainable) -> Path:
+        """Write a checkpoint of now, then remove those that are no longer needed.
+
+        Raises:
+            RelaxRLError: the file cannot be written; the checkpoints before it stay.
+            TrainingDiverged: a tensor is not finite, in all processes alike.
+        """
+        path = self.path / f"step_{max(0, trained.steps):09d}.safetensors"
+        tensors, state = trained.state()
+        if self.writes:
+            save_state(path, tensors, state)
+            with writing(self.path):
+                for old in self.newest_first()[self.keep :] if self.keep else ():
+                    old.unlink(missing_ok=True)
+        return path
+
+    def save_best(self, trained: Trainable) -> Path:
+        """Write the present state as the best one so far."""
+        save_state(self.best, *trained.state())
+        return self.best
+
+    def find(self, which: str) -> Checkpoint:
+        """The checkpoint that a user asks for: "latest" (the newest that can be read), "best", or a file's path.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or none that can be read.
+        """
+        if which == "latest":
+            return self.newest()
+        if which == "best" and not self.best.exists():
+            raise CheckpointError(
+                f"{self.path.parent} has no best checkpoint: it was trained without --eval-interval; use latest"
+            )
+        return Checkpoint.read(self.best if which == "best" else Path(which))
+
+    def newest(self, *, set_aside: bool = False) -> Checkpoint:
+        """The newest checkpoint that can be read, with a warning for each damaged one that is passed over.
+
+        Args:
+            set_aside: rename damaged ones, so that they no longer count among those to keep.
+
+        Raises:
+            CheckpointError: there is none, or none can be read.
+        """
+        found = self.newest_first()
+        if not found:
+            raise CheckpointError(f"{self.path} holds no checkpoint; start a new run, or choose another")
+        for path in found:
+            try:
+                return Checkpoint.read(path)
+            except CheckpointError as error:
+                warnings.warn(f"{error}; trying the one before it", UserWarning, stacklevel=2)
+                if set_aside:
+                    with writing(path):
+                        path.rename(path.with_name(f"{path.name}.damaged"))
+        raise CheckpointError(f"none of the {len(found)} checkpoints in {self.path} can be read; start a new run")

@@ -1,0 +1,230 @@
+"""The folder of a run: where its files lie, and `config.json`, from which the run can be told and gone on with."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from relax_rl.distributed import elastic
+from relax_rl.errors import CheckpointError, SettingsError
+from relax_rl.serialization import write_json, writing
+from relax_rl.settings.config import TrainConfig
+from relax_rl.settings.fields import check_resumable, flat, from_json, of_the_call, to_json, with_settings
+
+__all__ = [
+    "PACKAGES",
+    "RunFolder",
+    "default_run_dir",
+    "now",
+    "read_config",
+    "read_record",
+    "read_settings",
+    "refuse_used",
+    "resumed_config",
+    "settings_to_resume",
+    "versions",
+    "write_config",
+]
+
+C = TypeVar("C")
+
+PACKAGES = ("torch", "gymnasium", "numpy", "ale-py")
+"""What a run's numbers depend on beside Python and this package."""
+
+
+class _Within:
+    """A file or folder within that of a run."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, folder: RunFolder, kind: type | None = None) -> Path:
+        return folder.path / self.name
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of the files a run leaves behind."""
+
+    path: Path
+
+    config = _Within("config.json")
+    """Settings, versions and command, as JSON."""
+    progress = _Within("progress.csv")
+    """One row per log interval."""
+    evaluations = _Within("evaluation.csv")
+    """One row per evaluation during training."""
+    evaluation = _Within("evaluation.json")
+    """Result of the last evaluation after training, as JSON."""
+    variance = _Within("variance.json")
+    """Result of the last `variance` command, as JSON."""
+    variance_figure = _Within("variance.png")
+    """The same as PNG."""
+    curve = _Within("learning_curve.png")
+    """The learning curve, as PNG."""
+    checkpoints = _Within("checkpoints")
+    """Folder of the saved states."""
+    videos = _Within("videos")
+    """Folder of recorded videos."""
+
+    def check_unused(self, *, resumable: bool = True) -> None:
+        """Refuse a folder that is in use.
+
+        Args:
+            resumable: whether such a run can be gone on with.
+
+        Raises:
+            SettingsError: the folder already holds a run.
+        """
+        if self.config.exists():
+            way = f"go on with it by --resume {self.path} or choose" if resumable else "choose"
+            raise SettingsError(f"{self.path} already holds a run; {way} another --run-dir")
+
+    def create(self) -> None:
+        """Make the folders.
+
+        Raises:
+            SettingsError: the folder already holds a run.
+            RelaxRLError: the folders cannot be made.
+        """
+        self.check_unused()
+        with writing(self.path):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+
+def default_run_dir(*names: str) -> Path:
+    """`runs/NAME-NAME-...-TIME`, with a number behind it if that folder exists."""
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in "-".join(names))
+    base = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, count = base, 1
+    while path.exists():
+        count += 1
+        path = base.with_name(f"{base.name}-{count}")
+    return path
+
+
+def refuse_used(config: Any) -> None:
+    """Refuse settings that would begin a run in a folder that holds one, before anything heavy is imported.
+
+    Where torchrun starts the same command anew after a failure, such a run is gone on with.
+
+    Raises:
+        SettingsError: the folder already holds a run.
+    """
+    given = flat(config)
+    if given["resume"] is None and given["run_dir"] is not None and not elastic():
+        RunFolder(Path(given["run_dir"])).check_unused()
+
+
+def now() -> str:
+    """The time, as written into a run's record."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def write_config(
+    folder: RunFolder,
+    config: Any,
+    extra: Mapping[str, Any],
+    *,
+    section: str | None = None,
+    packages: Iterable[str] = PACKAGES,
+) -> None:
+    """Write `config.json`: every setting, the versions it ran with, and `extra` (the command, resumptions).
+
+    Args:
+        folder: of the run.
+        config: its settings.
+        extra: further entries.
+        section: the entry that holds the settings; the top level by default.
+        packages: whose versions are noted.
+    """
+    settings = to_json(config) if section is None else {section: to_json(config)}
+    write_json(folder.config, {**settings, "versions": versions(packages), **extra})
+
+
+def read_record(folder: RunFolder) -> dict[str, Any]:
+    """The content of `config.json` as it stands.
+
+    Raises:
+        CheckpointError: the folder holds no run, or the file cannot be read.
+    """
+    if not folder.path.is_dir():
+        raise CheckpointError(f"run {folder.path} does not exist")
+    try:
+        record = json.loads(folder.config.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder.path} holds no run: it has no {folder.config.name}") from None
+    except OSError as error:
+        raise CheckpointError(f"{folder.config} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{folder.config} is damaged: it is not JSON") from None
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{folder.config} is damaged: it is not a JSON object")
+    return record
+
+
+def read_config(folder: RunFolder) -> TrainConfig:
+    """The settings of an agent's run; raises CheckpointError as `read_settings`."""
+    return read_settings(folder, TrainConfig)
+
+
+def read_settings(folder: RunFolder, kind: type[C], *, section: str | None = None) -> C:
+    """The settings of a run, as `write_config` wrote them.
+
+    Raises:
+        CheckpointError: the folder holds no such run, or the file cannot be read or has settings unknown to this version.
+    """
+    record = read_record(folder)
+    names = [section] if section is not None else [part.name for part in fields(kind)]  # type: ignore[arg-type]
+    for name in names:
+        if name not in record:
+            raise CheckpointError(f"{folder.config} has no section {name!r}: it is damaged, or of another kind of run")
+    try:
+        return from_json(kind, record[section] if section is not None else {name: record[name] for name in names})
+    except SettingsError as error:
+        raise CheckpointError(f"{folder.config} has settings that this relax_rl cannot take: {error}") from None
+
+
+def settings_to_resume(resume: str, kind: type[C], *, section: str | None = None) -> C:
+    """The settings of the run in a folder, without those that belong to one call, as the defaults of another call.
+
+    Raises:
+        CheckpointError: as `read_settings`.
+    """
+    saved = read_settings(RunFolder(Path(resume)), kind, section=section)
+    return with_settings(saved, {**of_the_call(saved), "resume": resume, "run_dir": resume})
+
+
+def resumed_config(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
+    """The settings that an agent's run goes on with.
+
+    Raises:
+        CheckpointError: the environment differs.
+        SettingsError: another setting differs that is not resumable.
+    """
+    if wanted.env.env != saved.env.env:
+        raise CheckpointError(
+            f"cannot resume with --env {wanted.env.env}: the run was trained on {saved.env.env}; start a new run instead"
+        )
+    if wanted.run.estimator == "auto":
+        wanted = with_settings(wanted, {"estimator": saved.run.estimator})
+    return check_resumable(saved, wanted)
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of Python, of relax_rl, and of those packages that are installed."""
+    from relax_rl import __version__
+
+    found = {"python": platform.python_version(), "relax_rl": __version__}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

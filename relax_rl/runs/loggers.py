@@ -1,0 +1,178 @@
+"""Where a run's numbers go: a CSV file and TensorBoard. A logger is anything with `log(row)` and `close()`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from relax_rl.serialization import write_text_atomic, writing
+
+__all__ = [
+    "EVALUATION_COLUMNS",
+    "PROGRESS_COLUMNS",
+    "CsvLogger",
+    "Logger",
+    "TensorBoardLogger",
+    "mean_metrics",
+    "read_csv",
+    "truncate_csv",
+]
+
+PROGRESS_COLUMNS = ("step", "episodes", "return_mean", "seconds", "steps_per_second", "length_mean")
+"""The first columns of `progress.csv`; the agent's metrics follow."""
+
+EVALUATION_COLUMNS = ("step", "episodes", "return_mean", "return_std", "length_mean", "seconds")
+"""The columns of `evaluation.csv`."""
+
+
+class Logger(Protocol):
+    """Takes rows of numbers; every row has a `step`."""
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """Record one row."""
+
+    def close(self) -> None:
+        """Write out what is pending."""
+
+
+class CsvLogger:
+    """Rows of numbers in a CSV file; each row is on disk before `log` returns, NaN is an empty cell.
+
+    An existing file is gone on with, in its own columns.
+
+    Args:
+        path: the file.
+        columns: the first columns; further names in the first row follow them.
+
+    Raises:
+        RelaxRLError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self.path, self.columns = path, tuple(columns)
+        self._header_written = path.exists() and path.stat().st_size > 0
+        if self._header_written:
+            self.columns = tuple(read_csv(path))
+        with writing(path):
+            self._file: IO[str] = open(path, "a", encoding="utf-8", newline="")  # noqa: SIM115
+
+    def log(self, row: Mapping[str, float]) -> None:
+        if not self._header_written:
+            self.columns += tuple(name for name in row if name not in self.columns)
+            self._write(self.columns)
+            self._header_written = True
+        self._write([_cell(row.get(name, math.nan)) for name in self.columns])
+
+    def close(self) -> None:
+        with writing(self.path):
+            self._file.close()
+
+    def _write(self, cells: Sequence[str]) -> None:
+        with writing(self.path):
+            csv.writer(self._file, lineterminator="\n").writerow(cells)
+            self._file.flush()
+
+
+class TensorBoardLogger:
+    """Rows of numbers as TensorBoard scalars: metrics under their own names, all others under `charts/`.
+
+    Args:
+        folder: where the event file goes.
+        from_step: points of an earlier part of the run from this step on are hidden: it is being gone over again.
+        settings: shown under TEXT.
+
+    Raises:
+        RelaxRLError: the event file cannot be written.
+    """
+
+    def __init__(
+        self, folder: Path, *, from_step: int | None = None, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder = folder
+        with writing(folder):
+            self._writer = SummaryWriter(str(folder), purge_step=from_step)
+            if settings is not None:
+                table = "".join(f"|{name}|{value}|\n" for name, value in settings.items())
+                self._writer.add_text("settings", f"|setting|value|\n|-|-|\n{table}", from_step or 0)
+
+    def log(self, row: Mapping[str, float], *, group: str = "charts") -> None:
+        """Record one row, with `group/` before the names that have no group."""
+        step = int(row["step"])
+        with writing(self.folder):
+            for name, value in row.items():
+                if name != "step" and not math.isnan(value):
+                    self._writer.add_scalar(name if "/" in name else f"{group}/{name}", value, step)
+
+    def close(self) -> None:
+        with writing(self.folder):
+            self._writer.close()
+
+
+def mean_metrics(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean of every metric over several updates, leaving out NaN; tensors are fetched once per metric, not per update.
+
+    Args:
+        history: one mapping per update, of 0-d tensors or floats; names are those of the last one.
+    """
+    import torch
+
+    if not history:
+        return {}
+    means = {}
+    for name in history[-1]:
+        values = [metrics[name] for metrics in history if name in metrics]
+        tensors = [v.detach() if isinstance(v, torch.Tensor) else torch.tensor(float(v)) for v in values]
+        means[name] = float(torch.stack([t.double().reshape(()) for t in tensors]).nanmean())
+    return means
+
+
+def read_csv(path: Path) -> dict[str, list[float]]:
+    """The columns of a CSV file of numbers; an empty cell is NaN.
+
+    Raises:
+        RelaxRLError: the file cannot be read.
+    """
+    with writing(path):
+        text = path.read_text(encoding="utf-8")
+    rows = list(csv.reader(io.StringIO(text)))
+    if not rows:
+        return {}
+    body = [row for row in rows[1:] if len(row) == len(rows[0])]
+    return {name: [float(row[i] or math.nan) for row in body] for i, name in enumerate(rows[0])}
+
+
+def truncate_csv(path: Path, step: int) -> None:
+    """Cut a CSV file back to the rows up to `step`, as if the run had ended there; half-written rows go too.
+
+    Raises:
+        RelaxRLError: the file cannot be read or written.
+    """
+    if not path.exists():
+        return
+    with writing(path):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if not lines:
+        return
+    width = lines[0].count(",")
+    kept = [line for line in lines[1:] if line.endswith("\n") and line.count(",") == width and _step_of(line) <= step]
+    write_text_atomic(path, "".join([lines[0], *kept]))
+
+
+def _step_of(line: str) -> float:
+    """The step a row was written at; a row without one is never kept."""
+    try:
+        return int(line.split(",", 1)[0])
+    except ValueError:
+        return math.inf
+
+
+def _cell(value: float) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return "" if math.isnan(value) else f"{value:.6g}"

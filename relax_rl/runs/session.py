@@ -1,0 +1,263 @@
+"""A run that is about to train: begun in a folder of its own, or gone on with from its newest good checkpoint.
+
+Two steps, with the making of what is trained between them: `open_run` reads, and `Opening.start` writes.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from relax_rl import distributed
+from relax_rl.distributed import ALONE, Workers
+from relax_rl.errors import SettingsError
+from relax_rl.host import set_threads
+from relax_rl.runs.checkpoints import Checkpoint, CheckpointFolder
+from relax_rl.runs.displays import Display, make_display
+from relax_rl.runs.folder import PACKAGES, RunFolder, now, read_record, read_settings, write_config
+from relax_rl.runs.interruption import Interruption, interruptible
+from relax_rl.runs.loggers import CsvLogger, Logger, TensorBoardLogger, truncate_csv
+from relax_rl.settings.fields import check_resumable, flat, to_json, with_settings
+
+__all__ = ["Clock", "Opening", "Process", "Session", "open_run", "training_process"]
+
+C = TypeVar("C")
+
+
+class Clock:
+    """Seconds spent in a run, over all resumptions."""
+
+    def __init__(self, before: float = 0.0) -> None:
+        self._before, self._started = before, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Up to this moment."""
+        return self._before + time.perf_counter() - self._started
+
+
+@dataclass(frozen=True)
+class Process:
+    """What a training process works with.
+
+    Attributes:
+        device: where its networks go.
+        workers: the processes that learn together.
+        interruption: notes the first SIGINT or SIGTERM.
+        display: shows how the run goes on, in the first worker.
+        stack: puts back and closes what the run takes up.
+    """
+
+    device: str
+    workers: Workers
+    interruption: Interruption
+    display: Display
+    stack: ExitStack
+
+    def signal(self) -> str | None:
+        """Name of the signal that has asked to leave, in whichever worker; all of them ask together."""
+        number = int(self.workers.gather(np.array([float(self.interruption.signal or 0)])).max())
+        return signal.Signals(number).name if number else None
+
+
+@contextmanager
+def training_process(
+    device: str, *, threads: int, quiet: bool, timeout: float = 1800.0, describe: Callable[[Any], str] | None = None
+) -> Iterator[Process]:
+    """Join the workers, note signals, set threads, and show progress, until the end of the block.
+
+    Args:
+        device: by name.
+        threads: as in `set_threads`.
+        quiet: show nothing.
+        timeout: seconds that workers wait for one another.
+        describe: what the display is given as a status, in words; a mean return by default.
+
+    Raises:
+        SettingsError: there is no such device.
+        WorkerLost: not all workers join in time.
+    """
+    from relax_rl.devices import resolve_device
+
+    with ExitStack() as stack:
+        local = str(distributed.local_device(resolve_device(device)))
+        workers = stack.enter_context(distributed.joined(device=local, timeout=timeout))
+        interruption = stack.enter_context(interruptible())  # while waiting for the others, a signal simply kills
+        display = make_display(describe, quiet=quiet or workers.rank > 0)
+        stack.callback(display.end)
+        set_threads(threads, stack)
+        yield Process(local, workers, interruption, display, stack)
+
+
+@dataclass(frozen=True)
+class Opening(Generic[C]):
+    """A run that is about to begin or to go on; nothing has been written yet.
+
+    Attributes:
+        config: its settings.
+        folder: of the run to go on with; None of a new one.
+        checkpoint: the one to go on from, its tensors in the first worker alone.
+        workers: that learn together.
+        section: the entry of `config.json` that holds the settings.
+    """
+
+    config: C
+    workers: Workers
+    section: str | None = None
+    folder: RunFolder | None = None
+    checkpoint: Checkpoint | None = None
+
+    def check_steps(self, steps: int, total: str, *, complete: bool = True) -> None:
+        """Refuse to go on with a run that is done.
+
+        Args:
+            steps: that it has taken.
+            total: the setting of how many it is to take.
+            complete: whether nothing else is left to do.
+
+        Raises:
+            SettingsError: it has taken them all.
+        """
+        wanted = flat(self.config)[total]
+        if self.folder is not None and (steps > wanted or (steps == wanted and complete)):
+            raise SettingsError(
+                f"{self.folder.path} has already taken {steps} of {wanted} steps; "
+                f"raise --{total.replace('_', '-')} to go on"
+            )
+
+    def start(
+        self,
+        default: Path,
+        *,
+        steps: int,
+        command: str,
+        keep: int = 2,
+        packages: Iterable[str] = PACKAGES,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Session[C]:
+        """Make the folder, or bring its tables back to the checkpoint and write down the resumption.
+
+        Args:
+            default: the folder of a new run that was given none.
+            steps: that have been taken.
+            command: kept in `config.json`.
+            keep: how many checkpoints; 0 keeps all.
+            packages: whose versions are kept there.
+            extra: further entries there.
+
+        Raises:
+            SettingsError: the folder already holds a run.
+            RelaxRLError: the folder cannot be written.
+        """
+        given = flat(self.config)["run_dir"]
+        path = Path(self.workers.from_first(str(given or default)))
+        config = with_settings(self.config, {"run_dir": str(path), "resume": None})
+        folder, first = RunFolder(path), self.workers.rank == 0
+        if first and self.checkpoint is None:
+            folder.create()
+            history: dict[str, Any] = {"command": command, "started": now(), "resumed": []}
+        elif first and self.checkpoint is not None:
+            for table in (folder.progress, folder.evaluations):
+                truncate_csv(table, max(0, steps))
+            record = read_record(folder)
+            entry = {"step": steps, "checkpoint": self.checkpoint.path.name, "time": now(), "command": command}
+            history = {name: record.get(name, "") for name in ("command", "started")}
+            history["resumed"] = [*record.get("resumed", []), entry]
+        if first:
+            write_config(folder, config, {**(extra or {}), **history}, section=self.section, packages=packages)
+        checkpoints = CheckpointFolder(folder.checkpoints, keep=keep, writes=first)
+        last = self.checkpoint.path if self.checkpoint is not None else None
+        return Session(config, folder, checkpoints, self.workers, steps, last)
+
+
+@dataclass(frozen=True)
+class Session(Generic[C]):
+    """A run that is ready to train.
+
+    Attributes:
+        config, folder, checkpoints, workers: of the run.
+        start_step: the steps that had been taken before.
+        resumed_from: the checkpoint it goes on from; None of a new run.
+    """
+
+    config: C
+    folder: RunFolder
+    checkpoints: CheckpointFolder
+    workers: Workers
+    start_step: int
+    resumed_from: Path | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this worker is the one that logs, evaluates and saves."""
+        return self.workers.rank == 0
+
+    def headline(self, what: str) -> str:
+        """The line that a run begins with."""
+        line = f"{what} · {self.folder.path}"
+        return line if self.resumed_from is None else f"{line} · resumed at step {self.start_step:,}"
+
+    def loggers(self, columns: Iterable[str], stack: ExitStack) -> list[Logger]:
+        """`progress.csv` with these first columns, and TensorBoard if the settings ask for it, in the first worker."""
+        if not self.first:
+            return []
+        settings = flat(self.config)
+        found: list[Logger] = [CsvLogger(self.folder.progress, tuple(columns))]
+        if settings["tensorboard"]:
+            from_step = None if self.resumed_from is None else self.start_step + 1
+            found.append(TensorBoardLogger(self.folder.path, from_step=from_step, settings=settings))
+        for logger in found:
+            stack.callback(logger.close)
+        return found
+
+
+def open_run(
+    config: C,
+    *,
+    workers: Workers = ALONE,
+    section: str | None = None,
+    resumed: Callable[[C, C], C] = check_resumable,
+) -> Opening[C]:
+    """Look at the folder that a run is to be begun in, or read what it is to go on from.
+
+    Args:
+        config: the settings, the same on all workers; `run_dir` and `resume` are among them.
+        workers: the processes that learn together; the first of them reads and writes the folder.
+        section: the entry of `config.json` that holds the settings; the top level by default.
+        resumed: the settings to go on with, given the run's own and the wanted ones; refuses those of another run.
+
+    Raises:
+        SettingsError: settings that cannot work, or a folder that already holds a run.
+        CheckpointError: a run that cannot be resumed.
+    """
+    distributed.check_same_settings(to_json(config), workers)
+    given, first = flat(config), workers.rank == 0
+    run_dir = given["run_dir"]
+    resume = distributed.run_to_resume(given["resume"], run_dir, _has_checkpoint, workers)
+    if resume is None:
+        if first and run_dir is not None:
+            RunFolder(Path(run_dir)).check_unused()
+        return Opening(config, workers, section)
+    folder = RunFolder(Path(resume))
+    saved = read_settings(folder, type(config), section=section)
+    if run_dir is not None and Path(run_dir).resolve() != folder.path.resolve():
+        raise SettingsError(f"run_dir is {run_dir!r}, but a resumed run stays in its folder, {resume!r}")
+    config = with_settings(resumed(saved, config), {"run_dir": resume})
+    if first:
+        checkpoint = CheckpointFolder(folder.checkpoints).newest(set_aside=True)
+        workers.from_first([checkpoint.state, str(checkpoint.path)])
+    else:
+        state, path = workers.from_first(None)
+        checkpoint = Checkpoint({}, state, Path(path))
+    return Opening(config, workers, section, folder, checkpoint)
+
+
+def _has_checkpoint(run_dir: str) -> bool:
+    return bool(CheckpointFolder(RunFolder(Path(run_dir)).checkpoints).newest_first())

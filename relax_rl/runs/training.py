@@ -1,0 +1,310 @@
+"""Training an agent: set up or resume, learn, and leave a folder with settings, curves and checkpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relax_rl.errors import CheckpointError
+from relax_rl.runs.agent import AgentRun
+from relax_rl.runs.callbacks import (
+    LogProgress,
+    PeriodicEvaluation,
+    SaveCheckpoints,
+    at_most_every,
+    count_episodes,
+    show_progress,
+    stop_at_return,
+    stop_when_interrupted,
+)
+from relax_rl.runs.evaluation import Scores, envs_of, evaluate, evaluation_envs
+from relax_rl.runs.folder import RunFolder, default_run_dir, read_config, resumed_config
+from relax_rl.runs.loggers import (
+    EVALUATION_COLUMNS,
+    PROGRESS_COLUMNS,
+    CsvLogger,
+    Logger,
+    TensorBoardLogger,
+    read_csv,
+)
+from relax_rl.runs.session import Process, Session, open_run, training_process
+from relax_rl.settings.config import TrainConfig
+from relax_rl.settings.fields import with_settings
+from relax_rl.settings.presets import is_atari
+
+if TYPE_CHECKING:
+    from relax_rl.agents import ActorCritic, Callback
+    from relax_rl.envs import VectorEnvs
+    from relax_rl.profiling import Profile
+
+__all__ = ["TrainingResult", "resume_config", "train"]
+
+REDRAW = 30.0
+"""Seconds from one drawing of the curve to the next while a run goes on: each takes as long as many updates."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What came of a run.
+
+    Attributes:
+        run_dir: the run's folder.
+        agent: as trained.
+        steps, episodes: that the agent has learned from, over all resumptions.
+        return_mean: mean return of the last 100 episodes; NaN if none has finished.
+        solved: whether that mean is over 100 episodes and reaches `stop_at_return`, or what the environment's
+            registration calls solved.
+        checkpoint: the last one.
+        stopped_by: "total_steps", "return", "SIGINT", "SIGTERM", or "callback".
+    """
+
+    run_dir: Path
+    agent: ActorCritic
+    steps: int
+    episodes: int
+    return_mean: float
+    solved: bool
+    checkpoint: Path
+    stopped_by: str
+
+
+def train(
+    config: TrainConfig, *, callbacks: Iterable[Callback] = (), loggers: Iterable[Logger] = (), command: str = ""
+) -> TrainingResult:
+    """Train an agent and leave a run folder.
+
+    Ctrl-C and SIGTERM end the run after the update at hand, with a checkpoint, when this runs in the main thread.
+
+    Processes that torchrun started learn together, each with `num_envs` environments; the first of them logs,
+    evaluates and saves. Where torchrun starts them anew after a failure (`--max-restarts`), a run that is found in
+    `run_dir` is gone on with.
+
+    Args:
+        config: taken as it is; `relax_rl.settings.presets.preset_config` makes one from a preset, `resume_config` one
+            that goes on with a run.
+        callbacks: called after every update, besides those that the settings ask for, in every process; one that
+            returns False ends the training.
+        loggers: take the rows of `progress.csv` too, in the first process; closed at the end.
+        command: kept in `config.json`.
+
+    Raises:
+        SettingsError: settings that cannot work, or a folder that already holds a run.
+        CheckpointError: a run that cannot be resumed.
+        TrainingDiverged: something stopped being finite; the message names the last good checkpoint.
+        WorkerLost: another process of the same run stopped or does not answer; the message names the last checkpoint.
+        RelaxRLError: the run's folder cannot be written.
+    """
+    run = config.run
+    with training_process(
+        config.agent.device, threads=run.threads, quiet=run.quiet, timeout=run.worker_timeout
+    ) as process:
+        return _open(config, command, process).learn(callbacks, loggers)
+
+
+def resume_config(run_dir: str | os.PathLike[str], **changes: Any) -> TrainConfig:
+    """The settings to go on with a run: its own, with `changes` of those that may differ (marked `resumable`).
+
+    Raises:
+        CheckpointError: the folder holds no run, or its settings cannot be read.
+        SettingsError: an unknown setting, or a value that a setting cannot have.
+    """
+    saved = read_config(RunFolder(Path(run_dir)))
+    return with_settings(saved, {"resume": str(run_dir), "run_dir": str(run_dir), **changes})
+
+
+def _open(config: TrainConfig, command: str, process: Process) -> _Training:
+    """A run with its agent, alike in all workers.
+
+    A new run's folder is made last, so that settings that cannot work leave nothing behind.
+    """
+    from relax_rl.agents import AGENTS, resolve_estimator
+
+    workers = process.workers
+    opening = open_run(config, workers=workers, resumed=resumed_config)
+    config, checkpoint = opening.config, opening.checkpoint
+    steps = 0
+    seed: int | tuple[int, int] = config.run.seed
+    if checkpoint is not None:
+        # Native environments cannot be put back into the middle of an episode: new ones begin, from recorded seeds.
+        steps = _steps(checkpoint.state, checkpoint.path)
+        seed = (config.run.seed, steps)
+        opening.check_steps(steps, "total_steps")
+    first_env = workers.rank * config.env.num_envs
+    envs = process.stack.enter_context(envs_of(config.env, seed=seed, first_env=first_env))
+    estimator = resolve_estimator(config.run.estimator, envs.single_action_space)
+    agent = AGENTS[estimator](
+        envs.single_observation_space,
+        envs.single_action_space,
+        seed=config.run.seed,
+        config=replace(config.agent, device=process.device),
+    )
+    agent.learner.choose_compiled(config.run.total_steps, config.env.num_envs)
+    run = AgentRun(agent)
+    if checkpoint is not None:
+        run.load(checkpoint.tensors, checkpoint.state)
+    default = default_run_dir(config.env.env, estimator, f"s{config.run.seed}")
+    opening = replace(opening, config=with_settings(config, {"estimator": estimator}))
+    session = opening.start(default, steps=steps, command=command, keep=config.run.keep_checkpoints)
+    agent.join(workers)
+    return _Training(session, run, envs, process)
+
+
+def _steps(state: dict[str, Any], path: Path) -> int:
+    try:
+        return int(state["agent"]["steps"])
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path} does not describe an agent") from None
+
+
+@dataclass(frozen=True)
+class _Training:
+    """An agent with its run, its environments and the process that trains it."""
+
+    session: Session[TrainConfig]
+    run: AgentRun
+    envs: VectorEnvs
+    process: Process
+
+    def learn(self, callbacks: Iterable[Callback], loggers: Iterable[Logger]) -> TrainingResult:
+        """Take all steps that are left, or as many as anything lets it."""
+        session, run, process = self.session, self.run, self.process
+        settings, agent, workers = session.config.run, run.agent, session.workers
+        rows = [*session.loggers(PROGRESS_COLUMNS, process.stack), *self._theirs(loggers)]
+        process.display.begin(self._headline(), step=agent.steps, total=settings.total_steps)
+        log = LogProgress(run, rows, interval=settings.log_interval, workers=workers)
+        save = SaveCheckpoints(
+            run,
+            session.checkpoints,
+            interval=settings.checkpoint_interval,
+            last=session.resumed_from,
+            after=at_most_every(REDRAW, self._draw_curve),
+        )
+        standing: list[Callable[..., bool | None]] = [count_episodes(run), show_progress(run, process.display), log]
+        if settings.eval_interval and session.first:
+            standing.append(self._evaluation(rows))
+        standing += [save, stop_when_interrupted(process.interruption, process.display)]
+        if settings.stop_at_return is not None:
+            standing.append(stop_at_return(run, settings.stop_at_return))
+        profile = self._profile() if settings.profile and session.first else None
+        with save.named_in_errors(session.folder.path):
+            if workers.count > 1:
+                save.save()  # so that there is something to go on from, whenever a worker is lost
+            agent.learn(
+                self.envs,
+                settings.total_steps - agent.steps,
+                [*standing, *callbacks, *([profile] if profile is not None else [])],
+                reset_schedule=session.resumed_from is None,
+            )
+            if profile is not None:
+                profile.close()
+            log.write()
+            checkpoint = save.save()
+            result = self._result(checkpoint)
+        self._draw_curve()
+        return result
+
+    def _theirs(self, loggers: Iterable[Logger]) -> list[Logger]:
+        """Loggers of the caller's, in the first worker."""
+        found = list(loggers)
+        for logger in found:
+            self.process.stack.callback(logger.close)
+        return found if self.session.first else []
+
+    def _result(self, checkpoint: Path) -> TrainingResult:
+        settings, run, agent = self.session.config.run, self.run, self.run.agent
+        stopped_by = self.process.signal()
+        if stopped_by is None and run.reaches(settings.stop_at_return):
+            stopped_by = "return"
+        return TrainingResult(
+            run_dir=self.session.folder.path,
+            agent=agent,
+            steps=agent.steps,
+            episodes=agent.episodes,
+            return_mean=run.return_mean,
+            solved=run.reaches(self._target()),
+            checkpoint=checkpoint,
+            stopped_by=stopped_by or ("total_steps" if agent.steps >= settings.total_steps else "callback"),
+        )
+
+    def _target(self) -> float | None:
+        """The return at which this run counts as solved."""
+        stop = self.session.config.run.stop_at_return
+        return stop if stop is not None else self.envs.solve_threshold
+
+    def _headline(self) -> str:
+        config, envs, workers = self.session.config, self.envs, self.session.workers
+        how = f"{envs.num_envs} environments ({envs.vectorization})"
+        if workers.count > 1:
+            how = f"{workers.count} workers of {how}"
+        return self.session.headline(f"{config.env.env} · {self.run.agent.name} · preset {config.run.preset} · {how}")
+
+    def _profile(self) -> Profile:
+        """Have the agent's sections measured."""
+        import torch
+
+        from relax_rl.profiling import Profile, Stopwatch
+
+        agent, workers = self.run.agent, self.session.workers
+        watch = Stopwatch(torch.cuda.synchronize if agent.device.type == "cuda" else None)
+        agent.watch = watch
+        about = {
+            "environment": self.session.config.env.env,
+            "estimator": agent.name,
+            "batch": f"{workers.count * self.envs.num_envs} x {agent.config.num_steps}",
+            "workers": workers.count,
+            "device": str(agent.device),
+            "threads": torch.get_num_threads(),
+        }
+        return Profile(watch, self.session.folder.path, about=about)
+
+    def _evaluation(self, loggers: list[Logger]) -> PeriodicEvaluation:
+        config, settings, process = self.session.config, self.session.config.run, self.process
+        envs = evaluation_envs(config.env, episodes=settings.eval_episodes, seed=settings.seed)
+        process.stack.enter_context(envs)
+        table = CsvLogger(self.session.folder.evaluations, EVALUATION_COLUMNS)
+        process.stack.callback(table.close)
+
+        def play() -> Scores | None:
+            return evaluate(
+                self.run.agent,
+                envs,
+                episodes=settings.eval_episodes,
+                seed=settings.seed,
+                deterministic=not is_atari(config.env.env),  # the mode of a policy gets stuck in Atari games
+                should_stop=lambda: bool(process.interruption),
+            )
+
+        def log(row: Mapping[str, float]) -> None:
+            table.log(row)
+            for logger in loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.log(row, group="evaluation")
+
+        return PeriodicEvaluation(
+            self.run,
+            interval=settings.eval_interval,
+            play=play,
+            log=log,
+            save_best=lambda: self.session.checkpoints.save_best(self.run),
+        )
+
+    def _draw_curve(self) -> None:
+        """The learning curve so far, by the first worker; without a single row there is nothing to draw."""
+        from relax_rl.runs.plotting import Curve, plot_curves
+
+        folder, settings = self.session.folder, self.session.config.run
+        progress = read_csv(folder.progress) if self.session.first else {}
+        if not progress:
+            return
+        training = "training, mean of 100 episodes"
+        curves = [Curve(steps=progress["step"], returns=progress["return_mean"], label=training)]
+        evaluations = read_csv(folder.evaluations) if folder.evaluations.exists() else {}
+        if evaluations:
+            label = f"evaluation, mean of {settings.eval_episodes} episodes"
+            scores = evaluations["return_mean"]
+            curves.append(Curve(steps=evaluations["step"], returns=scores, label=label, points=True))
+        title = f"{self.session.config.env.env} · {self.run.agent.name} · seed {settings.seed}"
+        plot_curves(folder.curve, curves, title=title, threshold=self._target())

@@ -1,0 +1,179 @@
+"""Every knob of environments, agents and runs, with its meaning: the docstring under a field is its help.
+
+This module imports nothing heavy, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from relax_rl.errors import SettingsError
+from relax_rl.settings.fields import check, setting, to_json
+
+__all__ = ["ESTIMATORS", "AgentConfig", "EnvConfig", "RunConfig", "TrainConfig"]
+
+Estimator = Literal["auto", "relax", "lax", "marginal", "a2c", "reinforce"]
+Precision = Literal["float32", "bfloat16"]
+Activation = Literal["tanh", "relu", "silu", "elu"]
+ESTIMATORS: tuple[str, ...] = ("relax", "lax", "marginal", "a2c", "reinforce")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvConfig:
+    """The environments an agent learns in."""
+
+    env: str = setting("CartPole-v1", fits=bool, expected="the id of an environment")
+    """Gymnasium id, such as CartPole-v1 or ALE/Pong-v5, or module:EnvId to import the module that registers it first."""
+    num_envs: int = setting(8, least=1, resumable=True)
+    """Environments stepped side by side."""
+    vectorization: Literal["auto", "native", "envpool", "sync", "async"] = "auto"
+    """How they are stepped: vector code of Gymnasium or ale-py (native), threads in C++ (envpool), one process (sync), one process each (async), or the fastest of them that is the same task (auto); --backend is the same option."""
+    sticky_actions: float = setting(0.25, least=0.0, below=1.0)
+    """Atari: probability that the previous action is repeated instead of the new one."""
+    life_loss_terminal: bool = True
+    """Atari: treat a lost life as the end of an episode for learning; the game itself goes on."""
+    bins: int = setting(0, fits=lambda n: n == 0 or n >= 2, expected="at least 2, or 0 to leave actions continuous")
+    """Continuous actions: cut each dimension into this many equally spaced values, bounds included, and choose among them; 0 leaves them continuous."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """How the agent learns: the same settings for every estimator."""
+
+    DROPPED: ClassVar = {"surrogate_regression": 0.0, "surrogate_replay": 0, "advantage_scale": "none"}
+
+    num_steps: int = setting(5, least=1)
+    """Steps each environment takes between two updates."""
+    gamma: float = setting(0.99, least=0.0, most=1.0)
+    """Discount factor."""
+    gae_lambda: float = setting(0.95, least=0.0, most=1.0)
+    """GAE lambda: 0 trusts the value function alone, 1 the observed rewards alone."""
+    policy_lr: float = setting(1e-3, above=0.0)
+    """Learning rate of the policy (and of a torso that it shares with the value function)."""
+    value_lr: float = setting(1e-3, above=0.0)
+    """Learning rate of the value function."""
+    surrogate_lr: float = setting(1e-3, above=0.0)
+    """Learning rate of the surrogate (relax, lax)."""
+    lr_schedule: Literal["constant", "linear"] = "constant"
+    """Learning rates stay constant, or fall linearly to zero at the last step."""
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    """Optimiser of policy and value function; the surrogate always uses Adam."""
+    epochs: int = setting(1, least=1)
+    """Passes over each rollout; more than one needs --clip-range or --target-kl."""
+    minibatch_size: int = setting(0, least=0)
+    """Rows of a rollout per step of the optimisers; 0 takes all of them at once."""
+    clip_range: float = setting(math.inf, above=0.0, finite=False)
+    """PPO's trust region: where the ratio of new to old probability has left 1 +- this in the direction of its advantage, the advantage's term is left out; inf clips nothing."""
+    target_kl: float = setting(math.inf, above=0.0, finite=False)
+    """No further epoch over a rollout once the policy's mean KL divergence from the one that acted is above this; inf for no limit."""
+    value_replay: int = setting(0, least=0)
+    """Earlier rollouts that the value function learns from at each step beside the present one, with their returns as they were: less noise in its gradient."""
+    surrogate_steps: int = setting(1, least=1)
+    """Steps of the surrogate per step of the policy; those beyond one are taken after it, with fresh noise behind the actions."""
+    surrogate_scale: Literal["one", "fitted"] = "one"
+    """How much of the surrogate enters the estimate: all of it (one), or the fraction between 0 and 1 that would have lowered the variance most over recent rollouts (fitted), none of a bad one."""
+    entropy_coef: float = setting(0.0, least=0.0)
+    """Weight of the entropy bonus."""
+    entropy_schedule: Literal["constant", "linear"] = "constant"
+    """The entropy bonus stays constant, or falls linearly to zero at the last step."""
+    value_coef: float = setting(0.5, least=0.0)
+    """Weight of the value loss; matters for a shared torso and for the joint clipping of gradients."""
+    max_grad_norm: float = setting(0.5, above=0.0, finite=False)
+    """Norm to which the gradient of policy and value function is clipped; inf clips nothing."""
+    hidden: tuple[int, ...] = setting((64, 64), least=1, expected="widths of at least 1")
+    """Widths of the hidden layers of policy and value function (vector observations)."""
+    surrogate_hidden: tuple[int, ...] = setting((64, 64), least=1, expected="widths of at least 1")
+    """Widths of the hidden layers of the surrogate."""
+    activation: Activation = "tanh"
+    """Activation of policy and value function (images use the Nature CNN with ReLU)."""
+    surrogate_activation: Activation = "tanh"
+    """Activation of the surrogate; relu has no curvature in the action to learn from."""
+    cnn_features: int = setting(512, least=1)
+    """Width of the last layer of the Nature CNN (image observations)."""
+    precision: Precision = "float32"
+    """Arithmetic of the Nature CNN: bfloat16 is faster where the processor has it, and rounds to three digits; weights and everything but the CNN stay float32."""
+    log_std_init: float = 0.0
+    """Continuous actions: initial log standard deviation."""
+    ordinal_std_init: float = setting(math.inf, least=0.01, finite=False)
+    """MultiDiscrete actions whose choices are in order, as those of --bins: initial standard deviation of each around the middle, the first choice standing for -1 and the last for 1; inf begins with all choices alike."""
+    state_dependent_std: bool = False
+    """Continuous actions: the standard deviation is an output of the network instead of a free parameter."""
+    squash: bool = False
+    """Continuous actions: squash by tanh onto the bounds instead of clipping to them."""
+    normalize_obs: bool = False
+    """Normalise vector observations by their running mean and standard deviation."""
+    normalize_reward: bool = False
+    """Scale rewards by the running standard deviation of the discounted return."""
+    reward_clip: float = setting(math.inf, above=0.0, finite=False)
+    """Clip rewards to [-c, c] for learning; reported scores stay raw."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the update: C++ for vector observations on the CPU (needs g++; seconds from a cache, else half a minute), a CUDA graph on a GPU. The same numbers to rounding, in less time; auto does it where a run is long enough to gain."""
+    device: str = setting("cpu", resumable=True)
+    """Device of the networks: cpu, cuda, cuda:1, mps, or auto."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        trusted = math.isfinite(self.clip_range) or math.isfinite(self.target_kl)
+        if self.epochs > 1 and not trusted:
+            raise SettingsError(f"epochs is {self.epochs}, expected 1, or a finite clip_range or target_kl beside it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run and what it leaves behind."""
+
+    estimator: Estimator = setting("auto", open=True)
+    """Gradient estimator; auto takes relax for discrete actions and lax for continuous ones."""
+    preset: str = "none"
+    """Good settings under the ones given: auto goes by the environment, none takes the plain defaults, or a preset's name."""
+    total_steps: int = setting(500_000, least=1, resumable=True)
+    """Environment steps, summed over all environments."""
+    seed: int = setting(0, least=0)
+    """Seed of every random stream of the run."""
+    run_dir: str | None = setting(None, of_the_call=True)
+    """Folder of the run (default: runs/ENV-ESTIMATOR-sSEED-TIME)."""
+    stop_at_return: float | None = setting(None, finite=False, resumable=True)
+    """Stop once the mean return of the last 100 episodes reaches this."""
+    resume: str | None = setting(None, of_the_call=True)
+    """Folder of a run to go on with; its settings are taken over, --total-steps may be raised."""
+    eval_interval: int = setting(0, least=0, resumable=True)
+    """Steps between evaluations on separate environments; 0 evaluates never."""
+    eval_episodes: int = setting(10, least=1, resumable=True)
+    """Episodes per evaluation."""
+    checkpoint_interval: int = setting(50_000, least=1, resumable=True)
+    """Steps between checkpoints; one is always written at the end."""
+    keep_checkpoints: int = setting(2, least=0, resumable=True)
+    """How many checkpoints are kept, the newest ones, besides the best; 0 keeps all."""
+    log_interval: int = setting(2_000, least=1, resumable=True)
+    """Steps between rows of progress.csv and points in TensorBoard."""
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+    quiet: bool = setting(False, resumable=True, of_the_call=True)
+    """Show no progress display."""
+    threads: int = setting(1, least=0, resumable=True)
+    """CPU threads for tensor work; 0 takes all cores, shared among the workers of a machine. More than one pays only for images or wide networks."""
+    profile: bool = setting(False, resumable=True, of_the_call=True)
+    """Measure where the time goes: profile.md and profile.json, and a trace of a few updates, in the run's folder."""
+    worker_timeout: float = setting(1800.0, above=0.0, resumable=True)
+    """Under torchrun: seconds that workers wait for one another before the run ends; longer than an evaluation takes."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train an agent and leave a run folder with its settings, curves and checkpoints."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dictionary, as written to `config.json`."""
+        return to_json(self)

@@ -1,0 +1,248 @@
+"""Settings as fields of frozen dataclasses: what a value may be stands with the field, and everything else reads it there.
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        lr: float = setting(1e-3, above=0.0, resumable=True)
+        "Learning rate, in a docstring."
+
+        def __post_init__(self) -> None:
+            check(self)
+
+The type is the annotation, the choices those of a `Literal`, the help on the command line the docstring beneath. A class
+may name settings of earlier versions in `DROPPED: ClassVar`, each with the value at which it did nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from relax_rl.errors import SettingsError, did_you_mean
+
+__all__ = ["check", "check_resumable", "flat", "from_json", "of_the_call", "setting", "to_json", "with_settings"]
+
+T = TypeVar("T")
+
+_RULE = "relax_rl"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a setting may be: the arguments of `setting`."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+    finite: bool = True
+    fits: Callable[[Any], bool] | None = None
+    expected: str | None = None
+    open: bool = False
+    resumable: bool = False
+    of_the_call: bool = False
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value of the right type, or each entry of a tuple, lies within the bounds; NaN lies within none."""
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(self._holds(number) for number in numbers if isinstance(number, (int, float))):
+            return False
+        return value is None or self.fits is None or self.fits(value)
+
+    def _holds(self, number: float) -> bool:
+        return (
+            not math.isnan(number)
+            and not (self.finite and math.isinf(number))
+            and (self.least is None or number >= self.least)
+            and (self.above is None or number > self.above)
+            and (self.most is None or number <= self.most)
+            and (self.below is None or number < self.below)
+        )
+
+    def __str__(self) -> str:
+        """What is expected, in words."""
+        if self.expected is not None:
+            return self.expected
+        low = None if self.least is None else f"at least {self.least}"
+        low = low if self.above is None else f"above {self.above:g}"
+        high = None if self.most is None else f"at most {self.most}"
+        high = high if self.below is None else f"below {self.below:g}"
+        if self.least == 0 and high is None:
+            return "0 or above"
+        if self.least is not None and self.most is not None:
+            return f"between {self.least:g} and {self.most:g}"
+        return " and ".join(bound for bound in (low, high) if bound) or "a number"
+
+
+def setting(default: T, **rule: Any) -> T:
+    """A field with a default and what else it may be.
+
+    Args:
+        default: the plain default.
+        rule: `least`, `above`, `most`, `below`: bounds of the number, or of each entry of a tuple; `finite=False` where
+            infinity is a value; `fits`: what else must hold of a value that is not None; `expected`: the bounds in other
+            words, for messages; `open=True`: names beside the choices are taken too; `resumable=True`: may differ when
+            a run is gone on with; `of_the_call=True`: belongs to one call, and is not taken over from the run.
+    """
+    result: T = field(default=default, metadata={_RULE: Rule(**rule)})
+    return result
+
+
+def check(config: Any) -> None:
+    """Check every setting of a frozen dataclass, and give it its type: NumPy's numbers, lists and whole floats become
+    Python's, tuples and ints. For `__post_init__`.
+
+    Raises:
+        SettingsError: a value of the wrong type, or beyond its bounds.
+    """
+    for name, (kind, rule) in _rules(type(config)).items():
+        value = _typed(name, kind, getattr(config, name), rule)
+        if not rule.allows(value):
+            raise SettingsError(f"{name} is {value!r}, expected {rule}")
+        object.__setattr__(config, name, value)
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """All settings by name; sections are dictionaries of their own."""
+    return asdict(config)
+
+
+def from_json(kind: type[T], saved: Any) -> T:
+    """The settings that `to_json` gave, after a way through JSON; those that are missing take their defaults.
+
+    Raises:
+        SettingsError: no such settings, an unknown one, one that has been dropped at a value that did something, or a
+            value that it cannot have.
+    """
+    if not isinstance(saved, dict):
+        raise SettingsError("the settings are not a JSON object")
+    hints = _hints(kind)
+    known, dropped = {f.name for f in fields(kind)}, getattr(kind, "DROPPED", {})  # type: ignore[arg-type]
+    values = {}
+    for name, value in saved.items():
+        if name in known:
+            values[name] = from_json(hints[name], value) if is_dataclass(hints[name]) else value
+        elif name not in dropped:
+            raise SettingsError(f"unknown setting {name!r}")
+        elif value != dropped[name] and str(value) != str(dropped[name]):
+            raise SettingsError(
+                f"{name} is {value!r}, but this relax_rl no longer has that setting and takes only runs with "
+                f"{dropped[name]!r}; use the version that made the run"
+            )
+    return kind(**values)
+
+
+def with_settings(config: T, settings: Mapping[str, Any]) -> T:
+    """A copy with settings replaced by name, whichever section they stand in.
+
+    Raises:
+        SettingsError: an unknown name, or a value that a setting cannot have.
+    """
+    known = flat(config)
+    for name in settings:
+        if name not in known:
+            raise SettingsError(f"unknown setting {name!r}{did_you_mean(name, known)}")
+    return _replaced(config, settings)
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """Every setting by name, whichever section it stands in."""
+    return {name: value for name, value, _ in _entries(config)}
+
+
+def of_the_call(config: Any) -> dict[str, Any]:
+    """Settings that belong to one call, at their plain defaults: what a resumed run does not take over."""
+    return {name: value for name, value, rule in _entries(type(config)()) if rule.of_the_call}
+
+
+def check_resumable(saved: T, wanted: T, *, what: str = "run to resume") -> T:
+    """Refuse a resumption with settings that would make it another run; returns those to go on with.
+
+    Args:
+        saved: the settings of the run.
+        wanted: those to go on with.
+        what: is gone on with; its first word says what else to start.
+
+    Raises:
+        SettingsError: a setting differs that is not resumable.
+    """
+    may_change = sorted(name for name, _, rule in _entries(saved) if rule.resumable)
+    for (name, old, rule), (_, new, _) in zip(_entries(saved), _entries(wanted), strict=True):
+        if old != new and not rule.resumable and not rule.of_the_call:
+            raise SettingsError(
+                f"{name} is {new!r}, but the {what} has {old!r}, and only {', '.join(may_change)} may change; "
+                f"start a new {what.split()[0]} instead"
+            )
+    return wanted
+
+
+def _entries(config: Any) -> Iterator[tuple[str, Any, Rule]]:
+    """Name, value and rule of every setting, those of sections included."""
+    rules = _rules(type(config))
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if f.name in rules:
+            yield f.name, value, rules[f.name][1]
+        else:
+            yield from _entries(value)
+
+
+def _replaced(config: T, settings: Mapping[str, Any]) -> T:
+    own: dict[str, Any] = {}
+    for f in fields(config):  # type: ignore[arg-type]
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            inner = {name: settings[name] for name in flat(value) if name in settings}
+            own |= {f.name: _replaced(value, inner)} if inner else {}
+        elif f.name in settings:
+            own[f.name] = settings[f.name]
+    return replace(config, **own)  # type: ignore[type-var]
+
+
+_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
+
+
+def _find_rules(kind: Any) -> dict[str, tuple[Any, Rule]]:
+    """Type and rule of each setting, without sections."""
+    hints = _hints(kind)
+    own = {f.name: (hints[f.name], f.metadata.get(_RULE, Rule())) for f in fields(kind)}
+    return {name: entry for name, entry in own.items() if not is_dataclass(entry[0])}
+
+
+_rules: Callable[[Any], dict[str, tuple[Any, Rule]]] = cache(_find_rules)
+
+
+def _typed(name: str, kind: Any, value: Any, rule: Rule) -> Any:
+    """A value as its definition has it.
+
+    Raises:
+        SettingsError: it is of another type.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a number of NumPy or torch
+        value = value.item()
+    if origin in (Union, UnionType):
+        if value is None and NoneType in inner:
+            return None
+        return _typed(name, next(part for part in inner if part is not NoneType), value, rule)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_typed(name, inner[0], entry, rule) for entry in value)
+    if origin is Literal:
+        if value in inner or (rule.open and isinstance(value, str)):
+            return value
+        *rest, last = map(str, inner)
+        raise SettingsError(f"{name} is {value!r}, expected {', '.join(rest)} or {last}")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int and number and value == value // 1:
+        return int(value)
+    if kind is float and (number or value in ("inf", "-inf", "nan")):  # JSON has no words for these
+        return float(value)
+    if kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if kind in (bool, str) and isinstance(value, kind):
+        return value
+    raise SettingsError(f"{name} is {value!r}, expected {getattr(kind, '__name__', kind)}")

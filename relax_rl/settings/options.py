@@ -1,0 +1,192 @@
+"""Options of a command from the dataclass that defines them, with every mistake told in one line."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from functools import cache
+from itertools import pairwise
+from types import NoneType
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+from relax_rl.errors import SettingsError, did_you_mean
+from relax_rl.settings.fields import flat, with_settings
+
+__all__ = ["ALIASES", "parse"]
+
+ALIASES = {"backend": "vectorization"}
+"""Options that may be called by another name, and what they are called in the settings."""
+
+_HELP = {"-h", "--help"}
+
+T = TypeVar("T")
+
+
+def parse(
+    kind: type[T],
+    args: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    default: T | None = None,
+    base: Callable[[T], T] | None = None,
+) -> T:
+    """Read command-line arguments into a dataclass; nested dataclasses give their fields without a prefix.
+
+    `--some-name` and `--some_name` are the same option, and so are those of `ALIASES`; the docstring under a field is
+    its help, and a field without a default is an argument that has to be given. `--help` prints the help and raises
+    SystemExit(0).
+
+    Args:
+        kind: the dataclass.
+        args: what stands behind the command.
+        prog: the command, for the help.
+        description: the first line of the help.
+        default: values of the options that are not given (else those of the definition).
+        base: from what is given over `default` (which run or preset it is about, say) to the values to put it over.
+
+    Raises:
+        SettingsError: an unknown option, a value of the wrong type or out of range.
+    """
+    options = {option.name: option for option in _options(kind)}
+    required = [option for option in options.values() if option.required]
+    helping = not _HELP.isdisjoint(args)
+    told = [_settled(token, options) for token in args if token not in _HELP]
+    given = vars(_parser(kind, options, prog, description).parse_args(told))
+    missing = [option for option in required if given[option.name] is None]
+    if missing and not helping:
+        raise SettingsError(f"{missing[0].name.upper()} is missing: {missing[0].help}; see {prog} --help")
+    if default is None and not missing:
+        default = kind(**{option.name: given[option.name] for option in required})
+    if default is not None and base is not None:
+        default = base(with_settings(default, given))
+    if default is None or helping:
+        shown = {} if default is None else flat(default)
+        _parser(kind, options, prog, description, shown).parse_args(["--help"])
+    assert default is not None
+    return with_settings(default, given)
+
+
+def _parser(
+    kind: type, options: Mapping[str, _Option], prog: str, description: str, shown: Mapping[str, Any] | None = None
+) -> _Parser:
+    """A parser of these options, with their help if it is given what to show as their defaults."""
+    usage = " ".join([prog, "[-h] [OPTIONS]", *(name.upper() for name, option in options.items() if option.required)])
+    parser = _Parser(prog=prog, description=description, usage=usage, allow_abbrev=False)
+    sections: dict[type, Any] = {kind: parser}
+    for name, option in options.items():
+        if option.section not in sections:
+            sections[option.section] = parser.add_argument_group((option.section.__doc__ or "").rstrip("."))
+        help_ = None
+        if shown is not None:
+            value = shown.get(name, option.field.default)
+            words = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            help_ = option.help if option.required else f"{option.help} (default: {words})"
+        option.add_to(sections[option.section], help_ and help_.replace("%", "%%"))
+    return parser
+
+
+@dataclass(frozen=True)
+class _Option:
+    """A setting as an option, of the section that stands above it in the help."""
+
+    field: Field[Any]
+    kind: Any
+    section: type
+
+    @property
+    def name(self) -> str:
+        return self.field.name
+
+    @property
+    def required(self) -> bool:
+        return self.field.default is MISSING
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def help(self) -> str:
+        return _docstrings(self.section).get(self.name, "")
+
+    def add_to(self, parser: Any, help_: str | None) -> None:
+        """Describe it to a parser, which then gives it only where it was given itself."""
+        if self.required:
+            parser.add_argument(self.name, nargs="?", metavar=self.name.upper(), help=help_)
+            return
+        inner = get_args(self.kind)
+        several, optional = get_origin(self.kind) is tuple, NoneType in inner
+        plain = inner[0] if several or optional else self.kind
+        how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        if get_origin(plain) is Literal:
+            how = {"choices": get_args(plain)}
+        elif plain is not bool:
+            how = {"type": _reader(plain, optional), "metavar": plain.__name__.upper()}
+        if several:
+            how["nargs"] = "*"
+        parser.add_argument(self.flag, dest=self.name, default=argparse.SUPPRESS, help=help_, **how)
+
+
+def _reader(kind: Any, optional: bool) -> Callable[[str], Any]:
+    """From a text to a value of a type."""
+
+    def read(text: str) -> Any:
+        if optional and text == "None":
+            return None
+        try:
+            return kind(text)
+        except ValueError:
+            number = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {number}") from None
+
+    return read
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+
+
+def _settled(token: str, options: Mapping[str, _Option]) -> str:
+    """An argument with the option in it called as the parser calls it.
+
+    Raises:
+        SettingsError: there is no such option.
+    """
+    flag, equals, value = token.partition("=")
+    if not token.startswith("--") or token == "--":
+        return token
+    name = flag.removeprefix("--").replace("-", "_")
+    name = ALIASES[name] if ALIASES.get(name) in options else name
+    known = {option.flag for option in options.values()}
+    known |= {f"--no-{option.flag[2:]}" for option in options.values() if option.kind is bool}
+    found = f"--{name.replace('_', '-')}"
+    if found not in known:
+        raise SettingsError(f"unknown option {found}{did_you_mean(found, known)}")
+    return f"{found}{equals}{value}"
+
+
+def _options(kind: Any) -> Iterator[_Option]:
+    """Every setting, those of sections included."""
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        if is_dataclass(hints[field.name]):
+            yield from _options(hints[field.name])
+        else:
+            yield _Option(field, hints[field.name], kind)
+
+
+@cache
+def _docstrings(kind: type) -> dict[str, str]:
+    """The docstring under each field."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
+    return {
+        ast.unparse(before.target): " ".join(str(after.value.value).split())
+        for before, after in pairwise(body)
+        if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+    }

@@ -1,0 +1,223 @@
+"""Presets: good settings per family of environments, put under what the user sets.
+
+A preset is a list of overrides; each may hold for some environments or estimators only, later ones win. Environments
+are told by their ids, so that this module imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from typing import Any
+
+from relax_rl.errors import SettingsError, did_you_mean
+from relax_rl.settings.config import AgentConfig, TrainConfig
+from relax_rl.settings.fields import with_settings
+
+__all__ = ["PRESETS", "Override", "Preset", "find_preset", "is_atari", "preset_config", "settings_for"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Override:
+    """Settings by name, for the environments and the estimators that match (shell patterns)."""
+
+    settings: Mapping[str, Any]
+    env: str = "*"
+    estimator: str = "*"
+    binned: bool = False
+    """Only where continuous actions are cut into bins."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Settings for a family of environments."""
+
+    name: str
+    environments: tuple[str, ...]
+    """Shell patterns of the ids it is for."""
+    overrides: tuple[Override, ...] = ()
+
+    def settings(self, env: str, estimator: str = "auto", *, bins: int = 0) -> dict[str, Any]:
+        """Settings by name for one environment and estimator, and for that many bins of its actions."""
+        env_id, estimator = _without_module(env), _likely_estimator(env, estimator, bins)
+        result: dict[str, Any] = {}
+        for override in self.overrides:
+            fits = fnmatchcase(env_id, override.env) and fnmatchcase(estimator, override.estimator)
+            if fits and (bins or not override.binned):
+                result.update(override.settings)
+        return result
+
+
+_NORMALIZED = {"normalize_obs": True, "normalize_reward": True, "value_lr": 3e-3, "surrogate_lr": 3e-3}
+_CLASSIC = {"num_envs": 8, "num_steps": 5, "gamma": 0.98, "gae_lambda": 0.8, **_NORMALIZED}
+
+
+def _passes(
+    num_steps: int, minibatch_size: int, *, epochs: int, gamma: float, gae_lambda: float, lr: float
+) -> dict[str, Any]:
+    """Several passes over a rollout, within PPO's trust region."""
+    shape = {"num_steps": num_steps, "minibatch_size": minibatch_size, "epochs": epochs}
+    rates = {"policy_lr": lr, "value_lr": lr, "surrogate_lr": 1e-3, "lr_schedule": "linear"}
+    trust = {"clip_range": 0.2, "surrogate_scale": "fitted"}
+    return {**_NORMALIZED, **shape, "gamma": gamma, "gae_lambda": gae_lambda, **rates, **trust}
+
+
+_ACROBOT = {"num_envs": 16, **_passes(32, 128, epochs=4, gamma=0.99, gae_lambda=0.94, lr=1e-3)}
+_LUNAR = _passes(128, 128, epochs=8, gamma=0.999, gae_lambda=0.98, lr=5e-4)
+_LOCOMOTION = {"log_std_init": -1.0, **_passes(64, 64, epochs=10, gamma=0.99, gae_lambda=0.95, lr=3e-4)}
+_BODIES = [
+    "Ant",
+    "HalfCheetah",
+    "Hopper",
+    "Humanoid",
+    "HumanoidStandup",
+    "InvertedDoublePendulum",
+    "InvertedPendulum",
+    "Pusher",
+    "Reacher",
+    "Swimmer",
+    "Walker2d",
+]
+
+PRESETS: tuple[Preset, ...] = (
+    Preset(
+        name="classic-control",
+        environments=("CartPole-v*", "Acrobot-v*", "MountainCar-v*", "MountainCarContinuous-v*", "Pendulum-v*"),
+        overrides=(
+            Override(settings=_CLASSIC),
+            Override(env="CartPole-v*", settings={"value_replay": 2}),
+            Override(env="Acrobot-v*", settings=_ACROBOT),
+            Override(env="MountainCar-v*", settings={"num_envs": 16, "gamma": 0.99}),
+            Override(env="MountainCarContinuous-v*", settings={"num_envs": 4, "num_steps": 100, "gamma": 0.99}),
+            Override(env="Pendulum-v*", settings={"num_steps": 8, "gamma": 0.9}),
+        ),
+    ),
+    Preset(
+        name="box2d",
+        environments=("LunarLander-v*", "LunarLanderContinuous-v*", "BipedalWalker-v*", "BipedalWalkerHardcore-v*"),
+        overrides=(
+            Override(settings={"num_envs": 16, "lr_schedule": "linear", **_NORMALIZED}),
+            Override(env="LunarLander*", settings={"total_steps": 500_000, **_LUNAR}),
+            Override(env="LunarLanderContinuous*", settings={"log_std_init": -0.5}),
+            Override(env="BipedalWalker*", settings={"total_steps": 5_000_000, "num_steps": 8}),
+        ),
+    ),
+    Preset(
+        name="mujoco",
+        environments=tuple(f"{body}-v*" for body in _BODIES),
+        overrides=(
+            Override(settings={"num_envs": 8, "num_steps": 16, "total_steps": 1_000_000, **_NORMALIZED}),
+            Override(
+                env="InvertedPendulum-v*",
+                settings={"num_steps": 5, "gamma": 0.98, "gae_lambda": 0.9, "value_replay": 2},
+            ),
+            *(
+                Override(env=f"{body}-v*", settings=_LOCOMOTION)
+                for body in ("Ant", "HalfCheetah", "Hopper", "InvertedDoublePendulum", "Walker2d")
+            ),
+            Override(
+                env="InvertedDoublePendulum-v*",
+                settings={"num_steps": 128, "minibatch_size": 256, "log_std_init": 0.0},
+            ),
+            Override(env="HalfCheetah-v*", settings={"gamma": 0.98, "gae_lambda": 0.92}),
+            Override(env="HalfCheetah-v*", binned=True, settings={"ordinal_std_init": 0.4}),
+            Override(env="Swimmer-v*", settings={"gamma": 0.9999}),
+        ),
+    ),
+    Preset(
+        name="atari",
+        environments=("ALE/*", "*NoFrameskip-v4", "*Deterministic-v4"),
+        overrides=(
+            Override(
+                settings={
+                    "num_envs": 16,
+                    "num_steps": 5,
+                    "total_steps": 10_000_000,
+                    "policy_lr": 7e-4,
+                    "value_lr": 7e-4,
+                    "surrogate_lr": 7e-4,
+                    "optimizer": "rmsprop",
+                    "entropy_coef": 0.01,
+                    "reward_clip": 1.0,
+                    "threads": 0,
+                    "log_interval": 10_000,
+                    "checkpoint_interval": 250_000,
+                }
+            ),
+        ),
+    ),
+    Preset(name="default", environments=("*",), overrides=(Override(settings=_NORMALIZED),)),
+)
+"""In order of precedence; the last one is for environments that no other preset knows."""
+
+_CONTINUOUS = ("*Continuous-v*", "Pendulum-v*", "BipedalWalker*", "CarRacing-v*")
+
+
+def find_preset(env: str, preset: str = "auto") -> Preset:
+    """The preset of that name; for `auto` the first one made for the environment.
+
+    Raises:
+        SettingsError: there is no preset of that name.
+    """
+    names = [known.name for known in PRESETS]
+    if preset == "none":
+        return Preset(name="none", environments=("*",))
+    if preset == "auto":
+        return next(known for known in PRESETS if any(fnmatchcase(_without_module(env), p) for p in known.environments))
+    if preset not in names:
+        expected = ["auto", "none", *names]
+        raise SettingsError(
+            f"unknown preset {preset!r}, expected one of {', '.join(expected)}{did_you_mean(preset, expected)}"
+        )
+    return PRESETS[names.index(preset)]
+
+
+def is_atari(env: str) -> bool:
+    """Whether an id is that of an Atari game."""
+    return find_preset(env).name == "atari"
+
+
+def settings_for(env: str, estimator: str = "auto", *, preset: str = "auto", bins: int = 0) -> dict[str, Any]:
+    """The preset's settings of the agent, as keyword arguments: `RELAX(obs, actions, **settings_for("CartPole-v1"))`.
+
+    Args:
+        env: Gymnasium id.
+        estimator: by name.
+        preset: by name; "auto" for the one made for the environment, "none" for none.
+        bins: as in `make_envs`.
+
+    Raises:
+        SettingsError: there is no preset of that name.
+    """
+    known = {f.name for f in fields(AgentConfig)}
+    settings = find_preset(env, preset).settings(env, estimator, bins=bins)
+    return {name: value for name, value in settings.items() if name in known}
+
+
+def preset_config(env: str, estimator: str = "auto", *, preset: str = "auto", **settings: Any) -> TrainConfig:
+    """A whole configuration from a preset, with single settings over it: `preset_config("CartPole-v1", seed=3)`.
+
+    Raises:
+        SettingsError: an unknown preset or setting, or a value that a setting cannot have.
+    """
+    found = find_preset(env, preset)
+    base = with_settings(TrainConfig(), {"env": env, "estimator": estimator, "preset": found.name})
+    return with_settings(base, {**found.settings(env, estimator, bins=settings.get("bins", 0)), **settings})
+
+
+def _without_module(env: str) -> str:
+    """`module:EnvId` without the module."""
+    return env.rpartition(":")[2]
+
+
+def _likely_estimator(env: str, estimator: str, bins: int) -> str:
+    """What `auto` will turn out to be, as far as an id tells; the action space decides when the run starts."""
+    if estimator != "auto":
+        return estimator
+    if bins:
+        return "relax"
+    env_id = _without_module(env)
+    mujoco = next(preset for preset in PRESETS if preset.name == "mujoco")
+    continuous = any(fnmatchcase(env_id, pattern) for pattern in (*_CONTINUOUS, *mujoco.environments))
+    return "lax" if continuous else "relax"

@@ -1,0 +1,136 @@
+"""The variance of the gradient of a saved agent, measured and written into the folder of its run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relax_rl.errors import SettingsError
+from relax_rl.host import set_threads
+from relax_rl.runs.displays import counting
+from relax_rl.runs.folder import RunFolder, read_config
+from relax_rl.serialization import write_json
+from relax_rl.settings.fields import check, setting
+
+if TYPE_CHECKING:
+    from relax_rl.agents import ActorCritic
+    from relax_rl.estimators.diagnostics import VarianceParts
+    from relax_rl.settings.config import EnvConfig
+    from relax_rl.variance.contenders import Contender
+
+__all__ = ["VarianceConfig", "variance_run"]
+
+_BURN_IN = 20
+_STREAM = 10**12 + 1
+"""Second word of the seed of the environments: neither a step count nor that of evaluations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VarianceConfig:
+    """Measure the variance of a trained agent's gradient."""
+
+    run: str
+    """Folder of the run."""
+    batches: int = setting(100, least=2)
+    """Rollouts to take the variance over; each gives the gradient of one update."""
+    fit_batches: int = setting(300, least=0, expected="at least 0")
+    """Rollouts before them, on which surrogates are trained at the frozen policy; 0 leaves those estimators out."""
+    states: int = setting(200, fits=lambda n: n == 0 or n >= 2, expected="at least 2, or 0 to leave the parts out")
+    """States in which the variance is split into its parts; 0 leaves that out."""
+    actions: int = setting(4, least=3)
+    """Actions tried in each of these states."""
+    checkpoint: str = "latest"
+    """Which agent: latest, best (by the evaluations during training), or a checkpoint file."""
+    seed: int = setting(0, least=0)
+    """Seed of environments, actions and fresh surrogates."""
+    device: str = "cpu"
+    """Device of the networks: cpu, cuda, cuda:1, mps, or auto."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def variance_run(config: VarianceConfig) -> dict[str, Any]:
+    """Measure the agent of a run; returns what `variance.json` then holds, and draws `variance.png`.
+
+    Raises:
+        CheckpointError: no such run or checkpoint, or none that can be read.
+        SettingsError: the environment cannot be made, or the gradients would not fit into memory.
+        RelaxRLError: the run's folder cannot be written.
+    """
+    import torch
+
+    from relax_rl.estimators.diagnostics import squared_norm
+    from relax_rl.runs.agent import load_agent
+    from relax_rl.runs.evaluation import envs_of
+    from relax_rl.variance.contenders import contenders
+    from relax_rl.variance.figure import plot_variances
+    from relax_rl.variance.gradient import applied_gradients, applied_variances
+
+    folder = RunFolder(Path(config.run))
+    trained = read_config(folder)
+    with ExitStack() as stack:
+        set_threads(trained.run.threads, stack)
+        agent, path = load_agent(folder, config.checkpoint, config.device)
+        agent.generator.manual_seed(config.seed)
+        # Also without surrogates to fit: at first all environments stand at the start of an episode.
+        before = max(config.fit_batches, _BURN_IN)
+        entrants = contenders(agent, fit_batches=before if config.fit_batches else 0, seed=config.seed)
+        envs = stack.enter_context(envs_of(trained.env, seed=(config.seed, _STREAM)))
+        with counting("rollouts", before + config.batches) as progress:
+            draws = applied_gradients(
+                agent, envs, entrants, num_batches=config.batches, fit_batches=before, progress=progress
+            )
+        applied = applied_variances(draws, generator=torch.Generator().manual_seed(config.seed))
+        parts, reason = _parts(agent, trained.env, entrants, config, stack)
+    result = {
+        "env": trained.env.env,
+        "estimator": agent.name,
+        "checkpoint": str(path),
+        "step": agent.steps,
+        "rows_per_batch": agent.config.num_steps * envs.num_envs,
+        "batches": config.batches,
+        "fit_batches": config.fit_batches,
+        "states": config.states,
+        "actions": config.actions,
+        "seed": config.seed,
+        "squared_gradient_norm": squared_norm(draws["a2c"]),
+        "applied": {name: asdict(found) for name, found in applied.items()},
+        "parts": None if parts is None else {name: asdict(found) for name, found in parts.items()},
+        "parts_left_out": reason,
+    }
+    plot_variances(
+        folder.variance_figure, applied, parts, title=f"{trained.env.env} · {agent.name} · {agent.steps:,} steps"
+    )
+    write_json(folder.variance, result)
+    return result
+
+
+def _parts(
+    agent: ActorCritic, env_config: EnvConfig, entrants: Sequence[Contender], config: VarianceConfig, stack: ExitStack
+) -> tuple[dict[str, VarianceParts] | None, str | None]:
+    """The parts, or why there are none."""
+    from relax_rl.env_snapshots import ForkableEnv
+    from relax_rl.variance.decomposition import decompose
+
+    if config.states == 0:
+        return None, "not asked for"
+    try:
+        env = ForkableEnv(env_config.env, bins=env_config.bins)
+        stack.callback(env.close)
+        with counting("states", config.states) as progress:
+            parts = decompose(
+                agent,
+                env,
+                entrants,
+                num_states=config.states,
+                num_actions=config.actions,
+                seed=config.seed,
+                progress=progress,
+            )
+    except SettingsError as error:
+        return None, str(error)
+    return parts, None

@@ -23,7 +23,7 @@ from relax_rl.policies import Policy
 from relax_rl.variance.contenders import fresh_surrogate
 from relax_rl.variance.fitting import MINIBATCH, fit_surrogate, relative_variance, some_rows, variance_of_a2c
 
-__all__ = ["LayerNormedSurrogate", "Surrogate", "policy_gradients", "surrogates"]
+__all__ = ["LayerNormedSurrogate", "SampledMarginal", "Surrogate", "ThroughRollouts", "policy_gradients", "surrogates"]
 
 
 class Surrogate(Control):

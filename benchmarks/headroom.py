@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.headroom_controls import Control, Dynamics, RefittedValue, Seen
+from benchmarks.headroom_controls import Control, Dynamics, RefittedValue, RolloutData
 from benchmarks.headroom_surrogates import surrogates
 from benchmarks.tasks import RESULTS, write_json, write_text
 from relax_rl import make_envs
@@ -29,7 +29,7 @@ from relax_rl.agents.estimates import a2c
 from relax_rl.env_snapshots import ForkableEnv
 from relax_rl.envs import VectorEnvs
 from relax_rl.estimators.diagnostics import effective_sample_size_ratio, squared_norm
-from relax_rl.variance.contenders import Contender, seen
+from relax_rl.variance.contenders import Contender, experience_of
 from relax_rl.variance.decomposition import EXACT_VALUE, decompose
 from relax_rl.variance.gradient import policy_gradient
 
@@ -130,7 +130,7 @@ def measure(
         look = _rollouts(agent, envs, seed)
         for each in islice(look, fitted_on):
             for control in controls:
-                control.see(each)
+                control.learn(each)
         draws, explained = _draws(agent, islice(look, rollouts), controls, dynamics)
     generator = torch.Generator().manual_seed(seed)
     ratios = {
@@ -150,7 +150,7 @@ def measure(
     }
 
 
-def _rollouts(agent: ActorCritic, envs: VectorEnvs, seed: int) -> Iterator[Seen]:
+def _rollouts(agent: ActorCritic, envs: VectorEnvs, seed: int) -> Iterator[RolloutData]:
     """Rollouts of the frozen agent, from the start of an episode in every environment on."""
     envs.reset(seed)
     collector = agent.collector(envs)
@@ -158,11 +158,11 @@ def _rollouts(agent: ActorCritic, envs: VectorEnvs, seed: int) -> Iterator[Seen]
         rollout = agent.collect(collector)
         batch, outputs = agent.batch(rollout)
         obs = agent.normalized(torch.cat([rollout.obs.flatten(0, 1), rollout.final_obs]))
-        yield Seen(rollout, batch, *seen(agent, batch, outputs), outputs.params, obs)
+        yield RolloutData(rollout, batch, *experience_of(agent, batch, outputs), outputs.params, obs)
 
 
 def _draws(
-    agent: ActorCritic, look: Iterator[Seen], controls: Sequence[Control], dynamics: Dynamics
+    agent: ActorCritic, look: Iterator[RolloutData], controls: Sequence[Control], dynamics: Dynamics
 ) -> tuple[dict[str, Tensor], float]:
     """Gradients `[rollouts, |theta|]` by name, and what share of V's one-step differences the dynamics explain."""
     theta = list(agent.policy.parameters())

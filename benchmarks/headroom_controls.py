@@ -23,14 +23,14 @@ from relax_rl.estimators.exact import every_outcome
 from relax_rl.rollouts import Rollout, gae
 from relax_rl.variance.fitting import Fit
 
-__all__ = ["PAIRS", "Control", "Dynamics", "RefittedValue", "Seen", "mean_over_actions", "of_later_steps"]
+__all__ = ["PAIRS", "Control", "Dynamics", "RefittedValue", "RolloutData", "mean_over_actions", "of_later_steps"]
 
 PAIRS = 8
 """Pairs of actions, antithetic if they are continuous, that an expectation over actions is taken from."""
 
 
 @dataclass(frozen=True)
-class Seen:
+class RolloutData:
     """A rollout of the frozen agent, and how it looks to an update.
 
     Attributes:
@@ -50,12 +50,12 @@ class Seen:
 class Control:
     """A control variate that is fitted first."""
 
-    def see(self, seen: Seen) -> None:
+    def learn(self, data: RolloutData) -> None:
         """Take in a rollout to be fitted on."""
         raise NotImplementedError
 
-    def estimates(self, seen: Seen) -> dict[str, Tensor]:
-        """`[B, P]` gradients by name, once all rollouts to be fitted on were seen."""
+    def estimates(self, data: RolloutData) -> dict[str, Tensor]:
+        """`[B, P]` gradients by name, once all rollouts to be fitted on were data."""
         raise NotImplementedError
 
 
@@ -78,19 +78,19 @@ class Dynamics(Control):
             layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
         self.net = nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
 
-    def see(self, seen: Seen) -> None:
-        rollout, keep, before = seen.rollout, seen.rollout.valid.flatten(), seen.x.features
+    def learn(self, data: RolloutData) -> None:
+        rollout, keep, before = data.rollout, data.rollout.valid.flatten(), data.x.features
         body = len(before) + rollout.num_envs
-        after = seen.obs[rollout.num_envs : body].clone()
-        after[rollout.final_index @ torch.tensor([rollout.num_envs, 1])] = seen.obs[body:]
+        after = data.obs[rollout.num_envs : body].clone()
+        after[rollout.final_index @ torch.tensor([rollout.num_envs, 1])] = data.obs[body:]
         change_and_reward = torch.cat([after - before, rollout.reward.view(-1, 1)], 1)
-        columns = torch.cat([before, self._asked(seen.dist, seen.x.action)], 1), change_and_reward
+        columns = torch.cat([before, self._asked(data.dist, data.x.action)], 1), change_and_reward
         self.rows.append(tuple(x[keep] for x in (*columns, rollout.terminated.flatten().float())))
 
-    def estimates(self, seen: Seen) -> dict[str, Tensor]:
+    def estimates(self, data: RolloutData) -> dict[str, Tensor]:
         if self.rows:
             self._fit()
-        x, dist = seen.x, seen.dist
+        x, dist = data.x, data.dist
 
         def worth(action: Tensor) -> Tensor:
             return self._value(x, self._asked(dist, action))
@@ -107,7 +107,7 @@ class Dynamics(Control):
             own, mean = worth(x.action), through.detach()
             if not _finite(dist):
                 mean = mean_over_actions(dist, lambda noise: worth(dist.relax(noise)), self.generator)
-            later, score = x.advantage - of_later_steps(self.agent, seen, own - mean), dist.score(x.action)
+            later, score = x.advantage - of_later_steps(self.agent, data, own - mean), dist.score(x.action)
             return {
                 "dynamics": control_variate_gradient(x.advantage, own, pathwise, score),
                 "dynamics, state part": (x.advantage - mean).unsqueeze(-1) * score,
@@ -115,10 +115,10 @@ class Dynamics(Control):
             }
 
     @torch.no_grad()
-    def explained(self, seen: Seen) -> tuple[Tensor, Tensor]:
+    def explained(self, data: RolloutData) -> tuple[Tensor, Tensor]:
         """`[B]` one-step temporal differences under V, as they were and as the model predicts them."""
-        predicted = self._value(seen.x, self._asked(seen.dist, seen.x.action))
-        return _under(self.agent, seen, self.agent.value, 0.0).advantage, predicted
+        predicted = self._value(data.x, self._asked(data.dist, data.x.action))
+        return _under(self.agent, data, self.agent.value, 0.0).advantage, predicted
 
     def _fit(self) -> None:
         inputs, target, ended = (torch.cat(column) for column in zip(*self.rows, strict=True))
@@ -168,13 +168,13 @@ class RefittedValue(Control):
         generator = torch.Generator().manual_seed(seed)
         self.fit = Fit(self.value, self._loss, rollouts=rollouts, generator=generator)
 
-    def see(self, seen: Seen) -> None:
-        batch = _under(self.agent, seen, self.value, self.agent.config.gae_lambda)
+    def learn(self, data: RolloutData) -> None:
+        batch = _under(self.agent, data, self.value, self.agent.config.gae_lambda)
         self.fit(batch.obs, batch.return_, batch.weight)
 
-    def estimates(self, seen: Seen) -> dict[str, Tensor]:
-        advantage = _under(self.agent, seen, self.value, self.agent.config.gae_lambda).advantage
-        return {self.name: a2c(replace(seen.x, advantage=advantage), seen.dist)}
+    def estimates(self, data: RolloutData) -> dict[str, Tensor]:
+        advantage = _under(self.agent, data, self.value, self.agent.config.gae_lambda).advantage
+        return {self.name: a2c(replace(data.x, advantage=advantage), data.dist)}
 
     def _loss(self, obs: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         error: Tensor = self.value(obs) - target
@@ -182,11 +182,11 @@ class RefittedValue(Control):
 
 
 @torch.no_grad()
-def _under(agent: ActorCritic, seen: Seen, value: nn.Module, gae_lambda: float) -> Batch:
+def _under(agent: ActorCritic, data: RolloutData, value: nn.Module, gae_lambda: float) -> Batch:
     """A rollout with the advantages and returns that another value function, or another lambda, gives it."""
-    batch, config = seen.batch, replace(agent.config, gae_lambda=gae_lambda)
+    batch, config = data.batch, replace(agent.config, gae_lambda=gae_lambda)
     options: dict[str, Any] = {"config": config, "shard": batch.shard, "reward_scale": agent.reward_unit}
-    return make_batch(seen.rollout, batch.obs, value(seen.obs), **options)
+    return make_batch(data.rollout, batch.obs, value(data.obs), **options)
 
 
 def _finite(dist: Any) -> bool:
@@ -202,9 +202,9 @@ def mean_over_actions(dist: Any, value: Callable[[Tensor], Tensor], generator: t
     return total / (2 * PAIRS)
 
 
-def of_later_steps(agent: ActorCritic, seen: Seen, by_chance: Tensor) -> Tensor:
+def of_later_steps(agent: ActorCritic, data: RolloutData, by_chance: Tensor) -> Tensor:
     """`[B]` sum_{l > 0} (gamma lambda)^l x_{t+l} within episodes, of x `[B]` with mean zero given the state."""
-    rollout, config = seen.rollout, agent.config
+    rollout, config = data.rollout, agent.config
     x = by_chance.view(rollout.num_steps, rollout.num_envs)
     nothing, cuts = torch.zeros_like(x), (rollout.terminated, rollout.truncated, rollout.valid)
     along = gae(x, nothing, nothing, *cuts, gamma=config.gamma, gae_lambda=config.gae_lambda)

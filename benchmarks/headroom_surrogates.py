@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
-from benchmarks.headroom_controls import PAIRS, Control, Seen, mean_over_actions, of_later_steps
+from benchmarks.headroom_controls import PAIRS, Control, RolloutData, mean_over_actions, of_later_steps
 from relax_rl.agents import ActorCritic, Experience
 from relax_rl.agents.estimates import LAX, RELAX
 from relax_rl.critics import surrogate_at
@@ -23,7 +23,7 @@ from relax_rl.policies import Policy
 from relax_rl.variance.contenders import fresh_surrogate
 from relax_rl.variance.fitting import MINIBATCH, fit_surrogate, relative_variance, some_rows, variance_of_a2c
 
-__all__ = ["LayerNormedSurrogate", "Surrogate", "policy_gradients", "surrogates"]
+__all__ = ["LayerNormedSurrogate", "SampledMarginal", "Surrogate", "ThroughRollouts", "policy_gradients", "surrogates"]
 
 
 class Surrogate(Control):
@@ -63,11 +63,11 @@ class Surrogate(Control):
         at = surrogate_at(self.net, x.features, dist)
         return lambda noise: at(dist.relax(noise))
 
-    def see(self, seen: Seen) -> None:
-        self.fit(seen.x, seen.dist)
+    def learn(self, data: RolloutData) -> None:
+        self.fit(data.x, data.dist)
 
-    def estimates(self, seen: Seen) -> dict[str, Tensor]:
-        return {self.name: self.estimate(seen.x, seen.dist).detach()}
+    def estimates(self, data: RolloutData) -> dict[str, Tensor]:
+        return {self.name: self.estimate(data.x, data.dist).detach()}
 
 
 class WithLaterSteps(Surrogate):
@@ -77,12 +77,12 @@ class WithLaterSteps(Surrogate):
     chance (Cheng et al. 2019).
     """
 
-    def estimates(self, seen: Seen) -> dict[str, Tensor]:
-        x, control = seen.x, self.control(seen.x, seen.dist)
+    def estimates(self, data: RolloutData) -> dict[str, Tensor]:
+        x, control = data.x, self.control(data.x, data.dist)
         with torch.no_grad():
-            by_chance = control(x.noise) - mean_over_actions(seen.dist, control, self.generator)
-        later = replace(x, advantage=x.advantage - of_later_steps(self.agent, seen, by_chance))
-        return super().estimates(seen) | {f"{self.name}, later steps too": self.estimate(later, seen.dist).detach()}
+            by_chance = control(x.noise) - mean_over_actions(data.dist, control, self.generator)
+        later = replace(x, advantage=x.advantage - of_later_steps(self.agent, data, by_chance))
+        return super().estimates(data) | {f"{self.name}, later steps too": self.estimate(later, data.dist).detach()}
 
 
 class ThroughPolicy(Surrogate):
@@ -104,9 +104,9 @@ class ThroughRollouts(ThroughPolicy):
 
     num_envs = 0
 
-    def see(self, seen: Seen) -> None:
-        self.steps, self.num_envs = seen.rollout.num_steps, seen.rollout.num_envs
-        super().see(seen)
+    def learn(self, data: RolloutData) -> None:
+        self.steps, self.num_envs = data.rollout.num_steps, data.rollout.num_envs
+        super().learn(data)
 
     def draw(self, rows: int, generator: torch.Generator) -> Tensor:
         """Rows of some environments' rollouts, one after the other."""
@@ -146,12 +146,12 @@ class TwoSurrogates(Control):
     def __init__(self, name: str, agent: ActorCritic, seed: int, rollouts: int) -> None:
         self.name, self.both = name, [Surrogate(name, agent, 2 * seed + k, rollouts) for k in (1, 2)]
 
-    def see(self, seen: Seen) -> None:
+    def learn(self, data: RolloutData) -> None:
         for each in self.both:
-            each.see(seen)
+            each.learn(data)
 
-    def estimates(self, seen: Seen) -> dict[str, Tensor]:
-        return {self.name: torch.stack([each.estimates(seen)[self.name] for each in self.both]).mean(0)}
+    def estimates(self, data: RolloutData) -> dict[str, Tensor]:
+        return {self.name: torch.stack([each.estimates(data)[self.name] for each in self.both]).mean(0)}
 
 
 class LayerNormedSurrogate(nn.Module):

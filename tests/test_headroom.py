@@ -12,11 +12,11 @@ from torch.func import functional_call, jacrev, vmap
 
 from benchmarks.headroom import Frozen, measure
 from benchmarks.headroom_controls import of_later_steps
-from benchmarks.headroom_surrogates import LayerNormedSurrogate, SampledMarginal, policy_gradients
+from benchmarks.headroom_surrogates import LayerNormedSurrogate, SampledMarginal, ThroughRollouts, policy_gradients
 from relax_rl import make_envs
 from relax_rl.agents import A2C, ActorCritic
 from relax_rl.critics import ActionSurrogate, surrogate_at
-from relax_rl.variance.contenders import seen
+from relax_rl.variance.contenders import experience_of
 from tests.steps import shake_module
 
 DISCRETE, GAUSSIAN = spaces.Discrete(3), spaces.Box(-1, 1, (2,), np.float32)
@@ -50,6 +50,15 @@ def test_policy_gradients_sum_within_groups(action_space: spaces.Space[Any], ste
     (back,) = torch.autograd.grad(found.square().sum(), pull)
     (expected_back,) = torch.autograd.grad(expected.square().sum(), pull)
     torch.testing.assert_close(back, expected_back, rtol=1e-4, atol=1e-3)
+
+
+def test_a_group_of_rows_is_the_rollout_of_one_environment() -> None:
+    through = ThroughRollouts("", an_agent(DISCRETE)[0], 0, 1)
+    through.steps, through.num_envs = 4, 3
+    rollouts = torch.arange(5 * 4 * 3).view(5, 4, 3).transpose(1, 2).flatten(0, 1)  # rows of each, one after the other
+    groups = through.draw(rollouts.numel(), torch.Generator().manual_seed(0)).view(-1, 4)
+    assert len(groups) == 512 // 4 and len(groups.unique(dim=0)) > 10
+    assert all((group == rollouts).all(1).any() for group in groups)
 
 
 def test_normed_surrogate_without_norms_is_the_package_own() -> None:
@@ -87,7 +96,7 @@ def test_sampled_marginal_of_a_linear_surrogate_is_exact() -> None:
     """E_a w.a has the gradient w in the mean and none in the standard deviation, whatever is drawn."""
     with make_envs("Pendulum-v1", num_envs=4, seed=0) as envs:
         agent = A2C(envs.single_observation_space, envs.single_action_space, seed=0, num_steps=8, surrogate_hidden=())
-        x, dist = seen(agent, *agent.batch(agent.collect(agent.collector(envs))))
+        x, dist = experience_of(agent, *agent.batch(agent.collect(agent.collector(envs))))
     marginal = SampledMarginal("", agent, 0, 1)
     shake_module(marginal.net, torch.Generator().manual_seed(0))
     with torch.no_grad():

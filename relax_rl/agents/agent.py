@@ -356,8 +356,8 @@ class ActorCritic(Actor):
         Raises:
             CheckpointError: if it describes no agent, or one that is not of this class.
         """
-        name, seed, config = described(state, source)
-        observation_space, action_space = (space_from_json(state[k]) for k in ("observation_space", "action_space"))
+        name, seed, config, *of_spaces = described(state, source)
+        observation_space, action_space = (space_from_json(space) for space in of_spaces)
         kinds = {kind.name: kind for kind in family(cls)}
         if name not in kinds:
             expected = " or ".join(sorted(k for k in kinds if k))

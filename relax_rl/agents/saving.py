@@ -33,8 +33,8 @@ def unpack(components: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None
         part.load_state_dict({key[len(prefix) :]: x for key, x in tensors.items() if key.startswith(prefix)})
 
 
-def described(state: Mapping[str, Any], source: str) -> tuple[str, int, AgentConfig]:
-    """Name of the estimator, seed and settings in the JSON of an agent's state.
+def described(state: Mapping[str, Any], source: str) -> tuple[str, int, AgentConfig, Any, Any]:
+    """Name of the estimator, seed, settings, and JSON of both spaces in the JSON of an agent's state.
 
     Args:
         state: that JSON.
@@ -44,7 +44,8 @@ def described(state: Mapping[str, Any], source: str) -> tuple[str, int, AgentCon
         CheckpointError: if it describes no agent, or one with settings that there are no longer.
     """
     try:
-        return state["estimator"], int(state["seed"]), from_json(AgentConfig, state["config"])
+        config, of_spaces = from_json(AgentConfig, state["config"]), (state["observation_space"], state["action_space"])
+        return state["estimator"], int(state["seed"]), config, *of_spaces
     except (KeyError, TypeError, ValueError, SettingsError) as error:
         raise CheckpointError(f"{source} does not describe an agent ({error})") from None
 

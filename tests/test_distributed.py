@@ -264,7 +264,7 @@ def test_different_settings_are_refused(tmp_path: Path) -> None:
 
     answers = run_workers(2, work)
     assert all(isinstance(error, SettingsError) and "different settings" in str(error) for _, error in answers)
-    assert sorted(error.told_elsewhere for _, error in answers) == [False, True]
+    assert sorted(error.already_printed for _, error in answers) == [False, True]
     assert not (tmp_path / "run").exists()
 
 

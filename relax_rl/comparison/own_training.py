@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from relax_rl.comparison.recording import RecordEpisodes, ReportProgress, Send, TakeSnapshots, write_outcome
+from relax_rl.comparison.recording import ReportProgress, Send, TakeSnapshots, write_outcome
 from relax_rl.errors import TrainingDiverged
 from relax_rl.runs import RunFolder
 from relax_rl.runs.checkpoints import CheckpointFolder
@@ -58,8 +58,7 @@ def train_own(task: dict[str, Any], send: Send) -> dict[str, Any]:
         else:
             shutil.rmtree(path, ignore_errors=True)
             config = own_config(task)
-        record = RecordEpisodes(path)
-        callbacks: list[Any] = [record, ReportProgress(send)]
+        callbacks: list[Any] = [ReportProgress(send)]
         if task.get("snapshots"):
             callbacks.append(TakeSnapshots(path, total_steps=task["total_steps"]))
         started = time.perf_counter()
@@ -67,8 +66,6 @@ def train_own(task: dict[str, Any], send: Send) -> dict[str, Any]:
             outcome = _outcome(train(config, callbacks=callbacks, command="compare"))
         except TrainingDiverged as error:
             outcome = {"status": "diverged", "error": str(error), "seconds": time.perf_counter() - started}
-        finally:
-            record.close()
     if outcome["status"] != "interrupted":
         write_outcome(path, outcome)
     return outcome

@@ -17,7 +17,7 @@ from relax_rl.serialization import writing
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic, UpdateInfo
 
-__all__ = ["EpisodeTable", "RecordEpisodes", "ReportProgress", "TakeSnapshots", "read_outcome", "write_outcome"]
+__all__ = ["EpisodeTable", "ReportProgress", "TakeSnapshots", "read_outcome", "write_outcome"]
 
 EPISODES = "episodes.csv"
 OUTCOME = "outcome.json"
@@ -54,26 +54,6 @@ class EpisodeTable:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-class RecordEpisodes:
-    """Callback that writes `episodes.csv`. On resumption the table goes on from the step that `config.json` names."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._table: EpisodeTable | None = None
-
-    def __call__(self, agent: ActorCritic, info: UpdateInfo) -> None:
-        if self._table is None:
-            resumed = json.loads((self._folder / "config.json").read_text(encoding="utf-8"))["resumed"]
-            self._table = EpisodeTable(self._folder, from_step=resumed[-1]["step"] if resumed else 0)
-        if info.episodes:
-            self._table.add(info.steps, ((float(e.return_), int(e.length)) for e in info.episodes))
-
-    def close(self) -> None:
-        """Close the table, if there has been an update."""
-        if self._table is not None:
-            self._table.close()
 
 
 class ReportProgress:

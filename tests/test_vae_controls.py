@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from relax_rl.experiments.vae.controls import relaxed_control, relaxed_parts
+from relax_rl.experiments.vae.controls import factors_of, relaxed_control, relaxed_parts
 from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 from tests.oracles import central_differences
@@ -65,12 +65,15 @@ def test_the_correction_is_that_of_all_other_bits(task, hidden, layer):
     model, target, chain = drawn(task=task, hidden=hidden)
     log_temperature = torch.tensor(-0.4, dtype=torch.float64, requires_grad=True)
     before = torch.arange(IMAGES, dtype=torch.float64)
+    temperature = log_temperature.detach().exp()
     scales = torch.tensor([0.8, 1.3], dtype=torch.float64).requires_grad_()
     found = []
     for signs in itertools.product((-1.0, 1.0), repeat=LAYERS[layer]):
         each = torch.tensor(signs, dtype=torch.float64).expand(IMAGES, -1)
-        found.append(relaxed_control(model, target, chain, layer, before, log_temperature, scales.unbind(), each))
-    plain = relaxed_control(model, target, chain, layer, before, log_temperature, scales[:1].unbind())
+        factors = factors_of(scales.unbind(), log_temperature)
+        found.append(relaxed_control(model, target, chain, layer, before, temperature, factors, each))
+    factors = factors_of(scales[:1].unbind(), log_temperature)
+    plain = relaxed_control(model, target, chain, layer, before, temperature, factors)
     value = before + by_autograd(model, target, chain, layer, chain.z[layer], log_temperature)
     values, slopes = correction_by_autograd(model, target, chain, layer, log_temperature)
     values = scales[0] * value[:, None] + scales[1] * values

@@ -27,7 +27,7 @@ from torch import Tensor
 from relax_rl.experiments.vae.relaxed_loss import relaxed_loss
 from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork
 
-__all__ = ["Control", "Part", "relaxed_control", "relaxed_parts"]
+__all__ = ["Control", "Part", "factors_of", "relaxed_control", "relaxed_parts"]
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,26 @@ class Control:
         return self.value, self.slope.unsqueeze(-1)
 
 
+def factors_of(scales: Sequence[Tensor], log_temperature: Tensor) -> Tensor:
+    """`[*, k + 1]` what each part of a control is multiplied by, with the graph to what is learned.
+
+    The last one is 0 with the derivative 1 in log lambda: it goes with how all the others' sum moves with log lambda.
+
+    Args:
+        scales: k of them, `[*]`.
+        log_temperature: `[*]`.
+    """
+    return torch.stack([*scales, log_temperature - log_temperature.detach()], -1)
+
+
 def relaxed_control(
     model: SigmoidBeliefNetwork,
     target: Tensor,
     chain: Chain,
     layer: int,
     before: Tensor,
-    log_temperature: Tensor,
-    scales: Sequence[Tensor],
+    temperature: Tensor,
+    factors: Tensor,
     signs: Tensor | None = None,
     decoded: Tensor | None = None,
 ) -> Control:
@@ -73,21 +85,21 @@ def relaxed_control(
         chain: the bits before the layer, its z, and the noise of the deeper ones.
         layer: from 0.
         before: `[B]` the terms of f before the layer.
-        log_temperature: log lambda, a scalar.
-        scales: eta, and kappa with signs, scalars; to them and to log lambda the control has a graph.
+        temperature: lambda, a scalar without graph.
+        factors: `factors_of` eta, and kappa with signs, and log lambda.
         signs: `[B, P]` +-1, drawn independently of everything else.
         decoded: `model.decoded` at the layer's bits, which saves work where there are signs.
     """
     with torch.no_grad():
-        parts = relaxed_parts(model, target, chain, layer, before, log_temperature.exp(), signs, decoded)
-        # How all of it moves with log lambda has a factor of its own, which is 0 and whose derivative is 1.
-        terms = [x for part in parts for x in (part.value, part.slope)]
-        terms += [
-            _weighted(scales, part) for part in ([x.value_tangent for x in parts], [x.slope_tangent for x in parts])
+        parts = relaxed_parts(model, target, chain, layer, before, temperature, signs, decoded)
+        scales = factors.unbind()[:-1]
+        moved = [
+            reduce(torch.add, [eta * x for eta, x in zip(scales, tangents, strict=True)])
+            for tangents in ([x.value_tangent for x in parts], [x.slope_tangent for x in parts])
         ]
-        stacked = torch.stack([x.expand_as(terms[1]) for x in terms])
-    factors = torch.stack([*scales, log_temperature - log_temperature.detach()])
-    value, slope = (factors @ stacked.view(len(factors), -1)).view(2, *terms[1].shape)
+        terms = [x.expand_as(parts[0].slope) for part in parts for x in (part.value, part.slope)]
+        stacked = torch.stack([*terms, *(x.expand_as(terms[0]) for x in moved)])
+    value, slope = (factors @ stacked.view(len(factors), -1)).view(2, *terms[0].shape)
     return Control(value, slope)
 
 
@@ -141,7 +153,3 @@ def relaxed_parts(
         steepness_tangent * without_own - steepness * (gradient_tangent + own_tangent),
     )
     return [*parts, correction]
-
-
-def _weighted(factors: Sequence[Tensor], terms: Sequence[Tensor]) -> Tensor:
-    return reduce(torch.add, [factor * term for factor, term in zip(factors, terms, strict=True)])

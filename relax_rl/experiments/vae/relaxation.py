@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from relax_rl.distributions import Bernoulli
 from relax_rl.estimators import dlax, reinforce_gradient, relax, variance_loss
 from relax_rl.experiments.vae.baselines import InputBaseline
-from relax_rl.experiments.vae.controls import Control, relaxed_control
+from relax_rl.experiments.vae.controls import Control, factors_of, relaxed_control
 from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator, at_logits
 from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.residual import ResidualNetwork
@@ -85,13 +85,22 @@ class Relax(LayeredEstimator):
         value = torch.stack(terms).sum(0)
         loss = value.detach()
         before, context = torch.zeros_like(loss), [model.input(x)]
+        factors, temperatures = self._factors()
         estimates, losses = [], []
         for layer, dist in enumerate(chain.dists):
             control: Control | None = None
-            if self.log_temperature is not None:
-                scales = [scale[layer] for scale in (self.eta, self.correction) if scale is not None]
-                at = self.log_temperature[layer]
-                control = relaxed_control(model, target, chain, layer, before, at, scales, signs[layer], decoded[layer])
+            if factors:
+                control = relaxed_control(
+                    model,
+                    target,
+                    chain,
+                    layer,
+                    before,
+                    temperatures[layer],
+                    factors[layer],
+                    signs[layer],
+                    decoded[layer],
+                )
             if self.residuals:
                 given = torch.cat(context, -1) if self.context == "input" else dist.params
                 control = self._with_residual(control, layer, given, chain.z[layer])
@@ -100,9 +109,17 @@ class Relax(LayeredEstimator):
             estimates.append(found.squeeze(-1))
             losses.append(variance_loss(found))
             before = before + terms[layer].detach()
-            context.append(2 * chain.bits[layer] - 1)
+            if self.context == "input":
+                context.append(2 * chain.bits[layer] - 1)
         cotangents = at_logits(chain.logits, estimates, len(x))
         return Gradient(loss, value.mean(), chain.logits, cotangents, learning=torch.stack(losses).sum())
+
+    def _factors(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Those of the control of each layer, and its temperature; none where the surrogate holds nothing of f."""
+        if self.log_temperature is None:
+            return [], []
+        scales = [scale for scale in (self.eta, self.correction) if scale is not None]
+        return factors_of(scales, self.log_temperature).unbind(), self.log_temperature.detach().exp().unbind()
 
     def _estimate(self, loss: Tensor, chain: Chain, layer: int, control: Control) -> Tensor:
         """g_l `[B, P, 1]`, one row for each bit."""
@@ -149,10 +166,11 @@ class ParameterRebar(LayeredEstimator):
         value = torch.stack(terms).sum(0)
         loss = value.detach()
         signal, before = loss - self.baseline(model.input(x)), torch.zeros_like(loss)
-        plain, controls, one = [], [], torch.ones_like(self.log_temperature)
+        plain, controls, temperature = [], [], self.log_temperature.detach().exp()
+        factors = factors_of([torch.ones_like(temperature)], self.log_temperature)
         for layer, (dist, score) in enumerate(zip(chain.dists, chain.scores, strict=True)):
             plain.append(reinforce_gradient(signal, None, dist.params, score=score) / len(x))
-            relaxed = relaxed_control(model, target, chain, layer, before, self.log_temperature, [one])
+            relaxed = relaxed_control(model, target, chain, layer, before, temperature, factors)
             dist, drawn, bits = Bernoulli(dist.params.unsqueeze(-1)), chain.noise[layer], chain.bits[layer]
             found = relax(
                 torch.zeros_like(score),

@@ -96,7 +96,7 @@ def test_progress_columns(finished):
     rows = rows_of(RunFolder(finished.run_dir).progress)
     assert list(rows[0])[:6] == ["step", "episodes", "return_mean", "seconds", "steps_per_second", "length_mean"]
     assert {"losses/value", "policy/entropy", "policy/grad_norm", "value/explained_variance"} <= rows[0].keys()
-    assert {"estimate/variance", "estimate/variance_a2c", "surrogate/gain"} <= rows[0].keys()
+    assert {"estimate/variance", "estimate/variance_a2c", "losses/variance"} <= rows[0].keys()
     steps = [int(row["step"]) for row in rows]
     assert steps == sorted(set(steps)) and steps[-1] == finished.steps
     assert len(steps) == 6

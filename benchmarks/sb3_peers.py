@@ -27,8 +27,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from benchmarks.tasks import PEER_RESULTS, TASKS, WINDOW, Task, file_stem, write_json
-from relax_rl.comparison.peer import Peer
-from relax_rl.comparison.peers import published
+from relax_rl.comparison.peers import Peer, published
 
 if TYPE_CHECKING:
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CountEpisodes",
     "Every",
+    "LogEpisodes",
     "LogProgress",
     "PeriodicEvaluation",
     "SaveCheckpoints",
@@ -60,6 +61,18 @@ class CountEpisodes:
     def __call__(self, agent: ActorCritic, info: UpdateInfo) -> None:
         if info.episodes:
             self._run.add(info.episodes)
+
+
+class LogEpisodes:
+    """Writes a row for every finished episode: the step of the update that learned from its end, return and length."""
+
+    def __init__(self, logger: Logger) -> None:
+        self._logger = logger
+
+    def __call__(self, agent: ActorCritic, info: UpdateInfo) -> None:
+        for episode in info.episodes:
+            row = {"step": info.steps, "return": float(episode.return_), "length": int(episode.length)}
+            self._logger.log(row)
 
 
 class LogProgress:

@@ -82,7 +82,7 @@ class CheckpointFolder:
 
     Args:
         path: the folder.
-        keep: how many, besides `best.safetensors`. Two, so that a damaged last one does not cost the run.
+        keep: how many, besides `best.safetensors`; 0 keeps all. Two, so that a damaged last one does not cost the run.
         writes: False where another process writes them, and only their names are told here.
     """
 
@@ -110,7 +110,8 @@ class CheckpointFolder:
             agent.state_dict()  # raises if a weight is not finite, in all processes alike
             return path
         _save(path, agent, run)
-        checkpoint_files.remove_all_but(self.path, self.keep)
+        if self.keep:
+            checkpoint_files.remove_all_but(self.path, self.keep)
         return path
 
     def save_best(self, agent: ActorCritic, run: RunState) -> Path:

@@ -177,6 +177,8 @@ class RunConfig:
     """Episodes per evaluation."""
     checkpoint_interval: int = 50_000
     """Steps between checkpoints; one is always written at the end."""
+    keep_checkpoints: int = 2
+    """How many checkpoints are kept, the newest ones, besides the best; 0 keeps all."""
     log_interval: int = 2_000
     """Steps between rows of progress.csv and points in TensorBoard."""
     tensorboard: bool = True
@@ -193,7 +195,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("total_steps", "eval_episodes", "checkpoint_interval", "log_interval"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("seed", "eval_interval", "threads"):
+        for name in ("seed", "eval_interval", "threads", "keep_checkpoints"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or above")
         timeout = self.worker_timeout
         _require(timeout > 0.0 and math.isfinite(timeout), "worker_timeout", timeout, "above 0")

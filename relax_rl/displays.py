@@ -11,7 +11,16 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["Display", "PlainDisplay", "RichDisplay", "SilentDisplay", "make_display"]
+__all__ = ["Display", "PlainDisplay", "RichDisplay", "SilentDisplay", "describe_duration", "make_display"]
+
+
+def describe_duration(seconds: float | None) -> str:
+    """`1:02:03` or `2:03`; a question mark for None."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def describe_return(mean: float) -> str:
@@ -72,7 +81,7 @@ class PlainDisplay:
             return
         speed = (step - self._step) / (now - self._time)
         self._step, self._time = step, now
-        left = _duration((self._total - step) / speed) if speed > 0 else "?"
+        left = describe_duration((self._total - step) / speed if speed > 0 else None)
         self.say(f"step {step:,} of {self._total:,} | {self._describe(status)} | {speed:,.0f} steps/s | {left} left")
 
     def say(self, line: str) -> None:
@@ -153,9 +162,3 @@ def make_display(*, quiet: bool = False, describe: Callable[[Any], str] = descri
     if quiet:
         return SilentDisplay()
     return RichDisplay(describe) if sys.stdout.isatty() else PlainDisplay(describe)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

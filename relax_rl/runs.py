@@ -34,6 +34,7 @@ CHANGEABLE = frozenset(
         "total_steps",
         "stop_at_return",
         "checkpoint_interval",
+        "keep_checkpoints",
         "log_interval",
         "quiet",
         "device",
@@ -68,6 +69,11 @@ class RunFolder:
     def progress(self) -> Path:
         """One row per log interval."""
         return self.path / "progress.csv"
+
+    @property
+    def episodes(self) -> Path:
+        """One row per finished episode."""
+        return self.path / "episodes.csv"
 
     @property
     def evaluations(self) -> Path:

@@ -91,7 +91,7 @@ def _begin(config: TrainConfig, command: str, device: str, workers: Workers, sta
     if first:
         folder.create()
         runs.write_config(folder, config, {"command": command, "started": _now(), "resumed": []})
-    checkpoints = CheckpointFolder(folder.checkpoints, writes=first)
+    checkpoints = CheckpointFolder(folder.checkpoints, keep=config.run.keep_checkpoints, writes=first)
     return Session(config, folder, agent, envs, RunState(), checkpoints, workers)
 
 
@@ -105,7 +105,7 @@ def _resume(config: TrainConfig, command: str, device: str, workers: Workers, st
         raise SettingsError(f"run_dir is {config.run.run_dir!r}, but a resumed run stays in its folder, {str(path)!r}")
     runs.check_resumable(saved, config)
     config = with_settings(config, {"estimator": saved.run.estimator, "resume": None, "run_dir": str(path)})
-    checkpoints = CheckpointFolder(folder.checkpoints, writes=workers.rank == 0)
+    checkpoints = CheckpointFolder(folder.checkpoints, keep=config.run.keep_checkpoints, writes=workers.rank == 0)
     agent, state, checkpoint = _load(checkpoints, device, workers)
     if agent.steps >= config.run.total_steps:
         raise SettingsError(
@@ -138,7 +138,7 @@ def _record_resumption(
     config: TrainConfig, folder: RunFolder, agent: ActorCritic, checkpoint: Path, command: str
 ) -> None:
     """Bring the run's tables back to the checkpoint, and write down the resumption."""
-    for table in (folder.progress, folder.evaluations):
+    for table in (folder.progress, folder.episodes, folder.evaluations):
         truncate_csv(table, agent.steps)
     record = runs.read_record(folder)
     entry = {"step": agent.steps, "checkpoint": checkpoint.name, "time": _now(), "command": command}

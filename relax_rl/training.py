@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 from relax_rl import distributed, runs
 from relax_rl.callbacks import (
     CountEpisodes,
+    LogEpisodes,
     LogProgress,
     PeriodicEvaluation,
     SaveCheckpoints,
@@ -28,6 +30,7 @@ from relax_rl.errors import RelaxRLError, TrainingDiverged, WorkerLost
 from relax_rl.evaluation import evaluation_envs
 from relax_rl.interruption import Interruption, interruptible
 from relax_rl.loggers import (
+    EPISODE_COLUMNS,
     EVALUATION_COLUMNS,
     PROGRESS_COLUMNS,
     CsvLogger,
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
     from relax_rl.agents.callback import Callback
 
 __all__ = ["TrainingResult", "resume_config", "set_threads", "train"]
+
+_REDRAW = 30.0
 
 
 @dataclass(frozen=True)
@@ -157,9 +162,13 @@ def _learn(
         interval=run.checkpoint_interval,
         step=agent.steps,
         last=session.resumed_from,
-        after=(lambda: _draw_curve(session)) if first else None,
+        after=_redraw(session) if first else None,
     )
     standing: list[Callable[..., bool | None]] = [CountEpisodes(state), ShowProgress(state, display), log]
+    if first:
+        episodes = CsvLogger(session.folder.episodes, EPISODE_COLUMNS)
+        stack.callback(episodes.close)
+        standing.append(LogEpisodes(episodes))
     if run.eval_interval and first:
         standing.append(_evaluation(session, loggers, interruption, stack))
     standing += [save, StopWhenInterrupted(interruption, display)]
@@ -246,6 +255,19 @@ def _evaluation(
         save_best=session.checkpoints.save_best,
         step=session.agent.steps,
     )
+
+
+def _redraw(session: Session) -> Callable[[], None]:
+    """Draws the curve while the run goes on, at most once in `_REDRAW` seconds: a drawing takes as long as many updates."""
+    drawn = time.monotonic()
+
+    def redraw() -> None:
+        nonlocal drawn
+        if time.monotonic() - drawn >= _REDRAW:
+            _draw_curve(session)
+            drawn = time.monotonic()
+
+    return redraw
 
 
 def _draw_curve(session: Session) -> None:

@@ -18,13 +18,12 @@ ENV = Environment("CartPole-v1", total_steps=1000, threshold=475.0, id="CartPole
 PPO = Contestant("sb3-ppo", "sb3-ppo", peer=True)
 
 
-def work(task) -> None:
+def work(task, root: Path) -> None:
     """Leave a run whose curve is the higher, the nearer its learning rate is to 0.003."""
-    folder = Path(task.message["folder"])
+    folder = root / task.folder
     folder.mkdir(parents=True)
-    settings = task.message["settings"]
-    rate = settings.get("policy_lr", settings.get("learning_rate", 1e-3))
-    value = 100.0 - 1e4 * abs(rate - 0.003) + task.message["seed"] % 7
+    given = dict(option[2:].split("=", 1) for option in task.begin if "=" in option)
+    value = 100.0 - 1e4 * abs(float(given.get("policy-lr", 1e-3)) - 0.003) + int(given["seed"]) % 7
     (folder / "progress.csv").write_text(f"step,episodes,return_mean,seconds\n1000,5,{value},1\n")
     (folder / "episodes.csv").write_text(f"step,return,length\n10,{value},10\n")
     (folder / "outcome.json").write_text(json.dumps({"status": "finished"}))
@@ -39,7 +38,7 @@ def run_to_the_end(study: Study, *, most: int = 1000) -> list:
         if not ready:
             break
         task = ready.pop()
-        work(task)
+        work(task, study.folder.parent.parent)
         study.finished(task)
         done.append(task)
     return done
@@ -51,18 +50,19 @@ def make_study(folder: Path, contestant: Contestant | None = None, **options) ->
 
 
 def test_every_trial_is_run_from_its_own_seeds(tmp_path):
-    study = make_study(tmp_path / "study")
+    study = make_study(tmp_path / "tuning" / "study")
     tasks = run_to_the_end(study)
     assert len(tasks) == 22 and len(study.trials) == 11 and study.tasks_left() == 0
-    assert {task.message["seed"] for task in tasks} == {FIRST_TUNING_SEED, FIRST_TUNING_SEED + 1}
+    seeds = {option for task in tasks for option in task.begin if option.startswith("--seed=")}
+    assert seeds == {f"--seed={FIRST_TUNING_SEED + k}" for k in (0, 1)}
     assert study.trials[0]["settings"] == {}, "the first trial is the contestant as it stands"
     assert len({json.dumps(trial["params"], sort_keys=True) for trial in study.trials}) == 11
-    saved = json.loads((tmp_path / "study" / "trials.json").read_text())
+    saved = json.loads((tmp_path / "tuning" / "study" / "trials.json").read_text())
     assert saved["trials"] == study.trials and saved["steps"] == 1000
 
 
 def test_the_best_trial_wins(tmp_path):
-    study = make_study(tmp_path / "study")
+    study = make_study(tmp_path / "tuning" / "study")
     run_to_the_end(study)
     scores = [trial["score"] for trial in study.trials]
     assert study.best == study.trials[scores.index(max(scores))]["settings"]
@@ -76,26 +76,26 @@ def test_the_best_trial_wins(tmp_path):
 
 @pytest.mark.parametrize("most", [1, 9, 15])
 def test_a_stop_changes_no_number(tmp_path, most):
-    whole = make_study(tmp_path / "whole" / "study")
+    whole = make_study(tmp_path / "whole" / "tuning" / "study")
     run_to_the_end(whole)
-    run_to_the_end(make_study(tmp_path / "parts" / "study"), most=most)
-    again = make_study(tmp_path / "parts" / "study")
+    run_to_the_end(make_study(tmp_path / "parts" / "tuning" / "study"), most=most)
+    again = make_study(tmp_path / "parts" / "tuning" / "study")
     repeated = run_to_the_end(again)
     assert again.trials == whole.trials
     assert len(repeated) == 22 - most, "runs that have ended are not repeated"
 
 
 def test_all_runs_of_a_batch_had_ended_before_the_stop(tmp_path):
-    study = make_study(tmp_path / "study")
+    study = make_study(tmp_path / "tuning" / "study")
     for task in run_to_the_end(study, most=8):
         assert task.total_steps == 1000
-    (tmp_path / "study" / "trials.json").unlink()
-    again = make_study(tmp_path / "study")
+    (tmp_path / "tuning" / "study" / "trials.json").unlink()
+    again = make_study(tmp_path / "tuning" / "study")
     assert len(run_to_the_end(again)) == 22 - 8 and again.trials[:4] == study.trials[:4]
 
 
 def test_trials_that_fail_do_not_win(tmp_path):
-    study = make_study(tmp_path / "study", tune=4, tune_seeds=1)
+    study = make_study(tmp_path / "tuning" / "study", tune=4, tune_seeds=1)
     while (task := study.next()) is not None:
         study.finished(task)
     assert [trial["score"] for trial in study.trials] == [None] * 4 and study.best == {}

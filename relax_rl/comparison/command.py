@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from relax_rl.options import parse
 
 if TYPE_CHECKING:
     from relax_rl.comparison.plan import Folder
-    from relax_rl.comparison.pool import Start
+    from relax_rl.comparison.ray_cluster import RayCluster
 
 __all__ = ["compare_command", "run_comparison"]
 
@@ -55,9 +56,9 @@ def run_comparison(
         CheckpointError: no comparison to go on with.
         RelaxRLError: the folder cannot be written, or no Ray cluster answers, or it is lost.
     """
-    from relax_rl.comparison import peers, ray_pool, tuning
+    from relax_rl.comparison import peers, ray_cluster, tuning
     from relax_rl.comparison.plan import Folder, check_contestants, make_environments, variance_reference
-    from relax_rl.comparison.pool import WorkerPool
+    from relax_rl.comparison.pool import Pool, local
     from relax_rl.comparison.progress import Board, make_view
     from relax_rl.comparison.session import Session
 
@@ -67,46 +68,46 @@ def run_comparison(
     if config.peers:
         peers.check_installed()
     if config.ray_address is not None:
-        ray_pool.check_installed()
+        ray_cluster.check_installed()
     if config.tune:
         tuning.check_installed(config)
     variance_reference(contestants, config)
     environments, spaces = make_environments(config)
     check_contestants(contestants, environments, spaces)
-    folder = Folder(Path(config.resume or config.run_dir or _default_folder()))
+    folder, errors = Folder(Path(config.resume or config.run_dir or _default_folder())), sys.stderr
     if config.resume is None:
         folder.create()
     else:
         folder.complete()
     with ExitStack() as stack:
         held = stack.enter_context(folder.locked())
-        start, workers, cluster = _workers(config, folder, held, interruption, stack)
+        cluster = _cluster(config, folder, stack)
+        workers = config.workers if cluster is None else config.num_workers or max(1, cluster.about["cpus"])
         settings = replace(config, resume=None, run_dir=str(folder.path))
         commands = write_settings(folder.settings, settings, command)
-        view = make_view(Board(workers), quiet=config.quiet)
-        pool = stack.enter_context(WorkerPool(workers, folder.logs, start=start))
+        view = make_view(Board(workers), quiet=config.quiet, errors=errors)
+        start = local(folder.path, held)
+        if cluster is not None:
+            start, cluster.warn = cluster.start, view.warn
+        pool = stack.enter_context(Pool(workers, folder.path, start=start))
         stack.callback(view.end)
-        session = Session(config, folder, environments, contestants, commands, cluster)
+        about = None if cluster is None else cluster.about
+        session = Session(config, folder, environments, contestants, commands, about)
         # An interruption that has not come yet is false.
         return folder.path, session.run(pool, view, Interruption() if interruption is None else interruption)
 
 
-def _workers(
-    config: CompareConfig, folder: Folder, held: int | None, interruption: Interruption | None, stack: ExitStack
-) -> tuple[Start, int, dict[str, Any] | None]:
-    """What starts workers, how many there are to be, and what is known of the cluster that they are on, if any."""
-    from relax_rl.comparison.ray_pool import RayCluster
-    from relax_rl.comparison.worker_process import local_workers
+def _cluster(config: CompareConfig, folder: Folder, stack: ExitStack) -> RayCluster | None:
+    """The cluster that works on the runs, if this machine does not; without it nothing is left behind."""
+    from relax_rl.comparison.ray_cluster import RayCluster
 
     if config.ray_address is None:
-        return local_workers(held=held), config.workers, None
+        return None
     try:
-        log = folder.logs / "ray.log"
-        cluster = stack.enter_context(RayCluster(config.ray_address, log, held=held, interruption=interruption))
+        return stack.enter_context(RayCluster(config.ray_address, folder.path))
     except RelaxRLError:
         folder.discard()
         raise
-    return cluster.start, config.num_workers or max(1, cluster.cpus), cluster.about
 
 
 def _config(args: list[str], prog: str) -> CompareConfig:

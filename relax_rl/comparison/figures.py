@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relax_rl.comparison.report import solved_by_any
 from relax_rl.plotting import png
 from relax_rl.serialization import write_bytes_atomic
 
@@ -14,7 +15,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Styles", "plot_curves", "plot_improvement", "plot_scores", "plot_solved", "plot_variance", "styles"]
+__all__ = [
+    "Styles",
+    "draw_all",
+    "plot_curves",
+    "plot_improvement",
+    "plot_scores",
+    "plot_solved",
+    "plot_variance",
+    "styles",
+]
 
 Styles = Mapping[str, Mapping[str, Any]]
 
@@ -37,6 +47,33 @@ _FEWEST_FOR_BANDS = 5
 """With fewer runs the intervals of a performance profile reach over almost everything."""
 _FAR = 20.0
 """Variances beyond this ratio to A2C's are told in numbers, so that the others can be told apart."""
+
+
+def draw_all(result: Mapping[str, Any], path: Callable[[str, str], Path]) -> None:
+    """Every figure of a comparison.
+
+    Args:
+        result: what `comparison.json` holds.
+        path: of the figure of an environment (or of "all") that shows one thing.
+
+    Raises:
+        RelaxRLError: a file cannot be written.
+    """
+    for env, summary in result["environments"].items():
+        if not summary["contestants"]:
+            continue
+        style = styles(list(result["contestants"][env]))
+        plot_curves(path(env, "curves"), env, summary, style)
+        plot_scores(path(env, "scores"), env, summary, style)
+        path(env, "solved").unlink(missing_ok=True)
+        if solved_by_any(summary):
+            plot_solved(path(env, "solved"), env, summary, style)
+        if summary["improvement"]:
+            plot_improvement(path(env, "improvement"), env, summary["improvement"])
+        if result["variance"][env]:
+            plot_variance(path(env, "variance"), env, result["variance"][env])
+    if result["aggregate"] is not None and result["aggregate"]["improvement"]:
+        plot_improvement(path("all", "improvement"), "all environments", result["aggregate"]["improvement"])
 
 
 def styles(labels: Sequence[str]) -> Styles:

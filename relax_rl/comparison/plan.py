@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,22 @@ from relax_rl.errors import SettingsError
 from relax_rl.serialization import writing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from relax_rl.config import TrainConfig
 
-__all__ = ["Environment", "Folder", "check_contestants", "make_environments", "run_task", "variance_reference"]
-
+__all__ = [
+    "Environment",
+    "Folder",
+    "check_contestants",
+    "make_environments",
+    "options",
+    "own_config",
+    "run_task",
+    "variance_reference",
+]
 
 FOLDERS = ("runs", "logs", "variance", "figures")
+SNAPSHOTS = 30
+"""Checkpoints of a run among which agents are frozen."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +132,10 @@ class Folder:
 
     @contextmanager
     def locked(self) -> Iterator[int | None]:
-        """Hold the folder for this process and for the workers that inherit the descriptor it yields.
+        """Hold the folder for this process and for those that inherit the descriptor it yields.
 
         Raises:
-            SettingsError: another process, or a worker that one has left behind, is at work in it.
+            SettingsError: another process, or a run that one has left behind, is at work in it.
         """
         with writing(self.path):
             file: IO[bytes] = open(self.path / ".lock", "ab")  # noqa: SIM115
@@ -179,16 +190,14 @@ def check_contestants(
         SettingsError: naming the contestant and the environment.
     """
     from relax_rl.agents import AGENTS, resolve_estimator
-    from relax_rl.comparison.own_training import own_config
 
     for env in environments:
         observations, actions = spaces[env.name]
         for contestant in contestants:
             if contestant.peer:
                 continue
-            message = run_task(CompareConfig(), env, contestant, 0, Path(), name="").message
             try:
-                config = own_config(dict(message))
+                config = own_config(env, contestant)
                 cut = _cut(actions, config.env.bins)
                 AGENTS[resolve_estimator(contestant.kind, cut)](observations, cut, config=config.agent)
             except SettingsError as error:
@@ -210,12 +219,24 @@ def variance_reference(contestants: Sequence[Contestant], config: CompareConfig)
     return own[label]
 
 
+def own_config(env: Environment, contestant: Contestant) -> TrainConfig:
+    """What `train` makes of a contestant's settings on an environment.
+
+    Raises:
+        SettingsError: settings that cannot work together.
+    """
+    from relax_rl.presets import preset_config
+
+    settings = {**_bins(env), **contestant.settings}
+    return preset_config(env.id, contestant.kind, preset=settings.pop("preset", "auto"), **settings)
+
+
 def run_task(
     config: CompareConfig,
     env: Environment,
     contestant: Contestant,
     seed: int,
-    folder: Path,
+    folder: str,
     *,
     name: str,
     total_steps: int | None = None,
@@ -225,28 +246,59 @@ def run_task(
     """One run as a task.
 
     Args:
-        folder: of the run.
+        folder: of the run, from that of the comparison.
         name: of the task.
         total_steps: those of the environment if left out.
         settings: over the contestant's own.
-        snapshots: keep agents frozen on the way.
+        snapshots: keep checkpoints of the whole way.
     """
     steps = total_steps or env.total_steps
-    task = {"bins": env.bins} if env.bins and not contestant.peer else {}
-    message: dict[str, Any] = {
-        "env": env.id,
-        "seed": seed,
-        "folder": str(folder),
-        "total_steps": steps,
-        "stop_at_return": env.threshold if config.stop_when_solved else None,
-        "settings": {**task, **contestant.settings, **(settings or {})},
-    }
+    stop = env.threshold if config.stop_when_solved else None
+    changes = {**contestant.settings, **(settings or {})}
+    given: dict[str, Any] = {"env": env.id, "seed": seed, "total_steps": steps, "run_dir": folder}
+    given |= {} if stop is None else {"stop_at_return": stop}
     if contestant.peer:
-        message |= {"kind": "peer", "peer": contestant.kind, "bins": env.bins}
+        texts = tuple(f"{name}={json.dumps(value)}" for name, value in changes.items())
+        ours: dict[str, Any] = {"bins": env.bins, "algo": contestant.kind, **given, **({"set": texts} if texts else {})}
         steps = planned_steps(published(env.id, contestant.kind), steps)[1]
+        program: tuple[str, ...] = ("relax_rl.comparison.peer_training",)
+        resume = (*program, f"--resume={folder}")
     else:
-        message |= {"kind": "own", "estimator": contestant.kind, "snapshots": snapshots}
-    return Task(name, (env.name, contestant.label), steps, message)
+        # One thread for each of the runs side by side, unless asked for otherwise.
+        ours = {"threads": 1, "tensorboard": False, **_bins(env), **changes, "estimator": contestant.kind, **given}
+        every = {"checkpoint_interval": max(1, steps // SNAPSHOTS), "keep_checkpoints": 0} if snapshots else {}
+        ours |= every
+        program = ("relax_rl", "train", "--quiet")
+        resume = (*program, f"--resume={folder}", *options(every))
+    return Task(
+        name=name,
+        row=(env.name, contestant.label),
+        folder=folder,
+        begin=(*program, *options(ours)),
+        resume=resume,
+        total_steps=steps,
+        stop_at_return=stop,
+        cpus=int(ours.get("threads", 1)),
+        gpus=int(str(ours.get("device", "cpu")).startswith("cuda")),
+    )
+
+
+def options(settings: Mapping[str, Any]) -> list[str]:
+    """Settings by name as options of a command."""
+    found = []
+    for name, value in settings.items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            found.append(option if value else f"--no-{option[2:]}")
+        elif isinstance(value, tuple):
+            found += [option, *map(str, value)]
+        else:
+            found.append(f"{option}={value}")
+    return found
+
+
+def _bins(env: Environment) -> dict[str, Any]:
+    return {"bins": env.bins} if env.bins else {}
 
 
 def _parse_env(name: str) -> tuple[str, int]:

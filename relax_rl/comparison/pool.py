@@ -1,39 +1,109 @@
-"""Workers and the queue they take their tasks from, wherever they work."""
+"""Runs of commands side by side: what a run is, where it stands when its command has ended, and the pool that starts them."""
 
 from __future__ import annotations
 
-import queue
+import json
+import re
+import shutil
+import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from relax_rl.comparison.worker_process import local_workers
-from relax_rl.errors import RelaxRLError
+from relax_rl.comparison.process import CommandProcess, exit_reason, last_line, last_row
 from relax_rl.interruption import Interruption
+from relax_rl.loggers import read_csv
+from relax_rl.runs import RunFolder, write_json
 
-__all__ = ["Source", "Start", "Task", "Watcher", "Worker", "WorkerPool"]
+__all__ = [
+    "RESTARTS",
+    "Pool",
+    "Process",
+    "ProcessLost",
+    "Source",
+    "Start",
+    "Task",
+    "Watcher",
+    "has_ended",
+    "local",
+    "newest_step",
+    "read_outcome",
+]
+
+RESTARTS = 2
+"""How often a run goes on elsewhere because its node or its process there was lost."""
+
+OUTCOME = "outcome.json"
+"""How a run has ended; where it stands, the run needs no more work."""
+WINDOW = 100
+"""Episodes of a mean return that a run may stop at."""
 
 _PATIENCE = 120.0
-"""Seconds that workers get to save their runs before they are killed."""
+"""Seconds that commands get to save their runs before they are killed."""
+_LOOK = 0.5
+"""Seconds between two looks at how far a run has got."""
+_STOPPED = {-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT}
+_CHECKPOINT = re.compile(r"step_(\d+)\.(safetensors|zip)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """Something for a worker to do.
+    """A run of a command.
 
     Attributes:
         name: told of it when it fails, and the stem of its log.
         row: environment and contestant, under which it is shown.
+        folder: that it alone writes to, from the comparison's folder.
+        begin, resume: the command that begins it, and the one that goes on from a checkpoint in `folder`.
         total_steps: of a run; 0 for what has none.
-        message: what the worker is told.
+        stop_at_return: mean return of 100 episodes that ends it.
+        cpus, gpus: that it takes; 0 CPUs for all of a machine.
     """
 
     name: str
     row: tuple[str, str]
-    total_steps: int
-    message: Mapping[str, Any]
+    folder: str
+    begin: tuple[str, ...]
+    resume: tuple[str, ...] = ()
+    total_steps: int = 0
+    stop_at_return: float | None = None
+    cpus: int = 1
+    gpus: int = 0
+
+    def command(self, root: Path) -> tuple[str, ...]:
+        """The one that brings it on from where it stands."""
+        return self.resume if self.resume and newest_step(root / self.folder) is not None else self.begin
+
+
+class ProcessLost(Exception):
+    """What a process worked on is gone, by no fault of its own; the message says why."""
+
+
+class Process(Protocol):
+    """A command at work, here or elsewhere."""
+
+    def poll(self) -> int | None:
+        """The exit code, once the run's files are in its folder here; None while it works.
+
+        Raises:
+            ProcessLost: the run has to go on elsewhere.
+            RelaxRLError: no other process works any more either.
+        """
+
+    def progress(self) -> Mapping[str, float]:
+        """The last row of the run's `progress.csv`, by column; empty before the first one."""
+
+    def stop(self) -> None:
+        """Ask it to save its run and to leave."""
+
+    def wait(self, seconds: float) -> int:
+        """Wait until it has left; after so long it is killed."""
+
+
+Start = Callable[[Task, Path], Process]
+"""Starts the command of a task, with its output going to a file."""
 
 
 class Source(Protocol):
@@ -50,10 +120,10 @@ class Watcher(Protocol):
     """Sees how the work goes on."""
 
     def started(self, task: Task) -> None:
-        """A worker has begun with the task."""
+        """A task has been begun with."""
 
-    def progress(self, task: Task, message: Mapping[str, Any]) -> None:
-        """The task has got further."""
+    def progress(self, task: Task, row: Mapping[str, float]) -> None:
+        """The task has got as far as a row of `progress.csv` tells."""
 
     def ended(self, task: Task, outcome: Mapping[str, Any]) -> None:
         """The task has ended."""
@@ -65,57 +135,37 @@ class Watcher(Protocol):
         """Called several times a second."""
 
 
-class Worker(Protocol):
-    """Works on one task at a time, and tells of it in messages.
-
-    They are `{"event": "started"}`, `{"event": "progress", ...}`, `{"event": "warning", "line": ...}`,
-    `{"event": "done", "outcome": ...}`, and, when it works no more, `{"event": "gone", "error": why}`; `{"event": "broken",
-    "error": why}` means that no other worker works any more either.
-    """
-
-    def give(self, message: Mapping[str, Any]) -> None:
-        """Hand over a task; its `log` is the path of the file that its output goes to."""
-
-    def stop(self) -> None:
-        """Ask it to save the run at hand and to leave."""
-
-    def dismiss(self) -> None:
-        """Tell it that nothing more comes."""
-
-    def wait(self, seconds: float) -> None:
-        """Wait until it has left; after so long it is ended by force."""
+def local(root: Path, held: int | None = None) -> Start:
+    """Starts processes on this machine, each of which inherits the descriptor `held`."""
+    return lambda task, log: CommandProcess(task.command(root), root, task.folder, log, held=held)
 
 
-Start = Callable[[Callable[[dict[str, Any]], None]], Worker]
-"""Starts a worker; its messages go to the function given, from any thread."""
+@dataclass
+class _Running:
+    task: Task
+    process: Process
+    started: float
+    losses: int = 0
+    looked: float = 0.0
+    row: Mapping[str, float] = field(default_factory=dict)
 
 
-class _Post:
-    """A worker's place in the pool."""
-
-    def __init__(self, start: Start, events: queue.Queue[tuple[_Post, dict[str, Any]]]) -> None:
-        self.task: Task | None = None
-        self.stopping = False
-        self.worker = start(lambda message: events.put((self, message)))
-
-
-class WorkerPool:
-    """Workers on tasks side by side, the output of each task in a log of its own.
+class Pool:
+    """Works on tasks side by side, the output of each in a log of its own.
 
     Args:
-        num_workers: at most so many at a time; one is started when there is something to do.
-        log_folder: where the logs go; it must exist.
-        start: starts a worker; processes on this machine if left out.
+        num_workers: at most so many at a time.
+        root: the comparison's folder; its `logs` must exist.
+        start: starts a command; a process of this machine if left out.
     """
 
-    def __init__(self, num_workers: int, log_folder: Path, *, start: Start | None = None) -> None:
-        self.num_workers, self._log_folder = num_workers, log_folder
-        self._start: Start = local_workers() if start is None else start
-        self._posts: list[_Post] = []
-        self._leaving: list[_Post] = []
-        self._events: queue.Queue[tuple[_Post, dict[str, Any]]] = queue.Queue()
+    def __init__(self, num_workers: int, root: Path, *, start: Start | None = None) -> None:
+        self.num_workers, self._root = num_workers, root
+        self._start: Start = local(root) if start is None else start
+        self._running: list[_Running] = []
+        self._stopping = False
 
-    def __enter__(self) -> WorkerPool:
+    def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,89 +175,143 @@ class WorkerPool:
         """Work until the source is empty; returns False when interrupted, with every run saved.
 
         Raises:
-            RelaxRLError: what the workers depend on is gone.
+            RelaxRLError: what the work depends on is gone.
         """
         while True:
-            if not interruption:
-                self._hand_out(source)
-            elif self._interrupt():
-                return False
-            if not any(post.task for post in self._posts):
+            if interruption:
+                self._stop()
+            while not interruption and len(self._running) < self.num_workers and (task := source.next()) is not None:
+                self._begin(task, watcher)
+            if not self._running:
                 return not interruption
-            try:
-                post, message = self._events.get(timeout=0.2)
-            except queue.Empty:
-                pass
-            else:
-                self._handle(post, message, source, watcher)
+            for running in tuple(self._running):
+                self._look(running, source, watcher)
             watcher.refresh()
+            time.sleep(0.05)
 
     def close(self) -> None:
-        """End all workers: idle ones leave as nothing more comes, others are told to save and to leave."""
-        everybody = [*self._posts, *self._leaving]
-        for post in everybody:
-            if post.task is None:
-                post.worker.dismiss()
-            else:
-                post.worker.stop()
+        """Have every run saved, and end all commands."""
+        self._stop()
         deadline = time.monotonic() + _PATIENCE
-        for post in everybody:
-            post.worker.wait(max(0.1, deadline - time.monotonic()))
-        self._posts.clear()
-        self._leaving.clear()
+        for running in self._running:
+            running.process.wait(max(0.1, deadline - time.monotonic()))
+        self._running.clear()
 
-    def _hand_out(self, source: Source) -> None:
-        while True:
-            idle = next((post for post in self._posts if post.task is None), None)
-            if idle is None and len(self._posts) >= self.num_workers:
-                return
-            task = source.next()
-            if task is None:
-                return
-            if idle is None:
-                idle = _Post(self._start, self._events)
-                self._posts.append(idle)
-            idle.task = task
-            idle.worker.give({**task.message, "log": str(self._log_folder / f"{task.name}.log")})
+    def log(self, task: Task) -> Path:
+        """The file that a task's output goes to."""
+        return self._root / "logs" / f"{task.name}.log"
 
-    def _handle(self, post: _Post, message: Mapping[str, Any], source: Source, watcher: Watcher) -> None:
-        task, event = post.task, message["event"]
-        if event == "broken":
-            raise RelaxRLError(message["error"])
-        if event == "gone" and post in self._posts:
-            self._posts.remove(post)
-        if task is None:
+    def _begin(self, task: Task, watcher: Watcher, losses: int = 0) -> None:
+        if newest_step(self._root / task.folder) is None:  # nothing to go on from
+            shutil.rmtree(self._root / task.folder, ignore_errors=True)
+        process = self._start(task, self.log(task))
+        self._running.append(_Running(task, process, time.monotonic(), losses))
+        watcher.started(task)
+
+    def _look(self, running: _Running, source: Source, watcher: Watcher) -> None:
+        """See whether a command has ended, or else how far its run has got."""
+        try:
+            code = running.process.poll()
+        except ProcessLost as loss:
+            self._lost(running, str(loss), source, watcher)
             return
-        if event == "started":
-            watcher.started(task)
-        elif event == "progress":
-            watcher.progress(task, message)
-        elif event == "warning":
-            watcher.warn(f"{task.name}: {message['line']}")
-        else:
-            self._ended(post, task, message, source, watcher)
+        task = running.task
+        if code is not None:
+            outcome = _outcome(task, self._root / task.folder, code, self.log(task))
+            if outcome["status"] == "diverged":
+                outcome["seconds"] = time.monotonic() - running.started
+            if task.total_steps and outcome["status"] in ("finished", "diverged"):
+                write_json(self._root / task.folder / OUTCOME, outcome)
+            self._ended(running, outcome, source, watcher)
+        elif time.monotonic() - running.looked >= _LOOK:
+            running.looked = time.monotonic()
+            row = running.process.progress()
+            if row and row != running.row:
+                running.row = row
+                watcher.progress(task, row)
 
-    def _ended(self, post: _Post, task: Task, message: Mapping[str, Any], source: Source, watcher: Watcher) -> None:
-        """A task is over, because it has been worked on or because its worker is gone."""
-        post.task = None
-        if message["event"] == "gone":
-            gone = {"status": "failed", "error": message["error"]}
-            outcome: Mapping[str, Any] = {"status": "interrupted"} if post.stopping else gone
+    def _lost(self, running: _Running, why: str, source: Source, watcher: Watcher) -> None:
+        """Go on elsewhere with what is in the run's folder, unless everything ends or it has happened too often."""
+        if self._stopping:
+            self._ended(running, {"status": "interrupted"}, source, watcher)
+        elif running.losses < RESTARTS:
+            self._running.remove(running)
+            watcher.warn(f"{running.task.name}: {why}; started again")
+            self._begin(running.task, watcher, running.losses + 1)
         else:
-            outcome = message["outcome"]
-            if outcome["status"] == "interrupted":
-                self._posts.remove(post)  # it is leaving, and takes no further task
-                self._leaving.append(post)
-        watcher.ended(task, outcome)
+            failure = {"status": "failed", "error": f"{why}; given up after {RESTARTS} restarts"}
+            self._ended(running, failure, source, watcher)
+
+    def _ended(self, running: _Running, outcome: Mapping[str, Any], source: Source, watcher: Watcher) -> None:
+        self._running.remove(running)
+        watcher.ended(running.task, outcome)
         if outcome["status"] != "interrupted":
-            source.finished(task, outcome)
-        elif not post.stopping:  # somebody else has told the worker to leave
-            source.finished(task, {"status": "failed", "error": "stopped from outside"})
+            source.finished(running.task, outcome)
+        elif not self._stopping:
+            source.finished(running.task, {"status": "failed", "error": "stopped from outside"})
 
-    def _interrupt(self) -> bool:
-        """Tell busy workers to save and leave; True once all have."""
-        for post in self._posts:
-            if post.task is not None and not post.stopping:
-                post.stopping = True
-                post.worker.stop()
-        return not any(post.task for post in self._posts)
+    def _stop(self) -> None:
+        """Tell all commands, once, to save and to leave."""
+        if not self._stopping:
+            for running in self._running:
+                running.process.stop()
+        self._stopping = True
+
+
+def newest_step(folder: Path) -> int | None:
+    """The step of a run's newest checkpoint; None without one."""
+    steps = [int(found[1]) for path in folder.glob("checkpoints/step_*") if (found := _CHECKPOINT.fullmatch(path.name))]
+    return max(steps, default=None)
+
+
+def has_ended(task: Task, root: Path) -> bool:
+    """Whether a run needs no more work; one that was saved at its end gets its outcome, if nobody was there to write it."""
+    folder = root / task.folder
+    if read_outcome(folder) is None and _is_complete(task, folder):
+        write_json(folder / OUTCOME, _finished(folder))
+    return read_outcome(folder) is not None
+
+
+def _is_complete(task: Task, folder: Path) -> bool:
+    """Whether a run's newest checkpoint is of its end."""
+    step, progress = newest_step(folder), RunFolder(folder).progress
+    if step is None or not progress.exists():
+        return False
+    table = read_csv(progress)
+    rows = [k for k, at in enumerate(table.get("step", [])) if at <= step]
+    if step >= task.total_steps or not rows or task.stop_at_return is None:
+        return bool(rows) and step >= task.total_steps
+    mean, episodes = table["return_mean"][rows[-1]], table["episodes"][rows[-1]]
+    target = float(f"{task.stop_at_return:.6g}")  # with the digits of the table
+    return episodes >= WINDOW and mean >= target
+
+
+def read_outcome(folder: Path) -> dict[str, Any] | None:
+    """How a run ended, or None if it has not."""
+    try:
+        outcome = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return outcome if isinstance(outcome, dict) else None
+
+
+def _outcome(task: Task, folder: Path, code: int, log: Path) -> dict[str, Any]:
+    """What has become of a run whose command has ended."""
+    if code in _STOPPED:
+        return {"status": "interrupted"}
+    if code == 0:
+        return _finished(folder)
+    error = last_line(log, "error: ").removeprefix("error: ") if code == 2 else ""
+    if "not finite" in error or "not a finite" in error:  # what TrainingDiverged says
+        return {"status": "diverged", "error": error}
+    why = f"{last_line(log)[:300]}, see {log}" if code == 1 else f"{exit_reason(code)}, see {log}"
+    return {"status": "failed", "error": error or why}
+
+
+def _finished(folder: Path) -> dict[str, Any]:
+    """The outcome of a run that has come to its end."""
+    row = last_row(RunFolder(folder).progress)
+    if not row:
+        return {"status": "finished"}
+    counts = {"steps": int(row["step"]), "episodes": int(row["episodes"])}
+    return {"status": "finished", **counts, "return_mean": row["return_mean"]}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from relax_rl.comparison.recording import EPISODES, read_outcome
+from relax_rl.comparison.pool import WINDOW, read_outcome
 from relax_rl.comparison.statistics import (
     Estimate,
     bootstrap,
@@ -26,8 +26,6 @@ from relax_rl.runs import RunFolder
 
 __all__ = ["POINTS", "RunResult", "Solved", "aggregate", "read_run", "read_variances", "summarise"]
 
-WINDOW = 100
-"""Episodes in every mean return."""
 POINTS = 200
 """Points of a summarised curve."""
 
@@ -113,7 +111,7 @@ def read_run(folder: Path, seed: int) -> RunResult | None:
     outcome = read_outcome(folder)
     if outcome is None or outcome["status"] not in ("finished", "diverged"):
         return None
-    progress, episodes = _table(RunFolder(folder).progress), _table(folder / EPISODES)
+    progress, episodes = _table(RunFolder(folder).progress), _table(RunFolder(folder).episodes)
     if not episodes.get("return"):
         return None
     if not progress.get("step"):  # it diverged before the first row

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from relax_rl.comparison import peers
 from relax_rl.comparison.config import CompareConfig, usable_cores
-from relax_rl.comparison.contestants import Contestant, safe_name
-from relax_rl.comparison.frozen_variance import STAGES, choose_snapshots
+from relax_rl.comparison.contestants import Contestant
+from relax_rl.comparison.figures import draw_all
+from relax_rl.comparison.frozen_variance import STAGES, choose_snapshots, collect, measurement
 from relax_rl.comparison.plan import Environment, Folder, run_task, variance_reference
-from relax_rl.comparison.pool import Task, WorkerPool
-from relax_rl.comparison.progress import Board, View
-from relax_rl.comparison.recording import SNAPSHOTS, read_outcome
-from relax_rl.comparison.report import markdown, solved_by_any
+from relax_rl.comparison.pool import Pool, Task, has_ended, read_outcome
+from relax_rl.comparison.progress import View
+from relax_rl.comparison.report import markdown
 from relax_rl.comparison.results import aggregate, read_run, read_variances, summarise
 from relax_rl.comparison.tuning import Tuning
 from relax_rl.interruption import Interruption
@@ -27,11 +27,17 @@ __all__ = ["Session"]
 
 
 class _Fixed:
-    """A source of tasks that are all known beforehand; keeps what became of those that did not end well."""
+    """A source of tasks that are all known beforehand; keeps what became of those that did not end well.
 
-    def __init__(self, tasks: Iterable[Task]) -> None:
+    Args:
+        tasks: in order.
+        after: called with a task that has ended well.
+    """
+
+    def __init__(self, tasks: Iterable[Task], after: Callable[[Task], None] | None = None) -> None:
         self.tasks = list(tasks)
         self.failures: list[dict[str, str]] = []
+        self._after = after
 
     def next(self) -> Task | None:
         return self.tasks.pop(0) if self.tasks else None
@@ -39,6 +45,8 @@ class _Fixed:
     def finished(self, task: Task, outcome: Mapping[str, Any]) -> None:
         if outcome["status"] != "finished":
             self.failures.append({"run": task.name, "status": outcome["status"], "error": outcome["error"]})
+        elif self._after is not None:
+            self._after(task)
 
 
 @dataclass
@@ -60,122 +68,84 @@ class Session:
     commands: Sequence[str] = ()
     cluster: Mapping[str, Any] | None = None
 
-    def run(self, pool: WorkerPool, view: View, interruption: Interruption) -> dict[str, Any] | None:
+    def __post_init__(self) -> None:
+        self._reference = variance_reference(self.contestants, self.config)
+        self._tuning = (
+            Tuning(self.config, self.environments, self.contestants, self.folder) if self.config.tune else None
+        )
+
+    def run(self, pool: Pool, view: View, interruption: Interruption) -> dict[str, Any] | None:
         """Do what is still to be done, and write the results; returns what `comparison.json` holds.
 
         Finished runs are not repeated, those that were stopped go on. None if interrupted: nothing is written then.
         """
-        self._tuning = (
-            Tuning(self.config, self.environments, self.contestants, self.folder) if self.config.tune else None
-        )
         if self._tuning is not None:
-            rows = [
-                (row, study.steps) for row, study in self._tuning.studies.items() for _ in range(study.tasks_left())
-            ]
-            view.board.plan(rows)
+            left = {row: study.tasks_left() for row, study in self._tuning.studies.items()}
+            view.board.plan((row, study.steps, left[row]) for row, study in self._tuning.studies.items())
             view.begin(f"tuning, {self.config.tune} trials each")
             if not pool.run(self._tuning, view, interruption):
                 return None
-        source = _Fixed(self._runs())
-        self._plan(view.board, source.tasks)
-        self._num_workers = pool.num_workers
-        view.begin(f"{len(source.tasks)} runs, {pool.num_workers} at a time, in {self.folder.path}")
-        if not pool.run(source, view, interruption):
+        every = list(self._runs())
+        runs = _Fixed(task for task in every if not has_ended(task, self.folder.path))
+        view.board.plan((task.row, task.total_steps, 1) for task in every)
+        for task in every:
+            if task not in runs.tasks:
+                view.board.ended(task, {"status": "finished"})
+        view.begin(f"{len(runs.tasks)} runs, {pool.num_workers} at a time, in {self.folder.path}")
+        if not pool.run(runs, view, interruption):
             return None
-        failures = source.failures + self._earlier_failures(source.failures)
-        measurements = _Fixed(self._measurements())
-        if measurements.tasks:
-            view.board.plan((task.row, 0) for task in measurements.tasks)
-            view.begin(f"gradient variance at frozen agents, {len(measurements.tasks)} to measure")
+        # Whatever had diverged before; other failures are tried again.
+        outcomes = ((task.name, read_outcome(self.folder.path / task.folder) or {}) for task in every)
+        diverged = [
+            {"run": name, "status": "diverged", "error": outcome["error"]}
+            for name, outcome in outcomes
+            if outcome.get("status") == "diverged"
+        ]
+        failures = [*diverged, *(failure for failure in runs.failures if failure["status"] != "diverged")]
+        frozen = {task.name: (env, stage, checkpoint, task) for env, stage, checkpoint, task in self._measurements()}
+        measurements = _Fixed(
+            (task for *_, task in frozen.values()), lambda task: collect(self.folder, *frozen[task.name][:3])
+        )
+        if frozen:
+            view.board.plan((task.row, 0, 1) for task in measurements.tasks)
+            view.begin(f"gradient variance at frozen agents, {len(frozen)} to measure")
         if not pool.run(measurements, view, interruption):
             return None
-        if not measurements.failures:
-            self._thin_snapshots()
         view.say("drawing figures and writing the report")
-        return self._write([*failures, *measurements.failures])
-
-    def _plan(self, board: Board, tasks: Sequence[Task]) -> None:
-        """The rows in the order of environments and contestants, finished runs counted as done."""
-        left = [task.row for task in tasks]
-        every = [(env, contestant) for env in self.environments for contestant in self.contestants]
-        board.plan(((env.name, c.label), env.total_steps) for env, c in every for _ in self.config.seed_range)
-        steps = {task.row: task.total_steps for task in tasks}
-        for row, entry in board.rows.items():
-            entry.done = entry.total - left.count(row)
-            entry.steps_left = left.count(row) * steps.get(row, 0)
+        return self._write([*failures, *measurements.failures], pool.num_workers)
 
     def _contestant_at(self, env: Environment, contestant: Contestant) -> Contestant:
         return contestant if self._tuning is None else self._tuning.tuned(env.name, contestant)
 
-    def _runs(self) -> Iterable[Task]:
-        """Runs that have not ended: environment by environment, seed by seed, each seed with every contestant."""
-        reference = variance_reference(self.contestants, self.config)
+    def _runs(self) -> Iterator[Task]:
+        """All runs: environment by environment, seed by seed, each seed with every contestant."""
         for env in self.environments:
             for seed in self.config.seed_range:
                 for contestant in self.contestants:
-                    folder = self.folder.run(env.name, contestant, seed)
-                    if read_outcome(folder) is not None:
-                        continue
+                    name = self.folder.run(env.name, contestant, seed).name
                     yield run_task(
                         self.config,
                         env,
                         self._contestant_at(env, contestant),
                         seed,
-                        folder,
-                        name=folder.name,
-                        snapshots=contestant == reference and seed == self.config.first_seed,
+                        f"runs/{name}",
+                        name=name,
+                        snapshots=contestant == self._reference and seed == self.config.first_seed,
                     )
 
-    def _earlier_failures(self, known: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-        """Runs that had diverged before this session; all other failures are tried again."""
-        told = {failure["run"] for failure in known}
-        found = []
-        for env in self.environments:
-            for contestant in self.contestants:
-                for seed in self.config.seed_range:
-                    folder = self.folder.run(env.name, contestant, seed)
-                    outcome = read_outcome(folder)
-                    if outcome is not None and outcome["status"] == "diverged" and folder.name not in told:
-                        found.append({"run": folder.name, "status": "diverged", "error": outcome["error"]})
-        return found
-
-    def _measurements(self) -> Iterable[Task]:
-        """Measurements of the gradient's variance that are not there yet."""
-        reference = variance_reference(self.contestants, self.config)
-        for env in self.environments if reference is not None else ():
-            assert reference is not None
-            folder = self.folder.run(env.name, reference, self.config.first_seed)
-            if read_outcome(folder) is None:
+    def _measurements(self) -> Iterator[tuple[str, str, Path, Task]]:
+        """Measurements of the gradient's variance that are not there yet: environment, stage, frozen agent and task."""
+        for env in self.environments if self._reference is not None else ():
+            assert self._reference is not None
+            run = self.folder.run(env.name, self._reference, self.config.first_seed)
+            if read_outcome(run) is None:
                 continue
-            for stage, checkpoint in choose_snapshots(folder).items():
-                result = self.folder.variance(env.name, stage)
-                if result.exists():
-                    continue
-                message = {
-                    "kind": "variance",
-                    "folder": str(folder),
-                    "checkpoint": str(checkpoint),
-                    "stage": stage,
-                    "batches": self.config.variance_batches,
-                    "fit_batches": self.config.variance_fit_batches,
-                    "result": str(result),
-                }
-                yield Task(f"variance-{safe_name(env.name)}-{stage}", (env.name, f"variance, {stage}"), 0, message)
+            for stage, checkpoint in choose_snapshots(run).items():
+                if not self.folder.variance(env.name, stage).exists():
+                    task = measurement(self.config, self.folder, env.name, stage, run, checkpoint)
+                    yield env.name, stage, checkpoint, task
 
-    def _thin_snapshots(self) -> None:
-        """Remove the frozen agents that stand for no stage of learning."""
-        reference = variance_reference(self.contestants, self.config)
-        for env in self.environments if reference is not None else ():
-            assert reference is not None
-            folder = self.folder.run(env.name, reference, self.config.first_seed)
-            if read_outcome(folder) is None:
-                continue
-            kept = set(choose_snapshots(folder).values())
-            for path in (folder / SNAPSHOTS).glob("step_*.safetensors"):
-                if path not in kept:
-                    path.unlink()
-
-    def _write(self, failures: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    def _write(self, failures: Sequence[Mapping[str, str]], num_workers: int) -> dict[str, Any]:
         """Summarise, draw, and write everything there is to say."""
         summaries, variances = {}, {}
         for env in self.environments:
@@ -192,7 +162,7 @@ class Session:
         result = {
             "options": asdict(self.config),
             "commands": list(self.commands),
-            "num_workers": self._num_workers,
+            "num_workers": num_workers,
             "cores": usable_cores() if self.cluster is None else self.cluster["cpus"],
             "cluster": self.cluster,
             "failures": list(failures),
@@ -202,7 +172,7 @@ class Session:
             "variance": variances,
         }
         write_json(self.folder.results, result)
-        self._draw(result)
+        draw_all(result, self.folder.figure)
         write_text_atomic(self.folder.report, markdown(result))
         return result
 
@@ -215,38 +185,12 @@ class Session:
             peer = None
             if contestant.peer:
                 published = peers.with_bins(peers.published(env.id, contestant.kind), env.bins)
-                peer = peers.planned_steps(published, env.total_steps)[0]
+                peer = asdict(peers.planned_steps(published, env.total_steps)[0])
             found[contestant.label] = {
                 "kind": contestant.kind,
                 "settings": dict(tuned.settings),
                 "preset": find_preset(env.id, tuned.settings.get("preset", "auto")).name,
-                "peer": None if peer is None else asdict(peer),
-                "tuning": None
-                if study is None
-                else {"steps": study.steps, "seeds": list(study.seeds), "trials": study.trials},
+                "peer": peer,
+                "tuning": None if study is None else study.about(),
             }
         return found
-
-    def _draw(self, result: Mapping[str, Any]) -> None:
-        from relax_rl.comparison import figures
-
-        style = figures.styles([contestant.label for contestant in self.contestants])
-        for env, summary in result["environments"].items():
-            if not summary["contestants"]:
-                continue
-
-            def path(what: str, env: str = env) -> Path:
-                return self.folder.figure(env, what)
-
-            figures.plot_curves(path("curves"), env, summary, style)
-            figures.plot_scores(path("scores"), env, summary, style)
-            path("solved").unlink(missing_ok=True)
-            if solved_by_any(summary):
-                figures.plot_solved(path("solved"), env, summary, style)
-            if summary["improvement"]:
-                figures.plot_improvement(path("improvement"), env, summary["improvement"])
-            if result["variance"][env]:
-                figures.plot_variance(path("variance"), env, result["variance"][env])
-        if result["aggregate"] is not None and result["aggregate"]["improvement"]:
-            pairs = result["aggregate"]["improvement"]
-            figures.plot_improvement(self.folder.figure("all", "improvement"), "all environments", pairs)

@@ -17,9 +17,8 @@ from typing import Any
 
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.comparison.contestants import Contestant
-from relax_rl.comparison.plan import Environment, Folder, run_task
-from relax_rl.comparison.pool import Task
-from relax_rl.comparison.recording import read_outcome
+from relax_rl.comparison.plan import Environment, Folder, own_config, run_task
+from relax_rl.comparison.pool import Task, has_ended
 from relax_rl.comparison.results import POINTS, read_run
 from relax_rl.comparison.search_space import Dimension, dimensions, searched_values
 from relax_rl.errors import SettingsError
@@ -98,26 +97,29 @@ class Study:
         """Runs that are still to come, with those in progress."""
         return (self.config.tune - len(self.trials)) * len(self.seeds)
 
+    def about(self) -> dict[str, Any]:
+        """Steps and seeds of a trial, and all trials, as they are kept."""
+        return {"steps": self.steps, "seeds": list(self.seeds), "trials": self.trials}
+
     def _propose(self) -> None:
         first = len(self.trials)
         self._batch = [{"number": first + k, **point} for k, point in enumerate(self._points(self.size_of_next_batch))]
         for trial in self._batch:
             for seed in self.seeds:
                 folder = self._run_folder(trial["number"], seed)
-                if read_outcome(folder) is not None:
-                    continue
                 task = run_task(
                     self.config,
                     self.env,
                     self.contestant,
                     seed,
-                    folder,
+                    f"tuning/{self.folder.name}/{folder.name}",
                     name=f"tune-{self.folder.name}-{trial['number']:03d}-s{seed}",
                     total_steps=self.steps,
                     settings=trial["settings"],
                 )
-                self._queue.append(task)
-                self._open.add(task.name)
+                if not has_ended(task, self.folder.parent.parent):
+                    self._queue.append(task)
+                    self._open.add(task.name)
 
     def _points(self, count: int) -> list[dict[str, Any]]:
         """The next points of the search, `{"params": as searched, "settings": as trained}` each."""
@@ -156,11 +158,7 @@ class Study:
 
             peer = published(self.env.id, self.contestant.kind)
             return {**_peer_defaults(self.contestant.kind), **peer.settings, **peer.linear}
-        from relax_rl.comparison.own_training import own_config
-
-        task = {"env": self.env.id, "estimator": self.contestant.kind, "settings": dict(self.contestant.settings)}
-        rest = {"seed": 0, "total_steps": self.steps, "stop_at_return": None, "folder": ""}
-        return asdict(own_config({**task, **rest}).agent)
+        return asdict(own_config(self.env, self.contestant).agent)
 
     def _close_batch(self) -> None:
         for trial in self._batch:
@@ -169,7 +167,7 @@ class Study:
             trial["score"] = sum(known) / len(known) if len(known) == len(scores) else None
         self.trials += self._batch
         self._batch = []
-        write_json(self.folder / "trials.json", {"steps": self.steps, "seeds": list(self.seeds), "trials": self.trials})
+        write_json(self.folder / "trials.json", self.about())
 
     def _read(self) -> list[dict[str, Any]]:
         path = self.folder / "trials.json"

@@ -121,7 +121,6 @@ class RayCluster:
     Args:
         address: of the cluster, as Ray understands it; "local" starts one on this machine, for as long as this lasts.
         root: the comparison's folder.
-        collect_interval: seconds between two collections of the files of a run in progress.
 
     Attributes:
         about: `address`, `cpus` and `nodes`, of the moment of connecting.
@@ -131,8 +130,8 @@ class RayCluster:
         RelaxRLError: no cluster answers, or it cannot be used.
     """
 
-    def __init__(self, address: str, root: Path, *, collect_interval: float = COLLECT) -> None:
-        self.root, self.collect_interval = root, collect_interval
+    def __init__(self, address: str, root: Path) -> None:
+        self.root = root
         self.warn: Callable[[str], None] = lambda line: None
         with ExitStack() as stack:
             log = stack.enter_context(open(root / "logs" / "ray.log", "a", encoding="utf-8"))
@@ -230,7 +229,7 @@ class RayProcess:
             num_cpus=wanted["CPU"], num_gpus=wanted["GPU"], max_restarts=0, scheduling_strategy="SPREAD"
         )
         inputs = self._ray.put(_inputs(self._folder))
-        self._actor = kind.remote(task.command(cluster.root), task.folder, inputs, cluster.collect_interval)
+        self._actor = kind.remote(task.command(cluster.root), task.folder, inputs, COLLECT)
         self._answer = self._actor.about.remote()
 
     def poll(self) -> int | None:

@@ -15,25 +15,22 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.run_agents import commit, stop, work
-from benchmarks.tasks import RESULTS, write_json, write_text
+from benchmarks.tasks import RESULTS, commit, write_json, write_text
+from relax_rl.comparison.pool import Pool, Task
+from relax_rl.comparison.progress import Board, View
+from relax_rl.interruption import interruptible
 
 __all__ = ["ESTIMATORS", "ROWS", "SETS", "Run", "main"]
 
-ROOT = Path(__file__).parent.parent
-RUNS = ROOT / "runs" / "benchmarks" / "vae"
+RUNS = Path(__file__).parent.parent / "runs" / "benchmarks" / "vae"
 VAE_RESULTS = RESULTS / "vae"
 
 ROWS = tuple(f"{data}-{model}" for model in ("linear1", "linear2", "nonlinear") for data in ("mnist", "omniglot"))
@@ -151,32 +148,53 @@ class Run:
         return VAE_RESULTS / self.set.name / self.stem
 
 
-@dataclass(frozen=True)
-class Started:
-    """A run in progress."""
-
-    run: Run
-    commit: str
-    time: float
-
-
-def prepare(run: Run, data_dir: str | None) -> list[str]:
-    """The command that starts the run or goes on with it; a folder without a checkpoint is removed."""
-    command = [sys.executable, str(ROOT / "train_agent.py"), "vae"]
-    if any(run.folder.rglob("*.safetensors")):
-        command += ["--resume", str(run.folder)]
-    else:
-        shutil.rmtree(run.folder, ignore_errors=True)
-        command += ["--preset", f"{run.row}-{run.estimator}", "--run-dir", str(run.folder), "--no-tensorboard"]
-        command += ["--lr", str(run.lr), "--steps", str(run.set.steps), "--quiet"]
-        command += run.set.options
-        return command if data_dir is None else [*command, "--data-dir", data_dir]
-    return [*command, "--quiet"]
+def task_of(run: Run, data_dir: str | None) -> Task:
+    """The run as a task of a pool that works in `RUNS`."""
+    folder = f"{run.set.name}/{run.stem}"
+    begin = ["relax_rl", "vae", "--preset", f"{run.row}-{run.estimator}", "--run-dir", folder, "--no-tensorboard"]
+    begin += ["--lr", str(run.lr), "--steps", str(run.set.steps), "--quiet", *run.set.options]
+    begin += [] if data_dir is None else ["--data-dir", str(Path(data_dir).resolve())]
+    return Task(
+        name=f"{run.set.name}-{run.stem}",
+        row=(run.set.name, run.stem),
+        folder=folder,
+        begin=tuple(begin),
+        resume=("relax_rl", "vae", "--resume", folder, "--quiet"),
+    )
 
 
-def keep(started: Started) -> dict[str, Any]:
+class Queue:
+    """Runs whose result is not there yet, as a source of tasks; what comes of them is kept."""
+
+    def __init__(self, runs: Iterator[Run], data_dir: str | None) -> None:
+        self._runs, self._data_dir, self._commit = runs, data_dir, commit()
+        self._begun: dict[str, tuple[Run, float]] = {}
+        self.failures = 0
+
+    def next(self) -> Task | None:
+        """The next run; one that had ended before, and of which only the result had not been kept, is kept now."""
+        for run in self._runs:
+            if not is_finished(run):
+                task = task_of(run, self._data_dir)
+                self._begun[task.name] = run, time.perf_counter()
+                return task
+            keep(run, self._commit)
+        return None
+
+    def finished(self, task: Task, outcome: Mapping[str, Any]) -> None:
+        """Keep the result of a run that has ended, or say that it ended early."""
+        run, started = self._begun.pop(task.name)
+        if outcome["status"] == "finished":
+            result = keep(run, self._commit)
+            told = f"training bound {result['train_bound']:.2f}, {1e3 * result['seconds_per_step']:.1f} ms a step"
+        else:
+            told = f"{outcome['status']}: {outcome['error']}"
+            self.failures += 1
+        print(f"{run.set.name} {run.stem}: {told}, {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def keep(run: Run, commit: str) -> dict[str, Any]:
     """Write what is kept of a finished run; the JSON comes last, and its presence means that the run is done."""
-    run = started.run
     text = (run.folder / "progress.csv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(text.splitlines()))
     saved = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
@@ -194,7 +212,7 @@ def keep(started: Started) -> dict[str, Any]:
         "settings": {name: value for name, value in saved["vae"].items() if name not in ("run_dir", "data_dir")},
         "versions": saved["versions"],
         "resumed": len(saved["resumed"]),
-        "commit": started.commit,
+        "commit": commit,
     }
     write_text(run.result.with_suffix(".csv"), text)
     write_json(run.result.with_suffix(".json"), result)
@@ -217,28 +235,6 @@ def queue(arguments: argparse.Namespace) -> Iterator[Run]:
                 )
                 if wanted and not run.result.with_suffix(".json").exists():
                     yield run
-
-
-def start(run: Run, data_dir: str | None) -> tuple[subprocess.Popen[bytes], Started]:
-    """Start the run's process, with its output in a log beside the run folder."""
-    command = prepare(run, data_dir)
-    run.folder.parent.mkdir(parents=True, exist_ok=True)
-    with run.folder.with_suffix(".log").open("ab") as log:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
-    return process, Started(run, commit(), time.perf_counter())
-
-
-def finish(process: subprocess.Popen[bytes], started: Started) -> bool:
-    """Keep the result of a run that has ended, or say that it ended early."""
-    run = started.run
-    if process.returncode == 0 or is_finished(run):
-        result = keep(started)
-        outcome = f"training bound {result['train_bound']:.2f}, {1e3 * result['seconds_per_step']:.1f} ms a step"
-    else:
-        outcome = f"not finished (exit code {process.returncode}), see {run.folder.with_suffix('.log')}"
-    print(f"{run.set.name} {run.stem}: {outcome}, {time.perf_counter() - started.time:.0f} s", flush=True)
-    return run.result.with_suffix(".json").exists()
 
 
 def is_finished(run: Run) -> bool:
@@ -268,15 +264,14 @@ def main() -> None:
     from benchmarks.vae_report import write_report
 
     arguments = parse_arguments()
-    signal.signal(signal.SIGTERM, stop)
-    failures = 0
+    runs = Queue(queue(arguments), arguments.data_dir)
     if not arguments.report:
-        try:
-            failures = work(queue(arguments), arguments.jobs, partial(start, data_dir=arguments.data_dir), finish)
-        except KeyboardInterrupt:
-            sys.exit(130)
+        (RUNS / "logs").mkdir(parents=True, exist_ok=True)
+        with interruptible() as interruption, Pool(arguments.jobs, RUNS) as pool:
+            if not pool.run(runs, View(Board(arguments.jobs), None), interruption):
+                sys.exit(128 + (interruption.signal or signal.SIGINT))
     write_report(VAE_RESULTS)
-    sys.exit(1 if failures else 0)
+    sys.exit(1 if runs.failures else 0)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -74,7 +73,7 @@ def run_comparison(
     variance_reference(contestants, config)
     environments, spaces = make_environments(config)
     check_contestants(contestants, environments, spaces)
-    folder, errors = Folder(Path(config.resume or config.run_dir or _default_folder())), sys.stderr
+    folder = Folder(Path(config.resume or config.run_dir or _default_folder()))
     if config.resume is None:
         folder.create()
     else:
@@ -85,7 +84,7 @@ def run_comparison(
         workers = config.workers if cluster is None else config.num_workers or max(1, cluster.about["cpus"])
         settings = replace(config, resume=None, run_dir=str(folder.path))
         commands = write_settings(folder.settings, settings, command)
-        view = make_view(Board(workers), quiet=config.quiet, errors=errors)
+        view = make_view(Board(workers), quiet=config.quiet, errors=None if cluster is None else cluster.errors)
         start = local(folder.path, held)
         if cluster is not None:
             start, cluster.warn = cluster.start, view.warn

@@ -311,7 +311,6 @@ def _outcome(task: Task, folder: Path, code: int, log: Path) -> dict[str, Any]:
 def _finished(folder: Path) -> dict[str, Any]:
     """The outcome of a run that has come to its end."""
     row = last_row(RunFolder(folder).progress)
-    if not row:
-        return {"status": "finished"}
-    counts = {"steps": int(row["step"]), "episodes": int(row["episodes"])}
-    return {"status": "finished", **counts, "return_mean": row["return_mean"]}
+    counts = {name: int(row[column]) for name, column in (("steps", "step"), ("episodes", "episodes")) if column in row}
+    means = {"return_mean": row["return_mean"]} if "return_mean" in row else {}
+    return {"status": "finished", **counts, **means}

@@ -46,7 +46,7 @@ class Row:
     @property
     def speeds(self) -> list[float]:
         """Steps per second of the runs in progress."""
-        return [row["steps_per_second"] for row in self.running.values() if row]
+        return [row["steps_per_second"] for row in self.running.values() if "steps_per_second" in row]
 
     @property
     def steps_to_go(self) -> float:
@@ -77,9 +77,8 @@ class Board:
         """A run has begun, or has got as far as a row of `progress.csv` tells."""
         row = self.rows.setdefault(task.row, Row())
         row.running[task.name] = found
-        if found:
-            row.speed = found["steps_per_second"]
-            self._mean(row, task, found["return_mean"])
+        row.speed = found.get("steps_per_second", row.speed)
+        self._mean(row, task, found.get("return_mean"))
 
     def ended(self, task: Task, outcome: Mapping[str, Any]) -> None:
         """A run has ended."""
@@ -144,7 +143,7 @@ class View:
         self.board.ended(task, outcome)
         if outcome["status"] in ("failed", "diverged"):
             self.warn(f"{task.name}: {outcome['status']}: {outcome['error']}")
-        elif outcome["status"] == "finished" and "steps" in outcome:
+        elif outcome["status"] == "finished" and "return_mean" in outcome:
             self._finished(task, outcome)
 
     def refresh(self) -> None:

@@ -13,7 +13,9 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, redirect_stderr, suppress
@@ -41,6 +43,8 @@ COLLECT = 60.0
 
 _ANSWER = 5.0
 """Seconds that a cluster's port may take to answer."""
+_PATIENCE = 60.0
+"""Seconds that it may take to connect."""
 _GONE = 20.0
 """Seconds without an answer after which a cluster is given up; Ray itself would end this process after a minute."""
 _UNHEARD = 60.0
@@ -125,6 +129,7 @@ class RayCluster:
     Attributes:
         about: `address`, `cpus` and `nodes`, of the moment of connecting.
         warn: takes a line about something that ends no run.
+        errors: where standard error led before: what Ray prints goes to `logs/ray.log` as long as this lasts.
 
     Raises:
         RelaxRLError: no cluster answers, or it cannot be used.
@@ -134,8 +139,7 @@ class RayCluster:
         self.root = root
         self.warn: Callable[[str], None] = lambda line: None
         with ExitStack() as stack:
-            log = stack.enter_context(open(root / "logs" / "ray.log", "a", encoding="utf-8"))
-            stack.enter_context(redirect_stderr(log))  # where Ray tells of every node that it misses
+            self.errors = _apart(root / "logs" / "ray.log", stack)
             self.ray = _connect(address)
             stack.callback(self.ray.shutdown)
             self._leave = stack.pop_all()
@@ -385,6 +389,17 @@ def _endpoint(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def _apart(path: Path, stack: ExitStack) -> IO[str]:
+    """Have standard error, on which Ray tells of all it misses, lead to a file; returns where it led before."""
+    log = stack.enter_context(open(path, "a", encoding="utf-8"))
+    before, descriptor = sys.stderr, os.dup(2)
+    kept = stack.enter_context(os.fdopen(descriptor, "w", encoding="utf-8", errors="replace"))
+    stack.callback(os.dup2, descriptor, 2)
+    stack.enter_context(redirect_stderr(log))
+    os.dup2(log.fileno(), 2)
+    return kept if before is sys.__stderr__ else before
+
+
 def _connect(address: str) -> Any:
     """The Ray module, connected.
 
@@ -405,16 +420,21 @@ def _connect(address: str) -> Any:
     options: dict[str, Any] = {"runtime_env": {"py_modules": [str(Path(relax_rl.__file__).resolve().parent)]}}
     if address == "local":
         options |= {"include_dashboard": False, "num_cpus": usable_cores(), "object_store_memory": 200_000_000}
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except Exception as error:  # whatever it is, the cluster cannot be used
-        where = f"the Ray cluster at {address} cannot be used"
-        raise RelaxRLError(f"{where}: {_one_line(error)}; {_advice(address)}") from None
-    finally:
-        for number, handler in handlers.items():  # a signal is still a request to save and leave
-            with suppress(ValueError):  # not in the main thread
-                signal.signal(number, handler)
+    failures: list[Exception] = []
+
+    def init() -> None:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except Exception as error:  # whatever it is, the cluster cannot be used
+            failures.append(error)
+
+    # Apart, as it waits for minutes where something answers that is no cluster, and would take over SIGTERM.
+    waiting = threading.Thread(target=init, daemon=True)
+    waiting.start()
+    waiting.join(_PATIENCE)
+    if failures or waiting.is_alive():
+        why = f"cannot be used: {_one_line(failures[0])}" if failures else f"has not answered within {_PATIENCE:.0f} s"
+        raise RelaxRLError(f"the Ray cluster at {address} {why}; {_advice(address)}")
     return ray
 
 

@@ -391,7 +391,7 @@ def _endpoint(address: str) -> tuple[str, int]:
 
 def _apart(path: Path, stack: ExitStack) -> IO[str]:
     """Have standard error, on which Ray tells of all it misses, lead to a file; returns where it led before."""
-    log = stack.enter_context(open(path, "a", encoding="utf-8"))
+    log = stack.enter_context(open(path, "a", encoding="utf-8"))  # noqa: SIM115
     before, descriptor = sys.stderr, os.dup(2)
     kept = stack.enter_context(os.fdopen(descriptor, "w", encoding="utf-8", errors="replace"))
     stack.callback(os.dup2, descriptor, 2)

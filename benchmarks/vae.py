@@ -17,15 +17,15 @@ import csv
 import json
 import signal
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks import RESULTS, commit, write_json, write_text
-from relax_rl.comparison.pool import Pool, Task
-from relax_rl.comparison.progress import Board, View
+from relax_rl.comparison.pool import Pool
+from relax_rl.comparison.progress import Progress
+from relax_rl.comparison.task import Task
 from relax_rl.interruption import interruptible
 
 __all__ = ["ESTIMATORS", "ROWS", "SETS", "Run", "main"]
@@ -156,41 +156,10 @@ def task_of(run: Run, data_dir: str | None) -> Task:
     begin += [] if data_dir is None else ["--data-dir", str(Path(data_dir).resolve())]
     return Task(
         name=f"{run.set.name}-{run.stem}",
-        row=(run.set.name, run.stem),
         folder=folder,
         begin=tuple(begin),
         resume=("relax_rl", "vae", "--resume", folder, "--quiet"),
     )
-
-
-class Queue:
-    """Runs whose result is not there yet, as a source of tasks; what comes of them is kept."""
-
-    def __init__(self, runs: Iterator[Run], data_dir: str | None) -> None:
-        self._runs, self._data_dir, self._commit = runs, data_dir, commit()
-        self._begun: dict[str, tuple[Run, float]] = {}
-        self.failures = 0
-
-    def next(self) -> Task | None:
-        """The next run; one that had ended before, and of which only the result had not been kept, is kept now."""
-        for run in self._runs:
-            if not is_finished(run):
-                task = task_of(run, self._data_dir)
-                self._begun[task.name] = run, time.perf_counter()
-                return task
-            keep(run, self._commit)
-        return None
-
-    def finished(self, task: Task, outcome: Mapping[str, Any]) -> None:
-        """Keep the result of a run that has ended, or say that it ended early."""
-        run, started = self._begun.pop(task.name)
-        if outcome["status"] == "finished":
-            result = keep(run, self._commit)
-            told = f"training bound {result['train_bound']:.2f}, {1e3 * result['seconds_per_step']:.1f} ms a step"
-        else:
-            told = f"{outcome['status']}: {outcome['error']}"
-            self.failures += 1
-        print(f"{run.set.name} {run.stem}: {told}, {time.perf_counter() - started:.0f} s", flush=True)
 
 
 def keep(run: Run, commit: str) -> dict[str, Any]:
@@ -264,14 +233,28 @@ def main() -> None:
     from benchmarks.vae_report import write_report
 
     arguments = parse_arguments()
-    runs = Queue(queue(arguments), arguments.data_dir)
-    if not arguments.report:
+    tasks = {task_of(run, arguments.data_dir): run for run in queue(arguments)} if not arguments.report else {}
+    present, failures = commit(), 0
+
+    def after(task: Task, outcome: Mapping[str, Any]) -> None:
+        if outcome["status"] == "finished":
+            result = keep(tasks[task], present)
+            told = f"training bound {result['train_bound']:.2f}, {1e3 * result['seconds_per_step']:.1f} ms a step"
+            print(f"{task.name}: {told}", flush=True)
+
+    # Of a run that had ended before, only the result had not been kept.
+    ended = [task for task, run in tasks.items() if is_finished(run)]
+    for task in ended:
+        after(task, {"status": "finished"})
+    if tasks:
         (RUNS / "logs").mkdir(parents=True, exist_ok=True)
-        with interruptible() as interruption, Pool(arguments.jobs, RUNS) as pool:
-            if not pool.run(runs, View(Board(arguments.jobs), None), interruption):
-                sys.exit(128 + (interruption.signal or signal.SIGINT))
+        with interruptible() as interruption, Pool(arguments.jobs, RUNS, Progress(quiet=True, after=after)) as pool:
+            outcomes = pool.run((task for task in tasks if task not in ended), interruption)
+        if outcomes is None:
+            sys.exit(128 + (interruption.signal or signal.SIGINT))
+        failures = sum(outcome["status"] != "finished" for outcome in outcomes.values())
     write_report(VAE_RESULTS)
-    sys.exit(1 if runs.failures else 0)
+    sys.exit(1 if failures else 0)
 
 
 if __name__ == "__main__":

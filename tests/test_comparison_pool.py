@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import signal
@@ -12,15 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from relax_rl.cli import main
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.comparison.contestants import Contestant
 from relax_rl.comparison.plan import Environment, Folder, run_task
-from relax_rl.comparison.pool import RESTARTS, Pool, ProcessLost, Task, has_ended, read_outcome
+from relax_rl.comparison.pool import RESTARTS, Pool, ProcessLost
 from relax_rl.comparison.process import CommandProcess, last_line, last_row
-from relax_rl.comparison.progress import Board, TableView, View, make_view
+from relax_rl.comparison.progress import Progress
+from relax_rl.comparison.task import Task, has_ended, read_outcome
 from relax_rl.errors import SettingsError
 from relax_rl.interruption import Interruption
 from relax_rl.loggers import read_csv
@@ -60,23 +61,34 @@ save(total)
 """
 
 
-class Queue:
-    """A source that keeps what has ended."""
+class Watching(Progress):
+    """Shows nothing, and calls a function with each row of a run in progress."""
 
-    def __init__(self, *tasks: Task) -> None:
-        self.tasks, self.ended = list(tasks), {}
+    def __init__(self, watch=lambda task, row: None) -> None:
+        super().__init__(quiet=True, errors=io.StringIO())
+        self.watch, self.most = watch, 0
 
-    def next(self) -> Task | None:
-        return self.tasks.pop(0) if self.tasks else None
+    def row(self, task: Task, row) -> None:
+        super().row(task, row)
+        self.most = max(self.most, len(self._running))
+        if row:
+            self.watch(task, row)
 
-    def finished(self, task: Task, outcome) -> None:
-        self.ended[task.name] = dict(outcome)
+    @property
+    def lines(self) -> list[str]:
+        return self._errors.getvalue().splitlines()
 
 
-def pretend(what: str, name: str | None = None, *, resume: str = "work", **settings) -> Task:
+def pretend(what: str, name: str | None = None, *, resume: str = "work") -> Task:
     name = name or what
     command = [("pretend", which, f"runs/{name}", "10") for which in (what, resume)]
-    return Task(name=name, row=("E", what), folder=f"runs/{name}", begin=command[0], resume=command[1], total_steps=10)
+    return Task(name=name, folder=f"runs/{name}", begin=command[0], resume=command[1], total_steps=10)
+
+
+def work(root: Path, *tasks: Task, workers: int = 1, progress: Progress | None = None, **options):
+    """What comes of tasks."""
+    with Pool(workers, root, progress or Watching(), **options) as pool:
+        return pool.run(tasks, Interruption())
 
 
 @pytest.fixture
@@ -87,35 +99,22 @@ def root(tmp_path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def view() -> View:
-    return View(Board(1), io.StringIO())
-
-
 @pytest.mark.parametrize("workers", [1, 3])
 def test_all_tasks_are_done_at_most_so_many_at_a_time(root, workers):
-    queue, most = Queue(*(pretend("work", f"work-{k}") for k in range(4))), 0
-
-    class Counting(View):
-        def refresh(self) -> None:
-            nonlocal most
-            most = max(most, sum(len(row.running) for row in self.board.rows.values()))
-
-    with Pool(workers, root) as pool:
-        assert pool.run(queue, Counting(Board(workers), None), Interruption())
-    assert len(queue.ended) == 4 and 1 <= most <= workers
-    for name in queue.ended:
+    tasks, progress = [pretend("work", f"work-{k}") for k in range(4)], Watching()
+    outcomes = work(root, *tasks, workers=workers, progress=progress)
+    assert sorted(outcomes) == [task.name for task in tasks] and 1 <= progress.most <= workers
+    for task in tasks:
         expected = {"status": "finished", "steps": 10, "episodes": 3, "return_mean": 1.5}
-        assert read_outcome(root / "runs" / name) == queue.ended[name] == expected
-        assert has_ended(pretend("work", name), root)
+        assert read_outcome(root / task.folder) == outcomes[task.name] == expected
+        assert has_ended(task, root)
 
 
 def test_what_fails_does_not_stop_the_rest(root):
-    errors = io.StringIO()
-    queue = Queue(*map(pretend, ("work", "die", "refuse", "leave", "crash", "diverge")), pretend("work", "last"))
-    with Pool(2, root) as pool:
-        assert pool.run(queue, View(Board(2), None, errors=errors), Interruption())
-    told = {name: (outcome["status"], outcome.get("error", "")) for name, outcome in queue.ended.items()}
+    progress = Watching()
+    tasks = [*map(pretend, ("work", "die", "refuse", "leave", "crash", "diverge")), pretend("work", "last")]
+    outcomes = work(root, *tasks, workers=2, progress=progress)
+    told = {name: (outcome["status"], outcome.get("error", "")) for name, outcome in outcomes.items()}
     log = root / "logs"
     assert told == {
         "work": ("finished", ""),
@@ -126,67 +125,50 @@ def test_what_fails_does_not_stop_the_rest(root):
         "diverge": ("diverged", "the gradient is not finite after 2 steps; lower the learning rates"),
         "last": ("finished", ""),
     }
-    assert queue.ended["diverge"]["seconds"] > 0
-    assert sorted(errors.getvalue().splitlines())[3] == "leave: failed: " + told["leave"][1]
-    ended = {name for name in queue.ended if read_outcome(root / "runs" / name) is not None}
+    assert outcomes["diverge"]["seconds"] > 0
+    assert sorted(progress.lines)[3] == "leave: failed: " + told["leave"][1] and len(progress.lines) == 5
+    ended = {name for name in outcomes if read_outcome(root / "runs" / name) is not None}
     assert ended == {"work", "diverge", "last"}, "the others are to be tried again"
 
 
 def test_an_interruption_has_runs_saved_and_begins_nothing_more(root):
-    interruption, queue = Interruption(), Queue(pretend("wait"), pretend("work"))
+    interruption = Interruption()
 
-    class Interrupting(View):
-        def progress(self, task, row) -> None:
-            assert row["step"] == 5 and row["return_mean"] == 1.5
-            interruption.signal = signal.SIGINT
+    def interrupt(task, row) -> None:
+        assert row["step"] == 5 and row["return_mean"] == 1.5
+        interruption.signal = signal.SIGINT
 
-    with Pool(1, root) as pool:
-        assert not pool.run(queue, Interrupting(Board(1), None), interruption)
-    assert queue.ended == {} and len(queue.tasks) == 1 and not has_ended(pretend("wait"), root)
-    again = Queue(pretend("wait"))
-    with Pool(1, root) as pool:
-        assert pool.run(again, View(Board(1), None), Interruption())
-    assert again.ended["wait"]["status"] == "finished", "it went on by the command that resumes"
+    with Pool(1, root, Watching(interrupt)) as pool:
+        assert pool.run([pretend("wait"), pretend("work")], interruption) is None
+    assert not (root / "runs" / "work").exists() and not has_ended(pretend("wait"), root)
+    assert work(root, pretend("wait"))["wait"]["status"] == "finished", "it went on by the command that resumes"
 
 
 def test_a_run_that_somebody_else_stops_is_a_failure(root):
-    class Stopping(View):
-        def progress(self, task, row) -> None:
-            os.kill(int((root / task.folder / "pids").read_text()), signal.SIGTERM)
+    def stop(task, row) -> None:
+        os.kill(int((root / task.folder / "pids").read_text()), signal.SIGTERM)
 
-    queue = Queue(pretend("wait"), pretend("work"))
-    with Pool(1, root) as pool:
-        assert pool.run(queue, Stopping(Board(1), None), Interruption())
-    assert queue.ended["wait"] == {"status": "failed", "error": "stopped from outside"}
-    assert queue.ended["work"]["status"] == "finished"
+    outcomes = work(root, pretend("wait"), pretend("work"), progress=Watching(stop))
+    assert outcomes["wait"] == {"status": "failed", "error": "stopped from outside"}
+    assert outcomes["work"]["status"] == "finished"
 
 
 def test_a_folder_without_a_checkpoint_holds_nothing_to_go_on_from(root):
     left = root / "runs" / "work"
     left.mkdir(parents=True)
     (left / "config.json").write_text("{}")
-    with Pool(1, root) as pool:
-        assert pool.run(Queue(pretend("work", resume="leave")), View(Board(1), None), Interruption())
-    assert not (left / "config.json").exists() and read_outcome(left)["status"] == "finished"
+    assert work(root, pretend("work", resume="leave"))["work"]["status"] == "finished"
+    assert not (left / "config.json").exists()
 
 
 def test_a_run_that_ended_while_nobody_was_there_is_not_repeated(root):
     folder = root / "runs" / "work"
     (folder / "checkpoints").mkdir(parents=True)
-    rows = "step,episodes,return_mean\n5,100,149.9\n8,120,150.001\n"
-    (folder / "progress.csv").write_text(rows)
-    task = pretend("work")
-    solved = Task(**{**vars(task), "stop_at_return": 150.0014})
-    for name, whole, stopped in (
-        ("5.safetensors", False, False),
-        ("8.zip", False, True),
-        ("10.safetensors", True, True),
-    ):
-        step, _, kind = name.partition(".")
-        (folder / "checkpoints" / f"step_{int(step):09d}.{kind}").touch()
-        for candidate, expected in ((task, whole), (solved, stopped)):
-            assert has_ended(candidate, root) is expected
-            (folder / "outcome.json").unlink(missing_ok=True)
+    (folder / "progress.csv").write_text("step,episodes,return_mean\n5,100,149.9\n11,120,150.5\n")
+    for name, ended in (("step_000000008.zip", False), ("step_000000011.zip", True)):
+        (folder / "checkpoints" / name).touch()
+        assert has_ended(pretend("work"), root) is ended
+    assert read_outcome(folder) == {"status": "finished", "steps": 11, "episodes": 120, "return_mean": 150.5}
 
 
 class Lost:
@@ -200,22 +182,19 @@ class Lost:
 
 
 @pytest.mark.parametrize("losses", [RESTARTS, RESTARTS + 1])
-def test_a_lost_run_is_started_again_a_few_times(root, view, losses):
-    starts = []
+def test_a_lost_run_is_started_again_a_few_times(root, losses):
+    starts, progress = [], Watching()
 
     def start(task: Task, log: Path):
         starts.append(task.command(root))
         return Lost() if len(starts) <= losses else CommandProcess(starts[-1], root, task.folder, log)
 
-    queue = Queue(pretend("work"))
-    with Pool(1, root, start=start) as pool:
-        assert pool.run(queue, view, Interruption())
-    lines = view._file.getvalue().splitlines()
-    assert lines[:RESTARTS] == ["work: the node is lost; started again"] * RESTARTS
+    outcome = work(root, pretend("work"), progress=progress, start=start)["work"]
+    assert progress.lines[:RESTARTS] == ["work: the node is lost; started again"] * RESTARTS
     if losses > RESTARTS:
-        assert queue.ended["work"] == {"status": "failed", "error": "the node is lost; given up after 2 restarts"}
+        assert outcome == {"status": "failed", "error": "the node is lost; given up after 2 restarts"}
     else:
-        assert queue.ended["work"]["status"] == "finished"
+        assert outcome["status"] == "finished"
 
 
 def test_a_folder_is_held_by_its_commands_too(root):
@@ -265,15 +244,15 @@ def test_a_run_of_train_goes_on_after_a_stop_and_after_a_kill(root):
     def first(stem: str) -> bool:
         return any(path.stem > stem for path in run.glob("checkpoints/step_*"))
 
-    class Stopping(View):
+    class Stopping(Watching):
         """Stops the run at its first checkpoint."""
 
         def refresh(self) -> None:
             if first(""):
                 interruption.signal = signal.SIGTERM
 
-    with Pool(1, root) as pool:
-        assert not pool.run(Queue(task), Stopping(Board(1), None), interruption)
+    with Pool(1, root, Stopping()) as pool:
+        assert pool.run([task], interruption) is None
     stopped = max(run.glob("checkpoints/step_*")).stem
 
     killed = CommandProcess(task.command(root), root, task.folder, root / "logs" / "a.log")
@@ -285,10 +264,8 @@ def test_a_run_of_train_goes_on_after_a_stop_and_after_a_kill(root):
     resumed = max(run.glob("checkpoints/step_*")).stem
     shutil.copytree(run, root / "copy")
 
-    queue = Queue(task)
-    with Pool(1, root) as pool:
-        assert pool.run(queue, View(Board(1), None), Interruption())
-    assert queue.ended["a"]["status"] == "finished" and queue.ended["a"]["steps"] >= 3000
+    outcome = work(root, task)["a"]
+    assert outcome["status"] == "finished" and outcome["steps"] >= 3000
     steps = [f"step_{entry['step']:09d}" for entry in _resumptions(run)]
     assert steps == [stopped, resumed]
     assert main(["train", "--resume", str(root / "copy"), "--quiet"]) == 0
@@ -298,8 +275,6 @@ def test_a_run_of_train_goes_on_after_a_stop_and_after_a_kill(root):
 
 
 def _resumptions(run: Path) -> list[dict]:
-    import json
-
     return json.loads((run / "config.json").read_text())["resumed"]
 
 
@@ -314,72 +289,37 @@ def test_the_end_of_a_table_that_is_being_written(tmp_path):
     assert last_line(tmp_path / "log", "error: ") == "error: last" and last_line(tmp_path / "log") == "bye"
 
 
-def a_task(label: str = "relax", seed: int = 0) -> Task:
-    name = f"CartPole-v1-{label}-s{seed}"
-    return Task(name=name, row=("CartPole-v1", label), folder="x", begin=(), total_steps=1000)
+def a_task(seed: int) -> Task:
+    return Task(name=f"CartPole-v1-relax-s{seed}", folder="x", begin=(), total_steps=1000)
 
 
-def a_row(**changes) -> dict[str, float]:
-    return {"step": 400.0, "return_mean": 20.0, "steps_per_second": 100.0, **changes}
-
-
-def test_the_board_counts():
-    board = Board(num_workers=2)
-    board.plan([(("CartPole-v1", label), 1000, 3) for label in ("relax", "a2c")])
-    assert board.time_left() is None
-    board.progress(a_task(), {})
-    board.progress(a_task(), a_row())
-    row = board.rows["CartPole-v1", "relax"]
-    assert (row.done, row.total, row.mean_return, row.steps_to_go) == (0, 3, 20.0, 2600)
-    # Two workers, 100 steps a second each; a2c counts with relax's speed.
-    assert board.time_left() == pytest.approx((2600 + 3000) / 200)
-    assert board.time_left([row]) == pytest.approx(13.0)
-    board.ended(a_task(), {"status": "finished", "return_mean": 30.0})
-    board.progress(a_task(seed=1), {})
-    board.ended(a_task(seed=1), {"status": "diverged", "error": "inf"})
-    assert (row.done, row.failed, row.steps_left, row.mean_return) == (2, 1, 1000, 30.0)
-    board.progress(a_task(seed=2), {})
-    board.ended(a_task(seed=2), {"status": "interrupted"})
-    assert row.done == 2 and not row.running
-
-
-def test_the_live_table():
-    view = TableView(Board(num_workers=1))
-    view.board.plan([((env, label), 1000, 1) for env in ("CartPole-v1", "Acrobot-v1") for label in ("relax", "a2c")])
-    view.started(a_task())
-    view.progress(a_task(), a_row())
-    console = Console(file=io.StringIO(), width=120)
-    console.print(view.table())
-    lines = console.file.getvalue().splitlines()
-    cells = [cell.strip() for cell in next(line for line in lines if "relax" in line).strip("│").split("│")]
-    assert cells == ["CartPole-v1", "relax", "0 of 1", "400", "20.0", "100", "0:06"]
-    assert sum("CartPole-v1" in line for line in lines) == 1, "an environment is named once"
-    assert "0:36 left" in lines[0]
-
-
-def test_plain_lines():
+def test_lines_of_progress(monkeypatch):
     out = io.StringIO()
-    view = View(Board(num_workers=1), out, interval=0.0)
-    view.board.plan([(("CartPole-v1", "relax"), 1000, 2)])
-    view.begin("2 runs")
-    view.started(a_task())
-    view.progress(a_task(), a_row(return_mean=float("nan")))
-    view.refresh()
-    view.ended(a_task(), {"status": "finished", "steps": 1003, "return_mean": 31.26})
-    view.started(a_task(seed=1))
-    view.ended(a_task(seed=1), {"status": "failed", "error": "no luck"})
-    view.ended(a_task(seed=2), {"status": "finished", "steps": 5, "return_mean": float("nan")})
-    assert out.getvalue().splitlines()[:-1] == [
-        "2 runs",
-        "0 of 2 runs done | 100 steps/s | 0:16 left",
-        "CartPole-v1-relax-s0: mean return 31.3 after 1,003 steps, 1 of 2 runs done",
-        "CartPole-v1-relax-s1: failed: no luck",
+    monkeypatch.setattr(sys, "stdout", out)
+    ended = []
+    progress = Progress(after=lambda task, outcome: ended.append((task.name[-1], outcome["status"])))
+    progress.begin("3 runs", map(a_task, (1, 2, 3)), done=[a_task(0)])
+    progress._display._interval = 0.0
+    progress.row(a_task(1), {})
+    progress.row(a_task(1), {"step": 400.0})
+    progress.refresh()
+    progress.ended(a_task(1), {"status": "finished", "steps": 1003, "return_mean": 31.26})
+    progress.ended(a_task(2), {"status": "failed", "error": "no luck"})
+    progress.ended(a_task(3), {"status": "interrupted"})
+    progress.ended(a_task(3), {"status": "finished", "steps": 5, "return_mean": float("nan")})
+    lines = out.getvalue().splitlines()
+    assert lines[1].startswith("step 1,400 of 4,000 | 1 of 4 runs done, 1 running | ")
+    assert [lines[0], *lines[2:]] == [
+        "3 runs",
+        "CartPole-v1-relax-s1: mean return 31.3 after 1,003 steps, 2 of 4 runs done",
+        "CartPole-v1-relax-s2: failed: no luck",
+        "CartPole-v1-relax-s3: no episode has finished after 5 steps, 4 of 4 runs done",
     ]
-    assert out.getvalue().splitlines()[-1].startswith("CartPole-v1-relax-s2: no episode has finished after 5 steps")
+    assert ended == [("1", "finished"), ("2", "failed"), ("3", "finished")]
 
 
-def test_a_quiet_view_tells_of_failures_alone(capsys):
-    view = make_view(Board(1), quiet=True)
-    view.begin("2 runs")
-    view.warn("something went wrong")
+def test_quiet_progress_tells_of_failures_alone(capsys):
+    progress = Progress(quiet=True)
+    progress.begin("2 runs", ())
+    progress.warn("something went wrong")
     assert capsys.readouterr() == ("", "something went wrong\n")

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from relax_rl.cli import main
-from relax_rl.comparison import ray_cluster
+from relax_rl.comparison import ray_cluster, ray_node
 from relax_rl.comparison.config import CompareConfig
-from relax_rl.comparison.ray_cluster import NodeRun, RayCluster, describe, write_files
+from relax_rl.comparison.ray_cluster import RayCluster, describe
+from relax_rl.comparison.ray_node import PREFIX, NodeRun, write_files
 from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.loggers import read_csv
 
@@ -65,7 +66,7 @@ def test_ray_is_not_imported_before_it_is_needed():
 
 def test_files_are_written_atomically_tables_first_and_never_elsewhere(tmp_path, monkeypatch):
     order = []
-    monkeypatch.setattr(ray_cluster, "write_bytes_atomic", lambda path, data: order.append(path.name))
+    monkeypatch.setattr(ray_node, "write_bytes_atomic", lambda path, data: order.append(path.name))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "old").touch()
     write_files(tmp_path / "run", {"checkpoints/step_2": b"", "progress.csv": b"", "episodes.csv": b""}, ["old"])
@@ -98,7 +99,7 @@ def test_a_node_tells_what_has_changed_and_leaves_nothing(tmp_path, monkeypatch)
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "touch.py").write_text(TOUCH)
-    left = tmp_path / f"{ray_cluster.PREFIX}of-a-killed-process"
+    left = tmp_path / f"{PREFIX}of-a-killed-process"
     left.mkdir()
     (left / ".lock").touch()
     run = NodeRun(("touch", "runs/a"), "runs/a", {"old": b"", "same": b"", "go": b""}, 60.0)
@@ -109,7 +110,7 @@ def test_a_node_tells_what_has_changed_and_leaves_nothing(tmp_path, monkeypatch)
     expected = {"checkpoints/step_000000002.safetensors": b"two", "progress.csv": b"step\n2\n"}
     assert found == {"code": 0, "row": {"step": 2.0}, "files": expected, "gone": ["old"], "log": b"hello\n"}
     assert next(iter(found["files"])).startswith("checkpoints"), "a table read later reaches further, not less far"
-    assert not any(tmp_path.glob(f"{ray_cluster.PREFIX}*"))
+    assert not any(tmp_path.glob(f"{PREFIX}*"))
 
 
 SMALL = "--env CartPole-v1 --estimators a2c relax --seeds 1 --total-steps 8000 --set hidden=8 surrogate_hidden=8"
@@ -136,7 +137,7 @@ def test_two_nodes_one_of_which_is_killed_half_way(tmp_path, monkeypatch, capsys
         assert main(["compare", *SMALL.split(), "--ray-address", cluster.address, "--run-dir", "far"]) == 0
     finally:
         cluster.shutdown()
-    err = capsys.readouterr().err.splitlines()
+    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("CartPole-v1-")]
     assert len(err) == 1 and "is lost, or its process there (" in err[0] and err[0].endswith("; started again")
     lost, kept = err[0].partition(":")[0], killed["kept"]
     assert {lost, kept} == {"CartPole-v1-a2c-s0", "CartPole-v1-relax-s0"}

@@ -9,17 +9,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from relax_rl.comparison.config import CompareConfig, check_resumable, read_settings, write_settings
 from relax_rl.comparison.contestants import read_contestants
-from relax_rl.errors import RelaxRLError, SettingsError
+from relax_rl.errors import SettingsError
 from relax_rl.interruption import Interruption, interruptible
 from relax_rl.options import parse
-
-if TYPE_CHECKING:
-    from relax_rl.comparison.plan import Folder
-    from relax_rl.comparison.ray_cluster import RayCluster
 
 __all__ = ["compare_command", "run_comparison"]
 
@@ -58,7 +54,7 @@ def run_comparison(
     from relax_rl.comparison import peers, ray_cluster, tuning
     from relax_rl.comparison.plan import Folder, check_contestants, make_environments, variance_reference
     from relax_rl.comparison.pool import Pool, local
-    from relax_rl.comparison.progress import Board, make_view
+    from relax_rl.comparison.progress import Progress
     from relax_rl.comparison.session import Session
 
     if config.resume is not None:
@@ -67,7 +63,7 @@ def run_comparison(
     if config.peers:
         peers.check_installed()
     if config.ray_address is not None:
-        ray_cluster.check_installed()
+        ray_cluster.check(config.ray_address)
     if config.tune:
         tuning.check_installed(config)
     variance_reference(contestants, config)
@@ -80,33 +76,22 @@ def run_comparison(
         folder.complete()
     with ExitStack() as stack:
         held = stack.enter_context(folder.locked())
-        cluster = _cluster(config, folder, stack)
+        cluster = None
+        if config.ray_address is not None:
+            cluster = stack.enter_context(ray_cluster.RayCluster(config.ray_address, folder.path))
         workers = config.workers if cluster is None else config.num_workers or max(1, cluster.about["cpus"])
         settings = replace(config, resume=None, run_dir=str(folder.path))
         commands = write_settings(folder.settings, settings, command)
-        view = make_view(Board(workers), quiet=config.quiet, errors=None if cluster is None else cluster.errors)
+        progress = Progress(quiet=config.quiet, errors=None if cluster is None else cluster.errors)
         start = local(folder.path, held)
         if cluster is not None:
-            start, cluster.warn = cluster.start, view.warn
-        pool = stack.enter_context(Pool(workers, folder.path, start=start))
-        stack.callback(view.end)
+            start, cluster.warn = cluster.start, progress.warn
+        pool = stack.enter_context(Pool(workers, folder.path, progress, start=start))
+        stack.callback(progress.end)
         about = None if cluster is None else cluster.about
         session = Session(config, folder, environments, contestants, commands, about)
         # An interruption that has not come yet is false.
-        return folder.path, session.run(pool, view, Interruption() if interruption is None else interruption)
-
-
-def _cluster(config: CompareConfig, folder: Folder, stack: ExitStack) -> RayCluster | None:
-    """The cluster that works on the runs, if this machine does not; without it nothing is left behind."""
-    from relax_rl.comparison.ray_cluster import RayCluster
-
-    if config.ray_address is None:
-        return None
-    try:
-        return stack.enter_context(RayCluster(config.ray_address, folder.path))
-    except RelaxRLError:
-        folder.discard()
-        raise
+        return folder.path, session.run(pool, progress, Interruption() if interruption is None else interruption)
 
 
 def _config(args: list[str], prog: str) -> CompareConfig:

@@ -11,7 +11,7 @@ from pathlib import Path
 from relax_rl.checkpoint_files import newest_first, remove_all_but
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.comparison.plan import Folder, options
-from relax_rl.comparison.pool import Task
+from relax_rl.comparison.task import Task
 from relax_rl.loggers import read_csv
 from relax_rl.runs import RunFolder, write_json
 from relax_rl.serialization import writing
@@ -45,7 +45,7 @@ def measurement(config: CompareConfig, folder: Folder, env: str, stage: str, run
     given = {"batches": config.variance_batches, "fit_batches": config.variance_fit_batches, "states": 0}
     inside = f"variance/{work.name}"
     begin = ("relax_rl", "variance", inside, *options(given))
-    return Task(name=f"variance-{work.name}", row=(env, f"variance, {stage}"), folder=inside, begin=begin)
+    return Task(name=f"variance-{work.name}", folder=inside, begin=begin)
 
 
 def collect(folder: Folder, env: str, stage: str, checkpoint: Path) -> None:

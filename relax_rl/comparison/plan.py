@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -12,7 +13,8 @@ from typing import IO, TYPE_CHECKING, Any
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.comparison.contestants import Contestant, safe_name
 from relax_rl.comparison.peers import planned_steps, published
-from relax_rl.comparison.pool import Task
+from relax_rl.comparison.process import lock
+from relax_rl.comparison.task import Task
 from relax_rl.errors import SettingsError
 from relax_rl.serialization import writing
 
@@ -120,16 +122,6 @@ class Folder:
             for name in FOLDERS:
                 (self.path / name).mkdir(parents=True, exist_ok=True)
 
-    def discard(self) -> None:
-        """Remove what `create` has made, as long as nothing is in it but empty folders and logs."""
-        if self.settings.exists():
-            return
-        for path in (*self.logs.glob("*.log"), self.path / ".lock"):
-            path.unlink(missing_ok=True)
-        for name in (*FOLDERS, ""):
-            with suppress(OSError):
-                (self.path / name).rmdir()
-
     @contextmanager
     def locked(self) -> Iterator[int | None]:
         """Hold the folder for this process and for those that inherit the descriptor it yields.
@@ -140,18 +132,11 @@ class Folder:
         with writing(self.path):
             file: IO[bytes] = open(self.path / ".lock", "ab")  # noqa: SIM115
         with file:
-            try:
-                import fcntl
-            except ImportError:  # no such locks on this system
-                yield None
-                return
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not lock(file):
                 raise SettingsError(
                     f"{self.path} is being worked on; wait until its processes have saved their runs and left"
-                ) from None
-            yield file.fileno()
+                )
+            yield file.fileno() if os.name == "posix" else None
 
 
 def make_environments(config: CompareConfig) -> tuple[list[Environment], dict[str, Any]]:
@@ -272,12 +257,10 @@ def run_task(
         resume = (*program, f"--resume={folder}", *options(every))
     return Task(
         name=name,
-        row=(env.name, contestant.label),
         folder=folder,
         begin=(*program, *options(ours)),
         resume=resume,
         total_steps=steps,
-        stop_at_return=stop,
         cpus=int(ours.get("threads", 1)),
         gpus=int(str(ours.get("device", "cpu")).startswith("cuda")),
     )

@@ -1,122 +1,66 @@
 """Commands on the nodes of a Ray cluster, which need share no disk with this machine.
 
 A run is an actor: Ray places it where its CPUs and GPUs are free, brings this package there as a runtime environment, and
-ends it with its node or with this process. It works in a folder for temporary files; what changes there comes back through
-Ray's object store once in a while and at the end, checkpoints included, and is written to the run's folder here. A run
-whose actor is lost goes on from there.
+ends it with its node or with this process. What changes in its folder there comes back through Ray's object store once in
+a while and at the end, checkpoints included, and is written to the run's folder here. A run whose actor is lost goes on
+from there.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
+import re
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, redirect_stderr, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
 import relax_rl
-from relax_rl.checkpoint_files import newest_first
 from relax_rl.comparison.config import usable_cores
-from relax_rl.comparison.pool import OUTCOME, ProcessLost, Task
-from relax_rl.comparison.process import CommandProcess
+from relax_rl.comparison.pool import ProcessLost
+from relax_rl.comparison.ray_node import PACKAGES, NodeRun, read_files, write_files
+from relax_rl.comparison.task import Task
 from relax_rl.errors import RelaxRLError, SettingsError
-from relax_rl.runs import RunFolder, versions
-from relax_rl.serialization import write_bytes_atomic, writing
+from relax_rl.runs import versions
+from relax_rl.serialization import writing
 
-__all__ = ["NodeRun", "RayCluster", "check_installed"]
+__all__ = ["RayCluster", "RayProcess", "check"]
 
-PACKAGES = ("torch", "gymnasium", "numpy")
-"""What a run's numbers depend on."""
-PREFIX = "relax-rl-node-"
-"""Of the names of folders on nodes."""
 COLLECT = 60.0
 """Seconds between two collections of the files of a run in progress."""
 
 _ANSWER = 5.0
 """Seconds that a cluster's port may take to answer."""
 _PATIENCE = 60.0
-"""Seconds that it may take to connect."""
+"""Seconds that it may take to connect, and without a free node after which the user is told."""
 _GONE = 20.0
 """Seconds without an answer after which a cluster is given up; Ray itself would end this process after a minute."""
-_UNHEARD = 60.0
-"""Seconds without a free node after which the user is told."""
 _LOOK = 2.0
 """Seconds that a node waits for the end of a command before it tells how far that has got."""
 
 
-def check_installed() -> None:
-    """Raises:
-    SettingsError: Ray is missing.
+def check(address: str) -> None:
+    """See that Ray is installed, and that something answers at the address.
+
+    Raises:
+        SettingsError: Ray is missing.
+        RelaxRLError: nothing answers.
     """
     if find_spec("ray") is None:
         raise SettingsError("--ray-address needs Ray, which is missing: pip install 'relax-rl[ray]'")
-
-
-class NodeRun:
-    """A command at work on a node. Ray calls its methods one after the other.
-
-    Args:
-        command: the module and its arguments.
-        run: the run's folder, from that of the comparison.
-        files: of that folder, by name, that the command goes on from.
-        collect_interval: seconds between two looks at the files while it works.
-    """
-
-    def __init__(self, command: Sequence[str], run: str, files: Mapping[str, bytes], collect_interval: float) -> None:
-        self._root, self._lock = _own_folder()
-        self._folder, self._interval = self._root / run, collect_interval
-        write_files(self._folder, files, ())
-        self._known = {name: stamp for name, (_, stamp) in _files(self._folder).items()}
-        self._log, self._log_told, self._collected = self._root / "log", 0, time.monotonic()
-        self._process = CommandProcess(command, self._root, run, self._log, held=self._lock.fileno())
-
-    def about(self) -> dict[str, Any]:
-        """Name of the node, and the versions of what numbers depend on."""
-        return {"node": socket.gethostname(), "versions": versions(PACKAGES)}
-
-    def look(self, seconds: float) -> dict[str, Any]:
-        """The exit `code` (None while it works) and the last `row` of progress, after so long or at the end.
-
-        Now and then, and at the end, also what has changed: the new content of `files`, the names of those that are `gone`,
-        and what the command has printed (`log`). Nothing is left on the node after the end.
-        """
-        deadline = time.monotonic() + seconds
-        while (code := self._process.poll()) is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        found = {"code": code, "row": self._process.progress()}
-        if code is not None or time.monotonic() - self._collected >= self._interval:
-            found |= self._changes()
-        if code is not None:
-            shutil.rmtree(self._root, ignore_errors=True)
-        return found
-
-    def stop(self) -> None:
-        """Ask the command to save its run and to leave."""
-        self._process.stop()
-
-    def _changes(self) -> dict[str, Any]:
-        """Checkpoints are read before tables, which may thus reach further than these, but never end before them."""
-        files, present = {}, _files(self._folder)
-        for name in sorted(present, key=_checkpoints_first):
-            path, stamp = present[name]
-            if self._known.get(name) != stamp:
-                with suppress(FileNotFoundError):  # an old checkpoint, removed this very moment
-                    files[name], self._known[name] = path.read_bytes(), stamp
-        gone = [name for name in self._known if name not in present]
-        self._known = {name: stamp for name, stamp in self._known.items() if name in present}
-        log = self._log.read_bytes()[self._log_told :]
-        self._log_told += len(log)
-        self._collected = time.monotonic()
-        return {"files": files, "gone": gone, "log": log}
+    if ":" in address:
+        try:
+            socket.create_connection(_endpoint(address), timeout=_ANSWER).close()
+        except OSError as error:
+            why = error.strerror or error
+            raise RelaxRLError(f"no Ray cluster answers at {address}: {why}; {_advice(address)}") from None
 
 
 class RayCluster:
@@ -128,28 +72,26 @@ class RayCluster:
 
     Attributes:
         about: `address`, `cpus` and `nodes`, of the moment of connecting.
-        warn: takes a line about something that ends no run.
         errors: where standard error led before: what Ray prints goes to `logs/ray.log` as long as this lasts.
+        warn: takes a line about something that ends no run.
 
     Raises:
         RelaxRLError: no cluster answers, or it cannot be used.
     """
 
     def __init__(self, address: str, root: Path) -> None:
-        self.root = root
+        self.root, self._address = root, address
         self.warn: Callable[[str], None] = lambda line: None
         with ExitStack() as stack:
             self.errors = _apart(root / "logs" / "ray.log", stack)
             self.ray = _connect(address)
             stack.callback(self.ray.shutdown)
             self._leave = stack.pop_all()
-        self._address, self._heard = address, time.monotonic()
-        host = address if ":" in address else self.ray.get_runtime_context().gcs_address
-        self._endpoint = _endpoint(host)
         nodes = self._nodes()
         self.about: dict[str, Any] = {"address": address, "nodes": len(nodes)}
         self.about["cpus"] = int(sum(node.get("CPU", 0) for node in nodes))
-        self._versions, self._compared = versions(PACKAGES), set[str]()
+        self._endpoint = _endpoint(address if ":" in address else self.ray.get_runtime_context().gcs_address)
+        self._heard, self._versions, self._compared = time.monotonic(), versions(PACKAGES), set[str]()
 
     def __enter__(self) -> RayCluster:
         return self
@@ -177,12 +119,10 @@ class RayCluster:
 
     def compare(self, node: str, found: Mapping[str, str]) -> None:
         """Tell, once for each node, of versions with which numbers need not agree."""
-        other = [name for name, version in self._versions.items() if found.get(name) != version]
-        if other and node not in self._compared:
-            self._compared.add(node)
-            there = ", ".join(f"{name} {found.get(name, 'missing')}" for name in other)
-            here = ", ".join(f"{name} {self._versions[name]}" for name in other)
+        if found != self._versions and node not in self._compared:
+            there, here = (" ".join(map(" ".join, sorted(each.items()))) for each in (found, self._versions))
             self.warn(f"{node} has {there}, here is {here}: numbers need not agree")
+        self._compared.add(node)
 
     def check(self) -> None:
         """See, now and then, that the cluster still answers.
@@ -222,7 +162,7 @@ class RayProcess:
         self._folder, self._name = cluster.root / task.folder, task.name
         self._row: Mapping[str, float] = {}
         self._code: int | None = None
-        self._node, self._since, self._stopping = "", time.monotonic(), False
+        self._node, self._since = "", time.monotonic()
         try:
             wanted = cluster.resources(task)
         except RelaxRLError as error:
@@ -232,8 +172,8 @@ class RayProcess:
         kind = self._ray.remote(NodeRun).options(
             num_cpus=wanted["CPU"], num_gpus=wanted["GPU"], max_restarts=0, scheduling_strategy="SPREAD"
         )
-        inputs = self._ray.put(_inputs(self._folder))
-        self._actor = kind.remote(task.command(cluster.root), task.folder, inputs, COLLECT)
+        files = self._ray.put(read_files(self._folder))
+        self._actor = kind.remote(task.command(cluster.root), task.folder, files, COLLECT)
         self._answer = self._actor.about.remote()
 
     def poll(self) -> int | None:
@@ -250,7 +190,7 @@ class RayProcess:
             self._tell_of_waiting()
             return None
         try:
-            found = self._ray.get(self._answer)
+            self._take(self._ray.get(self._answer))
         except self._ray.exceptions.RayActorError as error:
             if getattr(error, "actor_init_failed", False):
                 return self._fail(_one_line(error))
@@ -260,11 +200,6 @@ class RayProcess:
             ) from None
         except self._ray.exceptions.RayError as error:
             return self._fail(_one_line(error))
-        if "node" in found:
-            self._node = found["node"]
-            self._cluster.compare(self._node, found["versions"])
-        else:
-            self._take(found)
         if self._code is None:
             self._answer = self._actor.look.remote(_LOOK)
         else:
@@ -277,7 +212,6 @@ class RayProcess:
 
     def stop(self) -> None:
         """Ask it to save its run and to leave."""
-        self._stopping = True
         if self._code is None and self._node:
             self._actor.stop.remote()
         elif self._code is None:  # it has not begun
@@ -296,7 +230,11 @@ class RayProcess:
         return self._code
 
     def _take(self, found: Mapping[str, Any]) -> None:
-        """What the node has told: files first, then that the command has ended."""
+        """What the node has told: where it is; then how far the command is, files first and then that it has ended."""
+        if "node" in found:
+            self._node = found["node"]
+            self._cluster.compare(self._node, found["versions"])
+            return
         self._row = found["row"]
         if "files" in found:
             write_files(self._folder, found["files"], found["gone"])
@@ -313,75 +251,16 @@ class RayProcess:
             file.write(text)
 
     def _tell_of_waiting(self) -> None:
-        if not self._node and self._since and time.monotonic() - self._since > _UNHEARD:
+        if not self._node and self._since and time.monotonic() - self._since > _PATIENCE:
             self._since = 0.0
-            self._cluster.warn(
-                f"{self._name}: has waited {_UNHEARD:.0f} seconds for {self._wanted} on a node, and goes on waiting"
-            )
-
-
-def write_files(folder: Path, files: Mapping[str, bytes], gone: Sequence[str]) -> None:
-    """Bring a folder up to what a node has told, each file atomically.
-
-    Tables come before checkpoints: a stop in between leaves something that can be gone on with.
-
-    Raises:
-        RelaxRLError: a file cannot be written.
-        ValueError: a name leads out of the folder.
-    """
-    for name in [*sorted(files, key=_checkpoints_first, reverse=True), *gone]:
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"{name!r} is no file of {folder}")
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if name not in files:
-                path.unlink(missing_ok=True)
-        if name in files:
-            write_bytes_atomic(path, files[name])
-
-
-def _own_folder() -> tuple[Path, IO[bytes]]:
-    """A folder for temporary files and the lock that is held on it; those of killed processes are removed first."""
-    import fcntl
-
-    for old in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with suppress(OSError), open(old / ".lock", "rb") as file:  # somebody else's, or just being made
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(old, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-    lock = open(folder / ".lock.new", "xb")  # noqa: SIM115
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    (folder / ".lock.new").rename(folder / ".lock")  # under its name it is never seen unlocked while it is in use
-    return folder, lock
+            line = f"has waited {_PATIENCE:.0f} seconds for {self._wanted} on a node, and goes on waiting"
+            self._cluster.warn(f"{self._name}: {line}")
 
 
 def describe(resources: Mapping[str, float]) -> str:
     """`1 CPU`, `4 CPUs and 1 GPU`."""
     counts = {kind: count for kind, count in resources.items() if count or kind == "CPU"}
     return " and ".join(f"{count:g} {kind}{'' if count == 1 else 's'}" for kind, count in counts.items())
-
-
-def _files(folder: Path) -> dict[str, tuple[Path, tuple[int, int]]]:
-    """Path, and time and size, of every file but those that are just being written, by name."""
-    found = {}
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            if path.is_file() and not (path.name.startswith(".") and path.suffix == ".tmp"):
-                about = path.stat()
-                found[path.relative_to(folder).as_posix()] = path, (about.st_mtime_ns, about.st_size)
-    return found
-
-
-def _inputs(folder: Path) -> dict[str, bytes]:
-    """What a run goes on from: all files but the older ones of many checkpoints."""
-    skipped = set(newest_first(RunFolder(folder).checkpoints)[2:])
-    found = {name: path for name, (path, _) in _files(folder).items() if path not in skipped and name != OUTCOME}
-    return {name: path.read_bytes() for name, path in found.items()}
-
-
-def _checkpoints_first(name: str) -> tuple[bool, str]:
-    return not name.startswith("checkpoints/"), name
 
 
 def _endpoint(address: str) -> tuple[str, int]:
@@ -404,15 +283,8 @@ def _connect(address: str) -> Any:
     """The Ray module, connected.
 
     Raises:
-        RelaxRLError: no cluster answers.
+        RelaxRLError: no cluster answers, or it cannot be used.
     """
-    if ":" in address:
-        try:
-            socket.create_connection(_endpoint(address), timeout=_ANSWER).close()
-        except OSError as error:
-            raise RelaxRLError(
-                f"no Ray cluster answers at {address}: {error.strerror or error}; {_advice(address)}"
-            ) from None
     # Nobody is counted who has not asked for it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -451,5 +323,5 @@ def _advice(address: str) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """What an error says, in one line without colours."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:300] or type(error).__name__

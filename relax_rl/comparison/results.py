@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from relax_rl.comparison.pool import WINDOW, read_outcome
 from relax_rl.comparison.statistics import (
     Estimate,
     bootstrap,
@@ -21,11 +20,14 @@ from relax_rl.comparison.statistics import (
     performance_profile,
     solved_fraction,
 )
+from relax_rl.comparison.task import read_outcome
 from relax_rl.loggers import read_csv
 from relax_rl.runs import RunFolder
 
 __all__ = ["POINTS", "RunResult", "Solved", "aggregate", "read_run", "read_variances", "summarise"]
 
+WINDOW = 100
+"""Episodes in every mean return."""
 POINTS = 200
 """Points of a summarised curve."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,40 +13,18 @@ from relax_rl.comparison.contestants import Contestant
 from relax_rl.comparison.figures import draw_all
 from relax_rl.comparison.frozen_variance import STAGES, choose_snapshots, collect, measurement
 from relax_rl.comparison.plan import Environment, Folder, run_task, variance_reference
-from relax_rl.comparison.pool import Pool, Task, has_ended, read_outcome
-from relax_rl.comparison.progress import View
+from relax_rl.comparison.pool import Pool
+from relax_rl.comparison.progress import Progress
 from relax_rl.comparison.report import markdown
 from relax_rl.comparison.results import aggregate, read_run, read_variances, summarise
-from relax_rl.comparison.tuning import Tuning
+from relax_rl.comparison.task import Task, has_ended, read_outcome
+from relax_rl.comparison.tuning import make_studies, tune
 from relax_rl.interruption import Interruption
 from relax_rl.presets import find_preset
 from relax_rl.runs import write_json
 from relax_rl.serialization import write_text_atomic
 
 __all__ = ["Session"]
-
-
-class _Fixed:
-    """A source of tasks that are all known beforehand; keeps what became of those that did not end well.
-
-    Args:
-        tasks: in order.
-        after: called with a task that has ended well.
-    """
-
-    def __init__(self, tasks: Iterable[Task], after: Callable[[Task], None] | None = None) -> None:
-        self.tasks = list(tasks)
-        self.failures: list[dict[str, str]] = []
-        self._after = after
-
-    def next(self) -> Task | None:
-        return self.tasks.pop(0) if self.tasks else None
-
-    def finished(self, task: Task, outcome: Mapping[str, Any]) -> None:
-        if outcome["status"] != "finished":
-            self.failures.append({"run": task.name, "status": outcome["status"], "error": outcome["error"]})
-        elif self._after is not None:
-            self._after(task)
 
 
 @dataclass
@@ -70,52 +48,49 @@ class Session:
 
     def __post_init__(self) -> None:
         self._reference = variance_reference(self.contestants, self.config)
-        self._tuning = (
-            Tuning(self.config, self.environments, self.contestants, self.folder) if self.config.tune else None
-        )
+        self._studies = make_studies(self.config, self.environments, self.contestants, self.folder)
 
-    def run(self, pool: Pool, view: View, interruption: Interruption) -> dict[str, Any] | None:
+    def run(self, pool: Pool, progress: Progress, interruption: Interruption) -> dict[str, Any] | None:
         """Do what is still to be done, and write the results; returns what `comparison.json` holds.
 
         Finished runs are not repeated, those that were stopped go on. None if interrupted: nothing is written then.
         """
-        if self._tuning is not None:
-            left = {row: study.tasks_left() for row, study in self._tuning.studies.items()}
-            view.board.plan((row, study.steps, left[row]) for row, study in self._tuning.studies.items())
-            view.begin(f"tuning, {self.config.tune} trials each")
-            if not pool.run(self._tuning, view, interruption):
-                return None
-        every = list(self._runs())
-        runs = _Fixed(task for task in every if not has_ended(task, self.folder.path))
-        view.board.plan((task.row, task.total_steps, 1) for task in every)
-        for task in every:
-            if task not in runs.tasks:
-                view.board.ended(task, {"status": "finished"})
-        view.begin(f"{len(runs.tasks)} runs, {pool.num_workers} at a time, in {self.folder.path}")
-        if not pool.run(runs, view, interruption):
+
+        def trials(tasks: list[Task]) -> bool:
+            progress.begin(f"tuning, {self.config.tune} trials each, {len(tasks)} runs at hand", tasks)
+            return pool.run(tasks, interruption) is not None
+
+        if not tune(self._studies, trials):
             return None
-        # Whatever had diverged before; other failures are tried again.
-        outcomes = ((task.name, read_outcome(self.folder.path / task.folder) or {}) for task in every)
-        diverged = [
-            {"run": name, "status": "diverged", "error": outcome["error"]}
-            for name, outcome in outcomes
-            if outcome.get("status") == "diverged"
-        ]
-        failures = [*diverged, *(failure for failure in runs.failures if failure["status"] != "diverged")]
-        frozen = {task.name: (env, stage, checkpoint, task) for env, stage, checkpoint, task in self._measurements()}
-        measurements = _Fixed(
-            (task for *_, task in frozen.values()), lambda task: collect(self.folder, *frozen[task.name][:3])
-        )
+        runs = list(self._runs())
+        left = [task for task in runs if not has_ended(task, self.folder.path)]
+        title = f"{len(left)} runs, {pool.num_workers} at a time, in {self.folder.path}"
+        progress.begin(title, left, done=[task for task in runs if task not in left])
+        outcomes = pool.run(left, interruption)
+        if outcomes is None:
+            return None
+        # What had diverged before counts too; other failures were tried again.
+        found = {task.name: outcomes.get(task.name) or read_outcome(self.folder.path / task.folder) for task in runs}
+        frozen = list(self._measurements())
         if frozen:
-            view.board.plan((task.row, 0, 1) for task in measurements.tasks)
-            view.begin(f"gradient variance at frozen agents, {len(frozen)} to measure")
-        if not pool.run(measurements, view, interruption):
+            progress.begin(f"gradient variance at frozen agents, {len(frozen)} to measure", ())
+        outcomes = pool.run((task for task, *_ in frozen), interruption)
+        if outcomes is None:
             return None
-        view.say("drawing figures and writing the report")
-        return self._write([*failures, *measurements.failures], pool.num_workers)
+        for task, env, stage, checkpoint in frozen:
+            if outcomes[task.name]["status"] == "finished":
+                collect(self.folder, env, stage, checkpoint)
+        progress.say("drawing figures and writing the report")
+        failures = [
+            {"run": name, "status": outcome["status"], "error": outcome["error"]}
+            for name, outcome in {**found, **outcomes}.items()
+            if outcome is not None and outcome["status"] != "finished"
+        ]
+        return self._write(failures, pool.num_workers)
 
     def _contestant_at(self, env: Environment, contestant: Contestant) -> Contestant:
-        return contestant if self._tuning is None else self._tuning.tuned(env.name, contestant)
+        study = self._studies.get((env.name, contestant.label))
+        return contestant if study is None else study.tuned()
 
     def _runs(self) -> Iterator[Task]:
         """All runs: environment by environment, seed by seed, each seed with every contestant."""
@@ -133,8 +108,8 @@ class Session:
                         snapshots=contestant == self._reference and seed == self.config.first_seed,
                     )
 
-    def _measurements(self) -> Iterator[tuple[str, str, Path, Task]]:
-        """Measurements of the gradient's variance that are not there yet: environment, stage, frozen agent and task."""
+    def _measurements(self) -> Iterator[tuple[Task, str, str, Path]]:
+        """Measurements of the gradient's variance that are not there yet: task, environment, stage and frozen agent."""
         for env in self.environments if self._reference is not None else ():
             assert self._reference is not None
             run = self.folder.run(env.name, self._reference, self.config.first_seed)
@@ -143,7 +118,7 @@ class Session:
             for stage, checkpoint in choose_snapshots(run).items():
                 if not self.folder.variance(env.name, stage).exists():
                     task = measurement(self.config, self.folder, env.name, stage, run, checkpoint)
-                    yield env.name, stage, checkpoint, task
+                    yield task, env.name, stage, checkpoint
 
     def _write(self, failures: Sequence[Mapping[str, str]], num_workers: int) -> dict[str, Any]:
         """Summarise, draw, and write everything there is to say."""
@@ -181,7 +156,7 @@ class Session:
         found = {}
         for contestant in self.contestants:
             tuned = self._contestant_at(env, contestant)
-            study = self._tuning.studies.get((env.name, contestant.label)) if self._tuning is not None else None
+            study = self._studies.get((env.name, contestant.label))
             peer = None
             if contestant.peer:
                 published = peers.with_bins(peers.published(env.id, contestant.kind), env.bins)

@@ -31,36 +31,36 @@ def test_peers_on_cut_actions(tmp_path):
 def test_a_peer_that_is_stopped_goes_on(tmp_path, algo, monkeypatch):
     """Parameters, optimiser, running statistics, counters and last episodes come back; tables go on from the checkpoint."""
     run, seen = tmp_path / "run", {}
-    step, load = peer_training._Run.step, peer_training._Run.load
+    step, restore = peer_training._Run._on_step, peer_training._Run.restore
 
-    def stop(self, infos) -> bool:
+    def stop(self) -> bool:
         if self.model.num_timesteps == 150 * self.model.n_envs + self.model.n_envs:
             os.kill(os.getpid(), signal.SIGTERM)
-        goes_on = step(self, infos)
+        goes_on = step(self)
         if not goes_on:
             seen["before"] = _everything(self.model), dict(self.state)
         return goes_on
 
-    def remember(self, path) -> None:
-        load(self, path)
-        seen["after"] = _everything(self.model), self
+    def remember(self, model, state) -> None:
+        restore(self, model, state)
+        seen["after"] = _everything(model), list(self.returns)
 
-    monkeypatch.setattr(peer_training._Run, "step", stop)
+    monkeypatch.setattr(peer_training._Run, "_on_step", stop)
     options = {"n_steps=8", "n_epochs=2", "batch_size=32"} if algo == "sb3-ppo" else set()
     args = ["--env=Acrobot-v1", f"--algo={algo}", "--total-steps=6000", "--set", "learning_rate=0.01", *options]
     more = ["--log-interval=500", "--checkpoint-interval=1000", f"--run-dir={run}"]
     assert main([*args, *more]) == 143
     step_saved = int(max(run.glob("checkpoints/*.zip")).stem[5:])
     assert 2300 < step_saved <= 2416 and len(list(run.glob("checkpoints/*.zip"))) == 2
-    monkeypatch.setattr(peer_training._Run, "step", step)
-    monkeypatch.setattr(peer_training._Run, "load", remember)
+    monkeypatch.setattr(peer_training._Run, "_on_step", step)
+    monkeypatch.setattr(peer_training._Run, "restore", remember)
     assert main([f"--resume={run}"]) == 0
-    (before, state), (after, resumed) = seen["before"], seen["after"]
+    (before, state), (after, returns) = seen["before"], seen["after"]
     assert before.keys() == after.keys() and len(before) > 20
     for name, value in before.items():
         close = 0.05 if name.startswith("normalization") else 0.0  # what a rollout in progress has brought is in it
         np.testing.assert_allclose(after[name], value, rtol=close, atol=close, err_msg=name)
-    assert state["step"] == step_saved and list(resumed.returns)[: len(state["returns"])] == state["returns"]
+    assert state["step"] == step_saved and returns == state["returns"]
     progress, episodes = read_csv(run / "progress.csv"), read_csv(run / "episodes.csv")
     assert progress["step"] == sorted(set(progress["step"])) and progress["step"][-1] >= 6000
     assert progress["seconds"] == sorted(progress["seconds"]) and len(progress["step"]) >= 12

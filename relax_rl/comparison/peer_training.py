@@ -16,22 +16,30 @@ import sys
 import time
 import zipfile
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import ale_py
+import gymnasium
+import numpy as np
+import stable_baselines3
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from relax_rl.callbacks import Every
 from relax_rl.comparison.peers import ALGORITHMS, Peer, planned_steps, published, with_bins, with_overrides
+from relax_rl.env_actions import BinnedActions
 from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError
 from relax_rl.interruption import Interruption, interruptible
 from relax_rl.loggers import EPISODE_COLUMNS, PROGRESS_COLUMNS, CsvLogger, truncate_csv
 from relax_rl.options import parse
 from relax_rl.runs import RunFolder, read_record, versions, write_json
 from relax_rl.serialization import write_bytes_atomic, writing
-
-if TYPE_CHECKING:
-    from stable_baselines3.common.vec_env import VecEnv
 
 __all__ = ["PeerConfig", "main", "train_peer"]
 
@@ -76,26 +84,26 @@ class PeerConfig:
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)!r}, expected at least 1")
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """`set` by name."""
+    def planned(self) -> tuple[Peer, int]:
+        """The peer as it is trained, and its steps.
+
+        Raises:
+            SettingsError: `set` is not JSON.
+        """
         try:
-            return {name: json.loads(value) for name, _, value in (text.partition("=") for text in self.set)}
+            overrides = {name: json.loads(value) for name, _, value in (text.partition("=") for text in self.set)}
         except ValueError:
             raise SettingsError(f"set is {self.set!r}, expected name=value with values in JSON") from None
-
-    def planned(self) -> tuple[Peer, int]:
-        """The peer as it is trained, and its steps."""
         peer, steps = planned_steps(with_bins(published(self.env, self.algo), self.bins), self.total_steps)
-        return with_overrides(peer, self.settings), steps
+        return with_overrides(peer, overrides), steps
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Train; returns the exit code: 0, 2 after a mistake told in one line, 130 or 143 after a signal."""
     args = sys.argv[1:] if args is None else list(args)
+    prog = "python -m relax_rl.comparison.peer_training"
     try:
-        config = parse(PeerConfig, args, prog="python -m relax_rl.comparison.peer_training", description=__doc__ or "")
-        stopped_by = train_peer(config)
+        stopped_by = train_peer(parse(PeerConfig, args, prog=prog, description=__doc__ or ""))
     except RelaxRLError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -110,96 +118,100 @@ def train_peer(config: PeerConfig) -> signal.Signals | None:
         CheckpointError: no run to go on with, or no checkpoint that can be read.
         RelaxRLError: the folder cannot be written.
     """
-    import stable_baselines3
-    import torch
-
+    torch.set_num_threads(1)
     with interruptible() as interruption:
-        folder = RunFolder(Path(config.resume or config.run_dir))
-        step, saved = 0, None
+        folder, state, saved, seed = RunFolder(Path(config.resume or config.run_dir)), None, None, config.seed
         if config.resume is None:
-            folder.create()
             peer, steps = config.planned()
-            about = {"peer": asdict(peer), "seed": config.seed, "steps": steps, "options": asdict(config)}
+            folder.create()
+            about = {"peer": asdict(peer), "seed": seed, "steps": steps, "options": asdict(config)}
             write_json(folder.config, {**about, "versions": versions(("stable_baselines3", "torch")), "resumed": []})
         else:
             config = _saved_config(folder)
             peer, steps = config.planned()
-            step, saved = _newest(folder.checkpoints)
+            state, saved = _newest(folder.checkpoints)
             for table in (folder.progress, folder.episodes):
-                truncate_csv(table, step)
+                truncate_csv(table, state["step"])
             record = read_record(folder)
-            entry = {"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+            entry = {"step": state["step"], "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
             write_json(folder.config, {**record, "resumed": [*record.get("resumed", []), entry]})
-        torch.set_num_threads(1)
-        seed = config.seed if saved is None else _seed(config.seed, step)
+            seed = int(np.random.SeedSequence([config.seed, state["step"]]).generate_state(1)[0] % 2**31)
         envs = make_peer_envs(peer, seed, config.bins)
         try:
             model = make_peer(peer, envs, seed)
-            run = _Run(config, folder, model, interruption)
-            if saved is not None:
-                run.load(saved)
-            callback = _callback(stable_baselines3, run)
-            model.learn(steps - step, callback=callback, reset_num_timesteps=saved is None)
+            run = _Run(config, folder, interruption)
+            if state is not None:
+                model.set_parameters(saved, device="cpu")
+                run.restore(model, state)
+            model.learn(steps - model.num_timesteps, callback=run, reset_num_timesteps=state is None)
             run.end()
         finally:
             envs.close()
     return interruption.signal
 
 
-class _Run:
-    """What a run records: rows, its last episodes, and checkpoints of the moments between two rollouts.
+class _Run(BaseCallback):
+    """Records rows, episodes, and checkpoints of the moments between two rollouts.
 
     Episodes are those of the Monitor inside every environment, so returns are raw whatever lies around it.
     """
 
-    def __init__(self, config: PeerConfig, folder: RunFolder, model: Any, interruption: Interruption) -> None:
-        self.config, self.folder, self.model, self.interruption = config, folder, model, interruption
+    def __init__(self, config: PeerConfig, folder: RunFolder, interruption: Interruption) -> None:
+        super().__init__()
+        self.config, self.folder, self.interruption = config, folder, interruption
         self.returns: deque[float] = deque(maxlen=WINDOW)
         self.lengths: deque[int] = deque(maxlen=WINDOW)
-        self.episodes, self.solved, self.seconds_before = 0, False, 0.0
+        self.episodes, self.seconds_before = 0, 0.0
 
-    def begin(self) -> None:
-        """The clock starts."""
-        step = self.model.num_timesteps
-        self.log = CsvLogger(self.folder.progress, PROGRESS_COLUMNS)
-        self.table = CsvLogger(self.folder.episodes, EPISODE_COLUMNS)
-        self.log_due = Every(self.config.log_interval, step)
-        self.save_due = Every(self.config.checkpoint_interval, step)
-        self.row_step, self.row_seconds = step, self.seconds_before
-        self.started = time.perf_counter()
-        self.between_rollouts()
+    def restore(self, model: Any, state: dict[str, Any]) -> None:
+        """Counters, last episodes and running statistics as they were saved."""
+        model.num_timesteps = state["step"]
+        self.returns.extend(state["returns"])
+        self.lengths.extend(state["lengths"])
+        self.episodes, self.seconds_before = state["episodes"], state["seconds"]
+        for name, values in state["normalization"].items():
+            statistics = getattr(model.get_vec_normalize_env(), name)
+            for part, value in values.items():
+                setattr(statistics, part, getattr(statistics, part) * 0 + value)
 
     @property
     def seconds(self) -> float:
         """Time spent in this run, over all resumptions."""
         return self.seconds_before + time.perf_counter() - self.started
 
-    def between_rollouts(self) -> None:
-        """The state to save is that of now: what a rollout in progress has brought, nothing has been learned from."""
+    def _on_training_start(self) -> None:
+        self.started, step = time.perf_counter(), self.model.num_timesteps
+        self.rows = CsvLogger(self.folder.progress, PROGRESS_COLUMNS)
+        self.table = CsvLogger(self.folder.episodes, EPISODE_COLUMNS)
+        self.row_due, self.save_due = (
+            Every(self.config.log_interval, step),
+            Every(self.config.checkpoint_interval, step),
+        )
+        self.row_step, self.row_seconds = step, self.seconds
+
+    def _on_rollout_start(self) -> None:
+        """What is saved is the state of now: from what a rollout in progress has brought, nothing has been learned."""
         self.state = self.now()
         if self.save_due.due(self.model.num_timesteps):
             self.save()
 
-    def step(self, infos: Sequence[Mapping[str, Any]]) -> bool:
-        """Take in finished episodes; returns False when the training is to end."""
-        for info in infos:
-            if "episode" in info:
-                return_, length = float(info["episode"]["r"]), int(info["episode"]["l"])
-                self.returns.append(return_)
-                self.lengths.append(length)
-                self.episodes += 1
-                self.table.log({"step": self.model.num_timesteps, "return": return_, "length": length})
-        stop = self.config.stop_at_return
-        self.solved = stop is not None and len(self.returns) == WINDOW and _mean(self.returns) >= stop
-        if self.log_due.due(self.model.num_timesteps):
+    def _on_step(self) -> bool:
+        for episode in (info["episode"] for info in self.locals["infos"] if "episode" in info):
+            self.returns.append(float(episode["r"]))
+            self.lengths.append(int(episode["l"]))
+            self.episodes += 1
+            self.table.log({"step": self.num_timesteps, "return": self.returns[-1], "length": self.lengths[-1]})
+        if self.row_due.due(self.num_timesteps):
             self.write_row()
-        return not (self.solved or self.interruption)
+        stop = self.config.stop_at_return
+        solved = stop is not None and len(self.returns) == WINDOW and _mean(self.returns) >= stop
+        return not (solved or self.interruption)
 
     def end(self) -> None:
         """Write the last row and the last checkpoint."""
         if self.row_step < self.model.num_timesteps:
             self.write_row()
-        self.log.close()
+        self.rows.close()
         self.table.close()
         if not self.interruption:
             self.state = self.now()
@@ -208,16 +220,9 @@ class _Run:
     def write_row(self) -> None:
         """A row of `progress.csv`."""
         step, seconds = self.model.num_timesteps, self.seconds
-        self.log.log(
-            {
-                "step": step,
-                "episodes": self.episodes,
-                "return_mean": _mean(self.returns),
-                "seconds": seconds,
-                "steps_per_second": (step - self.row_step) / max(seconds - self.row_seconds, 1e-9),
-                "length_mean": _mean(self.lengths),
-            }
-        )
+        speed = (step - self.row_step) / max(seconds - self.row_seconds, 1e-9)
+        values = (step, self.episodes, _mean(self.returns), seconds, speed, _mean(self.lengths))
+        self.rows.log(dict(zip(PROGRESS_COLUMNS, values, strict=True)))
         self.row_step, self.row_seconds = step, seconds
 
     def now(self) -> dict[str, Any]:
@@ -236,48 +241,10 @@ class _Run:
             for old in _newest_first(self.folder.checkpoints)[KEEP:]:
                 old.unlink(missing_ok=True)
 
-    def load(self, path: Path) -> None:
-        """Go on from a checkpoint."""
-        state = _state(path)
-        self.model.set_parameters(path, device="cpu")
-        self.model.num_timesteps = state["step"]
-        self.returns.extend(state["returns"])
-        self.lengths.extend(state["lengths"])
-        self.episodes, self.seconds_before = state["episodes"], state["seconds"]
-        normalization = self.model.get_vec_normalize_env()
-        for name, values in (state["normalization"] or {}).items():
-            for part, value in values.items():
-                old = getattr(getattr(normalization, name), part)
-                setattr(getattr(normalization, name), part, old * 0 + value)
-
-
-def _callback(library: Any, run: _Run) -> Any:
-    """A callback of Stable-Baselines3 that hands everything on to the run."""
-
-    class Record(library.common.callbacks.BaseCallback):
-        def _on_training_start(self) -> None:
-            run.begin()
-
-        def _on_rollout_start(self) -> None:
-            run.between_rollouts()
-
-        def _on_step(self) -> bool:
-            return run.step(self.locals["infos"])
-
-    return Record()
-
 
 def make_peer_envs(peer: Peer, seed: int, bins: int = 0) -> VecEnv:
     """The peer's environments, seeded, each with a Monitor, normalised if its setting says so."""
-    from stable_baselines3.common.env_util import make_atari_env, make_vec_env
-    from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
-
-    from relax_rl.env_actions import BinnedActions
-
     if peer.atari:
-        import ale_py
-        import gymnasium
-
         gymnasium.register_envs(ale_py)
         skipping = {"frameskip": 1} if peer.env.startswith("ALE/") else None
         return VecFrameStack(make_atari_env(peer.env, n_envs=peer.num_envs, seed=seed, env_kwargs=skipping), n_stack=4)
@@ -288,17 +255,13 @@ def make_peer_envs(peer: Peer, seed: int, bins: int = 0) -> VecEnv:
 
 def make_peer(peer: Peer, envs: VecEnv, seed: int) -> Any:
     """The algorithm with the peer's settings, on the CPU."""
-    import stable_baselines3
-    import torch
-    from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
-
     kind = getattr(stable_baselines3, ALGORITHMS[peer.algo])
     schedules = {name: _linear_to_zero(start) for name, start in peer.linear.items()}
-    policy_kwargs = dict(peer.policy_kwargs)
-    if "activation_fn" in policy_kwargs:
-        policy_kwargs["activation_fn"] = getattr(torch.nn, policy_kwargs["activation_fn"])
-    if "optimizer_class" in policy_kwargs:
-        policy_kwargs["optimizer_class"] = {"RMSpropTFLike": RMSpropTFLike}[policy_kwargs["optimizer_class"]]
+    classes = {"ReLU": torch.nn.ReLU, "RMSpropTFLike": RMSpropTFLike}
+    policy_kwargs = {
+        name: classes[value] if name in ("activation_fn", "optimizer_class") else value
+        for name, value in peer.policy_kwargs.items()
+    }
     arguments = {**peer.settings, **schedules, "policy_kwargs": policy_kwargs or None}
     return kind(peer.policy, envs, seed=seed, device="cpu", **arguments)
 
@@ -308,23 +271,14 @@ def _linear_to_zero(start: float) -> Callable[[float], float]:
     return lambda remaining: remaining * start
 
 
-def _mean(values: Sequence[float] | deque[Any]) -> float:
+def _mean(values: deque[Any]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _seed(seed: int, step: int) -> int:
-    """Of the environments and the algorithm of a run that goes on at a step."""
-    import numpy as np
-
-    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0] % 2**31)
-
-
-def _normalization(model: Any) -> dict[str, Any] | None:
+def _normalization(model: Any) -> dict[str, Any]:
     """Running statistics of VecNormalize, if there is one."""
     normalization = model.get_vec_normalize_env()
-    if normalization is None:
-        return None
-    found = {name: getattr(normalization, name) for name in ("obs_rms", "ret_rms")}
+    found = {} if normalization is None else {name: getattr(normalization, name) for name in ("obs_rms", "ret_rms")}
     return {
         name: {"mean": rms.mean.tolist(), "var": rms.var.tolist(), "count": rms.count} for name, rms in found.items()
     }
@@ -343,24 +297,18 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*.zip"), reverse=True)
 
 
-def _newest(folder: Path) -> tuple[int, Path]:
-    """Step and path of the newest checkpoint that can be read."""
+def _newest(folder: Path) -> tuple[dict[str, Any], Path]:
+    """The run's state in the newest checkpoint whose every part is whole, and that checkpoint."""
     for path in _newest_first(folder):
         try:
-            return int(_state(path)["step"]), path
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is None:
+                    return json.loads(archive.read(_STATE)), path
         except (OSError, zipfile.BadZipFile, KeyError, ValueError):
-            print(f"warning: checkpoint {path} is damaged; trying the one before it", file=sys.stderr)
-            path.rename(path.with_name(f"{path.name}.damaged"))
+            pass
+        print(f"warning: checkpoint {path} is damaged; trying the one before it", file=sys.stderr)
+        path.rename(path.with_name(f"{path.name}.damaged"))
     raise CheckpointError(f"{folder} holds no checkpoint that can be read; start a new run instead")
-
-
-def _state(path: Path) -> dict[str, Any]:
-    """The run's state in a checkpoint, whose every part is whole."""
-    with zipfile.ZipFile(path) as archive:
-        if (broken := archive.testzip()) is not None:
-            raise ValueError(broken)
-        state: dict[str, Any] = json.loads(archive.read(_STATE))
-        return state
 
 
 if __name__ == "__main__":

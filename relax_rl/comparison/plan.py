@@ -68,16 +68,6 @@ class Folder:
         return self.path / "settings.json"
 
     @property
-    def results(self) -> Path:
-        """All numbers, as JSON."""
-        return self.path / "comparison.json"
-
-    @property
-    def report(self) -> Path:
-        """The report, as Markdown."""
-        return self.path / "report.md"
-
-    @property
     def logs(self) -> Path:
         """Folder of what runs printed."""
         return self.path / "logs"

@@ -146,9 +146,9 @@ class Session:
             "aggregate": aggregate(summaries),
             "variance": variances,
         }
-        write_json(self.folder.results, result)
+        write_json(self.folder.path / "comparison.json", result)
         draw_all(result, self.folder.figure)
-        write_text_atomic(self.folder.report, markdown(result))
+        write_text_atomic(self.folder.path / "report.md", markdown(result))
         return result
 
     def _about_contestants(self, env: Environment) -> dict[str, Any]:

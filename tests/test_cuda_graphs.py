@@ -19,11 +19,11 @@ from torch.utils._pytree import tree_map
 from relax_rl.agents import AGENTS, ActorCritic
 from relax_rl.agents import compiled as compiled_module
 from relax_rl.agents.batch import Batch
-from relax_rl.agents.compiled import CompiledGradients, chooses_compiled, why_not_compiled
+from relax_rl.agents.compiled import Choice, CompiledGradients, choose, why_not_compiled
 from relax_rl.agents.gradients import Objective
 from relax_rl.compute import compilation
-from relax_rl.compute.compilation import CompilationError, record
-from relax_rl.compute.cuda_graphs import Recording, same_numbers
+from relax_rl.compute.compilation import CompilationError, agree, record
+from relax_rl.compute.cuda_graphs import Recording
 from relax_rl.compute.optimizers import FlatParameters
 from relax_rl.errors import SettingsError
 from relax_rl.settings.config import AgentConfig
@@ -125,7 +125,6 @@ def test_a_number_of_the_host_that_stays_as_it_was_is_found(cuda: None) -> None:
         factor_on_host[0] = factor.numpy().item()  # a way to the host that no recording sees
         return function(x, factor)
 
-    assert same_numbers(function, function, [x, factor])
     with pytest.raises(CompilationError, match=r"other numbers.*--compile off"):
         record(told, [x, factor])
 
@@ -139,14 +138,14 @@ def test_waiting_for_the_device_cannot_be_recorded(cuda: None) -> None:
     ("found", "expected"), [([1.0, np.nan], [1.0, np.nan]), ([1.0, np.inf], [1.001, np.inf]), ([0.0], [0.0])]
 )
 def test_numbers_are_alike_to_rounding(found: list[float], expected: list[float]) -> None:
-    assert same_numbers(lambda x: (torch.tensor(found),), lambda x: (torch.tensor(expected),), [torch.ones(1)])
+    assert agree([torch.tensor(found)], [torch.tensor(expected)])
 
 
 @pytest.mark.parametrize(
     ("found", "expected"), [([1.0, np.nan], [1.0, 2.0]), ([1.0, 2.0], [1.0, np.nan]), ([1.0, 1.1], [1.0, 1.0])]
 )
 def test_other_numbers_are_other_numbers(found: list[float], expected: list[float]) -> None:
-    assert not same_numbers(lambda x: (torch.tensor(found),), lambda x: (torch.tensor(expected),), [torch.ones(1)])
+    assert not agree([torch.tensor(found)], [torch.tensor(expected)])
 
 
 class ImageEnv(TargetEnv):
@@ -195,7 +194,7 @@ def recorded_on_the_cpu(cuda: None, monkeypatch: pytest.MonkeyPatch) -> list[int
     """Agents on the CPU take recorded steps; one number for every recording."""
     lengths: list[int] = []
 
-    def stand_in(function: Any, examples: Any) -> Any:
+    def stand_in(function: Any, examples: Any, *, key: str | None) -> Any:
         inputs = [x.detach().clone() for x in examples]
         recording = record(make_fx(function)(*inputs), inputs)
         assert isinstance(recording, Recording)
@@ -220,11 +219,11 @@ def test_recorded_steps_are_those_of_eager_code(
 def test_a_recording_that_fails_leaves_an_agent_on_images_to_eager_code(
     recorded_on_the_cpu: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(function: Any, examples: Any) -> Any:
+    def fail(function: Any, examples: Any, *, key: str | None) -> Any:
         raise CompilationError("no memory")
 
     monkeypatch.setattr(compilation, "compile_function", fail)
-    monkeypatch.setattr(compiled_module, "_pays", lambda *of_run: True)
+    monkeypatch.setattr(compiled_module, "_COST", 0.0)
     passes = {"epochs": 2, "minibatch_size": 8, "clip_range": 0.2}
     for settings in ({}, passes):
         with pytest.warns(UserWarning, match=r"no memory.*eager code"):
@@ -242,9 +241,7 @@ def test_no_gradient_leaves_its_device_or_waits_for_it(
 ) -> None:
     """On the device "meta" there are no numbers: whoever asks for one fails, and so does who mixes it with the CPU."""
 
-    def as_it_is(function: Any, examples: Any) -> Any:
-        function(*(x.clone() for x in examples))
-
+    def as_it_is(function: Any, examples: Any, *, key: str | None) -> Any:
         def run(*inputs: Tensor) -> Any:
             with torch.inference_mode(False):
                 return function(*(x.clone() for x in inputs))
@@ -252,6 +249,7 @@ def test_no_gradient_leaves_its_device_or_waits_for_it(
         return run
 
     monkeypatch.setattr(compilation, "compile_function", as_it_is)
+    monkeypatch.setattr(compilation, "agree", lambda found, expected: True)
     agent = trained(estimator, images, "off", **settings)
     with target_envs(agent.action_space, n=4, env=ImageEnv if images else TargetEnv) as envs:
         batch, _ = agent.batch(agent.collect(agent.collector(envs)))
@@ -275,6 +273,7 @@ class On:
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
+        self.is_cuda = self.device.type == "cuda"
 
     def parameters(self) -> Any:
         return iter([self])
@@ -284,9 +283,9 @@ def test_auto_records_on_a_gpu_and_needs_no_compiler(monkeypatch: pytest.MonkeyP
     networks: Any = On("cuda")
     monkeypatch.setattr(compiled_module, "has_compiler", lambda: False)
     assert why_not_compiled(networks, 1) is None
-    for total_steps, expected in ((1_000_000, True), (10_000, False)):
+    for total_steps, expected in ((1_000_000, Choice.COMPILED), (10_000, Choice.EAGER)):
         run = {"workers": 1, "total_steps": total_steps, "num_envs": 16}
-        assert chooses_compiled(AgentConfig(num_steps=5), networks, **run) is expected
+        assert choose(AgentConfig(num_steps=5), networks, **run) is expected
     mps: Any = On("mps")
     assert "mps" in str(why_not_compiled(mps, 1))
 

@@ -1,0 +1,282 @@
+"""What RELAX and LAX lose without the surrogate's learned gain and temperature, and gain by scaled advantages.
+
+    python -m benchmarks.ablation                              # every task; runs that are there are kept
+    python -m benchmarks.ablation --tasks CartPole-v1 --seeds 2
+    python -m benchmarks.ablation --report                     # the table and the figure alone
+
+The agents as they are (`learned`); with the surrogate's gain, its temperature or both held at 1 (`fixed-gain`,
+`fixed-temperature`, `fixed`); and as they are with `advantage_scale="running"` (`advantage-scale`). Each arm has the preset
+of its task and the same seeds. Writes `results/ablation/<task>-<arm>-s<seed>.csv`, `settings.json`, `ablation.md` and
+`ablation.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.matches import spread
+from benchmarks.run_agents import commit
+from benchmarks.tasks import RESULTS, WINDOW, file_stem, write_json, write_text
+from relax_rl import make_envs
+from relax_rl.agents import LAX, RELAX, ActorCritic, UpdateInfo
+from relax_rl.agents.optimizers import Adam, FlatParameters
+from relax_rl.agents.surrogate import SurrogateActorCritic
+from relax_rl.comparison.statistics import Estimate, bootstrap, improvement
+from relax_rl.config import AgentConfig
+from relax_rl.plotting import png
+from relax_rl.presets import preset_config
+from relax_rl.runs import versions
+from relax_rl.serialization import write_bytes_atomic
+
+__all__ = ["HELD", "SETTINGS", "TASKS", "Task", "hold", "main"]
+
+FOLDER = RESULTS / "ablation"
+INTERVAL = 2_500
+"""Environment steps between the rows of a curve; more than a rollout has, so that all runs of a task have as many rows."""
+COLUMNS = ("step", "return_mean", "variance_ratio", "gain", "temperature")
+MEASURES = {
+    "mean return over training": (".1f", 1.0),
+    "mean return at the end": (".1f", 1.0),
+    "mean log variance ratio": (".3f", -1.0),
+}
+"""What is measured of a run: how it is written, and the sign of what is better."""
+HELD: dict[str, tuple[str, ...]] = {
+    "learned": (),
+    "fixed": ("gain", "log_temperature"),
+    "fixed-gain": ("gain",),
+    "fixed-temperature": ("log_temperature",),
+    "advantage-scale": (),
+}
+"""The surrogate's parameters that stay where they start, by arm."""
+SETTINGS: dict[str, dict[str, Any]] = {"advantage-scale": {"advantage_scale": "running"}}
+"""Settings of an arm over the preset's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One environment: the estimator, the steps of a run, and the arms."""
+
+    estimator: str = "relax"
+    steps: int
+    arms: tuple[str, ...] = tuple(HELD)
+
+
+TASKS: dict[str, Task] = {
+    "CartPole-v1": Task(steps=100_000),
+    "Acrobot-v1": Task(steps=300_000),
+    # No temperature enters Gaussian actions.
+    "InvertedPendulum-v5": Task(estimator="lax", steps=150_000, arms=("learned", "fixed", "advantage-scale")),
+    "LunarLander-v3": Task(steps=300_000, arms=("learned", "fixed")),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what is asked for, seed by seed, and write the table and the figure of all that is there."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each arm (default 5)")
+    parser.add_argument("--report", action="store_true", help="write the table and the figure, and train nothing")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    for env in () if args.report else args.tasks:
+        _record_settings(env)
+        for seed in range(args.seeds):
+            for arm in TASKS[env].arms:
+                if not _file(env, arm, seed).exists():
+                    started = time.monotonic()
+                    rows = _train(env, arm, seed)
+                    _write_rows(_file(env, arm, seed), rows)
+                    print(f"{env}, {arm}, seed {seed}: {rows[-1]}, {time.monotonic() - started:.0f} s", flush=True)
+    _report()
+
+
+def hold(agent: SurrogateActorCritic, names: Sequence[str]) -> None:
+    """Leave parameters of the surrogate, by name, out of what is trained; with none, the agent is as it was."""
+    agent._phi = FlatParameters(x for name, x in agent.surrogate.named_parameters() if name not in names)
+    agent.surrogate_optimizer = Adam(agent._phi, lr=agent.config.surrogate_lr)
+
+
+def _settings(env: str, arm: str) -> AgentConfig:
+    return replace(preset_config(env, TASKS[env].estimator).agent, compile="off", **SETTINGS.get(arm, {}))
+
+
+def _train(env: str, arm: str, seed: int) -> list[tuple[float, ...]]:
+    """The curve of one run, in `COLUMNS`."""
+    task = TASKS[env]
+    kind: type[SurrogateActorCritic] = {"relax": RELAX, "lax": LAX}[task.estimator]
+    envs = make_envs(env, num_envs=preset_config(env, task.estimator).env.num_envs, seed=seed)
+    agent = kind(envs.single_observation_space, envs.single_action_space, seed=seed, config=_settings(env, arm))
+    hold(agent, HELD[arm])
+    surrogate = agent.surrogate
+    returns: deque[float] = deque(maxlen=WINDOW)
+    variances: list[tuple[float, float]] = []
+    rows: list[tuple[float, ...]] = []
+
+    def keep(_: ActorCritic, info: UpdateInfo) -> None:
+        returns.extend(float(episode.return_) for episode in info.episodes)
+        variances.append((float(info.metrics["estimate/variance"]), float(info.metrics["estimate/variance_a2c"])))
+        if info.steps >= INTERVAL * (len(rows) + 1):
+            # The ratio of the means: a mean of ratios would be that of the batches in which nothing happens.
+            own, plain = (sum(column) for column in zip(*variances, strict=True))
+            mean = sum(returns) / len(returns) if returns else float("nan")
+            rows.append(
+                (info.steps, mean, own / max(plain, 1e-30), surrogate.gain.item(), surrogate.temperature.item())
+            )
+            variances.clear()
+
+    agent.learn(envs, task.steps, callbacks=[keep])
+    envs.close()
+    if any(float(getattr(surrogate, name)) != (name == "gain") for name in HELD[arm]):
+        raise RuntimeError(f"one of {HELD[arm]} was to be held and has moved")
+    return rows
+
+
+def _file(env: str, arm: str, seed: int) -> Path:
+    return FOLDER / f"{file_stem(env, arm, seed)}.csv"
+
+
+def _write_rows(path: Path, rows: Sequence[Sequence[float]]) -> None:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([COLUMNS, *([f"{x:.6g}" for x in row] for row in rows)])
+    write_text(path, out.getvalue())
+
+
+def _record_settings(env: str) -> None:
+    """Keep how a task's runs are made; other settings than before are refused."""
+    path, task = FOLDER / "settings.json", TASKS[env]
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    arms = {arm: {"held": HELD[arm], **SETTINGS.get(arm, {})} for arm in task.arms}
+    num_envs = preset_config(env, task.estimator).env.num_envs
+    settings = {**asdict(task), "arms": arms, "num_envs": num_envs, "agent": asdict(_settings(env, "learned"))}
+    if env not in known:
+        own = {
+            "settings": settings,
+            "commit": commit(),
+            "versions": versions(("torch", "numpy", "gymnasium", "mujoco")),
+        }
+        write_json(path, {**known, env: own})
+    elif known[env]["settings"] != json.loads(json.dumps(settings)):
+        raise SystemExit(f"{env} was run with other settings; delete its files and its part of {path} to run it anew")
+
+
+def _read(env: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Curves `[seeds, rows, COLUMNS]` and measures `[seeds, MEASURES]` by arm, of the seeds that all arms have."""
+    arms, seeds = TASKS[env].arms, 0
+    while all(_file(env, arm, seeds).exists() for arm in arms):
+        seeds += 1
+    curves, measures = {}, {}
+    for arm in arms if seeds else ():
+        runs = [np.genfromtxt(_file(env, arm, seed), delimiter=",", skip_header=1) for seed in range(seeds)]
+        for run in runs:
+            run[np.isnan(run[:, 1]), 1] = run[np.isfinite(run[:, 1]).argmax(), 1]  # before an episode has ended
+        curves[arm] = np.stack(runs)
+        mean, ratio = curves[arm][:, :, 1], curves[arm][:, :, 2]
+        measures[arm] = np.stack([mean.mean(1), mean[:, -1], np.log(ratio.clip(1e-6)).mean(1)], 1)
+    return curves, measures
+
+
+def _report() -> None:
+    """`ablation.md` and its figure."""
+    found = {env: both for env in TASKS if (both := _read(env))[0]}
+    measures = {env: values for env, (_, values) in found.items()}
+    rows = []
+    for env, (curves, by_arm) in found.items():
+        for arm, values in by_arm.items():
+            cells = [f"{x:{style}}" for x, (style, _) in zip(values.mean(0), MEASURES.values(), strict=True)]
+            if arm != "learned":
+                apart = _differences(by_arm, arm)
+                cells = [f"{cell}: {_written(apart, k, '+')}" for k, cell in enumerate(cells)]
+            end = [f"{x:.2f}" for x in curves[arm][:, -1, 3:].mean(0)]
+            rows.append(" | ".join([f"| {env} | {arm} | {len(values)}", *cells, *end]) + " |")
+    arms = [arm for arm in HELD if arm != "learned" and any(arm in by_arm for by_arm in measures.values())]
+    titles = ["task", "arm", "runs", *MEASURES, "gain at the end", "temperature at the end"]
+    lines = [
+        "# The surrogate without learned gain and temperature, and scaled advantages",
+        "",
+        (__doc__ or "").partition("alone\n\n")[2].partition(" Writes")[0],
+        "",
+        *(_conclusion(arm, measures) for arm in arms),
+        "",
+        f"Returns are means of the last {WINDOW} episodes; over training is the area under the curve, per step. The variance is",
+        "that of the estimate as a fraction of A2C's on the same rows, without the first below 1. After the colon: the arm",
+        "minus `learned`, seed by seed, with intervals of 95% over seeds. An interval excludes zero whenever all of n seeds",
+        "differ the same way, which chance does in 1 of 2^(n-1): of many intervals from 5 seeds some will.",
+        "`python -m benchmarks.ablation` trains and writes this file.",
+        "",
+        "| " + " | ".join(titles) + " |",
+        "|---|---|" + "---:|" * (len(titles) - 2),
+        *rows,
+        "",
+        "![Learning curves and variance](ablation.png)",
+    ]
+    write_text(FOLDER / "ablation.md", "\n".join(lines) + "\n")
+    _draw({env: curves for env, (curves, _) in found.items()})
+
+
+def _differences(by_arm: Mapping[str, np.ndarray], arm: str) -> Estimate:
+    """`[MEASURES]` of an arm minus those of `learned`, paired by seed."""
+    return bootstrap(np.mean, by_arm[arm] - by_arm["learned"])
+
+
+def _written(found: Estimate, k: int, sign: str = "") -> str:
+    style = list(MEASURES.values())[k][0]
+    return spread({"value": found.value[k], "low": found.low[k], "high": found.high[k]}, sign + style)
+
+
+def _conclusion(arm: str, measures: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """What the intervals of the differences say of an arm."""
+    worse, better, room = [], [], []
+    known = {env: by_arm for env, by_arm in measures.items() if arm in by_arm}
+    for env, by_arm in known.items():
+        apart = _differences(by_arm, arm)
+        for k, (measure, (_, sign)) in enumerate(MEASURES.items()):
+            low, high = sorted((sign * apart.low[k], sign * apart.high[k]))
+            for excluded, where in ((high < 0.0, worse), (low > 0.0, better)):
+                where += [f"{measure} on {env} ({_written(apart, k, '+')})"] * bool(excluded)
+        room.append(f"{max(0.0, -apart.low[0]) / abs(by_arm['learned'][:, 0].mean()):.1%} on {env}")
+    pairs = [(by_arm[arm][:, 0], by_arm["learned"][:, 0]) for by_arm in known.values()]
+    return " ".join(
+        [
+            f"- **`{arm}`** shows {'a loss in ' + ', '.join(worse) if worse else 'no loss in any measure of any task'},",
+            f"and {'a gain in ' + ', '.join(better) if better else 'no gain'}. Its runs have a higher mean return over training",
+            f"with probability {spread(asdict(improvement(pairs)), '.2f')}, averaged over {len(pairs)} tasks;",
+            f"the intervals leave room for losses of {', '.join(room)}.",
+        ]
+    )
+
+
+def _draw(curves: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Mean return above and variance ratio below, a column for each task; means over seeds, and their range."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4 * max(1, len(curves)), 5.2), layout="constrained")
+    panels = figure.subplots(2, max(1, len(curves)), squeeze=False, sharex="col")
+    for (above, below), (env, by_arm) in zip(panels.T, curves.items(), strict=False):
+        for place, arm in enumerate(HELD):
+            for axes, column in ((above, 1), (below, 2)):
+                if arm in by_arm:
+                    runs, step = by_arm[arm][:, :, column], by_arm[arm][0, :, 0]
+                    axes.plot(step, runs.mean(0), color=f"C{place}", label=arm, linewidth=1.3)
+                    axes.fill_between(step, runs.min(0), runs.max(0), color=f"C{place}", alpha=0.12, linewidth=0)
+        above.set_title(env, fontsize="medium")
+        below.set_xlabel("environment steps")
+    panels[0, 0].set_ylabel("mean return")
+    panels[1, 0].set_ylabel("variance, times A2C's")
+    panels[0, 0].legend(fontsize="small")
+    write_bytes_atomic(FOLDER / "ablation.png", png(figure))
+
+
+if __name__ == "__main__":
+    main()

@@ -6,15 +6,12 @@
 
 The agents as they are (`learned`); with the surrogate's gain, its temperature or both held at 1 (`fixed-gain`,
 `fixed-temperature`, `fixed`); and as they are with `advantage_scale="running"` (`advantage-scale`). Each arm has the preset
-of its task and the same seeds. Writes `results/ablation/<task>-<arm>-s<seed>.csv`, `settings.json`, `ablation.md` and
-`ablation.png`.
+of its task and the same seeds. Writes `results/ablation/`: a curve of each run, the settings, the table and the figure.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import time
 from collections import deque
@@ -46,12 +43,9 @@ FOLDER = RESULTS / "ablation"
 INTERVAL = 2_500
 """Environment steps between the rows of a curve; more than a rollout has, so that all runs of a task have as many rows."""
 COLUMNS = ("step", "return_mean", "variance_ratio", "gain", "temperature")
-MEASURES = {
-    "mean return over training": (".1f", 1.0),
-    "mean return at the end": (".1f", 1.0),
-    "mean log variance ratio": (".3f", -1.0),
-}
-"""What is measured of a run: how it is written, and the sign of what is better."""
+MEASURES = {"mean return over training": 1.0, "mean return at the end": 1.0, "mean log variance ratio": -1.0}
+"""What is measured of a run, and the sign of what is better."""
+PACKAGES = ("torch", "numpy", "gymnasium", "mujoco")
 HELD: dict[str, tuple[str, ...]] = {
     "learned": (),
     "fixed": ("gain", "log_temperature"),
@@ -97,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if not _file(env, arm, seed).exists():
                     started = time.monotonic()
                     rows = _train(env, arm, seed)
-                    _write_rows(_file(env, arm, seed), rows)
+                    text = [",".join(COLUMNS), *(",".join(f"{x:.6g}" for x in row) for row in rows)]
+                    write_text(_file(env, arm, seed), "\n".join(text) + "\n")
                     print(f"{env}, {arm}, seed {seed}: {rows[-1]}, {time.monotonic() - started:.0f} s", flush=True)
     _report()
 
@@ -119,7 +114,6 @@ def _train(env: str, arm: str, seed: int) -> list[tuple[float, ...]]:
     envs = make_envs(env, num_envs=preset_config(env, task.estimator).env.num_envs, seed=seed)
     agent = kind(envs.single_observation_space, envs.single_action_space, seed=seed, config=_settings(env, arm))
     hold(agent, HELD[arm])
-    surrogate = agent.surrogate
     returns: deque[float] = deque(maxlen=WINDOW)
     variances: list[tuple[float, float]] = []
     rows: list[tuple[float, ...]] = []
@@ -131,26 +125,19 @@ def _train(env: str, arm: str, seed: int) -> list[tuple[float, ...]]:
             # The ratio of the means: a mean of ratios would be that of the batches in which nothing happens.
             own, plain = (sum(column) for column in zip(*variances, strict=True))
             mean = sum(returns) / len(returns) if returns else float("nan")
-            rows.append(
-                (info.steps, mean, own / max(plain, 1e-30), surrogate.gain.item(), surrogate.temperature.item())
-            )
+            phi = agent.surrogate.gain.item(), agent.surrogate.temperature.item()
+            rows.append((info.steps, mean, own / max(plain, 1e-30), *phi))
             variances.clear()
 
     agent.learn(envs, task.steps, callbacks=[keep])
     envs.close()
-    if any(float(getattr(surrogate, name)) != (name == "gain") for name in HELD[arm]):
+    if any(getattr(agent.surrogate, name).item() != (name == "gain") for name in HELD[arm]):
         raise RuntimeError(f"one of {HELD[arm]} was to be held and has moved")
     return rows
 
 
 def _file(env: str, arm: str, seed: int) -> Path:
     return FOLDER / f"{file_stem(env, arm, seed)}.csv"
-
-
-def _write_rows(path: Path, rows: Sequence[Sequence[float]]) -> None:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([COLUMNS, *([f"{x:.6g}" for x in row] for row in rows)])
-    write_text(path, out.getvalue())
 
 
 def _record_settings(env: str) -> None:
@@ -161,12 +148,7 @@ def _record_settings(env: str) -> None:
     num_envs = preset_config(env, task.estimator).env.num_envs
     settings = {**asdict(task), "arms": arms, "num_envs": num_envs, "agent": asdict(_settings(env, "learned"))}
     if env not in known:
-        own = {
-            "settings": settings,
-            "commit": commit(),
-            "versions": versions(("torch", "numpy", "gymnasium", "mujoco")),
-        }
-        write_json(path, {**known, env: own})
+        write_json(path, {**known, env: {"settings": settings, "commit": commit(), "versions": versions(PACKAGES)}})
     elif known[env]["settings"] != json.loads(json.dumps(settings)):
         raise SystemExit(f"{env} was run with other settings; delete its files and its part of {path} to run it anew")
 
@@ -190,70 +172,55 @@ def _read(env: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 def _report() -> None:
     """`ablation.md` and its figure."""
     found = {env: both for env in TASKS if (both := _read(env))[0]}
-    measures = {env: values for env, (_, values) in found.items()}
     rows = []
-    for env, (curves, by_arm) in found.items():
-        for arm, values in by_arm.items():
-            cells = [f"{x:{style}}" for x, (style, _) in zip(values.mean(0), MEASURES.values(), strict=True)]
+    differences: dict[str, dict[str, Estimate]] = {arm: {} for arm in HELD}
+    for env, (curves, measures) in found.items():
+        for arm, values in measures.items():
+            apart = differences[arm][env] = bootstrap(np.mean, values - measures["learned"])
+            cells = [f"{x:.2f}" for x in values.mean(0)]
             if arm != "learned":
-                apart = _differences(by_arm, arm)
-                cells = [f"{cell}: {_written(apart, k, '+')}" for k, cell in enumerate(cells)]
+                cells = [f"{cell}: {_written(apart, k)}" for k, cell in enumerate(cells)]
             end = [f"{x:.2f}" for x in curves[arm][:, -1, 3:].mean(0)]
-            rows.append(" | ".join([f"| {env} | {arm} | {len(values)}", *cells, *end]) + " |")
-    arms = [arm for arm in HELD if arm != "learned" and any(arm in by_arm for by_arm in measures.values())]
+            rows.append(f"| {' | '.join([env, arm, str(len(values)), *cells, *end])} |")
     titles = ["task", "arm", "runs", *MEASURES, "gain at the end", "temperature at the end"]
     lines = [
-        "# The surrogate without learned gain and temperature, and scaled advantages",
-        "",
-        (__doc__ or "").partition("alone\n\n")[2].partition(" Writes")[0],
-        "",
-        *(_conclusion(arm, measures) for arm in arms),
-        "",
-        f"Returns are means of the last {WINDOW} episodes; over training is the area under the curve, per step. The variance is",
-        "that of the estimate as a fraction of A2C's on the same rows, without the first below 1. After the colon: the arm",
-        "minus `learned`, seed by seed, with intervals of 95% over seeds. An interval excludes zero whenever all of n seeds",
-        "differ the same way, which chance does in 1 of 2^(n-1): of many intervals from 5 seeds some will.",
-        "`python -m benchmarks.ablation` trains and writes this file.",
-        "",
-        "| " + " | ".join(titles) + " |",
-        "|---|---|" + "---:|" * (len(titles) - 2),
+        "# The surrogate without learned gain and temperature, and scaled advantages\n",
+        (__doc__ or "").partition("alone\n\n")[2].partition(" Writes")[0] + "\n",
+        *(_conclusion(arm, differences[arm], found) for arm in HELD if arm != "learned" and differences[arm]),
+        f"\nReturns are means of the last {WINDOW} episodes; over training is the area under the curve, per step. The variance is",
+        "that of the estimate as a fraction of A2C's on the same rows. After the colon: the arm minus `learned`, seed by seed,",
+        "with intervals of 95% over seeds. Such an interval excludes zero whenever all of n differences have one sign, as they",
+        "have by chance in 1 of 2^(n-1): of many with 5 seeds some will. `python -m benchmarks.ablation` writes this file.\n",
+        f"| {' | '.join(titles)} |\n|---|---|{'---:|' * (len(titles) - 2)}",
         *rows,
-        "",
-        "![Learning curves and variance](ablation.png)",
+        "\n![Learning curves and variance](ablation.png)",
     ]
     write_text(FOLDER / "ablation.md", "\n".join(lines) + "\n")
     _draw({env: curves for env, (curves, _) in found.items()})
 
 
-def _differences(by_arm: Mapping[str, np.ndarray], arm: str) -> Estimate:
-    """`[MEASURES]` of an arm minus those of `learned`, paired by seed."""
-    return bootstrap(np.mean, by_arm[arm] - by_arm["learned"])
+def _written(apart: Estimate, k: int) -> str:
+    """The k-th difference with its interval."""
+    return spread({name: x[k] for name, x in asdict(apart).items()}, "+.2f")
 
 
-def _written(found: Estimate, k: int, sign: str = "") -> str:
-    style = list(MEASURES.values())[k][0]
-    return spread({"value": found.value[k], "low": found.low[k], "high": found.high[k]}, sign + style)
-
-
-def _conclusion(arm: str, measures: Mapping[str, Mapping[str, np.ndarray]]) -> str:
-    """What the intervals of the differences say of an arm."""
-    worse, better, room = [], [], []
-    known = {env: by_arm for env, by_arm in measures.items() if arm in by_arm}
-    for env, by_arm in known.items():
-        apart = _differences(by_arm, arm)
-        for k, (measure, (_, sign)) in enumerate(MEASURES.items()):
-            low, high = sorted((sign * apart.low[k], sign * apart.high[k]))
-            for excluded, where in ((high < 0.0, worse), (low > 0.0, better)):
-                where += [f"{measure} on {env} ({_written(apart, k, '+')})"] * bool(excluded)
-        room.append(f"{max(0.0, -apart.low[0]) / abs(by_arm['learned'][:, 0].mean()):.1%} on {env}")
-    pairs = [(by_arm[arm][:, 0], by_arm["learned"][:, 0]) for by_arm in known.values()]
-    return " ".join(
-        [
-            f"- **`{arm}`** shows {'a loss in ' + ', '.join(worse) if worse else 'no loss in any measure of any task'},",
-            f"and {'a gain in ' + ', '.join(better) if better else 'no gain'}. Its runs have a higher mean return over training",
-            f"with probability {spread(asdict(improvement(pairs)), '.2f')}, averaged over {len(pairs)} tasks;",
-            f"the intervals leave room for losses of {', '.join(room)}.",
-        ]
+def _conclusion(arm: str, differences: Mapping[str, Estimate], found: Mapping[str, Any]) -> str:
+    """What the intervals of an arm's differences, by task, say."""
+    outside: dict[str, list[str]] = {"loss": [], "gain": []}
+    room, pairs = [], []
+    for env, apart in differences.items():
+        for k, (measure, sign) in enumerate(MEASURES.items()):
+            if apart.low[k] * apart.high[k] > 0.0:
+                kind = "gain" if sign * apart.value[k] > 0.0 else "loss"
+                outside[kind].append(f"{measure} on {env} ({_written(apart, k)})")
+        own, learned = (found[env][1][name][:, 0] for name in (arm, "learned"))
+        room.append(f"{max(0.0, -apart.low[0] / abs(learned.mean())):.1%} on {env}")
+        pairs.append((own.tolist(), learned.tolist()))
+    loss, gain = (f"a {kind} in {', '.join(cases)}" if cases else f"no {kind}" for kind, cases in outside.items())
+    return (
+        f"- **`{arm}`** shows {loss}, and {gain}, in {len(differences)} tasks and {len(MEASURES)} measures. Its runs have a higher "
+        f"mean return over training than those of `learned` with probability {spread(asdict(improvement(pairs)), '.2f')}, averaged over tasks; the intervals "
+        f"leave room for losses of it of {', '.join(room)}."
     )
 
 

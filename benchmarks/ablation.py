@@ -225,23 +225,23 @@ def _conclusion(arm: str, differences: Mapping[str, Estimate], found: Mapping[st
 
 
 def _draw(curves: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Mean return above and variance ratio below, a column for each task; means over seeds, and their range."""
+    """Mean return above and variance ratio below, a column for each task; medians over seeds, and their range."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.4 * max(1, len(curves)), 5.2), layout="constrained")
+    figure = Figure(figsize=(3.4 * max(1, len(curves)), 5.6), layout="constrained")
     panels = figure.subplots(2, max(1, len(curves)), squeeze=False, sharex="col")
     for (above, below), (env, by_arm) in zip(panels.T, curves.items(), strict=False):
         for place, arm in enumerate(HELD):
             for axes, column in ((above, 1), (below, 2)):
-                if arm in by_arm:
-                    runs, step = by_arm[arm][:, :, column], by_arm[arm][0, :, 0]
-                    axes.plot(step, runs.mean(0), color=f"C{place}", label=arm, linewidth=1.3)
-                    axes.fill_between(step, runs.min(0), runs.max(0), color=f"C{place}", alpha=0.12, linewidth=0)
+                runs = by_arm.get(arm, np.full((1, 1, len(COLUMNS)), np.nan))
+                low, middle, high = np.quantile(runs[:, :, column], (0.0, 0.5, 1.0), axis=0)
+                axes.plot(runs[0, :, 0] / 1_000, middle, color=f"C{place}", label=arm, linewidth=1.3)
+                axes.fill_between(runs[0, :, 0] / 1_000, low, high, color=f"C{place}", alpha=0.12, linewidth=0)
         above.set_title(env, fontsize="medium")
-        below.set_xlabel("environment steps")
+        below.set(xlabel="thousand environment steps", yscale="log")
     panels[0, 0].set_ylabel("mean return")
     panels[1, 0].set_ylabel("variance, times A2C's")
-    panels[0, 0].legend(fontsize="small")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     write_bytes_atomic(FOLDER / "ablation.png", png(figure))
 
 

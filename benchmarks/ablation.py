@@ -6,8 +6,8 @@
 
 The agents as they are (`learned`); with the surrogate's gain, its temperature or both held at 1 (`fixed-gain`,
 `fixed-temperature`, `fixed`); with both held and `surrogate_scale="fitted"`, where the preset has not got it anyway
-(`fixed-fitted`); and as they are with `advantage_scale="running"` (`advantage-scale`). Each arm has the preset of its task
-and the same seeds. Writes `results/ablation/`: a curve of each run, the settings, the table and the figure.
+(`fixed-fitted`); and as they are with `advantage_scale="running"` (`advantage-scale`), whose gains are what dropping that
+setting loses. Each arm has the preset of its task and the same seeds. Writes all of `results/ablation/`.
 """
 
 from __future__ import annotations

@@ -3,37 +3,38 @@
     python -m benchmarks.trained_along                             # every task; what is done already is kept
     python -m benchmarks.trained_along --tasks Acrobot-v1 --report
 
-A run of RELAX or LAX with the preset of its task is frozen early, midway and late in learning; and up to commit 807239f one
-whose surrogate learns from the last 8 rollouts in four steps to each of the policy, at a rate of 3e-3 and mostly by
-regression (`-replay`). There the agent's own surrogate, as it stands, is measured beside one that is trained on at the
-frozen policy, on the same rollouts. Each is one `train_agent.py compare` command and leaves its report in
-`results/trained_along/<task>/`; the table is `results/trained_along.md`.
+A run of RELAX or LAX with the preset of its task, and one whose surrogate learns from the last 8 rollouts in four steps to
+each of the policy, at a rate of 3e-3 and mostly by regression, is frozen early, midway and late in learning. There the
+agent's own surrogate, as it stands, is measured beside one that is trained on at the frozen policy, on the same rollouts.
+Each is one `train_agent.py compare` command and leaves its report in `results/trained_along/<task>/`; the table is
+`results/trained_along.md`.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.against_ppo import MATCHES as AGAINST_PPO
-from benchmarks.matches import Match, play
+from benchmarks.matches import Match, main_of, read_result
 from benchmarks.tasks import RESULTS, write_text
 
 __all__ = ["MATCHES", "main"]
 
 GROUP = "trained_along"
+REPLAY = "surrogate_replay=8,surrogate_lr=0.003,surrogate_steps=4,surrogate_regression=0.9"
+"""A surrogate that shall keep up with the policy: more steps, on more rows, by a simpler objective."""
 STAGES = ("early", "midway", "late")
 
 
-def _match(task: str, kind: str) -> Match:
+def _match(task: str, kind: str, settings: str = "") -> Match:
     """One run with the surrogate, as long as in the comparison with PPO."""
     known = AGAINST_PPO[task]
+    contestant = f"on={kind}" + (f":{settings}" if settings else "")
     return Match(
         env=known.env,
         steps=known.steps,
-        contestants=(f"on={kind}",),
+        contestants=(contestant,),
         seeds=1,
         variance_of="on",
         fit_batches=known.fit_batches,
@@ -48,19 +49,15 @@ _TASKS = {
     "HalfCheetah-v5": "lax",
     "Hopper-v5": "lax",
 }
-MATCHES: dict[str, Match] = {task: _match(task, kind) for task, kind in _TASKS.items()}
+MATCHES: dict[str, Match] = {
+    **{task: _match(task, kind) for task, kind in _TASKS.items()},
+    **{f"{task}-replay": _match(task, kind, REPLAY) for task, kind in _TASKS.items()},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is asked for, and write the table of all that is there."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--tasks", nargs="+", choices=list(MATCHES), default=list(MATCHES))
-    parser.add_argument("--report", action="store_true", help="write the table and train nothing")
-    args = parser.parse_args(argv)
-    for name in () if args.report else args.tasks:
-        play(name, MATCHES[name], GROUP)
-        _write_table()
-    _write_table()
+    main_of(MATCHES, GROUP, _write_table, __doc__, argv)
 
 
 def _write_table() -> None:
@@ -75,11 +72,11 @@ def _write_table() -> None:
         "| task | surrogate | " + " | ".join(STAGES) + " |",
         "|---|---|" + "---:|" * len(STAGES),
     ]
-    for name in (*MATCHES, *(f"{task}-replay" for task in MATCHES)):
-        file = RESULTS / GROUP / name / "comparison.json"
-        if not file.exists():
+    for name in MATCHES:
+        found = read_result(GROUP, name)
+        if found is None:
             continue
-        ((_, stages),) = json.loads(file.read_text(encoding="utf-8"))["variance"].items()
+        ((_, stages),) = found["variance"].items()
         kind = next(iter(stages.values()))["estimator"]
         for label, which in (("as trained along", kind), ("fitted", f"{kind}, fitted")):
             cells = [_interval(stages[stage]["applied"][which]["ratio"]) for stage in STAGES if stage in stages]

@@ -166,7 +166,8 @@ def test_a_run_is_written_once_and_goes_on_with_other_numbers_of_workers(tmp_pat
     del one["pid"], other["pid"]
     assert one == other and one["stopped_by"] == "total_steps" and one["checkpoint"].exists()
     names = {entry.name for entry in path.iterdir()}
-    assert names == {"config.json", "progress.csv", "evaluation.csv", "learning_curve.png", "checkpoints"}
+    tables = {"progress.csv", "episodes.csv", "evaluation.csv"}
+    assert names == {"config.json", *tables, "learning_curve.png", "checkpoints"}
     steps = [int(line.split(",")[0]) for line in (path / "progress.csv").read_text().splitlines()[1:]]
     assert steps == sorted(set(steps)) and steps[-1] == one["steps"]
     found = done(run_workers(3, partial(run_of, resume_config(path, total_steps=700, quiet=True), None)))
@@ -261,7 +262,7 @@ def test_different_settings_are_refused(tmp_path: Path) -> None:
 
     answers = run_workers(2, work)
     assert all(isinstance(error, SettingsError) and "different settings" in str(error) for _, error in answers)
-    assert sorted(error.told_elsewhere for _, error in answers) == [False, True]
+    assert sorted(error.already_printed for _, error in answers) == [False, True]
     assert not (tmp_path / "run").exists()
 
 

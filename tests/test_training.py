@@ -131,6 +131,14 @@ def test_all_or_few_checkpoints_are_kept(tmp_path):
         assert len(list((run / "checkpoints").iterdir())) == count
 
 
+def test_every_episode_has_a_row(finished):
+    rows = rows_of(RunFolder(finished.run_dir).episodes)
+    assert len(rows) == finished.episodes and list(rows[0]) == ["step", "return", "length"]
+    assert np.mean([float(row["return"]) for row in rows[-100:]]) == pytest.approx(finished.return_mean)
+    steps = [int(row["step"]) for row in rows]
+    assert steps == sorted(steps) and steps[-1] <= finished.steps
+
+
 def test_evaluations_during_training(finished):
     rows = rows_of(RunFolder(finished.run_dir).evaluations)
     assert [row["episodes"] for row in rows] == ["3", "3"]

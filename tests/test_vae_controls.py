@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from relax_rl.experiments.vae.controls import relaxed_controls
+from relax_rl.experiments.vae.controls import factors_of, relaxed_control, relaxed_parts
 from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 from tests.oracles import central_differences
@@ -65,23 +65,26 @@ def test_the_correction_is_that_of_all_other_bits(task, hidden, layer):
     model, target, chain = drawn(task=task, hidden=hidden)
     log_temperature = torch.tensor(-0.4, dtype=torch.float64, requires_grad=True)
     before = torch.arange(IMAGES, dtype=torch.float64)
+    temperature = log_temperature.detach().exp()
+    scales = torch.tensor([0.8, 1.3], dtype=torch.float64).requires_grad_()
     found = []
     for signs in itertools.product((-1.0, 1.0), repeat=LAYERS[layer]):
         each = torch.tensor(signs, dtype=torch.float64).expand(IMAGES, -1)
-        found.append(relaxed_controls(model, target, chain, layer, before, log_temperature, each))
-    (plain,) = relaxed_controls(model, target, chain, layer, before, log_temperature)
-    assert torch.equal(plain.value, found[0][0].value) and torch.equal(plain.slope, found[0][0].slope)
-    expected = before + by_autograd(model, target, chain, layer, chain.z[layer], log_temperature)
-    torch.testing.assert_close(plain.value[:, 0], expected)
-
+        factors = factors_of(scales.unbind(), log_temperature)
+        found.append(relaxed_control(model, target, chain, layer, before, temperature, factors, each))
+    factors = factors_of(scales[:1].unbind(), log_temperature)
+    plain = relaxed_control(model, target, chain, layer, before, temperature, factors)
+    value = before + by_autograd(model, target, chain, layer, chain.z[layer], log_temperature)
     values, slopes = correction_by_autograd(model, target, chain, layer, log_temperature)
-    torch.testing.assert_close(found[0][1].value, values)
-    torch.testing.assert_close(torch.stack([each[1].slope for each in found]).mean(0), slopes)
+    values = scales[0] * value[:, None] + scales[1] * values
+    torch.testing.assert_close(plain.value, (scales[0] * value)[:, None].expand_as(values))
+    torch.testing.assert_close(found[0].value, values)
+    slope = torch.stack([each.slope for each in found]).mean(0)
+    torch.testing.assert_close(slope, plain.slope + scales[1] * slopes)
     weights = torch.randn(values.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    for mine, theirs in ((plain.value[:, 0], expected), (found[0][1].value, values)):
-        weight = weights if mine.dim() == 2 else weights[:, 0]
-        moved = [torch.autograd.grad((weight * x).sum(), log_temperature, retain_graph=True)[0] for x in (mine, theirs)]
-        torch.testing.assert_close(*moved)
+    learned = [log_temperature, scales]
+    moved = [torch.autograd.grad((weights * x).sum(), learned, retain_graph=True) for x in (found[0].value, values)]
+    torch.testing.assert_close(*moved)
 
 
 def test_how_its_slope_moves_with_the_temperature_lacks_no_more_than_the_third_derivative():
@@ -96,14 +99,10 @@ def test_how_its_slope_moves_with_the_temperature_lacks_no_more_than_the_third_d
 
         (expected,) = central_differences(slope, at, step=1e-4)
 
-        def mean_slope(at):
-            signs = [torch.tensor(each).double() for each in itertools.product((-1.0, 1.0), repeat=2)]
-            each = [
-                relaxed_controls(model, target, chain, 2, torch.zeros(IMAGES), at, s.expand(IMAGES, -1)) for s in signs
-            ]
-            return torch.stack([correction.slope for _, correction in each]).mean(0)
-
-        found = torch.autograd.functional.jacobian(mean_slope, at)
+        signs = [torch.tensor(each).double() for each in itertools.product((-1.0, 1.0), repeat=2)]
+        nothing = torch.zeros(IMAGES)
+        parts = [relaxed_parts(model, target, chain, 2, nothing, at.exp(), s.expand(IMAGES, -1))[1] for s in signs]
+        found = torch.stack([part.slope_tangent for part in parts]).mean(0)
         return float((found - expected).norm() / expected.norm())
 
     first = left_out(0.1)

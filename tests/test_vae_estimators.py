@@ -16,7 +16,7 @@ from relax_rl.estimators import ESTIMATORS
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.estimators import LAYERED, make_layered_estimator
 from relax_rl.experiments.vae.exact import expected_loss
-from relax_rl.experiments.vae.gradient import encoder_part, gradients
+from relax_rl.experiments.vae.gradient import gradients
 from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.optimizer import pieces
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
@@ -73,7 +73,8 @@ def learned_gradients(model, estimator, x, noise):
 
 
 def exact_gradient(model):
-    grads = torch.autograd.grad(expected_loss(model, image()).sum(), list(model.parameters()))
+    parameters = [*model.encoder_parameters, *model.generative_parameters]
+    grads = torch.autograd.grad(expected_loss(model, image()).sum(), parameters)
     return torch.cat([grad.flatten() for grad in grads])
 
 
@@ -151,7 +152,7 @@ def test_vimco_follows_the_bound_of_several_samples():
     log_w = -torch.stack(model.terms(model.target(image()), bits, logits)).sum(0)
     bound = torch.logsumexp(torch.stack(torch.broadcast_tensors(log_w[:, None], log_w[None])), 0) - math.log(2)
     expected = -(torch.exp(log_q[:, None] + log_q[None]) * bound).sum()
-    grads = torch.autograd.grad(expected, list(model.parameters()))
+    grads = torch.autograd.grad(expected, [*model.encoder_parameters, *model.generative_parameters])
     exact = torch.cat([grad.flatten() for grad in grads])
     assert z_scores(model, make("vimco", model, num_samples=2), exact).abs().max() < 4.5
     assert not torch.allclose(exact, exact_gradient(model), rtol=0.1)
@@ -166,7 +167,7 @@ def test_enumeration_needs_no_draws():
 def test_the_last_layer_of_marginal_has_no_variance():
     model = small_model((3,))
     estimator, noise = make("marginal", model), seeded()
-    draws = [estimator(model, image(), noise).at_encoder(model)[0] for _ in range(2)]
+    draws = [gradients(model, estimator, image(), noise, at="encoder").model for _ in range(2)]
     torch.testing.assert_close(*draws)
 
 
@@ -232,7 +233,9 @@ def test_one_layer_is_the_estimator_for_one_distribution(name):
     if found.cotangents is None:  # these also hold q's own score, at the (relaxed) bits
         bits = dist.threshold(dist.relax(noise)) if name != "concrete" else dist.soften(dist.relax(noise), 0.5)
         expected = expected + (bits - dist.mean).detach()
-    torch.testing.assert_close(found.at_encoder(model)[0], expected.T @ model.input(x) / len(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found.at_encoder(model.encoder_parameters)[0], expected.T @ model.input(x) / len(x), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_variance_at_the_parameters_trains_parameter_rebar():
@@ -243,7 +246,7 @@ def test_the_variance_at_the_parameters_trains_parameter_rebar():
     x = image(3).double()
 
     def variance():
-        return sum(g.square().sum() for g in estimator(model, x, seeded(4)).at_encoder(model))
+        return gradients(model, estimator, x, seeded(4), at="encoder").model.square().sum()
 
     for parameter, grad in learned_gradients(model, estimator, x, seeded(4)).items():
         wanted = grad.flatten()[::7]
@@ -282,10 +285,8 @@ def test_gradients_move_nothing_and_are_there_for_every_parameter(name):
     sizes = [sum(x.numel() for x in module.parameters()) for module in (model, estimator)]
     assert [len(found.model), len(found.learned)] == sizes
     watching = gradients(model, estimator, image(5), seeded(), at="encoder")
-    assert torch.equal(watching.model, encoder_part(model, found.model))
-    inside = pieces(watching.model, model.encoder_parameters)
-    whole = dict(zip(model.parameters(), pieces(found.model, list(model.parameters())), strict=True))
-    assert all(torch.equal(x, whole[parameter]) for x, parameter in zip(inside, model.encoder_parameters, strict=True))
+    size = sum(parameter.numel() for parameter in model.encoder_parameters)
+    assert len(watching.model) == size and torch.equal(watching.model, found.model[:size])
     assert not len(gradients(model, estimator, image(5), seeded(), at="nothing").model)
 
 

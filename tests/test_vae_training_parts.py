@@ -18,6 +18,7 @@ from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork, bernoulli_log_pro
 
 def adam(*groups, lr=0.1, decay=0.0):
     lrs, decays = [lr, 0.5 * lr][: len(groups)], [decay, 0.0][: len(groups)]
+    groups = [{f"{i}": p for i, p in enumerate(group)} for group in groups]
     return GroupedAdam(groups, lrs=lrs, decays=decays, betas=(0.9, 0.99999))
 
 

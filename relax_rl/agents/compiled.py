@@ -14,6 +14,7 @@ from relax_rl.agents.batch import Batch
 from relax_rl.agents.gradients import Gradients, Objective, finished, flattened, gradients
 from relax_rl.agents.networks import Networks, Outputs
 from relax_rl.agents.shards import Shard
+from relax_rl.compute import code_cache
 from relax_rl.compute.compilation import NO_COMPILER, Compiled, has_compiler
 from relax_rl.compute.optimizers import FlatParameters
 from relax_rl.errors import SettingsError
@@ -74,7 +75,9 @@ def choose(config: AgentConfig, networks: Networks, *, workers: int, total_steps
     if next(networks.parameters()).is_cuda:
         return Choice.COMPILED if steps >= _RECORDED else Choice.EAGER
     saved = steps * (_SAVED + _SAVED_PER_ROW * size)
-    return Choice.COMPILED if saved >= _COST else Choice.KEPT if saved >= _LOADING else Choice.EAGER
+    if saved >= _COST:
+        return Choice.COMPILED
+    return Choice.KEPT if saved >= _LOADING and code_cache.folder() is not None else Choice.EAGER
 
 
 class CompiledGradients:

@@ -120,15 +120,17 @@ def gradient(layers: Layers, at: Evaluation, weight: Tensor, direction: Tensor) 
     back, weights, biases = weight.unsqueeze(-1), [], []
     for number in reversed(range(len(at.slopes))):
         output, back_input = at.outputs[number + 1], at.back_inputs[number]
-        # `back_input` of the last layer is its slope, times the output's weight.
-        back = back * (back_input if number == last else at.slopes[number])
-        if derivatives.second is not None:
+        if derivatives.second is None:  # without curvature the way back is that of c itself
+            back = weight.unsqueeze(-1) * back_input
+        else:
+            # `back_input` of the last layer is its slope, times the output's weight.
+            back = back * (back_input if number == last else at.slopes[number])
             curved = derivatives.second(output, back_input, *(at.kept[number] if at.kept else ()))
             back = torch.addcmul(back, at_inputs[number], curved, value=derivatives.second_factor)
         biases.append(back.sum(0))
         if number:
             weights.append((back.t() @ at.outputs[number]).addmm_(back_input.t(), moved[number]))
-            back = back @ layers.weights[number]
+            back = back if derivatives.second is None else back @ layers.weights[number]
         else:
             # The input is narrow, and a product with few columns is fastest the other way round.
             weights.append((at.outputs[0].t() @ back).t())

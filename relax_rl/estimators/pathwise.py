@@ -200,7 +200,7 @@ def moving_gumbel_rao(
 
 def moving_reinmax(here: FiniteDistribution, sample: Tensor, temperature: float = 1.0) -> Moving[FiniteDistribution]:
     """b that moves at ReinMax's slope (Liu et al. 2023), with the arguments of `moving_gumbel_rao`."""
-    probs = here.with_params(here.params / temperature).mean
+    probs = (here if temperature == 1.0 else here.with_params(here.params / temperature)).mean
     halfway = here.with_mean(0.5 * (probs + sample)).params
 
     def moving(at: FiniteDistribution) -> Tensor:

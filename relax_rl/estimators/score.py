@@ -137,7 +137,7 @@ def nvil_signal(
     error = value.detach() - mean - baseline
     signal = error.detach()
     if std is not None:
-        signal = signal / torch.as_tensor(std, dtype=signal.dtype, device=signal.device).clamp(min=1.0)
+        signal = signal / (std.clamp(min=1.0) if isinstance(std, Tensor) else max(1.0, std))
     return signal, error.square().mean()
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "at_most_every",
     "count_episodes",
     "interrupted_by",
+    "log_episodes",
     "show_progress",
     "stop_at_return",
     "stop_when_interrupted",
@@ -73,6 +74,16 @@ def at_most_every(seconds: float, call: Callable[[], object]) -> Callable[[], No
 def count_episodes(run: AgentRun) -> Callback:
     """Takes finished episodes into the run's state. The others read it, so it stands first."""
     return lambda agent, info: run.add(info.episodes)
+
+
+def log_episodes(logger: Logger) -> Callback:
+    """Writes a row for every finished episode: the step of the update that learned from its end, return and length."""
+
+    def log(agent: ActorCritic, info: UpdateInfo) -> None:
+        for episode in info.episodes:
+            logger.log({"step": info.steps, "return": float(episode.return_), "length": int(episode.length)})
+
+    return log
 
 
 def show_progress(run: AgentRun, display: Display) -> Callback:

@@ -58,6 +58,8 @@ class RunFolder:
     """Settings, versions and command, as JSON."""
     progress = _Within("progress.csv")
     """One row per log interval."""
+    episodes = _Within("episodes.csv")
+    """One row per finished episode."""
     evaluations = _Within("evaluation.csv")
     """One row per evaluation during training."""
     evaluation = _Within("evaluation.json")

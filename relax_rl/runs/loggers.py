@@ -12,6 +12,7 @@ from typing import IO, Any, Protocol
 from relax_rl.serialization import write_text_atomic, writing
 
 __all__ = [
+    "EPISODE_COLUMNS",
     "EVALUATION_COLUMNS",
     "PROGRESS_COLUMNS",
     "CsvLogger",
@@ -24,6 +25,9 @@ __all__ = [
 
 PROGRESS_COLUMNS = ("step", "episodes", "return_mean", "seconds", "steps_per_second", "length_mean")
 """The first columns of `progress.csv`; the agent's metrics follow."""
+
+EPISODE_COLUMNS = ("step", "return", "length")
+"""The columns of `episodes.csv`."""
 
 EVALUATION_COLUMNS = ("step", "episodes", "return_mean", "return_std", "length_mean", "seconds")
 """The columns of `evaluation.csv`."""

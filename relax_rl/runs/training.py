@@ -16,6 +16,7 @@ from relax_rl.runs.callbacks import (
     SaveCheckpoints,
     at_most_every,
     count_episodes,
+    log_episodes,
     show_progress,
     stop_at_return,
     stop_when_interrupted,
@@ -23,6 +24,7 @@ from relax_rl.runs.callbacks import (
 from relax_rl.runs.evaluation import Scores, envs_of, evaluate, evaluation_envs
 from relax_rl.runs.folder import RunFolder, default_run_dir, read_config, resumed_config
 from relax_rl.runs.loggers import (
+    EPISODE_COLUMNS,
     EVALUATION_COLUMNS,
     PROGRESS_COLUMNS,
     CsvLogger,
@@ -183,6 +185,8 @@ class _Training:
             after=at_most_every(REDRAW, self._draw_curve),
         )
         standing: list[Callable[..., bool | None]] = [count_episodes(run), show_progress(run, process.display), log]
+        if session.first:
+            standing.append(log_episodes(self._table(session.folder.episodes, EPISODE_COLUMNS)))
         if settings.eval_interval and session.first:
             standing.append(self._evaluation(rows))
         standing += [save, stop_when_interrupted(process.interruption, process.display)]
@@ -212,6 +216,11 @@ class _Training:
         for logger in found:
             self.process.stack.callback(logger.close)
         return found if self.session.first else []
+
+    def _table(self, path: Path, columns: tuple[str, ...]) -> CsvLogger:
+        table = CsvLogger(path, columns)
+        self.process.stack.callback(table.close)
+        return table
 
     def _result(self, checkpoint: Path) -> TrainingResult:
         settings, run, agent = self.session.config.run, self.run, self.run.agent
@@ -264,8 +273,7 @@ class _Training:
         config, settings, process = self.session.config, self.session.config.run, self.process
         envs = evaluation_envs(config.env, episodes=settings.eval_episodes, seed=settings.seed)
         process.stack.enter_context(envs)
-        table = CsvLogger(self.session.folder.evaluations, EVALUATION_COLUMNS)
-        process.stack.callback(table.close)
+        table = self._table(self.session.folder.evaluations, EVALUATION_COLUMNS)
 
         def play() -> Scores | None:
             return evaluate(

@@ -96,7 +96,7 @@ class Centring(nn.Module):
     Args:
         kind: subtract nothing, a moving mean, or a moving mean and a function of the image fitted to the rest.
         size: of the images.
-        normalize: divide by max(1, moving standard deviation), as in NVIL.
+        normalize: with such a function, divide by max(1, moving standard deviation), as in NVIL.
         generator: of the initial weights.
     """
 
@@ -112,8 +112,9 @@ class Centring(nn.Module):
         """`[B]` f of images `x` `[B, D]`. The moving moments are those before this batch: they do not know the sample."""
         if self.moments is None:
             return Centred(signal)
-        predicted = torch.zeros_like(signal) if self.network is None else self.network(x)
+        if self.network is None:
+            return Centred(signal - self.moments.mean, moments=[moments_of(signal)])
+        predicted = self.network(x)
         std = self.moments.std if self.normalize else None
         centred, fit_loss = nvil_signal(signal, predicted, self.moments.mean, std)
-        seen = moments_of(signal - predicted.detach())
-        return Centred(centred, None if self.network is None else fit_loss, [seen])
+        return Centred(centred, fit_loss, [moments_of(signal - predicted.detach())])

@@ -16,15 +16,18 @@ stands for it (see `relaxed_loss.py`), so that the estimate stays unbiased.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from relax_rl.experiments.vae.relaxed_loss import RelaxedLoss, relaxed_loss
+from relax_rl.experiments.vae.relaxed_loss import relaxed_loss
 from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork
 
-__all__ = ["Control", "relaxed_controls"]
+__all__ = ["Control", "Part", "factors_of", "relaxed_control", "relaxed_parts"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Control:
     is a row of its own: z is `[B, P, 1]`.
 
     Attributes:
-        value: `[B, 1]`, or `[B, P]` if each bit has its own.
+        value: `[B, P]`.
         slope: `[B, P]` derivative of each bit's control at that bit's z.
     """
 
@@ -44,24 +47,37 @@ class Control:
 
     def __call__(self, z: Tensor) -> Tensor:
         """`[B, P]`."""
-        return self.value.expand_as(self.slope)
+        return self.value
 
     def value_and_slope(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """`[B, P]` and `[B, P, 1]`."""
-        return self(z), self.slope.unsqueeze(-1)
+        return self.value, self.slope.unsqueeze(-1)
 
 
-def relaxed_controls(
+def factors_of(scales: Sequence[Tensor], log_temperature: Tensor) -> Tensor:
+    """`[*, k + 1]` what each part of a control is multiplied by, with the graph to what is learned.
+
+    The last one is 0 with the derivative 1 in log lambda: it goes with how all the others' sum moves with log lambda.
+
+    Args:
+        scales: k of them, `[*]`.
+        log_temperature: `[*]`.
+    """
+    return torch.stack([*scales, log_temperature - log_temperature.detach()], -1)
+
+
+def relaxed_control(
     model: SigmoidBeliefNetwork,
     target: Tensor,
     chain: Chain,
     layer: int,
     before: Tensor,
-    log_temperature: Tensor,
+    temperature: Tensor,
+    factors: Tensor,
     signs: Tensor | None = None,
     decoded: Tensor | None = None,
-) -> list[Control]:
-    """f with the bits of a layer relaxed, and its correction for each bit if there are signs: c_j is their sum.
+) -> Control:
+    """eta f with the bits of a layer relaxed, and kappa times its correction for each bit if there are signs.
 
     Args:
         model: whose f it is.
@@ -69,36 +85,71 @@ def relaxed_controls(
         chain: the bits before the layer, its z, and the noise of the deeper ones.
         layer: from 0.
         before: `[B]` the terms of f before the layer.
-        log_temperature: log lambda, a scalar, to which the controls have a graph.
+        temperature: lambda, a scalar without graph.
+        factors: `factors_of` eta, and kappa with signs, and log lambda.
         signs: `[B, P]` +-1, drawn independently of everything else.
         decoded: `model.decoded` at the layer's bits, which saves work where there are signs.
     """
-    moved = log_temperature - log_temperature.detach()
     with torch.no_grad():
-        temperature = log_temperature.exp()
-        plain = relaxed_loss(model, target, chain, layer, temperature, signs, decoded)
-        values, slopes = torch.stack([before + plain.value, plain.value_tangent]).unsqueeze(-1), plain.slope
-        correction = None if plain.own is None else _correction(plain, plain.own, chain, layer, temperature)
-    found = [(values, slopes)] if correction is None else [(values, slopes), correction]
-    return [Control(value[0] + moved * value[1], slope[0] + moved * slope[1]) for value, slope in found]
+        parts = relaxed_parts(model, target, chain, layer, before, temperature, signs, decoded)
+        scales = factors.unbind()[:-1]
+        moved = [
+            reduce(torch.add, [eta * x for eta, x in zip(scales, tangents, strict=True)])
+            for tangents in ([x.value_tangent for x in parts], [x.slope_tangent for x in parts])
+        ]
+        terms = [x.expand_as(parts[0].slope) for part in parts for x in (part.value, part.slope)]
+        stacked = torch.stack([*terms, *(x.expand_as(terms[0]) for x in moved)])
+    value, slope = (factors @ stacked.view(len(factors), -1)).view(2, *terms[0].shape)
+    return Control(value, slope)
 
 
-def _correction(
-    plain: RelaxedLoss, own: Tensor, chain: Chain, layer: int, temperature: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The sum over i != j and its slope, both `[2, B, P]`: themselves, and how they move with log lambda.
+class Part(NamedTuple):
+    """Value and slope of a part of a control, and how the two move with log lambda, without graph.
 
-    How H itself moves with lambda would take a third derivative of f; it is left out of what trains lambda.
+    Each is `[B, P]`, or `[B, 1]` if it is the same for all bits.
     """
+
+    value: Tensor
+    slope: Tensor
+    value_tangent: Tensor
+    slope_tangent: Tensor
+
+
+def relaxed_parts(
+    model: SigmoidBeliefNetwork,
+    target: Tensor,
+    chain: Chain,
+    layer: int,
+    before: Tensor,
+    temperature: Tensor,
+    signs: Tensor | None = None,
+    decoded: Tensor | None = None,
+) -> list[Part]:
+    """f(y), and with signs the sum over i != j.
+
+    How H moves with lambda would take a third derivative of f; it is left out of `slope_tangent`, which trains lambda and
+    nothing else.
+
+    Args:
+        temperature: lambda. The others are those of `relaxed_control`.
+    """
+    plain = relaxed_loss(model, target, chain, layer, temperature, signs, decoded)
+    value, value_tangent = (before + plain.value).unsqueeze(-1), plain.value_tangent.unsqueeze(-1)
+    parts = [Part(value, plain.slope[0], value_tangent, plain.slope[1])]
+    if plain.own is None:
+        return parts
     gradient, gradient_tangent, along_error = plain.at_bits
-    z, bits = chain.z[layer], chain.bits[layer]
-    scaled = z / temperature
-    y = torch.sigmoid(scaled)
-    error, spread = bits - y, y * (1 - y)
+    scaled, y = chain.z[layer] / temperature, plain.soft
+    error, spread = chain.bits[layer] - y, y * (1 - y)
     steepness, y_tangent = spread / temperature, -scaled * spread
     steepness_tangent = (1 - 2 * y) * y_tangent / temperature - steepness
-    own_tangent = own * scaled.abs() * torch.maximum(y, 1 - y)  # e moves by this factor of itself
-    each = torch.stack([gradient * error, gradient_tangent * error - gradient * y_tangent])
-    slope = steepness * (along_error - own)
-    slope_tangent = steepness_tangent * (along_error - own) - steepness * (gradient_tangent + own_tangent)
-    return each.sum(-1, keepdim=True) - each, torch.stack([slope, slope_tangent])
+    own_tangent = plain.own * scaled.abs() * torch.maximum(y, 1 - y)  # e moves by this factor of itself
+    each, each_tangent = gradient * error, gradient_tangent * error - gradient * y_tangent
+    without_own = along_error - plain.own
+    correction = Part(
+        each.sum(-1, keepdim=True) - each,
+        steepness * without_own,
+        each_tangent.sum(-1, keepdim=True) - each_tangent,
+        steepness_tangent * without_own - steepness * (gradient_tangent + own_tangent),
+    )
+    return [*parts, correction]

@@ -15,7 +15,7 @@ from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.optimizer import flat
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 
-__all__ = ["Gradient", "Gradients", "LayeredEstimator", "Stateless", "at_logits", "encoder_part", "gradients"]
+__all__ = ["Gradient", "Gradients", "LayeredEstimator", "Stateless", "at_logits", "gradients"]
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,16 @@ class Gradient:
     learning: Tensor | None = None
     signals: Sequence[Tensor] = ()
 
-    def at_encoder(self, model: SigmoidBeliefNetwork) -> list[Tensor]:
-        """The gradient at the encoder's parameters."""
+    def pull_back(self, encoder: Sequence[Tensor], generative: Sequence[Tensor]) -> list[Tensor]:
+        """The gradient at parameters of the encoder, and at generative ones, in this order; there may be none of a kind."""
+        if self.cotangents is None and self.encoder is None:
+            return list(torch.autograd.grad(self.objective, [*encoder, *generative]))
+        of_generative: Sequence[Tensor] = ()
+        if generative:
+            of_generative = torch.autograd.grad(self.objective, generative, retain_graph=True)
         if self.encoder is not None:
-            return list(self.encoder)
-        parameters = model.encoder_parameters
-        if self.cotangents is None:
-            return list(torch.autograd.grad(self.objective, parameters, retain_graph=True))
-        return list(torch.autograd.grad(list(self.logits), parameters, list(self.cotangents)))
-
-    def at_generative(self, model: SigmoidBeliefNetwork) -> list[Tensor]:
-        """The gradient at the generative parameters."""
-        return list(torch.autograd.grad(self.objective, model.generative_parameters, retain_graph=True))
+            return [*self.encoder, *of_generative]
+        return [*torch.autograd.grad(list(self.logits), encoder, list(self.cotangents or ())), *of_generative]
 
 
 class LayeredEstimator(nn.Module):
@@ -98,7 +96,7 @@ class Gradients:
 
     Attributes:
         loss: `[B]` f at sampled bits.
-        model: gradient at the model's parameters, or at those of its encoder, in their order; empty if it was not asked for.
+        model: gradient at the encoder's parameters, then at the generative ones, as far as they were asked for.
         learned: at the estimator's parameters, one of its groups after the other.
         signals: `[n, 2]` for `LayeredEstimator.move_moments`.
     """
@@ -127,24 +125,14 @@ def gradients(
     """
     found = estimator(model, x, noise)
     of_model = of_estimator = signals = x.new_zeros(0)
-    if at == "model":
-        each = dict(zip(model.generative_parameters, found.at_generative(model), strict=True))
-        each |= zip(model.encoder_parameters, found.at_encoder(model), strict=True)
-        of_model = flat([each[parameter] for parameter in model.parameters()])
-    elif at == "encoder":
-        of_model = flat(found.at_encoder(model))
+    if at != "nothing":
+        of_model = flat(found.pull_back(model.encoder_parameters, model.generative_parameters if at == "model" else []))
     if found.learning is not None:
         decayed, others = estimator.groups()
         of_estimator = flat(torch.autograd.grad(found.learning, [*decayed, *others]))
     if found.signals:
         signals = torch.stack(list(found.signals))
     return Gradients(found.loss, of_model, of_estimator, signals)
-
-
-def encoder_part(model: SigmoidBeliefNetwork, vector: Tensor) -> Tensor:
-    """The encoder's part of a vector of all parameters of a model."""
-    begin = 0 if model.prior is None else model.prior.numel()
-    return vector[begin : begin + sum(parameter.numel() for parameter in model.encoder_parameters)]
 
 
 def at_logits(logits: Sequence[Tensor], per_example: Sequence[Tensor], examples: int) -> list[Tensor]:

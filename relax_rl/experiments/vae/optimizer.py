@@ -16,24 +16,25 @@ class GroupedAdam:
     """Adam (Kingma and Ba 2015) with a learning rate and a decay of its own for each group of parameters.
 
     Args:
-        groups: the parameters of each; there may be none.
+        groups: the parameters of each, by the names that their moments are saved under; there may be none.
         lrs, decays: learning rate and L2 decay of each.
         betas: decays of the moments.
     """
 
     def __init__(
         self,
-        groups: Sequence[Sequence[nn.Parameter]],
+        groups: Sequence[Mapping[str, nn.Parameter]],
         *,
         lrs: Sequence[float],
         decays: Sequence[float],
         betas: tuple[float, float],
     ) -> None:
-        self._adams = {
-            str(i): Adam(FlatParameters(group), lr=lr, betas=betas, decay=decay)
-            for i, (group, lr, decay) in enumerate(zip(groups, lrs, decays, strict=True))
-            if group
-        }
+        self._adams: dict[str, Adam] = {}
+        self._names: dict[str, list[str]] = {}
+        for i, (group, lr, decay) in enumerate(zip(groups, lrs, decays, strict=True)):
+            if group:
+                self._adams[f"{i}"] = Adam(FlatParameters(group.values()), lr=lr, betas=betas, decay=decay)
+                self._names[f"{i}"] = list(group)
 
     @property
     def flats(self) -> list[FlatParameters]:
@@ -47,12 +48,12 @@ class GroupedAdam:
             adam.step(part)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Moments and step counts: `0.mean.2` is of the third parameter of the first group."""
+        """Moments and step counts: `0.mean.2` is of the parameter "2" of the first group."""
         state: dict[str, Tensor] = {}
         for key, adam in self._adams.items():
             for kind in ("mean", "square"):
                 each = pieces(getattr(adam, kind), adam.parameters.parameters)
-                state |= {f"{key}.{kind}.{i}": piece for i, piece in enumerate(each)}
+                state |= {f"{key}.{kind}.{name}": x for name, x in zip(self._names[key], each, strict=True)}
             state[f"{key}.count"] = torch.tensor(float(adam.steps))
         return state
 
@@ -63,8 +64,7 @@ class GroupedAdam:
             KeyError, ValueError: it belongs to other parameters.
         """
         for key, adam in self._adams.items():
-            count = len(adam.parameters.parameters)
-            moments = {kind: flat([state[f"{key}.{kind}.{i}"] for i in range(count)]) for kind in ("mean", "square")}
+            moments = {k: flat([state[f"{key}.{k}.{name}"] for name in self._names[key]]) for k in ("mean", "square")}
             adam.load_state_dict({**moments, "steps": state[f"{key}.count"]})
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from relax_rl.distributions import Bernoulli
 from relax_rl.estimators import dlax, reinforce_gradient, relax, variance_loss
 from relax_rl.experiments.vae.baselines import InputBaseline
-from relax_rl.experiments.vae.controls import Control, relaxed_controls
+from relax_rl.experiments.vae.controls import Control, factors_of, relaxed_control
 from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator, at_logits
 from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.residual import ResidualNetwork
@@ -85,50 +85,58 @@ class Relax(LayeredEstimator):
         value = torch.stack(terms).sum(0)
         loss = value.detach()
         before, context = torch.zeros_like(loss), [model.input(x)]
+        factors, temperatures = self._factors()
         estimates, losses = [], []
         for layer, dist in enumerate(chain.dists):
-            parts = self._of_objective(model, target, chain, layer, before, signs[layer], decoded[layer])
+            control: Control | None = None
+            if factors:
+                control = relaxed_control(
+                    model,
+                    target,
+                    chain,
+                    layer,
+                    before,
+                    temperatures[layer],
+                    factors[layer],
+                    signs[layer],
+                    decoded[layer],
+                )
             if self.residuals:
                 given = torch.cat(context, -1) if self.context == "input" else dist.params
-                parts.append(self._residual(layer, given, chain))
-            found = self._estimate(loss, dist, _sum(parts), chain.noise[layer])
+                control = self._with_residual(control, layer, given, chain.z[layer])
+            assert control is not None
+            found = self._estimate(loss, chain, layer, control)
             estimates.append(found.squeeze(-1))
             losses.append(variance_loss(found))
             before = before + terms[layer].detach()
-            context.append(2 * chain.bits[layer] - 1)
+            if self.context == "input":
+                context.append(2 * chain.bits[layer] - 1)
         cotangents = at_logits(chain.logits, estimates, len(x))
         return Gradient(loss, value.mean(), chain.logits, cotangents, learning=torch.stack(losses).sum())
 
-    def _estimate(self, loss: Tensor, dist: Bernoulli, surrogate: Control, noise: Tensor) -> Tensor:
-        """g_l `[B, P, 1]`, one row for each bit."""
-        value, bits = loss.unsqueeze(-1).expand_as(noise), Bernoulli(dist.params.unsqueeze(-1))
-        if self.conditional:
-            return relax(value, bits, surrogate, noise=noise.unsqueeze(-1), coupling="coupled").grad
-        return dlax(value, bits, surrogate, noise=noise.unsqueeze(-1)).grad
-
-    def _of_objective(
-        self,
-        model: SigmoidBeliefNetwork,
-        target: Tensor,
-        chain: Chain,
-        layer: int,
-        before: Tensor,
-        signs: Tensor | None,
-        decoded: Tensor | None,
-    ) -> list[Control]:
-        """What the surrogate holds of f, each part times its learned scale."""
+    def _factors(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Those of the control of each layer, and its temperature; none where the surrogate holds nothing of f."""
         if self.log_temperature is None:
-            return []
-        at = self.log_temperature[layer]
-        controls = relaxed_controls(model, target, chain, layer, before, at, signs, decoded)
-        scales = [scale[layer] for scale in (self.eta, self.correction) if scale is not None]
-        return [Control(eta * c.value, eta * c.slope) for eta, c in zip(scales, controls, strict=True)]
+            return [], []
+        scales = [scale for scale in (self.eta, self.correction) if scale is not None]
+        return factors_of(scales, self.log_temperature).unbind(), self.log_temperature.detach().exp().unbind()
 
-    def _residual(self, layer: int, context: Tensor, chain: Chain) -> Control:
+    def _estimate(self, loss: Tensor, chain: Chain, layer: int, control: Control) -> Tensor:
+        """g_l `[B, P, 1]`, one row for each bit."""
+        logits, noise, bits = (x[layer].unsqueeze(-1) for x in (chain.logits, chain.noise, chain.bits))
+        value, dist = loss.unsqueeze(-1).expand_as(control.value), Bernoulli(logits.detach())
+        if self.conditional:
+            return relax(value, dist, control, noise=noise, sample=bits, coupling="coupled").grad
+        return dlax(value, dist, control, noise=noise).grad
+
+    def _with_residual(self, control: Control | None, layer: int, context: Tensor, z: Tensor) -> Control:
+        """r added to what the surrogate holds of f."""
         residual = self.residuals[layer]
         assert isinstance(residual, ResidualNetwork)
-        value, slope = residual.given(context).value_and_slope(chain.z[layer])
-        return Control(value.unsqueeze(-1), slope)
+        value, slope = residual.given(context).value_and_slope(z)
+        if control is None:
+            return Control(value.unsqueeze(-1).expand_as(slope), slope)
+        return Control(control.value + value.unsqueeze(-1), control.slope + slope)
 
 
 class ParameterRebar(LayeredEstimator):
@@ -158,12 +166,20 @@ class ParameterRebar(LayeredEstimator):
         value = torch.stack(terms).sum(0)
         loss = value.detach()
         signal, before = loss - self.baseline(model.input(x)), torch.zeros_like(loss)
-        plain, controls = [], []
+        plain, controls, temperature = [], [], self.log_temperature.detach().exp()
+        factors = factors_of([torch.ones_like(temperature)], self.log_temperature)
         for layer, (dist, score) in enumerate(zip(chain.dists, chain.scores, strict=True)):
             plain.append(reinforce_gradient(signal, None, dist.params, score=score) / len(x))
-            (relaxed,) = relaxed_controls(model, target, chain, layer, before, self.log_temperature)
-            nothing, bits = torch.zeros_like(score), Bernoulli(dist.params.unsqueeze(-1))
-            found = relax(nothing, bits, relaxed, noise=chain.noise[layer].unsqueeze(-1), coupling="coupled")
+            relaxed = relaxed_control(model, target, chain, layer, before, temperature, factors)
+            dist, drawn, bits = Bernoulli(dist.params.unsqueeze(-1)), chain.noise[layer], chain.bits[layer]
+            found = relax(
+                torch.zeros_like(score),
+                dist,
+                relaxed,
+                noise=drawn.unsqueeze(-1),
+                sample=bits.unsqueeze(-1),
+                coupling="coupled",
+            )
             controls.append(found.grad.squeeze(-1) / len(x))
             before = before + terms[layer].detach()
         logits, tensors = list(chain.logits), model.encoder_parameters
@@ -181,14 +197,6 @@ class ParameterRebar(LayeredEstimator):
             for g, p, eta, c in zip(encoder, of_plain, scales, of_control, strict=True)
         ]
         return Gradient(loss, value.mean(), encoder=encoder, learning=torch.stack(products).sum())
-
-
-def _sum(parts: Sequence[Control]) -> Control:
-    """The sum of several."""
-    value, slope = parts[0].value, parts[0].slope
-    for part in parts[1:]:
-        value, slope = value + part.value, slope + part.slope
-    return Control(value, slope)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ class RelaxedLoss:
 
     Attributes:
         value, value_tangent: `[B]`, and how it moves with log lambda.
+        soft: `[B, P]` y.
         slope: `[2, B, P]` dual derivative at z, which moves with log lambda.
         at_bits: `[1 + T, B, P]` dual derivative at y, which moves with log lambda and, if there were signs, along e.
         own: `[B, P]` H_jj e_j, right in expectation over the signs; None without.
@@ -38,6 +39,7 @@ class RelaxedLoss:
 
     value: Tensor
     value_tangent: Tensor
+    soft: Tensor
     slope: Tensor
     at_bits: Tensor
     own: Tensor | None
@@ -93,7 +95,7 @@ def relaxed_loss(
     directions, at_bits = [-scaled * soft * (1 - soft)], None
     if signs is not None:
         directions.append(error)
-        if decoder is not None and len(decoder.steps) == 1:  # linear: its part in the diagonal of H is known
+        if decoder is not None and decoder.linear:  # its part in the diagonal of H is known
             at_bits = decoder(2 * chain.bits[layer] - 1) if decoded is None else decoded.detach()
         if at_bits is None or layer < len(model.layers) - 1:
             directions.append(signs * error)
@@ -102,13 +104,11 @@ def relaxed_loss(
     derivative, value_tangent, slope = _downwards(model, layers, temperature)
     own = None
     if signs is not None:
-        own = torch.zeros_like(signs)
+        own = signs * derivative[3] if len(directions) == 3 else torch.zeros_like(signs)
         if at_bits is not None and decoder is not None and layers[0].decoded is not None:
             p = torch.sigmoid(layers[0].decoded[0])
-            own += (p * (1 - p)) @ (2 * decoder.steps[0][0]).square() * error
-        if len(directions) == 3:
-            own += signs * derivative[3]
-    return RelaxedLoss(value, value_tangent, slope, derivative[:3], own)
+            own += (p * (1 - p)) @ (2 * decoder.weights[0]).square() * error
+    return RelaxedLoss(value, value_tangent, soft, slope, derivative[:3], own)
 
 
 def _upwards(

@@ -40,6 +40,7 @@ class ConditionalNetwork(nn.Module):
     def __init__(self, size: int, hidden: Sequence[int], outputs: int, generator: torch.Generator | None) -> None:
         super().__init__()
         sizes = [size, *hidden, outputs]
+        self.depth = len(sizes) - 1
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for inputs, width in pairwise(sizes):
@@ -49,9 +50,14 @@ class ConditionalNetwork(nn.Module):
             self.biases.append(nn.Parameter(torch.zeros(width)))
 
     @property
+    def linear(self) -> bool:
+        """Whether there is no tanh layer."""
+        return self.depth == 1
+
+    @property
     def steps(self) -> list[tuple[Tensor, Tensor]]:
         """Weight and bias of each layer, the linear one last."""
-        return list(zip(self.weights, self.biases, strict=True))
+        return [(self.weights[i], self.biases[i]) for i in range(self.depth)]
 
     def forward(self, x: Tensor) -> Tensor:
         *hidden, (weight, bias) = self.steps
@@ -155,7 +161,7 @@ class SigmoidBeliefNetwork(nn.Module):
     def generative_parameters(self) -> list[nn.Parameter]:
         """Parameters of p, in which f can be differentiated."""
         prior = [] if self.prior is None else [self.prior]
-        return [*self.decoders.parameters(), *prior]
+        return [*prior, *self.decoders.parameters()]
 
     def input(self, x: Tensor) -> Tensor:
         """`[B, D]` images -> what the first encoder reads, centred."""

@@ -19,7 +19,7 @@ from relax_rl.experiments.vae.checkpoints import flatten, part
 from relax_rl.experiments.vae.compiled import CompiledGradients, compiles
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.estimators import make_layered_estimator
-from relax_rl.experiments.vae.gradient import Gradients, LayeredEstimator, encoder_part, gradients
+from relax_rl.experiments.vae.gradient import Gradients, LayeredEstimator, gradients
 from relax_rl.experiments.vae.gradient_variance import EVERY, GradientVariance
 from relax_rl.experiments.vae.noise import Noise, own_rows
 from relax_rl.experiments.vae.optimizer import GroupedAdam, flat, pieces
@@ -124,10 +124,11 @@ class Trainer:
         seeds = iter(np.random.SeedSequence(config.seed).spawn(2 + len(config.track_variances)))
         self.model = make_model(config, mean, _generator(next(seeds))).to(device)
         self.step = -config.pretrain_steps
+        names = {parameter: f"{i}" for i, parameter in enumerate(self.model.parameters())}
+        group = {names[p]: p for p in (*self.model.encoder_parameters, *self.model.generative_parameters)}
         betas = (0.9, config.beta2)
-        self.optimizer = GroupedAdam(
-            [[], list(self.model.parameters())], lrs=[0.0, config.lr], decays=[0.0, 0.0], betas=betas
-        )
+        self.optimizer = GroupedAdam([{}, group], lrs=[0.0, config.lr], decays=[0.0, 0.0], betas=betas)
+        self._encoder_size = sum(parameter.numel() for parameter in self.model.encoder_parameters)
         self.main = self._watch(config.estimator, next(seeds))
         self.others = [self._watch(name, next(seeds)) for name in config.track_variances]
         self.compiled: CompiledGradients | None = None
@@ -151,17 +152,15 @@ class Trainer:
             for each in ([*self.others, self.main] if frozen else self.others)
         ]
         found = self._averaged(found if frozen else [*found, self.main_gradients(x)])
-        of_main = found[-1]
         for each, its in zip([*self.others, self.main], found, strict=True):
             if looks:
-                whole = its is of_main and not frozen
-                each.variance.update(encoder_part(self.model, its.model) if whole else its.model)
+                each.variance.update(its.model[: self._encoder_size])
             each.learn(its)
         if not frozen:
-            self.optimizer.step(of_main.model)
+            self.optimizer.step(found[-1].model)
         self.step += 1
         if self.step > 0:
-            self._loss += of_main.loss.mean()
+            self._loss += found[-1].loss.mean()
             self._loss_steps += 1
 
     def next_images(self) -> Tensor:
@@ -262,7 +261,7 @@ class Trainer:
         estimator = make_layered_estimator(name, config, self.model, _generator(weights)).to(self.device)
         estimator.workers = self.workers
         optimizer = GroupedAdam(
-            estimator.groups(),
+            [{f"{i}": p for i, p in enumerate(group)} for group in estimator.groups()],
             lrs=[config.lr * config.surrogate_lr_factor, config.lr * config.lr_factor],
             decays=[config.surrogate_decay, 0.0],
             betas=(0.9, config.beta2),

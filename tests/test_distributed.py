@@ -145,6 +145,7 @@ def config_of(path: Path, **settings: Any):
 def run_of(config: Any, callback: Any, rank: int) -> dict[str, Any]:
     """Train in one of the workers; returns what can be said of it elsewhere."""
     result = train(config, callbacks=[partial(callback, rank)] if callback else [])
+    assert result.agent.learner.compiled is None, "compiled code does not average over workers"
     told = {name: getattr(result, name) for name in ("steps", "episodes", "stopped_by", "run_dir", "checkpoint")}
     return {**told, "pid": os.getpid()}
 

@@ -202,7 +202,7 @@ PLANTS = (
         "relax_rl.estimators.relaxation",
         "grad = _estimate(drawn, *control_through_z(surrogate, drawn.dist, drawn.z))",
         "grad = _estimate(drawn, *control_through_z(surrogate, drawn.dist, drawn.dist.relax(drawn.dist.sample_noise())))",
-        "test_exact_mdp.py::test_continuous_agents_estimate_the_exact_policy_gradient[LAX-AutoresetMode.SAME_STEP]",
+        "test_gradients.py::test_gradients_are_slopes_of_scalars[lax-False]",
     ),
     Plant(
         "a surrogate that never trains",
@@ -301,7 +301,7 @@ def test_a_planted_mistake_is_found(plant: Plant, planting: Planting) -> None:
 
 
 def test_without_a_mistake_all_is_well(planting: Planting) -> None:
-    found = planting({"tests": sorted({plant.test for plant in PLANTS})})
+    found = planting({"tests": list({plant.test.split("::")[0]: plant.test for plant in PLANTS}.values())})
     assert found["code"] == 0, found["log"]
 
 

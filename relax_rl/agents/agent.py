@@ -152,6 +152,7 @@ class ActorCritic(Actor):
         self.learner.workers = workers
         if workers.count == 1:
             return
+        self.learner.compiled = None
         tensors, state = self.state_dict()
         copies = {name: x.detach().contiguous().clone() for name, x in sorted(tensors.items())}
         for x in copies.values():

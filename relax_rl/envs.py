@@ -13,10 +13,10 @@ from gymnasium import spaces
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
-from relax_rl.env_actions import ActionBins
-from relax_rl.env_batches import CheckedActions, action_checker, copied, put_row, share_memory
-from relax_rl.env_creation import AskedVectorization, create_vector_env, find_spec, is_atari
-from relax_rl.env_traits import (
+from relax_rl.backends.actions import ActionBins
+from relax_rl.backends.batches import CheckedActions, action_checker, copied, put_row, share_memory
+from relax_rl.backends.creation import AskedVectorization, create_vector_env, find_spec, is_atari
+from relax_rl.backends.traits import (
     Vectorization,
     autoreset_mode_named,
     declared_autoreset_mode,
@@ -24,7 +24,7 @@ from relax_rl.env_traits import (
     hands_out_fresh_arrays,
     vectorization_of,
 )
-from relax_rl.env_workers import WorkerDeathReport, close_vector_env
+from relax_rl.backends.workers import WorkerDeathReport, close_vector_env
 from relax_rl.errors import SettingsError
 
 if TYPE_CHECKING:

@@ -241,14 +241,14 @@ PLANTS = (
     ),
     Plant(
         "a time limit taken for an end",
-        "relax_rl.rollouts",
+        "relax_rl.agents.rollouts",
         "np.where(over, 0.0, gamma * next_v)",
         "np.where(over | cut, 0.0, gamma * next_v)",
         "test_exact_mdp.py::test_discrete_agents_estimate_the_exact_policy_gradient[A2C-AutoresetMode.NEXT_STEP]",
     ),
     Plant(
         "advantages that run on into the next episode",
-        "relax_rl.rollouts",
+        "relax_rl.agents.rollouts",
         "decay = (gamma * gae_lambda) * (ok & ~over & ~cut)",
         "decay = (gamma * gae_lambda) * (ok & ~over)",
         "test_rollouts.py::test_gae_is_the_sum_of_discounted_deltas_within_an_episode[False-0.99-0.95]",

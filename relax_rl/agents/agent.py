@@ -20,21 +20,21 @@ from relax_rl.agents.control_scale import ControlScale
 from relax_rl.agents.estimates import AgentEstimator, check_estimator
 from relax_rl.agents.learner import Learner, Metrics
 from relax_rl.agents.networks import Outputs, make_networks
+from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler
 from relax_rl.agents.replay import ValueReplay
+from relax_rl.agents.rollouts import Collector, Rollout
 from relax_rl.agents.saving import described, family, pack, unpack
 from relax_rl.agents.shards import columns, shard_of_rollout
 from relax_rl.agents.statistics import UpdateInfo, absorb, episodes_of_all
-from relax_rl.distributed import Workers
+from relax_rl.compute.clocks import Watch
+from relax_rl.compute.distributed import Workers
+from relax_rl.compute.serialization import load_state, save_state
 from relax_rl.envs import VectorEnvs
 from relax_rl.errors import CheckpointError, TrainingDiverged
-from relax_rl.normalization import ObservationNormalizer, RewardScaler
-from relax_rl.profiling import Watch
-from relax_rl.rollouts import Collector, Rollout
-from relax_rl.serialization import load_state, save_state
+from relax_rl.networks.space_json import space_from_json, space_to_json
+from relax_rl.networks.spaces import require_space
 from relax_rl.settings.config import AgentConfig
 from relax_rl.settings.fields import with_settings
-from relax_rl.space_json import space_from_json, space_to_json
-from relax_rl.spaces import require_space
 
 __all__ = ["ActorCritic", "Callback", "UpdateInfo"]
 
@@ -105,7 +105,7 @@ class ActorCritic(Actor):
 
     @property
     def watch(self) -> Watch:
-        """Told which section of an update begins; see `relax_rl.profiling`."""
+        """Told which section of an update begins; see `relax_rl.compute.clocks`."""
         return self.learner.watch
 
     @watch.setter

@@ -16,11 +16,11 @@ from relax_rl.agents.estimates import AgentEstimator
 from relax_rl.agents.gradients import Gradients, Objective, finished, flattened, gradients
 from relax_rl.agents.networks import Networks, Outputs
 from relax_rl.agents.shards import minibatches, sample_noise
+from relax_rl.compute.clocks import Watch, unwatched
 from relax_rl.compute.compilation import CompilationError, NotKept, warn_or_raise
+from relax_rl.compute.distributed import ALONE, Workers
 from relax_rl.compute.optimizers import OPTIMIZERS, Adam, FlatParameters, Optimizer
-from relax_rl.distributed import ALONE, Workers
 from relax_rl.errors import TrainingDiverged
-from relax_rl.profiling import Watch, unwatched
 from relax_rl.settings.config import AgentConfig
 
 __all__ = ["Learner"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from relax_rl.critics.activations import DERIVATIVES
 from relax_rl.critics.closed_form import Layers
 from relax_rl.critics.mlp_surrogate import MLPSurrogate
-from relax_rl.networks import ACTIVATIONS
+from relax_rl.networks.torsos import ACTIVATIONS
 
 __all__ = ["ResidualNetwork", "SurrogateActivation"]
 

@@ -13,11 +13,11 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, parse_env_id
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from relax_rl.env_pool import EnvPoolVectorEnv, faster_in_envpool, why_not_envpool
-from relax_rl.env_traits import Vectorization, declared_autoreset_mode
-from relax_rl.env_workers import WorkerDeathReport, shielded_from_signals
+from relax_rl.backends.envpool import EnvPoolVectorEnv, faster_in_envpool, why_not_envpool
+from relax_rl.backends.traits import Vectorization, declared_autoreset_mode
+from relax_rl.backends.workers import WorkerDeathReport, shielded_from_signals
+from relax_rl.compute.host import usable_cores
 from relax_rl.errors import SettingsError
-from relax_rl.host import usable_cores
 
 __all__ = ["AskedVectorization", "create_vector_env", "find_spec", "is_atari"]
 

@@ -74,7 +74,7 @@ mean of two that start and learn apart. `dynamics` asks a learned model of the n
 worth; its `state part` is the mean of that over actions. `V refitted` trains V on at the frozen policy, as many steps as the
 surrogate takes; since V bootstraps, the mean of the gradient moves too (`none seen`: A2C's own could not be told from zero).
 
-Up to commit 807239f, which the numbers here are from, a surrogate also learned a gain and a temperature, and
+Up to commit 807239f, which the numbers here are from, a surrogate also learned a temperature, and
 `python -m benchmarks.headroom` also tried `expected SARSA`, `Retrace` (Munos et al. 2016: the surrogate by regression on what
 Q = V + surrogate says an action was worth, after one step or with the agent's lambda), `Retrace and variance` (by both
 objectives) and `horizon-aware` (V is told how many steps the time limit leaves; Tucker et al. 2018).""".splitlines()

@@ -120,6 +120,9 @@ def gradients(
         watch("surrogate")
         squares = _dot(2.0 * batch.weight.unsqueeze(-1) * estimate.detach(), estimate)
         of["surrogate"] = _gradients_at(list(networks.surrogate.parameters()), squares)
+        gain = getattr(networks.surrogate, "gain", None)
+        if gain is not None:
+            metrics["surrogate/gain"] = gain.detach().clone()
         metrics["losses/variance"] = variance_loss(estimate.detach(), batch.weight)
     return Gradients(of, sums, metrics)
 

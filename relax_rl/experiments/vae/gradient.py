@@ -30,6 +30,7 @@ class Gradient:
         encoder: the encoder's gradient itself, from estimators that form it at the parameters.
         learning: scalar whose gradient at the estimator's own parameters is theirs: the variance of the estimate, or the
             fit of a baseline. None where there are none.
+        learned: that gradient itself, from estimators that form it at the parameters, one of their groups after the other.
         signals: `[2]` mean and mean square of what each of the estimator's moving moments is to take in.
     """
 
@@ -39,6 +40,7 @@ class Gradient:
     cotangents: Sequence[Tensor] | None = None
     encoder: Sequence[Tensor] | None = None
     learning: Tensor | None = None
+    learned: Sequence[Tensor] = ()
     signals: Sequence[Tensor] = ()
 
     def pull_back(self, encoder: Sequence[Tensor], generative: Sequence[Tensor]) -> list[Tensor]:
@@ -130,6 +132,8 @@ def gradients(
     if found.learning is not None:
         decayed, others = estimator.groups()
         of_estimator = flat(torch.autograd.grad(found.learning, [*decayed, *others]))
+    elif found.learned:
+        of_estimator = flat(found.learned)
     if found.signals:
         signals = torch.stack(list(found.signals))
     return Gradients(found.loss, of_model, of_estimator, signals)

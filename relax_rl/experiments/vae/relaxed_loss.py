@@ -134,8 +134,8 @@ def _upwards(
             assert isinstance(encoder, ConditionalNetwork)
             logits, pull_logits = _network(encoder, layers[-1].soft)
             scaled = logits / temperature
-            scaled[0] += chain.noise[here] / temperature
-            scaled[1] -= scaled[0]
+            scaled[0].add_(chain.noise[here] / temperature)
+            scaled[1].sub_(scaled[0])
             layers.append(_Layer(scaled[0], _sigmoid(scaled), logits, pull_logits))
         decoder, soft = model.decoder(here), layers[-1].soft
         if generative:
@@ -147,7 +147,7 @@ def _upwards(
                 decoded, pull_decoded = _network(decoder, soft[:2])
                 decoded = torch.cat([decoded, (at_bits - decoded[0]).unsqueeze(0)])
             error, rows = _sigmoid(decoded), min(len(decoded), len(below))
-            error[:rows] -= below[:rows]
+            error[:rows].sub_(below[:rows])
             layers[-1] = replace(layers[-1], decoded=decoded, error=error, pull_decoded=pull_decoded)
             value = value - bernoulli_log_prob(below[0], decoded[0])
         below = soft if generative else below
@@ -160,19 +160,19 @@ def _downwards(model: SigmoidBeliefNetwork, layers: list[_Layer], temperature: T
     """Dual derivative at the relaxed bits of the first layer; how the value moves with log lambda; `[2]` that at its z."""
     derivative = torch.zeros_like(layers[-1].soft)
     if model.prior is not None:
-        derivative[0] -= model.prior
+        derivative[0].sub_(model.prior)
     value_tangent = torch.zeros_like(derivative[0, :, 0])
     for at in reversed(layers):
         if at.pull_decoded is not None and at.error is not None:
             through = at.pull_decoded(at.error)
-            derivative[: len(through)] += through
+            derivative[: len(through)].add_(through)
         if model.task == "generative":
-            derivative[: len(at.logits)] += at.logits
+            derivative[: len(at.logits)].add_(at.logits)
         rows = 2 if at.pull_logits is None else len(derivative)  # at z only log lambda is asked for
         at_z = _times(derivative[:rows], _spread(at.soft[:rows]))
         value_tangent -= (at_z[0] * at.scaled).sum(-1)
-        at_z[1] -= at_z[0]
-        at_z /= temperature
+        at_z[1].sub_(at_z[0])
+        at_z.div_(temperature)
         if at.pull_logits is None:
             break
         if at.decoded is not None and model.task == "generative":
@@ -186,12 +186,12 @@ def _network(network: ConditionalNetwork, soft: Tensor) -> tuple[Tensor, Pull]:
     """Dual logits of a network that reads dual relaxed bits as 2 b - 1, and the way back to the bits."""
     *hidden, (weight, bias) = network.steps
     x = 2 * soft
-    x[0] -= 1
+    x[0].sub_(1)
     outputs: list[Tensor] = []
     for inner_weight, inner_bias in hidden:
         x = _linear(x, inner_weight, inner_bias)
         x[0].tanh_()
-        x[1:] *= 1 - x[0].square()
+        x[1:].mul_(1 - x[0].square())
         outputs.append(x)
 
     def pull(derivative: Tensor) -> Tensor:
@@ -207,21 +207,22 @@ def _network(network: ConditionalNetwork, soft: Tensor) -> tuple[Tensor, Pull]:
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     y = x @ weight.t()
-    y[0] += bias
+    y[0].add_(bias)
     return y
 
 
 def _sigmoid(x: Tensor) -> Tensor:
     soft = torch.empty_like(x)
-    torch.sigmoid(x[0], out=soft[0])
-    torch.mul(soft[0] * (1 - soft[0]), x[1:], out=soft[1:])
+    value = torch.sigmoid(x[0], out=soft[0])
+    torch.mul(value * (1 - value), x[1:], out=soft[1:])
     return soft
 
 
 def _spread(soft: Tensor) -> Tensor:
     """s (1 - s)."""
-    spread = (1 - 2 * soft[0]) * soft
-    spread[0] = soft[0] * (1 - soft[0])
+    value = soft[0]
+    spread = (1 - 2 * value) * soft
+    torch.mul(value, 1 - value, out=spread[0])
     return spread
 
 

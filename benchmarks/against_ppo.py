@@ -14,14 +14,11 @@ give ours what its preset was before, and another candidate for it. The comparis
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import median
 from typing import Any
 
-from benchmarks.matches import Match, play, spread
+from benchmarks.matches import Match, main_of, read_result, section
 from benchmarks.tasks import RESULTS, write_text
 from relax_rl.settings.presets import preset_config
 
@@ -90,15 +87,7 @@ MATCHES: dict[str, Match] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is asked for, and sum up all that is there."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--tasks", nargs="+", choices=list(MATCHES), default=list(MATCHES))
-    parser.add_argument("--seeds", type=int, help="runs of each contestant (default: the task's)")
-    parser.add_argument("--report", action="store_true", help="sum up and train nothing")
-    args = parser.parse_args(argv)
-    for name in () if args.report else args.tasks:
-        play(name, MATCHES[name], GROUP, seeds=args.seeds)
-        _write_summary()
-    _write_summary()
+    main_of(MATCHES, GROUP, _write_summary, __doc__, argv)
 
 
 def _write_summary() -> None:
@@ -114,33 +103,15 @@ def _write_summary() -> None:
         "",
     ]
     for name in MATCHES:
-        file = RESULTS / GROUP / name / "comparison.json"
-        if file.exists():
-            text += _of_task(name, json.loads(file.read_text(encoding="utf-8")))
+        found = read_result(GROUP, name)
+        if found is not None:
+            text += _of_task(name, found)
     write_text(RESULTS / f"{GROUP}.md", "\n".join(text))
 
 
 def _of_task(name: str, found: dict[str, Any]) -> list[str]:
     ((_, task),) = found["environments"].items()
-    threshold = "none" if task["threshold"] is None else f"{task['threshold']:g}"
-    lines = [
-        f"## [{name}]({GROUP}/{name}/report.md)",
-        "",
-        f"{task['total_steps']:,} steps, threshold {threshold}.",
-        "",
-        "| contestant | runs | final score | solved | steps | seconds | steps/s |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for label, contestant in task["contestants"].items():
-        solved = contestant["solved"]
-        cells = [label, str(len(contestant["runs"])), spread(contestant["final"], ".1f")]
-        if solved is None:
-            cells += ["", "", ""]
-        else:
-            cells += [f"{solved['solved']} of {solved['runs']}", spread(solved["steps"]["median"], ",.0f")]
-            cells.append(spread(solved["seconds"]["median"], ".0f"))
-        cells.append(f"{median(run['steps_per_second'] for run in contestant['runs']):,.0f}")
-        lines.append("| " + " | ".join(cells) + " |")
+    lines = section(name, GROUP, found)
     improvement = next((x for x in task["improvement"] if {x["x"], x["y"]} == {"off", "on"}), None)
     if improvement is not None:
         on = improvement if improvement["x"] == "on" else _turned(improvement)

@@ -12,38 +12,31 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
-import gymnasium as gym
 import torch
 from torch import Tensor
 
-from benchmarks.headroom_controls import Clock, Dynamics, Fitted, HorizonAwareValue, RefittedValue, Seen
-from benchmarks.headroom_surrogates import (
-    Regressed,
-    SampledMarginal,
-    Surrogate,
-    ThroughPolicy,
-    ThroughRollouts,
-    TwoHeads,
-    layer_normed,
-)
+from benchmarks.headroom_controls import Control, Dynamics, RefittedValue, RolloutData
+from benchmarks.headroom_surrogates import surrogates
 from benchmarks.tasks import RESULTS, write_json, write_text
 from relax_rl import make_envs
 from relax_rl.agents import A2C, ActorCritic
+from relax_rl.agents.estimates import a2c
 from relax_rl.env_snapshots import ForkableEnv
 from relax_rl.envs import VectorEnvs
 from relax_rl.estimators.diagnostics import effective_sample_size_ratio, squared_norm
+from relax_rl.variance.contenders import Contender, experience_of
 from relax_rl.variance.decomposition import EXACT_VALUE, decompose
-from relax_rl.variance.gradient import Contender, policy_gradient
+from relax_rl.variance.gradient import policy_gradient
 
 __all__ = ["TASKS", "Frozen", "main", "measure"]
 
-GROUP = "headroom"
-ROWS, ROLLOUTS, STATES = 100_000, 60, 200
+GROUP = RESULTS / "headroom"
+REFITTED = "V refitted"
 
 
 @dataclass(frozen=True)
@@ -76,13 +69,15 @@ _EXPLAINED = """\
 (Cheng et al. 2019). `marginal over samples` takes the gradient of the surrogate's mean over actions from 16 actions drawn
 apart, in place of the one taken. `by the policy's gradient` fits it by the variance of each row's gradient at the policy's weights,
 instead of that at the distribution's parameters; `by rollouts' gradients` by that of the gradient summed over an
-environment's rollout, as an update applies it. `regression on the advantage`, `expected SARSA` and `Retrace` (Munos et al.
-2016) fit it by regression: on the advantage itself, or on what Q = V + surrogate says an action was worth, after one step
-or with the agent's lambda; `Retrace and variance` by both objectives. `two surrogates` is the mean of two that start and
-learn apart. `dynamics` asks a learned model of the next step, and V there, what an action is worth; its `state part` is
-the mean of that over actions. `V refitted` trains V on at the frozen policy, as many steps as the surrogate takes; since
-V bootstraps, the mean of the gradient moves too (`none seen`: A2C's own could not be told from zero). `horizon-aware`
-tells V how many steps the time limit leaves (Tucker et al. 2018).""".splitlines()
+environment's rollout, as an update applies it. `regression on the advantage` fits it by least squares. `two surrogates` is the
+mean of two that start and learn apart. `dynamics` asks a learned model of the next step, and V there, what an action is
+worth; its `state part` is the mean of that over actions. `V refitted` trains V on at the frozen policy, as many steps as the
+surrogate takes; since V bootstraps, the mean of the gradient moves too (`none seen`: A2C's own could not be told from zero).
+
+Up to commit 807239f, which the numbers here are from, a surrogate also learned a temperature, and
+`python -m benchmarks.headroom` also tried `expected SARSA`, `Retrace` (Munos et al. 2016: the surrogate by regression on what
+Q = V + surrogate says an action was worth, after one step or with the agent's lambda), `Retrace and variance` (by both
+objectives) and `horizon-aware` (V is told how many steps the time limit leaves; Tucker et al. 2018).""".splitlines()
 TASKS: dict[str, Frozen] = {
     task.env: task
     for task in (
@@ -105,136 +100,96 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     for name in () if args.report else args.tasks:
-        file = _file(name)
+        file = GROUP / f"{name}.json"
         if args.anew or not file.exists():
             write_json(file, measure(TASKS[name]))
             print(file, flush=True)
     _write_table()
 
 
-def measure(task: Frozen, *, num_envs: int = 8, seed: int = 0) -> dict[str, Any]:
-    """Train, freeze, fit and measure one task."""
+def measure(
+    task: Frozen, *, rows: int = 100_000, rollouts: int = 60, states: int = 200, num_envs: int = 8, seed: int = 0
+) -> dict[str, Any]:
+    """Train, freeze, fit and measure one task.
+
+    Args:
+        task: which.
+        rows: of the frozen policy, on which control variates are fitted.
+        rollouts: that they are measured on.
+        states: in which A2C's variance is split into its parts.
+        num_envs: side by side.
+        seed: of everything.
+    """
     with make_envs(task.env, num_envs=num_envs, seed=seed) as envs:
         agent = A2C(envs.single_observation_space, envs.single_action_space, seed=seed, **task.settings)
         agent.learn(envs, task.steps)
-        agent.compiled = None  # its batches come without the graph that gradients are pulled back through
-        rollouts = ROWS // (agent.config.num_steps * num_envs)
-        controls = _controls(agent, task.env, seed, rollouts)
-        look = _Look(agent, envs, seed)
-        for _ in range(rollouts):
-            seen, _ = look()
+        agent.learner.compiled = None  # its batches come without the graph that gradients are pulled back through
+        fitted_on = rows // (agent.config.num_steps * num_envs)
+        dynamics, refitted = Dynamics(agent, seed), RefittedValue(REFITTED, agent, seed, fitted_on)
+        controls = [*surrogates(agent, seed, fitted_on), refitted, dynamics]
+        look = _rollouts(agent, envs, seed)
+        for each in islice(look, fitted_on):
             for control in controls:
-                control.see(seen)
-        for control in controls:
-            control.fit()
-        draws, explained = _draws(agent, look, controls)
+                control.learn(each)
+        draws, explained = _draws(agent, islice(look, rollouts), controls, dynamics)
     generator = torch.Generator().manual_seed(seed)
-    reference = draws["a2c"]
     ratios = {
-        name: asdict(effective_sample_size_ratio(reference, found, paired=True, generator=generator))
+        name: asdict(effective_sample_size_ratio(draws["a2c"], found, paired=True, generator=generator))
         for name, found in draws.items()
     }
+    env = ForkableEnv(task.env)
+    parts = decompose(agent, env, [Contender("a2c", a2c)], num_states=states)
+    env.close()
     return {
         **asdict(task),
         "seed": seed,
         "ratio": ratios,
-        "squared_gradient_norm": {name: squared_norm(draws[name]) for name in ("a2c", RefittedValue.name)},
+        "squared_gradient_norm": {name: squared_norm(draws[name]) for name in ("a2c", REFITTED)},
         "explained_by_dynamics": explained,
-        "parts": _parts(agent, task),
+        "parts": {name: asdict(found) for name, found in parts.items()},
     }
 
 
-def _controls(agent: ActorCritic, env: str, seed: int, rollouts: int) -> list[Fitted]:
-    """Everything that is tried."""
-    horizon = gym.spec(env).max_episode_steps
-    assert horizon is not None
-    own_lambda = agent.config.gae_lambda
-    only_continuous = [SampledMarginal(agent, seed, rollouts)] if agent.actions.kind == "gaussian" else []
-    return [
-        Surrogate(agent, seed, rollouts),
-        *only_continuous,
-        ThroughPolicy(agent, seed, rollouts),
-        ThroughRollouts(agent, seed, rollouts),
-        Regressed(agent, seed, rollouts, name="regression on the advantage", gae_lambda=None),
-        Regressed(agent, seed, rollouts, name="expected SARSA", gae_lambda=0.0),
-        Regressed(agent, seed, rollouts, name="Retrace", gae_lambda=own_lambda),
-        Regressed(agent, seed, rollouts, name="Retrace and variance", gae_lambda=own_lambda, variance=True),
-        TwoHeads(agent, seed, rollouts),
-        layer_normed(agent, seed, rollouts),
-        RefittedValue(agent, seed, rollouts),
-        HorizonAwareValue(agent, seed, rollouts, horizon=horizon),
-        Dynamics(agent, seed),
-    ]
-
-
-class _Look:
+def _rollouts(agent: ActorCritic, envs: VectorEnvs, seed: int) -> Iterator[RolloutData]:
     """Rollouts of the frozen agent, from the start of an episode in every environment on."""
-
-    def __init__(self, agent: ActorCritic, envs: VectorEnvs, seed: int) -> None:
-        envs.reset(seed)
-        self.agent, self.collector, self.clock = agent, agent.collector(envs), Clock(envs)
-
-    def __call__(self) -> tuple[Seen, Tensor]:
-        """The next one, and the distribution's parameters with their graph."""
-        rollout = self.agent.collect(self.collector)
-        batch, params, _ = self.agent.batch(rollout)
-        return Seen(rollout, batch, self.clock(rollout)), params
+    envs.reset(seed)
+    collector = agent.collector(envs)
+    while True:
+        rollout = agent.collect(collector)
+        batch, outputs = agent.batch(rollout)
+        obs = agent.normalized(torch.cat([rollout.obs.flatten(0, 1), rollout.final_obs]))
+        yield RolloutData(rollout, batch, *experience_of(agent, batch, outputs), outputs.params, obs)
 
 
-def _draws(agent: ActorCritic, look: _Look, controls: Sequence[Fitted]) -> tuple[dict[str, Tensor], float]:
-    """Gradients `[ROLLOUTS, |theta|]` by name, and what share of V's one-step differences the dynamics explain."""
+def _draws(
+    agent: ActorCritic, look: Iterator[RolloutData], controls: Sequence[Control], dynamics: Dynamics
+) -> tuple[dict[str, Tensor], float]:
+    """Gradients `[rollouts, |theta|]` by name, and what share of V's one-step differences the dynamics explain."""
     theta = list(agent.policy.parameters())
     draws: dict[str, list[Tensor]] = {}
     differences: list[tuple[Tensor, Tensor]] = []
-    for _ in range(ROLLOUTS):
-        seen, params = look()
-        batch = seen.batch
-        found = {"a2c": batch.a2c_gradient}
+    for each in look:
+        found = {"a2c": a2c(each.x, each.dist)}
         for control in controls:
-            found |= control.estimates(seen)
-            if isinstance(control, Dynamics):
-                differences.append(control.explained(seen))
+            found |= control.estimates(each)
+        differences.append(dynamics.explained(each))
         for name, estimate in found.items():
-            draws.setdefault(name, []).append(policy_gradient(estimate, batch.weight, params, theta))
+            draws.setdefault(name, []).append(policy_gradient(estimate, each.x.weight, each.params, theta))
     true, predicted = (torch.cat(column) for column in zip(*differences, strict=True))
     return {name: torch.stack(x) for name, x in draws.items()}, 1.0 - float((true - predicted).var() / true.var())
 
 
-def _parts(agent: ActorCritic, task: Frozen) -> dict[str, Any]:
-    """Trajectory, action and state of A2C's variance, as it is and with the true V."""
-    env = ForkableEnv(task.env)
-    try:
-        entrants = [Contender("a2c", lambda batch: batch.a2c_gradient)]
-        parts = decompose(agent, env, entrants, num_states=STATES)
-    finally:
-        env.close()
-    return {name: asdict(parts[name]) for name in ("a2c", EXACT_VALUE)}
-
-
-def _file(name: str) -> Path:
-    return RESULTS / GROUP / f"{name}.json"
-
-
 def _write_table() -> None:
     """`results/headroom.md` from what is measured."""
-    found = {name: json.loads(_file(name).read_text(encoding="utf-8")) for name in TASKS if _file(name).exists()}
-    names = list(dict.fromkeys(name for result in found.values() for name in result["ratio"]))
+    files = {name: GROUP / f"{name}.json" for name in TASKS}
+    found = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.exists()}
+    everything = list(found.values())
     head = ["| | " + " | ".join(found) + " |", "|---|" + "---:|" * len(found)]
-    rows = [
-        f"| {name} | " + " | ".join(_interval(result["ratio"].get(name)) for result in found.values()) + " |"
-        for name in names
-    ]
-    parts = []
-    for which, title in (("a2c", "a2c"), (EXACT_VALUE, "with the true V")):
-        for part in ("trajectory", "action", "state"):
-            cells = (_share(result["parts"], which, part) for result in found.values())
-            parts.append(f"| {part}, {title} | " + " | ".join(cells) + " |")
-    steps = "| frozen after | " + " | ".join(f"{result['steps']:,} steps" for result in found.values()) + " |"
-    signal = " | ".join(
-        f"{x[RefittedValue.name] / x['a2c']:.2f}"
-        for x in (result["squared_gradient_norm"] for result in found.values())
-    )
-    known = " | ".join(f"{result['explained_by_dynamics']:.2f}" for result in found.values())
+
+    def row(title: str, cells: Iterator[str]) -> str:
+        return f"| {title} | " + " | ".join(cells) + " |"
+
+    names = list(dict.fromkeys(name for result in everything for name in result["ratio"]))
     text = [
         "# What else could lower the variance",
         "",
@@ -243,31 +198,34 @@ def _write_table() -> None:
         "Variance of an update's gradient, times A2C's, with intervals of 95% over rollouts:",
         "",
         *head,
-        steps,
-        *rows,
-        f"| squared mean gradient, V refitted to A2C | {signal} |",
-        f"| share of V's one-step differences that the dynamics explain | {known} |",
+        row("frozen after", (f"{result['steps']:,} steps" for result in everything)),
+        *(row(name, (_interval(result["ratio"].get(name)) for result in everything)) for name in names),
+        row("squared mean gradient, V refitted to A2C", (_signal(x["squared_gradient_norm"]) for x in everything)),
+        row(
+            "share of V's one-step differences that the dynamics explain",
+            (f"{result['explained_by_dynamics']:.2f}" for result in everything),
+        ),
         "",
         *_EXPLAINED,
         "",
         "Parts of the variance of one row's gradient, in shares of A2C's (Tucker et al. 2018; `train_agent.py variance`):",
         "",
         *head,
-        *parts,
     ]
-    write_text(RESULTS / f"{GROUP}.md", "\n".join(text) + "\n")
+    for which, title in (("a2c", "a2c"), (EXACT_VALUE, "with the true V")):
+        for part in ("trajectory", "action", "state"):
+            text.append(row(f"{part}, {title}", (_share(result["parts"], which, part) for result in everything)))
+    write_text(RESULTS / "headroom.md", "\n".join(text) + "\n")
 
 
 def _interval(value: dict[str, float] | None) -> str:
-    if value is None:
-        return ""
-    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+    return "" if value is None else f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 
 def _signal(squared_norm: dict[str, float]) -> str:
     """Unbiased estimates of squares may be negative, where there is little to see."""
     of_a2c = squared_norm["a2c"]
-    return f"{squared_norm[RefittedValue.name] / of_a2c:.2f}" if of_a2c > 0.0 else "none seen"
+    return f"{squared_norm[REFITTED] / of_a2c:.2f}" if of_a2c > 0.0 else "none seen"
 
 
 def _share(parts: dict[str, Any], which: str, part: str) -> str:

@@ -17,7 +17,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,24 +29,23 @@ from benchmarks.tasks import RESULTS, write_json, write_text
 from relax_rl import make_envs
 from relax_rl.agents import A2C, LAX, RELAX, ActorCritic
 from relax_rl.agents.batch import Batch
+from relax_rl.agents.gradients import Objective
+from relax_rl.agents.learner import Learner, Metrics
+from relax_rl.agents.networks import Outputs
 from relax_rl.comparison.statistics import bootstrap, improvement, iqm, median
 from relax_rl.rollouts import Rollout
 from relax_rl.runs.plotting import png
 from relax_rl.serialization import write_bytes_atomic
 from relax_rl.settings.config import AgentConfig
+from relax_rl.settings.fields import from_json
 from relax_rl.settings.presets import preset_config
 
 __all__ = ["CONTESTANTS", "TASKS", "Task", "main"]
 
 GROUP = "larger_batches"
 POINTS = 50
-SURROGATE_REPLAY = {
-    "surrogate_replay": 8,
-    "surrogate_lr": 3e-3,
-    "surrogate_steps": 4,
-    "surrogate_regression": 0.9,
-}
-"""A surrogate that shall keep up with the policy: more steps, on more rows, by a simpler objective."""
+OWN_REPLAY = "with surrogate, its own replay"
+"""Up to commit 807239f a surrogate could learn from stored rollouts and by regression; those runs are reported as they are."""
 WINDOW = 0.1
 """Share of all updates whose episodes each point of a curve is the mean of."""
 
@@ -84,7 +83,6 @@ class Contestant:
         factor: of the preset's environments.
         policy, value: whether the policy's gradient and the value function use the additional ones.
         value_replay: earlier rollouts that the value function learns from.
-        settings: of the surrogate, over the preset's.
     """
 
     surrogate: bool = False
@@ -92,13 +90,11 @@ class Contestant:
     policy: bool = True
     value: bool = True
     value_replay: int = 0
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 CONTESTANTS = {
     "A2C": Contestant(factor=1),
     "with surrogate": Contestant(surrogate=True, factor=1),
-    "with surrogate, its own replay": Contestant(surrogate=True, factor=1, settings=SURROGATE_REPLAY),
     "A2C, twice the batch": Contestant(),
     "for V alone": Contestant(policy=False),
     "for the policy alone": Contestant(value=False),
@@ -106,10 +102,16 @@ CONTESTANTS = {
     "A2C, value replay": Contestant(factor=1, value_replay=2),
     "with surrogate, value replay": Contestant(surrogate=True, factor=1, value_replay=2),
 }
+REPORTED = (
+    "A2C",
+    "with surrogate",
+    OWN_REPLAY,
+    *(name for name in CONTESTANTS if name not in ("A2C", "with surrogate")),
+)
 
 PAIRS = (
     ("with surrogate", "A2C"),
-    ("with surrogate, its own replay", "A2C"),
+    (OWN_REPLAY, "A2C"),
     ("for the policy alone", "A2C"),
     ("A2C, value replay", "A2C"),
     ("with surrogate, value replay", "A2C, value replay"),
@@ -127,20 +129,31 @@ class PartlyBlind(A2C):
     policy_sees_all = True
     value_sees_all = True
 
-    def batch(self, rollout: Rollout) -> tuple[Batch, Tensor, Tensor]:
-        batch, params, value = super().batch(rollout)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.learner = _PartlyBlindLearner(self.networks, self.estimator, self.config, self.generator)
+
+    def batch(self, rollout: Rollout) -> tuple[Batch, Outputs]:
+        batch, acted = super().batch(rollout)
         seen = torch.arange(len(batch.weight)) % rollout.num_envs < rollout.num_envs // 2
         if not self.policy_sees_all:
             # Without advantage a row adds nothing to the gradient, whose mean is over the other half then.
             batch = replace(batch, advantage=torch.where(seen, 2.0 * batch.advantage, 0.0))
         if not self.value_sees_all:
             batch = replace(batch, return_=torch.where(seen, batch.return_, math.nan))
-        return batch, params, value
+        return batch, acted
 
-    def step(self, batch: Batch, params: Tensor, value: Tensor) -> dict[str, Tensor | float]:
-        # A row without return is one that V makes no error on. Adam does not mind that the mean is over all rows.
-        value = torch.where(batch.return_.isnan(), 0.0, value)
-        return super().step(replace(batch, return_=batch.return_.nan_to_num(0.0)), params, value)
+
+class _PartlyBlindLearner(Learner):
+    """Takes V for the return of rows without one: V makes no error there. Adam does not mind that the mean is over all rows."""
+
+    def step(
+        self, batch: Batch, objective: Objective, factor: float, known: Outputs | None = None
+    ) -> tuple[Metrics, dict[str, Tensor]]:
+        known = self.networks(batch.obs) if known is None else known
+        value = known.value[: len(batch.weight)].detach()
+        batch = replace(batch, return_=torch.where(batch.return_.isnan(), value, batch.return_))
+        return super().step(batch, objective, factor, known)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -176,8 +189,8 @@ def _play(env: str, task: Task, names: Sequence[str], seeds: int) -> None:
     curves: dict[str, dict[str, Any]] = {name: {} for name in CONTESTANTS}
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
-        defaults = asdict(AgentConfig())  # of settings that are younger than the file
-        if json.loads(json.dumps(found["preset"])) != json.loads(json.dumps(defaults)) | known["preset"]:
+        # Settings that are younger than the file, and those that there are no longer, at what changes nothing.
+        if from_json(AgentConfig, found["preset"]) != from_json(AgentConfig, known["preset"]):
             raise SystemExit(f"{path} was made with another preset; delete it to train all of it anew")
         curves |= known["curves"]
     found["curves"] = curves
@@ -200,7 +213,6 @@ def _train(env: str, task: Task, contestant: Contestant, seed: int) -> np.ndarra
         compile="off",
         minibatch_size=contestant.factor * config.agent.minibatch_size,
         value_replay=contestant.value_replay,
-        **contestant.settings,
     )
     envs = make_envs(env, num_envs=contestant.factor * config.env.num_envs, seed=seed)
     kinds: dict[str, type[ActorCritic]] = {"relax": RELAX, "lax": LAX}
@@ -253,9 +265,9 @@ def _report() -> None:
         "A2C on its preset's batch and on that of twice as many environments, with the same number of updates; the additional",
         "environments for the policy's gradient and for V, for one of them alone, or for neither (only for the running",
         "statistics of observations and rewards, and the measured returns); RELAX or LAX on the preset's batch, also with a",
-        "surrogate that learns from the last 8 rollouts, in four steps to each of the policy, mostly by regression (see",
-        "`SURROGATE_REPLAY`); and all with a value function that learns from the two rollouts before the present one as",
-        "well. Updates",
+        "surrogate that learns from the last 8 rollouts, in four steps to each of the policy, mostly by regression (up to",
+        "commit 807239f: `surrogate_replay`, `surrogate_regression`); and all with a value function that learns from the two",
+        "rollouts before the present one as well. Updates",
         f"until the mean return of the episodes that ended in the last {WINDOW:.0%} of all updates reaches the threshold: medians,",
         "those that did not reach it beyond all others. Mean return over the whole training: interquartile means. Intervals",
         "of 95% over runs. `python -m benchmarks.larger_batches` trains and writes this file.",
@@ -268,7 +280,7 @@ def _report() -> None:
     for task in tasks:
         title = f"{task['env']}, {task['threshold']:g}; {task['updates']:,} updates of {task['batch']}"
         at = (np.arange(POINTS) + 1) / POINTS * task["updates"]
-        for name in CONTESTANTS:
+        for name in REPORTED:
             rows = _rows(task, name)
             if not len(rows):
                 continue
@@ -322,7 +334,7 @@ def _draw(tasks: Sequence[Mapping[str, Any]]) -> None:
 
     figure = Figure(figsize=(3.2 + 2.6 * len(tasks), 3.2), layout="constrained")
     panels = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
-    names = list(CONTESTANTS)
+    names = list(REPORTED)
     for axes, task in zip(panels, tasks, strict=True):
         for place, name in enumerate(names):
             rows = _rows(task, name)
@@ -330,7 +342,7 @@ def _draw(tasks: Sequence[Mapping[str, Any]]) -> None:
                 continue
             scores = rows.mean(1)
             mean = bootstrap(iqm, scores)
-            colour = "#d9793d" if CONTESTANTS[name].surrogate else "#3b75af"
+            colour = "#d9793d" if name.startswith("with surrogate") else "#3b75af"
             axes.plot(scores, np.full(len(scores), place), "o", color=colour, alpha=0.25, markersize=4)
             axes.plot([mean.low, mean.high], [place, place], color=colour, linewidth=2)
             axes.plot(mean.value, place, "D", color=colour, markersize=6)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.tasks import RESULTS, write_text
 
-__all__ = ["RUNS", "Match", "play", "spread"]
+__all__ = ["RUNS", "Match", "main_of", "play", "read_result", "section", "spread"]
 
 RUNS = Path("runs/benchmarks")
 
@@ -31,15 +33,17 @@ class Match:
     peers: tuple[str, ...] = ()
     seeds: int = 10
     first_seed: int = 0
+    threshold: float | None = None
+    """Mean return of 100 episodes that counts as solved, if not the registered one."""
     stop_when_solved: bool = False
     variance_of: str | None = None
     """The contestant at whose frozen parameters the gradient's variance is measured, under all estimators."""
     fit_batches: int = 300
     """Rollouts that each surrogate is fitted on before."""
 
-    def command(self, folder: Path, seeds: int) -> list[str]:
+    def command(self, folder: Path, seeds: int, jobs: int) -> list[str]:
         """What is started; a comparison that is there already is gone on with."""
-        start = [sys.executable, "train_agent.py", "compare"]
+        start = [sys.executable, "train_agent.py", "compare", "--num-workers", str(jobs)]
         if (folder / "settings.json").exists():
             return [*start, "--resume", str(folder), "--seeds", str(seeds)]
         options = ["--env", self.env, "--estimators", *self.contestants]
@@ -50,6 +54,8 @@ class Match:
         options += ["--total-steps", str(self.steps), "--seeds", str(seeds), "--run-dir", str(folder)]
         if self.first_seed:
             options += ["--first-seed", str(self.first_seed)]
+        if self.threshold is not None:
+            options += ["--threshold", f"{self.threshold:g}"]
         if self.stop_when_solved:
             options.append("--stop-when-solved")
         if self.variance_of is not None:
@@ -58,7 +64,38 @@ class Match:
         return [*start, *options]
 
 
-def play(name: str, match: Match, group: str, *, seeds: int | None = None) -> Path:
+def main_of(
+    matches: Mapping[str, Match], group: str, write: Callable[[], None], doc: str | None, argv: Sequence[str] | None
+) -> None:
+    """The command line of a plan: play what is asked for, and write down all that is there after each match.
+
+    Args:
+        matches: the plan, by the names of the folders of its results.
+        group: folder of the results that they belong to.
+        write: sums up what is there.
+        doc: of the script.
+        argv: arguments; those of the process if None.
+    """
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("--tasks", nargs="+", choices=list(matches), default=list(matches))
+    parser.add_argument("--seeds", type=int, help="runs of each contestant (default: the task's)")
+    parser.add_argument("--jobs", type=int, default=0, help="runs side by side (default: one per core)")
+    parser.add_argument("--report", action="store_true", help="sum up and train nothing")
+    args = parser.parse_args(argv)
+    for name in () if args.report else args.tasks:
+        play(name, matches[name], group, seeds=args.seeds, jobs=args.jobs)
+        write()
+    write()
+
+
+def read_result(group: str, name: str) -> dict[str, Any] | None:
+    """The numbers that are kept of a comparison, if it has been played."""
+    file = RESULTS / group / name / "comparison.json"
+    found: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    return found
+
+
+def play(name: str, match: Match, group: str, *, seeds: int | None = None, jobs: int = 0) -> Path:
     """Run a comparison to its end, from where it stands, and keep its report, numbers and figures.
 
     Args:
@@ -66,12 +103,13 @@ def play(name: str, match: Match, group: str, *, seeds: int | None = None) -> Pa
         match: what is compared.
         group: folder of the results that it belongs to.
         seeds: other than the match's own.
+        jobs: runs side by side; 0 takes one per core.
 
     Returns:
         The folder with what is kept, `results/<group>/<name>`.
     """
     folder, kept = RUNS / group / name, RESULTS / group / name
-    subprocess.run(match.command(folder, match.seeds if seeds is None else seeds), check=True)
+    subprocess.run(match.command(folder, match.seeds if seeds is None else seeds, jobs), check=True)
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
     for file in ("report.md", "settings.json"):
@@ -81,6 +119,31 @@ def play(name: str, match: Match, group: str, *, seeds: int | None = None) -> Pa
     write_text(kept / "comparison.json", json.dumps(numbers, separators=(",", ":")) + "\n")
     shutil.copytree(folder / "figures", kept / "figures")
     return kept
+
+
+def section(name: str, group: str, found: Mapping[str, Any]) -> list[str]:
+    """The lines of a summary on one comparison: a row for each contestant."""
+    ((_, task),) = found["environments"].items()
+    threshold = "none" if task["threshold"] is None else f"{task['threshold']:g}"
+    lines = [
+        f"## [{name}]({group}/{name}/report.md)",
+        "",
+        f"{task['total_steps']:,} steps, threshold {threshold}.",
+        "",
+        "| contestant | runs | final score | solved | steps | seconds | steps/s |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for label, contestant in task["contestants"].items():
+        solved = contestant["solved"]
+        cells = [label, str(len(contestant["runs"])), spread(contestant["final"], ".1f")]
+        if solved is None:
+            cells += ["", "", ""]
+        else:
+            cells += [f"{solved['solved']} of {solved['runs']}", spread(solved["steps"]["median"], ",.0f")]
+            cells.append(spread(solved["seconds"]["median"], ".0f"))
+        cells.append(f"{median(run['steps_per_second'] for run in contestant['runs']):,.0f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def spread(interval: Mapping[str, Any], style: str) -> str:

@@ -11,12 +11,10 @@ soon as it is solved, and leaves its report in `results/papers_tasks/<task>/`; t
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.matches import Match, play, spread
+from benchmarks.matches import Match, main_of, read_result, spread
 from benchmarks.tasks import RESULTS, write_text
 
 __all__ = ["TASKS", "PaperTask", "main"]
@@ -84,15 +82,7 @@ WHO = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is asked for, and write the table of all that is there."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--seeds", type=int, help="runs of each contestant (default: the task's)")
-    parser.add_argument("--report", action="store_true", help="write the table and train nothing")
-    args = parser.parse_args(argv)
-    for name in () if args.report else args.tasks:
-        play(name, TASKS[name].match, GROUP, seeds=args.seeds)
-        write_table()
-    write_table()
+    main_of({name: task.match for name, task in TASKS.items()}, GROUP, write_table, __doc__, argv)
 
 
 def write_table() -> None:
@@ -109,10 +99,10 @@ def write_table() -> None:
         "|---|---|---:|---:|---:|---:|",
     ]
     for name, task in TASKS.items():
-        file = RESULTS / GROUP / name / "comparison.json"
-        if not file.exists():
+        result = read_result(GROUP, name)
+        if result is None:
             continue
-        found = json.loads(file.read_text(encoding="utf-8"))["environments"][name]["contestants"]
+        found = result["environments"][name]["contestants"]
         published = {"a2c": task.published[0], "published": task.published[1]}
         for label, who in WHO.items():
             solved = found[label]["solved"]

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from relax_rl.serialization import write_text_atomic
 
-__all__ = [
-    "AGENT_RESULTS",
-    "PEER_RESULTS",
-    "RESULTS",
-    "TASKS",
-    "WINDOW",
-    "Task",
-    "file_stem",
-    "write_json",
-    "write_text",
-]
+__all__ = ["RESULTS", "TASKS", "Task", "commit", "write_json", "write_text"]
 
 RESULTS = Path(__file__).parent / "results"
-PEER_RESULTS = RESULTS / "peers"
-AGENT_RESULTS = RESULTS / "agents"
-
-WINDOW = 100
-"""Episodes in the mean return that every curve shows; a threshold counts only once this many have finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +24,7 @@ class Task:
     budget: int
     """Environment steps, summed over all environments, at which a curve ends at the latest."""
     threshold: float
-    """Mean raw return of the last `WINDOW` training episodes that is asked for."""
+    """Mean raw return of the last 100 training episodes that is asked for."""
     within: int
     """Steps within which the threshold is asked for."""
     stop_when_reached: bool
@@ -56,9 +42,15 @@ TASKS: dict[str, Task] = {
 }
 
 
-def file_stem(env: str, contestant: str, seed: int) -> str:
-    """Name of the files of one run, such as `CartPole-v1-relax-s0` or `ALE-Pong-v5-a2c-s3`."""
-    return f"{env.replace('/', '-')}-{contestant}-s{seed}"
+def commit() -> str:
+    """The commit that is checked out, marked where the package differs from it."""
+    root = Path(__file__).parent.parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+
+    name = git("describe", "--always", "--abbrev=12", "--exclude=*")
+    return f"{name} with changes" if git("status", "--porcelain", "--", "relax_rl") else name
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,8 +4,8 @@
     python -m benchmarks.time_to_solve --seeds 0 1      # only these; what is there already is kept
 
 Whole processes are started from the command line and timed from outside, imports and all, ours and theirs in turns with
-the same seed. Ours is what `make train` starts, with everything that it writes; theirs a script that trains with
-rl-baselines3-zoo's settings on one thread, its fastest, and writes a curve. Both stop once the mean return of the last
+the same seed. Ours is what `make train` starts, with everything that it writes; theirs what `compare` starts for a peer:
+rl-baselines3-zoo's settings on one thread, its fastest, with a curve and checkpoints. Both stop once the mean return of the last
 100 training episodes reaches 475. Writes `results/time_to_solve.json`, `.md` and `.png`.
 """
 
@@ -38,24 +38,12 @@ ASKED = 0.5
 REPORT = RESULTS / "time_to_solve.json"
 
 
-def train_peer_here(seed: int, curve: Path) -> None:
-    """What the peer's process does."""
-    import torch
-
-    from benchmarks.sb3_peers import PEERS, train_peer
-
-    torch.set_num_threads(1)
-    train_peer(next(peer for peer in PEERS if (peer.env, peer.algo) == (ENV, "ppo")), seed, curve)
-
-
 def command(contestant: str, seed: int, folder: Path) -> tuple[list[str], Path]:
     """What is started, and where its curve will lie."""
-    if contestant == PEER:
-        curve = folder / "curve.csv"
-        return [sys.executable, "-m", "benchmarks.time_to_solve", "--peer", str(seed), str(curve)], curve
     run = folder / "run"
     options = ["--env", ENV, "--stop-at-return", f"{THRESHOLD:g}", "--seed", str(seed), "--run-dir", str(run)]
-    return [sys.executable, "train_agent.py", "train", *options], run / "progress.csv"
+    ours, peer = ["train_agent.py", "train"], ["-m", "relax_rl.comparison.peer_training", "--algo", "sb3-ppo"]
+    return [sys.executable, *(peer if contestant == PEER else ours), *options], run / "progress.csv"
 
 
 def timed(contestant: str, seed: int) -> dict[str, Any]:
@@ -139,11 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Wall time to CartPole-v1 solved, beside Stable-Baselines3's PPO.")
     parser.add_argument("--seeds", nargs="*", type=int, default=list(range(5)), help="seeds (default 0 to 4)")
     parser.add_argument("--anew", action="store_true", help="time these seeds again")
-    parser.add_argument("--peer", nargs=2, metavar=("SEED", "CURVE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.peer:
-        train_peer_here(int(arguments.peer[0]), Path(arguments.peer[1]))
-        return
     runs = json.loads(REPORT.read_text())["runs"] if REPORT.exists() else []
     if arguments.anew:
         runs = [run for run in runs if run["seed"] not in arguments.seeds]

@@ -12,20 +12,18 @@ Each is one `train_agent.py compare` command and leaves its report in `results/t
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.against_ppo import MATCHES as AGAINST_PPO
-from benchmarks.larger_batches import SURROGATE_REPLAY
-from benchmarks.matches import Match, play
+from benchmarks.matches import Match, main_of, read_result
 from benchmarks.tasks import RESULTS, write_text
 
 __all__ = ["MATCHES", "main"]
 
 GROUP = "trained_along"
-REPLAY = ",".join(f"{name}={value}" for name, value in SURROGATE_REPLAY.items())
+REPLAY = "surrogate_replay=8,surrogate_lr=0.003,surrogate_steps=4,surrogate_regression=0.9"
+"""A surrogate that shall keep up with the policy: more steps, on more rows, by a simpler objective."""
 STAGES = ("early", "midway", "late")
 
 
@@ -59,14 +57,7 @@ MATCHES: dict[str, Match] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is asked for, and write the table of all that is there."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--tasks", nargs="+", choices=list(MATCHES), default=list(MATCHES))
-    parser.add_argument("--report", action="store_true", help="write the table and train nothing")
-    args = parser.parse_args(argv)
-    for name in () if args.report else args.tasks:
-        play(name, MATCHES[name], GROUP)
-        _write_table()
-    _write_table()
+    main_of(MATCHES, GROUP, _write_table, __doc__, argv)
 
 
 def _write_table() -> None:
@@ -82,10 +73,10 @@ def _write_table() -> None:
         "|---|---|" + "---:|" * len(STAGES),
     ]
     for name in MATCHES:
-        file = RESULTS / GROUP / name / "comparison.json"
-        if not file.exists():
+        found = read_result(GROUP, name)
+        if found is None:
             continue
-        ((_, stages),) = json.loads(file.read_text(encoding="utf-8"))["variance"].items()
+        ((_, stages),) = found["variance"].items()
         kind = next(iter(stages.values()))["estimator"]
         for label, which in (("as trained along", kind), ("fitted", f"{kind}, fitted")):
             cells = [_interval(stages[stage]["applied"][which]["ratio"]) for stage in STAGES if stage in stages]

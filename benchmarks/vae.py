@@ -15,25 +15,22 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
-import shutil
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.run_agents import commit, stop, work
-from benchmarks.tasks import RESULTS, write_json, write_text
+from benchmarks.tasks import RESULTS, commit, write_json, write_text
+from relax_rl.comparison.pool import Pool
+from relax_rl.comparison.progress import Progress
+from relax_rl.comparison.task import Task
+from relax_rl.runs.interruption import interruptible
 
 __all__ = ["ESTIMATORS", "ROWS", "SETS", "Run", "main"]
 
-ROOT = Path(__file__).parent.parent
-RUNS = ROOT / "runs" / "benchmarks" / "vae"
+RUNS = Path(__file__).parent.parent / "runs" / "benchmarks" / "vae"
 VAE_RESULTS = RESULTS / "vae"
 
 ROWS = tuple(f"{data}-{model}" for model in ("linear1", "linear2", "nonlinear") for data in ("mnist", "omniglot"))
@@ -151,32 +148,22 @@ class Run:
         return VAE_RESULTS / self.set.name / self.stem
 
 
-@dataclass(frozen=True)
-class Started:
-    """A run in progress."""
-
-    run: Run
-    commit: str
-    time: float
-
-
-def prepare(run: Run, data_dir: str | None) -> list[str]:
-    """The command that starts the run or goes on with it; a folder without a checkpoint is removed."""
-    command = [sys.executable, str(ROOT / "train_agent.py"), "vae"]
-    if any(run.folder.rglob("*.safetensors")):
-        command += ["--resume", str(run.folder)]
-    else:
-        shutil.rmtree(run.folder, ignore_errors=True)
-        command += ["--preset", f"{run.row}-{run.estimator}", "--run-dir", str(run.folder), "--no-tensorboard"]
-        command += ["--lr", str(run.lr), "--steps", str(run.set.steps), "--quiet"]
-        command += run.set.options
-        return command if data_dir is None else [*command, "--data-dir", data_dir]
-    return [*command, "--quiet"]
+def task_of(run: Run, data_dir: str | None) -> Task:
+    """The run as a task of a pool that works in `RUNS`."""
+    folder = f"{run.set.name}/{run.stem}"
+    begin = ["relax_rl", "vae", "--preset", f"{run.row}-{run.estimator}", "--run-dir", folder, "--no-tensorboard"]
+    begin += ["--lr", str(run.lr), "--steps", str(run.set.steps), "--quiet", *run.set.options]
+    begin += [] if data_dir is None else ["--data-dir", str(Path(data_dir).resolve())]
+    return Task(
+        name=f"{run.set.name}-{run.stem}",
+        folder=folder,
+        begin=tuple(begin),
+        resume=("relax_rl", "vae", "--resume", folder, "--quiet"),
+    )
 
 
-def keep(started: Started) -> dict[str, Any]:
+def keep(run: Run, commit: str) -> dict[str, Any]:
     """Write what is kept of a finished run; the JSON comes last, and its presence means that the run is done."""
-    run = started.run
     text = (run.folder / "progress.csv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(text.splitlines()))
     saved = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
@@ -194,7 +181,7 @@ def keep(started: Started) -> dict[str, Any]:
         "settings": {name: value for name, value in saved["vae"].items() if name not in ("run_dir", "data_dir")},
         "versions": saved["versions"],
         "resumed": len(saved["resumed"]),
-        "commit": started.commit,
+        "commit": commit,
     }
     write_text(run.result.with_suffix(".csv"), text)
     write_json(run.result.with_suffix(".json"), result)
@@ -217,28 +204,6 @@ def queue(arguments: argparse.Namespace) -> Iterator[Run]:
                 )
                 if wanted and not run.result.with_suffix(".json").exists():
                     yield run
-
-
-def start(run: Run, data_dir: str | None) -> tuple[subprocess.Popen[bytes], Started]:
-    """Start the run's process, with its output in a log beside the run folder."""
-    command = prepare(run, data_dir)
-    run.folder.parent.mkdir(parents=True, exist_ok=True)
-    with run.folder.with_suffix(".log").open("ab") as log:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
-    return process, Started(run, commit(), time.perf_counter())
-
-
-def finish(process: subprocess.Popen[bytes], started: Started) -> bool:
-    """Keep the result of a run that has ended, or say that it ended early."""
-    run = started.run
-    if process.returncode == 0 or is_finished(run):
-        result = keep(started)
-        outcome = f"training bound {result['train_bound']:.2f}, {1e3 * result['seconds_per_step']:.1f} ms a step"
-    else:
-        outcome = f"not finished (exit code {process.returncode}), see {run.folder.with_suffix('.log')}"
-    print(f"{run.set.name} {run.stem}: {outcome}, {time.perf_counter() - started.time:.0f} s", flush=True)
-    return run.result.with_suffix(".json").exists()
 
 
 def is_finished(run: Run) -> bool:
@@ -268,13 +233,26 @@ def main() -> None:
     from benchmarks.vae_report import write_report
 
     arguments = parse_arguments()
-    signal.signal(signal.SIGTERM, stop)
-    failures = 0
-    if not arguments.report:
-        try:
-            failures = work(queue(arguments), arguments.jobs, partial(start, data_dir=arguments.data_dir), finish)
-        except KeyboardInterrupt:
-            sys.exit(130)
+    tasks = {task_of(run, arguments.data_dir): run for run in queue(arguments)} if not arguments.report else {}
+    present, failures = commit(), 0
+
+    def after(task: Task, outcome: Mapping[str, Any]) -> None:
+        if outcome["status"] == "finished":
+            result = keep(tasks[task], present)
+            told = f"training bound {result['train_bound']:.2f}, {1e3 * result['seconds_per_step']:.1f} ms a step"
+            print(f"{task.name}: {told}", flush=True)
+
+    # Of a run that had ended before, only the result had not been kept.
+    ended = [task for task, run in tasks.items() if is_finished(run)]
+    for task in ended:
+        after(task, {"status": "finished"})
+    if tasks:
+        (RUNS / "logs").mkdir(parents=True, exist_ok=True)
+        with interruptible() as interruption, Pool(arguments.jobs, RUNS, Progress(quiet=True, after=after)) as pool:
+            outcomes = pool.run((task for task in tasks if task not in ended), interruption)
+        if outcomes is None:
+            sys.exit(128 + (interruption.signal or signal.SIGINT))
+        failures = sum(outcome["status"] != "finished" for outcome in outcomes.values())
     write_report(VAE_RESULTS)
     sys.exit(1 if failures else 0)
 

@@ -183,7 +183,7 @@ def joined(*, device: str = "cpu", timeout: float = 1800.0) -> Iterator[Workers]
 
     A process that `torchrun` did not start, or alone, or whose program has not set up `torch.distributed`, is alone.
     An error that ends the block is noted for the others; if another worker has said the same line to the user before,
-    it is marked as `told_elsewhere`.
+    it is marked as `already_printed`.
 
     Args:
         device: where the networks go; NCCL is set up for a GPU only.
@@ -206,7 +206,7 @@ def joined(*, device: str = "cpu", timeout: float = 1800.0) -> Iterator[Workers]
         if not isinstance(error, WorkerLost):
             group.leave_word(error)
         if isinstance(error, RelaxRLError):
-            error.told_elsewhere = not group.is_first_to_say(str(error))
+            error.already_printed = not group.is_first_to_say(str(error))
         raise
     finally:
         if not ready:

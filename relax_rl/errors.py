@@ -11,10 +11,10 @@ class RelaxRLError(Exception):
     The command line prints its message on one line and exits with code 2.
 
     Attributes:
-        told_elsewhere: another process that works on the same already prints this line.
+        already_printed: another process that works on the same prints this line.
     """
 
-    told_elsewhere: bool = False
+    already_printed: bool = False
 
 
 class SettingsError(RelaxRLError, ValueError):

@@ -1,4 +1,4 @@
-"""Running statistics of observations, returns and advantages: part of the agent, saved with it, frozen in evaluation.
+"""Running statistics of observations and returns: part of the agent, saved with it, frozen in evaluation.
 
 All of them are read during a rollout and its update, and take the rollout in afterwards: a statistic that moved within
 a batch would correlate with the batch and bias its gradient.
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["ObservationNormalizer", "RewardScaler", "RunningMoments", "RunningScale"]
+__all__ = ["ObservationNormalizer", "RewardScaler", "RunningMoments"]
 
 
 class RunningMoments:
@@ -163,39 +163,3 @@ class RewardScaler:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.moments.load_state_dict(state)
         self.returns = np.zeros(0)
-
-
-class RunningScale:
-    """Slow running root mean square of a signal, for one common scale of all terms of an estimate."""
-
-    def __init__(self, decay: float = 0.99) -> None:
-        self.decay = decay
-        self.mean_square = 0.0
-        self.weight = 0.0
-
-    @property
-    def scale(self) -> float:
-        """What the signal is divided by; 1 until a batch was seen."""
-        return math.sqrt(self.mean_square / self.weight) + 1e-8 if self.weight else 1.0
-
-    def summary(self, signal: Tensor, weight: Tensor) -> np.ndarray:
-        """`[2]` of `[B]` values, each with weight 0 or 1: their mean square and their number."""
-        rows = weight.sum()
-        return np.array([float((signal.square() * weight).sum() / rows.clamp(min=1.0)), float(rows)])
-
-    def merge(self, summaries: np.ndarray) -> None:
-        """Take in summaries `[S, 2]` as one batch."""
-        mean_square = float(summaries[:, 0] @ summaries[:, 1]) / max(float(summaries[:, 1].sum()), 1.0)
-        self.mean_square = self.decay * self.mean_square + (1 - self.decay) * mean_square
-        self.weight = self.decay * self.weight + (1 - self.decay)
-
-    def update(self, signal: Tensor, weight: Tensor) -> None:
-        """Take in `[B]` values, each with weight 0 or 1."""
-        self.merge(self.summary(signal, weight)[None])
-
-    def state_dict(self) -> dict[str, Tensor]:
-        values = {"mean_square": self.mean_square, "weight": self.weight}
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.mean_square, self.weight = float(state["mean_square"]), float(state["weight"])

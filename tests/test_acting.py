@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,17 @@ from gymnasium import spaces
 
 from relax_rl.agents import A2C, LAX, RELAX, ActorCritic
 from relax_rl.agents.acting import host_network, host_sampler
-from relax_rl.agents.compiled import CompiledStep
+from relax_rl.agents.compiled import CompiledGradients
 from relax_rl.envs import make_envs
 from relax_rl.networks import MLP
+from relax_rl.normalization import ObservationNormalizer
 
 OBS = spaces.Box(-1, 1, (3,), np.float32)
 BOX = spaces.Box(-1, 1, (2,), np.float32)
 
 
 def sampler_of(agent: ActorCritic) -> Any:
-    return host_sampler(agent.policy, agent._networks.on_host(agent.policy), agent.obs_normalizer)
+    return host_sampler(agent.policy, agent.networks.on_host("policy"), agent.obs_normalizer)
 
 
 def with_statistics(agent: ActorCritic) -> ActorCritic:
@@ -59,25 +61,25 @@ def test_a_far_observation_is_clipped_as_by_torch() -> None:
 
 def test_weights_are_read_where_they_stand() -> None:
     agent = RELAX(OBS, spaces.Discrete(3))
-    network = agent._networks.on_host(agent.value)
+    network = agent.networks.on_host("value")
     assert network is not None
     x = torch.randn((5, 3), generator=torch.Generator().manual_seed(0))
     before = network.on_tensor(x)
-    agent.theta[1].data.mul_(2.0)
+    agent.learner.flat["value"].data.mul_(2.0)
     after = network.on_tensor(x)
     assert not torch.allclose(before, after)
     torch.testing.assert_close(after.squeeze(-1), agent.value(x).detach(), rtol=1e-5, atol=1e-5)
-    assert agent._networks.on_host(agent.value) is network
+    assert agent.networks.on_host("value") is network
 
 
 def test_a_copy_of_an_agent_reads_its_own_weights() -> None:
     agent = RELAX(OBS, spaces.Discrete(3))
-    agent._networks.on_host(agent.value)
+    agent.networks.on_host("value")
     twin = copy.deepcopy(agent)
     with torch.no_grad():
         for parameter in twin.value.parameters():
             parameter.add_(1.0)
-    network = twin._networks.on_host(twin.value)
+    network = twin.networks.on_host("value")
     assert network is not None
     x = torch.ones((2, 3))
     torch.testing.assert_close(network.on_tensor(x).squeeze(-1), twin.value(x).detach(), rtol=1e-5, atol=1e-5)
@@ -109,8 +111,9 @@ def test_passing_without_a_graph_gives_the_same_numbers() -> None:
     for settings in ({}, {"activation": "elu"}):
         agent = LAX(OBS, BOX, hidden=(8,), **settings)
         obs = torch.randn((7, 3), generator=torch.Generator().manual_seed(0))
-        found, expected = agent._networks.without_graph(obs, 5), agent._networks(obs, 5)
-        for ours, theirs in zip(found, expected, strict=True):
+        found, expected = agent.networks.without_graph(obs, 5), agent.networks(obs, 5)
+        for name in ("params", "value", "features"):
+            ours, theirs = getattr(found, name), getattr(expected, name)
             torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)
             assert not ours.requires_grad
 
@@ -119,11 +122,14 @@ def test_passing_without_a_graph_gives_the_same_numbers() -> None:
 def test_the_update_takes_what_the_policy_said_while_it_acted(estimator: type[ActorCritic]) -> None:
     with make_envs("Pendulum-v1", num_envs=3, seed=0) as envs:
         agent = estimator(envs.single_observation_space, envs.single_action_space, hidden=(8,), num_steps=4, seed=0)
-        agent.compiled = CompiledStep()
+        agent.learner.compiled = CompiledGradients(agent.networks, agent.learner.flat)
         collector = agent.collector(envs)
-        agent.update(agent.collect(collector))  # normalised observations differ from raw ones from here on
+        first = agent.collect(collector)
+        agent.obs_normalizer = ObservationNormalizer(agent.observations.shape)
+        agent.obs_normalizer.update(first.obs, torch.ones((5, 3), dtype=torch.bool))
         rollout = agent.collect(collector)
-        _, recalled, _ = agent.batch(rollout)
-        agent._networks.forget()
-        _, computed, _ = agent.batch(rollout)
-        torch.testing.assert_close(recalled, computed, rtol=1e-5, atol=1e-6)
+        (_, recalled), (_, computed) = agent.batch(rollout), agent.batch(replace(rollout))
+        torch.testing.assert_close(recalled.params, computed.params, rtol=1e-5, atol=1e-6)
+        agent.learner.flat["policy"].data.mul_(2.0)
+        (_, same), (_, moved) = agent.batch(rollout), agent.batch(replace(rollout))
+        assert torch.equal(same.params, recalled.params) and not torch.allclose(moved.params, same.params, rtol=0.1)

@@ -73,7 +73,7 @@ def test_the_estimate_is_the_exact_gradient_on_average_for_continuous_actions(ki
     mean, log_std = 0.2, -0.3
     draw = in_one_state(agent, torch.tensor([mean, log_std]), lambda a: (a - 1.0).square().squeeze(-1) - 1.2, generator)
     exact = torch.tensor([2 * (mean - 1.0), 2 * np.exp(2 * log_std)], dtype=torch.float64)
-    assert_unbiased(collect(draw, 4_500_000), exact)
+    assert_unbiased(collect(draw, 1_500_000), exact, power=0.02)
 
 
 def test_reinforce_takes_the_return_where_a2c_takes_the_advantage() -> None:

@@ -174,21 +174,15 @@ def test_a_resumed_run_does_not_save_what_it_has():
 
 
 @pytest.fixture
-def evaluation(monkeypatch):
+def evaluation():
     """A `PeriodicEvaluation` whose evaluations return the scores in `scores`, and what it did."""
-    scores: list = []
-    monkeypatch.setattr("relax_rl.runs.callbacks.evaluate", lambda *_, **__: scores.pop(0))
-    agent, rows, best = Counter(), Rows(), []
+    scores, rows, best, agent = [], Rows(), [], Counter()
     run = AgentRun(agent)
     callback = PeriodicEvaluation(
         run,
-        None,
-        [rows],
         interval=20,
-        episodes=2,
-        seed=0,
-        deterministic=True,
-        interruption=Interruption(),
+        play=lambda: scores.pop(0),
+        log=rows.log,
         save_best=lambda: best.append(agent.steps),
     )
     return callback, scores, rows, best, run

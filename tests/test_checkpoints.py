@@ -92,7 +92,7 @@ def test_the_last_two_are_kept_and_the_best(tmp_path, run):
 def test_another_process_only_names_them(tmp_path, run):
     assert CheckpointFolder(tmp_path, writes=False).save(run).name == "step_000000000.safetensors"
     assert list(tmp_path.iterdir()) == []
-    run.agent.theta[0].data.fill_(math.nan)
+    run.agent.learner.flat["policy"].data.fill_(math.nan)
     with pytest.raises(TrainingDiverged):
         CheckpointFolder(tmp_path, writes=False).save(run)
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 import gymnasium as gym
 import pytest
 
+from relax_rl.commands.train import train_config as _train_config
 from relax_rl.comparison import peers
 from relax_rl.comparison.config import CompareConfig, check_resumable, read_settings, write_settings
-from relax_rl.comparison.contestants import parse_settings, read_contestant, read_contestants, safe_name
-from relax_rl.comparison.peers import PEERS, planned_steps, published, with_bins, with_overrides
-from relax_rl.comparison.plan import check_contestants, make_environments, run_task
-from relax_rl.errors import CheckpointError, SettingsError
+from relax_rl.comparison.contestants import (
+    Contestant,
+    parse_settings,
+    read_contestant,
+    read_contestants,
+    safe_name,
+)
+from relax_rl.comparison.peers import planned_steps, published, read_published, with_overrides
+from relax_rl.comparison.plan import check_contestants, make_environments, options, run_task
+from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError
 
 
 def test_a_bare_estimator():
@@ -151,7 +156,7 @@ def test_every_peer_has_a_source_and_takes_its_settings(env, algo):
 
 
 def test_peers_are_told_apart_by_environment_and_algorithm():
-    keys = [(peer.env, peer.algo) for peer in PEERS]
+    keys = [(peer.env, peer.algo) for peer in read_published()]
     assert len(set(keys)) == len(keys)
     assert all(env == "atari" or env in gym.registry for env, _ in keys)
 
@@ -166,17 +171,43 @@ def test_overrides_keep_schedules():
     assert peer.linear == {"learning_rate": 0.01, "clip_range": 0.2} and peer.settings["n_epochs"] == 3
 
 
-def test_peers_on_cut_actions(tmp_path):
-    task = {"env": "Pendulum-v1", "peer": "sb3-ppo", "bins": 5, "seed": 0, "folder": str(tmp_path / "run")}
-    task |= {"total_steps": 64, "stop_at_return": None, "settings": {"n_steps": 16, "n_epochs": 1}}
-    from relax_rl.comparison.peer_training import train_peer
+def test_published_settings_that_cannot_be_read(tmp_path):
+    path = tmp_path / "published.json"
+    with pytest.raises(RelaxRLError, match=r"published.json cannot be read: No such file .*; install relax_rl anew"):
+        read_published(path)
+    sources = '{"sources": {"sb3-a2c": "zoo"}, "entries": [{"env": "A", "algo": "sb3-a2c", "entry": "A"'
+    for number, text in enumerate(("{", "[]", sources + ', "total_steps": 5, "n_envs": 1}]}', sources + "}]}")):
+        path = tmp_path / f"{number}.json"
+        path.write_text(text)
+        with pytest.raises(RelaxRLError, match="is damaged"):
+            read_published(path)
 
-    assert train_peer(task, lambda message: None)["status"] == "finished"
-    peer = json.loads((tmp_path / "run" / "config.json").read_text())["peer"]
-    assert "cut into 5 bins per dimension, without its state-dependent exploration" in peer["departure"]
-    assert "use_sde" not in peer["settings"] and peer["settings"]["gamma"] == 0.9
-    plain = published("Pendulum-v1", "sb3-ppo")
-    assert with_bins(plain, 0) == plain
+
+def test_a_contestant_is_a_command():
+    config = CompareConfig(total_steps=500, stop_when_solved=True, threshold=("-5",))
+    (env,), _ = make_environments(config)
+    contestant = read_contestant("relax:hidden=64x32,normalize_obs=false,max_grad_norm=inf,threads=4,device=cuda")
+    task = run_task(config, env, contestant, 7, "runs/x", name="x")
+    assert task.begin[:2] == ("relax_rl", "train") and task.resume == (
+        "relax_rl",
+        "train",
+        "--quiet",
+        "--resume=runs/x",
+    )
+    given = _train_config([*task.begin[2:]], "train")
+    assert (given.run.seed, given.run.total_steps, given.run.stop_at_return) == (7, 500, -5.0)
+    assert given.agent.hidden == (64, 32) and given.agent.max_grad_norm == math.inf and not given.agent.normalize_obs
+    assert (given.run.threads, task.cpus, task.gpus) == (4, 4, 1) and not given.run.tensorboard
+    frozen = _train_config([*run_task(config, env, contestant, 7, "x", name="x", snapshots=True).begin[2:]], "train")
+    assert (frozen.run.keep_checkpoints, frozen.run.checkpoint_interval) == (0, 16)
+    assert options({"a_b": True, "c": False, "d": (1, 2), "e": -1e-5}) == [
+        "--a-b",
+        "--no-c",
+        "--d",
+        "1",
+        "2",
+        "--e=-1e-05",
+    ]
 
 
 def test_cut_actions_are_another_environment():
@@ -185,8 +216,9 @@ def test_cut_actions_are_another_environment():
     whole, cut = environments
     assert (whole.id, whole.bins, whole.threshold) == ("Pendulum-v1", 0, -300.0)
     assert (cut.id, cut.bins, cut.threshold, cut.name) == ("Pendulum-v1", 5, -400.0, "Pendulum-v1,bins=5")
-    message = run_task(config, cut, read_contestant("relax"), 0, Path("x"), name="x").message
-    assert message["settings"] == {"bins": 5} and message["env"] == "Pendulum-v1"
+    for contestant in (read_contestant("relax"), Contestant("sb3-ppo", "sb3-ppo", peer=True)):
+        begin = run_task(config, cut, contestant, 0, "runs/x", name="x").begin
+        assert {"--env=Pendulum-v1", "--bins=5", "--run-dir=runs/x"} <= set(begin)
     check_contestants([read_contestant("relax"), read_contestant("auto")], [cut], spaces)
     check_contestants([read_contestant("lax"), read_contestant("relax:bins=3")], [whole], spaces)
     with pytest.raises(

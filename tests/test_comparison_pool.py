@@ -1,235 +1,325 @@
-"""Worker processes and their queue, with workers that only pretend; and how it all is shown."""
+"""The pool and its processes, with commands that only pretend and with one that trains; and how it all is shown."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from relax_rl.comparison.plan import Folder
-from relax_rl.comparison.pool import Task, WorkerPool
-from relax_rl.comparison.progress import Board, LinesView, SilentView, TableView, make_view
-from relax_rl.comparison.worker_process import WorkerProcess, local_workers
+from relax_rl.cli import main
+from relax_rl.comparison.config import CompareConfig
+from relax_rl.comparison.contestants import Contestant
+from relax_rl.comparison.plan import Environment, Folder, run_task
+from relax_rl.comparison.pool import RESTARTS, Pool, ProcessLost
+from relax_rl.comparison.process import CommandProcess, last_line, last_row
+from relax_rl.comparison.progress import Progress
+from relax_rl.comparison.task import Task, has_ended, read_outcome
 from relax_rl.errors import SettingsError
 from relax_rl.runs.interruption import Interruption
+from relax_rl.runs.loggers import read_csv
 
-WORKER = """
-import json, os, signal, sys, time
+PRETEND = """
+import os, signal, sys, time
+from pathlib import Path
+what, folder, total = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 stopped = False
 def stop(*_):
     global stopped
     stopped = True
 signal.signal(signal.SIGTERM, stop)
-for line in sys.stdin:
-    task = json.loads(line)
-    def tell(**message):
-        print(json.dumps(message), flush=True)
-    tell(event="progress", step=5, return_mean=1.5, steps_per_second=10.0)
-    what = task["what"]
-    if what == "die":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if what == "leave":
-        open(task["log"], "w").write("left")
-        sys.exit(3)
-    if what == "fail":
-        tell(event="done", outcome={"status": "failed", "error": "no luck"})
-        continue
-    while what == "wait" and not stopped:
+(folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+(folder / "pids").open("a").write(f"{os.getpid()}\\n")
+def save(step):
+    (folder / "progress.csv").write_text(f"step,episodes,return_mean,steps_per_second\\n{step},3,1.5,10\\n")
+    (folder / "checkpoints" / f"step_{step:09d}.safetensors").touch()
+if what == "die":
+    os.kill(os.getpid(), signal.SIGKILL)
+if what == "leave":
+    sys.exit(3)
+if what == "crash":
+    raise OSError("no luck")
+if what == "refuse":
+    sys.exit("error: no luck" if print("error: no luck") else 2)
+if what == "diverge":
+    save(2)
+    print("error: the gradient is not finite after 2 steps; lower the learning rates")
+    sys.exit(2)
+if what == "wait":
+    save(5)
+    while not stopped:
         time.sleep(0.02)
-    if stopped:
-        tell(event="done", outcome={"status": "interrupted"})
-        break
-    tell(event="done", outcome={"status": "finished", "steps": 10, "return_mean": 2.0, "pid": os.getpid()})
+    sys.exit(143)
+save(total)
 """
 
 
-class Queue:
-    """A source that keeps what has ended."""
+class Watching(Progress):
+    """Shows nothing, and calls a function with each row of a run in progress."""
 
-    def __init__(self, *whats: str) -> None:
-        self.tasks = [Task(f"{what}-{k}", ("E", what), 10, {"what": what}) for k, what in enumerate(whats)]
-        self.ended: dict[str, dict] = {}
+    def __init__(self, watch=lambda task, row: None) -> None:
+        super().__init__(quiet=True, errors=io.StringIO())
+        self.watch, self.most = watch, 0
 
-    def next(self) -> Task | None:
-        return self.tasks.pop(0) if self.tasks else None
+    def row(self, task: Task, row) -> None:
+        super().row(task, row)
+        self.most = max(self.most, len(self._running))
+        if row:
+            self.watch(task, row)
 
-    def finished(self, task: Task, outcome) -> None:
-        self.ended[task.name] = dict(outcome)
+    @property
+    def lines(self) -> list[str]:
+        return self._errors.getvalue().splitlines()
+
+
+def pretend(what: str, name: str | None = None, *, resume: str = "work") -> Task:
+    name = name or what
+    command = [("pretend", which, f"runs/{name}", "10") for which in (what, resume)]
+    return Task(name=name, folder=f"runs/{name}", begin=command[0], resume=command[1], total_steps=10)
+
+
+def work(root: Path, *tasks: Task, workers: int = 1, progress: Progress | None = None, **options):
+    """What comes of tasks."""
+    with Pool(workers, root, progress or Watching(), **options) as pool:
+        return pool.run(tasks, Interruption())
 
 
 @pytest.fixture
-def command(tmp_path):
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    return [sys.executable, "-S", str(script)]
+def root(tmp_path) -> Path:
+    """The folder of a comparison in which commands can pretend."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "pretend.py").write_text(PRETEND)
+    return tmp_path
 
 
-class Quiet(SilentView):
-    def __init__(self) -> None:
-        super().__init__(Board(1))
+@pytest.mark.parametrize("workers", [1, 3])
+def test_all_tasks_are_done_at_most_so_many_at_a_time(root, workers):
+    tasks, progress = [pretend("work", f"work-{k}") for k in range(4)], Watching()
+    outcomes = work(root, *tasks, workers=workers, progress=progress)
+    assert sorted(outcomes) == [task.name for task in tasks] and 1 <= progress.most <= workers
+    for task in tasks:
+        expected = {"status": "finished", "steps": 10, "episodes": 3, "return_mean": 1.5}
+        assert read_outcome(root / task.folder) == outcomes[task.name] == expected
+        assert has_ended(task, root)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_all_tasks_are_done_by_at_most_so_many_workers(tmp_path, command, workers):
-    queue = Queue(*["work"] * 6)
-    with WorkerPool(workers, tmp_path, start=local_workers(command=command)) as pool:
-        assert pool.run(queue, Quiet(), Interruption())
-        again = Queue("work")
-        assert pool.run(again, Quiet(), Interruption())
-    pids = {outcome["pid"] for outcome in (*queue.ended.values(), *again.ended.values())}
-    assert len(queue.ended) == 6 and 1 <= len(pids) <= workers, "workers are used again"
+def test_what_fails_does_not_stop_the_rest(root):
+    progress = Watching()
+    tasks = [*map(pretend, ("work", "die", "refuse", "leave", "crash", "diverge")), pretend("work", "last")]
+    outcomes = work(root, *tasks, workers=2, progress=progress)
+    told = {name: (outcome["status"], outcome.get("error", "")) for name, outcome in outcomes.items()}
+    log = root / "logs"
+    assert told == {
+        "work": ("finished", ""),
+        "die": ("failed", f"its process was ended by SIGKILL (out of memory?), see {log / 'die.log'}"),
+        "refuse": ("failed", "no luck"),
+        "leave": ("failed", f"its process ended with code 3, see {log / 'leave.log'}"),
+        "crash": ("failed", f"OSError: no luck, see {log / 'crash.log'}"),
+        "diverge": ("diverged", "the gradient is not finite after 2 steps; lower the learning rates"),
+        "last": ("finished", ""),
+    }
+    assert outcomes["diverge"]["seconds"] > 0
+    assert sorted(progress.lines)[3] == "leave: failed: " + told["leave"][1] and len(progress.lines) == 5
+    ended = {name for name in outcomes if read_outcome(root / "runs" / name) is not None}
+    assert ended == {"work", "diverge", "last"}, "the others are to be tried again"
 
 
-def test_what_fails_does_not_stop_the_rest(tmp_path, command, capsys):
-    queue = Queue("work", "die", "fail", "leave", "work")
-    with WorkerPool(1, tmp_path, start=local_workers(command=command)) as pool:
-        assert pool.run(queue, Quiet(), Interruption())
-    assert queue.ended["die-1"] == {"status": "failed", "error": "its process was ended by SIGKILL (out of memory?)"}
-    assert queue.ended["fail-2"]["error"] == "no luck"
-    assert queue.ended["leave-3"]["error"] == f"its process ended with code 3, see {tmp_path / 'leave-3.log'}"
-    assert queue.ended["work-0"]["status"] == queue.ended["work-4"]["status"] == "finished"
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3 and lines[1] == "fail-2: failed: no luck"
+def test_an_interruption_has_runs_saved_and_begins_nothing_more(root):
+    interruption = Interruption()
+
+    def interrupt(task, row) -> None:
+        assert row["step"] == 5 and row["return_mean"] == 1.5
+        interruption.signal = signal.SIGINT
+
+    with Pool(1, root, Watching(interrupt)) as pool:
+        assert pool.run([pretend("wait"), pretend("work")], interruption) is None
+    assert not (root / "runs" / "work").exists() and not has_ended(pretend("wait"), root)
+    assert work(root, pretend("wait"))["wait"]["status"] == "finished", "it went on by the command that resumes"
 
 
-def test_an_interruption_lets_workers_save_and_begins_nothing_more(tmp_path, command):
-    interruption, queue = Interruption(), Queue("wait", "work")
+def test_a_run_that_somebody_else_stops_is_a_failure(root):
+    def stop(task, row) -> None:
+        os.kill(int((root / task.folder / "pids").read_text()), signal.SIGTERM)
 
-    class Interrupting(Quiet):
-        def progress(self, task, message) -> None:
-            interruption.signal = signal.SIGINT
-
-    with WorkerPool(1, tmp_path, start=local_workers(command=command)) as pool:
-        assert not pool.run(queue, Interrupting(), interruption)
-    assert queue.ended == {} and len(queue.tasks) == 1
+    outcomes = work(root, pretend("wait"), pretend("work"), progress=Watching(stop))
+    assert outcomes["wait"] == {"status": "failed", "error": "stopped from outside"}
+    assert outcomes["work"]["status"] == "finished"
 
 
-def test_a_worker_that_somebody_else_stops_is_a_failure(tmp_path, command):
-    queue = Queue("wait", "work")
-
-    class Stopping(Quiet):
-        def progress(self, task, message) -> None:
-            if task.name == "wait-0":
-                os.kill(pool._posts[0].worker.process.pid, signal.SIGTERM)
-
-    with WorkerPool(1, tmp_path, start=local_workers(command=command)) as pool:
-        assert pool.run(queue, Stopping(), Interruption())
-    assert queue.ended["wait-0"] == {"status": "failed", "error": "stopped from outside"}
-    assert queue.ended["work-1"]["status"] == "finished"
+def test_a_folder_without_a_checkpoint_holds_nothing_to_go_on_from(root):
+    left = root / "runs" / "work"
+    left.mkdir(parents=True)
+    (left / "config.json").write_text("{}")
+    assert work(root, pretend("work", resume="leave"))["work"]["status"] == "finished"
+    assert not (left / "config.json").exists()
 
 
-def test_a_folder_is_held_by_its_workers_too(tmp_path, command):
-    folder = Folder(tmp_path / "comparison")
+def test_a_run_that_ended_while_nobody_was_there_is_not_repeated(root):
+    folder = root / "runs" / "work"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "progress.csv").write_text("step,episodes,return_mean\n5,100,149.9\n11,120,150.5\n")
+    for name, ended in (("step_000000008.zip", False), ("step_000000011.zip", True)):
+        (folder / "checkpoints" / name).touch()
+        assert has_ended(pretend("work"), root) is ended
+    assert read_outcome(folder) == {"status": "finished", "steps": 11, "episodes": 120, "return_mean": 150.5}
+
+
+class Lost:
+    """A process whose node is lost."""
+
+    def poll(self) -> int | None:
+        raise ProcessLost("the node is lost")
+
+    def stop(self) -> None:
+        """Nothing is left to stop."""
+
+
+@pytest.mark.parametrize("losses", [RESTARTS, RESTARTS + 1])
+def test_a_lost_run_is_started_again_a_few_times(root, losses):
+    starts, progress = [], Watching()
+
+    def start(task: Task, log: Path):
+        starts.append(task.command(root))
+        return Lost() if len(starts) <= losses else CommandProcess(starts[-1], root, task.folder, log)
+
+    outcome = work(root, pretend("work"), progress=progress, start=start)["work"]
+    assert progress.lines[:RESTARTS] == ["work: the node is lost; started again"] * RESTARTS
+    if losses > RESTARTS:
+        assert outcome == {"status": "failed", "error": "the node is lost; given up after 2 restarts"}
+    else:
+        assert outcome["status"] == "finished"
+
+
+def test_a_folder_is_held_by_its_commands_too(root):
+    folder = Folder(root / "comparison")
     folder.create()
+    (folder.path / "pretend.py").write_text(PRETEND)
+    with folder.locked() as held, pytest.raises(SettingsError, match="is being worked on"), folder.locked():
+        pass
     with folder.locked() as held:
-        with pytest.raises(SettingsError, match="is being worked on"), folder.locked():
-            pass
-        pool = WorkerPool(1, tmp_path, start=local_workers(command=command, held=held))
-        assert pool.run(Queue("work"), Quiet(), Interruption())
+        command = pretend("wait").begin
+        process = CommandProcess(command, folder.path, "runs/wait", folder.logs / "wait.log", held=held)
+        while not process.progress():
+            time.sleep(0.02)
     with pytest.raises(SettingsError, match="is being worked on"), folder.locked():
         pass
-    pool.close()
+    process.stop()
+    assert process.wait(10) == 143
     with folder.locked():
         pass
-    (folder.settings).write_text("{}")
-    with pytest.raises(SettingsError, match="already holds a comparison"):
-        folder.create()
 
 
-def a_task(label: str = "relax", seed: int = 0) -> Task:
-    return Task(f"CartPole-v1-{label}-s{seed}", ("CartPole-v1", label), 1000, {})
-
-
-def test_the_board_counts():
-    board = Board(num_workers=2)
-    board.plan([(("CartPole-v1", label), 1000) for label in ("relax", "a2c") for _ in range(3)])
-    assert board.time_left() is None
-    board.started(a_task())
-    board.progress(a_task(), {"step": 400, "return_mean": 20.0, "steps_per_second": 100.0})
-    row = board.rows["CartPole-v1", "relax"]
-    assert (row.done, row.total, row.mean_return, row.steps_to_go) == (0, 3, 20.0, 2600)
-    # Two workers, 100 steps a second each; a2c counts with relax's speed.
-    assert board.time_left() == pytest.approx((2600 + 3000) / 200)
-    assert board.time_left([row]) == pytest.approx(13.0)
-    board.ended(a_task(), {"status": "finished", "return_mean": 30.0})
-    board.started(a_task(seed=1))
-    board.ended(a_task(seed=1), {"status": "diverged", "error": "inf"})
-    assert (row.done, row.failed, row.steps_left, row.mean_return) == (2, 1, 1000, 30.0)
-    board.started(a_task(seed=2))
-    board.ended(a_task(seed=2), {"status": "interrupted"})
-    assert row.done == 2 and not row.running
-
-
-def test_the_live_table(monkeypatch):
-    view = TableView(Board(num_workers=1))
-    view.board.plan([((env, label), 1000) for env in ("CartPole-v1", "Acrobot-v1") for label in ("relax", "a2c")])
-    view.started(a_task())
-    view.progress(a_task(), {"step": 400, "return_mean": 20.0, "steps_per_second": 100.0})
-    console = Console(file=io.StringIO(), width=120)
-    console.print(view.table())
-    lines = console.file.getvalue().splitlines()
-    row = next(line for line in lines if "relax" in line)
-    assert [cell.strip() for cell in row.strip("│").split("│")] == [
-        "CartPole-v1",
-        "relax",
-        "0 of 1",
-        "400",
-        "20.0",
-        "100",
-        "0:06",
-    ]
-    assert sum("CartPole-v1" in line for line in lines) == 1, "an environment is named once"
-    assert "0:36 left" in lines[0]
-
-
-def test_plain_lines():
-    out = io.StringIO()
-    view = LinesView(Board(num_workers=1), file=out, interval=0.0)
-    view.board.plan([(("CartPole-v1", "relax"), 1000)] * 2)
-    view.begin("2 runs")
-    view.started(a_task())
-    view.progress(a_task(), {"step": 400, "return_mean": None, "steps_per_second": 100.0})
-    view.refresh()
-    view.ended(a_task(), {"status": "finished", "steps": 1003, "return_mean": 31.26})
-    view.started(a_task(seed=1))
-    view.ended(a_task(seed=1), {"status": "failed", "error": "no luck"})
-    view.ended(a_task(seed=2), {"status": "finished", "steps": 5, "return_mean": float("nan")})
-    assert out.getvalue().splitlines()[:-1] == [
-        "2 runs",
-        "0 of 2 runs done | 100 steps/s | 0:16 left",
-        "CartPole-v1-relax-s0: mean return 31.3 after 1,003 steps, 1 of 2 runs done",
-        "CartPole-v1-relax-s1: failed: no luck",
-    ]
-    assert out.getvalue().splitlines()[-1].startswith("CartPole-v1-relax-s2: no episode has finished after 5 steps")
-
-
-def test_the_view_fits_the_output(capsys):
-    assert isinstance(make_view(Board(1)), LinesView)
-    assert type(make_view(Board(1), quiet=True)) is SilentView
-
-
-def test_the_real_worker_leaves_when_its_starter_is_gone():
-    """The end of its input ends it, also while nothing is being worked on."""
-    worker = WorkerProcess(lambda message: None)
-    worker.dismiss()
-    deadline = time.monotonic() + 60
-    while worker.process.poll() is None and time.monotonic() < deadline:
+def test_a_command_leaves_when_its_starter_is_killed(root):
+    code = (
+        "import time; from pathlib import Path; from relax_rl.comparison.process import CommandProcess\n"
+        "CommandProcess(('pretend', 'wait', 'runs/wait', '10'), Path(), 'runs/wait', Path('log')); time.sleep(60)"
+    )
+    starter = subprocess.Popen([sys.executable, "-c", code], cwd=root)
+    pids = root / "runs" / "wait" / "pids"
+    while not last_row(root / "runs" / "wait" / "progress.csv"):
+        time.sleep(0.02)
+    starter.kill()
+    starter.wait()
+    deadline = time.monotonic() + 20
+    while Path("/proc", pids.read_text().strip()).exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert worker.process.returncode == -signal.SIGTERM
+    assert time.monotonic() < deadline, "it is still at work"
 
 
-def test_the_real_worker_tells_what_went_wrong(tmp_path):
-    queue = Queue()
-    queue.tasks = [Task("broken", ("E", "x"), 10, {"kind": "own", "folder": str(tmp_path / "run")})]
-    with WorkerPool(1, tmp_path) as pool:
-        assert pool.run(queue, Quiet(), Interruption())
-    assert queue.ended["broken"] == {"status": "failed", "error": "KeyError: 'settings'"}
-    assert "Traceback" in Path(tmp_path / "broken.log").read_text()
-    assert json.dumps(queue.ended)
+def test_a_run_of_train_goes_on_after_a_stop_and_after_a_kill(root):
+    """What comes out is what `train --resume` makes of the same checkpoints."""
+    env = Environment("CartPole-v1", total_steps=3000, threshold=475.0, id="CartPole-v1")
+    settings = {"hidden": (8,), "log_interval": 100, "checkpoint_interval": 500, "keep_checkpoints": 0}
+    contestant = Contestant("a2c", "a2c", settings)
+    task = run_task(CompareConfig(), env, contestant, 3, "runs/a", name="a")
+    run, interruption = root / "runs" / "a", Interruption()
+
+    def first(stem: str) -> bool:
+        return any(path.stem > stem for path in run.glob("checkpoints/step_*"))
+
+    class Stopping(Watching):
+        """Stops the run at its first checkpoint."""
+
+        def refresh(self) -> None:
+            if first(""):
+                interruption.signal = signal.SIGTERM
+
+    with Pool(1, root, Stopping()) as pool:
+        assert pool.run([task], interruption) is None
+    stopped = max(run.glob("checkpoints/step_*")).stem
+
+    killed = CommandProcess(task.command(root), root, task.folder, root / "logs" / "a.log")
+    while not first(stopped):
+        assert killed.poll() is None, (root / "logs" / "a.log").read_text()
+        time.sleep(0.01)
+    killed._process.kill()
+    killed.wait(10)
+    resumed = max(run.glob("checkpoints/step_*")).stem
+    shutil.copytree(run, root / "copy")
+
+    outcome = work(root, task)["a"]
+    assert outcome["status"] == "finished" and outcome["steps"] >= 3000
+    steps = [f"step_{entry['step']:09d}" for entry in _resumptions(run)]
+    assert steps == [stopped, resumed]
+    assert main(["train", "--resume", str(root / "copy"), "--quiet"]) == 0
+    assert (root / "copy" / "episodes.csv").read_bytes() == (run / "episodes.csv").read_bytes()
+    progress, by_hand = read_csv(run / "progress.csv"), read_csv(root / "copy" / "progress.csv")
+    assert progress["step"] == sorted(set(progress["step"])) and progress["return_mean"] == by_hand["return_mean"]
+
+
+def _resumptions(run: Path) -> list[dict]:
+    return json.loads((run / "config.json").read_text())["resumed"]
+
+
+def test_the_end_of_a_table_that_is_being_written(tmp_path):
+    path = tmp_path / "progress.csv"
+    assert last_row(path) == {} and last_line(path) == ""
+    path.write_text("step,return_mean\n")
+    assert last_row(path) == {}
+    path.write_text("step,return_mean\n10,\n" + "20,1.5\n" * 3000 + "30,2.")
+    assert last_row(path) == {"step": 20.0, "return_mean": 1.5}, "a row is whole once its line has ended"
+    (tmp_path / "log").write_text("error: first\n" + "x" * 99 + "\nerror: last\nbye\n\n")
+    assert last_line(tmp_path / "log", "error: ") == "error: last" and last_line(tmp_path / "log") == "bye"
+
+
+def a_task(seed: int) -> Task:
+    return Task(name=f"CartPole-v1-relax-s{seed}", folder="x", begin=(), total_steps=1000)
+
+
+def test_lines_of_progress(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    ended = []
+    progress = Progress(after=lambda task, outcome: ended.append((task.name[-1], outcome["status"])))
+    progress.begin("3 runs", map(a_task, (1, 2, 3)), done=[a_task(0)])
+    progress._display._interval = 0.0
+    progress.row(a_task(1), {})
+    progress.row(a_task(1), {"step": 400.0})
+    progress.refresh()
+    progress.ended(a_task(1), {"status": "finished", "steps": 1003, "return_mean": 31.26})
+    progress.ended(a_task(2), {"status": "failed", "error": "no luck"})
+    progress.ended(a_task(3), {"status": "interrupted"})
+    progress.ended(a_task(3), {"status": "finished", "steps": 5, "return_mean": float("nan")})
+    lines = out.getvalue().splitlines()
+    assert lines[1].startswith("step 1,400 of 4,000 | 1 of 4 runs done, 1 running | ")
+    assert [lines[0], *lines[2:]] == [
+        "3 runs",
+        "CartPole-v1-relax-s1: mean return 31.3 after 1,003 steps, 2 of 4 runs done",
+        "CartPole-v1-relax-s2: failed: no luck",
+        "CartPole-v1-relax-s3: no episode has finished after 5 steps, 4 of 4 runs done",
+    ]
+    assert ended == [("1", "finished"), ("2", "failed"), ("3", "finished")]
+
+
+def test_quiet_progress_tells_of_failures_alone(capsys):
+    progress = Progress(quiet=True)
+    progress.begin("2 runs", ())
+    progress.warn("something went wrong")
+    assert capsys.readouterr() == ("", "something went wrong\n")

@@ -131,23 +131,28 @@ def test_the_mean_of_a_curve(tmp_path):
     assert curve_mean(tmp_path / "nothing", 1000) is None
 
 
-def test_snapshots_are_chosen_by_progress(tmp_path):
-    folder = write_run(tmp_path / "run", [0.0] * 100 + [100.0] * 200)
-    (folder / "snapshots").mkdir()
-    for step in range(200, 3001, 200):
-        (folder / "snapshots" / f"step_{step:09d}.safetensors").touch()
-    chosen = {stage: int(path.stem[5:]) for stage, path in choose_snapshots(folder).items()}
-    assert chosen == {"early": 1400, "midway": 1600, "late": 1800}
-    alone = write_run(tmp_path / "alone", [0.0] * 100 + [100.0] * 200)
-    (alone / "snapshots").mkdir()
-    for step in chosen.values():
-        (alone / "snapshots" / f"step_{step:09d}.safetensors").touch()
-    left = {stage: int(path.stem[5:]) for stage, path in choose_snapshots(alone).items()}
-    assert left == chosen, "a choice stands when the others have been removed"
-    flat = write_run(tmp_path / "flat", [1.0] * 300)
-    (folder / "snapshots").rename(flat / "snapshots")
-    assert [int(path.stem[5:]) for path in choose_snapshots(flat).values()] == [800, 1600, 2400]
-    assert choose_snapshots(folder) == {}
+@pytest.mark.parametrize("where", ["checkpoints", "snapshots"])
+def test_snapshots_are_chosen_by_progress(tmp_path, where):
+    """Comparisons of version 0.1 have them in a folder of their own from the start."""
+
+    def steps(paths) -> list[int]:
+        return sorted(int(path.stem[5:]) for path in paths)
+
+    for name, returns, expected in (
+        ("rising", [0.0] * 100 + [100.0] * 200, [1400, 1600, 1800]),
+        ("flat", [1.0] * 300, [800, 1600, 2400]),
+    ):
+        folder = write_run(tmp_path / name, returns)
+        (folder / "checkpoints").mkdir()
+        (folder / where).mkdir(exist_ok=True)
+        for step in range(200, 3001, 200):
+            (folder / where / f"step_{step:09d}.safetensors").touch()
+        chosen = choose_snapshots(folder)
+        assert list(chosen) == ["early", "midway", "late"] and steps(chosen.values()) == expected
+        assert steps((folder / "snapshots").iterdir()) == expected
+        assert steps((folder / "checkpoints").iterdir()) == ([2800, 3000] if where == "checkpoints" else [])
+        assert choose_snapshots(folder) == chosen, "a choice stands"
+    assert choose_snapshots(write_run(tmp_path / "empty", [1.0] * 300)) == {}
 
 
 RATIO = {"value": 0.4, "low": 0.3, "high": 0.6}

@@ -12,103 +12,99 @@ from relax_rl.comparison.contestants import Contestant, read_contestant
 from relax_rl.comparison.peers import published
 from relax_rl.comparison.plan import Environment, Folder
 from relax_rl.comparison.search_space import SPACE, dimensions, searched_values
-from relax_rl.comparison.tuning import FIRST_TUNING_SEED, Study, Tuning
+from relax_rl.comparison.tuning import FIRST_TUNING_SEED, Study, make_studies, tune
 
 ENV = Environment("CartPole-v1", total_steps=1000, threshold=475.0, id="CartPole-v1")
 PPO = Contestant("sb3-ppo", "sb3-ppo", peer=True)
 
 
-def work(task) -> None:
+def work(task, root: Path) -> None:
     """Leave a run whose curve is the higher, the nearer its learning rate is to 0.003."""
-    folder = Path(task.message["folder"])
+    folder = root / task.folder
     folder.mkdir(parents=True)
-    settings = task.message["settings"]
-    rate = settings.get("policy_lr", settings.get("learning_rate", 1e-3))
-    value = 100.0 - 1e4 * abs(rate - 0.003) + task.message["seed"] % 7
+    given = dict(option[2:].split("=", 1) for option in task.begin if "=" in option)
+    value = 100.0 - 1e4 * abs(float(given.get("policy-lr", 1e-3)) - 0.003) + int(given["seed"]) % 7
     (folder / "progress.csv").write_text(f"step,episodes,return_mean,seconds\n1000,5,{value},1\n")
     (folder / "episodes.csv").write_text(f"step,return,length\n10,{value},10\n")
     (folder / "outcome.json").write_text(json.dumps({"status": "finished"}))
 
 
-def run_to_the_end(study: Study, *, most: int = 1000) -> list:
-    """Do one run at a time, the last one first where several are ready; returns the tasks."""
-    done, ready = [], []
-    while len(done) < most:
-        while (task := study.next()) is not None:
-            ready.append(task)
-        if not ready:
-            break
-        task = ready.pop()
-        work(task)
-        study.finished(task)
-        done.append(task)
+def run_to_the_end(*studies: Study, most: int = 1000) -> list:
+    """Do one run after the other, the last one of a batch first; returns the tasks."""
+    done = []
+
+    def each(tasks) -> bool:
+        for task in reversed(tasks):
+            if len(done) == most:
+                return False
+            work(task, studies[0].root)
+            done.append(task)
+        return True
+
+    assert tune({(study.env.name, study.contestant.label): study for study in studies}, each) is (len(done) < most)
     return done
 
 
-def make_study(folder: Path, contestant: Contestant | None = None, **options) -> Study:
+def make_study(root: Path, contestant: Contestant | None = None, **options) -> Study:
     config = CompareConfig(**{"tune": 11, "tune_seeds": 2, **options})
-    return Study(config, ENV, contestant or read_contestant("relax"), folder)
+    return Study(config, ENV, contestant or read_contestant("relax"), Folder(root))
 
 
 def test_every_trial_is_run_from_its_own_seeds(tmp_path):
-    study = make_study(tmp_path / "study")
+    study = make_study(tmp_path)
     tasks = run_to_the_end(study)
-    assert len(tasks) == 22 and len(study.trials) == 11 and study.tasks_left() == 0
-    assert {task.message["seed"] for task in tasks} == {FIRST_TUNING_SEED, FIRST_TUNING_SEED + 1}
+    assert len(tasks) == 22 and len(study.trials) == 11
+    seeds = {option for task in tasks for option in task.begin if option.startswith("--seed=")}
+    assert seeds == {f"--seed={FIRST_TUNING_SEED + k}" for k in (0, 1)}
     assert study.trials[0]["settings"] == {}, "the first trial is the contestant as it stands"
     assert len({json.dumps(trial["params"], sort_keys=True) for trial in study.trials}) == 11
-    saved = json.loads((tmp_path / "study" / "trials.json").read_text())
+    saved = json.loads((tmp_path / "tuning" / "CartPole-v1-relax" / "trials.json").read_text())
     assert saved["trials"] == study.trials and saved["steps"] == 1000
 
 
 def test_the_best_trial_wins(tmp_path):
-    study = make_study(tmp_path / "study")
+    study = make_study(tmp_path)
     run_to_the_end(study)
     scores = [trial["score"] for trial in study.trials]
     assert study.best == study.trials[scores.index(max(scores))]["settings"]
-    config = CompareConfig(tune=11, tune_seeds=2)
-    tuning = Tuning(config, [ENV], [read_contestant("relax")], Folder(tmp_path))
-    tuning.studies["CartPole-v1", "relax"] = study
-    assert tuning.tuned("CartPole-v1", read_contestant("relax")).settings == study.best
-    other = read_contestant("a2c")
-    assert tuning.tuned("CartPole-v1", other) is other
+    assert study.tuned().settings == study.best and study.tuned().label == "relax"
 
 
 @pytest.mark.parametrize("most", [1, 9, 15])
 def test_a_stop_changes_no_number(tmp_path, most):
-    whole = make_study(tmp_path / "whole" / "study")
+    whole = make_study(tmp_path / "whole")
     run_to_the_end(whole)
-    run_to_the_end(make_study(tmp_path / "parts" / "study"), most=most)
-    again = make_study(tmp_path / "parts" / "study")
+    run_to_the_end(make_study(tmp_path / "parts"), most=most)
+    again = make_study(tmp_path / "parts")
     repeated = run_to_the_end(again)
     assert again.trials == whole.trials
     assert len(repeated) == 22 - most, "runs that have ended are not repeated"
 
 
 def test_all_runs_of_a_batch_had_ended_before_the_stop(tmp_path):
-    study = make_study(tmp_path / "study")
+    study = make_study(tmp_path)
     for task in run_to_the_end(study, most=8):
         assert task.total_steps == 1000
-    (tmp_path / "study" / "trials.json").unlink()
-    again = make_study(tmp_path / "study")
+    (study.folder / "trials.json").unlink()
+    again = make_study(tmp_path)
     assert len(run_to_the_end(again)) == 22 - 8 and again.trials[:4] == study.trials[:4]
 
 
 def test_trials_that_fail_do_not_win(tmp_path):
-    study = make_study(tmp_path / "study", tune=4, tune_seeds=1)
-    while (task := study.next()) is not None:
-        study.finished(task)
+    study = make_study(tmp_path, tune=4, tune_seeds=1)
+    assert tune({("CartPole-v1", "relax"): study}, lambda tasks: True)
     assert [trial["score"] for trial in study.trials] == [None] * 4 and study.best == {}
 
 
-def test_studies_take_turns(tmp_path):
+def test_studies_go_on_together(tmp_path):
     contestants = [read_contestant("relax"), read_contestant("a2c"), PPO]
-    config = CompareConfig(tune=1, peers=("sb3-ppo",))
-    tuning = Tuning(config, [ENV], contestants, Folder(tmp_path))
-    assert [tuning.next().row[1] for _ in range(3)] == ["relax", "a2c", "sb3-ppo"]
-    assert tuning.next() is None
-    alone = Tuning(CompareConfig(tune=1, tune_peers=False), [ENV], contestants, Folder(tmp_path / "alone"))
-    assert [label for _, label in alone.studies] == ["relax", "a2c"]
+    studies = make_studies(CompareConfig(tune=1, peers=("sb3-ppo",)), [ENV], contestants, Folder(tmp_path))
+    tasks = run_to_the_end(*studies.values())
+    labels = ["sb3-ppo", "a2c", "relax"]
+    assert [task.name for task in tasks] == [f"tune-CartPole-v1-{label}-000-s1000000" for label in labels]
+    alone = make_studies(CompareConfig(tune=1, tune_peers=False), [ENV], contestants, Folder(tmp_path / "alone"))
+    assert [label for _, label in alone] == ["relax", "a2c"]
+    assert make_studies(CompareConfig(), [ENV], contestants, Folder(tmp_path)) == {}
 
 
 def test_shared_settings_have_one_range():

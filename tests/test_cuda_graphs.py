@@ -11,22 +11,24 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
-from relax_rl.compilation import CompilationError, record
-from relax_rl.cuda_graphs import Recording, same_numbers
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from relax_rl import compilation
 from relax_rl.agents import AGENTS, ActorCritic
 from relax_rl.agents import compiled as compiled_module
-from relax_rl.agents.compiled import CompiledStep, choose_step, why_not_compiled
-from relax_rl.envs import VectorEnvs
+from relax_rl.agents.batch import Batch
+from relax_rl.agents.compiled import Choice, CompiledGradients, choose, why_not_compiled
+from relax_rl.agents.gradients import Objective
+from relax_rl.compute import compilation
+from relax_rl.compute.compilation import CompilationError, agree, record
+from relax_rl.compute.cuda_graphs import Recording
+from relax_rl.compute.optimizers import FlatParameters
 from relax_rl.errors import SettingsError
-from tests.fakes import TargetEnv, vector_of
-from tests.steps import assert_alike, shake
+from relax_rl.settings.config import AgentConfig
+from tests.fakes import TargetEnv
+from tests.steps import BOX, DISCRETE, assert_alike, off_policy, shake, target_envs
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 SMALL: dict[str, Any] = {"hidden": (8,), "surrogate_hidden": (8,), "num_steps": 5, "cnn_features": 8}
@@ -123,7 +125,6 @@ def test_a_number_of_the_host_that_stays_as_it_was_is_found(cuda: None) -> None:
         factor_on_host[0] = factor.numpy().item()  # a way to the host that no recording sees
         return function(x, factor)
 
-    assert same_numbers(function, function, [x, factor])
     with pytest.raises(CompilationError, match=r"other numbers.*--compile off"):
         record(told, [x, factor])
 
@@ -137,14 +138,14 @@ def test_waiting_for_the_device_cannot_be_recorded(cuda: None) -> None:
     ("found", "expected"), [([1.0, np.nan], [1.0, np.nan]), ([1.0, np.inf], [1.001, np.inf]), ([0.0], [0.0])]
 )
 def test_numbers_are_alike_to_rounding(found: list[float], expected: list[float]) -> None:
-    assert same_numbers(lambda x: (torch.tensor(found),), lambda x: (torch.tensor(expected),), [torch.ones(1)])
+    assert agree([torch.tensor(found)], [torch.tensor(expected)])
 
 
 @pytest.mark.parametrize(
     ("found", "expected"), [([1.0, np.nan], [1.0, 2.0]), ([1.0, 2.0], [1.0, np.nan]), ([1.0, 1.1], [1.0, 1.0])]
 )
 def test_other_numbers_are_other_numbers(found: list[float], expected: list[float]) -> None:
-    assert not same_numbers(lambda x: (torch.tensor(found),), lambda x: (torch.tensor(expected),), [torch.ones(1)])
+    assert not agree([torch.tensor(found)], [torch.tensor(expected)])
 
 
 class ImageEnv(TargetEnv):
@@ -168,9 +169,8 @@ class ImageEnv(TargetEnv):
 
 
 def trained(estimator: str, images: bool, compile: str, device: str = "cpu", **settings: Any) -> ActorCritic:
-    space: Any = spaces.Box(-1, 1, (2,), np.float32) if estimator == "lax" else spaces.Discrete(3)
-    env = ImageEnv if images else TargetEnv
-    with VectorEnvs(vector_of([lambda: env(space)] * 4, AutoresetMode.SAME_STEP), seed=0) as envs:
+    space = BOX if estimator == "lax" else DISCRETE
+    with target_envs(space, n=4, env=ImageEnv if images else TargetEnv) as envs:
         options = {**SMALL, **settings, "compile": compile, "device": device}
         agent = AGENTS[estimator](envs.single_observation_space, space, seed=0, **options)
         shake(agent)
@@ -185,7 +185,7 @@ CASES: list[tuple[str, bool, dict[str, Any]]] = [
     ("a2c", True, {"entropy_coef": 0.01, "optimizer": "rmsprop"}),
     ("relax", True, {"entropy_coef": 0.01, "entropy_schedule": "linear"}),
     ("relax", True, {"epochs": 2, "minibatch_size": 8, "clip_range": 0.2}),
-    ("relax", True, {"surrogate_replay": 2}),
+    ("relax", True, {"surrogate_steps": 2}),
 ]
 
 
@@ -194,15 +194,15 @@ def recorded_on_the_cpu(cuda: None, monkeypatch: pytest.MonkeyPatch) -> list[int
     """Agents on the CPU take recorded steps; one number for every recording."""
     lengths: list[int] = []
 
-    def stand_in(function: Any, examples: Any) -> Any:
+    def stand_in(function: Any, examples: Any, *, key: str | None) -> Any:
         inputs = [x.detach().clone() for x in examples]
         recording = record(make_fx(function)(*inputs), inputs)
         assert isinstance(recording, Recording)
         lengths.append(len(recording._graph.operations))  # type: ignore[attr-defined]
         return recording
 
-    monkeypatch.setattr(compiled_module, "compile_function", stand_in)
-    monkeypatch.setattr(compiled_module, "why_not_compiled", lambda agent: None)
+    monkeypatch.setattr(compilation, "compile_function", stand_in)
+    monkeypatch.setattr(compiled_module, "why_not_compiled", lambda networks, workers: None)
     return lengths
 
 
@@ -211,7 +211,7 @@ def test_recorded_steps_are_those_of_eager_code(
     estimator: str, images: bool, settings: dict[str, Any], recorded_on_the_cpu: list[int]
 ) -> None:
     recorded = trained(estimator, images, "on", **settings)
-    assert isinstance(recorded.compiled, CompiledStep)
+    assert isinstance(recorded.learner.compiled, CompiledGradients)
     assert recorded_on_the_cpu and min(recorded_on_the_cpu) > 20
     assert_alike(recorded, trained(estimator, images, "off", **settings))
 
@@ -219,59 +219,75 @@ def test_recorded_steps_are_those_of_eager_code(
 def test_a_recording_that_fails_leaves_an_agent_on_images_to_eager_code(
     recorded_on_the_cpu: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(function: Any, examples: Any) -> Any:
+    def fail(function: Any, examples: Any, *, key: str | None) -> Any:
         raise CompilationError("no memory")
 
-    monkeypatch.setattr(compiled_module, "compile_function", fail)
-    monkeypatch.setattr(compiled_module, "_pays", lambda agent, steps, envs: True)
+    monkeypatch.setattr(compilation, "compile_function", fail)
+    monkeypatch.setattr(compiled_module, "_COST", 0.0)
     passes = {"epochs": 2, "minibatch_size": 8, "clip_range": 0.2}
     for settings in ({}, passes):
         with pytest.warns(UserWarning, match=r"no memory.*eager code"):
             found = trained("relax", True, "auto", **settings)
-        assert found.compiled is None
+        assert found.learner.compiled is None
         assert_alike(found, trained("relax", True, "off", **settings))
     with pytest.raises(SettingsError, match="no memory"):
         trained("relax", True, "on")
 
 
-@pytest.mark.parametrize(("estimator", "images", "settings"), CASES)
-def test_no_step_leaves_its_device_or_waits_for_it(estimator: str, images: bool, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize(("estimator", "images", "settings"), CASES[:5])
+def test_no_gradient_leaves_its_device_or_waits_for_it(
+    estimator: str, images: bool, settings: dict[str, Any], later: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On the device "meta" there are no numbers: whoever asks for one fails, and so does who mixes it with the CPU."""
+
+    def as_it_is(function: Any, examples: Any, *, key: str | None) -> Any:
+        def run(*inputs: Tensor) -> Any:
+            with torch.inference_mode(False):
+                return function(*(x.clone() for x in inputs))
+
+        return run
+
+    monkeypatch.setattr(compilation, "compile_function", as_it_is)
+    monkeypatch.setattr(compilation, "agree", lambda found, expected: True)
     agent = trained(estimator, images, "off", **settings)
-    inputs, batch = batch_for(agent)
-    data = {name: flat.data.to("meta") for name, flat in compiled_module._flat_parameters(agent).items()}
-    agent.device = torch.device("meta")
-    grads, metrics, _ = compiled_module._gradients(
-        agent, batch, data, {name: x.to("meta") for name, x in inputs.items()}
-    )
-    assert all(grad.is_meta for grad in grads)
-    assert all(torch.as_tensor(x, device="meta").is_meta for x in metrics.values())
+    with target_envs(agent.action_space, n=4, env=ImageEnv if images else TargetEnv) as envs:
+        batch, _ = agent.batch(agent.collect(agent.collector(envs)))
+    if agent.value_replay is not None:
+        batch = agent.value_replay.join(batch, agent.reward_unit)
+    if later:
+        batch = off_policy(agent, batch, batch.weight)
+    batch = Batch(shard=batch.shard, **{name: x.to("meta") for name, x in batch.tensors().items()})
+    networks = agent.networks.to("meta")
+    flat = {name: FlatParameters(part.parameters()) for name, part in networks.parts().items()}
+    objective = Objective(agent.estimator, tuple(flat), off_policy=later, clip_range=0.2, max_grad_norm=0.5)
+    found = CompiledGradients(networks, flat)(batch, objective)
+    tensors = [x for kind in (found.of, found.sums, found.metrics) for x in kind.values()]
+    assert len(tensors) > 6 and all(x.is_meta for x in tensors)
 
 
-def batch_for(agent: ActorCritic) -> tuple[dict[str, Tensor], Any]:
-    """A batch as a compiled step gets it, and its inputs by name."""
-    space = agent.action_space
-    env = ImageEnv if agent.shared_torso else TargetEnv
-    agent.compiled = CompiledStep()
-    with VectorEnvs(vector_of([lambda: env(space)] * 4, AutoresetMode.SAME_STEP), seed=0) as envs:
-        rollout = agent.collect(agent.collector(envs))
-        batch, _, _ = agent.batch(rollout)
-        if agent.value_replay is not None:
-            batch = agent.value_replay.join(batch, batch.features, agent.reward_unit)
-    inputs = {name: x for name in compiled_module._INPUTS if (x := getattr(batch, name)) is not None}
-    return {**inputs, "entropy_coef": torch.tensor(0.01)}, batch
+class On:
+    """Networks on images, on some device."""
+
+    shared_torso = True
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self.is_cuda = self.device.type == "cuda"
+
+    def parameters(self) -> Any:
+        return iter([self])
 
 
 def test_auto_records_on_a_gpu_and_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    image = spaces.Box(0, 255, (4, 84, 84), np.uint8)
-    agent = AGENTS["relax"](image, spaces.Discrete(2), cnn_features=8, num_steps=5)
-    agent.device = torch.device("cuda")
-    monkeypatch.setattr(compilation, "has_compiler", lambda: False)
-    assert why_not_compiled(agent) is None
-    assert isinstance(choose_step(agent, 1_000_000, 16), CompiledStep)
-    assert choose_step(agent, 10_000, 16) is None
-    agent.device = torch.device("mps")
-    assert "mps" in str(why_not_compiled(agent))
+    networks: Any = On("cuda")
+    monkeypatch.setattr(compiled_module, "has_compiler", lambda: False)
+    assert why_not_compiled(networks, 1) is None
+    for total_steps, expected in ((1_000_000, Choice.COMPILED), (10_000, Choice.EAGER)):
+        run = {"workers": 1, "total_steps": total_steps, "num_envs": 16}
+        assert choose(AgentConfig(num_steps=5), networks, **run) is expected
+    mps: Any = On("mps")
+    assert "mps" in str(why_not_compiled(mps, 1))
 
 
 @on_cuda
@@ -280,5 +296,5 @@ def test_steps_recorded_on_a_gpu_are_those_of_eager_code(
     estimator: str, images: bool, settings: dict[str, Any]
 ) -> None:
     recorded = trained(estimator, images, "on", "cuda", **settings)
-    assert isinstance(recorded.compiled, CompiledStep)
+    assert isinstance(recorded.learner.compiled, CompiledGradients)
     assert_alike(recorded, trained(estimator, images, "off", "cuda", **settings), 1e-3)

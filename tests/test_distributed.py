@@ -29,24 +29,20 @@ NORMALIZED = {"normalize_obs": True, "normalize_reward": True}
 EPOCHS = {"epochs": 3, "minibatch_size": 13, "clip_range": 0.2, "target_kl": 3e-5}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "relax": ("CartPole-v1", "relax", {**NORMALIZED, "entropy_coef": 0.01, "lr_schedule": "linear"}),
-    "relax, several steps of c": (
-        "CartPole-v1",
-        "relax",
-        {"surrogate_steps": 3, "advantage_scale": "running", "surrogate_regression": 0.5},
-    ),
-    "lax": ("Pendulum-v1", "lax", {**NORMALIZED, "advantage_scale": "running"}),
+    "relax, several steps of c": ("CartPole-v1", "relax", {"surrogate_steps": 3, "surrogate_scale": "fitted"}),
+    "lax": ("Pendulum-v1", "lax", NORMALIZED),
     "a2c": ("CartPole-v1", "a2c", {**NORMALIZED, "optimizer": "rmsprop"}),
     "relax, epochs": ("CartPole-v1", "relax", {**NORMALIZED, **EPOCHS}),
     "lax, epochs": ("Pendulum-v1", "lax", {**NORMALIZED, **EPOCHS}),
-    "relax, replay": (
+    "relax, epochs, fitted": (
         "CartPole-v1",
         "relax",
-        {**NORMALIZED, **EPOCHS, "surrogate_replay": 3, "surrogate_scale": "fitted"},
+        {**NORMALIZED, **EPOCHS, "surrogate_steps": 2, "surrogate_scale": "fitted"},
     ),
     "relax, value replay": ("CartPole-v1", "relax", {**NORMALIZED, "value_replay": 2}),
     "a2c, epochs, value replay": ("CartPole-v1", "a2c", {**NORMALIZED, **EPOCHS, "value_replay": 2}),
 }
-COLUMNS, STEPS, UPDATES = 6, 5, 20
+COLUMNS, STEPS, UPDATES = 6, 5, 12
 
 
 def learned(case: str, workers: distributed.Workers) -> dict[str, Any]:
@@ -75,7 +71,8 @@ def learned(case: str, workers: distributed.Workers) -> dict[str, Any]:
 
         agent.learn(envs, 10**6, [listen])
     tensors, state = agent.state_dict()
-    arrays = {name: x.numpy().copy() for name, x in tensors.items()}
+    # Rollouts for V are each worker's own.
+    arrays = {name: x.numpy().copy() for name, x in tensors.items() if not name.startswith("value_replay.")}
     counters = {name: state[name] for name in ("steps", "episodes", "updates")}
     return {"tensors": arrays, "counters": counters, "episodes": sorted(episodes), "epochs": epochs}
 
@@ -111,7 +108,7 @@ def together(request: pytest.FixtureRequest) -> list[dict[str, dict[str, Any]]]:
 def test_workers_take_the_steps_of_a_single_one(case: str, alone: Any, together: Any) -> None:
     expected, found = alone[case], together[0][case]
     assert found["counters"] == expected["counters"]
-    assert found["counters"]["updates"] == UPDATES and found["counters"]["steps"] > 500
+    assert found["counters"]["updates"] == UPDATES and found["counters"]["steps"] > 300
     assert found["epochs"] == expected["epochs"]
     assert [length for _, length in found["episodes"]] == [length for _, length in expected["episodes"]]
     np.testing.assert_allclose([r for r, _ in found["episodes"]], [r for r, _ in expected["episodes"]], rtol=1e-5)
@@ -169,7 +166,8 @@ def test_a_run_is_written_once_and_goes_on_with_other_numbers_of_workers(tmp_pat
     del one["pid"], other["pid"]
     assert one == other and one["stopped_by"] == "total_steps" and one["checkpoint"].exists()
     names = {entry.name for entry in path.iterdir()}
-    assert names == {"config.json", "progress.csv", "evaluation.csv", "learning_curve.png", "checkpoints"}
+    tables = {"progress.csv", "episodes.csv", "evaluation.csv"}
+    assert names == {"config.json", *tables, "learning_curve.png", "checkpoints"}
     steps = [int(line.split(",")[0]) for line in (path / "progress.csv").read_text().splitlines()[1:]]
     assert steps == sorted(set(steps)) and steps[-1] == one["steps"]
     found = done(run_workers(3, partial(run_of, resume_config(path, total_steps=700, quiet=True), None)))
@@ -213,7 +211,7 @@ def test_the_mean_return_of_all_ends_them_all(tmp_path: Path) -> None:
 
 def poison(rank: int, agent: ActorCritic, info: Any) -> None:
     if rank == 1 and info.updates == 4:
-        agent.theta[0].data.fill_(float("nan"))
+        agent.learner.flat["policy"].data.fill_(float("nan"))
 
 
 def test_a_nan_in_one_worker_ends_them_all_alike(tmp_path: Path) -> None:
@@ -264,7 +262,7 @@ def test_different_settings_are_refused(tmp_path: Path) -> None:
 
     answers = run_workers(2, work)
     assert all(isinstance(error, SettingsError) and "different settings" in str(error) for _, error in answers)
-    assert sorted(error.told_elsewhere for _, error in answers) == [False, True]
+    assert sorted(error.already_printed for _, error in answers) == [False, True]
     assert not (tmp_path / "run").exists()
 
 

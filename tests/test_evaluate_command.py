@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from relax_rl.cli import main
-from relax_rl.commands.evaluate import _evaluate_config
+from relax_rl.commands.evaluate import evaluate_config
 from relax_rl.runs import RunFolder, write_config
 from relax_rl.runs.checkpoints import CheckpointFolder
 from relax_rl.runs.training import train
@@ -123,7 +123,7 @@ def test_atari_is_played_with_sampled_actions(tmp_path, env, expected):
     write_config(folder, preset_config(env), {})
 
     def deterministic(*args):
-        return _evaluate_config([str(folder.path), *args], "x").deterministic
+        return evaluate_config([str(folder.path), *args], "x").deterministic
 
     assert deterministic() is expected
     assert deterministic("--deterministic") is True

@@ -21,6 +21,7 @@ from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal, Reinforce
 from relax_rl.envs import VectorEnvs
 from relax_rl.rollouts import Collector, Rollout
 from tests.oracles import assert_unbiased, collect, rejects
+from tests.steps import applied
 
 STATES, LIMIT, STEPS, GAMMA = 3, 2, 5, 0.9
 # An action counts by its weight w: 0 or 1 for the two discrete ones, sigmoid(a) for a continuous one.
@@ -155,7 +156,7 @@ def exact_policy_gradient(continuous: bool, mode: AutoresetMode) -> tuple[Tensor
     return gradient.flatten(), value
 
 
-def gradients(
+def contributions(
     kind: type[ActorCritic],
     mode: AutoresetMode,
     value: np.ndarray,
@@ -178,18 +179,18 @@ def gradients(
             agent.policy.head.weight.copy_(LOGITS.T)
         agent.value.head.weight.copy_(torch.from_numpy(value)[None])
         agent.value.head.bias.zero_()
-        if hasattr(agent, "surrogate"):
-            torch.nn.init.normal_(agent.surrogate.head.weight, std=0.5, generator=torch.Generator().manual_seed(0))
+        if agent.surrogate is not None:
+            weight: Any = agent.surrogate.head.weight
+            torch.nn.init.normal_(weight, std=0.5, generator=torch.Generator().manual_seed(0))
     seeds = iter(range(1_000))
 
     def draw(rows: int) -> Tensor:
         envs = VectorEnvs(Chain(rows, space, mode, seed=next(seeds)), seed=0)
         collector = Collector(envs, agent.observations.encode, agent.to_env, STEPS)
         rollout = spoil(collector.collect(agent.sample, agent.sample_noise(STEPS, rows)))
-        batch, _, _ = agent.batch(rollout)
-        applied = agent.estimate(batch).grad * batch.weight[:, None]
+        gradient = applied(agent, agent.batch(rollout)[0])
         states = rollout.obs[:-1].flatten(0, 1)
-        each = (states[:, :, None] * applied[:, None, :]).unflatten(0, (STEPS, rows)).sum(0)
+        each = (states[:, :, None] * gradient[:, None, :]).unflatten(0, (STEPS, rows)).sum(0)
         return each.flatten(1)
 
     return draw
@@ -202,14 +203,14 @@ MODES = pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.parametrize("kind", [A2C, Reinforce, RELAX, Marginal])
 def test_discrete_agents_estimate_the_exact_policy_gradient(kind: type[ActorCritic], mode: AutoresetMode) -> None:
     exact, value = exact_policy_gradient(False, mode)
-    assert_unbiased(collect(gradients(kind, mode, value), 200_000, chunk=25_000), exact, power=0.06)
+    assert_unbiased(collect(contributions(kind, mode, value), 200_000, chunk=25_000), exact, power=0.06)
 
 
 @MODES
 @pytest.mark.parametrize("kind", [A2C, LAX])
 def test_continuous_agents_estimate_the_exact_policy_gradient(kind: type[ActorCritic], mode: AutoresetMode) -> None:
     exact, value = exact_policy_gradient(True, mode)
-    draws = gradients(kind, mode, value, continuous=True)
+    draws = contributions(kind, mode, value, continuous=True)
     assert_unbiased(collect(draws, 400_000, chunk=25_000), exact, power=0.15)
 
 
@@ -235,4 +236,4 @@ def value_of_the_next_episode(rollout: Rollout) -> Rollout:
 )
 def test_mistakes_at_the_ends_of_episodes_are_found(spoil: Callable[[Rollout], Rollout], mode: AutoresetMode) -> None:
     exact, value = exact_policy_gradient(False, mode)
-    assert rejects(collect(gradients(A2C, mode, value, spoil=spoil), 150_000, chunk=25_000), exact)
+    assert rejects(collect(contributions(A2C, mode, value, spoil=spoil), 150_000, chunk=25_000), exact)

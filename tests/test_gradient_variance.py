@@ -12,7 +12,7 @@ from gymnasium import spaces
 from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal, Reinforce
 from relax_rl.envs import VectorEnvs, make_envs
 from relax_rl.errors import SettingsError
-from relax_rl.variance.contenders import STATE_PART, contenders, fresh_surrogate, seen
+from relax_rl.variance.contenders import STATE_PART, contenders, experience_of, fresh_surrogate
 from relax_rl.variance.fitting import MINIBATCH, Fit
 from relax_rl.variance.gradient import applied_gradients, applied_variances, policy_gradient
 from tests.steps import shake
@@ -56,7 +56,7 @@ def test_the_gradient_measured_is_the_one_applied(kind: type[ActorCritic], setti
     rollout = agent.collect(agent.collector(envs))
     batch, outputs = agent.batch(rollout)
     (entrant,) = (each for each in contenders(agent, fit_batches=0) if each.name == agent.name)
-    estimate = entrant.estimate(*seen(agent, batch, outputs))
+    estimate = entrant.estimate(*experience_of(agent, batch, outputs))
     measured = policy_gradient(estimate, batch.weight, outputs.params, list(agent.policy.parameters()))
     agent.update(rollout)
     assert float(measured.norm()) > 0
@@ -82,7 +82,7 @@ def test_nothing_is_learned_and_everything_repeats_itself() -> None:
 def test_the_state_part_is_a_surrogate_that_does_not_know_the_action(kind: type[ActorCritic]) -> None:
     agent, envs = setup(kind, "Pendulum-v1" if kind is LAX else "CartPole-v1")
     shake(agent)
-    experience = seen(agent, *agent.batch(agent.collect(agent.collector(envs))))
+    experience = experience_of(agent, *agent.batch(agent.collect(agent.collector(envs))))
 
     def of_both() -> list[torch.Tensor]:
         return [entrant.estimate(*experience).detach() for entrant in contenders(agent, fit_batches=0)[2:]]

@@ -11,7 +11,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from relax_rl.errors import RelaxRLError
 from relax_rl.runs.loggers import (
     CsvLogger,
-    TensorBoardGroup,
     TensorBoardLogger,
     mean_metrics,
     read_csv,
@@ -88,7 +87,7 @@ def test_tensorboard_groups_and_resumption(tmp_path):
     first = TensorBoardLogger(tmp_path, settings={"gamma": 0.9})
     for step in (10, 20, 30):
         first.log({"step": step, "return_mean": float(step), "losses/value": 1.0, "seconds": math.nan})
-    TensorBoardGroup(first, "evaluation").log({"step": 20, "return_mean": 5.0})
+    first.log({"step": 20, "return_mean": 5.0}, group="evaluation")
     first.close()
     second = TensorBoardLogger(tmp_path, from_step=21)
     second.log({"step": 25, "return_mean": -1.0})

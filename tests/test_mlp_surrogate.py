@@ -122,6 +122,15 @@ def test_other_networks_without_features_or_relaxation(activation: str, hidden: 
     torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-5)
 
 
+def test_no_rows_at_all() -> None:
+    net = network(4)
+    surrogate = MLPSurrogate(net, Bernoulli(torch.zeros(0, 2)), torch.zeros(0, 2))
+    value, slope = surrogate.value_and_slope(torch.zeros(3, 0, 2))
+    assert value.shape == (3, 0) and slope.shape == (3, 0, 2)
+    gradients = torch.autograd.grad(value.sum() + slope.sum(), list(net.parameters()))
+    assert not any(gradient.any() for gradient in gradients)
+
+
 @pytest.mark.parametrize("kind", DISCRETE)
 @pytest.mark.parametrize("options", [{}, {"coupling": "coupled"}, {"num_conditional": 3}], ids=str)
 def test_relax(kind: str, options: dict[str, Any]) -> None:
@@ -191,7 +200,7 @@ class Plain:
         return Plain(self._dist.with_params(params))
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("pull_back", "push_forward", "conditional_weight", "soften_slope", "soften_curvature"):
+        if name in ("pull_back", "conditional_weight", "soften_slope"):
             raise AttributeError(name)
         return getattr(self._dist, name)
 

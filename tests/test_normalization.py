@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from relax_rl.normalization import ObservationNormalizer, RewardScaler, RunningMoments, RunningScale
+from relax_rl.normalization import ObservationNormalizer, RewardScaler, RunningMoments
 
 
 def test_moments_of_pieces_are_the_moments_of_the_whole() -> None:
@@ -57,24 +57,13 @@ def test_the_reward_scale_is_that_of_the_discounted_return_cut_at_episode_ends()
     assert math.isclose(scaler.scale, 1 / np.sqrt(np.var(seen) + 1e-8), rel_tol=1e-9)
 
 
-def test_the_running_scale_is_a_root_mean_square_that_weights_rows() -> None:
-    scale = RunningScale(decay=0.5)
-    assert scale.scale == 1.0
-    scale.update(torch.tensor([3.0, 100.0]), torch.tensor([1.0, 0.0]))
-    assert math.isclose(scale.scale, 3.0, rel_tol=1e-6)
-    scale.update(torch.tensor([5.0, 5.0]), torch.ones(2))
-    assert math.isclose(scale.scale, math.sqrt((0.25 * 9 + 0.5 * 25) / 0.75), rel_tol=1e-6)
-
-
 def test_statistics_survive_a_state_dict() -> None:
-    normalizer, scaler, scale = ObservationNormalizer((2,)), RewardScaler(0.99), RunningScale()
+    normalizer, scaler = ObservationNormalizer((2,)), RewardScaler(0.99)
     normalizer.update(torch.randn(3, 3, 2), torch.eye(3, dtype=torch.bool))
     scaler.update(torch.randn(5, 3), torch.zeros(5, 3, dtype=torch.bool), torch.ones(5, 3, dtype=torch.bool))
-    scale.update(torch.randn(4), torch.ones(4))
-    copies = ObservationNormalizer((2,)), RewardScaler(0.99), RunningScale()
-    for original, copy in zip((normalizer, scaler, scale), copies, strict=True):
+    copies = ObservationNormalizer((2,)), RewardScaler(0.99)
+    for original, copy in zip((normalizer, scaler), copies, strict=True):
         copy.load_state_dict(original.state_dict())
     obs = torch.randn(3, 2)
     assert torch.equal(copies[0](obs), normalizer(obs))
     assert copies[1].scale == scaler.scale
-    assert copies[2].scale == scale.scale

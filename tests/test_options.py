@@ -9,7 +9,7 @@ import pytest
 
 from relax_rl.errors import SettingsError
 from relax_rl.settings.config import TrainConfig
-from relax_rl.settings.fields import with_settings
+from relax_rl.settings.fields import check, with_settings
 from relax_rl.settings.options import parse
 
 
@@ -106,16 +106,19 @@ class Named:
     kinds: tuple[Literal["x", "y"], ...] = ()
     """Which."""
 
+    def __post_init__(self) -> None:
+        check(self)
+
 
 def test_what_has_to_be_given(capsys):
     def parsed(*args):
         return parse(Named, args, prog="p", description="N.")
 
-    assert parsed("here") == Named("here") == parsed("--kinds", "--share", "none", "here")
+    assert parsed("here") == Named("here") == parsed("--kinds", "--share", "None", "here")
     assert parsed("--kinds", "x", "y", "--share", "0.5", "--", "here") == Named("here", 0.5, ("x", "y"))
     with pytest.raises(SettingsError, match="RUN is missing: What to look at, in two lines"):
         parsed("--share", "1")
-    with pytest.raises(SettingsError, match="--kinds: 'z' is not one of x, y"):
+    with pytest.raises(SettingsError, match="--kinds: invalid choice: 'z'"):
         parsed("here", "--kinds", "x", "z")
     with pytest.raises(SystemExit):
         parsed("--help")

@@ -44,9 +44,39 @@ EVALUATION_COLUMNS = ["step", "episodes", "return_mean", "return_std", "length_m
 NAMES = {
     "relax_rl": "A2C LAX RELAX ActorCritic AgentConfig EnvConfig Marginal Reinforce RunConfig TrainConfig make_envs settings_for train",
     "relax_rl.agents": "A2C AGENTS LAX RELAX ActorCritic Marginal Reinforce UpdateInfo resolve_estimator",
-    "relax_rl.critics": "ActionSurrogate MLPSurrogate RelaxedControl ValueFunction explained_variance relaxed_control",
 }
-REMOVED: dict[str, set[str]] = {"options": set(), "names": set(), "signatures": set()}
+REMOVED: dict[str, set[str]] = {
+    "options": {
+        "train --advantage-scale",
+        "train --surrogate-regression",
+        "train --surrogate-replay",
+    },
+    "names": {
+        "relax_rl.critics.RelaxedControl",
+        "relax_rl.critics.relaxed_control",
+    },
+    "signatures": {
+        "relax_rl.AgentConfig(advantage_scale)",
+        "relax_rl.AgentConfig(surrogate_regression)",
+        "relax_rl.AgentConfig(surrogate_replay)",
+        "relax_rl.critics.ActionSurrogate.add_gradient",
+        "relax_rl.critics.ActionSurrogate.evaluate",
+        "relax_rl.critics.RelaxedControl",
+        "relax_rl.critics.RelaxedControl.add_gradient",
+        "relax_rl.critics.relaxed_control",
+        "relax_rl.distributions.Bernoulli.push_forward",
+        "relax_rl.distributions.Bernoulli.soften_curvature",
+        "relax_rl.distributions.Categorical.push_forward",
+        "relax_rl.distributions.Categorical.soften_curvature",
+        "relax_rl.distributions.DiagGaussian.push_forward",
+        "relax_rl.distributions.MultiCategorical.push_forward",
+        "relax_rl.distributions.MultiCategorical.soften_curvature",
+        "relax_rl.distributions.SlopedDistribution.push_forward",
+        "relax_rl.distributions.SlopedRelaxation.push_forward",
+        "relax_rl.distributions.SlopedRelaxation.soften_curvature",
+        "relax_rl.distributions.TanhGaussian.push_forward",
+    },
+}
 """What was taken away on purpose: `train --option`, `module.name`, `module.name(parameter)`."""
 
 TINY = ["--hidden", "8", "--surrogate-hidden", "8", "--no-tensorboard", "--quiet"]

@@ -14,12 +14,11 @@ from gymnasium import spaces
 from relax_rl.agents import A2C, AGENTS, LAX, RELAX, ActorCritic
 from relax_rl.errors import CheckpointError, TrainingDiverged
 from relax_rl.serialization import load_state, save_state
-from tests.test_agents import BOX, DISCRETE, OBS, rollout_for
+from tests.steps import BOX, DISCRETE, OBS, rollout_for
 
 EVERYTHING: dict[str, Any] = {
     "normalize_obs": True,
     "normalize_reward": True,
-    "advantage_scale": "running",
     "lr_schedule": "linear",
     "hidden": (16,),
 }

@@ -1,154 +1,142 @@
-"""Surrogates that learn after the policy's steps, from the last rollouts."""
+"""The value function learns from earlier rollouts beside the present one."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from relax_rl.agents.surrogate import SurrogateActorCritic
 from torch import Tensor
 
-from relax_rl.agents import LAX, RELAX, ActorCritic, Marginal
-from relax_rl.agents.batch import Batch
-from relax_rl.agents.replay import MOST_RATIO
+from relax_rl.agents import A2C, RELAX, ActorCritic
 from relax_rl.errors import SettingsError
+from relax_rl.rollouts import Rollout
 from relax_rl.settings.config import AgentConfig
-from tests.steps import shake
-from tests.test_agents import BOX, OBS, rollout_for
+from tests.steps import DISCRETE, OBS, PASSES, assert_same, rollout_for, watch_steps, weights
 
-DISCRETE = spaces.Discrete(3)
-PASSES = {"epochs": 3, "minibatch_size": 7, "clip_range": 0.2}
-ROWS = 24
+PLAIN: dict[str, Any] = {"hidden": (8,), "max_grad_norm": float("inf")}
 
 
-def agent_for(kind: type[ActorCritic], **settings: Any) -> SurrogateActorCritic:
-    agent = kind(OBS, BOX if kind is LAX else DISCRETE, seed=0, hidden=(8,), surrogate_hidden=(8,), **settings)
-    assert isinstance(agent, SurrogateActorCritic)
-    shake(agent)
-    return agent
+def agent_for(kind: type[ActorCritic] = A2C, **settings: Any) -> ActorCritic:
+    return kind(OBS, DISCRETE, seed=0, **{**PLAIN, **settings})
 
 
-def surrogate_of(agent: SurrogateActorCritic) -> dict[str, Tensor]:
-    return {name: x.detach().clone() for name, x in agent.surrogate.named_parameters()}
+def rollout(agent: ActorCritic, seed: int, scale: float = 1.0) -> Rollout:
+    """One with rows that autoreset made up, and rewards of some size."""
+    valid = torch.rand((6, 4), generator=torch.Generator().manual_seed(seed)) > 0.2
+    made = rollout_for(agent, seed=seed, valid=valid)
+    return replace(made, reward=made.reward * scale)
 
 
-def watch_training(agent: SurrogateActorCritic) -> list[Batch]:
-    """The batches that an agent's surrogate will be trained on."""
-    seen: list[Batch] = []
-    train = agent.train_surrogate
-
-    def watched(batch: Batch, estimated: Any) -> Any:
-        seen.append(batch)
-        return train(batch, estimated)
-
-    agent.train_surrogate = watched  # type: ignore[method-assign]
-    return seen
-
-
-@pytest.mark.parametrize("kind", [RELAX, LAX, Marginal])
-@pytest.mark.parametrize("settings", [PASSES, {"surrogate_replay": 2}, {**PASSES, "surrogate_replay": 2}])
-def test_the_policy_takes_its_steps_by_a_surrogate_that_has_not_seen_them(
-    kind: type[ActorCritic], settings: dict[str, Any]
-) -> None:
-    agent = agent_for(kind, **settings)
-    seen, before, at_steps = watch_training(agent), surrogate_of(agent), []
-    step = agent.step
-
-    def watched(batch: Batch, params: Tensor, value: Tensor) -> Any:
-        at_steps.append((len(seen), all(torch.equal(x, before[name]) for name, x in surrogate_of(agent).items())))
-        return step(batch, params, value)
-
-    agent.step = watched  # type: ignore[method-assign]
-    metrics = agent.update(rollout_for(agent))
-    policy_steps = 3 * 4 if "epochs" in settings else 1
-    assert at_steps == [(0, True)] * policy_steps
-    assert len(seen) == policy_steps
-    assert any(not torch.equal(x, before[name]) for name, x in surrogate_of(agent).items())
-    assert float(metrics["losses/variance"]) > 0 and "surrogate/gain" in metrics
+def test_the_gradient_of_v_is_the_mean_over_the_last_rollouts() -> None:
+    agent = agent_for(value_replay=2, normalize_reward=True)
+    rows: list[tuple[Tensor, Tensor, Tensor]] = []
+    units = []
+    steps = watch_steps(agent)
+    for number in range(4):
+        made = rollout(agent, number, scale=10.0**number)
+        batch = agent.batch(made)[0]
+        units.append(agent.reward_unit)
+        rows.append((made.obs[:-1].flatten(0, 1), batch.return_ / units[-1], batch.weight))
+        loss = torch.zeros(())
+        last = rows[-3:] + [rows[-1]] * (3 - len(rows))  # the present one where there is none before it
+        for obs, return_, weight in last:
+            error = agent.value(obs) - return_ * units[-1]
+            loss = loss + (error.square() * weight).sum() * agent.config.value_coef / (3 * len(weight))
+        expected = agent.learner.flat["value"].flatten(torch.autograd.grad(loss, list(agent.value.parameters())))
+        agent.update(made)
+        torch.testing.assert_close(steps[-1].gradients["value"], expected, rtol=1e-4, atol=1e-7)
+    assert units[3] < 0.5 * units[2], "the unit of rewards has changed"
 
 
-def test_a_plain_step_trains_the_surrogate_on_its_own_batch() -> None:
-    agent = agent_for(RELAX)
-    seen = watch_training(agent)
-    agent.update(rollout_for(agent))
-    assert len(seen) == 1 and len(seen[0].weight) == ROWS
-    assert len(agent._replay) == 0  # and keeps nothing
+@pytest.mark.parametrize("kind", [A2C, RELAX])
+def test_the_policy_has_the_gradient_it_had(kind: type[ActorCritic]) -> None:
+    found = []
+    for size in (0, 2):
+        agent = agent_for(kind, value_replay=size)
+        steps = watch_steps(agent)
+        for seed in range(2):
+            agent.update(rollout(agent, seed))
+        found.append(steps[1].gradients)
+    torch.testing.assert_close(found[0]["policy"], found[1]["policy"], rtol=1e-3, atol=1e-6)
+    assert not torch.allclose(found[0]["value"], found[1]["value"], rtol=1e-2)
 
 
-def test_without_replay_the_surrogate_sees_the_advantages_that_the_policy_learned_from() -> None:
-    agent = agent_for(RELAX, normalize_reward=True, value_lr=0.1, **{**PASSES, "minibatch_size": 24})
-    agent.update(rollout_for(agent, seed=0))
-    rollout, seen = rollout_for(agent, seed=1), watch_training(agent)
-    before = agent.batch(rollout)[0].advantage
-    agent.update(rollout)
-    assert len(seen) == 3 and all(torch.equal(batch.advantage.sort()[0], before.sort()[0]) for batch in seen)
+def test_the_first_rollout_stands_in_for_those_before_it() -> None:
+    plain, replayed = agent_for(), agent_for(value_replay=3)
+    for agent in (plain, replayed):
+        agent.update(rollout(agent, 0))
+    for name, x in weights(plain).items():
+        torch.testing.assert_close(x, weights(replayed)[name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("settings", [{}, {**PASSES, "minibatch_size": 24}])
-def test_the_last_rollouts_are_kept_and_seen_under_the_present_value_function(settings: dict[str, Any]) -> None:
-    agent = agent_for(RELAX, surrogate_replay=2, normalize_reward=True, value_lr=0.1, **settings)
-    rollouts = [rollout_for(agent, seed=number) for number in range(3)]
-    rollouts = [replace(each, reward=each.reward * 10.0**number) for number, each in enumerate(rollouts)]
-    seen: list[Batch] = []
-    advantages: list[Tensor] = []
-    train = agent.train_surrogate
-
-    def watched(batch: Batch, estimated: Any) -> Any:
-        if not seen:
-            advantages[:] = [agent.batch(rollout)[0].advantage for rollout in rollouts[1:]]
-        seen.append(batch)
-        return train(batch, estimated)
-
-    agent.update(rollouts[0])
-    unit = agent.reward_unit
-    agent.update(rollouts[1])
-    assert agent.reward_unit < 0.5 * unit  # that of the second rollout's advantages then, and now
-    before = [agent.batch(rollout)[0].advantage for rollout in rollouts[1:]]
-    agent.train_surrogate = watched  # type: ignore[method-assign]
-    agent.update(rollouts[2])
-    kept, obs = torch.cat(advantages), torch.cat([rollout.obs[:-1].flatten(0, 1) for rollout in rollouts[1:]])
-    assert all(float((then - now).abs().max()) > 0.01 for then, now in zip(before, advantages, strict=True))
-    places = (seen[0].features.unsqueeze(1) - obs).abs().sum(-1).argmin(1)
-    assert torch.equal(seen[0].features, obs[places])
-    assert 0 < int((places < ROWS).sum()) < ROWS
-    torch.testing.assert_close(seen[0].advantage, kept[places])
+def test_minibatches_take_the_same_rows_of_every_rollout() -> None:
+    agent = agent_for(value_replay=1, **PASSES)
+    first, second = rollout(agent, 0), rollout(agent, 1)
+    agent.update(first)
+    steps = watch_steps(agent)
+    agent.update(second)
+    assert [len(step.batch.weight) for step in steps] == [7, 7, 7, 3] * 3
+    own, earlier = second.obs[:-1].flatten(0, 1), first.obs[:-1].flatten(0, 1)
+    for batch in (step.batch for step in steps):
+        assert batch.past_obs is not None and batch.past_return is not None and batch.past_weight is not None
+        places = (batch.obs.unsqueeze(1) - own).abs().sum(-1).argmin(1)
+        assert torch.equal(batch.past_obs[0], earlier[places])
+        assert torch.equal(batch.past_weight[0], first.valid.flatten()[places].float())
+        assert batch.past_return.shape == (1, len(places))
 
 
-@pytest.mark.parametrize("kind", [RELAX, LAX])
-def test_rows_of_an_earlier_policy_count_by_their_present_probability(kind: type[ActorCritic]) -> None:
-    agent = agent_for(kind, surrogate_replay=1, policy_lr=0.3)
-    rollout = rollout_for(agent)
-    rollout = replace(rollout, valid=torch.rand(6, 4, generator=torch.Generator().manual_seed(0)) > 0.3)
-    old = agent.batch(rollout)[0]
-    before = old.dist.log_prob(old.action).detach()
-    seen = watch_training(agent)
-    agent.update(rollout)
-    (part,) = seen
-    now = agent.batch(rollout)[0]
-    ratio = torch.exp(now.dist.log_prob(now.action) - before).detach()
-    assert ratio.max() > MOST_RATIO and ratio.min() < 0.9
-    order = (part.features.unsqueeze(1) - now.features).abs().sum(-1).argmin(1)
-    torch.testing.assert_close(part.weight, (now.weight * ratio.clamp(max=MOST_RATIO))[order])
-    torch.testing.assert_close(part.dist.params, now.dist.params[order])
-    # The noise leads to the action by the present policy.
-    torch.testing.assert_close(part.dist.threshold(part.dist.relax(part.noise)).detach(), part.action)
+def test_rollouts_of_another_size_are_left_out() -> None:
+    agent = agent_for(value_replay=2)
+    steps, made = watch_steps(agent), [rollout(agent, 0), *(rollout_for(agent, num_envs=3, seed=s) for s in (1, 2))]
+    for each in made:
+        agent.update(each)
+    past = [step.batch.past_obs for step in steps]
+    obs = [each.obs[:-1].flatten(0, 1) for each in made]
+    for found, expected in zip(past, ([obs[0]] * 2, [obs[1]] * 2, [obs[1], obs[2]]), strict=True):
+        assert found is not None and torch.equal(found, torch.stack(expected))
 
 
 def test_images_can_be_kept() -> None:
     space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
-    agent = RELAX(space, DISCRETE, seed=0, cnn_features=16, surrogate_replay=2)
-    shake(agent)
-    before = surrogate_of(agent)
-    for seed in range(3):
-        agent.update(rollout_for(agent, seed=seed))
-    assert len(agent._replay) == 2
-    assert any(not torch.equal(x, before[name]) for name, x in surrogate_of(agent).items())
+    agents = [A2C(space, DISCRETE, seed=0, cnn_features=16, value_replay=size) for size in (0, 1)]
+    for agent in agents:
+        for seed in range(2):
+            agent.update(rollout_for(agent, seed=seed))
+    plain, replayed = (weights(agent) for agent in agents)
+    assert any(not torch.equal(x, replayed[name]) for name, x in plain.items())
+
+
+def test_a_resumed_agent_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    agent = agent_for(RELAX, value_replay=2, normalize_reward=True, **PASSES)
+    path = tmp_path / "agent.safetensors"
+    for seed in range(5):
+        if seed == 3:
+            agent.save(path)
+            resumed = RELAX.load(path)
+        for each in (agent, *([resumed] if seed >= 3 else [])):
+            if each.reward_scaler is not None:
+                each.reward_scaler.returns = np.zeros(0)  # after a load the environments begin new episodes
+            each.update(rollout(each, seed))
+    assert_same(agent.state_dict()[0], resumed.state_dict()[0])
+    kept = [name for name in agent.state_dict()[0] if name.startswith("value_replay.")]
+    assert len(kept) == 2 * 3
+
+
+def test_a_checkpoint_that_holds_no_rollouts_begins_anew() -> None:
+    agent = agent_for(value_replay=2)
+    agent.update(rollout(agent, 0))
+    tensors, state = agent.state_dict()
+    tensors = {name: x for name, x in tensors.items() if not name.startswith("value_replay.")}
+    agent.load_state_dict(tensors, state)
+    assert agent.value_replay is not None and agent.value_replay.state_dict() == {}
+    agent.update(rollout(agent, 1))
 
 
 def test_it_cannot_keep_less_than_nothing() -> None:
-    with pytest.raises(SettingsError, match="surrogate_replay is -1, expected 0 or above"):
-        AgentConfig(surrogate_replay=-1)
+    with pytest.raises(SettingsError, match="value_replay is -1, expected 0 or above"):
+        AgentConfig(value_replay=-1)

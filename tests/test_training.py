@@ -96,13 +96,47 @@ def test_progress_columns(finished):
     rows = rows_of(RunFolder(finished.run_dir).progress)
     assert list(rows[0])[:6] == ["step", "episodes", "return_mean", "seconds", "steps_per_second", "length_mean"]
     assert {"losses/value", "policy/entropy", "policy/grad_norm", "value/explained_variance"} <= rows[0].keys()
-    assert {"estimate/variance", "estimate/variance_a2c", "surrogate/gain"} <= rows[0].keys()
+    assert {"estimate/variance", "estimate/variance_a2c", "losses/variance"} <= rows[0].keys()
     steps = [int(row["step"]) for row in rows]
     assert steps == sorted(set(steps)) and steps[-1] == finished.steps
     assert len(steps) == 6
     seconds = [float(row["seconds"]) for row in rows]
     assert seconds == sorted(seconds) and seconds[0] > 0
     assert float(rows[-1]["return_mean"]) == pytest.approx(finished.return_mean, rel=1e-5)
+
+
+def test_loggers_of_the_caller_get_the_rows(tmp_path):
+    class Rows:
+        def __init__(self):
+            self.rows, self.closed = [], False
+
+        def log(self, row):
+            assert not self.closed
+            self.rows.append(dict(row))
+
+        def close(self):
+            self.closed = True
+
+    mine = Rows()
+    train(small(tmp_path, log_interval=100), loggers=[mine])
+    written = rows_of(tmp_path / "run" / "progress.csv")
+    assert mine.closed and [row["step"] for row in mine.rows] == [int(row["step"]) for row in written]
+    assert len(written) == 4 and mine.rows[0].keys() == written[0].keys()
+
+
+def test_all_or_few_checkpoints_are_kept(tmp_path):
+    for keep, count in ((0, 5), (1, 1)):
+        run = tmp_path / f"keep{keep}"
+        train(small(tmp_path, checkpoint_interval=80, keep_checkpoints=keep, run_dir=str(run)))
+        assert len(list((run / "checkpoints").iterdir())) == count
+
+
+def test_every_episode_has_a_row(finished):
+    rows = rows_of(RunFolder(finished.run_dir).episodes)
+    assert len(rows) == finished.episodes and list(rows[0]) == ["step", "return", "length"]
+    assert np.mean([float(row["return"]) for row in rows[-100:]]) == pytest.approx(finished.return_mean)
+    steps = [int(row["step"]) for row in rows]
+    assert steps == sorted(steps) and steps[-1] <= finished.steps
 
 
 def test_evaluations_during_training(finished):

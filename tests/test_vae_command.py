@@ -27,7 +27,6 @@ from relax_rl.experiments.vae.trainer import Trainer
 from relax_rl.experiments.vae.training import train_vae
 from relax_rl.runs.loggers import read_csv
 from relax_rl.serialization import load_state
-from relax_rl.settings.fields import from_json, to_json
 
 SMALL = VaeConfig(
     layers=2,
@@ -320,14 +319,6 @@ def test_mistakes_are_one_line(args, message, capsys):
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1 and message in err
     assert not Path("run").exists()
-
-
-def test_settings_come_back_from_json_and_damaged_ones_are_told():
-    config = replace(SMALL, freeze_at=7, data_dir="x")
-    assert from_json(VaeConfig, json.loads(json.dumps(to_json(config)))) == config
-    for wrong in ({"layers": "2"}, {"data": "faces"}, {"colour": 1}, {"layers": 0}, {"quiet": 1}, {"run_dir": 3}):
-        with pytest.raises(SettingsError):
-            from_json(VaeConfig, {**to_json(config), **wrong})
 
 
 def test_presets_are_the_rows_of_the_tables():

@@ -34,15 +34,13 @@ def _compiler_is_looked_for_anew() -> Iterator[None]:
 @pytest.fixture
 def traced_only(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Run the traced graph as it is, as inductor takes a while; one number for every graph."""
-    import torch._inductor
-
     graphs: list[int] = []
 
-    def keep(graph: Any, inputs: Any, options: Any) -> Any:
+    def keep(graph: Any, inputs: Any, key: str | None) -> Any:
         graphs.append(len(graph.graph.nodes))
         return graph
 
-    monkeypatch.setattr(torch._inductor, "compile", keep)
+    monkeypatch.setattr(compilation, "_compile", keep)
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "g++")
     return graphs
 
@@ -156,14 +154,12 @@ def test_a_run_that_cannot_be_compiled_leaves_nothing_behind(tmp_path: Path, mon
 
 
 def failing(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch._inductor
-
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError(
             "C++ compile error\n\nCommand:\ng++ x.cpp\n\nOutput:\nx.cpp:1: fatal error: omp.h: No such file"
         )
 
-    monkeypatch.setattr(torch._inductor, "compile", fail)
+    monkeypatch.setattr("torch._inductor.aot_compile", fail)
     monkeypatch.setattr(compilation, "has_compiler", lambda: True)
     monkeypatch.setattr("relax_rl.experiments.vae.compiled.has_compiler", lambda: True)
 

@@ -188,7 +188,7 @@ def test_a_batch_that_cannot_be_shared_out_evenly_is_refused(small_data: None) -
     answers = run_together(run_dir="run", steps=10, batch_size=5)
     assert [kind for kind, _ in answers] == ["raised", "raised"]
     assert all(isinstance(error, SettingsError) and "a multiple of 2" in str(error) for _, error in answers)
-    assert [error.told_elsewhere for _, error in answers].count(False) == 1
+    assert [error.already_printed for _, error in answers].count(False) == 1
     assert not Path("run").exists()
 
 

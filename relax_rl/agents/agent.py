@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
@@ -11,6 +12,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from relax_rl.agents import estimates
 from relax_rl.agents.acting import HostSampler, ImageSampler, host_sampler
 from relax_rl.agents.actor import Actor
 from relax_rl.agents.batch import Batch, make_batch
@@ -53,6 +55,7 @@ class ActorCritic(Actor):
         steps, updates, episodes: valid environment steps, updates and finished episodes learned from so far.
         networks: policy, value function and surrogate.
         learner: takes their steps.
+        compiled_from: the update from which on gradients came from compiled code; None as long as eager code gives them.
 
     Raises:
         SettingsError: for spaces or settings that cannot work.
@@ -78,12 +81,15 @@ class ActorCritic(Actor):
         check_estimator(self.estimator, self.actions)
         self.steps = self.updates = self.episodes = 0
         self.schedule_start, self.schedule_end = 0, 0
+        self.compiled_from: int | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.networks = make_networks(
                 self.observations, self.actions, config, surrogate=self.estimator.uses_surrogate
             ).to(self.device)
-        self.learner = Learner(self.networks, self.estimator, config, self.generator)
+        self.learner = Learner(
+            self.networks, self.estimator, config, self.generator, identity=self._identity_of_updates()
+        )
         normalize = config.normalize_obs and not self.networks.shared_torso
         self.obs_normalizer = ObservationNormalizer(self.observations.shape, self.device) if normalize else None
         self.reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
@@ -178,7 +184,7 @@ class ActorCritic(Actor):
         if reset_schedule:
             self.schedule_start = self.steps
         self.schedule_end = self.steps + total_steps
-        self.learner.choose_compiled(total_steps, envs.num_envs)
+        self.learner.choose_compiled(total_steps, envs.num_envs, again=self.compiled_from is not None)
         collector = self.collector(envs)
         callbacks = list(callbacks)
         while self.steps < self.schedule_end:
@@ -192,6 +198,16 @@ class ActorCritic(Actor):
             if self.workers.any(any(answer is False for answer in answers)):
                 break
         return self
+
+    def _identity_of_updates(self) -> str | None:
+        """What the gradients of an update depend on beside numbers: see `CompiledGradients`."""
+        if self.estimator not in estimates.BUILT_IN:
+            return None
+        config, actions = self.config, self.actions
+        # A network as a text tells its layers, but not what stands between them without being a module.
+        functions = [config.activation, config.surrogate_activation, config.precision]
+        policy = [actions.kind, actions.sizes, config.squash, config.state_dependent_std]
+        return json.dumps([functions, policy, repr(self.networks)])
 
     def collector(self, envs: VectorEnvs) -> Collector:
         """What steps these environments, `num_steps` at a time, with this agent's view of them."""
@@ -226,6 +242,8 @@ class ActorCritic(Actor):
             metrics, sums = self.learner.learn(batch, acted, self.schedule_factor(self.config.lr_schedule))
         except TrainingDiverged as error:
             raise TrainingDiverged(f"{error} after {self.steps} steps; lower the learning rates or normalise") from None
+        if (self.compiled_from is None) != (self.learner.compiled is None):
+            self.compiled_from = None if self.learner.compiled is None else self.updates
         self.watch("statistics")
         if self.control_scale is not None:
             self.control_scale.update(
@@ -284,6 +302,7 @@ class ActorCritic(Actor):
             "observation_space": space_to_json(self.observation_space),
             "action_space": space_to_json(self.action_space),
             **{name: getattr(self, name) for name in _COUNTERS},
+            "compiled_from": self.compiled_from,
         }
         return tensors, state
 
@@ -301,6 +320,7 @@ class ActorCritic(Actor):
             self.generator.set_state(tensors["generator"].cpu())
             for name in _COUNTERS:
                 setattr(self, name, int(state[name]))
+            self.compiled_from = None if state.get("compiled_from") is None else int(state["compiled_from"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(
@@ -336,8 +356,8 @@ class ActorCritic(Actor):
         Raises:
             CheckpointError: if it describes no agent, or one that is not of this class.
         """
-        name, seed, config = described(state, source)
-        observation_space, action_space = (space_from_json(state[k]) for k in ("observation_space", "action_space"))
+        name, seed, config, *of_spaces = described(state, source)
+        observation_space, action_space = (space_from_json(space) for space in of_spaces)
         kinds = {kind.name: kind for kind in family(cls)}
         if name not in kinds:
             expected = " or ".join(sorted(k for k in kinds if k))

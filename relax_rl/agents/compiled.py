@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
 import torch
@@ -13,17 +14,20 @@ from relax_rl.agents.batch import Batch
 from relax_rl.agents.gradients import Gradients, Objective, finished, flattened, gradients
 from relax_rl.agents.networks import Networks, Outputs
 from relax_rl.agents.shards import Shard
+from relax_rl.compute import code_cache
 from relax_rl.compute.compilation import NO_COMPILER, Compiled, has_compiler
 from relax_rl.compute.optimizers import FlatParameters
 from relax_rl.errors import SettingsError
 from relax_rl.settings.config import AgentConfig
 
-__all__ = ["CompiledGradients", "chooses_compiled", "why_not_compiled"]
+__all__ = ["Choice", "CompiledGradients", "choose", "why_not_compiled"]
 
 _COST = 40.0
 """Seconds that compiling takes where nothing is cached, roughly."""
 _SAVED, _SAVED_PER_ROW = 0.8e-3, 1.5e-6
 """Seconds that a compiled step saves, roughly: whatever the batch, and for each of its rows."""
+_LOADING = 0.2
+"""Seconds that it takes to load compiled code and to check it, roughly."""
 _RECORDED = 1_000
 """Steps from which on a CUDA graph is recorded, which itself runs the step seven times, once under a tracer."""
 
@@ -42,29 +46,38 @@ def why_not_compiled(networks: Networks, workers: int) -> str | None:
     return None if has_compiler() else NO_COMPILER
 
 
-def chooses_compiled(config: AgentConfig, networks: Networks, *, workers: int, total_steps: int, num_envs: int) -> bool:
-    """Whether the updates over that many environment steps of one process are to be compiled.
+class Choice(Enum):
+    """Where gradients are to come from."""
+
+    EAGER = "eager code"
+    KEPT = "compiled code, if earlier runs have left it"
+    COMPILED = "compiled code"
+
+
+def choose(config: AgentConfig, networks: Networks, *, workers: int, total_steps: int, num_envs: int) -> Choice:
+    """Where the gradients of the updates over that many environment steps of one process are to come from.
 
     Raises:
         SettingsError: if compiled code is asked for and impossible.
     """
-    device = next(networks.parameters()).device
-    if config.compile == "off" or (config.compile == "auto" and not _pays(config, device, total_steps, num_envs)):
-        return False
+    if config.compile == "off":
+        return Choice.EAGER
     reason = why_not_compiled(networks, workers)
-    if reason is not None and config.compile == "on":
-        raise SettingsError(f"compile is 'on', and that is not possible: {reason}, or leave it at auto")
-    return reason is None
-
-
-def _pays(config: AgentConfig, device: torch.device, total_steps: int, num_envs: int) -> bool:
-    """Whether compiled updates save more over a whole run than it takes to make them."""
+    if reason is not None:
+        if config.compile == "on":
+            raise SettingsError(f"compile is 'on', and that is not possible: {reason}, or leave it at auto")
+        return Choice.EAGER
+    if config.compile == "on":
+        return Choice.COMPILED
     rows = num_envs * config.num_steps
     size = min(config.minibatch_size or rows, rows)
     steps = total_steps / rows * config.epochs * math.ceil(rows / size)
-    if device.type == "cuda":
-        return steps >= _RECORDED
-    return steps * (_SAVED + _SAVED_PER_ROW * size) >= _COST
+    if next(networks.parameters()).is_cuda:
+        return Choice.COMPILED if steps >= _RECORDED else Choice.EAGER
+    saved = steps * (_SAVED + _SAVED_PER_ROW * size)
+    if saved >= _COST:
+        return Choice.COMPILED
+    return Choice.KEPT if saved >= _LOADING and code_cache.folder() is not None else Choice.EAGER
 
 
 class CompiledGradients:
@@ -73,10 +86,20 @@ class CompiledGradients:
     Args:
         networks: at whose parameters, which are taken from `flat` at every call.
         flat: the parameters of each network, by the names of `Networks.parts`.
+        identity: tells agents apart whose updates differ; None where machine code is not to be kept between runs.
+        only_kept: take code that is there from earlier runs, and compile nothing.
     """
 
-    def __init__(self, networks: Networks, flat: Mapping[str, FlatParameters]) -> None:
+    def __init__(
+        self,
+        networks: Networks,
+        flat: Mapping[str, FlatParameters],
+        *,
+        identity: str | None = None,
+        only_kept: bool = False,
+    ) -> None:
         self._networks, self._flat = networks, flat
+        self._identity, self._only_kept = identity, only_kept
         self._everything = _Call(networks)
         places = {id(parameter): name for name, parameter in self._everything.named_parameters()}
         self._places = {name: [places[id(parameter)] for parameter in each.parameters] for name, each in flat.items()}
@@ -91,6 +114,7 @@ class CompiledGradients:
 
         Raises:
             CompilationError: if the compiler fails.
+            NotKept: if there is no code, and none is to be made.
         """
         version = self._versions.get((objective, batch.shard))
         if version is None:
@@ -125,13 +149,16 @@ class CompiledGradients:
                     flattened(gradients(self._networks, batch, objective, known=known), self._flat), objective
                 )
 
-            found: Gradients = torch.func.functional_call(self._everything, exchanged, (run,))
+            # A torso that two networks share is one module with one name here; with its second name tied to the first,
+            # it would be left with the exchanged parameters afterwards.
+            found: Gradients = torch.func.functional_call(self._everything, exchanged, (run,), tie_weights=False)
             named = {("sums", name): x for name, x in found.sums.items()}
             named |= {("metrics", name): x for name, x in found.metrics.items()}
             scalars[:] = named
             return {**found.of, "scalars": torch.stack([x.detach().reshape(()) for x in named.values()])}
 
-        return Compiled(function), scalars
+        identity = None if self._identity is None else f"{self._identity} {shard.rows} {objective.describe()}"
+        return Compiled(function, identity=identity, only_kept=self._only_kept), scalars
 
 
 class _Call(nn.Module):

@@ -16,6 +16,7 @@ from relax_rl.spaces import ActionEncoder
 
 __all__ = [
     "A2C",
+    "BUILT_IN",
     "LAX",
     "MARGINAL",
     "REINFORCE",
@@ -113,6 +114,7 @@ MARGINAL = AgentEstimator(
 )
 A2C = AgentEstimator(name="a2c", estimate=a2c)
 REINFORCE = AgentEstimator(name="reinforce", estimate=reinforce)
+BUILT_IN = (RELAX, LAX, MARGINAL, A2C, REINFORCE)
 
 
 def check_estimator(estimator: AgentEstimator, actions: ActionEncoder) -> None:

@@ -6,12 +6,12 @@ Eager code calls it, compiled code traces it, a CUDA graph records it, and sever
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from relax_rl.agents.batch import Batch
 from relax_rl.agents.estimates import AgentEstimator, Experience, a2c
@@ -47,6 +47,11 @@ class Objective:
     clip_range: float = math.inf
     value_coef: float = 0.5
     max_grad_norm: float = math.inf
+
+    def describe(self) -> str:
+        """The same for equal objectives, in any process."""
+        numbers = {field.name: getattr(self, field.name) for field in fields(self)}
+        return str({**numbers, "estimator": self.estimator.name})
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,11 @@ def gradients(
         metrics |= _statistics(batch, entropy.detach(), found.value[: len(batch.weight)].detach(), named)
     if "surrogate" in objective.trains and networks.surrogate is not None:
         watch("surrogate")
-        pull = 2.0 * batch.weight.unsqueeze(-1) * estimate.detach()
-        of["surrogate"] = _gradients_at(networks.surrogate, [estimate], [pull])
+        squares = _dot(2.0 * batch.weight.unsqueeze(-1) * estimate.detach(), estimate)
+        of["surrogate"] = _gradients_at(list(networks.surrogate.parameters()), squares)
+        gain = getattr(networks.surrogate, "gain", None)
+        if gain is not None:
+            metrics["surrogate/gain"] = gain.detach().clone()
         metrics["losses/variance"] = variance_loss(estimate.detach(), batch.weight)
     return Gradients(of, sums, metrics)
 
@@ -196,22 +204,24 @@ def _of_policy_and_value(
     error = (value.detach() - batch.return_) * weight
     earlier = 0 if batch.past_obs is None else len(batch.past_obs)
     share = 2.0 * objective.value_coef / (rows * (1 + earlier))  # of a row of any rollout in the gradient of V's loss
-    outputs, gradients_there = [found.params, value], [pulled, error * share]
+    loss = _dot(pulled, found.params) + _dot(error * share, value)
     if batch.past_obs is not None and batch.past_return is not None and batch.past_weight is not None:
         past = networks.value(batch.past_obs.flatten(0, 1))
         past_error = (past.detach() - batch.past_return.flatten()) * batch.past_weight.flatten()
-        outputs, gradients_there = [*outputs, past], [*gradients_there, past_error * share]
+        loss = loss + _dot(past_error * share, past)
     of_policy = list(networks.policy.parameters())
-    both = _gradients_at([*of_policy, *networks.value_part.parameters()], outputs, gradients_there)
+    both = _gradients_at([*of_policy, *networks.value_part.parameters()], loss)
     return both[: len(of_policy)], both[len(of_policy) :], error.square().sum() / rows
 
 
-def _gradients_at(
-    where: nn.Module | list[nn.Parameter], outputs: list[Tensor], gradients_there: list[Tensor]
-) -> list[Tensor]:
-    """One gradient a parameter; zeros where the outputs do not depend on it."""
-    parameters = list(where.parameters()) if isinstance(where, nn.Module) else where
-    return list(torch.autograd.grad(outputs, parameters, gradients_there, allow_unused=True, materialize_grads=True))
+def _dot(gradient: Tensor, at: Tensor) -> Tensor:
+    """Scalar with this gradient at `at`."""
+    return torch.dot(gradient.reshape(-1), at.reshape(-1))
+
+
+def _gradients_at(parameters: Sequence[Tensor], loss: Tensor) -> list[Tensor]:
+    """One gradient a parameter; zeros where the loss does not depend on it."""
+    return list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
 
 
 def _squared_norms(x: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from relax_rl.agents.batch import Batch
-from relax_rl.agents.compiled import CompiledGradients, chooses_compiled
+from relax_rl.agents.compiled import Choice, CompiledGradients, choose
 from relax_rl.agents.estimates import AgentEstimator
 from relax_rl.agents.gradients import Gradients, Objective, finished, flattened, gradients
 from relax_rl.agents.networks import Networks, Outputs
 from relax_rl.agents.shards import minibatches, sample_noise
-from relax_rl.compute.compilation import CompilationError, warn_or_raise
+from relax_rl.compute.compilation import CompilationError, NotKept, warn_or_raise
 from relax_rl.compute.optimizers import OPTIMIZERS, Adam, FlatParameters, Optimizer
 from relax_rl.distributed import ALONE, Workers
 from relax_rl.errors import TrainingDiverged
@@ -40,6 +40,7 @@ class Learner:
         estimator: how the policy's gradient is estimated.
         config: learning rates and what an update is made of.
         generator: of the noise and the order of passes; in the same state on every worker.
+        identity: as for `CompiledGradients`.
 
     Attributes:
         optimizers: by the names of `Networks.parts`.
@@ -49,9 +50,15 @@ class Learner:
     """
 
     def __init__(
-        self, networks: Networks, estimator: AgentEstimator, config: AgentConfig, generator: torch.Generator
+        self,
+        networks: Networks,
+        estimator: AgentEstimator,
+        config: AgentConfig,
+        generator: torch.Generator,
+        *,
+        identity: str | None = None,
     ) -> None:
-        self.networks, self.config, self.generator = networks, config, generator
+        self.networks, self.config, self.generator, self._identity = networks, config, generator, identity
         self.workers: Workers = ALONE
         self.watch: Watch = unwatched
         self.compiled: CompiledGradients | None = None
@@ -73,17 +80,27 @@ class Learner:
         self._in_passes = replace(own, off_policy=True, clip_range=config.clip_range)
         self._surrogate_alone = replace(own, trains=("surrogate",), off_policy=True)
 
-    def choose_compiled(self, total_steps: int, num_envs: int) -> None:
+    def choose_compiled(self, total_steps: int, num_envs: int, *, again: bool = False) -> None:
         """Take compiled code from here on if the settings ask for it, or if that many environment steps make it pay.
+
+        Args:
+            total_steps: that many environment steps.
+            num_envs: of this process.
+            again: whether an agent is gone on with whose last steps were those of compiled code: equal steps follow.
 
         Raises:
             SettingsError: if compiled code is asked for and impossible.
         """
+        if self.compiled is not None:
+            return
         workers = self.workers.count
-        if self.compiled is None and chooses_compiled(
-            self.config, self.networks, workers=workers, total_steps=total_steps, num_envs=num_envs
-        ):
-            self.compiled = CompiledGradients(self.networks, self.flat)
+        choice = choose(self.config, self.networks, workers=workers, total_steps=total_steps, num_envs=num_envs)
+        if again and choice is not Choice.EAGER:
+            choice = Choice.COMPILED
+        if choice is not Choice.EAGER:
+            self.compiled = CompiledGradients(
+                self.networks, self.flat, identity=self._identity, only_kept=choice is Choice.KEPT
+            )
 
     def learn(self, batch: Batch, acted: Outputs, factor: float) -> tuple[Metrics, dict[str, Tensor]]:
         """All steps of an update.
@@ -213,6 +230,8 @@ class Learner:
             self.watch("update")
             try:
                 return self.compiled(batch, objective, known)
+            except NotKept:
+                self.compiled = None
             except CompilationError as error:
                 warn_or_raise(error, self.config.compile)
                 self.compiled = None

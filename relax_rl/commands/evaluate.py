@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any
 from relax_rl.host import set_threads
 from relax_rl.runs.folder import RunFolder, read_config
 from relax_rl.serialization import write_json
-from relax_rl.settings.config import EnvConfig
 from relax_rl.settings.fields import check, setting
 from relax_rl.settings.options import parse
 from relax_rl.settings.presets import is_atari
 
 if TYPE_CHECKING:
-    from relax_rl.agents import ActorCritic
-    from relax_rl.envs import VectorEnvs
+    pass
 
-__all__ = ["EvaluateConfig", "evaluate_command", "evaluate_run"]
+__all__ = ["EvaluateConfig", "evaluate_command", "evaluate_config", "evaluate_run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +48,7 @@ class EvaluateConfig:
 
 def evaluate_command(args: Sequence[str], prog: str) -> int:
     """`evaluate`: read the options, play, say the result."""
-    config = _evaluate_config(list(args), prog)
+    config = evaluate_config(args, prog)
     result = evaluate_run(config)
     how = "deterministic" if result["deterministic"] else "sampled"
     print(f"{result['env']} · {result['estimator']} · {result['checkpoint']}")
@@ -74,6 +72,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     """
     from relax_rl.runs.agent import load_agent
     from relax_rl.runs.evaluation import evaluate, evaluation_envs
+    from relax_rl.runs.video import record_video, rendering_env
 
     folder = RunFolder(Path(config.run))
     trained = read_config(folder)
@@ -82,11 +81,14 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     with ExitStack() as stack:
         set_threads(trained.run.threads, stack)
         # Before anything is played, so that a missing extra costs no time.
-        camera = stack.enter_context(_camera(settings, config)) if config.video else None
+        camera = stack.enter_context(rendering_env(settings, seed=config.seed)) if config.video else None
         envs = stack.enter_context(evaluation_envs(settings, episodes=config.episodes, seed=config.seed))
         scores = evaluate(agent, envs, episodes=config.episodes, seed=config.seed, deterministic=config.deterministic)
         assert scores is not None  # nothing breaks it off
-        video = _film(agent, camera, folder, config) if camera is not None else {"video": None, "video_return": None}
+        video, seen = None, None
+        if camera is not None:
+            video = folder.videos / f"step_{agent.steps:09d}-seed_{config.seed}.mp4"
+            seen = record_video(agent, camera, video, seed=config.seed, deterministic=config.deterministic)
     result = {
         "env": settings.env,
         "estimator": agent.name,
@@ -102,30 +104,18 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
         "length_mean": scores.length_mean,
         "returns": list(scores.returns),
         "lengths": list(scores.lengths),
-        **video,
+        "video": video,
+        "video_return": None if seen is None else seen.mean,
     }
     write_json(folder.evaluation, result)
     return result
 
 
-def _evaluate_config(args: list[str], prog: str) -> EvaluateConfig:
+def evaluate_config(args: Sequence[str], prog: str) -> EvaluateConfig:
     """The options; whether actions are sampled, if it is not given, goes by the run's environment."""
+
+    def base(given: EvaluateConfig) -> EvaluateConfig:
+        return replace(given, deterministic=not is_atari(read_config(RunFolder(Path(given.run))).env.env))
+
     description = "Score a trained agent on fresh environments with raw rewards, and record a video of it."
-    given = parse(EvaluateConfig, args, prog=prog, description=description)
-    env = read_config(RunFolder(Path(given.run))).env.env
-    default = replace(given, deterministic=not is_atari(env))
-    return parse(EvaluateConfig, args, default=default, prog=prog, description=description)
-
-
-def _camera(settings: EnvConfig, config: EvaluateConfig) -> VectorEnvs:
-    from relax_rl.runs.video import rendering_env
-
-    return rendering_env(settings, seed=config.seed)
-
-
-def _film(agent: ActorCritic, camera: VectorEnvs, folder: RunFolder, config: EvaluateConfig) -> dict[str, Any]:
-    from relax_rl.runs.video import record_video
-
-    path = folder.videos / f"step_{agent.steps:09d}-seed_{config.seed}.mp4"
-    scores = record_video(agent, camera, path, seed=config.seed, deterministic=config.deterministic)
-    return {"video": str(path), "video_return": scores.mean}
+    return parse(EvaluateConfig, args, base=base, prog=prog, description=description)

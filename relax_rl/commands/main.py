@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _dispatch(args, prog)
         except RelaxRLError as error:
-            if not error.told_elsewhere:
+            if not error.already_printed:
                 print(f"error: {error}", file=sys.stderr)
             return 2
         except SystemExit as leaving:  # help has been printed

@@ -13,7 +13,7 @@ from relax_rl.runs.interruption import exit_code
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import with_settings
 from relax_rl.settings.options import parse
-from relax_rl.settings.presets import preset_config
+from relax_rl.settings.presets import find_preset, preset_config
 
 if TYPE_CHECKING:
     from relax_rl.runs.training import TrainingResult
@@ -30,7 +30,7 @@ ENDS = {
 
 def train_command(args: Sequence[str], prog: str) -> int:
     """`train`: start or resume a run, and say where its results lie."""
-    config = train_config(list(args), prog)
+    config = train_config(args, prog)
     refuse_used(config)
     from relax_rl.runs.training import train
 
@@ -41,24 +41,22 @@ def train_command(args: Sequence[str], prog: str) -> int:
     return exit_code(result.stopped_by)
 
 
-def train_config(args: list[str], prog: str) -> TrainConfig:
-    """The settings: what is given, over what the preset or the resumed run says.
+def train_config(args: Sequence[str], prog: str) -> TrainConfig:
+    """The settings: what is given, over what the preset or the resumed run says."""
+    saved: TrainConfig | None = None
 
-    The arguments are read twice: first to learn which environment or run it is about, then with its settings as the
-    defaults, so that the help shows them and whatever is given wins.
-    """
+    def base(given: TrainConfig) -> TrainConfig:
+        nonlocal saved
+        if given.run.resume is not None:
+            saved = settings_to_resume(given.run.resume, TrainConfig)
+            return saved
+        return preset_config(given.env.env, given.run.estimator, preset=given.run.preset, bins=given.env.bins)
+
     description = "Train an agent and leave a run folder with its settings, curves and checkpoints."
-
-    def read(arguments: list[str], default: TrainConfig) -> TrainConfig:
-        return parse(TrainConfig, arguments, default=default, prog=prog, description=description)
-
     automatic = with_settings(TrainConfig(), {"preset": "auto"})
-    given = read([token for token in args if token not in ("-h", "--help")], automatic)
-    if given.run.resume is None:
-        base = preset_config(given.env.env, given.run.estimator, preset=given.run.preset, bins=given.env.bins)
-        return with_settings(read(args, base), {"preset": base.run.preset})
-    saved = settings_to_resume(given.run.resume, TrainConfig)
-    config = read(args, saved)
+    config = parse(TrainConfig, args, default=automatic, base=base, prog=prog, description=description)
+    if saved is None:
+        return with_settings(config, {"preset": find_preset(config.env.env, config.run.preset).name})
     if config.run.preset == "auto":
         config = with_settings(config, {"preset": saved.run.preset})
     return resumed_config(saved, config)

@@ -23,7 +23,7 @@ _DESCRIPTION = "Train a sigmoid belief network on the variational bound, with an
 
 def vae_command(args: Sequence[str], prog: str) -> int:
     """`vae`: start or resume a run, and say where its results lie."""
-    config = _config(list(args), prog)
+    config = parse(VaeConfig, args, base=_base, prog=prog, description=_DESCRIPTION)
     refuse_used(config)
     from relax_rl.experiments.vae.training import train_vae
 
@@ -33,20 +33,11 @@ def vae_command(args: Sequence[str], prog: str) -> int:
     return exit_code(result.stopped_by)
 
 
-def _config(args: list[str], prog: str) -> VaeConfig:
-    """The settings: what is given, over what the preset or the resumed run says.
-
-    The arguments are read twice: first to learn which preset or run it is about, then with its settings as the
-    defaults, so that the help shows them and whatever is given wins.
-    """
-
-    def read(arguments: list[str], default: VaeConfig) -> VaeConfig:
-        return parse(VaeConfig, arguments, default=default, prog=prog, description=_DESCRIPTION)
-
-    given = read([token for token in args if token not in ("-h", "--help")], VaeConfig())
+def _base(given: VaeConfig) -> VaeConfig:
+    """The settings of the preset or of the resumed run, under what is given."""
     if given.resume is None:
-        return read(args, preset_config(given.preset))
-    return read(args, settings_to_resume(given.resume, VaeConfig, section="vae"))
+        return preset_config(given.preset)
+    return settings_to_resume(given.resume, VaeConfig, section="vae")
 
 
 def _summary(result: VaeResult, config: VaeConfig, prog: str) -> str:

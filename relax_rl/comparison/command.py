@@ -9,17 +9,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from relax_rl.comparison.config import CompareConfig, check_resumable, read_settings, write_settings
 from relax_rl.comparison.contestants import read_contestants
-from relax_rl.errors import RelaxRLError, SettingsError
+from relax_rl.errors import SettingsError
 from relax_rl.runs.interruption import Interruption, interruptible
 from relax_rl.settings.options import parse
-
-if TYPE_CHECKING:
-    from relax_rl.comparison.plan import Folder
-    from relax_rl.comparison.pool import Start
 
 __all__ = ["compare_command", "run_comparison"]
 
@@ -55,10 +51,10 @@ def run_comparison(
         CheckpointError: no comparison to go on with.
         RelaxRLError: the folder cannot be written, or no Ray cluster answers, or it is lost.
     """
-    from relax_rl.comparison import peers, ray_pool, tuning
+    from relax_rl.comparison import peers, ray_cluster, tuning
     from relax_rl.comparison.plan import Folder, check_contestants, make_environments, variance_reference
-    from relax_rl.comparison.pool import WorkerPool
-    from relax_rl.comparison.progress import Board, make_view
+    from relax_rl.comparison.pool import Pool, local
+    from relax_rl.comparison.progress import Progress
     from relax_rl.comparison.session import Session
 
     if config.resume is not None:
@@ -67,7 +63,7 @@ def run_comparison(
     if config.peers:
         peers.check_installed()
     if config.ray_address is not None:
-        ray_pool.check_installed()
+        ray_cluster.check(config.ray_address)
     if config.tune:
         tuning.check_installed(config)
     variance_reference(contestants, config)
@@ -80,33 +76,22 @@ def run_comparison(
         folder.complete()
     with ExitStack() as stack:
         held = stack.enter_context(folder.locked())
-        start, workers, cluster = _workers(config, folder, held, interruption, stack)
+        cluster = None
+        if config.ray_address is not None:
+            cluster = stack.enter_context(ray_cluster.RayCluster(config.ray_address, folder.path))
+        workers = config.workers if cluster is None else config.num_workers or max(1, cluster.about["cpus"])
         settings = replace(config, resume=None, run_dir=str(folder.path))
         commands = write_settings(folder.settings, settings, command)
-        view = make_view(Board(workers), quiet=config.quiet)
-        pool = stack.enter_context(WorkerPool(workers, folder.logs, start=start))
-        stack.callback(view.end)
-        session = Session(config, folder, environments, contestants, commands, cluster)
+        progress = Progress(quiet=config.quiet, errors=None if cluster is None else cluster.errors)
+        start = local(folder.path, held)
+        if cluster is not None:
+            start, cluster.warn = cluster.start, progress.warn
+        pool = stack.enter_context(Pool(workers, folder.path, progress, start=start))
+        stack.callback(progress.end)
+        about = None if cluster is None else cluster.about
+        session = Session(config, folder, environments, contestants, commands, about)
         # An interruption that has not come yet is false.
-        return folder.path, session.run(pool, view, Interruption() if interruption is None else interruption)
-
-
-def _workers(
-    config: CompareConfig, folder: Folder, held: int | None, interruption: Interruption | None, stack: ExitStack
-) -> tuple[Start, int, dict[str, Any] | None]:
-    """What starts workers, how many there are to be, and what is known of the cluster that they are on, if any."""
-    from relax_rl.comparison.ray_pool import RayCluster
-    from relax_rl.comparison.worker_process import local_workers
-
-    if config.ray_address is None:
-        return local_workers(held=held), config.workers, None
-    try:
-        log = folder.logs / "ray.log"
-        cluster = stack.enter_context(RayCluster(config.ray_address, log, held=held, interruption=interruption))
-    except RelaxRLError:
-        folder.discard()
-        raise
-    return cluster.start, config.num_workers or max(1, cluster.cpus), cluster.about
+        return folder.path, session.run(pool, progress, Interruption() if interruption is None else interruption)
 
 
 def _config(args: list[str], prog: str) -> CompareConfig:

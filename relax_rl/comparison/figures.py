@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relax_rl.comparison.report import solved_by_any
 from relax_rl.runs.plotting import png
 from relax_rl.serialization import write_bytes_atomic
 
@@ -14,11 +15,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Styles", "plot_curves", "plot_improvement", "plot_scores", "plot_solved", "plot_variance", "styles"]
+__all__ = [
+    "Styles",
+    "draw_all",
+    "plot_curves",
+    "plot_improvement",
+    "plot_scores",
+    "plot_solved",
+    "plot_variance",
+    "styles",
+]
 
 Styles = Mapping[str, Mapping[str, Any]]
 
-_COLOURS = (
+_COLOURS = [
     "#d9793d",
     "#3b75af",
     "#519e3e",
@@ -29,7 +39,7 @@ _COLOURS = (
     "#7f7f7f",
     "#bcbd22",
     "#4dbeee",
-)
+]
 _LINES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (8, 2, 2, 2)))
 
 
@@ -37,6 +47,33 @@ _FEWEST_FOR_BANDS = 5
 """With fewer runs the intervals of a performance profile reach over almost everything."""
 _FAR = 20.0
 """Variances beyond this ratio to A2C's are told in numbers, so that the others can be told apart."""
+
+
+def draw_all(result: Mapping[str, Any], path: Callable[[str, str], Path]) -> None:
+    """Every figure of a comparison.
+
+    Args:
+        result: what `comparison.json` holds.
+        path: of the figure of an environment (or of "all") that shows one thing.
+
+    Raises:
+        RelaxRLError: a file cannot be written.
+    """
+    for env, summary in result["environments"].items():
+        if not summary["contestants"]:
+            continue
+        style = styles(list(result["contestants"][env]))
+        plot_curves(path(env, "curves"), env, summary, style)
+        plot_scores(path(env, "scores"), env, summary, style)
+        path(env, "solved").unlink(missing_ok=True)
+        if solved_by_any(summary):
+            plot_solved(path(env, "solved"), env, summary, style)
+        if summary["improvement"]:
+            plot_improvement(path(env, "improvement"), env, summary["improvement"])
+        if result["variance"][env]:
+            plot_variance(path(env, "variance"), env, result["variance"][env])
+    if result["aggregate"] is not None and result["aggregate"]["improvement"]:
+        plot_improvement(path("all", "improvement"), "all environments", result["aggregate"]["improvement"])
 
 
 def styles(labels: Sequence[str]) -> Styles:
@@ -49,12 +86,9 @@ def styles(labels: Sequence[str]) -> Styles:
 
 def plot_curves(path: Path, env: str, summary: Mapping[str, Any], style: Styles) -> None:
     """Learning curves against environment steps and against wall time."""
-    figure = _figure(11, 4.6)
+    figure, contestants = _figure(11, 4.6), summary["contestants"]
     left, right = figure.subplots(1, 2, sharey=True)
-    contestants = summary["contestants"]
-    longest = max(
-        entry["wall_curve"]["seconds"][-1] for entry in contestants.values() if entry["wall_curve"]["seconds"]
-    )
+    longest = max(max(entry["wall_curve"]["seconds"], default=0.0) for entry in contestants.values())
     unit, name = (3600.0, "h") if longest > 7200 else (60.0, "min") if longest > 120 else (1.0, "s")
     for label, entry in contestants.items():
         _band(left, entry["curve"]["steps"], entry["curve"], label, style[label])
@@ -107,29 +141,14 @@ def plot_scores(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
     scores, profile, speed = figure.subplots(1, 3, width_ratios=(1.2, 1.2, 0.9))
     for place, (label, entry) in enumerate(contestants.items()):
         colour = style[label]["color"]
-        final = entry["final"]
         _dots(scores, place, [run["final"] for run in entry["runs"]], colour)
-        scores.plot([final["low"], final["high"]], [place, place], color=colour, linewidth=5, alpha=0.45)
-        scores.plot(final["value"], place, "D", color=colour, markersize=7, markeredgecolor="white")
-        speeds = [run["steps_per_second"] for run in entry["runs"]]
-        _dots(speed, place, speeds, colour)
-        speed.plot(entry["steps_per_second"], place, "D", color=colour, markersize=7, markeredgecolor="white")
+        _interval(scores, place, entry["final"], colour)
+        _dots(speed, place, [run["steps_per_second"] for run in entry["runs"]], colour)
+        _interval(speed, place, dict.fromkeys(("value", "low", "high"), entry["steps_per_second"]), colour)
     low, high = scores.get_xlim()
     # A threshold far from all scores would press them together.
     if summary["threshold"] is not None and abs(summary["threshold"] - (low + high) / 2) <= high - low:
         scores.axvline(summary["threshold"], color="0.4", linestyle="--", linewidth=1, zorder=0)
-        scores.annotate(
-            "threshold",
-            (summary["threshold"], 1),
-            (-3, -4),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            rotation=90,
-            ha="right",
-            va="top",
-            fontsize="x-small",
-            color="0.4",
-        )
     for label, line in summary["profiles"]["contestants"].items():
         grid = summary["profiles"]["scores"]
         profile.step(grid, line["value"], where="post", linewidth=1.6, **style[label])
@@ -140,7 +159,7 @@ def plot_scores(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
         )
     _name_rows(scores, list(contestants))
     _name_rows(speed, list(contestants), named=False)
-    scores.set_xlabel("mean return of the last 100 episodes")
+    scores.set_xlabel("mean return of the last 100 episodes (dashed: threshold)")
     for axes, most in ((scores, 5), (profile, 4)):  # more labels than that run into each other
         axes.locator_params(axis="x", nbins=most)
     scores.set_title("final score: runs, IQM and its interval", fontsize="medium")
@@ -163,9 +182,7 @@ def plot_improvement(path: Path, title: str, pairs: Sequence[Mapping[str, Any]])
     axes = figure.subplots()
     for place, pair in enumerate(pairs):
         certain = pair["low"] > 0.5 or pair["high"] < 0.5
-        colour = "#3b75af" if certain else "0.45"
-        axes.plot([pair["low"], pair["high"]], [place, place], color=colour, linewidth=5, alpha=0.45)
-        axes.plot(pair["value"], place, "D", color=colour, markersize=7, markeredgecolor="white")
+        _interval(axes, place, pair, "#3b75af" if certain else "0.45")
     axes.axvline(0.5, color="0.4", linestyle="--", linewidth=1, zorder=0)
     axes.set_xlim(-0.03, 1.03)
     _name_rows(axes, [f"{pair['x']} > {pair['y']}" for pair in pairs])
@@ -177,8 +194,10 @@ def plot_improvement(path: Path, title: str, pairs: Sequence[Mapping[str, Any]])
 def plot_variance(path: Path, env: str, stages: Mapping[str, Mapping[str, Any]]) -> None:
     """Variance of an update's gradient relative to A2C's, for every estimator at every stage of learning."""
     names = list(next(iter(stages.values()))["applied"])
+    # Infinity is a string in JSON.
     ratios = {
-        stage: {name: _floats(found["applied"][name]["ratio"]) for name in names} for stage, found in stages.items()
+        stage: {name: {k: float(v) for k, v in found["applied"][name]["ratio"].items()} for name in names}
+        for stage, found in stages.items()
     }
     shown = [ratio for found in ratios.values() for ratio in found.values() if ratio["value"] <= _FAR]
     low = 0.7 * min(ratio["low"] for ratio in shown)
@@ -204,8 +223,7 @@ def _ratio(axes: Axes, place: int, ratio: Mapping[str, float], right: float) -> 
     if ratio["value"] > _FAR:
         axes.annotate(f"{told} →", (right, place), (-4, 0), textcoords="offset points", ha="right", va="center", size=8)
         return
-    axes.plot([ratio["low"], min(ratio["high"], right)], [place, place], color="#d9793d", linewidth=5, alpha=0.45)
-    axes.plot(ratio["value"], place, "D", color="#d9793d", markersize=7, markeredgecolor="white")
+    _interval(axes, place, {**ratio, "high": min(ratio["high"], right)}, "#d9793d")
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     axes.annotate(told, (ratio["value"], place), (0, 8), textcoords="offset points", ha="center", size=8, bbox=box)
 
@@ -220,16 +238,16 @@ def _plain_log_ticks(axes: Axes, low: float, high: float) -> None:
     axes.set_xticks([], minor=True)
 
 
-def _floats(found: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers of a JSON file, in which infinity is a string."""
-    return {name: float(value) for name, value in found.items()}
-
-
 def _band(
     axes: Axes, x: Sequence[float], curve: Mapping[str, Any], label: str | None, style: Mapping[str, Any]
 ) -> None:
     axes.plot(x, curve["iqm"], label=label, linewidth=1.8, **style)
     axes.fill_between(x, curve["low"], curve["high"], color=style["color"], alpha=0.18, linewidth=0)
+
+
+def _interval(axes: Axes, place: int, found: Mapping[str, float], colour: str) -> None:
+    axes.plot([found["low"], found["high"]], [place, place], color=colour, linewidth=5, alpha=0.45)
+    axes.plot(found["value"], place, "D", color=colour, markersize=7, markeredgecolor="white")
 
 
 def _dots(axes: Axes, place: int, values: Sequence[float], colour: str) -> None:

@@ -1,57 +1,94 @@
-"""The gradient's variance at agents frozen early, midway and late in learning, as `train_agent.py variance` measures it."""
+"""The gradient's variance at agents frozen early, midway and late in learning, as the command `variance` measures it."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import shutil
 from pathlib import Path
-from typing import Any
 
-from relax_rl.comparison.recording import SNAPSHOTS, Send
+from relax_rl.comparison.config import CompareConfig
+from relax_rl.comparison.plan import Folder, options
+from relax_rl.comparison.task import Task
 from relax_rl.runs import RunFolder, write_json
+from relax_rl.runs.checkpoints import newest_first, remove_all_but
 from relax_rl.runs.loggers import read_csv
+from relax_rl.serialization import writing
 
-__all__ = ["STAGES", "choose_snapshots", "measure"]
+__all__ = ["STAGES", "choose_snapshots", "collect", "measurement"]
 
 STAGES = {"early": 0.25, "midway": 0.5, "late": 0.75}
 """Stages of learning, by the share of its way from the first to the best mean return that a run has made."""
+KEEP = 2
+"""Checkpoints that stay where all were kept, once agents have been frozen."""
 
 
-def measure(task: dict[str, Any], send: Send) -> dict[str, Any]:
-    """Measure one frozen agent; what `variance` reports is written to `task["result"]`.
+def measurement(config: CompareConfig, folder: Folder, env: str, stage: str, run: Path, checkpoint: Path) -> Task:
+    """The command that measures one frozen agent, in a run folder of its own, which this makes.
 
     Args:
-        task: `folder` of the run, `checkpoint`, `stage`, `batches`, `fit_batches`, `result`.
-        send: hears nothing; the measurement has no steps of a run.
-    """
-    from relax_rl.variance.measure import VarianceConfig, variance_run
+        env: name of the environment.
+        stage: of learning.
+        run: folder of the agent's run.
+        checkpoint: the agent.
 
-    found = variance_run(
-        VarianceConfig(
-            run=task["folder"],
-            checkpoint=task["checkpoint"],
-            batches=task["batches"],
-            fit_batches=task["fit_batches"],
-            states=0,
-        )
-    )
-    result = Path(task["result"])
-    result.parent.mkdir(parents=True, exist_ok=True)
-    write_json(result, {"stage": task["stage"], **found})
-    return {"status": "finished"}
+    Raises:
+        RelaxRLError: the folder cannot be made.
+    """
+    work = folder.variance(env, stage).with_suffix("")
+    with writing(work):
+        shutil.rmtree(work, ignore_errors=True)
+        (work / "checkpoints").mkdir(parents=True)
+        shutil.copy(RunFolder(run).config, work)
+        shutil.copy(checkpoint, work / "checkpoints")
+    given = {"batches": config.variance_batches, "fit_batches": config.variance_fit_batches, "states": 0}
+    inside = f"variance/{work.name}"
+    begin = ("relax_rl", "variance", inside, *options(given))
+    return Task(name=f"variance-{work.name}", folder=inside, begin=begin)
+
+
+def collect(folder: Folder, env: str, stage: str, checkpoint: Path) -> None:
+    """Keep what a measurement has found, and remove the folder that it was made in."""
+    result = folder.variance(env, stage)
+    work = result.with_suffix("")
+    found = json.loads(RunFolder(work).variance.read_text(encoding="utf-8"))
+    write_json(result, {"stage": stage, **found, "checkpoint": str(checkpoint)})
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def choose_snapshots(folder: Path) -> dict[str, Path]:
-    """The snapshots of a run at which its curve has first made the share of its way that each stage names.
+    """The agents of a run at which its curve has first made the share of its way that each stage names.
 
-    Stages that would fall on the same snapshot are told apart by taking the next one; a curve that never rises is cut
-    into equal parts instead. No more snapshots than stages are the stages in order, so that a choice of which all others
-    have been removed stands.
+    They are taken from the run's checkpoints, put into its folder `snapshots`, and stay the choice from then on; most of the
+    other checkpoints are removed. Stages that would fall on the same one are told apart by taking the next; a curve that
+    never rises is cut into equal parts instead.
+
+    Raises:
+        RelaxRLError: files cannot be moved.
     """
-    snapshots = sorted((folder / SNAPSHOTS).glob("step_*.safetensors"))
-    if len(snapshots) <= len(STAGES):
-        return dict(zip(STAGES, snapshots, strict=False))
-    progress = read_csv(RunFolder(folder).progress)
+    frozen = folder / "snapshots"
+    kept, checkpoints = newest_first(frozen)[::-1], newest_first(RunFolder(folder).checkpoints)[::-1]
+    if 0 < len(kept) <= len(STAGES):
+        return dict(zip(STAGES, kept, strict=False))
+    known = {path.name: path for path in (*checkpoints, *kept)}
+    chosen = _by_progress([known[name] for name in sorted(known)], RunFolder(folder).progress)
+    if not chosen:
+        return {}
+    fresh = folder / "snapshots.new"
+    with writing(frozen):
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        for path in chosen.values():
+            shutil.copy(path, fresh)
+        shutil.rmtree(frozen, ignore_errors=True)
+        fresh.rename(frozen)
+    remove_all_but(RunFolder(folder).checkpoints, KEEP)
+    return {stage: frozen / path.name for stage, path in chosen.items()}
+
+
+def _by_progress(snapshots: list[Path], table: Path) -> dict[str, Path]:
+    progress = read_csv(table)
     means = [_mean_at(progress, _step(path)) for path in snapshots]
     known = [mean for mean in means if math.isfinite(mean)]
     rising = bool(known) and max(known) > known[0]

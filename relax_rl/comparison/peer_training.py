@@ -1,15 +1,29 @@
-"""A peer trained by Stable-Baselines3, recorded in the files that our own runs leave."""
+"""A peer trained by Stable-Baselines3, in a run folder like ours: `python -m relax_rl.comparison.peer_training --help`.
+
+A run that was stopped goes on from its last checkpoint, a file of Stable-Baselines3's own `save` with this run's counters,
+its last episodes and the running statistics of VecNormalize as JSON in it. Parameters and optimiser come back by its
+`set_parameters`, which reads no pickles; environments, their random numbers and those of exploration begin anew, and so
+does the rollout that was being collected. So a resumed peer is no exact continuation.
+"""
 
 from __future__ import annotations
 
-import shutil
+import io
+import json
+import math
+import signal
+import sys
 import time
+import zipfile
 from collections import deque
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import ale_py
+import gymnasium
+import numpy as np
 import stable_baselines3
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
@@ -17,148 +31,237 @@ from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
-from relax_rl.comparison.peer import Peer
-from relax_rl.comparison.peers import ALGORITHMS, planned_steps, published, with_bins, with_overrides
-from relax_rl.comparison.recording import EpisodeTable, ReportProgress, Send, write_outcome
+from relax_rl.comparison.peers import ALGORITHMS, Peer, planned_steps, published, with_bins, with_overrides
 from relax_rl.env_actions import BinnedActions
-from relax_rl.runs import write_json
+from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError
+from relax_rl.runs import RunFolder, read_record, versions, write_json
 from relax_rl.runs.callbacks import Every
 from relax_rl.runs.interruption import Interruption, interruptible
-from relax_rl.runs.loggers import PROGRESS_COLUMNS, CsvLogger
+from relax_rl.runs.loggers import EPISODE_COLUMNS, PROGRESS_COLUMNS, CsvLogger, truncate_csv
+from relax_rl.serialization import write_bytes_atomic, writing
+from relax_rl.settings.options import parse
 
-__all__ = ["train_peer"]
+__all__ = ["PeerConfig", "main", "train_peer"]
 
 WINDOW = 100
-LOG_INTERVAL = 2_000
+KEEP = 2
+"""Checkpoints that are kept."""
+_STATE = "relax_rl.json"
+"""Name of the run's state inside a checkpoint."""
 
 
-def train_peer(task: dict[str, Any], send: Send) -> dict[str, Any]:
-    """Train a peer in `task["folder"]`; returns its outcome, which is also written there.
+@dataclass(frozen=True, kw_only=True)
+class PeerConfig:
+    """Train a peer with the settings that are published for it."""
 
-    What such a run would need to be gone on with is only kept in pickles, so an interrupted one starts over.
+    env: str = "CartPole-v1"
+    """Gymnasium id."""
+    algo: str = "sb3-a2c"
+    """sb3-a2c or sb3-ppo."""
+    seed: int = 0
+    """Seed of environments and algorithm."""
+    total_steps: int = 500_000
+    """Environment steps; where a published schedule ends earlier, so does the run."""
+    run_dir: str = "run"
+    """Folder of the run."""
+    stop_at_return: float | None = None
+    """Stop once the mean return of the last 100 episodes reaches this."""
+    bins: int = 0
+    """Cut each dimension of continuous actions into this many values; 0 leaves them as they are."""
+    set: tuple[str, ...] = ()
+    """Keyword arguments of the algorithm over the published ones: name=value, values in JSON."""
+    log_interval: int = 2_000
+    """Steps between rows of progress.csv."""
+    checkpoint_interval: int = 50_000
+    """Steps between checkpoints; one is always written at the end."""
+    resume: str | None = None
+    """Folder of a run to go on with, with its own settings."""
 
-    Args:
-        task: `env`, `bins`, `peer`, `seed`, `folder`, `total_steps`, `stop_at_return`, and `settings` over the
-            published ones.
-        send: hears of the progress.
+    def __post_init__(self) -> None:
+        if self.algo not in ALGORITHMS:
+            raise SettingsError(f"algo is {self.algo!r}, expected one of {', '.join(ALGORITHMS)}")
+        for name in ("total_steps", "log_interval", "checkpoint_interval"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} is {getattr(self, name)!r}, expected at least 1")
+
+    def planned(self) -> tuple[Peer, int]:
+        """The peer as it is trained, and its steps.
+
+        Raises:
+            SettingsError: `set` is not JSON.
+        """
+        try:
+            overrides = {name: json.loads(value) for name, _, value in (text.partition("=") for text in self.set)}
+        except ValueError:
+            raise SettingsError(f"set is {self.set!r}, expected name=value with values in JSON") from None
+        peer, steps = planned_steps(with_bins(published(self.env, self.algo), self.bins), self.total_steps)
+        return with_overrides(peer, overrides), steps
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Train; returns the exit code: 0, 2 after a mistake told in one line, 130 or 143 after a signal."""
+    args = sys.argv[1:] if args is None else list(args)
+    prog = "python -m relax_rl.comparison.peer_training"
+    try:
+        stopped_by = train_peer(parse(PeerConfig, args, prog=prog, description=__doc__ or ""))
+    except RelaxRLError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0 if stopped_by is None else 128 + stopped_by
+
+
+def train_peer(config: PeerConfig) -> signal.Signals | None:
+    """Train a peer, or go on with one; returns the signal that has stopped it, if one has.
+
+    Raises:
+        SettingsError: the folder already holds a run.
+        CheckpointError: no run to go on with, or no checkpoint that can be read.
+        RelaxRLError: the folder cannot be written.
     """
-    path = Path(task["folder"])
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
-    peer = with_bins(published(task["env"], task["peer"]), task["bins"])
-    peer, steps = planned_steps(peer, task["total_steps"])
-    peer = with_overrides(peer, task["settings"])
-    about = {"stable_baselines3": stable_baselines3.__version__, "torch": torch.__version__}
-    write_json(path / "config.json", {"peer": asdict(peer), "seed": task["seed"], "steps": steps, "versions": about})
     torch.set_num_threads(1)
     with interruptible() as interruption:
-        envs = _make_envs(peer, task["seed"], task["bins"])
+        folder, state, saved, seed = RunFolder(Path(config.resume or config.run_dir)), None, None, config.seed
+        if config.resume is None:
+            peer, steps = config.planned()
+            folder.create()
+            about = {"peer": asdict(peer), "seed": seed, "steps": steps, "options": asdict(config)}
+            write_json(folder.config, {**about, "versions": versions(("stable_baselines3", "torch")), "resumed": []})
+        else:
+            config = _saved_config(folder)
+            peer, steps = config.planned()
+            state, saved = _newest(folder.checkpoints)
+            for table in (folder.progress, folder.episodes):
+                truncate_csv(table, state["step"])
+            record = read_record(folder)
+            entry = {"step": state["step"], "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+            write_json(folder.config, {**record, "resumed": [*record.get("resumed", []), entry]})
+            seed = int(np.random.SeedSequence([config.seed, state["step"]]).generate_state(1)[0] % 2**31)
+        envs = make_peer_envs(peer, seed, config.bins)
         try:
-            recorder = _Recorder(path, task["stop_at_return"], send, interruption)
-            _make_model(peer, envs, task["seed"]).learn(steps, callback=recorder)
+            model = make_peer(peer, envs, seed)
+            run = _Run(config, folder, interruption)
+            if state is not None:
+                model.set_parameters(saved, device="cpu")
+                run.restore(model, state)
+            model.learn(steps - model.num_timesteps, callback=run, reset_num_timesteps=state is None)
+            run.end()
         finally:
             envs.close()
-    outcome = recorder.outcome()
-    if outcome["status"] == "finished":
-        write_outcome(path, outcome)
-    return outcome
+    return interruption.signal
 
 
-class _Recorder(BaseCallback):
-    """Writes progress and episodes, and stops the training when it is solved or interrupted.
+class _Run(BaseCallback):
+    """Records rows, episodes, and checkpoints of the moments between two rollouts.
 
     Episodes are those of the Monitor inside every environment, so returns are raw whatever lies around it.
     """
 
-    def __init__(self, folder: Path, stop_at: float | None, send: Send, interruption: Interruption) -> None:
+    def __init__(self, config: PeerConfig, folder: RunFolder, interruption: Interruption) -> None:
         super().__init__()
-        self._folder, self._stop_at, self._interruption = folder, stop_at, interruption
-        self._returns: deque[float] = deque(maxlen=WINDOW)
-        self._lengths: deque[int] = deque(maxlen=WINDOW)
-        self._episodes = 0
-        self._report = ReportProgress(send)
-        self._every = Every(LOG_INTERVAL)
-        self._solved = False
+        self.config, self.folder, self.interruption = config, folder, interruption
+        self.returns: deque[float] = deque(maxlen=WINDOW)
+        self.lengths: deque[int] = deque(maxlen=WINDOW)
+        self.episodes, self.seconds_before = 0, 0.0
+
+    def restore(self, model: Any, state: dict[str, Any]) -> None:
+        """Counters, last episodes and running statistics as they were saved."""
+        model.num_timesteps = state["step"]
+        self.returns.extend(state["returns"])
+        self.lengths.extend(state["lengths"])
+        self.episodes, self.seconds_before = state["episodes"], state["seconds"]
+        for name, values in state["normalization"].items():
+            statistics = getattr(model.get_vec_normalize_env(), name)
+            for part, value in values.items():
+                setattr(statistics, part, getattr(statistics, part) * 0 + value)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in this run, over all resumptions."""
+        return self.seconds_before + time.perf_counter() - self.started
 
     def _on_training_start(self) -> None:
-        self._progress = CsvLogger(self._folder / "progress.csv", PROGRESS_COLUMNS)
-        self._table = EpisodeTable(self._folder)
-        self._started = self._row_time = time.perf_counter()
-        self._row_step = 0
+        self.started, step = time.perf_counter(), self.model.num_timesteps
+        self.rows = CsvLogger(self.folder.progress, PROGRESS_COLUMNS)
+        self.table = CsvLogger(self.folder.episodes, EPISODE_COLUMNS)
+        self.row_due, self.save_due = (
+            Every(self.config.log_interval, step),
+            Every(self.config.checkpoint_interval, step),
+        )
+        self.row_step, self.row_seconds = step, self.seconds
+
+    def _on_rollout_start(self) -> None:
+        """What is saved is the state of now: from what a rollout in progress has brought, nothing has been learned."""
+        self.state = self.now()
+        if self.save_due.due(self.model.num_timesteps):
+            self.save()
 
     def _on_step(self) -> bool:
-        ended = [info["episode"] for info in self.locals["infos"] if "episode" in info]
-        finished = [(float(episode["r"]), int(episode["l"])) for episode in ended]
-        if finished:
-            self._returns.extend(r for r, _ in finished)
-            self._lengths.extend(n for _, n in finished)
-            self._episodes += len(finished)
-            self._table.add(self.num_timesteps, finished)
-        self._report.update(self.num_timesteps, [r for r, _ in finished])
-        full = len(self._returns) == WINDOW
-        self._solved = self._stop_at is not None and full and self._mean(self._returns) >= self._stop_at
-        if self._every.due(self.num_timesteps):
-            self._write_row()
-        return not (self._solved or self._interruption)
+        for episode in (info["episode"] for info in self.locals["infos"] if "episode" in info):
+            self.returns.append(float(episode["r"]))
+            self.lengths.append(int(episode["l"]))
+            self.episodes += 1
+            self.table.log({"step": self.num_timesteps, "return": self.returns[-1], "length": self.lengths[-1]})
+        if self.row_due.due(self.num_timesteps):
+            self.write_row()
+        stop = self.config.stop_at_return
+        solved = stop is not None and len(self.returns) == WINDOW and _mean(self.returns) >= stop
+        return not (solved or self.interruption)
 
-    def _on_training_end(self) -> None:
-        if self._row_step < self.num_timesteps:
-            self._write_row()
-        self._progress.close()
-        self._table.close()
+    def end(self) -> None:
+        """Write the last row and the last checkpoint."""
+        if self.row_step < self.model.num_timesteps:
+            self.write_row()
+        self.rows.close()
+        self.table.close()
+        if not self.interruption:
+            self.state = self.now()
+        self.save()
 
-    def _write_row(self) -> None:
-        now = time.perf_counter()
-        row = {
-            "step": self.num_timesteps,
-            "episodes": self._episodes,
-            "return_mean": self._mean(self._returns),
-            "seconds": now - self._started,
-            "steps_per_second": (self.num_timesteps - self._row_step) / max(now - self._row_time, 1e-9),
-            "length_mean": self._mean(self._lengths),
-        }
-        self._progress.log(row)
-        self._row_step, self._row_time = self.num_timesteps, now
+    def write_row(self) -> None:
+        """A row of `progress.csv`."""
+        step, seconds = self.model.num_timesteps, self.seconds
+        speed = (step - self.row_step) / max(seconds - self.row_seconds, 1e-9)
+        values = (step, self.episodes, _mean(self.returns), seconds, speed, _mean(self.lengths))
+        self.rows.log(dict(zip(PROGRESS_COLUMNS, values, strict=True)))
+        self.row_step, self.row_seconds = step, seconds
 
-    @staticmethod
-    def _mean(values: deque[Any]) -> float:
-        return sum(values) / len(values) if values else float("nan")
+    def now(self) -> dict[str, Any]:
+        """The run's counters and last episodes."""
+        episodes = {"episodes": self.episodes, "returns": list(self.returns), "lengths": list(self.lengths)}
+        return {"step": self.model.num_timesteps, "seconds": self.seconds, **episodes}
 
-    def outcome(self) -> dict[str, Any]:
-        """How the training ended."""
-        signal = self._interruption.signal
-        return {
-            "status": "finished" if signal is None else "interrupted",
-            "steps": self.num_timesteps,
-            "episodes": self._episodes,
-            "return_mean": self._mean(self._returns),
-            "stopped_by": signal.name if signal else "return" if self._solved else "total_steps",
-        }
+    def save(self) -> None:
+        """Write a checkpoint, and remove those that are no longer needed."""
+        buffer = io.BytesIO()
+        self.model.save(buffer)
+        with zipfile.ZipFile(buffer, "a") as archive:
+            archive.writestr(_STATE, json.dumps({**self.state, "normalization": _normalization(self.model)}))
+        write_bytes_atomic(self.folder.checkpoints / f"step_{self.state['step']:09d}.zip", buffer.getvalue())
+        with writing(self.folder.checkpoints):
+            for old in _newest_first(self.folder.checkpoints)[KEEP:]:
+                old.unlink(missing_ok=True)
 
 
-def _make_envs(peer: Peer, seed: int, bins: int) -> VecEnv:
-    """The peer's environments, seeded, each with a Monitor."""
+def make_peer_envs(peer: Peer, seed: int, bins: int = 0) -> VecEnv:
+    """The peer's environments, seeded, each with a Monitor, normalised if its setting says so."""
     if peer.atari:
-        import ale_py
-        import gymnasium
-
         gymnasium.register_envs(ale_py)
         skipping = {"frameskip": 1} if peer.env.startswith("ALE/") else None
-        games = make_atari_env(peer.env, n_envs=peer.num_envs, seed=seed, env_kwargs=skipping)
-        return VecFrameStack(games, n_stack=4)
+        return VecFrameStack(make_atari_env(peer.env, n_envs=peer.num_envs, seed=seed, env_kwargs=skipping), n_stack=4)
     cut: dict[str, Any] = {"wrapper_class": BinnedActions, "wrapper_kwargs": {"bins": bins}} if bins else {}
     envs: VecEnv = make_vec_env(peer.env, n_envs=peer.num_envs, seed=seed, **cut)
     return VecNormalize(envs, gamma=peer.settings.get("gamma", 0.99)) if peer.normalize else envs
 
 
-def _make_model(peer: Peer, envs: VecEnv, seed: int) -> Any:
+def make_peer(peer: Peer, envs: VecEnv, seed: int) -> Any:
+    """The algorithm with the peer's settings, on the CPU."""
     kind = getattr(stable_baselines3, ALGORITHMS[peer.algo])
     schedules = {name: _linear_to_zero(start) for name, start in peer.linear.items()}
-    policy_kwargs = dict(peer.policy_kwargs)
-    if "activation_fn" in policy_kwargs:
-        policy_kwargs["activation_fn"] = getattr(torch.nn, policy_kwargs["activation_fn"])
-    if "optimizer_class" in policy_kwargs:
-        policy_kwargs["optimizer_class"] = {"RMSpropTFLike": RMSpropTFLike}[policy_kwargs["optimizer_class"]]
+    classes = {"ReLU": torch.nn.ReLU, "RMSpropTFLike": RMSpropTFLike}
+    policy_kwargs = {
+        name: classes[value] if name in ("activation_fn", "optimizer_class") else value
+        for name, value in peer.policy_kwargs.items()
+    }
     arguments = {**peer.settings, **schedules, "policy_kwargs": policy_kwargs or None}
     return kind(peer.policy, envs, seed=seed, device="cpu", **arguments)
 
@@ -166,3 +269,47 @@ def _make_model(peer: Peer, envs: VecEnv, seed: int) -> Any:
 def _linear_to_zero(start: float) -> Callable[[float], float]:
     """Schedule of Stable-Baselines3: a function of the share of the run that remains."""
     return lambda remaining: remaining * start
+
+
+def _mean(values: deque[Any]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _normalization(model: Any) -> dict[str, Any]:
+    """Running statistics of VecNormalize, if there is one."""
+    normalization = model.get_vec_normalize_env()
+    found = {} if normalization is None else {name: getattr(normalization, name) for name in ("obs_rms", "ret_rms")}
+    return {
+        name: {"mean": rms.mean.tolist(), "var": rms.var.tolist(), "count": rms.count} for name, rms in found.items()
+    }
+
+
+def _saved_config(folder: RunFolder) -> PeerConfig:
+    """The options of the run in a folder."""
+    try:
+        options = read_record(folder)["options"]
+        return PeerConfig(**{**options, "set": tuple(options["set"]), "run_dir": str(folder.path)})
+    except (KeyError, TypeError):
+        raise CheckpointError(f"{folder.config} is no peer's, or damaged; start a new run instead") from None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step_*.zip"), reverse=True)
+
+
+def _newest(folder: Path) -> tuple[dict[str, Any], Path]:
+    """The run's state in the newest checkpoint whose every part is whole, and that checkpoint."""
+    for path in _newest_first(folder):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is None:
+                    return json.loads(archive.read(_STATE)), path
+        except (OSError, zipfile.BadZipFile, KeyError, ValueError):
+            pass
+        print(f"warning: checkpoint {path} is damaged; trying the one before it", file=sys.stderr)
+        path.rename(path.with_name(f"{path.name}.damaged"))
+    raise CheckpointError(f"{folder} holds no checkpoint that can be read; start a new run instead")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

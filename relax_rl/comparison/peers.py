@@ -2,30 +2,95 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from relax_rl.comparison.peer import Peer
-from relax_rl.comparison.published_a2c import A2C_PEERS
-from relax_rl.comparison.published_ppo import PPO_PEERS
-from relax_rl.errors import SettingsError
+from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.settings.presets import find_preset
 
-__all__ = ["ALGORITHMS", "PEERS", "check_installed", "planned_steps", "published", "with_bins", "with_overrides"]
+__all__ = [
+    "ALGORITHMS",
+    "Peer",
+    "check_installed",
+    "planned_steps",
+    "published",
+    "read_published",
+    "with_bins",
+    "with_overrides",
+]
 
 ALGORITHMS = {"sb3-a2c": "A2C", "sb3-ppo": "PPO"}
 """Class in stable_baselines3, by the name of the peer."""
 
-PEERS: tuple[Peer, ...] = (*A2C_PEERS, *PPO_PEERS)
+PUBLISHED = Path(__file__).with_name("published.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """One published setting; whatever is not named in it is Stable-Baselines3's own default.
+
+    Attributes:
+        env: the environment it is used for; "atari" stands for all games.
+        algo: name of the peer.
+        total_steps: that the entry trains for, over which its linear schedules fall to zero.
+        source: where it is published, with the name of the entry.
+        num_envs: environments stepped side by side.
+        policy: class of the policy.
+        normalize: VecNormalize of observations and rewards, with the algorithm's gamma.
+        atari: the wrapper and the four stacked frames of Atari games.
+        linear: settings that fall linearly to zero, by their first value (`lin_...` in the zoo).
+        settings: constant keyword arguments of the algorithm.
+        policy_kwargs: of the policy; classes by their names.
+        departure: what differs from the published entry, and why.
+    """
+
+    env: str
+    algo: str
+    total_steps: int
+    source: str
+    num_envs: int = 1
+    policy: str = "MlpPolicy"
+    normalize: bool = False
+    atari: bool = False
+    linear: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    departure: str = "none"
+
+
+@cache
+def read_published(path: Path = PUBLISHED) -> tuple[Peer, ...]:
+    """All published settings.
+
+    Args:
+        path: a JSON file with `sources`, the address of each algorithm's settings, and `entries`: the fields of a `Peer`,
+            and the name of the `entry` at the source.
+
+    Raises:
+        RelaxRLError: the file cannot be read, or an entry is not one of a peer.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(
+            Peer(**{"source": f"{found['sources'][entry['algo']]} ({entry.pop('entry')})", **entry})
+            for entry in found["entries"]
+        )
+    except OSError as error:
+        raise RelaxRLError(f"{path} cannot be read: {error.strerror or error}; install relax_rl anew") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RelaxRLError(f"{path} is damaged: {error or type(error).__name__}; install relax_rl anew") from None
 
 
 def published(env: str, algo: str) -> Peer:
     """The setting that is published for an environment; where there is none, the library's defaults, 8 environments."""
     env_id = env.rpartition(":")[2]
     entry = "atari" if find_preset(env).name == "atari" else env_id
-    for peer in PEERS:
+    for peer in read_published():
         if (peer.env, peer.algo) == (entry, algo):
             return replace(peer, env=env)
     return Peer(
@@ -51,8 +116,7 @@ def with_bins(peer: Peer, bins: int) -> Peer:
         return peer
     kept = {name: value for name, value in peer.settings.items() if name not in ("use_sde", "sde_sample_freq")}
     without = ", without its state-dependent exploration" if "use_sde" in peer.settings else ""
-    note = f"actions cut into {bins} bins per dimension{without}"
-    return replace(peer, settings=kept, departure=_noted(peer, note))
+    return replace(peer, settings=kept, departure=_noted(peer, f"actions cut into {bins} bins per dimension{without}"))
 
 
 def planned_steps(peer: Peer, total_steps: int) -> tuple[Peer, int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import contextmanager, suppress
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -11,17 +13,28 @@ from typing import IO, TYPE_CHECKING, Any
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.comparison.contestants import Contestant, safe_name
 from relax_rl.comparison.peers import planned_steps, published
-from relax_rl.comparison.pool import Task
+from relax_rl.comparison.process import lock
+from relax_rl.comparison.task import Task
 from relax_rl.errors import SettingsError
 from relax_rl.serialization import writing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from relax_rl.settings.config import TrainConfig
 
-__all__ = ["Environment", "Folder", "check_contestants", "make_environments", "run_task", "variance_reference"]
-
+__all__ = [
+    "Environment",
+    "Folder",
+    "check_contestants",
+    "make_environments",
+    "options",
+    "own_config",
+    "run_task",
+    "variance_reference",
+]
 
 FOLDERS = ("runs", "logs", "variance", "figures")
+SNAPSHOTS = 30
+"""Checkpoints of a run among which agents are frozen."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +66,6 @@ class Folder:
     def settings(self) -> Path:
         """Options, versions and command, as JSON; a folder that has it holds a comparison."""
         return self.path / "settings.json"
-
-    @property
-    def results(self) -> Path:
-        """All numbers, as JSON."""
-        return self.path / "comparison.json"
-
-    @property
-    def report(self) -> Path:
-        """The report, as Markdown."""
-        return self.path / "report.md"
 
     @property
     def logs(self) -> Path:
@@ -109,38 +112,21 @@ class Folder:
             for name in FOLDERS:
                 (self.path / name).mkdir(parents=True, exist_ok=True)
 
-    def discard(self) -> None:
-        """Remove what `create` has made, as long as nothing is in it but empty folders and logs."""
-        if self.settings.exists():
-            return
-        for path in (*self.logs.glob("*.log"), self.path / ".lock"):
-            path.unlink(missing_ok=True)
-        for name in (*FOLDERS, ""):
-            with suppress(OSError):
-                (self.path / name).rmdir()
-
     @contextmanager
     def locked(self) -> Iterator[int | None]:
-        """Hold the folder for this process and for the workers that inherit the descriptor it yields.
+        """Hold the folder for this process and for those that inherit the descriptor it yields.
 
         Raises:
-            SettingsError: another process, or a worker that one has left behind, is at work in it.
+            SettingsError: another process, or a run that one has left behind, is at work in it.
         """
         with writing(self.path):
             file: IO[bytes] = open(self.path / ".lock", "ab")  # noqa: SIM115
         with file:
-            try:
-                import fcntl
-            except ImportError:  # no such locks on this system
-                yield None
-                return
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not lock(file):
                 raise SettingsError(
                     f"{self.path} is being worked on; wait until its processes have saved their runs and left"
-                ) from None
-            yield file.fileno()
+                )
+            yield file.fileno() if os.name == "posix" else None
 
 
 def make_environments(config: CompareConfig) -> tuple[list[Environment], dict[str, Any]]:
@@ -179,16 +165,14 @@ def check_contestants(
         SettingsError: naming the contestant and the environment.
     """
     from relax_rl.agents import AGENTS, resolve_estimator
-    from relax_rl.comparison.own_training import own_config
 
     for env in environments:
         observations, actions = spaces[env.name]
         for contestant in contestants:
             if contestant.peer:
                 continue
-            message = run_task(CompareConfig(), env, contestant, 0, Path(), name="").message
             try:
-                config = own_config(dict(message))
+                config = own_config(env, contestant)
                 cut = _cut(actions, config.env.bins)
                 AGENTS[resolve_estimator(contestant.kind, cut)](observations, cut, config=config.agent)
             except SettingsError as error:
@@ -210,12 +194,24 @@ def variance_reference(contestants: Sequence[Contestant], config: CompareConfig)
     return own[label]
 
 
+def own_config(env: Environment, contestant: Contestant) -> TrainConfig:
+    """What `train` makes of a contestant's settings on an environment.
+
+    Raises:
+        SettingsError: settings that cannot work together.
+    """
+    from relax_rl.settings.presets import preset_config
+
+    settings = {**_bins(env), **contestant.settings}
+    return preset_config(env.id, contestant.kind, preset=settings.pop("preset", "auto"), **settings)
+
+
 def run_task(
     config: CompareConfig,
     env: Environment,
     contestant: Contestant,
     seed: int,
-    folder: Path,
+    folder: str,
     *,
     name: str,
     total_steps: int | None = None,
@@ -225,28 +221,57 @@ def run_task(
     """One run as a task.
 
     Args:
-        folder: of the run.
+        folder: of the run, from that of the comparison.
         name: of the task.
         total_steps: those of the environment if left out.
         settings: over the contestant's own.
-        snapshots: keep agents frozen on the way.
+        snapshots: keep checkpoints of the whole way.
     """
     steps = total_steps or env.total_steps
-    task = {"bins": env.bins} if env.bins and not contestant.peer else {}
-    message: dict[str, Any] = {
-        "env": env.id,
-        "seed": seed,
-        "folder": str(folder),
-        "total_steps": steps,
-        "stop_at_return": env.threshold if config.stop_when_solved else None,
-        "settings": {**task, **contestant.settings, **(settings or {})},
-    }
+    stop = env.threshold if config.stop_when_solved else None
+    changes = {**contestant.settings, **(settings or {})}
+    given: dict[str, Any] = {"env": env.id, "seed": seed, "total_steps": steps, "run_dir": folder}
+    given |= {} if stop is None else {"stop_at_return": stop}
     if contestant.peer:
-        message |= {"kind": "peer", "peer": contestant.kind, "bins": env.bins}
+        texts = tuple(f"{name}={json.dumps(value)}" for name, value in changes.items())
+        ours: dict[str, Any] = {"bins": env.bins, "algo": contestant.kind, **given, **({"set": texts} if texts else {})}
         steps = planned_steps(published(env.id, contestant.kind), steps)[1]
+        program: tuple[str, ...] = ("relax_rl.comparison.peer_training",)
+        resume = (*program, f"--resume={folder}")
     else:
-        message |= {"kind": "own", "estimator": contestant.kind, "snapshots": snapshots}
-    return Task(name, (env.name, contestant.label), steps, message)
+        # One thread for each of the runs side by side, unless asked for otherwise.
+        ours = {"threads": 1, "tensorboard": False, **_bins(env), **changes, "estimator": contestant.kind, **given}
+        every = {"checkpoint_interval": max(1, steps // SNAPSHOTS), "keep_checkpoints": 0} if snapshots else {}
+        ours |= every
+        program = ("relax_rl", "train", "--quiet")
+        resume = (*program, f"--resume={folder}", *options(every))
+    return Task(
+        name=name,
+        folder=folder,
+        begin=(*program, *options(ours)),
+        resume=resume,
+        total_steps=steps,
+        cpus=int(ours.get("threads", 1)),
+        gpus=int(str(ours.get("device", "cpu")).startswith("cuda")),
+    )
+
+
+def options(settings: Mapping[str, Any]) -> list[str]:
+    """Settings by name as options of a command."""
+    found = []
+    for name, value in settings.items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            found.append(option if value else f"--no-{option[2:]}")
+        elif isinstance(value, tuple):
+            found += [option, *map(str, value)]
+        else:
+            found.append(f"{option}={value}")
+    return found
+
+
+def _bins(env: Environment) -> dict[str, Any]:
+    return {"bins": env.bins} if env.bins else {}
 
 
 def _parse_env(name: str) -> tuple[str, int]:

@@ -1,213 +1,166 @@
-"""Workers and the queue they take their tasks from, wherever they work."""
+"""Commands side by side: the pool that starts them, follows them and stops them."""
 
 from __future__ import annotations
 
-import queue
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from relax_rl.comparison.worker_process import local_workers
-from relax_rl.errors import RelaxRLError
+from relax_rl.comparison.process import CommandProcess
+from relax_rl.comparison.progress import Progress
+from relax_rl.comparison.task import Task, newest_step, outcome_of
 from relax_rl.runs.interruption import Interruption
 
-__all__ = ["Source", "Start", "Task", "Watcher", "Worker", "WorkerPool"]
+__all__ = ["RESTARTS", "Pool", "Process", "ProcessLost", "Start", "local"]
+
+RESTARTS = 2
+"""How often a run goes on elsewhere because its node or its process there was lost."""
 
 _PATIENCE = 120.0
-"""Seconds that workers get to save their runs before they are killed."""
+"""Seconds that commands get to save their runs before they are killed."""
+_LOOK = 0.5
+"""Seconds between two looks at how far a run has got."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """Something for a worker to do.
-
-    Attributes:
-        name: told of it when it fails, and the stem of its log.
-        row: environment and contestant, under which it is shown.
-        total_steps: of a run; 0 for what has none.
-        message: what the worker is told.
-    """
-
-    name: str
-    row: tuple[str, str]
-    total_steps: int
-    message: Mapping[str, Any]
+class ProcessLost(Exception):
+    """What a process worked on is gone, by no fault of its own; the message says why."""
 
 
-class Source(Protocol):
-    """Where tasks come from."""
+class Process(Protocol):
+    """A command at work, here or elsewhere."""
 
-    def next(self) -> Task | None:
-        """A task that can be started, or None while there is none; none is left when also nothing is being worked on."""
+    def poll(self) -> int | None:
+        """The exit code, once the run's files are in its folder here; None while it works.
 
-    def finished(self, task: Task, outcome: Mapping[str, Any]) -> None:
-        """Called when a task has ended, in whatever way but an interruption."""
+        Raises:
+            ProcessLost: the run has to go on elsewhere.
+            RelaxRLError: no other process works any more either.
+        """
 
-
-class Watcher(Protocol):
-    """Sees how the work goes on."""
-
-    def started(self, task: Task) -> None:
-        """A worker has begun with the task."""
-
-    def progress(self, task: Task, message: Mapping[str, Any]) -> None:
-        """The task has got further."""
-
-    def ended(self, task: Task, outcome: Mapping[str, Any]) -> None:
-        """The task has ended."""
-
-    def warn(self, line: str) -> None:
-        """Something has gone wrong that ends no task."""
-
-    def refresh(self) -> None:
-        """Called several times a second."""
-
-
-class Worker(Protocol):
-    """Works on one task at a time, and tells of it in messages.
-
-    They are `{"event": "started"}`, `{"event": "progress", ...}`, `{"event": "warning", "line": ...}`,
-    `{"event": "done", "outcome": ...}`, and, when it works no more, `{"event": "gone", "error": why}`; `{"event": "broken",
-    "error": why}` means that no other worker works any more either.
-    """
-
-    def give(self, message: Mapping[str, Any]) -> None:
-        """Hand over a task; its `log` is the path of the file that its output goes to."""
+    def progress(self) -> Mapping[str, float]:
+        """The last row of the run's `progress.csv`, by column; empty before the first one."""
 
     def stop(self) -> None:
-        """Ask it to save the run at hand and to leave."""
+        """Ask it to save its run and to leave."""
 
-    def dismiss(self) -> None:
-        """Tell it that nothing more comes."""
-
-    def wait(self, seconds: float) -> None:
-        """Wait until it has left; after so long it is ended by force."""
+    def wait(self, seconds: float) -> int:
+        """Wait until it has left; after so long it is killed."""
 
 
-Start = Callable[[Callable[[dict[str, Any]], None]], Worker]
-"""Starts a worker; its messages go to the function given, from any thread."""
+Start = Callable[[Task, Path], Process]
+"""Starts the command of a task, with its output going to a file."""
+Outcomes = dict[str, dict[str, Any]]
+"""What has become of tasks, by their names."""
 
 
-class _Post:
-    """A worker's place in the pool."""
-
-    def __init__(self, start: Start, events: queue.Queue[tuple[_Post, dict[str, Any]]]) -> None:
-        self.task: Task | None = None
-        self.stopping = False
-        self.worker = start(lambda message: events.put((self, message)))
+def local(root: Path, held: int | None = None) -> Start:
+    """Starts processes on this machine, each of which inherits the descriptor `held`."""
+    return lambda task, log: CommandProcess(task.command(root), root, task.folder, log, held=held)
 
 
-class WorkerPool:
-    """Workers on tasks side by side, the output of each task in a log of its own.
+@dataclass
+class _Running:
+    task: Task
+    process: Process
+    started: float
+    losses: int
+    looked: float = 0.0
+
+
+class Pool:
+    """Works on tasks side by side, the output of each in a log of its own.
 
     Args:
-        num_workers: at most so many at a time; one is started when there is something to do.
-        log_folder: where the logs go; it must exist.
-        start: starts a worker; processes on this machine if left out.
+        num_workers: at most so many at a time.
+        root: the comparison's folder; its `logs` must exist.
+        progress: is told how the work goes on.
+        start: starts a command; a process of this machine if left out.
     """
 
-    def __init__(self, num_workers: int, log_folder: Path, *, start: Start | None = None) -> None:
-        self.num_workers, self._log_folder = num_workers, log_folder
-        self._start: Start = local_workers() if start is None else start
-        self._posts: list[_Post] = []
-        self._leaving: list[_Post] = []
-        self._events: queue.Queue[tuple[_Post, dict[str, Any]]] = queue.Queue()
+    def __init__(self, num_workers: int, root: Path, progress: Progress, *, start: Start | None = None) -> None:
+        self.num_workers, self._root, self._progress = num_workers, root, progress
+        self._start: Start = local(root) if start is None else start
+        self._running: list[_Running] = []
+        self._outcomes: Outcomes = {}
+        self._stopping = False
 
-    def __enter__(self) -> WorkerPool:
+    def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        """Have every run saved, and end all commands."""
+        self._stop()
+        deadline = time.monotonic() + _PATIENCE
+        for running in self._running:
+            running.process.wait(max(0.1, deadline - time.monotonic()))
 
-    def run(self, source: Source, watcher: Watcher, interruption: Interruption) -> bool:
-        """Work until the source is empty; returns False when interrupted, with every run saved.
+    def run(self, tasks: Iterable[Task], interruption: Interruption) -> Outcomes | None:
+        """Work on tasks in their order; returns what has become of them, or None if interrupted, with every run saved.
 
         Raises:
-            RelaxRLError: what the workers depend on is gone.
+            RelaxRLError: what the work depends on is gone.
         """
+        left, self._outcomes = iter(tasks), {}
         while True:
-            if not interruption:
-                self._hand_out(source)
-            elif self._interrupt():
-                return False
-            if not any(post.task for post in self._posts):
-                return not interruption
-            try:
-                post, message = self._events.get(timeout=0.2)
-            except queue.Empty:
-                pass
-            else:
-                self._handle(post, message, source, watcher)
-            watcher.refresh()
+            if interruption:
+                self._stop()
+            while not self._stopping and len(self._running) < self.num_workers and (task := next(left, None)):
+                self._begin(task)
+            if not self._running:
+                return None if self._stopping else self._outcomes
+            for running in tuple(self._running):
+                self._look(running)
+            self._progress.refresh()
+            time.sleep(0.05)
 
-    def close(self) -> None:
-        """End all workers: idle ones leave as nothing more comes, others are told to save and to leave."""
-        everybody = [*self._posts, *self._leaving]
-        for post in everybody:
-            if post.task is None:
-                post.worker.dismiss()
-            else:
-                post.worker.stop()
-        deadline = time.monotonic() + _PATIENCE
-        for post in everybody:
-            post.worker.wait(max(0.1, deadline - time.monotonic()))
-        self._posts.clear()
-        self._leaving.clear()
+    def _begin(self, task: Task, losses: int = 0) -> None:
+        if newest_step(self._root / task.folder) is None:  # nothing to go on from
+            shutil.rmtree(self._root / task.folder, ignore_errors=True)
+        process = self._start(task, self._log(task))
+        self._running.append(_Running(task, process, time.monotonic(), losses))
+        self._progress.row(task, {})
 
-    def _hand_out(self, source: Source) -> None:
-        while True:
-            idle = next((post for post in self._posts if post.task is None), None)
-            if idle is None and len(self._posts) >= self.num_workers:
-                return
-            task = source.next()
-            if task is None:
-                return
-            if idle is None:
-                idle = _Post(self._start, self._events)
-                self._posts.append(idle)
-            idle.task = task
-            idle.worker.give({**task.message, "log": str(self._log_folder / f"{task.name}.log")})
-
-    def _handle(self, post: _Post, message: Mapping[str, Any], source: Source, watcher: Watcher) -> None:
-        task, event = post.task, message["event"]
-        if event == "broken":
-            raise RelaxRLError(message["error"])
-        if event == "gone" and post in self._posts:
-            self._posts.remove(post)
-        if task is None:
+    def _look(self, running: _Running) -> None:
+        """See whether a command has ended, or else how far its run has got."""
+        task, now = running.task, time.monotonic()
+        try:
+            code = running.process.poll()
+        except ProcessLost as loss:
+            self._lost(running, str(loss))
             return
-        if event == "started":
-            watcher.started(task)
-        elif event == "progress":
-            watcher.progress(task, message)
-        elif event == "warning":
-            watcher.warn(f"{task.name}: {message['line']}")
-        else:
-            self._ended(post, task, message, source, watcher)
+        if code is not None:
+            self._ended(running, outcome_of(task, self._root, code, self._log(task), now - running.started))
+        elif now - running.looked >= _LOOK:
+            running.looked = now
+            self._progress.row(task, running.process.progress())
 
-    def _ended(self, post: _Post, task: Task, message: Mapping[str, Any], source: Source, watcher: Watcher) -> None:
-        """A task is over, because it has been worked on or because its worker is gone."""
-        post.task = None
-        if message["event"] == "gone":
-            gone = {"status": "failed", "error": message["error"]}
-            outcome: Mapping[str, Any] = {"status": "interrupted"} if post.stopping else gone
+    def _lost(self, running: _Running, why: str) -> None:
+        """Go on elsewhere with what is in the run's folder, unless everything ends or it has happened too often."""
+        if self._stopping:
+            self._ended(running, {"status": "interrupted"})
+        elif running.losses < RESTARTS:
+            self._running.remove(running)
+            self._progress.warn(f"{running.task.name}: {why}; started again")
+            self._begin(running.task, running.losses + 1)
         else:
-            outcome = message["outcome"]
-            if outcome["status"] == "interrupted":
-                self._posts.remove(post)  # it is leaving, and takes no further task
-                self._leaving.append(post)
-        watcher.ended(task, outcome)
-        if outcome["status"] != "interrupted":
-            source.finished(task, outcome)
-        elif not post.stopping:  # somebody else has told the worker to leave
-            source.finished(task, {"status": "failed", "error": "stopped from outside"})
+            self._ended(running, {"status": "failed", "error": f"{why}; given up after {RESTARTS} restarts"})
 
-    def _interrupt(self) -> bool:
-        """Tell busy workers to save and leave; True once all have."""
-        for post in self._posts:
-            if post.task is not None and not post.stopping:
-                post.stopping = True
-                post.worker.stop()
-        return not any(post.task for post in self._posts)
+    def _ended(self, running: _Running, outcome: dict[str, Any]) -> None:
+        self._running.remove(running)
+        if outcome["status"] == "interrupted" and not self._stopping:
+            outcome = {"status": "failed", "error": "stopped from outside"}
+        self._outcomes[running.task.name] = outcome
+        self._progress.ended(running.task, outcome)
+
+    def _stop(self) -> None:
+        """Tell all commands, once, to save and to leave."""
+        if not self._stopping:
+            for running in self._running:
+                running.process.stop()
+        self._stopping = True
+
+    def _log(self, task: Task) -> Path:
+        return self._root / "logs" / f"{task.name}.log"

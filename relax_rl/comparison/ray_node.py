@@ -1,164 +1,139 @@
-"""What stands on a node of a Ray cluster: a worker process, and a folder of its own whose files are told back."""
+"""What stands on a node of a Ray cluster: a command at work in a folder for temporary files, whose changes are told."""
 
 from __future__ import annotations
 
-import os
-import queue
 import shutil
 import socket
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
-from importlib import metadata
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from relax_rl.comparison.ray_files import RESULT, RUN, Mirror, Names, apply_changes, translation
-from relax_rl.comparison.worker_process import Tell, WorkerProcess
+from relax_rl.comparison.process import CommandProcess, lock
+from relax_rl.comparison.task import OUTCOME
+from relax_rl.runs import RunFolder, versions
+from relax_rl.runs.checkpoints import newest_first
+from relax_rl.serialization import write_bytes_atomic, writing
 
-__all__ = ["PACKAGES", "NodeWorker"]
+__all__ = ["PACKAGES", "PREFIX", "NodeRun", "read_files", "write_files"]
 
-Start = Callable[[Tell], WorkerProcess]
-
-PACKAGES = ("torch", "gymnasium", "numpy", "safetensors", "matplotlib")
-"""What every node must have."""
-
+PACKAGES = ("torch", "gymnasium", "numpy")
+"""What a run's numbers depend on."""
 PREFIX = "relax-rl-node-"
-"""Of the names of workers' folders."""
-LOCK = ".lock"
+"""Of the names of folders on nodes."""
 
 
-class NodeWorker:
-    """Works on one task at a time on this machine. Its methods are called one after the other, from elsewhere.
+class NodeRun:
+    """A command at work on a node. Ray calls its methods one after the other.
 
     Args:
-        folder: where it works; taken over, and removed when it leaves. Its name begins with `PREFIX`.
-        collect_interval: seconds between two looks at the files while a run goes on.
-        start: starts the worker process, given what takes its messages.
+        command: the module and its arguments.
+        run: the run's folder, from that of the comparison.
+        files: of that folder, by name, that the command goes on from.
+        collect_interval: seconds between two looks at the files while it works.
     """
 
-    def __init__(self, folder: Path, *, collect_interval: float = 60.0, start: Start | None = None) -> None:
-        self._folder, self._interval = folder, collect_interval
-        self._start: Start = start or (lambda tell: WorkerProcess(tell, folder=folder))
-        self._lock = _take(folder)
-        self._files = self._folder / "files"
-        self._worker: WorkerProcess | None = None
-        self._messages: queue.Queue[dict[str, Any]] = queue.Queue()
+    def __init__(self, command: Sequence[str], run: str, files: Mapping[str, bytes], collect_interval: float) -> None:
+        self._root, self._lock = _own_folder()
+        self._folder, self._log, self._interval = self._root / run, self._root / "log", collect_interval
+        write_files(self._folder, files, ())
+        self._known = {name: stamp for name, (_, stamp) in _stamps(self._folder).items()}
+        self._log_told, self._collected = 0, time.monotonic()
+        self._process = CommandProcess(command, self._root, run, self._log, held=self._lock.fileno())
 
     def about(self) -> dict[str, Any]:
-        """Name of the machine, and the versions of what numbers depend on; None where it is missing."""
-        return {"node": socket.gethostname(), "versions": versions()}
+        """Name of the node, and the versions of what numbers depend on."""
+        return {"node": socket.gethostname(), "versions": versions(PACKAGES)}
 
-    def begin(self, task: Mapping[str, Any], files: Mapping[str, bytes], known: Iterable[str]) -> None:
-        """Begin with a task.
+    def look(self, seconds: float) -> dict[str, Any]:
+        """The exit `code` (None while it works) and the last `row` of progress, after so long or at the end.
 
-        Args:
-            task: the message for the worker, with the paths of the machine that it comes from.
-            files: that the work goes on from.
-            known: names of files that are there on that machine.
+        Now and then, and at the end, also what has changed: the new content of `files`, the names of those that are `gone`,
+        and what the command has printed (`log`). Nothing is left on the node after the end.
         """
-        shutil.rmtree(self._files, ignore_errors=True)
-        self._files.mkdir()
-        here = {**task, "folder": str(self._files / RUN), "log": str(self._files / "log")}
-        if "result" in task:
-            here["result"] = str(self._files / RESULT)
-            here["checkpoint"] = str(self._files / RUN / Path(task["checkpoint"]).relative_to(task["folder"]))
-        names = Names.of(here)
-        apply_changes(names, files, ())
-        back = translation((here[key], str(task[key])) for key in ("folder", "result") if key in task)
-        self._mirror, self._log, self._log_told = Mirror(names, known, back), Path(here["log"]), 0
-        self._mirror.settle()
-        self._collected = time.monotonic()
-        if self._worker is None:
-            self._messages = queue.Queue()
-            self._worker = self._start(self._messages.put)
-        self._worker.give(here)
-
-    def poll(self, seconds: float) -> list[dict[str, Any]]:
-        """What has happened: messages of the worker, and `{"event": "files", "changed", "gone", "log"}` among them.
-
-        Returns when the task begins or ends, and after so many seconds otherwise. Files come before the message that ends a
-        task.
-        """
-        found: list[dict[str, Any]] = []
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            try:
-                message = self._messages.get(timeout=left)
-            except queue.Empty:
-                break
-            if message["event"] == "progress":
-                found = [told for told in found if told["event"] != "progress"]
-            elif message["event"] in ("done", "gone"):
-                found.append(self._look())
-                # One that was interrupted leaves by itself, and takes no further task.
-                if message["event"] == "gone" or message["outcome"]["status"] == "interrupted":
-                    self._worker = None
-            found.append(message)
-            if message["event"] != "progress":
-                return found
-        if time.monotonic() - self._collected >= self._interval:
-            found.append(self._look())
+        while (code := self._process.poll()) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        found = {"code": code, "row": self._process.progress()}
+        if code is not None or time.monotonic() - self._collected >= self._interval:
+            found |= self._changes()
+        if code is not None:
+            shutil.rmtree(self._root, ignore_errors=True)
         return found
 
     def stop(self) -> None:
-        """Ask the worker to save its run and to leave."""
-        if self._worker is not None:
-            self._worker.stop()
+        """Ask the command to save its run and to leave."""
+        self._process.stop()
 
-    def leave(self) -> None:
-        """End the worker, and remove what it has left."""
-        if self._worker is not None:
-            self._worker.dismiss()
-            self._worker.wait(5.0)
-        self._lock.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _look(self) -> dict[str, Any]:
-        changed, gone = self._mirror.changes()
+    def _changes(self) -> dict[str, Any]:
+        """Checkpoints are read before tables, which may thus reach further than these, but never end before them."""
+        files, present = {}, _stamps(self._folder)
+        for name in sorted(present, key=_checkpoints_first):
+            path, stamp = present[name]
+            if self._known.get(name) != stamp:
+                with suppress(FileNotFoundError):  # an old checkpoint, removed this very moment
+                    files[name], self._known[name] = path.read_bytes(), stamp
+        gone = [name for name in self._known if name not in present]
+        for name in gone:
+            del self._known[name]
+        log = self._log.read_bytes()[self._log_told :]
+        self._log_told += len(log)
         self._collected = time.monotonic()
-        log = b""
-        if self._log.exists():
-            with open(self._log, "rb") as file:
-                file.seek(self._log_told)
-                log = file.read()
-            self._log_told += len(log)
-        return {"event": "files", "changed": changed, "gone": gone, "log": log}
+        return {"files": files, "gone": gone, "log": log}
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of `PACKAGES` on this machine; None for one that is missing."""
-    found: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
+def read_files(folder: Path) -> dict[str, bytes]:
+    """What a run goes on from, by name: all its files but the older ones of many checkpoints."""
+    skipped = {*newest_first(RunFolder(folder).checkpoints)[2:], folder / OUTCOME}
+    return {name: path.read_bytes() for name, (path, _) in _stamps(folder).items() if path not in skipped}
+
+
+def write_files(folder: Path, files: Mapping[str, bytes], gone: Sequence[str]) -> None:
+    """Bring a folder up to what a node has told, each file atomically.
+
+    Tables come before checkpoints: a stop in between leaves something that can be gone on with.
+
+    Raises:
+        RelaxRLError: a file cannot be written.
+        ValueError: a name leads out of the folder.
+    """
+    for name in [*sorted(files, key=_checkpoints_first, reverse=True), *gone]:
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{name!r} is no file of {folder}")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if name not in files:
+                path.unlink(missing_ok=True)
+        if name in files:
+            write_bytes_atomic(path, files[name])
+
+
+def _stamps(folder: Path) -> dict[str, tuple[Path, tuple[int, int]]]:
+    """Path, and time and size, of every file but those that are just being written, by name."""
+    found = {}
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            if path.is_file() and not (path.name.startswith(".") and path.suffix == ".tmp"):
+                about = path.stat()
+                found[path.relative_to(folder).as_posix()] = path, (about.st_mtime_ns, about.st_size)
     return found
 
 
-def _take(folder: Path) -> IO[bytes]:
-    """Lock a folder for this process, and remove those that others have left behind because they were killed."""
-    for old in folder.parent.glob(f"{PREFIX}*"):
-        try:
-            with open(old / LOCK, "rb") as file:
-                unused = _locked(file)
-        except OSError:
-            continue  # somebody else's, or just being made
-        if unused:
-            shutil.rmtree(old, ignore_errors=True)
-    lock = open(folder / f"{LOCK}.new", "xb")  # noqa: SIM115
-    _locked(lock)
-    # Under its name it is never seen unlocked while it is in use.
-    os.rename(folder / f"{LOCK}.new", folder / LOCK)
-    return lock
+def _checkpoints_first(name: str) -> tuple[bool, str]:
+    return not name.startswith("checkpoints/"), name
 
 
-def _locked(file: IO[bytes]) -> bool:
-    """Lock a file; False if another process holds it, or if this system has no such locks."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):
-        return False
-    return True
+def _own_folder() -> tuple[Path, IO[bytes]]:
+    """A folder for temporary files and the lock that is held on it; those of killed processes are removed first."""
+    for old in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError), open(old / ".lock", "rb") as file:  # somebody else's, or just being made
+            if lock(file):
+                shutil.rmtree(old, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    held = open(folder / ".lock.new", "xb")  # noqa: SIM115
+    lock(held)
+    (folder / ".lock.new").rename(folder / ".lock")  # under its name it is never seen unlocked while it is in use
+    return folder, held

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from relax_rl.comparison.recording import EPISODES, read_outcome
 from relax_rl.comparison.statistics import (
     Estimate,
     bootstrap,
@@ -21,6 +20,7 @@ from relax_rl.comparison.statistics import (
     performance_profile,
     solved_fraction,
 )
+from relax_rl.comparison.task import read_outcome
 from relax_rl.runs import RunFolder
 from relax_rl.runs.loggers import read_csv
 
@@ -113,7 +113,7 @@ def read_run(folder: Path, seed: int) -> RunResult | None:
     outcome = read_outcome(folder)
     if outcome is None or outcome["status"] not in ("finished", "diverged"):
         return None
-    progress, episodes = _table(RunFolder(folder).progress), _table(folder / EPISODES)
+    progress, episodes = _table(RunFolder(folder).progress), _table(RunFolder(folder).episodes)
     if not episodes.get("return"):
         return None
     if not progress.get("step"):  # it diverged before the first row

@@ -21,7 +21,6 @@ __all__ = [
     "iqm",
     "median",
     "performance_profile",
-    "probability_of_improvement",
     "solved_fraction",
 ]
 
@@ -83,13 +82,10 @@ def improvement_matrix(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
     return np.where(left == right, 0.5, left > right)
 
 
-def probability_of_improvement(x: Sequence[float], y: Sequence[float]) -> float:
-    """P(X > Y) for a run of X and a run of Y drawn at random, ties counting half: Mann-Whitney's U over its maximum."""
-    return float(improvement_matrix(x, y).mean())
-
-
 def improvement(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], *, seed: int = 0) -> Estimate:
     """P(X > Y) with its interval, averaged over environments with equal weight.
+
+    That is for a run of X and a run of Y drawn at random, ties counting half: Mann-Whitney's U over its maximum.
 
     Args:
         pairs: the scores of X's and of Y's runs, one pair per environment; resampled independently.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,16 +17,15 @@ from typing import Any
 
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.comparison.contestants import Contestant
-from relax_rl.comparison.plan import Environment, Folder, run_task
-from relax_rl.comparison.pool import Task
-from relax_rl.comparison.recording import read_outcome
+from relax_rl.comparison.plan import Environment, Folder, own_config, run_task
 from relax_rl.comparison.results import POINTS, read_run
 from relax_rl.comparison.search_space import Dimension, dimensions, searched_values
+from relax_rl.comparison.task import Task, has_ended
 from relax_rl.errors import SettingsError
 from relax_rl.runs import write_json
 from relax_rl.serialization import writing
 
-__all__ = ["FIRST_TUNING_SEED", "Study", "Tuning", "check_installed", "curve_mean"]
+__all__ = ["FIRST_TUNING_SEED", "Studies", "Study", "check_installed", "curve_mean", "make_studies", "tune"]
 
 FIRST_TUNING_SEED = 1_000_000
 """Seeds of trials begin here; those of comparisons end before it."""
@@ -53,19 +52,21 @@ class Study:
     Args:
         config: of the comparison.
         env, contestant: what is tuned, and where.
-        folder: of the trials.
+        folder: of the comparison.
+
+    Attributes:
+        trials: `number`, `params` as searched, `settings` as trained and `score` of each that has ended.
     """
 
-    def __init__(self, config: CompareConfig, env: Environment, contestant: Contestant, folder: Path) -> None:
-        self.config, self.env, self.contestant, self.folder = config, env, contestant, folder
+    def __init__(self, config: CompareConfig, env: Environment, contestant: Contestant, folder: Folder) -> None:
+        self.config, self.env, self.contestant = config, env, contestant
+        self.root, self.folder = folder.path, folder.tuning(env.name, contestant)
         self.space = dimensions(contestant)
         self.seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + config.tune_seeds)
         self.steps = config.tune_steps or env.total_steps
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.trials: list[dict[str, Any]] = self._read()
-        self._queue: list[Task] = []
-        self._open: set[str] = set()
         self._batch: list[dict[str, Any]] = []
 
     @property
@@ -74,50 +75,44 @@ class Study:
         scored = [trial for trial in self.trials if trial["score"] is not None]
         return dict(max(scored, key=lambda trial: float(trial["score"]))["settings"]) if scored else {}
 
-    @property
-    def size_of_next_batch(self) -> int:
-        """How many trials are still to be proposed together."""
-        return min(BATCH, self.config.tune - len(self.trials))
+    def tuned(self) -> Contestant:
+        """The contestant with its best settings."""
+        return replace(self.contestant, settings={**self.contestant.settings, **self.best})
 
-    def next(self) -> Task | None:
-        """A run of a trial, or None while trials of this batch are still running or all are done."""
-        if not self._queue and not self._open and self.size_of_next_batch > 0:
-            self._propose()
-            if not self._queue:
-                self._close_batch()
-                return self.next()
-        return self._queue.pop(0) if self._queue else None
+    def about(self) -> dict[str, Any]:
+        """Steps and seeds of a trial, and all trials, as they are kept."""
+        return {"steps": self.steps, "seeds": list(self.seeds), "trials": self.trials}
 
-    def finished(self, task: Task) -> None:
-        """Take note that a run has ended; the last one of a batch closes it."""
-        self._open.discard(task.name)
-        if not self._open and not self._queue:
-            self._close_batch()
-
-    def tasks_left(self) -> int:
-        """Runs that are still to come, with those in progress."""
-        return (self.config.tune - len(self.trials)) * len(self.seeds)
-
-    def _propose(self) -> None:
+    def propose(self) -> list[Task]:
+        """The runs of the next batch of trials that have not ended; none when there have been enough trials."""
         first = len(self.trials)
-        self._batch = [{"number": first + k, **point} for k, point in enumerate(self._points(self.size_of_next_batch))]
+        points = self._points(min(BATCH, self.config.tune - first))
+        self._batch = [{"number": first + k, **point} for k, point in enumerate(points)]
+        runs = [self._task(trial, seed) for trial in self._batch for seed in self.seeds]
+        return [run for run in runs if not has_ended(run, self.root)]
+
+    def close(self) -> None:
+        """Score the batch, whose runs have all ended, and keep it."""
         for trial in self._batch:
-            for seed in self.seeds:
-                folder = self._run_folder(trial["number"], seed)
-                if read_outcome(folder) is not None:
-                    continue
-                task = run_task(
-                    self.config,
-                    self.env,
-                    self.contestant,
-                    seed,
-                    folder,
-                    name=f"tune-{self.folder.name}-{trial['number']:03d}-s{seed}",
-                    total_steps=self.steps,
-                    settings=trial["settings"],
-                )
-                self._queue.append(task)
-                self._open.add(task.name)
+            folders = [self.root / self._task(trial, seed).folder for seed in self.seeds]
+            scores = [curve_mean(folder, self.steps) for folder in folders]
+            known = [score for score in scores if score is not None]
+            trial["score"] = sum(known) / len(known) if len(known) == len(scores) else None
+        self.trials += self._batch
+        self._batch = []
+        write_json(self.folder / "trials.json", self.about())
+
+    def _task(self, trial: Mapping[str, Any], seed: int) -> Task:
+        return run_task(
+            self.config,
+            self.env,
+            self.contestant,
+            seed,
+            f"tuning/{self.folder.name}/trial-{trial['number']:03d}-s{seed}",
+            name=f"tune-{self.folder.name}-{trial['number']:03d}-s{seed}",
+            total_steps=self.steps,
+            settings=trial["settings"],
+        )
 
     def _points(self, count: int) -> list[dict[str, Any]]:
         """The next points of the search, `{"params": as searched, "settings": as trained}` each."""
@@ -141,7 +136,7 @@ class Study:
                 )
             )
         points: list[dict[str, Any]] = []
-        if not self.trials:
+        if not self.trials and count > 0:
             points.append({"params": searched_values(self._own_settings(), self.space), "settings": {}})
         while len(points) < count:
             params = study.ask(space).params
@@ -156,20 +151,7 @@ class Study:
 
             peer = published(self.env.id, self.contestant.kind)
             return {**_peer_defaults(self.contestant.kind), **peer.settings, **peer.linear}
-        from relax_rl.comparison.own_training import own_config
-
-        task = {"env": self.env.id, "estimator": self.contestant.kind, "settings": dict(self.contestant.settings)}
-        rest = {"seed": 0, "total_steps": self.steps, "stop_at_return": None, "folder": ""}
-        return asdict(own_config({**task, **rest}).agent)
-
-    def _close_batch(self) -> None:
-        for trial in self._batch:
-            scores = [curve_mean(self._run_folder(trial["number"], seed), self.steps) for seed in self.seeds]
-            known = [score for score in scores if score is not None]
-            trial["score"] = sum(known) / len(known) if len(known) == len(scores) else None
-        self.trials += self._batch
-        self._batch = []
-        write_json(self.folder / "trials.json", {"steps": self.steps, "seeds": list(self.seeds), "trials": self.trials})
+        return asdict(own_config(self.env, self.contestant).agent)
 
     def _read(self) -> list[dict[str, Any]]:
         path = self.folder / "trials.json"
@@ -178,48 +160,35 @@ class Study:
         found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["trials"]
         return found
 
-    def _run_folder(self, number: int, seed: int) -> Path:
-        return self.folder / f"trial-{number:03d}-s{seed}"
+
+Studies = dict[tuple[str, str], Study]
+"""By the names of environments and the labels of contestants."""
 
 
-class Tuning:
-    """All studies of a comparison, as a source of tasks: those that can go on take turns."""
+def make_studies(
+    config: CompareConfig, environments: Sequence[Environment], contestants: Sequence[Contestant], folder: Folder
+) -> Studies:
+    """Those that a comparison asks for."""
+    return {
+        (env.name, contestant.label): Study(config, env, contestant, folder)
+        for env in environments
+        for contestant in contestants
+        if config.tune and (config.tune_peers or not contestant.peer)
+    }
 
-    def __init__(
-        self,
-        config: CompareConfig,
-        environments: Sequence[Environment],
-        contestants: Sequence[Contestant],
-        folder: Folder,
-    ) -> None:
-        chosen = [c for c in contestants if config.tune_peers or not c.peer]
-        self.studies = {
-            (env.name, contestant.label): Study(config, env, contestant, folder.tuning(env.name, contestant))
-            for env in environments
-            for contestant in chosen
-        }
-        self._turn = 0
 
-    def next(self) -> Task | None:
-        """The next run of whichever study is ready."""
-        studies = list(self.studies.values())
-        for k in range(len(studies)):
-            task = studies[(self._turn + k) % len(studies)].next()
-            if task is not None:
-                self._turn += k + 1
-                return task
-        return None
+def tune(studies: Studies, work: Callable[[list[Task]], bool]) -> bool:
+    """Bring all studies to their end, a batch of each at a time; returns False when interrupted.
 
-    def finished(self, task: Task, outcome: Mapping[str, Any]) -> None:
-        """Hand the end of a run to its study."""
-        self.studies[task.row].finished(task)
-
-    def tuned(self, env: str, contestant: Contestant) -> Contestant:
-        """The contestant with its best settings on an environment."""
-        study = self.studies.get((env, contestant.label))
-        if study is None:
-            return contestant
-        return replace(contestant, settings={**contestant.settings, **study.best})
+    Args:
+        work: runs tasks; False when interrupted.
+    """
+    while left := [study for study in studies.values() if len(study.trials) < study.config.tune]:
+        if not work([task for study in left for task in study.propose()]):
+            return False
+        for study in left:
+            study.close()
+    return True
 
 
 def curve_mean(folder: Path, total_steps: int) -> float | None:

@@ -7,19 +7,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Recording", "same_numbers"]
+__all__ = ["Recording", "others_like"]
 
 _WARM_UP = 3
 """Calls before the recording, in which libraries choose their algorithms and take their memory."""
-_TOLERANCE = 0.01
-"""Of the norm of an output, far above the rounding of sums in another order."""
 
 
 class Recording:
     """A function as it was recorded: the same kernels on the same memory at every call.
 
-    Whatever it decides by Python or by numbers on the host stands as it was when it was recorded; `same_numbers` tells
-    whether that makes a difference.
+    Whatever it decides by Python or by numbers on the host stands as it was when it was recorded; calling it with
+    `others_like` its examples tells whether that makes a difference.
 
     Args:
         function: of tensors on one GPU, without gradients and without waiting for the device.
@@ -47,24 +45,6 @@ class Recording:
         return tuple(x.clone() for x in self._outputs)
 
 
-def same_numbers(
-    found: Callable[..., tuple[Tensor, ...]], function: Callable[..., tuple[Tensor, ...]], examples: Sequence[Tensor]
-) -> bool:
-    """Whether two functions agree, to rounding, at inputs that differ from these in every place.
-
-    Args:
-        found, function: of tensors.
-        examples: of their arguments.
-    """
-    # Upside down, whole numbers, images and masks are still what they should be.
-    others = [x.flip(0) if x.dim() else x + 0.5 for x in examples]
-    with torch.no_grad():
-        return all(_alike(x, y) for x, y in zip(found(*others), function(*others), strict=True))
-
-
-def _alike(found: Tensor, expected: Tensor) -> bool:
-    finite = torch.isfinite(expected)
-    if not torch.equal(finite, torch.isfinite(found)):
-        return False
-    x, y = (torch.where(finite, each, 0.0).double() for each in (found, expected))
-    return bool((x - y).norm() <= _TOLERANCE * y.norm())
+def others_like(examples: Sequence[Tensor]) -> list[Tensor]:
+    """Inputs that differ from these in every place, for which whole numbers, images and masks are what they should be."""
+    return [x.flip(0) if x.dim() else x + 0.5 for x in examples]

@@ -60,18 +60,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Gradient:
-    """Of a scalar, in what its names say of `Layers`.
-
-    Attributes:
-        back: `[n, width]` at what the first layer gives (`[n, 1]` at the output, if that is the first): times the layer's
-            weight, it is the gradient at the network's input.
-    """
+    """Of a scalar, in what its names say of `Layers`."""
 
     weights: Sequence[Tensor]
     biases: Sequence[Tensor]
     out_weight: Tensor
     out_bias: Tensor
-    back: Tensor
 
 
 def forward(layers: Layers, x: Tensor) -> Tensor:
@@ -141,7 +135,7 @@ def gradient(layers: Layers, at: Evaluation, weight: Tensor, direction: Tensor) 
             # The input is narrow, and a product with few columns is fastest the other way round.
             weights.append((at.outputs[0].t() @ back).t())
             weights[-1][:, features:].add_((direction.t() @ back_input).t())
-    return Gradient(weights[::-1], biases[::-1], out_weight, weight.sum().unsqueeze(0), back)
+    return Gradient(weights[::-1], biases[::-1], out_weight, weight.sum().unsqueeze(0))
 
 
 def _to_actions(back_input: Tensor, layers: Layers, num_features: int) -> Tensor:

@@ -18,10 +18,11 @@ __all__ = ["ActionSurrogate", "surrogate_at"]
 
 
 class ActionSurrogate(nn.Module):
-    """c^(s, a) = net(features of s, relaxed action), the part of c_phi that depends on the action.
+    """c^(s, a) = gain * net(features of s, relaxed action), the part of c_phi that depends on the action.
 
     The advantage already holds -V(s), so c_phi = V + c^ enters the estimators as c^ alone. The last layer starts at
-    zero: a fresh surrogate changes nothing, and must earn its place by lowering the variance.
+    zero: a fresh surrogate changes nothing, and must earn its place by lowering the variance. The learned gain lets all of
+    it shrink at once where it does not (`benchmarks/results/ablation` shows what is lost without).
 
     Args:
         num_features: length of the description of s, to which no gradient flows.
@@ -38,17 +39,19 @@ class ActionSurrogate(nn.Module):
         self.head = nn.Linear(self.layers.num_features, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.gain = nn.Parameter(torch.ones(()))
 
     def forward(self, features: Tensor, relaxed_action: Tensor) -> Tensor:
         """`[*]` values from `[*, F]` features and `[*, A]` relaxed actions."""
         out: Tensor = self.head(self.layers(torch.cat([features, relaxed_action], -1)))
-        return out.squeeze(-1)
+        return self.gain * out.squeeze(-1)
 
     def at(self, features: Tensor, dist: SlopedDistribution | None = None) -> MLPSurrogate:
         """c^ of these states as the estimators take it, with its slope in closed form; see `surrogate_at`."""
         hidden: list[nn.Linear] = list(self.layers.layers)  # type: ignore[arg-type]
         weights, biases = [layer.weight for layer in hidden], [layer.bias for layer in hidden]
-        layers = Layers(weights, biases, self.head.weight, self.head.bias, self.layers.activation, self.derivatives)
+        out_weight, out_bias = self.gain * self.head.weight, self.gain * self.head.bias
+        layers = Layers(weights, biases, out_weight, out_bias, self.layers.activation, self.derivatives)
         return MLPSurrogate(layers, dist, features)
 
 

@@ -78,17 +78,11 @@ class Bernoulli:
     def pull_back(self, slope: Tensor, z: Tensor) -> Tensor:
         return slope
 
-    def push_forward(self, direction: Tensor, z: Tensor) -> Tensor:
-        return direction
-
     def conditional_weight(self, sample: Tensor, z_tilde: Tensor) -> Tensor:
         return -torch.expm1(-z_tilde.abs()) * torch.sigmoid((2 * sample - 1) * self.params.detach())
 
     def soften_slope(self, relaxed: Tensor, vector: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         return relaxed * (1 - relaxed) * vector / temperature
-
-    def soften_curvature(self, relaxed: Tensor, change: Tensor, vector: Tensor) -> Tensor:
-        return (1 - 2 * relaxed) * change * vector
 
     def embed(self, sample: Tensor) -> Tensor:
         return sample

@@ -87,18 +87,12 @@ class Categorical:
     def pull_back(self, slope: Tensor, z: Tensor) -> Tensor:
         return slope - self.mean.detach() * _sum(slope)
 
-    def push_forward(self, direction: Tensor, z: Tensor) -> Tensor:
-        return direction - _sum(self.mean.detach() * direction)
-
     def conditional_weight(self, sample: Tensor, z_tilde: Tensor) -> Tensor:
         return -torch.expm1(z_tilde - z_tilde.amax(-1, keepdim=True))  # the largest entry is that of the outcome
 
     def soften_slope(self, relaxed: Tensor, vector: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         weighted = relaxed * vector
         return (weighted - relaxed * _sum(weighted)) / temperature
-
-    def soften_curvature(self, relaxed: Tensor, change: Tensor, vector: Tensor) -> Tensor:
-        return change * (vector - _sum(relaxed * vector)) - relaxed * _sum(change * vector)
 
     def embed(self, sample: Tensor) -> Tensor:
         return sample if self.one_hot else self._one_hot(sample)

@@ -73,10 +73,6 @@ class DiagGaussian:
     def pull_back(self, slope: Tensor, z: Tensor) -> Tensor:
         return torch.cat([slope, slope * (z - self.mean.detach())], -1)
 
-    def push_forward(self, direction: Tensor, z: Tensor) -> Tensor:
-        of_mean, of_log_std = direction.chunk(2, -1)
-        return of_mean + of_log_std * (z - self.mean.detach())
-
     def soften_slope(self, relaxed: Tensor, vector: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         return vector
 

@@ -105,18 +105,12 @@ class MultiCategorical:
     def pull_back(self, slope: Tensor, z: Tensor) -> Tensor:
         return slope - self.mean.detach() * self._sum(slope)
 
-    def push_forward(self, direction: Tensor, z: Tensor) -> Tensor:
-        return direction - self._sum(self.mean.detach() * direction)
-
     def conditional_weight(self, sample: Tensor, z_tilde: Tensor) -> Tensor:
         return -torch.expm1(z_tilde - self._sum(z_tilde * self.embed(sample)))
 
     def soften_slope(self, relaxed: Tensor, vector: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         weighted = relaxed * vector
         return (weighted - relaxed * self._sum(weighted)) / temperature
-
-    def soften_curvature(self, relaxed: Tensor, change: Tensor, vector: Tensor) -> Tensor:
-        return change * (vector - self._sum(relaxed * vector)) - relaxed * self._sum(change * vector)
 
     def embed(self, sample: Tensor) -> Tensor:
         return sample if self.one_hot else self._one_hot(sample)

@@ -93,9 +93,6 @@ class SlopedDistribution(Distribution, Protocol):
     def pull_back(self, slope: Tensor, z: Tensor) -> Tensor:
         """`[*, P]` (dz/dparams)' slope, in closed form: from slopes `[*, ...]` in z = relax(noise) to the parameters."""
 
-    def push_forward(self, direction: Tensor, z: Tensor) -> Tensor:
-        """How z = relax(noise) moves when the parameters move along `direction` `[*, P]`: dz/dparams direction."""
-
     def soften_slope(self, relaxed: Tensor, vector: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         """`[*, F]` S vector with S = dsoften(z)/dz, a symmetric matrix, at relaxed = soften(z)."""
 
@@ -106,8 +103,5 @@ class SlopedRelaxation(SlopedDistribution, RelaxedDistribution, Protocol):
     def conditional_weight(self, sample: Tensor, z_tilde: Tensor) -> Tensor:
         """What each entry of dz~/dparams is of that of dz/dparams, the noise of z~ = relax_given(sample, noise) held.
 
-        So `pull_back(weight * slope)` and `weight * push_forward(direction)` are those of z~.
+        So `pull_back(weight * slope)` is that of z~.
         """
-
-    def soften_curvature(self, relaxed: Tensor, change: Tensor, vector: Tensor) -> Tensor:
-        """`[*, F]` how S vector at temperature 1 changes as `relaxed` moves along `change`."""

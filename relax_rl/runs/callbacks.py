@@ -19,13 +19,12 @@ from relax_rl.errors import TrainingDiverged, WorkerLost
 from relax_rl.runs.agent import AgentRun
 from relax_rl.runs.checkpoints import CheckpointFolder, Trainable
 from relax_rl.runs.displays import Display
-from relax_rl.runs.evaluation import evaluate
+from relax_rl.runs.evaluation import Scores
 from relax_rl.runs.interruption import Interruption
 from relax_rl.runs.loggers import Logger, mean_metrics
 
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic, Callback, UpdateInfo
-    from relax_rl.envs import VectorEnvs
 
 __all__ = [
     "Every",
@@ -35,6 +34,7 @@ __all__ = [
     "at_most_every",
     "count_episodes",
     "interrupted_by",
+    "log_episodes",
     "show_progress",
     "stop_at_return",
     "stop_when_interrupted",
@@ -74,6 +74,16 @@ def at_most_every(seconds: float, call: Callable[[], object]) -> Callable[[], No
 def count_episodes(run: AgentRun) -> Callback:
     """Takes finished episodes into the run's state. The others read it, so it stands first."""
     return lambda agent, info: run.add(info.episodes)
+
+
+def log_episodes(logger: Logger) -> Callback:
+    """Writes a row for every finished episode: the step of the update that learned from its end, return and length."""
+
+    def log(agent: ActorCritic, info: UpdateInfo) -> None:
+        for episode in info.episodes:
+            logger.log({"step": info.steps, "return": float(episode.return_), "length": int(episode.length)})
+
+    return log
 
 
 def show_progress(run: AgentRun, display: Display) -> Callback:
@@ -171,59 +181,47 @@ class LogProgress:
 
 
 class PeriodicEvaluation:
-    """Scores the agent on separate environments once per interval, and keeps the best one.
+    """Scores the agent once per interval, and keeps the best one.
 
     Args:
-        envs: nothing else uses them.
+        run: of the agent.
+        interval: steps between two evaluations.
+        play: plays the episodes; None if that was broken off.
+        log: takes the row of an evaluation.
         save_best: called when the mean return is the highest so far.
     """
 
     def __init__(
         self,
         run: AgentRun,
-        envs: VectorEnvs,
-        loggers: Sequence[Logger],
         *,
         interval: int,
-        episodes: int,
-        seed: int,
-        deterministic: bool,
-        interruption: Interruption,
+        play: Callable[[], Scores | None],
+        log: Callable[[Mapping[str, float]], object],
         save_best: Callable[[], object],
     ) -> None:
-        self._run, self._envs, self._loggers = run, envs, loggers
+        self._run, self._play, self._log, self._save_best = run, play, log, save_best
         self._every = Every(interval, run.steps)
-        self._episodes, self._seed, self._deterministic = episodes, seed, deterministic
-        self._interruption, self._save_best = interruption, save_best
 
     def __call__(self, agent: ActorCritic, info: UpdateInfo) -> None:
         if not self._every.due(info.steps):
             return
         agent.watch("evaluation")
-        self._evaluate(agent)
+        scores = self._play()
+        if scores is not None:
+            self._take(scores)
         agent.watch("logging")
 
-    def _evaluate(self, agent: ActorCritic) -> None:
-        scores = evaluate(
-            agent,
-            self._envs,
-            episodes=self._episodes,
-            seed=self._seed,
-            deterministic=self._deterministic,
-            should_stop=lambda: bool(self._interruption),
-        )
-        if scores is None:
-            return
+    def _take(self, scores: Scores) -> None:
         row = {
-            "step": agent.steps,
+            "step": self._run.steps,
             "episodes": len(scores.returns),
             "return_mean": scores.mean,
             "return_std": scores.std,
             "length_mean": scores.length_mean,
             "seconds": self._run.clock.seconds,
         }
-        for logger in self._loggers:
-            logger.log(row)
+        self._log(row)
         if self._run.best_evaluation is None or scores.mean > self._run.best_evaluation:
             self._run.best_evaluation = scores.mean
             self._save_best()

@@ -14,7 +14,7 @@ from relax_rl.serialization import load_state, save_state, writing
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Checkpoint", "CheckpointFolder", "Trainable"]
+__all__ = ["Checkpoint", "CheckpointFolder", "Trainable", "newest_first", "remove_all_but"]
 
 _NAME = re.compile(r"step_(\d+)\.safetensors")
 
@@ -62,6 +62,27 @@ class Checkpoint:
         return cls(*load_state(path), path)
 
 
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints in a folder by step, whether they can be read or not; none where there is no such folder."""
+    try:
+        entries = list(folder.iterdir())
+    except OSError:
+        return []
+    named = [(match, entry) for entry in entries if (match := _NAME.fullmatch(entry.name))]
+    return [entry for _, entry in sorted(named, key=lambda pair: int(pair[0][1]), reverse=True)]
+
+
+def remove_all_but(folder: Path, keep: int) -> None:
+    """Remove checkpoints that are no longer needed; the newest `keep` stay.
+
+    Raises:
+        RelaxRLError: a file cannot be removed.
+    """
+    with writing(folder):
+        for old in newest_first(folder)[keep:]:
+            old.unlink(missing_ok=True)
+
+
 class CheckpointFolder:
     """The checkpoints of a run, `step_000050000.safetensors` and so on; the newest are kept.
 
@@ -81,12 +102,7 @@ class CheckpointFolder:
 
     def newest_first(self) -> list[Path]:
         """Checkpoints by step, whether they can be read or not; none where there is no such folder."""
-        try:
-            entries = list(self.path.iterdir())
-        except OSError:
-            return []
-        named = [(match, entry) for entry in entries if (match := _NAME.fullmatch(entry.name))]
-        return [entry for _, entry in sorted(named, key=lambda pair: int(pair[0][1]), reverse=True)]
+        return newest_first(self.path)
 
     def save(self, trained: Trainable) -> Path:
         """Write a checkpoint of now, then remove those that are no longer needed.
@@ -99,9 +115,8 @@ class CheckpointFolder:
         tensors, state = trained.state()
         if self.writes:
             save_state(path, tensors, state)
-            with writing(self.path):
-                for old in self.newest_first()[self.keep :] if self.keep else ():
-                    old.unlink(missing_ok=True)
+            if self.keep:
+                remove_all_but(self.path, self.keep)
         return path
 
     def save_best(self, trained: Trainable) -> Path:

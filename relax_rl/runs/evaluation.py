@@ -104,36 +104,24 @@ def evaluate(
     saved = agent.generator.get_state()
     agent.generator.manual_seed(seed)
     try:
-        return _play(agent, envs, episodes, seed, deterministic, should_stop, after_step)
+        quota = [episodes // envs.num_envs + (row < episodes % envs.num_envs) for row in range(envs.num_envs)]
+        finished: list[list[tuple[float, int]]] = [[] for _ in quota]
+        returns = np.zeros(envs.num_envs)
+        lengths = np.zeros(envs.num_envs, dtype=np.int64)
+        envs.reset((seed, EVALUATION_STREAM))
+        while any(len(done) < wanted for done, wanted in zip(finished, quota, strict=True)):
+            step = envs.step(agent.act(envs.obs, deterministic=deterministic))
+            returns += step.reward
+            lengths += step.valid
+            for row in np.flatnonzero(step.terminated | step.truncated):
+                if len(finished[row]) < quota[row]:
+                    finished[row].append((float(returns[row]), int(lengths[row])))
+                returns[row] = lengths[row] = 0
+            if after_step is not None:
+                after_step()
+            if should_stop is not None and should_stop():
+                return None
+        scores = [score for done in finished for score in done]
+        return Scores(tuple(r for r, _ in scores), tuple(length for _, length in scores))
     finally:
         agent.generator.set_state(saved)
-
-
-def _play(
-    agent: ActorCritic,
-    envs: VectorEnvs,
-    episodes: int,
-    seed: int,
-    deterministic: bool,
-    should_stop: Callable[[], bool] | None,
-    after_step: Callable[[], None] | None,
-) -> Scores | None:
-    quota = [episodes // envs.num_envs + (row < episodes % envs.num_envs) for row in range(envs.num_envs)]
-    finished: list[list[tuple[float, int]]] = [[] for _ in quota]
-    returns = np.zeros(envs.num_envs)
-    lengths = np.zeros(envs.num_envs, dtype=np.int64)
-    envs.reset((seed, EVALUATION_STREAM))
-    while any(len(done) < wanted for done, wanted in zip(finished, quota, strict=True)):
-        step = envs.step(agent.act(envs.obs, deterministic=deterministic))
-        returns += step.reward
-        lengths += step.valid
-        for row in np.flatnonzero(step.terminated | step.truncated):
-            if len(finished[row]) < quota[row]:
-                finished[row].append((float(returns[row]), int(lengths[row])))
-            returns[row] = lengths[row] = 0
-        if after_step is not None:
-            after_step()
-        if should_stop is not None and should_stop():
-            return None
-    scores = [score for done in finished for score in done]
-    return Scores(tuple(r for r, _ in scores), tuple(length for _, length in scores))

@@ -38,56 +38,42 @@ PACKAGES = ("torch", "gymnasium", "numpy", "ale-py")
 """What a run's numbers depend on beside Python and this package."""
 
 
+class _Within:
+    """A file or folder within that of a run."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, folder: RunFolder, kind: type | None = None) -> Path:
+        return folder.path / self.name
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths of the files a run leaves behind."""
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        """Settings, versions and command, as JSON."""
-        return self.path / "config.json"
-
-    @property
-    def progress(self) -> Path:
-        """One row per log interval."""
-        return self.path / "progress.csv"
-
-    @property
-    def evaluations(self) -> Path:
-        """One row per evaluation during training."""
-        return self.path / "evaluation.csv"
-
-    @property
-    def evaluation(self) -> Path:
-        """Result of the last evaluation after training, as JSON."""
-        return self.path / "evaluation.json"
-
-    @property
-    def variance(self) -> Path:
-        """Result of the last `variance` command, as JSON."""
-        return self.path / "variance.json"
-
-    @property
-    def variance_figure(self) -> Path:
-        """The same as PNG."""
-        return self.path / "variance.png"
-
-    @property
-    def curve(self) -> Path:
-        """The learning curve, as PNG."""
-        return self.path / "learning_curve.png"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the saved states."""
-        return self.path / "checkpoints"
-
-    @property
-    def videos(self) -> Path:
-        """Folder of recorded videos."""
-        return self.path / "videos"
+    config = _Within("config.json")
+    """Settings, versions and command, as JSON."""
+    progress = _Within("progress.csv")
+    """One row per log interval."""
+    episodes = _Within("episodes.csv")
+    """One row per finished episode."""
+    evaluations = _Within("evaluation.csv")
+    """One row per evaluation during training."""
+    evaluation = _Within("evaluation.json")
+    """Result of the last evaluation after training, as JSON."""
+    variance = _Within("variance.json")
+    """Result of the last `variance` command, as JSON."""
+    variance_figure = _Within("variance.png")
+    """The same as PNG."""
+    curve = _Within("learning_curve.png")
+    """The learning curve, as PNG."""
+    checkpoints = _Within("checkpoints")
+    """Folder of the saved states."""
+    videos = _Within("videos")
+    """Folder of recorded videos."""
 
     def check_unused(self, *, resumable: bool = True) -> None:
         """Refuse a folder that is in use.

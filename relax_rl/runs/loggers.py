@@ -12,11 +12,11 @@ from typing import IO, Any, Protocol
 from relax_rl.serialization import write_text_atomic, writing
 
 __all__ = [
+    "EPISODE_COLUMNS",
     "EVALUATION_COLUMNS",
     "PROGRESS_COLUMNS",
     "CsvLogger",
     "Logger",
-    "TensorBoardGroup",
     "TensorBoardLogger",
     "mean_metrics",
     "read_csv",
@@ -25,6 +25,9 @@ __all__ = [
 
 PROGRESS_COLUMNS = ("step", "episodes", "return_mean", "seconds", "steps_per_second", "length_mean")
 """The first columns of `progress.csv`; the agent's metrics follow."""
+
+EPISODE_COLUMNS = ("step", "return", "length")
+"""The columns of `episodes.csv`."""
 
 EVALUATION_COLUMNS = ("step", "episodes", "return_mean", "return_std", "length_mean", "seconds")
 """The columns of `evaluation.csv`."""
@@ -102,10 +105,7 @@ class TensorBoardLogger:
                 table = "".join(f"|{name}|{value}|\n" for name, value in settings.items())
                 self._writer.add_text("settings", f"|setting|value|\n|-|-|\n{table}", from_step or 0)
 
-    def log(self, row: Mapping[str, float]) -> None:
-        self.log_under("charts", row)
-
-    def log_under(self, group: str, row: Mapping[str, float]) -> None:
+    def log(self, row: Mapping[str, float], *, group: str = "charts") -> None:
         """Record one row, with `group/` before the names that have no group."""
         step = int(row["step"])
         with writing(self.folder):
@@ -116,19 +116,6 @@ class TensorBoardLogger:
     def close(self) -> None:
         with writing(self.folder):
             self._writer.close()
-
-
-class TensorBoardGroup:
-    """A logger that writes through another one's TensorBoard, under a group of its own; does not close it."""
-
-    def __init__(self, logger: TensorBoardLogger, group: str) -> None:
-        self._logger, self._group = logger, group
-
-    def log(self, row: Mapping[str, float]) -> None:
-        self._logger.log_under(self._group, row)
-
-    def close(self) -> None:
-        """The other logger is closed by whoever made it."""
 
 
 def mean_metrics(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -164,7 +164,7 @@ class Opening(Generic[C]):
             folder.create()
             history: dict[str, Any] = {"command": command, "started": now(), "resumed": []}
         elif first and self.checkpoint is not None:
-            for table in (folder.progress, folder.evaluations):
+            for table in (folder.progress, folder.episodes, folder.evaluations):
                 truncate_csv(table, max(0, steps))
             record = read_record(folder)
             entry = {"step": steps, "checkpoint": self.checkpoint.path.name, "time": now(), "command": command}

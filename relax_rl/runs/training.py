@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,18 +16,19 @@ from relax_rl.runs.callbacks import (
     SaveCheckpoints,
     at_most_every,
     count_episodes,
+    log_episodes,
     show_progress,
     stop_at_return,
     stop_when_interrupted,
 )
-from relax_rl.runs.evaluation import envs_of, evaluation_envs
+from relax_rl.runs.evaluation import Scores, envs_of, evaluate, evaluation_envs
 from relax_rl.runs.folder import RunFolder, default_run_dir, read_config, resumed_config
 from relax_rl.runs.loggers import (
+    EPISODE_COLUMNS,
     EVALUATION_COLUMNS,
     PROGRESS_COLUMNS,
     CsvLogger,
     Logger,
-    TensorBoardGroup,
     TensorBoardLogger,
     read_csv,
 )
@@ -184,6 +185,8 @@ class _Training:
             after=at_most_every(REDRAW, self._draw_curve),
         )
         standing: list[Callable[..., bool | None]] = [count_episodes(run), show_progress(run, process.display), log]
+        if session.first:
+            standing.append(log_episodes(self._table(session.folder.episodes, EPISODE_COLUMNS)))
         if settings.eval_interval and session.first:
             standing.append(self._evaluation(rows))
         standing += [save, stop_when_interrupted(process.interruption, process.display)]
@@ -213,6 +216,11 @@ class _Training:
         for logger in found:
             self.process.stack.callback(logger.close)
         return found if self.session.first else []
+
+    def _table(self, path: Path, columns: tuple[str, ...]) -> CsvLogger:
+        table = CsvLogger(path, columns)
+        self.process.stack.callback(table.close)
+        return table
 
     def _result(self, checkpoint: Path) -> TrainingResult:
         settings, run, agent = self.session.config.run, self.run, self.run.agent
@@ -261,21 +269,33 @@ class _Training:
         }
         return Profile(watch, self.session.folder.path, about=about)
 
-    def _evaluation(self, rows: list[Logger]) -> PeriodicEvaluation:
-        config, settings, stack = self.session.config, self.session.config.run, self.process.stack
-        envs = stack.enter_context(evaluation_envs(config.env, episodes=settings.eval_episodes, seed=settings.seed))
-        table = CsvLogger(self.session.folder.evaluations, EVALUATION_COLUMNS)
-        stack.callback(table.close)
-        boards = [TensorBoardGroup(logger, "evaluation") for logger in rows if isinstance(logger, TensorBoardLogger)]
+    def _evaluation(self, loggers: list[Logger]) -> PeriodicEvaluation:
+        config, settings, process = self.session.config, self.session.config.run, self.process
+        envs = evaluation_envs(config.env, episodes=settings.eval_episodes, seed=settings.seed)
+        process.stack.enter_context(envs)
+        table = self._table(self.session.folder.evaluations, EVALUATION_COLUMNS)
+
+        def play() -> Scores | None:
+            return evaluate(
+                self.run.agent,
+                envs,
+                episodes=settings.eval_episodes,
+                seed=settings.seed,
+                deterministic=not is_atari(config.env.env),  # the mode of a policy gets stuck in Atari games
+                should_stop=lambda: bool(process.interruption),
+            )
+
+        def log(row: Mapping[str, float]) -> None:
+            table.log(row)
+            for logger in loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.log(row, group="evaluation")
+
         return PeriodicEvaluation(
             self.run,
-            envs,
-            [table, *boards],
             interval=settings.eval_interval,
-            episodes=settings.eval_episodes,
-            seed=settings.seed,
-            deterministic=not is_atari(config.env.env),  # the mode of a policy gets stuck in Atari games
-            interruption=self.process.interruption,
+            play=play,
+            log=log,
             save_best=lambda: self.session.checkpoints.save_best(self.run),
         )
 

@@ -6,7 +6,7 @@ import argparse
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from itertools import pairwise
@@ -21,12 +21,20 @@ __all__ = ["ALIASES", "parse"]
 ALIASES = {"backend": "vectorization"}
 """Options that may be called by another name, and what they are called in the settings."""
 
-_NUMBERS = {int: "a whole number", float: "a number"}
+_HELP = {"-h", "--help"}
 
 T = TypeVar("T")
 
 
-def parse(kind: type[T], args: Sequence[str], *, default: T | None = None, prog: str, description: str) -> T:
+def parse(
+    kind: type[T],
+    args: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    default: T | None = None,
+    base: Callable[[T], T] | None = None,
+) -> T:
     """Read command-line arguments into a dataclass; nested dataclasses give their fields without a prefix.
 
     `--some-name` and `--some_name` are the same option, and so are those of `ALIASES`; the docstring under a field is
@@ -36,34 +44,50 @@ def parse(kind: type[T], args: Sequence[str], *, default: T | None = None, prog:
     Args:
         kind: the dataclass.
         args: what stands behind the command.
-        default: values of the options that are not given (else those of the definition).
         prog: the command, for the help.
         description: the first line of the help.
+        default: values of the options that are not given (else those of the definition).
+        base: from what is given over `default` (which run or preset it is about, say) to the values to put it over.
 
     Raises:
         SettingsError: an unknown option, a value of the wrong type or out of range.
     """
     options = {option.name: option for option in _options(kind)}
-    required = [name for name, option in options.items() if option.field.default is MISSING]
-    usage = " ".join([prog, "[-h]", "[OPTIONS]", *map(str.upper, required)])
+    required = [option for option in options.values() if option.required]
+    helping = not _HELP.isdisjoint(args)
+    told = [_settled(token, options) for token in args if token not in _HELP]
+    given = vars(_parser(kind, options, prog, description).parse_args(told))
+    missing = [option for option in required if given[option.name] is None]
+    if missing and not helping:
+        raise SettingsError(f"{missing[0].name.upper()} is missing: {missing[0].help}; see {prog} --help")
+    if default is None and not missing:
+        default = kind(**{option.name: given[option.name] for option in required})
+    if default is not None and base is not None:
+        default = base(with_settings(default, given))
+    if default is None or helping:
+        shown = {} if default is None else flat(default)
+        _parser(kind, options, prog, description, shown).parse_args(["--help"])
+    assert default is not None
+    return with_settings(default, given)
+
+
+def _parser(
+    kind: type, options: Mapping[str, _Option], prog: str, description: str, shown: Mapping[str, Any] | None = None
+) -> _Parser:
+    """A parser of these options, with their help if it is given what to show as their defaults."""
+    usage = " ".join([prog, "[-h] [OPTIONS]", *(name.upper() for name, option in options.items() if option.required)])
     parser = _Parser(prog=prog, description=description, usage=usage, allow_abbrev=False)
     sections: dict[type, Any] = {kind: parser}
-    shown = {} if default is None else flat(default)
     for name, option in options.items():
         if option.section not in sections:
-            sections[option.section] = parser.add_argument_group(inspect.cleandoc(option.section.__doc__ or ""))
-        option.add_to(
-            sections[option.section],
-            shown.get(name, option.field.default),
-            with_help=not {"-h", "--help"}.isdisjoint(args),
-        )
-    given = vars(parser.parse_args([_settled(token, options) for token in args]))
-    values = {name: options[name].value(text) for name, text in given.items()}
-    for name in required:
-        if values.get(name) is None:
-            raise SettingsError(f"{name.upper()} is missing: {options[name].help}; see {prog} --help")
-    base = default if default is not None else kind(**{name: values[name] for name in required})
-    return with_settings(base, values)
+            sections[option.section] = parser.add_argument_group((option.section.__doc__ or "").rstrip("."))
+        help_ = None
+        if shown is not None:
+            value = shown.get(name, option.field.default)
+            words = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            help_ = option.help if option.required else f"{option.help} (default: {words})"
+        option.add_to(sections[option.section], help_ and help_.replace("%", "%%"))
+    return parser
 
 
 @dataclass(frozen=True)
@@ -79,6 +103,10 @@ class _Option:
         return self.field.name
 
     @property
+    def required(self) -> bool:
+        return self.field.default is MISSING
+
+    @property
     def flag(self) -> str:
         return f"--{self.name.replace('_', '-')}"
 
@@ -86,48 +114,37 @@ class _Option:
     def help(self) -> str:
         return _docstrings(self.section).get(self.name, "")
 
-    @property
-    def plain(self) -> Any:
-        """The type of a value: of one entry, and of one that is not None."""
-        if get_origin(self.kind) is Literal:
-            return self.kind
-        return next((part for part in get_args(self.kind) if part is not NoneType), self.kind)
-
-    def value(self, text: Any) -> Any:
-        """What was given, with its type.
-
-        Raises:
-            SettingsError: it is of another type.
-        """
-        if isinstance(text, list):
-            return tuple(self.value(entry) for entry in text)
-        if not isinstance(text, str):
-            return text
-        if text.lower() == "none" and NoneType in get_args(self.kind):
-            return None
-        choices = get_args(self.plain)
-        if choices and text not in choices:
-            near = did_you_mean(text, choices)
-            raise SettingsError(f"{self.flag}: {text!r} is not one of {', '.join(choices)}{near}")
-        try:
-            return text if choices else self.plain(text)
-        except ValueError:
-            raise SettingsError(f"{self.flag}: {text!r} is not {_NUMBERS[self.plain]}") from None
-
-    def add_to(self, parser: Any, default: Any, *, with_help: bool) -> None:
+    def add_to(self, parser: Any, help_: str | None) -> None:
         """Describe it to a parser, which then gives it only where it was given itself."""
-        told = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        how: dict[str, Any] = {"help": f"{self.help} (default: {told})".replace("%", "%%")} if with_help else {}
-        if self.field.default is MISSING:
-            parser.add_argument(self.name, nargs="?", metavar=self.name.upper(), help=self.help if with_help else None)
+        if self.required:
+            parser.add_argument(self.name, nargs="?", metavar=self.name.upper(), help=help_)
             return
-        if self.kind is bool:
-            how["action"] = argparse.BooleanOptionalAction
-        else:
-            choices = get_args(self.plain)
-            how["metavar"] = f"{{{','.join(choices)}}}" if choices else self.plain.__name__.upper()
-            how["nargs"] = "*" if get_origin(self.kind) is tuple else None
-        parser.add_argument(self.flag, dest=self.name, default=argparse.SUPPRESS, **how)
+        inner = get_args(self.kind)
+        several, optional = get_origin(self.kind) is tuple, NoneType in inner
+        plain = inner[0] if several or optional else self.kind
+        how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        if get_origin(plain) is Literal:
+            how = {"choices": get_args(plain)}
+        elif plain is not bool:
+            how = {"type": _reader(plain, optional), "metavar": plain.__name__.upper()}
+        if several:
+            how["nargs"] = "*"
+        parser.add_argument(self.flag, dest=self.name, default=argparse.SUPPRESS, help=help_, **how)
+
+
+def _reader(kind: Any, optional: bool) -> Callable[[str], Any]:
+    """From a text to a value of a type."""
+
+    def read(text: str) -> Any:
+        if optional and text == "None":
+            return None
+        try:
+            return kind(text)
+        except ValueError:
+            number = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {number}") from None
+
+    return read
 
 
 class _Parser(argparse.ArgumentParser):
@@ -135,14 +152,14 @@ class _Parser(argparse.ArgumentParser):
         raise SettingsError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
 
-def _settled(token: str, options: dict[str, _Option]) -> str:
+def _settled(token: str, options: Mapping[str, _Option]) -> str:
     """An argument with the option in it called as the parser calls it.
 
     Raises:
         SettingsError: there is no such option.
     """
     flag, equals, value = token.partition("=")
-    if not token.startswith("--") or token in ("--", "--help"):
+    if not token.startswith("--") or token == "--":
         return token
     name = flag.removeprefix("--").replace("-", "_")
     name = ALIASES[name] if ALIASES.get(name) in options else name

@@ -19,7 +19,7 @@ from relax_rl.critics import surrogate_at
 from relax_rl.errors import SettingsError
 from relax_rl.variance.fitting import fit_surrogate, relative_variance
 
-__all__ = ["REFERENCE", "STATE_PART", "Contender", "contenders", "fresh_surrogate", "seen"]
+__all__ = ["REFERENCE", "STATE_PART", "Contender", "contenders", "experience_of", "fresh_surrogate"]
 
 REFERENCE = "a2c"
 """The estimator that the others are measured against."""
@@ -46,7 +46,7 @@ class Contender:
     fit: Callable[[Experience, Any], None] | None = None
 
 
-def seen(agent: ActorCritic, batch: Batch, outputs: Outputs) -> tuple[Experience, Any]:
+def experience_of(agent: ActorCritic, batch: Batch, outputs: Outputs) -> tuple[Experience, Any]:
     """What an estimate sees of an agent's batch and its networks' outputs on it: experience and action distribution."""
     experience = Experience(outputs.features, batch.action, batch.noise, batch.advantage, batch.return_, batch.weight)
     return experience, agent.policy.distribution(outputs.params.detach())

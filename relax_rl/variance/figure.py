@@ -74,7 +74,7 @@ def _plot_parts(axes: Any, parts: Mapping[str, VarianceParts]) -> None:
             axes.annotate(f"{found.total.value:.2g} →", (limit, place), (-4, 0), **beside)
     axes.set_xlim(0, limit)
     axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
-    _name_rows(axes, parts, "variance of one row's gradient, by origin (line: 95% interval of the total)")
+    _name_rows(axes, parts, "variance of one row's gradient, by origin (line: 95%)")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
 
 

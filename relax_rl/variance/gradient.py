@@ -13,7 +13,7 @@ from relax_rl.agents import ActorCritic
 from relax_rl.envs import VectorEnvs
 from relax_rl.errors import SettingsError
 from relax_rl.estimators.diagnostics import Interval, effective_sample_size_ratio, variance
-from relax_rl.variance.contenders import REFERENCE, Contender, seen
+from relax_rl.variance.contenders import REFERENCE, Contender, experience_of
 
 __all__ = ["AppliedVariance", "applied_gradients", "applied_variances", "policy_gradient"]
 
@@ -69,7 +69,7 @@ def applied_gradients(
     draws: dict[str, list[Tensor]] = {entrant.name: [] for entrant in entrants}
     for done in range(fit_batches + num_batches):
         batch, outputs = agent.batch(agent.collect(collector))
-        x, dist = seen(agent, batch, outputs)
+        x, dist = experience_of(agent, batch, outputs)
         for entrant in entrants:
             if done >= fit_batches:
                 estimate = entrant.estimate(x, dist)

@@ -1,0 +1,213 @@
+"""Several steps on one rollout: gradients of a later policy from actions of the one before it, the trust region, and
+surrogates that learn after the policy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal
+from relax_rl.agents.gradients import finished, flattened, gradients
+from relax_rl.errors import SettingsError
+from relax_rl.estimators import noise_behind
+from relax_rl.settings.config import AgentConfig
+from tests.oracles import assert_unbiased, collect
+from tests.steps import (
+    ACTIONS,
+    BOX,
+    DISCRETE,
+    OBS,
+    PASSES,
+    in_one_state,
+    off_policy,
+    rollout_for,
+    shake,
+    watch_steps,
+    weights,
+)
+
+MOST_RATIO = 2.0
+POLICY_AND_VALUE = {"policy", "value"}
+
+
+def agent_for(kind: type[ActorCritic], **settings: Any) -> ActorCritic:
+    agent = kind(OBS, BOX if kind is LAX else DISCRETE, seed=0, hidden=(8,), surrogate_hidden=(8,), **settings)
+    shake(agent)
+    return agent
+
+
+@pytest.mark.parametrize(("kind", "clip"), [(RELAX, math.inf), (RELAX, 0.2), (Marginal, 0.2), (A2C, 0.2)])
+def test_gradients_are_those_of_ppos_objective_for_discrete_actions(kind: type[ActorCritic], clip: float) -> None:
+    agent = kind(OBS, DISCRETE, seed=0)
+    shake(agent)
+    if agent.surrogate is not None:
+        agent.surrogate.head.weight.data.mul_(0.3)  # type: ignore[union-attr, operator]
+    old, new = torch.tensor([0.3, -0.8, 0.1]), torch.tensor([0.5, -1.1, 0.3]).requires_grad_()
+    payoff = torch.tensor([2.0, -0.7, -1.0])
+    ratio = new.softmax(-1) / old.softmax(-1)
+    assert float(ratio[1].detach()) < 0.8 < 1.0 < float(ratio[0].detach()) < 1.2  # one clipped, two not
+    objective = (old.softmax(-1) * torch.minimum(ratio * payoff, ratio.clamp(1 - clip, 1 + clip) * payoff)).sum()
+    (exact,) = torch.autograd.grad(objective, new)
+    generator = torch.Generator().manual_seed(11)
+    draw = in_one_state(agent, new.detach(), payoff.__getitem__, generator, old, clip_range=clip)
+    assert_unbiased(collect(draw, 1_500_000), exact.double())
+
+
+def test_gradients_are_those_of_the_later_policy_for_continuous_actions() -> None:
+    agent = LAX(OBS, spaces.Box(-1, 1, (1,), np.float32), seed=0)
+    shake(agent)
+    mean, log_std = 0.2, -0.3
+    old, new = torch.tensor([0.35, -0.2]), torch.tensor([mean, log_std])
+    generator = torch.Generator().manual_seed(11)
+    draw = in_one_state(agent, new, lambda a: (a - 1.0).square().squeeze(-1) - 1.2, generator, old)
+    exact = torch.tensor([2 * (mean - 1.0), 2 * np.exp(2 * log_std)], dtype=torch.float64)
+    assert_unbiased(collect(draw, 1_500_000), exact, power=0.02)
+
+
+@pytest.mark.parametrize("actions", ACTIONS)
+def test_the_noise_leads_to_the_action_under_the_later_policy(actions: str) -> None:
+    agent = A2C(OBS, ACTIONS[actions], seed=0)
+    batch = agent.batch(rollout_for(agent, steps=100))[0]
+    shape = (len(batch.weight), agent.policy.num_params)
+    new = agent.policy.distribution(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    batch = off_policy(agent, batch, batch.weight)
+    noise = noise_behind(new, batch.action, batch.conditional_noise)
+    torch.testing.assert_close(new.threshold(new.relax(noise)), batch.action)
+
+
+@pytest.mark.parametrize("kind", [A2C, RELAX])
+def test_one_minibatch_of_one_epoch_is_the_plain_update(kind: type[ActorCritic]) -> None:
+    agents = [kind(OBS, DISCRETE, seed=0, max_grad_norm=math.inf, **more) for more in ({}, {"minibatch_size": 23})]
+    rollout = rollout_for(agents[0])  # 24 rows, of which the second leaves one to a minibatch of its own
+    assert agents[0].update(rollout)["policy/grad_norm"] > 0
+    metrics = agents[1].update(rollout)
+    assert metrics["policy/epochs"] == 1.0 and float(metrics["policy/clipped"]) == 0.0
+    moved = [weights(agent)["policy.head.weight"] for agent in agents]
+    assert not torch.equal(*moved)
+    whole = kind(OBS, DISCRETE, seed=0, max_grad_norm=math.inf, epochs=1, minibatch_size=24)
+    whole.update(rollout)
+    for ours, theirs in zip(weights(agents[0]).values(), weights(whole).values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_every_row_counts_once_an_epoch_and_the_advantages_stay() -> None:
+    agent = A2C(OBS, DISCRETE, seed=0, epochs=3, minibatch_size=5, clip_range=0.2, gae_lambda=0.9)
+    rollout, steps = rollout_for(agent), watch_steps(agent)
+    expected = agent.batch(rollout)[0].advantage
+    agent.update(rollout)
+    assert all(step.objective.off_policy and step.objective.clip_range == 0.2 for step in steps)
+    assert [step.batch.shard.rows for step in steps] == [5, 5, 5, 5, 4] * 3
+    for epoch in range(3):
+        found = torch.cat([step.batch.advantage for step in steps[5 * epoch : 5 * epoch + 5]])
+        torch.testing.assert_close(found.sort().values, expected.sort().values)
+        assert not torch.equal(found, expected)
+
+
+def test_a_policy_that_goes_too_far_is_stopped() -> None:
+    def run(target_kl: float) -> dict[str, Any]:
+        agent = RELAX(OBS, DISCRETE, seed=0, epochs=20, target_kl=target_kl, policy_lr=0.05)
+        metrics = agent.update(rollout_for(agent))
+        assert agent.updates == 1 and agent.steps == 24
+        return metrics
+
+    free, bound = run(1e9), run(0.05)
+    assert free["policy/epochs"] == 20 and bound["policy/epochs"] < 20
+    assert float(bound["policy/kl"]) > 0.05 and float(free["policy/kl"]) > float(bound["policy/kl"])
+
+
+def test_clipping_holds_the_policy_back() -> None:
+    def divergence(clip_range: float) -> tuple[float, float]:
+        agent = A2C(OBS, DISCRETE, seed=0, epochs=30, clip_range=clip_range, target_kl=1e9, policy_lr=0.01)
+        metrics = agent.update(rollout_for(agent))
+        return float(metrics["policy/kl"]), float(metrics["policy/clipped"])
+
+    (tight, some), (loose, none) = divergence(0.05), divergence(math.inf)
+    assert tight < 0.5 * loose and some > 0.3 and none == 0.0
+
+
+def test_settings_of_passes_that_cannot_work() -> None:
+    with pytest.raises(SettingsError, match="epochs is 4, expected 1, or a finite clip_range or target_kl beside it"):
+        AgentConfig(epochs=4)
+    for name in ("clip_range", "target_kl"):
+        with pytest.raises(SettingsError, match=f"{name} is 0.0, expected above 0"):
+            AgentConfig(**{name: 0.0})
+    with pytest.raises(SettingsError, match="minibatch_size is -1, expected 0 or above"):
+        AgentConfig(minibatch_size=-1)
+
+
+def test_images_go_through_minibatches() -> None:
+    space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+    agent = RELAX(space, DISCRETE, seed=0, cnn_features=16, epochs=2, minibatch_size=8, clip_range=0.1)
+    shake(agent)
+    start = weights(agent)
+    metrics = agent.update(rollout_for(agent))
+    assert all(math.isfinite(float(x)) for x in metrics.values())
+    assert not torch.equal(start["policy.torso.linear.0.weight"], weights(agent)["policy.torso.linear.0.weight"])
+
+
+# Surrogates that learn after the policy
+
+
+@pytest.mark.parametrize("kind", [RELAX, LAX, Marginal])
+@pytest.mark.parametrize("surrogate_steps", [1, 3])
+def test_the_policy_takes_its_steps_by_a_surrogate_that_has_not_seen_them(
+    kind: type[ActorCritic], surrogate_steps: int
+) -> None:
+    agent = agent_for(kind, surrogate_steps=surrogate_steps, normalize_reward=True, value_lr=0.1, **PASSES)
+    agent.update(rollout_for(agent, seed=0))
+    rollout, steps = rollout_for(agent), watch_steps(agent)
+    advantage = agent.batch(rollout)[0].advantage.sort().values
+    metrics = agent.update(rollout)
+    count = 3 * 4
+    assert [set(step.gradients) for step in steps] == [POLICY_AND_VALUE] * count + [{"surrogate"}] * (
+        count * surrogate_steps
+    )
+    # The surrogate learns from the advantages that the policy learned from, whatever V has become since.
+    for begin in range(0, len(steps), 4):
+        epoch = torch.cat([step.batch.advantage for step in steps[begin : begin + 4]])
+        assert torch.equal(epoch.sort().values, advantage)
+    assert float(metrics["losses/variance"]) > 0 and float(metrics["losses/value"]) > 0
+
+
+def test_a_plain_step_trains_the_surrogate_with_the_policy_and_further_ones_after_it() -> None:
+    for count in (1, 3):
+        agent = agent_for(RELAX, surrogate_steps=count)
+        steps = watch_steps(agent)
+        agent.update(rollout_for(agent))
+        assert [set(step.gradients) for step in steps] == [{*POLICY_AND_VALUE, "surrogate"}] + [{"surrogate"}] * (
+            count - 1
+        )
+        assert all(step.batch.shard.rows == 24 for step in steps)
+
+
+@pytest.mark.parametrize("kind", [RELAX, LAX])
+def test_rows_of_an_earlier_policy_count_by_their_present_probability(kind: type[ActorCritic]) -> None:
+    agent = agent_for(kind, surrogate_steps=2, policy_lr=0.3, surrogate_lr=1e-12)
+    rollout = rollout_for(agent)
+    rollout = replace(rollout, valid=torch.rand(6, 4, generator=torch.Generator().manual_seed(0)) > 0.3)
+    old = agent.batch(rollout)[0]
+    before = agent.policy.distribution(agent.policy(old.obs)).log_prob(old.action).detach()
+    steps = watch_steps(agent)
+    agent.update(rollout)
+    part = steps[1].batch
+    order = (part.obs.unsqueeze(1) - old.obs).abs().sum(-1).argmin(1)
+    assert not torch.equal(order, torch.arange(24)) and torch.equal(part.obs, old.obs[order])
+    now = agent.policy.distribution(agent.policy(part.obs).detach())
+    log_prob = now.log_prob(part.action)
+    ratio = torch.exp(log_prob - before[order])
+    assert ratio.max() > MOST_RATIO and ratio.min() < 0.9
+    torch.testing.assert_close(part.weight, old.weight[order] * ratio.clamp(max=MOST_RATIO))
+    # As rows of the present policy, whose noise leads to the action.
+    torch.testing.assert_close(part.old_log_prob, log_prob)
+    noise = noise_behind(now, part.action, part.conditional_noise)
+    torch.testing.assert_close(now.threshold(now.relax(noise)), part.action)
+    # What the networks say is known by then: it is what they would say.
+    objective = steps[1].objective
+    found = finished(flattened(gradients(agent.networks, part, objective), agent.learner.flat), objective)
+    torch.testing.assert_close(found.of["surrogate"], steps[1].gradients["surrogate"], rtol=1e-4, atol=1e-6)

@@ -15,7 +15,7 @@ from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.optimizer import flat
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 
-__all__ = ["Gradient", "Gradients", "LayeredEstimator", "Stateless", "at_logits", "gradients"]
+__all__ = ["Gradient", "Gradients", "LayeredEstimator", "at_logits", "gradients"]
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,23 @@ class LayeredEstimator(nn.Module):
 
     A call moves neither.
 
+    Args:
+        estimate: what a call does, for estimators that learn nothing.
+
     Attributes:
         workers: who see one batch together, each a part, and average what they find.
     """
 
     workers: Workers = ALONE
 
+    def __init__(self, estimate: Callable[[SigmoidBeliefNetwork, Tensor, Noise], Gradient] | None = None) -> None:
+        super().__init__()
+        self._estimate_batch = estimate
+
     def forward(self, model: SigmoidBeliefNetwork, x: Tensor, noise: Noise) -> Gradient:
         """The gradient for images `[B, D]`."""
-        raise NotImplementedError
+        assert self._estimate_batch is not None
+        return self._estimate_batch(model, x, noise)
 
     def groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The parameters that weight decay applies to, with a learning rate of their own, and all others."""
@@ -79,17 +87,6 @@ class LayeredEstimator(nn.Module):
         moments = [module for module in self.modules() if isinstance(module, MovingMoments)]
         for each, signal in zip(moments, signals, strict=True):
             each.update(signal)
-
-
-class Stateless(LayeredEstimator):
-    """An estimator that learns nothing beside the model."""
-
-    def __init__(self, estimate: Callable[[SigmoidBeliefNetwork, Tensor, Noise], Gradient]) -> None:
-        super().__init__()
-        self.estimate = estimate
-
-    def forward(self, model: SigmoidBeliefNetwork, x: Tensor, noise: Noise) -> Gradient:
-        return self.estimate(model, x, noise)
 
 
 @dataclass(frozen=True)

@@ -233,7 +233,7 @@ def test_one_layer_is_the_estimator_for_one_distribution(name):
         bits = dist.threshold(dist.relax(noise)) if name != "concrete" else dist.soften(dist.relax(noise), 0.5)
         expected = expected + (bits - dist.mean).detach()
     torch.testing.assert_close(
-        found.at_encoder(model.encoder_parameters)[0], expected.T @ model.input(x) / len(x), rtol=1e-4, atol=1e-5
+        found.pull_back(model.encoder_parameters, [])[0], expected.T @ model.input(x) / len(x), rtol=1e-4, atol=1e-5
     )
 
 

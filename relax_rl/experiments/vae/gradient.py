@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.optimizer import flat
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 
-__all__ = ["Gradient", "Gradients", "LayeredEstimator", "at_logits", "gradients"]
+__all__ = ["Gradient", "Gradients", "LayeredEstimator", "gradients"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,25 @@ class Gradient:
     learning: Tensor | None = None
     learned: Sequence[Tensor] = ()
     signals: Sequence[Tensor] = ()
+
+    @classmethod
+    def of_layers(
+        cls, value: Tensor, logits: Sequence[Tensor], estimates: Sequence[Tensor], **learned: Any
+    ) -> Gradient:
+        """From one estimate for each example, or sample of it, at the logits of each layer.
+
+        Args:
+            value: `[B]` f, or `[K, B]` of which the mean is estimated, with the graph to the generative parameters.
+            logits: `[*, B, P]` of each layer.
+            estimates: `[B, P]` or `[K, B, P]`; where samples share the logits, theirs are summed.
+            learned: what else there is to the record.
+        """
+        cotangents = [
+            (estimate.detach().sum(0) if estimate.dim() > at.dim() else estimate.detach()) / value.numel()
+            for at, estimate in zip(logits, estimates, strict=True)
+        ]
+        loss = value.detach()
+        return cls(loss.mean(0) if loss.dim() == 2 else loss, value.mean(), logits, cotangents, **learned)
 
     def pull_back(self, encoder: Sequence[Tensor], generative: Sequence[Tensor]) -> list[Tensor]:
         """The gradient at parameters of the encoder, and at generative ones, in this order; there may be none of a kind."""
@@ -134,14 +153,3 @@ def gradients(
     if found.signals:
         signals = torch.stack(list(found.signals))
     return Gradients(found.loss, of_model, of_estimator, signals)
-
-
-def at_logits(logits: Sequence[Tensor], per_example: Sequence[Tensor], examples: int) -> list[Tensor]:
-    """Cotangents of the mean over a batch, from one estimate per example and sample.
-
-    Where samples `[K, B, P]` share the logits `[B, P]`, theirs are summed.
-    """
-    return [
-        (gradient.detach().sum(0) if gradient.dim() > at.dim() else gradient.detach()) / examples
-        for at, gradient in zip(logits, per_example, strict=True)
-    ]

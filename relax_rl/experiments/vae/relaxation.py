@@ -22,7 +22,7 @@ from relax_rl.distributions import Bernoulli
 from relax_rl.estimators import dlax, reinforce_gradient, relax
 from relax_rl.experiments.vae.baselines import InputBaseline
 from relax_rl.experiments.vae.controls import Control, relaxed_terms
-from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator, at_logits
+from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator
 from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.residual import ResidualNetwork
 from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork
@@ -111,8 +111,7 @@ class Relax(LayeredEstimator):
             if self.context == "input":
                 context.append(2 * chain.bits[layer] - 1)
         learned = [*of_residuals, *(torch.stack(of_scalars, 1) if of_scalars else ())]
-        cotangents = at_logits(chain.logits, estimates, len(x))
-        return Gradient(loss, value.mean(), chain.logits, cotangents, learned=learned)
+        return Gradient.of_layers(value, chain.logits, estimates, learned=learned)
 
     def _scalars(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Scales `[k]` of the terms of each layer's control, and its temperature; none where it holds nothing of f."""

@@ -10,6 +10,7 @@ import torch
 
 from relax_rl.experiments.vae.controls import relaxed_terms
 from relax_rl.experiments.vae.noise import Noise
+from relax_rl.experiments.vae.relaxed_loss import Place
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 from tests.oracles import central_differences
 from tests.test_vae_estimators import image, learned_gradients, make, scrambled, seeded, small_model
@@ -70,8 +71,8 @@ def test_the_correction_is_that_of_all_other_bits(task, hidden, layer):
     found = []
     for signs in itertools.product((-1.0, 1.0), repeat=LAYERS[layer]):
         each = torch.tensor(signs, dtype=torch.float64).expand(IMAGES, -1)
-        found.append(relaxed_terms(model, target, chain, layer, before, temperature, scales, each))
-    plain = relaxed_terms(model, target, chain, layer, before, temperature, scales[:1])
+        found.append(relaxed_terms(Place(model, target, chain, layer, each), before, temperature, scales))
+    plain = relaxed_terms(Place(model, target, chain, layer), before, temperature, scales[:1])
     assert torch.equal(plain[0], found[0][0])
     value = before + by_autograd(model, target, chain, layer, chain.z[layer], log_temperature)
     values, slopes = correction_by_autograd(model, target, chain, layer, log_temperature)
@@ -100,10 +101,8 @@ def test_how_its_slope_moves_with_the_temperature_lacks_no_more_than_the_third_d
         signs = [torch.tensor(each).double() for each in itertools.product((-1.0, 1.0), repeat=2)]
         nothing = torch.zeros(IMAGES)
         of_correction = torch.tensor([0.0, 1.0], dtype=torch.float64)
-        terms = [
-            relaxed_terms(model, target, chain, 2, nothing, at.exp(), of_correction, s.expand(IMAGES, -1))
-            for s in signs
-        ]
+        places = [Place(model, target, chain, 2, each.expand(IMAGES, -1)) for each in signs]
+        terms = [relaxed_terms(place, nothing, at.exp(), of_correction) for place in places]
         found = torch.stack([each[-1, 1] for each in terms]).mean(0)
         return float((found - expected).norm() / expected.norm())
 

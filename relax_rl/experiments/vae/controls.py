@@ -17,21 +17,18 @@ stands for it (see `relaxed_loss.py`), so that the estimate stays unbiased.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from relax_rl.experiments.vae.relaxed_loss import relaxed_loss
-from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork
+from relax_rl.experiments.vae.relaxed_loss import Place, RelaxedLoss, relaxed_loss
 
 __all__ = ["Control", "relaxed_terms"]
 
 
 @dataclass(frozen=True)
 class Control:
-    """A control variate of one layer of bits at its z, with the graph to what it learns.
+    """A control variate of one layer of bits at its z.
 
     To an estimator it is a surrogate that is known at the sample's own z, which coupled noise alone asks for. Each bit
     is a row of its own: z is `[B, P, 1]`.
@@ -57,87 +54,42 @@ class Control:
 
 
 @torch.no_grad()
-def relaxed_terms(
-    model: SigmoidBeliefNetwork,
-    target: Tensor,
-    chain: Chain,
-    layer: int,
-    before: Tensor,
-    temperature: Tensor,
-    scales: Tensor,
-    signs: Tensor | None = None,
-    decoded: Tensor | None = None,
-) -> Tensor:
+def relaxed_terms(place: Place, before: Tensor, temperature: Tensor, scales: Tensor) -> Tensor:
     """f with the bits of a layer relaxed; with signs its correction for each bit too, of which c_j is the sum.
 
+    How H moves with lambda would take a third derivative of f; it is left out of how the slope does, which trains lambda
+    and nothing else.
+
     Args:
-        model: whose f it is.
-        target: `[B, D]` predicted pixels.
-        chain: the bits before the layer, its z, and the noise of the deeper ones.
-        layer: from 0.
-        before: `[B]` the terms of f before the layer.
+        place: the layer.
+        before: `[B]` the terms of f before it.
         temperature: lambda, a scalar.
         scales: `[k]` by which the k = 1 or 2 terms are to be multiplied.
-        signs: `[B, P]` +-1, drawn independently of everything else.
-        decoded: `model.decoded` at the layer's bits, which saves work where there are signs.
 
     Returns:
         `[k + 1, 2, B, P]` value and slope of each term, and last of how their sum, so scaled, moves with log lambda.
     """
-    parts = _parts(model, target, chain, layer, before, temperature, signs, decoded)
-    like, each = parts[0].slope, scales.unbind()
-    moved = [
-        reduce(torch.add, [eta * x for eta, x in zip(each, tangents, strict=True)])
-        for tangents in ([x.value_tangent for x in parts], [x.slope_tangent for x in parts])
-    ]
-    terms = [*(x for part in parts for x in part[:2]), *moved]
-    return torch.stack([x.expand_as(like) for x in terms]).view(-1, 2, *like.shape)
+    plain, (eta, *kappa) = relaxed_loss(place, temperature), scales.unbind()
+    like = plain.slope[0]
+    terms = [(before + plain.value).unsqueeze(-1).expand_as(like), like]
+    moved = [(eta * plain.value_tangent).unsqueeze(-1).expand_as(like), eta * plain.slope[1]]
+    if plain.own is not None:
+        values, slopes = _correction(place, plain, plain.own, temperature)
+        terms += [values[0], slopes[0]]
+        moved = [torch.addcmul(moved[0], kappa[0], values[1]), torch.addcmul(moved[1], kappa[0], slopes[1])]
+    return torch.stack([*terms, *moved]).view(-1, 2, *like.shape)
 
 
-class _Part(NamedTuple):
-    """Value and slope of a part of a control, and how the two move with log lambda, without graph.
-
-    Each is `[B, P]`, or `[B, 1]` if it is the same for all bits.
-    """
-
-    value: Tensor
-    slope: Tensor
-    value_tangent: Tensor
-    slope_tangent: Tensor
-
-
-def _parts(
-    model: SigmoidBeliefNetwork,
-    target: Tensor,
-    chain: Chain,
-    layer: int,
-    before: Tensor,
-    temperature: Tensor,
-    signs: Tensor | None = None,
-    decoded: Tensor | None = None,
-) -> list[_Part]:
-    """f(y), and with signs the sum over i != j.
-
-    How H moves with lambda would take a third derivative of f; it is left out of `slope_tangent`, which trains lambda and
-    nothing else.
-    """
-    plain = relaxed_loss(model, target, chain, layer, temperature, signs, decoded)
-    value, value_tangent = (before + plain.value).unsqueeze(-1), plain.value_tangent.unsqueeze(-1)
-    parts = [_Part(value, plain.slope[0], value_tangent, plain.slope[1])]
-    if plain.own is None:
-        return parts
+def _correction(
+    place: Place, plain: RelaxedLoss, own: Tensor, temperature: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The sum over i != j, and its slope: each `[B, P]` itself, and how it moves with log lambda."""
     gradient, gradient_tangent, along_error = plain.at_bits
-    scaled, y = chain.z[layer] / temperature, plain.soft
-    error, spread = chain.bits[layer] - y, y * (1 - y)
+    scaled, y = place.chain.z[place.layer] / temperature, plain.soft
+    error, spread = place.chain.bits[place.layer] - y, y * (1 - y)
     steepness, y_tangent = spread / temperature, -scaled * spread
     steepness_tangent = (1 - 2 * y) * y_tangent / temperature - steepness
-    own_tangent = plain.own * scaled.abs() * torch.maximum(y, 1 - y)  # e moves by this factor of itself
-    each, each_tangent = gradient * error, gradient_tangent * error - gradient * y_tangent
-    without_own = along_error - plain.own
-    correction = _Part(
-        each.sum(-1, keepdim=True) - each,
-        steepness * without_own,
-        each_tangent.sum(-1, keepdim=True) - each_tangent,
-        steepness_tangent * without_own - steepness * (gradient_tangent + own_tangent),
-    )
-    return [*parts, correction]
+    own_tangent = own * scaled.abs() * torch.maximum(y, 1 - y)  # e moves by this factor of itself
+    each, without_own = [gradient * error, gradient_tangent * error - gradient * y_tangent], along_error - own
+    slope_tangent = steepness_tangent * without_own - steepness * (gradient_tangent + own_tangent)
+    return [x.sum(-1, keepdim=True) - x for x in each], [steepness * without_own, slope_tangent]

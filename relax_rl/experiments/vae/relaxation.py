@@ -24,6 +24,7 @@ from relax_rl.experiments.vae.baselines import InputBaseline
 from relax_rl.experiments.vae.controls import Control, relaxed_terms
 from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator
 from relax_rl.experiments.vae.noise import Noise
+from relax_rl.experiments.vae.relaxed_loss import Place
 from relax_rl.experiments.vae.residual import ResidualNetwork
 from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork
 
@@ -92,9 +93,8 @@ class Relax(LayeredEstimator):
             control, terms, at = None, None, None
             if scales:
                 eta, temperature = scales[layer], temperatures[layer]
-                terms = relaxed_terms(
-                    model, target, chain, layer, before, temperature, eta, signs[layer], decoded[layer]
-                )
+                place = Place(model, target, chain, layer, signs[layer], decoded[layer])
+                terms = relaxed_terms(place, before, temperature, eta)
                 control = Control(*(eta @ terms[:-1].flatten(1)).view(terms.shape[1:]))
             if self.residuals:
                 given = torch.cat(context, -1) if self.context == "input" else dist.params
@@ -165,10 +165,11 @@ class ParameterRebar(LayeredEstimator):
         loss = value.detach()
         signal, before = loss - self.baseline(model.input(x)), torch.zeros_like(loss)
         temperature = self.log_temperature.detach().exp()
+        one = torch.ones_like(temperature).unsqueeze(0)
         plain, controls, tangents = [], [], []
         for layer, (dist, score) in enumerate(zip(chain.dists, chain.scores, strict=True)):
             plain.append(reinforce_gradient(signal, None, dist.params, score=score) / len(x))
-            terms = relaxed_terms(model, target, chain, layer, before, temperature, torch.ones_like(temperature)[None])
+            terms = relaxed_terms(Place(model, target, chain, layer), before, temperature, one)
             # Of the control and of how it moves with log lambda, in which the estimate is linear.
             rows = (dist.params, chain.noise[layer], chain.bits[layer])
             logits, drawn, bits = (each.unsqueeze(-1).expand(2, *each.shape, 1) for each in rows)

@@ -19,10 +19,31 @@ from torch import Tensor
 
 from relax_rl.experiments.vae.sbn import Chain, ConditionalNetwork, SigmoidBeliefNetwork, bernoulli_log_prob
 
-__all__ = ["RelaxedLoss", "relaxed_loss"]
+__all__ = ["Place", "RelaxedLoss", "relaxed_loss"]
 
 Pull = Callable[[Tensor], Tensor]
 """From the dual derivative of the loss at a network's logits to that at its input."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A layer of a chain, and what is known of f there.
+
+    Attributes:
+        model: whose f it is.
+        target: `[B, D]` predicted pixels.
+        chain: the bits before the layer, its z, and the noise of the deeper ones.
+        layer: l, from 0.
+        signs: `[B, P]` +-1, drawn independently of everything else; products with H are formed if there are any.
+        decoded: `model.decoded` at the layer's bits, which saves work where there are signs.
+    """
+
+    model: SigmoidBeliefNetwork
+    target: Tensor
+    chain: Chain
+    layer: int
+    signs: Tensor | None = None
+    decoded: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -69,26 +90,14 @@ class _Layer:
 
 
 @torch.no_grad()
-def relaxed_loss(
-    model: SigmoidBeliefNetwork,
-    target: Tensor,
-    chain: Chain,
-    layer: int,
-    temperature: Tensor,
-    signs: Tensor | None = None,
-    decoded: Tensor | None = None,
-) -> RelaxedLoss:
+def relaxed_loss(place: Place, temperature: Tensor) -> RelaxedLoss:
     """f_l + f_{l+1} + ... at sigma(z_l / lambda), the deeper layers relaxed likewise from the noise of their bits.
 
     Args:
-        model: whose f it is.
-        target: `[B, D]` predicted pixels.
-        chain: the bits before layer l, z_l, and the noise after it.
-        layer: l, from 0.
+        place: layer l.
         temperature: lambda, a scalar.
-        signs: `[B, P]` +-1, drawn independently of everything else; products with H are formed if there are any.
-        decoded: `model.decoded` at the layer's bits; it saves work where there are signs.
     """
+    model, chain, layer, signs = place.model, place.chain, place.layer, place.signs
     scaled, decoder = chain.z[layer] / temperature, model.decoder(layer)
     soft = torch.sigmoid(scaled)
     error = chain.bits[layer] - soft
@@ -96,11 +105,11 @@ def relaxed_loss(
     if signs is not None:
         directions.append(error)
         if decoder is not None and decoder.linear:  # its part in the diagonal of H is known
-            at_bits = decoder(2 * chain.bits[layer] - 1) if decoded is None else decoded.detach()
+            at_bits = decoder(2 * chain.bits[layer] - 1) if place.decoded is None else place.decoded.detach()
         if at_bits is None or layer < len(model.layers) - 1:
             directions.append(signs * error)
     first = _Layer(scaled, torch.stack([soft, *directions]), chain.logits[layer].detach().unsqueeze(0), None)
-    value, layers = _upwards(model, target, chain, layer, temperature, first, at_bits)
+    value, layers = _upwards(place, temperature, first, at_bits)
     derivative, value_tangent, slope = _downwards(model, layers, temperature)
     own = None
     if signs is not None:
@@ -111,20 +120,13 @@ def relaxed_loss(
     return RelaxedLoss(value, value_tangent, soft, slope, derivative[:3], own)
 
 
-def _upwards(
-    model: SigmoidBeliefNetwork,
-    target: Tensor,
-    chain: Chain,
-    layer: int,
-    temperature: Tensor,
-    first: _Layer,
-    at_bits: Tensor | None,
-) -> tuple[Tensor, list[_Layer]]:
+def _upwards(place: Place, temperature: Tensor, first: _Layer, at_bits: Tensor | None) -> tuple[Tensor, list[_Layer]]:
     """The value, and the layers from the first on with all that the way back needs.
 
     Args:
         at_bits: what a linear decoder makes of the bits of the first layer, if it is known.
     """
+    model, target, chain, layer = place.model, place.target, place.chain, place.layer
     generative = model.task == "generative"
     below = (target if layer == 0 or not generative else chain.bits[layer - 1]).unsqueeze(0)
     value, layers = torch.zeros_like(target[:, 0]), [first]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
@@ -327,10 +327,6 @@ def make_envs(
         SettingsError: for an unknown environment (naming near ones), a missing package (naming what to install), or
             settings that do not go together.
     """
-    if num_envs < 1:
-        raise SettingsError(f"num_envs is {num_envs}, expected at least 1")
-    if vectorization not in get_args(AskedVectorization):
-        raise SettingsError(f"vectorization is {vectorization!r}, expected auto, native, envpool, sync or async")
     spec = find_spec(env)
     vector_env, chosen = create_vector_env(
         spec,

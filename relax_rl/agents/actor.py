@@ -63,6 +63,11 @@ class Actor:
         """V of encoded, normalised observations."""
         return self.networks.value
 
+    @property
+    def surrogate(self) -> torch.nn.Module | None:
+        """c^, of a description of the state and a relaxed action; None for estimators without one."""
+        return self.networks.surrogate
+
     def normalized(self, obs: Tensor) -> Tensor:
         """Encoded observations `[B, ...]` as the networks take them."""
         return self.obs_normalizer(obs) if self.obs_normalizer is not None else obs

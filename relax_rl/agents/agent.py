@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
@@ -12,7 +11,6 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from relax_rl.agents import estimates
 from relax_rl.agents.acting import HostSampler, ImageSampler, host_sampler
 from relax_rl.agents.actor import Actor
 from relax_rl.agents.batch import Batch, make_batch
@@ -87,9 +85,7 @@ class ActorCritic(Actor):
             self.networks = make_networks(
                 self.observations, self.actions, config, surrogate=self.estimator.uses_surrogate
             ).to(self.device)
-        self.learner = Learner(
-            self.networks, self.estimator, config, self.generator, identity=self._identity_of_updates()
-        )
+        self.learner = Learner(self.networks, self.estimator, config, self.generator)
         normalize = config.normalize_obs and not self.networks.shared_torso
         self.obs_normalizer = ObservationNormalizer(self.observations.shape, self.device) if normalize else None
         self.reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
@@ -97,11 +93,6 @@ class ActorCritic(Actor):
         self.control_scale = ControlScale() if fitted else None
         self.value_replay = ValueReplay(config.value_replay) if config.value_replay else None
         self._acted: tuple[Rollout, ImageSampler | HostSampler] | None = None
-
-    @property
-    def surrogate(self) -> torch.nn.Module | None:
-        """c^, of a description of the state and a relaxed action; None for estimators without one."""
-        return self.networks.surrogate
 
     @property
     def watch(self) -> Watch:
@@ -199,16 +190,6 @@ class ActorCritic(Actor):
             if self.workers.any(any(answer is False for answer in answers)):
                 break
         return self
-
-    def _identity_of_updates(self) -> str | None:
-        """What the gradients of an update depend on beside numbers: see `CompiledGradients`."""
-        if self.estimator not in estimates.BUILT_IN:
-            return None
-        config, actions = self.config, self.actions
-        # A network as a text tells its layers, but not what stands between them without being a module.
-        functions = [config.activation, config.surrogate_activation, config.precision]
-        policy = [actions.kind, actions.sizes, config.squash, config.state_dependent_std]
-        return json.dumps([functions, policy, repr(self.networks)])
 
     def collector(self, envs: VectorEnvs) -> Collector:
         """What steps these environments, `num_steps` at a time, with this agent's view of them."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, parse_env_id
@@ -66,6 +66,10 @@ def create_vector_env(
     Raises:
         SettingsError: if the environment cannot be made like this; the line says why and what to do.
     """
+    if num_envs < 1:
+        raise SettingsError(f"num_envs is {num_envs}, expected at least 1")
+    if vectorization not in get_args(AskedVectorization):
+        raise SettingsError(f"vectorization is {vectorization!r}, expected auto, native, envpool, sync or async")
     kwargs = dict(env_kwargs or {})
     if is_atari(spec):
         for name in SET_ELSEWHERE.keys() & kwargs.keys():

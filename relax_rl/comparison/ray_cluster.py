@@ -22,7 +22,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
-import relax_rl
 from relax_rl.comparison.pool import ProcessLost
 from relax_rl.comparison.ray_node import PACKAGES, NodeRun, read_files, write_files
 from relax_rl.comparison.task import Task
@@ -300,7 +299,7 @@ def _connect(address: str) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    options: dict[str, Any] = {"runtime_env": {"py_modules": [str(Path(relax_rl.__file__).resolve().parent)]}}
+    options: dict[str, Any] = {"runtime_env": {"py_modules": [str(Path(__file__).resolve().parents[1])]}}
     if address == "local":
         options |= {"include_dashboard": False, "num_cpus": usable_cores(), "object_store_memory": 200_000_000}
     failures: list[Exception] = []

@@ -108,9 +108,8 @@ class VectorEnvs:
         self.num_envs: int = vector_env.num_envs
         self.single_observation_space: spaces.Space[Any] = vector_env.single_observation_space
         self._bins = ActionBins(vector_env.single_action_space, bins) if bins else None
-        self.single_action_space: spaces.Space[Any] = (
-            vector_env.single_action_space if self._bins is None else self._bins.space
-        )
+        whole = vector_env.single_action_space
+        self.single_action_space: spaces.Space[Any] = whole if self._bins is None else self._bins.space
         self.solve_threshold: float | None = inner.spec.reward_threshold if inner.spec is not None else None
         self.vectorization: Vectorization = vectorization or vectorization_of(inner)
         self.autoreset_mode: AutoresetMode = declared_autoreset_mode(vector_env)
@@ -336,12 +335,11 @@ def make_envs(
         sticky_actions=sticky_actions,
         env_kwargs=env_kwargs,
     )
-    module, colon, _ = env.rpartition(":")
     try:
         return VectorEnvs(
             vector_env,
             seed=seed,
-            env_id=f"{module}{colon}{spec.id}",
+            env_id="".join([*env.rpartition(":")[:2], spec.id]),
             vectorization=chosen,
             life_loss_terminal=life_loss_terminal and is_atari(spec),
             bins=bins,

@@ -77,8 +77,7 @@ class ActorCritic(Actor):
         config = with_settings(config or AgentConfig(), settings)
         super().__init__(observation_space, action_space, config, seed)
         check_estimator(self.estimator, self.actions)
-        self.steps = self.updates = self.episodes = 0
-        self.schedule_start, self.schedule_end = 0, 0
+        self.steps = self.updates = self.episodes = self.schedule_start = self.schedule_end = 0
         self.compiled_from: int | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -86,8 +85,8 @@ class ActorCritic(Actor):
                 self.observations, self.actions, config, surrogate=self.estimator.uses_surrogate
             ).to(self.device)
         self.learner = Learner(self.networks, self.estimator, config, self.generator)
-        normalize = config.normalize_obs and not self.networks.shared_torso
-        self.obs_normalizer = ObservationNormalizer(self.observations.shape, self.device) if normalize else None
+        if config.normalize_obs and not self.networks.shared_torso:
+            self.obs_normalizer = ObservationNormalizer(self.observations.shape, self.device)
         self.reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
         fitted = self.estimator.uses_surrogate and config.surrogate_scale == "fitted"
         self.control_scale = ControlScale() if fitted else None

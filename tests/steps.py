@@ -15,10 +15,10 @@ from relax_rl.agents import ActorCritic
 from relax_rl.agents.batch import Batch
 from relax_rl.agents.gradients import Objective, gradients
 from relax_rl.agents.networks import Networks
+from relax_rl.agents.rollouts import Rollout
 from relax_rl.agents.shards import sample_noise
 from relax_rl.envs import VectorEnvs
-from relax_rl.policies import Policy
-from relax_rl.rollouts import Rollout
+from relax_rl.networks.policies import Policy
 from tests.fakes import TargetEnv, vector_of
 
 __all__ = [

@@ -13,9 +13,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from relax_rl.agents import A2C, AGENTS, LAX, RELAX, ActorCritic, resolve_estimator
+from relax_rl.agents.rollouts import Collector
 from relax_rl.envs import VectorEnvs
 from relax_rl.errors import SettingsError, TrainingDiverged
-from relax_rl.rollouts import Collector
 from tests.fakes import DictEnv, TargetEnv, golden_envs, vector_of
 from tests.steps import (
     ACTIONS,

@@ -16,7 +16,7 @@ from relax_rl.agents import A2C, AGENTS, LAX, ActorCritic
 from relax_rl.agents import compiled as compiled_module
 from relax_rl.agents.compiled import CompiledGradients, why_not_compiled
 from relax_rl.compute import compilation
-from relax_rl.distributed import ALONE
+from relax_rl.compute.distributed import ALONE
 from relax_rl.errors import SettingsError, TrainingDiverged
 from relax_rl.runs.training import train
 from relax_rl.settings.presets import preset_config

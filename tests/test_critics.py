@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from relax_rl.critics import ActionSurrogate, ValueFunction, explained_variance
-from relax_rl.networks import MLP
+from relax_rl.networks.torsos import MLP
 
 
 def test_values_are_one_number_an_observation() -> None:

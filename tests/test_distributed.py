@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from relax_rl import distributed
 from relax_rl.agents import AGENTS, ActorCritic
+from relax_rl.compute import distributed
+from relax_rl.compute.serialization import load_state
 from relax_rl.envs import make_envs
 from relax_rl.errors import SettingsError, TrainingDiverged, WorkerLost
 from relax_rl.runs.training import resume_config, train
-from relax_rl.serialization import load_state
 from relax_rl.settings.presets import preset_config
 from tests.workers import run_workers
 

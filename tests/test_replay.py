@@ -13,8 +13,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from relax_rl.agents import A2C, RELAX, ActorCritic
+from relax_rl.agents.rollouts import Rollout
 from relax_rl.errors import SettingsError
-from relax_rl.rollouts import Rollout
 from relax_rl.settings.config import AgentConfig
 from tests.steps import DISCRETE, OBS, PASSES, assert_same, rollout_for, watch_steps, weights
 

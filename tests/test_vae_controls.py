@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 
-from relax_rl.experiments.vae.controls import factors_of, relaxed_control, relaxed_parts
+from relax_rl.experiments.vae.controls import relaxed_terms
 from relax_rl.experiments.vae.noise import Noise
+from relax_rl.experiments.vae.relaxed_loss import Place
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 from tests.oracles import central_differences
 from tests.test_vae_estimators import image, learned_gradients, make, scrambled, seeded, small_model
@@ -66,25 +67,23 @@ def test_the_correction_is_that_of_all_other_bits(task, hidden, layer):
     log_temperature = torch.tensor(-0.4, dtype=torch.float64, requires_grad=True)
     before = torch.arange(IMAGES, dtype=torch.float64)
     temperature = log_temperature.detach().exp()
-    scales = torch.tensor([0.8, 1.3], dtype=torch.float64).requires_grad_()
+    temperature, scales = log_temperature.detach().exp(), torch.tensor([0.8, 1.3], dtype=torch.float64)
     found = []
     for signs in itertools.product((-1.0, 1.0), repeat=LAYERS[layer]):
         each = torch.tensor(signs, dtype=torch.float64).expand(IMAGES, -1)
-        factors = factors_of(scales.unbind(), log_temperature)
-        found.append(relaxed_control(model, target, chain, layer, before, temperature, factors, each))
-    factors = factors_of(scales[:1].unbind(), log_temperature)
-    plain = relaxed_control(model, target, chain, layer, before, temperature, factors)
+        found.append(relaxed_terms(Place(model, target, chain, layer, each), before, temperature, scales))
+    plain = relaxed_terms(Place(model, target, chain, layer), before, temperature, scales[:1])
+    assert torch.equal(plain[0], found[0][0])
     value = before + by_autograd(model, target, chain, layer, chain.z[layer], log_temperature)
     values, slopes = correction_by_autograd(model, target, chain, layer, log_temperature)
-    values = scales[0] * value[:, None] + scales[1] * values
-    torch.testing.assert_close(plain.value, (scales[0] * value)[:, None].expand_as(values))
-    torch.testing.assert_close(found[0].value, values)
-    slope = torch.stack([each.slope for each in found]).mean(0)
-    torch.testing.assert_close(slope, plain.slope + scales[1] * slopes)
+    value = value[:, None].expand_as(values)
+    for mine, theirs in ((plain[0, 0], value), (found[0][1, 0], values)):
+        torch.testing.assert_close(mine, theirs.detach())
+    torch.testing.assert_close(torch.stack([each[1, 1] for each in found]).mean(0), slopes.detach())
     weights = torch.randn(values.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    learned = [log_temperature, scales]
-    moved = [torch.autograd.grad((weights * x).sum(), learned, retain_graph=True) for x in (found[0].value, values)]
-    torch.testing.assert_close(*moved)
+    for terms, expected in ((plain, scales[0] * value), (found[0], scales[0] * value + scales[1] * values)):
+        (moved,) = torch.autograd.grad((weights * expected).sum(), log_temperature, retain_graph=True)
+        torch.testing.assert_close((weights * terms[-1, 0]).sum(), moved)
 
 
 def test_how_its_slope_moves_with_the_temperature_lacks_no_more_than_the_third_derivative():
@@ -101,8 +100,10 @@ def test_how_its_slope_moves_with_the_temperature_lacks_no_more_than_the_third_d
 
         signs = [torch.tensor(each).double() for each in itertools.product((-1.0, 1.0), repeat=2)]
         nothing = torch.zeros(IMAGES)
-        parts = [relaxed_parts(model, target, chain, 2, nothing, at.exp(), s.expand(IMAGES, -1))[1] for s in signs]
-        found = torch.stack([part.slope_tangent for part in parts]).mean(0)
+        of_correction = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        places = [Place(model, target, chain, 2, each.expand(IMAGES, -1)) for each in signs]
+        terms = [relaxed_terms(place, nothing, at.exp(), of_correction) for place in places]
+        found = torch.stack([each[-1, 1] for each in terms]).mean(0)
         return float((found - expected).norm() / expected.norm())
 
     first = left_out(0.1)

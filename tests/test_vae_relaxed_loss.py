@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from relax_rl.experiments.vae.noise import Noise
-from relax_rl.experiments.vae.relaxed_loss import relaxed_loss
+from relax_rl.experiments.vae.relaxed_loss import Place, relaxed_loss
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 
 
@@ -37,7 +37,7 @@ def test_value_slope_and_tangents(task, hidden, layer):
     target = model.target(x)
     chain = model.draw(x, [noise.double() for noise in Noise(generator).logistic((7,), (4, 3, 2))])
     log_temperature = torch.tensor(-0.4, dtype=torch.float64, requires_grad=True)
-    found = relaxed_loss(model, target, chain, layer, log_temperature.exp())
+    found = relaxed_loss(Place(model, target, chain, layer), log_temperature.exp())
 
     z = chain.z[layer].clone().requires_grad_()
     value = by_autograd(model, target, chain, layer, z, log_temperature)

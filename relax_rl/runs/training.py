@@ -40,7 +40,7 @@ from relax_rl.settings.presets import is_atari
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic, Callback
     from relax_rl.envs import VectorEnvs
-    from relax_rl.profiling import Profile
+    from relax_rl.runs.profile import Profile
 
 __all__ = ["TrainingResult", "resume_config", "train"]
 
@@ -256,7 +256,8 @@ class _Training:
         """Have the agent's sections measured."""
         import torch
 
-        from relax_rl.profiling import Profile, Stopwatch
+        from relax_rl.compute.clocks import Stopwatch
+        from relax_rl.runs.profile import Profile
 
         agent, workers = self.run.agent, self.session.workers
         watch = Stopwatch(torch.cuda.synchronize if agent.device.type == "cuda" else None)

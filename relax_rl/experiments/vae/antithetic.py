@@ -9,19 +9,22 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import Bernoulli
-from relax_rl.estimators import Estimate, arms
+from relax_rl.estimators import Estimate
 from relax_rl.experiments.vae.gradient import Gradient
 from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork, threshold
 
-__all__ = ["Estimator", "antithetic", "of_arms", "of_pairs"]
-
-Estimator = Callable[[Callable[[Tensor], Tensor], Bernoulli, Noise], Estimate]
-"""From f, the distribution `[G, B, P]` of a layer's bits and noise to the estimate of each of G groups of samples."""
+__all__ = ["antithetic"]
 
 
 def antithetic(
-    model: SigmoidBeliefNetwork, x: Tensor, noise: Noise, *, estimator: Estimator, groups: int = 1
+    model: SigmoidBeliefNetwork,
+    x: Tensor,
+    noise: Noise,
+    *,
+    estimate: Callable[..., Estimate],
+    groups: int = 1,
+    uniforms: int = 0,
 ) -> Gradient:
     """Each layer's gradient from samples of its bits that repel each other, given one sample of the layers before.
 
@@ -29,8 +32,9 @@ def antithetic(
     of f for the first layer, and K of the terms of f that are left for each deeper one.
 
     Args:
-        estimator: `of_pairs(arm)`, `of_pairs(disarm)` or `of_arms(K)`.
+        estimate: `estimate(f, dist, noise=)`, an estimator of `relax_rl.estimators` for bits.
         groups: independent groups of antithetic samples, whose estimates are averaged.
+        uniforms: uniform numbers in double precision that `estimate` takes for each bit; 0 for one of logistic noise.
     """
     target = model.target(x)
     logits, cotangents, values = [], [], []
@@ -43,30 +47,16 @@ def antithetic(
         at = model.encode(layer, model.input(x) if below is None else below)
         here = at.detach()
         rest = partial(model.rest_of_loss, layer, target, below, logits=here, outcome=sampled)
+        dist = Bernoulli(here.expand(groups, *here.shape))
+        if uniforms:
+            drawn = noise.uniform((uniforms, *dist.params.shape), torch.float64)
+        else:
+            (drawn,) = noise.logistic(dist.params.shape[:-1], here.shape[-1:])
         with torch.set_grad_enabled(layer == 0):
-            found = estimator(rest, Bernoulli(here.expand(groups, *here.shape)), noise)
+            found = estimate(rest, dist, noise=drawn)
         logits.append(at)
         cotangents.append(found.grad.detach().mean(0) / len(x))
         values.append(found.value)
         below = found.sample[0, 0]
     loss = values[0].mean(0)
     return Gradient(loss.detach(), loss.mean(), logits, cotangents)
-
-
-def of_pairs(estimate: Callable[..., Estimate]) -> Estimator:
-    """`arm` or `disarm`, from logistic noise."""
-
-    def estimator(f: Callable[[Tensor], Tensor], dist: Bernoulli, noise: Noise) -> Estimate:
-        return estimate(f, dist, noise=noise.logistic(dist.params.shape[:-1], dist.params.shape[-1:])[0])
-
-    return estimator
-
-
-def of_arms(num_samples: int) -> Estimator:
-    """`arms`, from uniform noise in double precision."""
-
-    def estimator(f: Callable[[Tensor], Tensor], dist: Bernoulli, noise: Noise) -> Estimate:
-        drawn = noise.uniform((num_samples, *dist.params.shape), torch.float64)
-        return arms(f, dist, num_samples=num_samples, noise=drawn)
-
-    return estimator

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -75,15 +74,8 @@ class InputBaseline(nn.Module):
         return torch.tanh(F.linear(x, self.weight, self.bias)) @ self.out + self.shift
 
 
-@dataclass(frozen=True)
-class Centred:
-    """A learning signal, and what is learned from it.
-
-    Attributes:
-        signal: `[B]`, without graph.
-        fit_loss: scalar that fits the function of the image; None without one.
-        moments: what the moving moments are to take in, if there are any.
-    """
+class Centred(NamedTuple):
+    """A learning signal `[B]` without graph, what fits the function of the image, and what the moving moments take in."""
 
     signal: Tensor
     fit_loss: Tensor | None = None

@@ -16,140 +16,80 @@ stands for it (see `relaxed_loss.py`), so that the estimate stays unbiased.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from relax_rl.experiments.vae.relaxed_loss import relaxed_loss
-from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork
+from relax_rl.experiments.vae.relaxed_loss import Place, RelaxedLoss, relaxed_loss
 
-__all__ = ["Control", "Part", "factors_of", "relaxed_control", "relaxed_parts"]
+__all__ = ["Control", "relaxed_terms"]
 
 
 @dataclass(frozen=True)
 class Control:
-    """A control variate of one layer of bits at its z, with the graph to what it learns.
+    """A control variate of one layer of bits at its z.
 
     To an estimator it is a surrogate that is known at the sample's own z, which coupled noise alone asks for. Each bit
     is a row of its own: z is `[B, P, 1]`.
 
     Attributes:
-        value: `[B, P]`.
+        value: `[B, P]`, or `[B, 1]` if all bits have the same.
         slope: `[B, P]` derivative of each bit's control at that bit's z.
     """
 
     value: Tensor
     slope: Tensor
 
+    def __add__(self, other: Control) -> Control:
+        return Control(self.value + other.value, self.slope + other.slope)
+
     def __call__(self, z: Tensor) -> Tensor:
         """`[B, P]`."""
-        return self.value
+        return self.value.expand_as(self.slope)
 
     def value_and_slope(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """`[B, P]` and `[B, P, 1]`."""
-        return self.value, self.slope.unsqueeze(-1)
+        return self(z), self.slope.unsqueeze(-1)
 
 
-def factors_of(scales: Sequence[Tensor], log_temperature: Tensor) -> Tensor:
-    """`[*, k + 1]` what each part of a control is multiplied by, with the graph to what is learned.
+@torch.no_grad()
+def relaxed_terms(place: Place, before: Tensor, temperature: Tensor, scales: Tensor) -> Tensor:
+    """f with the bits of a layer relaxed; with signs its correction for each bit too, of which c_j is the sum.
 
-    The last one is 0 with the derivative 1 in log lambda: it goes with how all the others' sum moves with log lambda.
-
-    Args:
-        scales: k of them, `[*]`.
-        log_temperature: `[*]`.
-    """
-    return torch.stack([*scales, log_temperature - log_temperature.detach()], -1)
-
-
-def relaxed_control(
-    model: SigmoidBeliefNetwork,
-    target: Tensor,
-    chain: Chain,
-    layer: int,
-    before: Tensor,
-    temperature: Tensor,
-    factors: Tensor,
-    signs: Tensor | None = None,
-    decoded: Tensor | None = None,
-) -> Control:
-    """eta f with the bits of a layer relaxed, and kappa times its correction for each bit if there are signs.
+    How H moves with lambda would take a third derivative of f; it is left out of how the slope does, which trains lambda
+    and nothing else.
 
     Args:
-        model: whose f it is.
-        target: `[B, D]` predicted pixels.
-        chain: the bits before the layer, its z, and the noise of the deeper ones.
-        layer: from 0.
-        before: `[B]` the terms of f before the layer.
-        temperature: lambda, a scalar without graph.
-        factors: `factors_of` eta, and kappa with signs, and log lambda.
-        signs: `[B, P]` +-1, drawn independently of everything else.
-        decoded: `model.decoded` at the layer's bits, which saves work where there are signs.
+        place: the layer.
+        before: `[B]` the terms of f before it.
+        temperature: lambda, a scalar.
+        scales: `[k]` by which the k = 1 or 2 terms are to be multiplied.
+
+    Returns:
+        `[k + 1, 2, B, P]` value and slope of each term, and last of how their sum, so scaled, moves with log lambda.
     """
-    with torch.no_grad():
-        parts = relaxed_parts(model, target, chain, layer, before, temperature, signs, decoded)
-        scales = factors.unbind()[:-1]
-        moved = [
-            reduce(torch.add, [eta * x for eta, x in zip(scales, tangents, strict=True)])
-            for tangents in ([x.value_tangent for x in parts], [x.slope_tangent for x in parts])
-        ]
-        terms = [x.expand_as(parts[0].slope) for part in parts for x in (part.value, part.slope)]
-        stacked = torch.stack([*terms, *(x.expand_as(terms[0]) for x in moved)])
-    value, slope = (factors @ stacked.view(len(factors), -1)).view(2, *terms[0].shape)
-    return Control(value, slope)
+    plain, (eta, *kappa) = relaxed_loss(place, temperature), scales.unbind()
+    like = plain.slope[0]
+    terms = [(before + plain.value).unsqueeze(-1).expand_as(like), like]
+    moved = [(eta * plain.value_tangent).unsqueeze(-1).expand_as(like), eta * plain.slope[1]]
+    if plain.own is not None:
+        values, slopes = _correction(place, plain, plain.own, temperature)
+        terms += [values[0], slopes[0]]
+        moved = [torch.addcmul(moved[0], kappa[0], values[1]), torch.addcmul(moved[1], kappa[0], slopes[1])]
+    return torch.stack([*terms, *moved]).view(-1, 2, *like.shape)
 
 
-class Part(NamedTuple):
-    """Value and slope of a part of a control, and how the two move with log lambda, without graph.
-
-    Each is `[B, P]`, or `[B, 1]` if it is the same for all bits.
-    """
-
-    value: Tensor
-    slope: Tensor
-    value_tangent: Tensor
-    slope_tangent: Tensor
-
-
-def relaxed_parts(
-    model: SigmoidBeliefNetwork,
-    target: Tensor,
-    chain: Chain,
-    layer: int,
-    before: Tensor,
-    temperature: Tensor,
-    signs: Tensor | None = None,
-    decoded: Tensor | None = None,
-) -> list[Part]:
-    """f(y), and with signs the sum over i != j.
-
-    How H moves with lambda would take a third derivative of f; it is left out of `slope_tangent`, which trains lambda and
-    nothing else.
-
-    Args:
-        temperature: lambda. The others are those of `relaxed_control`.
-    """
-    plain = relaxed_loss(model, target, chain, layer, temperature, signs, decoded)
-    value, value_tangent = (before + plain.value).unsqueeze(-1), plain.value_tangent.unsqueeze(-1)
-    parts = [Part(value, plain.slope[0], value_tangent, plain.slope[1])]
-    if plain.own is None:
-        return parts
+def _correction(
+    place: Place, plain: RelaxedLoss, own: Tensor, temperature: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The sum over i != j, and its slope: each `[B, P]` itself, and how it moves with log lambda."""
     gradient, gradient_tangent, along_error = plain.at_bits
-    scaled, y = chain.z[layer] / temperature, plain.soft
-    error, spread = chain.bits[layer] - y, y * (1 - y)
+    scaled, y = place.chain.z[place.layer] / temperature, plain.soft
+    error, spread = place.chain.bits[place.layer] - y, y * (1 - y)
     steepness, y_tangent = spread / temperature, -scaled * spread
     steepness_tangent = (1 - 2 * y) * y_tangent / temperature - steepness
-    own_tangent = plain.own * scaled.abs() * torch.maximum(y, 1 - y)  # e moves by this factor of itself
-    each, each_tangent = gradient * error, gradient_tangent * error - gradient * y_tangent
-    without_own = along_error - plain.own
-    correction = Part(
-        each.sum(-1, keepdim=True) - each,
-        steepness * without_own,
-        each_tangent.sum(-1, keepdim=True) - each_tangent,
-        steepness_tangent * without_own - steepness * (gradient_tangent + own_tangent),
-    )
-    return [*parts, correction]
+    own_tangent = own * scaled.abs() * torch.maximum(y, 1 - y)  # e moves by this factor of itself
+    each, without_own = [gradient * error, gradient_tangent * error - gradient * y_tangent], along_error - own
+    slope_tangent = steepness_tangent * without_own - steepness * (gradient_tangent + own_tangent)
+    return [x.sum(-1, keepdim=True) - x for x in each], [steepness * without_own, slope_tangent]

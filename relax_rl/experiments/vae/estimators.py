@@ -6,15 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
+from relax_rl.distributions import Bernoulli
 from relax_rl.errors import SettingsError
-from relax_rl.estimators import ESTIMATORS, arm, disarm
-from relax_rl.experiments.vae import pathwise
-from relax_rl.experiments.vae.antithetic import antithetic, of_arms, of_pairs
+from relax_rl.estimators import ESTIMATORS, arm, arms, disarm
+from relax_rl.estimators.pathwise import moving_gumbel_rao, moving_mean, moving_reinmax, moving_softened
+from relax_rl.experiments.vae.antithetic import antithetic
 from relax_rl.experiments.vae.baselines import Baseline, Centring, InputBaseline
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.exact import MAX_BITS, enumerated, marginal
-from relax_rl.experiments.vae.gradient import LayeredEstimator, Stateless
+from relax_rl.experiments.vae.gradient import LayeredEstimator
+from relax_rl.experiments.vae.noise import Noise
+from relax_rl.experiments.vae.pathwise import Move, concrete, straight_through
 from relax_rl.experiments.vae.relaxation import ParameterRebar, Relax
 from relax_rl.experiments.vae.residual import ResidualNetwork
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
@@ -75,11 +79,23 @@ def _several(make: Callable[[int, torch.Generator], LayeredEstimator]) -> _Maker
 def _disarm(config: VaeConfig, model: SigmoidBeliefNetwork, _: torch.Generator) -> LayeredEstimator:
     if config.num_samples < 2 or config.num_samples % 2:
         raise SettingsError(f"num_samples is {config.num_samples}, but disarm takes pairs: an even number is needed")
-    return Stateless(partial(antithetic, estimator=of_pairs(disarm), groups=config.num_samples // 2))
+    return LayeredEstimator(partial(antithetic, estimate=disarm, groups=config.num_samples // 2))
 
 
-def _straight_through(move: Callable[[VaeConfig], pathwise.Move]) -> _Maker:
-    return lambda config, model, generator: Stateless(partial(pathwise.straight_through, move=move(config)))
+def _arms(count: int, _: torch.Generator) -> LayeredEstimator:
+    return LayeredEstimator(partial(antithetic, estimate=partial(arms, num_samples=count), uniforms=count))
+
+
+def _straight_through(move: Callable[[VaeConfig], Move]) -> _Maker:
+    return lambda config, model, generator: LayeredEstimator(partial(straight_through, move=move(config)))
+
+
+def _gumbel_rao(config: VaeConfig) -> Move:
+    def move(here: Bernoulli, bits: Tensor, drawn: Tensor, noise: Noise) -> Callable[[Bernoulli], Tensor]:
+        (many,) = noise.logistic((config.num_conditional, len(bits)), bits.shape[-1:])
+        return moving_gumbel_rao(here, bits, many, config.temperature)
+
+    return move
 
 
 def _relax(*, conditional: bool) -> _Maker:
@@ -138,24 +154,26 @@ def _small(make: Callable[[], LayeredEstimator], size: Callable[[Sequence[int]],
 LAYERED: Mapping[str, _Maker] = {
     "reinforce": _score(),
     "nvil": _score("input", normalize=True),
-    "rloo": _several(lambda count, _: Stateless(partial(rloo, num_samples=count))),
-    "vimco": _several(lambda count, _: Stateless(partial(vimco, num_samples=count))),
+    "rloo": _several(lambda count, _: LayeredEstimator(partial(rloo, num_samples=count))),
+    "vimco": _several(lambda count, _: LayeredEstimator(partial(vimco, num_samples=count))),
     "simple-muprop": _muprop(slope=False),
     "muprop": _muprop(slope=True),
-    "concrete": lambda config, _, __: Stateless(partial(pathwise.concrete, temperature=config.temperature)),
-    "straight-through": _straight_through(lambda config: pathwise.mean),
-    "straight-through-gumbel": _straight_through(lambda config: pathwise.softened(config.temperature)),
-    "gumbel-rao": _straight_through(lambda config: pathwise.gumbel_rao(config.temperature, config.num_conditional)),
-    "reinmax": _straight_through(lambda config: pathwise.reinmax),
+    "concrete": lambda config, _, __: LayeredEstimator(partial(concrete, temperature=config.temperature)),
+    "straight-through": _straight_through(lambda _: lambda here, bits, drawn, noise: moving_mean(bits)),
+    "straight-through-gumbel": _straight_through(
+        lambda config: lambda here, bits, drawn, noise: moving_softened(bits, drawn, config.temperature)
+    ),
+    "gumbel-rao": _straight_through(_gumbel_rao),
+    "reinmax": _straight_through(lambda _: lambda here, bits, drawn, noise: moving_reinmax(here, bits)),
     "dlax": _relax(conditional=False),
     "rebar": _rebar,
     "relax": _relax(conditional=True),
-    "arm": lambda _, __, ___: Stateless(partial(antithetic, estimator=of_pairs(arm))),
+    "arm": lambda _, __, ___: LayeredEstimator(partial(antithetic, estimate=arm)),
     "disarm": _disarm,
-    "arms": _several(lambda count, _: Stateless(partial(antithetic, estimator=of_arms(count)))),
+    "arms": _several(_arms),
     "double-cv": _several(lambda count, _: DoubleControlVariates(count)),
     "rodeo": _several(lambda count, generator: Rodeo(count, generator=generator)),
-    "marginal": _small(lambda: Stateless(marginal), max),
-    "enumerated": _small(lambda: Stateless(enumerated), sum),
+    "marginal": _small(lambda: LayeredEstimator(marginal), max),
+    "enumerated": _small(lambda: LayeredEstimator(enumerated), sum),
 }
 """By registry name, how an estimator for layers of bits is made."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from relax_rl.distributions import Bernoulli
 from relax_rl.estimators import marginal as marginal_of_one
-from relax_rl.experiments.vae.gradient import Gradient, at_logits
+from relax_rl.experiments.vae.gradient import Gradient
 from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork, bernoulli_log_prob
 
@@ -41,8 +41,7 @@ def marginal(model: SigmoidBeliefNetwork, x: Tensor, noise: Noise) -> Gradient:
         )
         with torch.no_grad():
             estimates.append(marginal_of_one(rest[layer], dist, control, noise=drawn).grad)
-    value = terms.sum(0)
-    return Gradient(value.detach(), value.mean(), chain.logits, at_logits(chain.logits, estimates, len(x)))
+    return Gradient.of_layers(terms.sum(0), chain.logits, estimates)
 
 
 def expected_loss(model: SigmoidBeliefNetwork, x: Tensor) -> Tensor:

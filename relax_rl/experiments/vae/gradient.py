@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from relax_rl.distributed import ALONE, Workers
+from relax_rl.compute.distributed import ALONE, Workers
 from relax_rl.experiments.vae.baselines import MovingMoments
 from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.optimizer import flat
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 
-__all__ = ["Gradient", "Gradients", "LayeredEstimator", "Stateless", "at_logits", "gradients"]
+__all__ = ["Gradient", "Gradients", "LayeredEstimator", "gradients"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Gradient:
         encoder: the encoder's gradient itself, from estimators that form it at the parameters.
         learning: scalar whose gradient at the estimator's own parameters is theirs: the variance of the estimate, or the
             fit of a baseline. None where there are none.
+        learned: that gradient itself, from estimators that form it at the parameters, one of their groups after the other.
         signals: `[2]` mean and mean square of what each of the estimator's moving moments is to take in.
     """
 
@@ -39,7 +40,27 @@ class Gradient:
     cotangents: Sequence[Tensor] | None = None
     encoder: Sequence[Tensor] | None = None
     learning: Tensor | None = None
+    learned: Sequence[Tensor] = ()
     signals: Sequence[Tensor] = ()
+
+    @classmethod
+    def of_layers(
+        cls, value: Tensor, logits: Sequence[Tensor], estimates: Sequence[Tensor], **learned: Any
+    ) -> Gradient:
+        """From one estimate for each example, or sample of it, at the logits of each layer.
+
+        Args:
+            value: `[B]` f, or `[K, B]` of which the mean is estimated, with the graph to the generative parameters.
+            logits: `[*, B, P]` of each layer.
+            estimates: `[B, P]` or `[K, B, P]`; where samples share the logits, theirs are summed.
+            learned: what else there is to the record.
+        """
+        cotangents = [
+            (estimate.detach().sum(0) if estimate.dim() > at.dim() else estimate.detach()) / value.numel()
+            for at, estimate in zip(logits, estimates, strict=True)
+        ]
+        loss = value.detach()
+        return cls(loss.mean(0) if loss.dim() == 2 else loss, value.mean(), logits, cotangents, **learned)
 
     def pull_back(self, encoder: Sequence[Tensor], generative: Sequence[Tensor]) -> list[Tensor]:
         """The gradient at parameters of the encoder, and at generative ones, in this order; there may be none of a kind."""
@@ -58,15 +79,23 @@ class LayeredEstimator(nn.Module):
 
     A call moves neither.
 
+    Args:
+        estimate: what a call does, for estimators that learn nothing.
+
     Attributes:
         workers: who see one batch together, each a part, and average what they find.
     """
 
     workers: Workers = ALONE
 
+    def __init__(self, estimate: Callable[[SigmoidBeliefNetwork, Tensor, Noise], Gradient] | None = None) -> None:
+        super().__init__()
+        self._estimate_batch = estimate
+
     def forward(self, model: SigmoidBeliefNetwork, x: Tensor, noise: Noise) -> Gradient:
         """The gradient for images `[B, D]`."""
-        raise NotImplementedError
+        assert self._estimate_batch is not None
+        return self._estimate_batch(model, x, noise)
 
     def groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The parameters that weight decay applies to, with a learning rate of their own, and all others."""
@@ -77,17 +106,6 @@ class LayeredEstimator(nn.Module):
         moments = [module for module in self.modules() if isinstance(module, MovingMoments)]
         for each, signal in zip(moments, signals, strict=True):
             each.update(signal)
-
-
-class Stateless(LayeredEstimator):
-    """An estimator that learns nothing beside the model."""
-
-    def __init__(self, estimate: Callable[[SigmoidBeliefNetwork, Tensor, Noise], Gradient]) -> None:
-        super().__init__()
-        self.estimate = estimate
-
-    def forward(self, model: SigmoidBeliefNetwork, x: Tensor, noise: Noise) -> Gradient:
-        return self.estimate(model, x, noise)
 
 
 @dataclass(frozen=True)
@@ -130,17 +148,8 @@ def gradients(
     if found.learning is not None:
         decayed, others = estimator.groups()
         of_estimator = flat(torch.autograd.grad(found.learning, [*decayed, *others]))
+    elif found.learned:
+        of_estimator = flat(found.learned)
     if found.signals:
         signals = torch.stack(list(found.signals))
     return Gradients(found.loss, of_model, of_estimator, signals)
-
-
-def at_logits(logits: Sequence[Tensor], per_example: Sequence[Tensor], examples: int) -> list[Tensor]:
-    """Cotangents of the mean over a batch, from one estimate per example and sample.
-
-    Where samples `[K, B, P]` share the logits `[B, P]`, theirs are summed.
-    """
-    return [
-        (gradient.detach().sum(0) if gradient.dim() > at.dim() else gradient.detach()) / examples
-        for at, gradient in zip(logits, per_example, strict=True)
-    ]

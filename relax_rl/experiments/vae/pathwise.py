@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import Bernoulli
-from relax_rl.estimators.pathwise import moving_gumbel_rao, moving_mean, moving_reinmax, moving_softened
 from relax_rl.experiments.vae.gradient import Gradient
 from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 
-__all__ = ["Move", "concrete", "gumbel_rao", "mean", "reinmax", "softened", "straight_through"]
+__all__ = ["Move", "concrete", "straight_through"]
 
 Move = Callable[[Bernoulli, Tensor, Tensor, Noise], Callable[[Bernoulli], Tensor]]
-"""From a layer's distribution without graph, its bits, their logistic noise and more noise to the bits as a function of
-the distribution."""
+"""From a layer's distribution without graph, its bits, the logistic noise behind them, and more noise to the bits as a
+function of the distribution, such as `relax_rl.estimators.pathwise.moving_mean` makes."""
 
 
 def concrete(model: SigmoidBeliefNetwork, x: Tensor, noise: Noise, *, temperature: float) -> Gradient:
@@ -51,28 +50,3 @@ def straight_through(model: SigmoidBeliefNetwork, x: Tensor, noise: Noise, *, mo
     logits, bits = model.upwards(x, moving)
     value = torch.stack(model.terms(model.target(x), bits, logits)).sum(0)
     return Gradient(value.detach(), value.mean())
-
-
-def mean(here: Bernoulli, bits: Tensor, drawn: Tensor, noise: Noise) -> Callable[[Bernoulli], Tensor]:
-    """The bit stands for its mean (Bengio et al. 2013)."""
-    return moving_mean(bits)
-
-
-def softened(temperature: float) -> Move:
-    """The bit stands for sigma(z / temperature) (Jang et al. 2017)."""
-    return lambda here, bits, drawn, noise: moving_softened(bits, drawn, temperature)
-
-
-def gumbel_rao(temperature: float, num_conditional: int) -> Move:
-    """The mean of `softened` over several z given the bit (Paulus et al. 2021)."""
-
-    def move(here: Bernoulli, bits: Tensor, drawn: Tensor, noise: Noise) -> Callable[[Bernoulli], Tensor]:
-        (many,) = noise.logistic((num_conditional, len(bits)), bits.shape[-1:])
-        return moving_gumbel_rao(here, bits, many, temperature)
-
-    return move
-
-
-def reinmax(here: Bernoulli, bits: Tensor, drawn: Tensor, noise: Noise) -> Callable[[Bernoulli], Tensor]:
-    """Second order, by Heun's method (Liu et al. 2023)."""
-    return moving_reinmax(here, bits)

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from relax_rl.distributions import Bernoulli
-from relax_rl.estimators import dlax, reinforce_gradient, relax, variance_loss
+from relax_rl.estimators import dlax, reinforce_gradient, relax
 from relax_rl.experiments.vae.baselines import InputBaseline
-from relax_rl.experiments.vae.controls import Control, factors_of, relaxed_control
-from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator, at_logits
+from relax_rl.experiments.vae.controls import Control, relaxed_terms
+from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator
 from relax_rl.experiments.vae.noise import Noise
+from relax_rl.experiments.vae.relaxed_loss import Place
 from relax_rl.experiments.vae.residual import ResidualNetwork
 from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork
 
@@ -61,7 +62,7 @@ class Relax(LayeredEstimator):
     ) -> None:
         super().__init__()
         self.conditional, self.context = conditional, context
-        self.residuals = nn.ModuleList(residuals)
+        self.residuals: Sequence[ResidualNetwork] = nn.ModuleList(residuals)  # type: ignore[assignment]
         self.eta: nn.Parameter | None = None
         self.correction: nn.Parameter | None = None
         self.log_temperature: nn.Parameter | None = None
@@ -73,70 +74,67 @@ class Relax(LayeredEstimator):
 
     def groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         scalars = [x for x in (self.eta, self.correction, self.log_temperature) if x is not None]
-        return list(self.residuals.parameters()), scalars
+        return [p for residual in self.residuals for p in residual.parameters()], scalars
 
     def forward(self, model: SigmoidBeliefNetwork, x: Tensor, noise: Noise) -> Gradient:
-        chain, target = model.sample(x, noise), model.target(x)
-        signs: Sequence[Tensor | None] = [None] * len(model.layers)
-        if self.correction is not None:
-            signs = noise.signs(x.shape[:1], model.layers)
+        chain, target, layers = model.sample(x, noise), model.target(x), model.layers
+        corrected = self.correction is not None
+        signs = noise.signs(x.shape[:1], layers) if corrected else (None,) * len(layers)
         decoded = [model.decoded(layer, bits) for layer, bits in enumerate(chain.bits)]
-        terms = model.terms(target, chain.bits, [dist.params for dist in chain.dists], decoded)
-        value = torch.stack(terms).sum(0)
+        f_terms = model.terms(target, chain.bits, [dist.params for dist in chain.dists], decoded)
+        value = torch.stack(f_terms).sum(0)
         loss = value.detach()
         before, context = torch.zeros_like(loss), [model.input(x)]
-        factors, temperatures = self._factors()
-        estimates, losses = [], []
+        scales, temperatures = self._scalars()
+        estimates: list[Tensor] = []
+        of_residuals: list[Tensor] = []
+        of_scalars: list[Tensor] = []
         for layer, dist in enumerate(chain.dists):
-            control: Control | None = None
-            if factors:
-                control = relaxed_control(
-                    model,
-                    target,
-                    chain,
-                    layer,
-                    before,
-                    temperatures[layer],
-                    factors[layer],
-                    signs[layer],
-                    decoded[layer],
-                )
+            control, terms, at = None, None, None
+            if scales:
+                eta, temperature = scales[layer], temperatures[layer]
+                place = Place(model, target, chain, layer, signs[layer], decoded[layer])
+                terms = relaxed_terms(place, before, temperature, eta)
+                control = Control(*(eta @ terms[:-1].flatten(1)).view(terms.shape[1:]))
             if self.residuals:
                 given = torch.cat(context, -1) if self.context == "input" else dist.params
-                control = self._with_residual(control, layer, given, chain.z[layer])
+                at = self.residuals[layer].evaluate(given, chain.z[layer])
+                control = at.control if control is None else control + at.control
             assert control is not None
-            found = self._estimate(loss, chain, layer, control)
-            estimates.append(found.squeeze(-1))
-            losses.append(variance_loss(found))
-            before = before + terms[layer].detach()
+            estimate, weight, direction = self._estimate(loss, chain, layer, control)
+            estimates.append(estimate)
+            if terms is not None:
+                of_scalars.append(terms.flatten(1) @ torch.stack([weight, direction]).flatten())
+            if at is not None:
+                of_residuals += at.gradient(weight.sum(-1), direction)
+            before = before + f_terms[layer].detach()
             if self.context == "input":
                 context.append(2 * chain.bits[layer] - 1)
-        cotangents = at_logits(chain.logits, estimates, len(x))
-        return Gradient(loss, value.mean(), chain.logits, cotangents, learning=torch.stack(losses).sum())
+        learned = [*of_residuals, *(torch.stack(of_scalars, 1) if of_scalars else ())]
+        return Gradient.of_layers(value, chain.logits, estimates, learned=learned)
 
-    def _factors(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Those of the control of each layer, and its temperature; none where the surrogate holds nothing of f."""
+    def _scalars(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Scales `[k]` of the terms of each layer's control, and its temperature; none where it holds nothing of f."""
         if self.log_temperature is None:
-            return [], []
-        scales = [scale for scale in (self.eta, self.correction) if scale is not None]
-        return factors_of(scales, self.log_temperature).unbind(), self.log_temperature.detach().exp().unbind()
+            return (), ()
+        scales = [scale.detach() for scale in (self.eta, self.correction) if scale is not None]
+        return torch.stack(scales, 1).unbind(), self.log_temperature.detach().exp().unbind()
 
-    def _estimate(self, loss: Tensor, chain: Chain, layer: int, control: Control) -> Tensor:
-        """g_l `[B, P, 1]`, one row for each bit."""
-        logits, noise, bits = (x[layer].unsqueeze(-1) for x in (chain.logits, chain.noise, chain.bits))
-        value, dist = loss.unsqueeze(-1).expand_as(control.value), Bernoulli(logits.detach())
+    def _estimate(self, loss: Tensor, chain: Chain, layer: int, control: Control) -> tuple[Tensor, Tensor, Tensor]:
+        """g_l `[B, P]`, and the gradient of the mean of its square at the control's value and slope."""
+        control.value.requires_grad_()
+        control.slope.requires_grad_()
+        value, dist = loss.unsqueeze(-1).expand_as(control.slope), Bernoulli(chain.dists[layer].params.unsqueeze(-1))
+        noise = chain.noise[layer].unsqueeze(-1)
         if self.conditional:
-            return relax(value, dist, control, noise=noise, sample=bits, coupling="coupled").grad
-        return dlax(value, dist, control, noise=noise).grad
-
-    def _with_residual(self, control: Control | None, layer: int, context: Tensor, z: Tensor) -> Control:
-        """r added to what the surrogate holds of f."""
-        residual = self.residuals[layer]
-        assert isinstance(residual, ResidualNetwork)
-        value, slope = residual.given(context).value_and_slope(z)
-        if control is None:
-            return Control(value.unsqueeze(-1).expand_as(slope), slope)
-        return Control(control.value + value.unsqueeze(-1), control.slope + slope)
+            bits = chain.bits[layer].unsqueeze(-1)
+            estimate = relax(value, dist, control, noise=noise, sample=bits, coupling="coupled").grad
+        else:
+            estimate = dlax(value, dist, control, noise=noise).grad
+        found = estimate.detach()
+        learned = [control.value, control.slope]
+        weight, direction = torch.autograd.grad(estimate, learned, found * (2.0 / found.numel()))
+        return found.squeeze(-1), weight, direction
 
 
 class ParameterRebar(LayeredEstimator):
@@ -162,41 +160,51 @@ class ParameterRebar(LayeredEstimator):
 
     def forward(self, model: SigmoidBeliefNetwork, x: Tensor, noise: Noise) -> Gradient:
         chain, target = model.sample(x, noise), model.target(x)
-        terms = model.terms(target, chain.bits, [dist.params for dist in chain.dists])
-        value = torch.stack(terms).sum(0)
+        f_terms = model.terms(target, chain.bits, [dist.params for dist in chain.dists])
+        value = torch.stack(f_terms).sum(0)
         loss = value.detach()
         signal, before = loss - self.baseline(model.input(x)), torch.zeros_like(loss)
-        plain, controls, temperature = [], [], self.log_temperature.detach().exp()
-        factors = factors_of([torch.ones_like(temperature)], self.log_temperature)
+        temperature = self.log_temperature.detach().exp()
+        one = torch.ones_like(temperature).unsqueeze(0)
+        plain, controls, tangents = [], [], []
         for layer, (dist, score) in enumerate(zip(chain.dists, chain.scores, strict=True)):
             plain.append(reinforce_gradient(signal, None, dist.params, score=score) / len(x))
-            relaxed = relaxed_control(model, target, chain, layer, before, temperature, factors)
-            dist, drawn, bits = Bernoulli(dist.params.unsqueeze(-1)), chain.noise[layer], chain.bits[layer]
-            found = relax(
-                torch.zeros_like(score),
-                dist,
-                relaxed,
-                noise=drawn.unsqueeze(-1),
-                sample=bits.unsqueeze(-1),
-                coupling="coupled",
-            )
-            controls.append(found.grad.squeeze(-1) / len(x))
-            before = before + terms[layer].detach()
+            terms = relaxed_terms(Place(model, target, chain, layer), before, temperature, one)
+            # Of the control and of how it moves with log lambda, in which the estimate is linear.
+            rows = (dist.params, chain.noise[layer], chain.bits[layer])
+            logits, drawn, bits = (each.unsqueeze(-1).expand(2, *each.shape, 1) for each in rows)
+            nothing, both = torch.zeros_like(terms[:, 0]), Control(terms[:, 0], terms[:, 1])
+            found = relax(nothing, Bernoulli(logits), both, noise=drawn, sample=bits, coupling="coupled").grad
+            control, tangent = found.squeeze(-1) / len(x)
+            controls.append(control)
+            tangents.append(tangent)
+            before = before + f_terms[layer].detach()
+        return self._at_parameters(model, chain, value, plain, controls, tangents)
+
+    def _at_parameters(
+        self,
+        model: SigmoidBeliefNetwork,
+        chain: Chain,
+        value: Tensor,
+        plain: Sequence[Tensor],
+        controls: Sequence[Tensor],
+        tangents: Sequence[Tensor],
+    ) -> Gradient:
+        """The estimate from its parts at the logits of each layer; `plain` has a graph to the baseline."""
         logits, tensors = list(chain.logits), model.encoder_parameters
-        # The variance at the parameters reaches what is learned through these, which keep their graph for that.
+        # The variance reaches the baseline through this pull-back, which keeps its graph for that.
         of_plain = torch.autograd.grad(logits, tensors, plain, create_graph=True)
-        of_control = torch.autograd.grad(logits, tensors, controls, create_graph=True)
-        scales = 2.0 * torch.sigmoid(self.scale_logits)
-        with torch.no_grad():
-            encoder = [
-                torch.addcmul(p, eta, c).contiguous() for p, eta, c in zip(of_plain, scales, of_control, strict=True)
-            ]
-            self.workers.average_(*encoder)
-        products = [
-            torch.stack([_dot(2.0 * g, p), eta * _dot(2.0 * g, c)])
-            for g, p, eta, c in zip(encoder, of_plain, scales, of_control, strict=True)
-        ]
-        return Gradient(loss, value.mean(), encoder=encoder, learning=torch.stack(products).sum())
+        of_control = torch.autograd.grad(logits, tensors, controls, retain_graph=True)
+        of_tangent = torch.autograd.grad(logits, tensors, tangents, retain_graph=True)
+        scales = 2.0 * torch.sigmoid(self.scale_logits.detach())
+        each = zip(of_plain, scales, of_control, strict=True)
+        encoder = [torch.addcmul(p.detach(), eta, control).contiguous() for p, eta, control in each]
+        self.workers.average_(*encoder)
+        by_scale = torch.stack([_dot(g, control) for g, control in zip(encoder, of_control, strict=True)])
+        moved = torch.stack([_dot(g, tangent) for g, tangent in zip(encoder, of_tangent, strict=True)])
+        learned = [2.0 * by_scale * scales * (1 - scales / 2), 2.0 * (scales * moved).sum()]
+        of_baseline = torch.autograd.grad(of_plain, list(self.baseline.parameters()), [2.0 * g for g in encoder])
+        return Gradient(value.detach(), value.mean(), encoder=encoder, learned=[*learned, *of_baseline])
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -19,10 +19,31 @@ from torch import Tensor
 
 from relax_rl.experiments.vae.sbn import Chain, ConditionalNetwork, SigmoidBeliefNetwork, bernoulli_log_prob
 
-__all__ = ["RelaxedLoss", "relaxed_loss"]
+__all__ = ["Place", "RelaxedLoss", "relaxed_loss"]
 
 Pull = Callable[[Tensor], Tensor]
 """From the dual derivative of the loss at a network's logits to that at its input."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A layer of a chain, and what is known of f there.
+
+    Attributes:
+        model: whose f it is.
+        target: `[B, D]` predicted pixels.
+        chain: the bits before the layer, its z, and the noise of the deeper ones.
+        layer: l, from 0.
+        signs: `[B, P]` +-1, drawn independently of everything else; products with H are formed if there are any.
+        decoded: `model.decoded` at the layer's bits, which saves work where there are signs.
+    """
+
+    model: SigmoidBeliefNetwork
+    target: Tensor
+    chain: Chain
+    layer: int
+    signs: Tensor | None = None
+    decoded: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -69,26 +90,14 @@ class _Layer:
 
 
 @torch.no_grad()
-def relaxed_loss(
-    model: SigmoidBeliefNetwork,
-    target: Tensor,
-    chain: Chain,
-    layer: int,
-    temperature: Tensor,
-    signs: Tensor | None = None,
-    decoded: Tensor | None = None,
-) -> RelaxedLoss:
+def relaxed_loss(place: Place, temperature: Tensor) -> RelaxedLoss:
     """f_l + f_{l+1} + ... at sigma(z_l / lambda), the deeper layers relaxed likewise from the noise of their bits.
 
     Args:
-        model: whose f it is.
-        target: `[B, D]` predicted pixels.
-        chain: the bits before layer l, z_l, and the noise after it.
-        layer: l, from 0.
+        place: layer l.
         temperature: lambda, a scalar.
-        signs: `[B, P]` +-1, drawn independently of everything else; products with H are formed if there are any.
-        decoded: `model.decoded` at the layer's bits; it saves work where there are signs.
     """
+    model, chain, layer, signs = place.model, place.chain, place.layer, place.signs
     scaled, decoder = chain.z[layer] / temperature, model.decoder(layer)
     soft = torch.sigmoid(scaled)
     error = chain.bits[layer] - soft
@@ -96,11 +105,11 @@ def relaxed_loss(
     if signs is not None:
         directions.append(error)
         if decoder is not None and decoder.linear:  # its part in the diagonal of H is known
-            at_bits = decoder(2 * chain.bits[layer] - 1) if decoded is None else decoded.detach()
+            at_bits = decoder(2 * chain.bits[layer] - 1) if place.decoded is None else place.decoded.detach()
         if at_bits is None or layer < len(model.layers) - 1:
             directions.append(signs * error)
     first = _Layer(scaled, torch.stack([soft, *directions]), chain.logits[layer].detach().unsqueeze(0), None)
-    value, layers = _upwards(model, target, chain, layer, temperature, first, at_bits)
+    value, layers = _upwards(place, temperature, first, at_bits)
     derivative, value_tangent, slope = _downwards(model, layers, temperature)
     own = None
     if signs is not None:
@@ -111,20 +120,13 @@ def relaxed_loss(
     return RelaxedLoss(value, value_tangent, soft, slope, derivative[:3], own)
 
 
-def _upwards(
-    model: SigmoidBeliefNetwork,
-    target: Tensor,
-    chain: Chain,
-    layer: int,
-    temperature: Tensor,
-    first: _Layer,
-    at_bits: Tensor | None,
-) -> tuple[Tensor, list[_Layer]]:
+def _upwards(place: Place, temperature: Tensor, first: _Layer, at_bits: Tensor | None) -> tuple[Tensor, list[_Layer]]:
     """The value, and the layers from the first on with all that the way back needs.
 
     Args:
         at_bits: what a linear decoder makes of the bits of the first layer, if it is known.
     """
+    model, target, chain, layer = place.model, place.target, place.chain, place.layer
     generative = model.task == "generative"
     below = (target if layer == 0 or not generative else chain.bits[layer - 1]).unsqueeze(0)
     value, layers = torch.zeros_like(target[:, 0]), [first]
@@ -134,8 +136,8 @@ def _upwards(
             assert isinstance(encoder, ConditionalNetwork)
             logits, pull_logits = _network(encoder, layers[-1].soft)
             scaled = logits / temperature
-            scaled[0] += chain.noise[here] / temperature
-            scaled[1] -= scaled[0]
+            scaled[0].add_(chain.noise[here] / temperature)
+            scaled[1].sub_(scaled[0])
             layers.append(_Layer(scaled[0], _sigmoid(scaled), logits, pull_logits))
         decoder, soft = model.decoder(here), layers[-1].soft
         if generative:
@@ -147,7 +149,7 @@ def _upwards(
                 decoded, pull_decoded = _network(decoder, soft[:2])
                 decoded = torch.cat([decoded, (at_bits - decoded[0]).unsqueeze(0)])
             error, rows = _sigmoid(decoded), min(len(decoded), len(below))
-            error[:rows] -= below[:rows]
+            error[:rows].sub_(below[:rows])
             layers[-1] = replace(layers[-1], decoded=decoded, error=error, pull_decoded=pull_decoded)
             value = value - bernoulli_log_prob(below[0], decoded[0])
         below = soft if generative else below
@@ -160,19 +162,19 @@ def _downwards(model: SigmoidBeliefNetwork, layers: list[_Layer], temperature: T
     """Dual derivative at the relaxed bits of the first layer; how the value moves with log lambda; `[2]` that at its z."""
     derivative = torch.zeros_like(layers[-1].soft)
     if model.prior is not None:
-        derivative[0] -= model.prior
+        derivative[0].sub_(model.prior)
     value_tangent = torch.zeros_like(derivative[0, :, 0])
     for at in reversed(layers):
         if at.pull_decoded is not None and at.error is not None:
             through = at.pull_decoded(at.error)
-            derivative[: len(through)] += through
+            derivative[: len(through)].add_(through)
         if model.task == "generative":
-            derivative[: len(at.logits)] += at.logits
+            derivative[: len(at.logits)].add_(at.logits)
         rows = 2 if at.pull_logits is None else len(derivative)  # at z only log lambda is asked for
         at_z = _times(derivative[:rows], _spread(at.soft[:rows]))
         value_tangent -= (at_z[0] * at.scaled).sum(-1)
-        at_z[1] -= at_z[0]
-        at_z /= temperature
+        at_z[1].sub_(at_z[0])
+        at_z.div_(temperature)
         if at.pull_logits is None:
             break
         if at.decoded is not None and model.task == "generative":
@@ -186,12 +188,12 @@ def _network(network: ConditionalNetwork, soft: Tensor) -> tuple[Tensor, Pull]:
     """Dual logits of a network that reads dual relaxed bits as 2 b - 1, and the way back to the bits."""
     *hidden, (weight, bias) = network.steps
     x = 2 * soft
-    x[0] -= 1
+    x[0].sub_(1)
     outputs: list[Tensor] = []
     for inner_weight, inner_bias in hidden:
         x = _linear(x, inner_weight, inner_bias)
         x[0].tanh_()
-        x[1:] *= 1 - x[0].square()
+        x[1:].mul_(1 - x[0].square())
         outputs.append(x)
 
     def pull(derivative: Tensor) -> Tensor:
@@ -207,21 +209,22 @@ def _network(network: ConditionalNetwork, soft: Tensor) -> tuple[Tensor, Pull]:
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     y = x @ weight.t()
-    y[0] += bias
+    y[0].add_(bias)
     return y
 
 
 def _sigmoid(x: Tensor) -> Tensor:
     soft = torch.empty_like(x)
-    torch.sigmoid(x[0], out=soft[0])
-    torch.mul(soft[0] * (1 - soft[0]), x[1:], out=soft[1:])
+    value = torch.sigmoid(x[0], out=soft[0])
+    torch.mul(value * (1 - value), x[1:], out=soft[1:])
     return soft
 
 
 def _spread(soft: Tensor) -> Tensor:
     """s (1 - s)."""
-    spread = (1 - 2 * soft[0]) * soft
-    spread[0] = soft[0] * (1 - soft[0])
+    value = soft[0]
+    spread = (1 - 2 * value) * soft
+    torch.mul(value, 1 - value, out=spread[0])
     return spread
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from relax_rl.critics.activations import DERIVATIVES
-from relax_rl.critics.closed_form import Layers
-from relax_rl.critics.mlp_surrogate import MLPSurrogate
-from relax_rl.networks import ACTIVATIONS
+from relax_rl.critics.closed_form import Evaluation, Layers, evaluate, gradient
+from relax_rl.experiments.vae.controls import Control
+from relax_rl.networks.torsos import ACTIVATIONS
 
-__all__ = ["ResidualNetwork", "SurrogateActivation"]
+__all__ = ["Evaluated", "ResidualNetwork", "SurrogateActivation"]
 
 SurrogateActivation = Literal["relu", "tanh", "silu"]
 
@@ -54,14 +55,37 @@ class ResidualNetwork(nn.Module):
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(width)) for _ in range(depth))
         self.out = nn.Parameter(torch.zeros(width))
 
-    def given(self, context: Tensor) -> MLPSurrogate:
-        """r as a function of z, for rows of a context."""
-        layers = Layers(
-            [torch.cat([self.of_context, self.of_z], 1), *self.inner],
-            list(self.biases),
-            self.out.unsqueeze(0),
-            self.out.new_zeros(1),
-            ACTIVATIONS[self.kind],
-            DERIVATIVES[self.kind],
-        )
-        return MLPSurrogate(layers, features=context)
+    @torch.no_grad()
+    def evaluate(self, context: Tensor, z: Tensor) -> Evaluated:
+        """r at rows of a context and of relaxed bits, without graph."""
+        weights = [torch.cat([self.of_context, self.of_z], 1), *self.inner]
+        activation, derivatives = ACTIVATIONS[self.kind], DERIVATIVES[self.kind]
+        out_weight, out_bias = self.out.unsqueeze(0), self.out.new_zeros(1)
+        layers = Layers(weights, list(self.biases), out_weight, out_bias, activation, derivatives)
+        return Evaluated(layers, evaluate(layers, torch.cat([context, z], -1), context.shape[-1]))
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """r at some rows, with what its gradient needs."""
+
+    layers: Layers
+    at: Evaluation
+
+    @property
+    def control(self) -> Control:
+        """r, the same for all bits of a row, and its slope."""
+        return Control(self.at.value.unsqueeze(-1), self.at.slope)
+
+    @torch.no_grad()
+    def gradient(self, weight: Tensor, direction: Tensor) -> list[Tensor]:
+        """The gradient of sum(weight r + direction . dr/dz) at the parameters of the network, in their order.
+
+        Args:
+            weight: `[B]`.
+            direction: `[B, P]`.
+        """
+        found = gradient(self.layers, self.at, weight, direction)
+        first, *inner = found.weights
+        features = first.shape[1] - direction.shape[1]
+        return [first[:, :features], first[:, features:], found.out_weight[0], *inner, *found.biases]

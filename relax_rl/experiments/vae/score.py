@@ -17,7 +17,7 @@ from relax_rl.estimators import reinforce_gradient
 from relax_rl.estimators.multisample import linear_control, stein
 from relax_rl.estimators.score import leave_one_out, mean_gradient, others_mean, vimco_signal
 from relax_rl.experiments.vae.baselines import Centring, MovingMoments, moments_of
-from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator, at_logits
+from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator
 from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork, threshold
 
@@ -35,23 +35,15 @@ class Reinforce(LayeredEstimator):
         chain = model.sample(x, noise)
         value = model.loss(model.target(x), chain)
         centred = self.centring(value.detach(), model.input(x))
-        cotangents = at_logits(chain.logits, _times_score(centred.signal, chain), len(x))
-        return Gradient(
-            value.detach(),
-            value.mean(),
-            chain.logits,
-            cotangents,
-            learning=centred.fit_loss,
-            signals=centred.moments,
-        )
+        estimates, (fit_loss, signals) = _times_score(centred.signal, chain), centred[1:]
+        return Gradient.of_layers(value, chain.logits, estimates, learning=fit_loss, signals=signals)
 
 
 def rloo(model: SigmoidBeliefNetwork, x: Tensor, noise: Noise, *, num_samples: int) -> Gradient:
     """g_l = mean_k (f_k - mean of the other f) s_l,k, with K independent chains."""
     chain = model.sample(x, noise, count=num_samples)
     value = model.loss(model.target(x), chain)
-    estimates = _times_score(leave_one_out(value.detach()) / num_samples, chain)
-    return Gradient(value.detach().mean(0), value.mean(), chain.logits, at_logits(chain.logits, estimates, len(x)))
+    return Gradient.of_layers(value, chain.logits, _times_score(leave_one_out(value.detach()), chain))
 
 
 def vimco(model: SigmoidBeliefNetwork, x: Tensor, noise: Noise, *, num_samples: int) -> Gradient:
@@ -67,7 +59,7 @@ def vimco(model: SigmoidBeliefNetwork, x: Tensor, noise: Noise, *, num_samples: 
     log_w = -value.detach()
     estimates = _times_score(torch.softmax(log_w, 0) - vimco_signal(log_w), chain)
     bound = torch.logsumexp(-value, 0) - math.log(num_samples)
-    return Gradient(-bound.detach(), -bound.mean(), chain.logits, at_logits(chain.logits, estimates, len(x)))
+    return Gradient.of_layers(-bound, chain.logits, estimates)
 
 
 class MuProp(LayeredEstimator):
@@ -114,9 +106,8 @@ class MuProp(LayeredEstimator):
             if self.slope:
                 estimate = estimate + scales[1].detach() * mean_gradient(dist, slopes[layer])
             estimates.append(estimate)
-        cotangents = at_logits(chain.logits, estimates, len(x))
         total = torch.stack(learning).sum()
-        return Gradient(value.detach(), value.mean(), chain.logits, cotangents, learning=total, signals=signals)
+        return Gradient.of_layers(value, chain.logits, estimates, learning=total, signals=signals)
 
 
 class DoubleControlVariates(LayeredEstimator):
@@ -231,8 +222,5 @@ def _mean_over_chains(
     chain: Chain, value: Tensor, estimates: Sequence[Tensor], signals: Sequence[Tensor] = ()
 ) -> Gradient:
     """The gradient from estimates `[K, B, P]` of each layer, trained on the variance of their mean."""
-    count, examples = value.shape
     variance = torch.stack([estimate.mean(0).square().mean() for estimate in estimates]).sum()
-    cotangents = at_logits(chain.logits, estimates, examples * count)
-    loss = value.detach().mean(0)
-    return Gradient(loss, value.mean(), chain.logits, cotangents, learning=variance, signals=signals)
+    return Gradient.of_layers(value, chain.logits, estimates, learning=variance, signals=signals)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from relax_rl.compute.clocks import SECTIONS, Profile, Stopwatch, unwatched
+from relax_rl.compute.clocks import Stopwatch, unwatched
+from relax_rl.runs.profile import SECTIONS, Profile
 from relax_rl.runs.training import train
 from relax_rl.settings.presets import preset_config
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from relax_rl.agents.batch import Batch
-from relax_rl.agents.compiled import Choice, CompiledGradients, choose, identity_of
+from relax_rl.agents.compiled import Choice, CompiledGradients, choose, identity_of, why_not_compiled
 from relax_rl.agents.estimates import AgentEstimator
 from relax_rl.agents.gradients import Gradients, Objective, finished, flattened, gradients
 from relax_rl.agents.networks import Networks, Outputs
@@ -92,8 +92,8 @@ class Learner:
             return
         workers = self.workers.count
         choice = choose(self.config, self.networks, workers=workers, total_steps=total_steps, num_envs=num_envs)
-        if again and choice is not Choice.EAGER:
-            choice = Choice.COMPILED
+        if again and self.config.compile != "off" and why_not_compiled(self.networks, workers) is None:
+            choice = Choice.COMPILED  # however few steps are left
         if choice is not Choice.EAGER:
             identity = identity_of(self.networks, self.estimator, self.config)
             self.compiled = CompiledGradients(

@@ -37,6 +37,12 @@ def test_plain_loops_learn(script: str, tmp_path: Path) -> None:
     assert float(lines[-1].split()[-1]) > 32
 
 
+def test_code_of_ones_own_is_trained_gone_on_with_and_loaded(tmp_path: Path) -> None:
+    lines = run("your_own.py", "2500", folder=tmp_path).splitlines()
+    assert lines.count("that was all") == 2 and lines[-1].startswith("half-way 50")
+    assert len((EXAMPLES / "your_own.py").read_text(encoding="utf-8").splitlines()) <= 60
+
+
 @pytest.mark.skipif(importlib.util.find_spec("stable_baselines3") is None, reason="needs stable-baselines3")
 def test_stable_baselines3_evaluates_our_agent(tmp_path: Path) -> None:
     text = run("evaluate_with_sb3.py", "--steps", "2000", "--episodes", "4", folder=tmp_path)

@@ -9,9 +9,11 @@ from gymnasium import spaces
 from relax_rl.agents import estimates
 from relax_rl.agents.agent import ActorCritic, Callback
 from relax_rl.agents.estimates import AgentEstimator, Experience, check_estimator
+from relax_rl.agents.networks import NetworkParts
 from relax_rl.agents.statistics import UpdateInfo
 from relax_rl.errors import SettingsError, did_you_mean
 from relax_rl.networks.spaces import ActionEncoder
+from relax_rl.settings.naming import is_own, named
 
 __all__ = [
     "A2C",
@@ -23,8 +25,11 @@ __all__ = [
     "Callback",
     "Experience",
     "Marginal",
+    "NetworkParts",
     "Reinforce",
     "UpdateInfo",
+    "learn_of",
+    "register",
     "resolve_estimator",
 ]
 
@@ -87,8 +92,37 @@ AGENTS: dict[str, type[ActorCritic]] = {agent.name: agent for agent in (RELAX, L
 """Agents by the name of their gradient estimator."""
 
 
+def register(estimator: AgentEstimator) -> type[ActorCritic]:
+    """The agent of an estimator of somebody's own; from here on its name is known as those of `AGENTS` are.
+
+    Raises:
+        SettingsError: another estimator has that name.
+    """
+    known = AGENTS.get(estimator.name)
+    if known is None:
+        known = AGENTS[estimator.name] = type(estimator.name, (ActorCritic,), {"estimator": estimator})
+    elif known.estimator != estimator:
+        raise SettingsError(f"there is another estimator of the name {estimator.name!r}; give yours another one")
+    return known
+
+
+def learn_of(name: str) -> str:
+    """Import and register an estimator of the user's own, `module:name`; returns the name by which it is known then.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    found = named(name, "estimator")
+    if not isinstance(found, AgentEstimator):
+        found = AgentEstimator(name=name.partition(":")[2], estimate=found, uses_surrogate=True)
+    return register(found).name
+
+
 def resolve_estimator(name: str, action_space: spaces.Space[Any]) -> str:
     """The estimator to use: `auto` becomes relax for discrete actions and lax for continuous ones.
+
+    `module:name` imports an `AgentEstimator`, or a function of (experience, distribution, surrogate) that estimates, and
+    registers it.
 
     Raises:
         SettingsError: if there is no such estimator, or it does not fit the action space.
@@ -96,6 +130,8 @@ def resolve_estimator(name: str, action_space: spaces.Space[Any]) -> str:
     actions = ActionEncoder(action_space)
     if name == "auto":
         return "lax" if actions.kind == "gaussian" else "relax"
+    if is_own(name):
+        name = learn_of(name)
     if name not in AGENTS:
         raise SettingsError(
             f"unknown estimator {name!r}, expected one of {', '.join(AGENTS)}{did_you_mean(name, AGENTS)}"

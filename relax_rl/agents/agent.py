@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -12,46 +11,44 @@ from gymnasium import spaces
 from torch import Tensor
 
 from relax_rl.agents.acting import HostSampler, ImageSampler, host_sampler
-from relax_rl.agents.actor import Actor
 from relax_rl.agents.batch import Batch, make_batch
 from relax_rl.agents.control_scale import ControlScale
 from relax_rl.agents.estimates import AgentEstimator, check_estimator
 from relax_rl.agents.learner import Learner, Metrics
-from relax_rl.agents.networks import Outputs, make_networks
+from relax_rl.agents.networks import NetworkFactory, Outputs, make_networks
 from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler
 from relax_rl.agents.replay import ValueReplay
 from relax_rl.agents.rollouts import Collector, Rollout
-from relax_rl.agents.saving import described, family, pack, unpack
+from relax_rl.agents.saved import SavedActor
 from relax_rl.agents.shards import columns, shard_of_rollout
 from relax_rl.agents.statistics import UpdateInfo, absorb, episodes_of_all
 from relax_rl.compute.clocks import Watch
 from relax_rl.compute.distributed import Workers
-from relax_rl.compute.serialization import load_state, save_state
 from relax_rl.envs import VectorEnvs
-from relax_rl.errors import CheckpointError, TrainingDiverged
-from relax_rl.networks.space_json import space_from_json, space_to_json
+from relax_rl.errors import TrainingDiverged
 from relax_rl.networks.spaces import require_space
 from relax_rl.settings.config import AgentConfig
 from relax_rl.settings.fields import with_settings
+from relax_rl.settings.naming import name_of
 
 __all__ = ["ActorCritic", "Callback", "UpdateInfo"]
 
 AgentT = TypeVar("AgentT", bound="ActorCritic")
 
-_COUNTERS = ("steps", "updates", "episodes", "schedule_start", "schedule_end")
 
-
-class ActorCritic(Actor):
+class ActorCritic(SavedActor):
     """A policy, a value function and a way to estimate the gradient at the action distribution's parameters.
 
     Args:
         observation_space, action_space: of a single environment.
         seed: of the initial weights and of all noise.
         config: settings; single ones can be given or overridden as keyword arguments.
+        networks: factory of networks of your own; loading asks for the same.
 
     Attributes:
         steps, updates, episodes: valid environment steps, updates and finished episodes learned from so far.
         networks: policy, value function and surrogate.
+        networks_from: where they come from, `module:factory`; None for those of the settings.
         learner: takes their steps.
         compiled_from: the update from which on gradients came from compiled code; None as long as eager code gives them.
 
@@ -72,20 +69,19 @@ class ActorCritic(Actor):
         *,
         seed: int = 0,
         config: AgentConfig | None = None,
+        networks: NetworkFactory | None = None,
         **settings: Any,
     ) -> None:
         config = with_settings(config or AgentConfig(), settings)
         super().__init__(observation_space, action_space, config, seed)
         check_estimator(self.estimator, self.actions)
-        self.steps = self.updates = self.episodes = self.schedule_start = self.schedule_end = 0
-        self.compiled_from: int | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.networks = make_networks(
-                self.observations, self.actions, config, surrogate=self.estimator.uses_surrogate
-            ).to(self.device)
-        self.learner = Learner(self.networks, self.estimator, config, self.generator)
-        if config.normalize_obs and not self.networks.shared_torso:
+            learned = self.estimator.uses_surrogate
+            made = make_networks(self.observations, self.actions, config, surrogate=learned, factory=networks)
+        self.networks, self.networks_from = made.to(self.device), None if networks is None else name_of(networks)
+        self.learner = Learner(self.networks, self.estimator, config, self.generator, own_networks=networks is not None)
+        if config.normalize_obs and not any(leaf.kind == "image" for leaf in self.observations.leaves):
             self.obs_normalizer = ObservationNormalizer(self.observations.shape, self.device)
         self.reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
         fitted = self.estimator.uses_surrogate and config.surrogate_scale == "fitted"
@@ -130,6 +126,10 @@ class ActorCritic(Actor):
         if schedule == "constant" or self.schedule_end <= self.schedule_start:
             return 1.0
         return max(0.0, (self.schedule_end - self.steps) / (self.schedule_end - self.schedule_start))
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        self._acted = None  # what acted knows other parameters
+        super().load_state_dict(tensors, state)
 
     # Learning
 
@@ -263,87 +263,6 @@ class ActorCritic(Actor):
         if self.control_scale is not None:
             batch = replace(batch, control_scale=batch.weight.new_tensor(self.control_scale.value))
         return batch, acted
-
-    # State
-
-    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All tensors by name, and the rest as a JSON-able dictionary.
-
-        Raises:
-            TrainingDiverged: if a weight is not finite: such a state is never saved.
-        """
-        tensors = {"generator": self.generator.get_state(), **pack(self.components())}
-        for name, x in tensors.items():
-            if not torch.isfinite(x).all():
-                raise TrainingDiverged(f"{name} is not finite after {self.steps} steps; lower the learning rates")
-        state = {
-            "estimator": self.name,
-            "seed": self.seed,
-            "config": asdict(self.config),
-            "observation_space": space_to_json(self.observation_space),
-            "action_space": space_to_json(self.action_space),
-            **{name: getattr(self, name) for name in _COUNTERS},
-            "compiled_from": self.compiled_from,
-        }
-        return tensors, state
-
-    def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave, into an agent of the same kind, spaces and settings.
-
-        Raises:
-            CheckpointError: if it does not fit.
-        """
-        self._acted = None
-        if state.get("estimator") != self.name:
-            raise CheckpointError(f"the checkpoint holds a {state.get('estimator')!r} agent, not {self.name!r}")
-        try:
-            unpack(self.components(), tensors)
-            self.generator.set_state(tensors["generator"].cpu())
-            for name in _COUNTERS:
-                setattr(self, name, int(state[name]))
-            self.compiled_from = None if state.get("compiled_from") is None else int(state["compiled_from"])
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(
-                f"the checkpoint does not fit this agent ({reason}); was it made with other settings?"
-            ) from None
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the whole agent to one safetensors file, atomically."""
-        tensors, state = self.state_dict()
-        save_state(path, tensors, {"agent": state})
-
-    @classmethod
-    def load(cls: type[AgentT], path: str | os.PathLike[str], *, device: str = "cpu") -> AgentT:
-        """The agent saved at `path`; `ActorCritic.load` takes any kind, `RELAX.load` only its own.
-
-        Raises:
-            CheckpointError: if the file is unreadable or holds another kind of agent.
-        """
-        tensors, saved = load_state(path)
-        agent = cls.from_state(saved.get("agent", {}), device=device, source=str(path))
-        agent.load_state_dict(tensors, saved["agent"])
-        return agent
-
-    @classmethod
-    def from_state(cls: type[AgentT], state: Mapping[str, Any], *, device: str = "cpu", source: str) -> AgentT:
-        """An agent of the kind, spaces and settings that the JSON of `state_dict` tells, before it has learned anything.
-
-        Args:
-            state: that JSON.
-            device: where the networks go.
-            source: where the state comes from, for messages.
-
-        Raises:
-            CheckpointError: if it describes no agent, or one that is not of this class.
-        """
-        name, seed, config, *of_spaces = described(state, source)
-        observation_space, action_space = (space_from_json(space) for space in of_spaces)
-        kinds = {kind.name: kind for kind in family(cls)}
-        if name not in kinds:
-            expected = " or ".join(sorted(k for k in kinds if k))
-            raise CheckpointError(f"{source} holds a {name!r} agent, expected {expected}")
-        return kinds[name](observation_space, action_space, seed=seed, config=replace(config, device=device))
 
 
 Callback = Callable[[ActorCritic, UpdateInfo], "bool | None"]

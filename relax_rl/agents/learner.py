@@ -40,6 +40,7 @@ class Learner:
         estimator: how the policy's gradient is estimated.
         config: learning rates and what an update is made of.
         generator: of the noise and the order of passes; in the same state on every worker.
+        own_networks: whether the user has made the networks, whose code no cache can know.
 
     Attributes:
         optimizers: by the names of `Networks.parts`.
@@ -54,7 +55,10 @@ class Learner:
         estimator: AgentEstimator,
         config: AgentConfig,
         generator: torch.Generator,
+        *,
+        own_networks: bool = False,
     ) -> None:
+        self._own_networks = own_networks
         self.networks, self.estimator, self.config, self.generator = networks, estimator, config, generator
         self.workers: Workers = ALONE
         self.watch: Watch = unwatched
@@ -95,7 +99,8 @@ class Learner:
         if again and self.config.compile != "off" and why_not_compiled(self.networks, workers) is None:
             choice = Choice.COMPILED  # however few steps are left
         if choice is not Choice.EAGER:
-            identity = identity_of(self.networks, self.estimator, self.config)
+            own = self._own_networks
+            identity = None if own else identity_of(self.networks, self.estimator, self.config)
             self.compiled = CompiledGradients(
                 self.networks, self.flat, identity=identity, only_kept=choice is Choice.KEPT
             )

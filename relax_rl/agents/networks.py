@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from relax_rl.networks.spaces import ActionEncoder, ObservationEncoder
 from relax_rl.networks.torsos import NatureCNN, make_torso
 from relax_rl.settings.config import AgentConfig
 
-__all__ = ["Networks", "Outputs", "make_networks"]
+__all__ = ["NetworkFactory", "NetworkParts", "Networks", "Outputs", "make_networks"]
 
 
 @dataclass(frozen=True)
@@ -107,15 +109,41 @@ class Networks(nn.Module):
         return isinstance(self.policy.torso, NatureCNN)
 
 
+@dataclass(frozen=True)
+class NetworkParts:
+    """What a factory of networks makes; heads and everything else are added to it.
+
+    Attributes:
+        policy_torso: encoded observations `[B, ...]` to features `[B, num_features]`, with that width as an attribute.
+        value_torso: the value function's; the same module for a shared one.
+        surrogate: features of the state and relaxed actions to `[*]` values, see `relax_rl.critics.surrogate_at`; None for
+            the one of the settings.
+    """
+
+    policy_torso: Any
+    value_torso: Any
+    surrogate: nn.Module | None = None
+
+
+NetworkFactory = Callable[[ObservationEncoder, ActionEncoder, AgentConfig], NetworkParts]
+"""From both spaces and the settings to torsos, and perhaps a surrogate, with fresh weights drawn from torch's generator."""
+
+
 def make_networks(
-    observations: ObservationEncoder, actions: ActionEncoder, config: AgentConfig, *, surrogate: bool
+    observations: ObservationEncoder,
+    actions: ActionEncoder,
+    config: AgentConfig,
+    *,
+    surrogate: bool,
+    factory: NetworkFactory | None = None,
 ) -> Networks:
-    """Networks that fit some spaces, on one torso if there are images among the observations.
+    """Networks that fit some spaces: MLPs apart, or one Nature CNN if there are images among the observations.
 
     Args:
         observations, actions: of the spaces.
         config: widths, activations and initial deviations.
         surrogate: whether there is one.
+        factory: makes the torsos, and perhaps the surrogate, in place of those.
     """
     new_torso = partial(
         make_torso,
@@ -125,19 +153,25 @@ def make_networks(
         cnn_features=config.cnn_features,
         precision=config.precision,
     )
+    parts = None if factory is None else factory(observations, actions, config)
     policy = Policy(
-        new_torso(),
+        new_torso() if parts is None else parts.policy_torso,
         actions,
         log_std_init=config.log_std_init,
         ordinal_std_init=config.ordinal_std_init,
         state_dependent_std=config.state_dependent_std,
         squash=config.squash,
     )
-    images = any(leaf.kind == "image" for leaf in observations.leaves)
-    value = ValueFunction(policy.torso if images else new_torso())
+    if parts is None:
+        images = any(leaf.kind == "image" for leaf in observations.leaves)
+        value = ValueFunction(policy.torso if images else new_torso())
+    else:
+        value = ValueFunction(parts.value_torso)
     if not surrogate:
         return Networks(policy, value)
-    num_features = policy.torso.num_features if images else observations.shape[0]
+    if parts is not None and parts.surrogate is not None:
+        return Networks(policy, value, parts.surrogate)
+    num_features = policy.torso.num_features if value.torso is policy.torso else observations.shape[0]
     return Networks(
         policy,
         value,

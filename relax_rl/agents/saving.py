@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from relax_rl.errors import CheckpointError, SettingsError
+from relax_rl.networks.space_json import space_from_json
 from relax_rl.settings.config import AgentConfig
 from relax_rl.settings.fields import from_json
 
-__all__ = ["described", "family", "pack", "unpack"]
+__all__ = ["Description", "check_networks", "described", "kind_of", "pack", "unpack"]
 
 T = TypeVar("T")
 
@@ -34,8 +37,20 @@ def unpack(components: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None
         part.load_state_dict({key[len(prefix) :]: x for key, x in tensors.items() if key.startswith(prefix)})
 
 
-def described(state: Mapping[str, Any], source: str) -> tuple[str, int, AgentConfig, Any, Any]:
-    """Name of the estimator, seed, settings, and JSON of both spaces in the JSON of an agent's state.
+@dataclass(frozen=True)
+class Description:
+    """What the JSON of an agent's state says of how it was made; `networks` names a factory of somebody's own."""
+
+    name: str
+    seed: int
+    config: AgentConfig
+    observation_space: spaces.Space[Any]
+    action_space: spaces.Space[Any]
+    networks: str | None
+
+
+def described(state: Mapping[str, Any], source: str) -> Description:
+    """How an agent was made.
 
     Args:
         state: that JSON.
@@ -45,15 +60,41 @@ def described(state: Mapping[str, Any], source: str) -> tuple[str, int, AgentCon
         CheckpointError: if it describes no agent, or one with settings that there are no longer.
     """
     try:
-        config, of_spaces = from_json(AgentConfig, state["config"]), (state["observation_space"], state["action_space"])
-        return state["estimator"], int(state["seed"]), config, *of_spaces
+        return Description(
+            str(state["estimator"]),
+            int(state["seed"]),
+            from_json(AgentConfig, state["config"]),
+            space_from_json(state["observation_space"]),
+            space_from_json(state["action_space"]),
+            None if state.get("networks") is None else str(state["networks"]),
+        )
     except (KeyError, TypeError, ValueError, SettingsError) as error:
         raise CheckpointError(f"{source} does not describe an agent ({error})") from None
 
 
-def family(cls: type[T]) -> list[type[T]]:
-    """A class and all that inherit from it."""
-    return [cls, *(kind for child in cls.__subclasses__() for kind in family(child))]
+def kind_of(cls: type[T], name: str, source: str) -> type[T]:
+    """The class of that name among a class and all that inherit from it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    kinds: dict[str, type[T]] = {getattr(kind, "name", ""): kind for kind in _family(cls)}
+    if name not in kinds:
+        expected = " or ".join(sorted(k for k in kinds if k))
+        raise CheckpointError(f"{source} holds a {name!r} agent, expected {expected}")
+    return kinds[name]
+
+
+def check_networks(saved: str | None, given: str | None, source: str) -> None:
+    """Raises CheckpointError unless the factory that made an agent's networks is given again."""
+    if saved is not None and given is None:
+        raise CheckpointError(f"the networks of {source} are those of {saved}; name them again: networks {saved}")
+    if saved != given:
+        raise CheckpointError(f"the networks of {source} are {saved or 'those of the settings'}, not those of {given}")
+
+
+def _family(cls: type[T]) -> list[type[T]]:
+    return [cls, *(kind for child in cls.__subclasses__() for kind in _family(child))]
 
 
 def _without_temperature(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

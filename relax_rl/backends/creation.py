@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from importlib import import_module
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, parse_env_id
@@ -18,6 +18,7 @@ from relax_rl.backends.traits import Vectorization, declared_autoreset_mode
 from relax_rl.backends.workers import WorkerDeathReport, shielded_from_signals
 from relax_rl.compute.host import usable_cores
 from relax_rl.errors import SettingsError
+from relax_rl.settings.naming import is_own, named
 
 __all__ = ["AskedVectorization", "create_vector_env", "find_spec", "is_atari"]
 
@@ -57,7 +58,8 @@ def create_vector_env(
     """`num_envs` environments of one kind, stepped together, and how they are.
 
     Args:
-        vectorization: "auto" takes native vector code if the environment has it and it can do what is asked; else
+        vectorization: `module:function` calls a function of the user's own with the id, `num_envs` and `env_kwargs` for
+            a Gymnasium vector environment; "auto" takes native vector code if the environment has it and it can do what is asked; else
             EnvPool, if it is installed, faster, and steps the very same task; else one process.
         autoreset_mode: None takes NEXT_STEP, the mode in which Gymnasium itself copies every observation.
         sticky_actions: Atari only.
@@ -68,6 +70,9 @@ def create_vector_env(
     """
     if num_envs < 1:
         raise SettingsError(f"num_envs is {num_envs}, expected at least 1")
+    if is_own(vectorization):
+        made: Any = named(vectorization, "backend")(spec.id, num_envs=num_envs, **(env_kwargs or {}))
+        return made, cast(Vectorization, vectorization)
     if vectorization not in get_args(AskedVectorization):
         raise SettingsError(f"vectorization is {vectorization!r}, expected auto, native, envpool, sync or async")
     kwargs = dict(env_kwargs or {})

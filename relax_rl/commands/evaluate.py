@@ -12,6 +12,7 @@ from relax_rl.compute.host import set_threads
 from relax_rl.compute.serialization import write_json
 from relax_rl.runs.folder import RunFolder, read_config
 from relax_rl.settings.fields import check, setting
+from relax_rl.settings.naming import is_own, named
 from relax_rl.settings.options import parse
 from relax_rl.settings.presets import is_atari
 
@@ -41,6 +42,10 @@ class EvaluateConfig:
     """Environments stepped side by side."""
     device: str = "cpu"
     """Device of the networks: cpu, cuda, cuda:1, mps, or auto."""
+    estimator: str | None = None
+    """module:name of the run's estimator, if it is your own."""
+    networks: str | None = None
+    """module:factory of the run's networks, if they are your own."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -70,6 +75,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
         SettingsError: the environment cannot be made, or the extra `video` is missing.
         RelaxRLError: the run's folder cannot be written.
     """
+    from relax_rl.agents import learn_of
     from relax_rl.runs.agent import load_agent
     from relax_rl.runs.evaluation import evaluate, evaluation_envs
     from relax_rl.runs.video import record_video, rendering_env
@@ -77,7 +83,12 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     folder = RunFolder(Path(config.run))
     trained = read_config(folder)
     settings = replace(trained.env, num_envs=config.num_envs)
-    agent, path = load_agent(folder, config.checkpoint, config.device)
+    if is_own(settings.vectorization):  # code that only the file names
+        settings = replace(settings, vectorization="auto")
+    if config.estimator is not None:
+        learn_of(config.estimator)
+    networks = None if config.networks is None else named(config.networks, "networks")
+    agent, path = load_agent(folder, config.checkpoint, config.device, networks=networks)
     with ExitStack() as stack:
         set_threads(trained.run.threads, stack)
         # Before anything is played, so that a missing extra costs no time.

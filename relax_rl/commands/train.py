@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from relax_rl.compute import distributed
-from relax_rl.runs.folder import RunFolder, refuse_used, resumed_config, settings_to_resume
+from relax_rl.runs.folder import RunFolder, read_config, refuse_used, resumed_config, settings_to_resume
 from relax_rl.runs.interruption import exit_code
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import with_settings
@@ -59,7 +60,8 @@ def train_config(args: Sequence[str], prog: str) -> TrainConfig:
         return with_settings(config, {"preset": find_preset(config.env.env, config.run.preset).name})
     if config.run.preset == "auto":
         config = with_settings(config, {"preset": saved.run.preset})
-    return resumed_config(saved, config)
+    assert config.run.resume is not None
+    return resumed_config(read_config(RunFolder(Path(config.run.resume))), config)
 
 
 def _summary(result: TrainingResult, config: TrainConfig, prog: str, seconds: float) -> str:

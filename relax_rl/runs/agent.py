@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from relax_rl.agents import ActorCritic
+    from relax_rl.agents.networks import NetworkFactory
     from relax_rl.envs import Episode
 
 __all__ = ["WINDOW", "AgentRun", "load_agent"]
@@ -89,13 +90,16 @@ class AgentRun:
             self.agent.load_state_dict(tensors, agent)
 
 
-def load_agent(folder: RunFolder, which: str, device: str) -> tuple[ActorCritic, Path]:
+def load_agent(
+    folder: RunFolder, which: str, device: str, *, networks: NetworkFactory | None = None
+) -> tuple[ActorCritic, Path]:
     """The agent of a run that a user asks for, and its file.
 
     Args:
         folder: of the run.
         which: "latest" (the newest that can be read), "best", or the path of a checkpoint.
         device: of the networks, by name.
+        networks: the factory that the agent was made with, if that is the user's own.
 
     Raises:
         CheckpointError: there is no such checkpoint, or none that can be read.
@@ -105,4 +109,4 @@ def load_agent(folder: RunFolder, which: str, device: str) -> tuple[ActorCritic,
     from relax_rl.compute.devices import resolve_device
 
     path = CheckpointFolder(folder.checkpoints).find(which).path
-    return ActorCritic.load(path, device=str(resolve_device(device))), path
+    return ActorCritic.load(path, device=str(resolve_device(device)), networks=networks), path

@@ -16,6 +16,7 @@ from relax_rl.compute.serialization import write_json, writing
 from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import check_resumable, flat, from_json, of_the_call, to_json, with_settings
+from relax_rl.settings.naming import is_own
 
 __all__ = [
     "PACKAGES",
@@ -33,6 +34,9 @@ __all__ = [
 ]
 
 C = TypeVar("C")
+
+_OWN = {"estimator": "auto", "networks": None, "vectorization": "auto"}
+"""Settings that may name code of the user's own, and what they are where they do not."""
 
 PACKAGES = ("torch", "gymnasium", "numpy", "ale-py")
 """What a run's numbers depend on beside Python and this package."""
@@ -200,7 +204,9 @@ def settings_to_resume(resume: str, kind: type[C], *, section: str | None = None
         CheckpointError: as `read_settings`.
     """
     saved = read_settings(RunFolder(Path(resume)), kind, section=section)
-    return with_settings(saved, {**of_the_call(saved), "resume": resume, "run_dir": resume})
+    # Code of the user's own that only the file names is not taken from there: see `resumed_config`.
+    own = {name: default for name, default in _OWN.items() if is_own(flat(saved).get(name))}
+    return with_settings(saved, {**of_the_call(saved), **own, "resume": resume, "run_dir": resume})
 
 
 def resumed_config(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
@@ -214,6 +220,10 @@ def resumed_config(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
         raise CheckpointError(
             f"cannot resume with --env {wanted.env.env}: the run was trained on {saved.env.env}; start a new run instead"
         )
+    for name, default in _OWN.items():
+        before, now = flat(saved)[name], flat(wanted)[name]
+        if is_own(before) and now == default:
+            raise SettingsError(f"{name} of this run is {before!r}, code that is not this package's; name it again")
     if wanted.run.estimator == "auto":
         wanted = with_settings(wanted, {"estimator": saved.run.estimator})
     return check_resumable(saved, wanted)

@@ -22,7 +22,7 @@ from relax_rl.runs.callbacks import (
     stop_when_interrupted,
 )
 from relax_rl.runs.evaluation import Scores, envs_of, evaluate, evaluation_envs
-from relax_rl.runs.folder import RunFolder, default_run_dir, read_config, resumed_config
+from relax_rl.runs.folder import default_run_dir, resumed_config, settings_to_resume
 from relax_rl.runs.loggers import (
     EPISODE_COLUMNS,
     EVALUATION_COLUMNS,
@@ -35,10 +35,12 @@ from relax_rl.runs.loggers import (
 from relax_rl.runs.session import Process, Session, open_run, training_process
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import with_settings
+from relax_rl.settings.naming import is_own, name_of, named
 from relax_rl.settings.presets import is_atari
 
 if TYPE_CHECKING:
-    from relax_rl.agents import ActorCritic, Callback
+    from relax_rl.agents import ActorCritic, AgentEstimator, Callback
+    from relax_rl.agents.networks import NetworkFactory
     from relax_rl.envs import VectorEnvs
     from relax_rl.runs.profile import Profile
 
@@ -74,7 +76,13 @@ class TrainingResult:
 
 
 def train(
-    config: TrainConfig, *, callbacks: Iterable[Callback] = (), loggers: Iterable[Logger] = (), command: str = ""
+    config: TrainConfig,
+    *,
+    callbacks: Iterable[Callback] = (),
+    loggers: Iterable[Logger] = (),
+    estimator: AgentEstimator | None = None,
+    networks: NetworkFactory | None = None,
+    command: str = "",
 ) -> TrainingResult:
     """Train an agent and leave a run folder.
 
@@ -90,6 +98,7 @@ def train(
         callbacks: called after every update, besides those that the settings ask for, in every process; one that
             returns False ends the training.
         loggers: take the rows of `progress.csv` too, in the first process; closed at the end.
+        estimator, networks: of your own, in place of those that the settings name; given again when a run is gone on with.
         command: kept in `config.json`.
 
     Raises:
@@ -99,11 +108,17 @@ def train(
         WorkerLost: another process of the same run stopped or does not answer; the message names the last checkpoint.
         RelaxRLError: the run's folder cannot be written.
     """
+    if estimator is not None:
+        from relax_rl.agents import register
+
+        config = with_settings(config, {"estimator": register(estimator).name})
+    if networks is not None:
+        config = with_settings(config, {"networks": name_of(networks)})
     run = config.run
     with training_process(
         config.agent.device, threads=run.threads, quiet=run.quiet, timeout=run.worker_timeout
     ) as process:
-        return _open(config, command, process).learn(callbacks, loggers)
+        return _open(config, command, process, networks).learn(callbacks, loggers)
 
 
 def resume_config(run_dir: str | os.PathLike[str], **changes: Any) -> TrainConfig:
@@ -113,11 +128,10 @@ def resume_config(run_dir: str | os.PathLike[str], **changes: Any) -> TrainConfi
         CheckpointError: the folder holds no run, or its settings cannot be read.
         SettingsError: an unknown setting, or a value that a setting cannot have.
     """
-    saved = read_config(RunFolder(Path(run_dir)))
-    return with_settings(saved, {"resume": str(run_dir), "run_dir": str(run_dir), **changes})
+    return with_settings(settings_to_resume(str(run_dir), TrainConfig), changes)
 
 
-def _open(config: TrainConfig, command: str, process: Process) -> _Training:
+def _open(config: TrainConfig, command: str, process: Process, networks: NetworkFactory | None) -> _Training:
     """A run with its agent, alike in all workers.
 
     A new run's folder is made last, so that settings that cannot work leave nothing behind.
@@ -143,6 +157,7 @@ def _open(config: TrainConfig, command: str, process: Process) -> _Training:
         envs.single_action_space,
         seed=config.run.seed,
         config=replace(config.agent, device=process.device),
+        networks=named(config.run.networks, "networks") if networks is None and config.run.networks else networks,
     )
     of_run = {"total_steps": config.run.total_steps, "num_envs": config.env.num_envs}
     choose(agent.config, agent.networks, workers=workers.count, **of_run)  # raises where it is impossible
@@ -150,7 +165,8 @@ def _open(config: TrainConfig, command: str, process: Process) -> _Training:
     if checkpoint is not None:
         run.load(checkpoint.tensors, checkpoint.state)
     default = default_run_dir(config.env.env, estimator, f"s{config.run.seed}")
-    opening = replace(opening, config=with_settings(config, {"estimator": estimator}))
+    if not is_own(config.run.estimator):
+        opening = replace(opening, config=with_settings(config, {"estimator": estimator}))
     session = opening.start(default, steps=steps, command=command, keep=config.run.keep_checkpoints)
     agent.join(workers)
     return _Training(session, run, envs, process)

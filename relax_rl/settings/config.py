@@ -28,8 +28,8 @@ class EnvConfig:
     """Gymnasium id, such as CartPole-v1 or ALE/Pong-v5, or module:EnvId to import the module that registers it first."""
     num_envs: int = setting(8, least=1, resumable=True)
     """Environments stepped side by side."""
-    vectorization: Literal["auto", "native", "envpool", "sync", "async"] = "auto"
-    """How they are stepped: vector code of Gymnasium or ale-py (native), threads in C++ (envpool), one process (sync), one process each (async), or the fastest of them that is the same task (auto); --backend is the same option."""
+    vectorization: Literal["auto", "native", "envpool", "sync", "async"] = setting("auto", open=True)
+    """How they are stepped: vector code of Gymnasium or ale-py (native), threads in C++ (envpool), one process (sync), one process each (async), or the fastest of them that is the same task (auto), or by module:function of your own; --backend is the same option."""
     sticky_actions: float = setting(0.25, least=0.0, below=1.0)
     """Atari: probability that the previous action is repeated instead of the new one."""
     life_loss_terminal: bool = True
@@ -128,7 +128,9 @@ class RunConfig:
     """One training run and what it leaves behind."""
 
     estimator: Estimator = setting("auto", open=True)
-    """Gradient estimator; auto takes relax for discrete actions and lax for continuous ones."""
+    """Gradient estimator; auto takes relax for discrete actions and lax for continuous ones; module:name takes one of your own."""
+    networks: str | None = None
+    """Networks of your own: module:factory; a run that is gone on with has to be told of them again."""
     preset: str = "none"
     """Good settings under the ones given: auto goes by the environment, none takes the plain defaults, or a preset's name."""
     total_steps: int = setting(500_000, least=1, resumable=True)

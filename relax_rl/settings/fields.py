@@ -17,14 +17,24 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from relax_rl.errors import SettingsError, did_you_mean
 
-__all__ = ["check", "check_resumable", "flat", "from_json", "of_the_call", "setting", "to_json", "with_settings"]
+__all__ = [
+    "check",
+    "check_resumable",
+    "flat",
+    "from_json",
+    "is_open",
+    "of_the_call",
+    "setting",
+    "to_json",
+    "with_settings",
+]
 
 T = TypeVar("T")
 
@@ -90,6 +100,11 @@ def setting(default: T, **rule: Any) -> T:
     """
     result: T = field(default=default, metadata={_RULE: Rule(**rule)})
     return result
+
+
+def is_open(of: Field[Any]) -> bool:
+    """Whether names beside the choices are taken too."""
+    return bool(of.metadata.get(_RULE, Rule()).open)
 
 
 def check(config: Any) -> None:

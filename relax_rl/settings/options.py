@@ -14,7 +14,8 @@ from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from relax_rl.errors import SettingsError, did_you_mean
-from relax_rl.settings.fields import flat, with_settings
+from relax_rl.settings.fields import flat, is_open, with_settings
+from relax_rl.settings.naming import is_own
 
 __all__ = ["ALIASES", "parse"]
 
@@ -124,12 +125,20 @@ class _Option:
         plain = inner[0] if several or optional else self.kind
         how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
         if get_origin(plain) is Literal:
-            how = {"choices": get_args(plain)}
+            choices = get_args(plain)
+            how = {"choices": _OrOwn(choices) if is_open(self.field) else choices}
         elif plain is not bool:
             how = {"type": _reader(plain, optional), "metavar": plain.__name__.upper()}
         if several:
             how["nargs"] = "*"
         parser.add_argument(self.flag, dest=self.name, default=argparse.SUPPRESS, help=help_, **how)
+
+
+class _OrOwn(tuple[str, ...]):
+    """Choices, beside which a name of the user's own code will do."""
+
+    def __contains__(self, text: object) -> bool:
+        return super().__contains__(text) or is_own(str(text))
 
 
 def _reader(kind: Any, optional: bool) -> Callable[[str], Any]:

@@ -1,0 +1,142 @@
+"""An actor whose whole state goes into one file, and comes back from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from relax_rl.agents.actor import Actor
+from relax_rl.agents.networks import NetworkFactory
+from relax_rl.agents.saving import check_networks, described, kind_of, pack, unpack
+from relax_rl.compute.serialization import load_state, save_state
+from relax_rl.errors import CheckpointError, TrainingDiverged
+from relax_rl.networks.space_json import space_to_json
+from relax_rl.settings.naming import name_of
+
+__all__ = ["SavedActor"]
+
+AgentT = TypeVar("AgentT", bound="SavedActor")
+
+_COUNTERS = ("steps", "updates", "episodes", "schedule_start", "schedule_end")
+
+
+class SavedActor(Actor):
+    """What an agent has beside its policy, as tensors and JSON.
+
+    Attributes:
+        steps, updates, episodes, schedule_start, schedule_end: counters.
+        compiled_from: the update from which on gradients came from compiled code; None as long as eager code gives them.
+        networks_from: where the networks come from, `module:factory`; None for those of the settings.
+    """
+
+    name: ClassVar[str] = ""
+    steps = updates = episodes = schedule_start = schedule_end = 0
+    compiled_from: int | None = None
+    networks_from: str | None = None
+
+    def components(self) -> dict[str, Any]:
+        """Everything that learns or counts, by name: modules, optimisers and statistics, each with a state_dict."""
+        raise NotImplementedError
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All tensors by name, and the rest as a JSON-able dictionary.
+
+        Raises:
+            TrainingDiverged: if a weight is not finite: such a state is never saved.
+        """
+        tensors = {"generator": self.generator.get_state(), **pack(self.components())}
+        for name, x in tensors.items():
+            if not torch.isfinite(x).all():
+                raise TrainingDiverged(f"{name} is not finite after {self.steps} steps; lower the learning rates")
+        state = {
+            "estimator": self.name,
+            "seed": self.seed,
+            "config": asdict(self.config),
+            "observation_space": space_to_json(self.observation_space),
+            "action_space": space_to_json(self.action_space),
+            **{name: getattr(self, name) for name in _COUNTERS},
+            "compiled_from": self.compiled_from,
+            "networks": self.networks_from,
+        }
+        return tensors, state
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave, into an agent of the same kind, spaces and settings.
+
+        Raises:
+            CheckpointError: if it does not fit.
+        """
+        if state.get("estimator") != self.name:
+            raise CheckpointError(f"the checkpoint holds a {state.get('estimator')!r} agent, not {self.name!r}")
+        try:
+            unpack(self.components(), tensors)
+            self.generator.set_state(tensors["generator"].cpu())
+            for name in _COUNTERS:
+                setattr(self, name, int(state[name]))
+            self.compiled_from = None if state.get("compiled_from") is None else int(state["compiled_from"])
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(
+                f"the checkpoint does not fit this agent ({reason}); was it made with other settings?"
+            ) from None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole agent to one safetensors file, atomically."""
+        tensors, state = self.state_dict()
+        save_state(path, tensors, {"agent": state})
+
+    @classmethod
+    def load(
+        cls: type[AgentT],
+        path: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        networks: NetworkFactory | None = None,
+    ) -> AgentT:
+        """The agent saved at `path`; `ActorCritic.load` takes any kind, `RELAX.load` only its own.
+
+        Args:
+            path: of the file.
+            device: where the networks go.
+            networks: the factory that the agent was made with.
+
+        Raises:
+            CheckpointError: if the file is unreadable, holds another kind of agent, or one of other networks.
+        """
+        tensors, saved = load_state(path)
+        agent = cls.from_state(saved.get("agent", {}), device=device, networks=networks, source=str(path))
+        agent.load_state_dict(tensors, saved["agent"])
+        return agent
+
+    @classmethod
+    def from_state(
+        cls: type[AgentT],
+        state: Mapping[str, Any],
+        *,
+        device: str = "cpu",
+        networks: NetworkFactory | None = None,
+        source: str,
+    ) -> AgentT:
+        """An agent of the kind, spaces and settings that the JSON of `state_dict` tells, before it has learned anything.
+
+        Args:
+            state: that JSON.
+            device, networks: as for `load`.
+            source: where the state comes from, for messages.
+
+        Raises:
+            CheckpointError: if it describes no agent, or one that is not of this class or of these networks.
+        """
+        saved = described(state, source)
+        kind: Any = kind_of(cls, saved.name, source)
+        check_networks(saved.networks, None if networks is None else name_of(networks), source)
+        config = replace(saved.config, device=device)
+        made: AgentT = kind(
+            saved.observation_space, saved.action_space, seed=saved.seed, config=config, networks=networks
+        )
+        return made

@@ -1,0 +1,145 @@
+"""What a user brings: an estimator, networks, a backend and loggers, by object and by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch
+from torch import Tensor, nn
+
+from relax_rl import A2C, ActorCritic, TrainConfig, estimators, train
+from relax_rl.agents import AgentEstimator, Experience, NetworkParts, register, resolve_estimator
+from relax_rl.commands.main import main
+from relax_rl.errors import CheckpointError, SettingsError
+from relax_rl.runs.training import resume_config
+from relax_rl.settings.fields import with_settings
+
+HERE = "tests.test_your_own"
+
+
+def twice(x: Experience, dist: Any, surrogate: nn.Module | None = None) -> Tensor:
+    return estimators.reinforce(2.0 * x.advantage, dist, noise=x.noise, sample=x.action).grad
+
+
+TWICE = AgentEstimator(name="twice", estimate=twice)
+
+
+class Torso(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.num_features = 5
+        self.layer, self.norm = nn.Linear(size, 5), nn.LayerNorm(5)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.layer(obs)))
+
+
+def apart(observations: Any, actions: Any, config: Any) -> NetworkParts:
+    return NetworkParts(Torso(observations.shape[0]), Torso(observations.shape[0]))
+
+
+class Surrogate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Bilinear(5, 2, 1)
+
+    def forward(self, features: Tensor, relaxed_action: Tensor) -> Tensor:
+        value: Tensor = torch.tanh(self.net(features.contiguous(), relaxed_action)).squeeze(-1)
+        return value
+
+
+def with_surrogate(observations: Any, actions: Any, config: Any) -> NetworkParts:
+    torso = Torso(observations.shape[0])
+    return NetworkParts(torso, torso, Surrogate())
+
+
+def backend(env: str, *, num_envs: int, **kwargs: Any) -> Any:
+    return gym.make_vec(env, num_envs=num_envs, vectorization_mode="sync", **kwargs)
+
+
+class Rows(list[dict[str, float]]):
+    def log(self, row: Any) -> None:
+        self.append(dict(row))
+
+    def close(self) -> None:
+        self.append({})
+
+
+def config(path: Path, **settings: Any) -> TrainConfig:
+    plain = {"run_dir": str(path), "total_steps": 300, "num_envs": 4, "tensorboard": False, "quiet": True}
+    return with_settings(TrainConfig(), {**plain, "log_interval": 100, **settings})
+
+
+def test_a_run_of_somebodys_own_goes_on_and_is_loaded(tmp_path: Path) -> None:
+    own: dict[str, Any] = {"estimator": TWICE, "networks": apart}
+    rows = Rows()
+    first = train(config(tmp_path / "run", normalize_obs=True), loggers=[rows], **own)
+    assert isinstance(first.agent, register(TWICE)) and isinstance(first.agent.policy.torso, Torso)
+    assert len(rows) > 2 and rows[-1] == {} and rows[0]["step"] >= 100
+    second = train(resume_config(tmp_path / "run", total_steps=600, quiet=True), **own)
+    assert second.steps >= 600 > first.steps
+    loaded = ActorCritic.load(second.checkpoint, networks=apart)
+    assert loaded.name == "twice" and loaded.steps == second.steps
+    with pytest.raises(CheckpointError, match=rf"networks of .* are those of {HERE}:apart; name them again"):
+        ActorCritic.load(second.checkpoint)
+    with pytest.raises(CheckpointError, match="not those of"):
+        ActorCritic.load(second.checkpoint, networks=with_surrogate)
+    with pytest.raises(SettingsError, match="networks of this run"):
+        train(resume_config(tmp_path / "run", total_steps=900, quiet=True), estimator=TWICE)
+
+
+def test_the_command_line_takes_names_and_asks_for_them_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    names = ["--estimator", f"{HERE}:TWICE", "--networks", f"{HERE}:apart"]
+    of_run = ["--backend", f"{HERE}:backend", "--num-envs", "3", "--no-tensorboard", "--quiet"]
+    assert main(["--total-steps", "200", "--run-dir", run, *of_run, *names]) == 0
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["run"]["estimator"] == f"{HERE}:TWICE" and saved["env"]["vectorization"] == f"{HERE}:backend"
+    again = ["--resume", run, "--total-steps", "400", "--quiet"]
+    for left_out in ("estimator", "networks", "vectorization"):
+        given = {"estimator": f"{HERE}:TWICE", "networks": f"{HERE}:apart", "vectorization": f"{HERE}:backend"}
+        del given[left_out]
+        told = [part for name, value in given.items() for part in (f"--{name}", value)]
+        assert main([*again, *told]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and f"{left_out} of this run is" in error and "name it again" in error
+    assert main([*again, *names, "--backend", f"{HERE}:backend"]) == 0
+    assert main(["evaluate", run, "--episodes", "1", *names]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", run, "--episodes", "1"]) == 2
+    assert "name them again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nowhere:x", "cannot be imported"), (f"{HERE}:nothing", "has no 'nothing'")],
+)
+def test_names_that_name_nothing(name: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for option in ("--estimator", "--networks", "--backend"):
+        assert main([option, name, "--total-steps", "10", "--run-dir", str(tmp_path / "run"), "--quiet"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and message in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_name_belongs_to_one_estimator() -> None:
+    with pytest.raises(SettingsError, match="another estimator of the name 'a2c'"):
+        register(AgentEstimator(name="a2c", estimate=twice))
+    assert register(A2C.estimator) is A2C
+    assert resolve_estimator(f"{HERE}:TWICE", gym.spaces.Discrete(2)) == "twice"
+
+
+@pytest.mark.parametrize("factory", [apart, with_surrogate])
+def test_relax_learns_with_networks_of_any_kind(factory: Any, tmp_path: Path) -> None:
+    settings = {"estimator": "relax", "surrogate_hidden": (4,), "value_replay": 1}
+    agent = train(config(tmp_path / "run", **settings), networks=factory).agent
+    before = {name: x.clone() for name, x in agent.state_dict()[0].items() if name.startswith("surrogate.")}
+    assert before and agent.networks.shared_torso == (factory is with_surrogate)
+    again = train(resume_config(tmp_path / "run", total_steps=500, quiet=True), networks=factory).agent
+    assert any(not torch.equal(x, again.state_dict()[0][name]) for name, x in before.items())

@@ -65,6 +65,7 @@ MATCHES: dict[str, Match] = {
     ),
     "CartPole-v1-zoo-settings": replace(
         _match("CartPole-v1", 100_000),
+        commit="807239f",
         fit_batches=300,
         contestants=("off=a2c", "last=relax", "on=relax:surrogate_replay=4", "marginal=marginal:surrogate_replay=4"),
         settings={

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from relax_rl.compute.serialization import write_bytes_atomic
 from relax_rl.runs.plotting import png
-from relax_rl.serialization import write_bytes_atomic
 
 __all__ = ["draw", "section"]
 

@@ -26,7 +26,7 @@ from benchmarks.tasks import RESULTS, write_json, write_text
 from relax_rl import make_envs
 from relax_rl.agents import A2C, ActorCritic
 from relax_rl.agents.estimates import a2c
-from relax_rl.env_snapshots import ForkableEnv
+from relax_rl.backends.snapshots import ForkableEnv
 from relax_rl.envs import VectorEnvs
 from relax_rl.estimators.diagnostics import effective_sample_size_ratio, squared_norm
 from relax_rl.variance.contenders import Contender, experience_of

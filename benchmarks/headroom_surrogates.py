@@ -18,8 +18,8 @@ from relax_rl.agents import ActorCritic, Experience
 from relax_rl.agents.estimates import LAX, RELAX
 from relax_rl.critics import surrogate_at
 from relax_rl.estimators import control_variate_gradient
-from relax_rl.networks import MLP
-from relax_rl.policies import Policy
+from relax_rl.networks.policies import Policy
+from relax_rl.networks.torsos import MLP
 from relax_rl.variance.contenders import fresh_surrogate
 from relax_rl.variance.fitting import MINIBATCH, fit_surrogate, relative_variance, some_rows, variance_of_a2c
 

@@ -40,6 +40,8 @@ class Match:
     """The contestant at whose frozen parameters the gradient's variance is measured, under all estimators."""
     fit_batches: int = 300
     """Rollouts that each surrogate is fitted on before."""
+    commit: str | None = None
+    """The last one that has the settings of this match, which is reported only; None where it can be played."""
 
     def command(self, folder: Path, seeds: int, jobs: int) -> list[str]:
         """What is started; a comparison that is there already is gone on with."""
@@ -83,6 +85,9 @@ def main_of(
     parser.add_argument("--report", action="store_true", help="sum up and train nothing")
     args = parser.parse_args(argv)
     for name in () if args.report else args.tasks:
+        if matches[name].commit is not None:
+            print(f"{name} is played at commit {matches[name].commit}, which has its settings; reported as it stands")
+            continue
         play(name, matches[name], group, seeds=args.seeds, jobs=args.jobs)
         write()
     write()

@@ -36,8 +36,8 @@ from gymnasium.vector.utils import batch_space
 
 from benchmarks.tasks import RESULTS, write_text
 from relax_rl.agents import AGENTS, ActorCritic
+from relax_rl.compute.clocks import Stopwatch
 from relax_rl.envs import VectorEnvs
-from relax_rl.profiling import Stopwatch
 from relax_rl.runs import write_json
 
 __all__ = ["NETWORKS", "Arena", "Network", "cost", "forecast", "main", "processes"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relax_rl.serialization import write_text_atomic
+from relax_rl.compute.serialization import write_text_atomic
 
 __all__ = ["RESULTS", "TASKS", "Task", "commit", "write_json", "write_text"]
 

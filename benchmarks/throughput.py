@@ -29,9 +29,9 @@ import torch
 
 from benchmarks.tasks import RESULTS, write_text
 from benchmarks.throughput_contestants import ENVIRONMENT, NARROW, PEER, PLAIN, Match, candidates, fastest
+from relax_rl.compute.serialization import write_bytes_atomic
 from relax_rl.runs import write_json
 from relax_rl.runs.plotting import png
-from relax_rl.serialization import write_bytes_atomic
 
 __all__ = ["MATCHES", "main", "measure"]
 

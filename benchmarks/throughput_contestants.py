@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from benchmarks.plain_a2c import PlainA2C
 from relax_rl import make_envs, settings_for
 from relax_rl.agents import AGENTS
-from relax_rl.profiling import Stopwatch
+from relax_rl.compute.clocks import Stopwatch
 from relax_rl.settings.config import AgentConfig
 from relax_rl.settings.fields import with_settings
 

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks import RESULTS, TASKS, write_json, write_text
+from relax_rl.compute.serialization import write_bytes_atomic
 from relax_rl.runs.plotting import png
-from relax_rl.serialization import write_bytes_atomic
 
 __all__ = ["main"]
 

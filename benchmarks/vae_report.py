@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks import write_text
+from relax_rl.compute.serialization import write_bytes_atomic
 from relax_rl.runs.plotting import png
-from relax_rl.serialization import write_bytes_atomic
 
 __all__ = ["PUBLISHED_TRAIN", "PUBLISHED_VALID", "write_report"]
 

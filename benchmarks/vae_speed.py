@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.tasks import RESULTS, write_json, write_text
+from relax_rl.compute.serialization import save_state
 from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.data import Dataset
 from relax_rl.experiments.vae import training
@@ -29,7 +30,6 @@ from relax_rl.experiments.vae.evaluation import bound
 from relax_rl.experiments.vae.gradient_variance import EVERY
 from relax_rl.experiments.vae.trainer import Trainer
 from relax_rl.runs.displays import Display
-from relax_rl.serialization import save_state
 
 __all__ = ["main"]
 

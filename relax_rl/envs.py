@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
-from relax_rl.env_actions import ActionBins
-from relax_rl.env_batches import CheckedActions, action_checker, copied, put_row, share_memory
-from relax_rl.env_creation import AskedVectorization, create_vector_env, find_spec, is_atari
-from relax_rl.env_traits import (
+from relax_rl.backends.actions import ActionBins
+from relax_rl.backends.batches import CheckedActions, action_checker, copied, put_row, share_memory
+from relax_rl.backends.creation import AskedVectorization, create_vector_env, find_spec, is_atari
+from relax_rl.backends.traits import (
     Vectorization,
     autoreset_mode_named,
     declared_autoreset_mode,
@@ -24,7 +24,7 @@ from relax_rl.env_traits import (
     hands_out_fresh_arrays,
     vectorization_of,
 )
-from relax_rl.env_workers import WorkerDeathReport, close_vector_env
+from relax_rl.backends.workers import WorkerDeathReport, close_vector_env
 from relax_rl.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -108,9 +108,8 @@ class VectorEnvs:
         self.num_envs: int = vector_env.num_envs
         self.single_observation_space: spaces.Space[Any] = vector_env.single_observation_space
         self._bins = ActionBins(vector_env.single_action_space, bins) if bins else None
-        self.single_action_space: spaces.Space[Any] = (
-            vector_env.single_action_space if self._bins is None else self._bins.space
-        )
+        whole = vector_env.single_action_space
+        self.single_action_space: spaces.Space[Any] = whole if self._bins is None else self._bins.space
         self.solve_threshold: float | None = inner.spec.reward_threshold if inner.spec is not None else None
         self.vectorization: Vectorization = vectorization or vectorization_of(inner)
         self.autoreset_mode: AutoresetMode = declared_autoreset_mode(vector_env)
@@ -327,10 +326,6 @@ def make_envs(
         SettingsError: for an unknown environment (naming near ones), a missing package (naming what to install), or
             settings that do not go together.
     """
-    if num_envs < 1:
-        raise SettingsError(f"num_envs is {num_envs}, expected at least 1")
-    if vectorization not in get_args(AskedVectorization):
-        raise SettingsError(f"vectorization is {vectorization!r}, expected auto, native, envpool, sync or async")
     spec = find_spec(env)
     vector_env, chosen = create_vector_env(
         spec,
@@ -340,12 +335,11 @@ def make_envs(
         sticky_actions=sticky_actions,
         env_kwargs=env_kwargs,
     )
-    module, colon, _ = env.rpartition(":")
     try:
         return VectorEnvs(
             vector_env,
             seed=seed,
-            env_id=f"{module}{colon}{spec.id}",
+            env_id="".join([*env.rpartition(":")[:2], spec.id]),
             vectorization=chosen,
             life_loss_terminal=life_loss_terminal and is_atari(spec),
             bins=bins,

@@ -15,10 +15,10 @@ from relax_rl.agents import ActorCritic
 from relax_rl.agents.batch import Batch
 from relax_rl.agents.gradients import Objective, gradients
 from relax_rl.agents.networks import Networks
-from relax_rl.agents.shards import Shard, sample_noise
+from relax_rl.agents.rollouts import Rollout
+from relax_rl.agents.shards import sample_noise
 from relax_rl.envs import VectorEnvs
-from relax_rl.policies import Policy
-from relax_rl.rollouts import Rollout
+from relax_rl.networks.policies import Policy
 from tests.fakes import TargetEnv, vector_of
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "applied",
     "assert_alike",
     "assert_same",
-    "in_one_state",
     "off_policy",
     "rollout_for",
     "shake",
@@ -124,44 +123,6 @@ def off_policy(agent: ActorCritic, batch: Batch, old_log_prob: Tensor) -> Batch:
     given = hasattr(blank, "relax_given")
     noise = sample_noise(blank, batch.shard, agent.generator) if given else None
     return replace(batch, old_log_prob=old_log_prob, conditional_noise=noise)
-
-
-def in_one_state(
-    agent: ActorCritic,
-    params: Tensor,
-    value: Any,
-    generator: torch.Generator,
-    old: Tensor | None = None,
-    **objective: Any,
-) -> Any:
-    """Draws `[rows, P]` of what is applied in one state, where the advantage depends on the action alone.
-
-    Args:
-        params: `[P]` of the policy that learns.
-        value: of the actions.
-        old: `[P]` of the policy that acts, where it is another.
-        objective: as for `applied`.
-    """
-
-    def draw(rows: int) -> Tensor:
-        new = params.expand(rows, -1)
-        acting = agent.policy.distribution(new if old is None else old.expand(rows, -1))
-        noise = acting.sample_noise(generator)
-        action = acting.threshold(acting.relax(noise))
-        batch = Batch(
-            obs=torch.tensor([0.5, -1.0, 2.0]).expand(rows, -1),
-            action=action,
-            noise=noise,
-            advantage=value(action),
-            return_=value(action),
-            weight=torch.ones(rows),
-            shard=Shard(rows),
-        )
-        if old is not None:
-            batch = off_policy(agent, batch, acting.log_prob(action))
-        return applied(agent, batch, new, off_policy=old is not None, **objective)
-
-    return draw
 
 
 @dataclass

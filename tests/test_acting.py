@@ -14,9 +14,9 @@ from gymnasium import spaces
 from relax_rl.agents import A2C, LAX, RELAX, ActorCritic
 from relax_rl.agents.acting import host_network, host_sampler
 from relax_rl.agents.compiled import CompiledGradients
+from relax_rl.agents.normalization import ObservationNormalizer
 from relax_rl.envs import make_envs
-from relax_rl.networks import MLP
-from relax_rl.normalization import ObservationNormalizer
+from relax_rl.networks.torsos import MLP
 
 OBS = spaces.Box(-1, 1, (3,), np.float32)
 BOX = spaces.Box(-1, 1, (2,), np.float32)

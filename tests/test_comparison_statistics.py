@@ -20,7 +20,7 @@ from relax_rl.comparison.statistics import (
 
 
 def probability(x, y) -> float:
-    return improvement([(x, y)]).value
+    return float(improvement_matrix(x, y).mean())
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 10, 13])

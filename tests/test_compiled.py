@@ -16,7 +16,7 @@ from relax_rl.agents import A2C, AGENTS, LAX, ActorCritic
 from relax_rl.agents import compiled as compiled_module
 from relax_rl.agents.compiled import CompiledGradients, why_not_compiled
 from relax_rl.compute import compilation
-from relax_rl.distributed import ALONE
+from relax_rl.compute.distributed import ALONE
 from relax_rl.errors import SettingsError, TrainingDiverged
 from relax_rl.runs.training import train
 from relax_rl.settings.presets import preset_config
@@ -79,15 +79,38 @@ def test_compiled_steps_are_those_of_eager_code(estimator: str, settings: dict[s
             assert float(ours[name]) == pytest.approx(float(value), rel=1e-3, abs=1e-4), name
 
 
-def test_code_of_inductor_takes_the_steps_of_eager_code() -> None:
+def test_code_of_inductor_takes_the_steps_of_eager_code_and_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not compilation.has_compiler():
         pytest.skip("there is no C++ compiler")
-    settings = {"hidden": (4,), "activation": "relu"}
+    monkeypatch.setenv("RELAX_RL_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiled_module, "_LOADING", 0.0)
+    settings: dict[str, Any] = {"hidden": (4,), "activation": "relu", "updates": 3}
     compiled, _ = trained("a2c", "on", **settings)
-    again, _ = trained("a2c", "on", **settings)
     eager, _ = trained("a2c", "off", **settings)
     assert_alike(compiled, eager)
+    monkeypatch.setattr(compilation, "_compile", lambda *_: pytest.fail("it is kept"))
+    again, _ = trained("a2c", "auto", **settings)
+    assert again.compiled_from == compiled.compiled_from == 0 and eager.compiled_from is None
     assert_same(compiled.state_dict()[0], again.state_dict()[0])
+    other, _ = trained("a2c", "auto", **{**settings, "activation": "tanh"})
+    assert other.compiled_from is None and other.learner.compiled is None
+
+
+def test_an_agent_that_is_gone_on_with_takes_compiled_code_again(
+    tmp_path: Path, traced_only: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled_module, "_COST", 0.0)
+    agent, _ = trained("a2c", "auto")
+    agent.save(tmp_path / "agent.safetensors")
+    monkeypatch.setattr(compiled_module, "_COST", 1e9)
+    monkeypatch.setattr(compiled_module, "_LOADING", 0.0)
+    for again, expected in ((A2C.load(tmp_path / "agent.safetensors"), 0), (trained("a2c", "auto")[0], None)):
+        assert again.compiled_from == expected
+        with target_envs(DISCRETE, n=4) as envs:
+            again.learn(envs, 20)
+        assert again.compiled_from == expected
 
 
 def test_nothing_moves_when_a_gradient_is_not_finite(traced_only: None) -> None:

@@ -77,26 +77,6 @@ def test_one_rollout_of_large_numbers_does_not_decide_for_all_others() -> None:
     assert scale.value > 0.8
 
 
-@kinds
-def test_the_estimate_is_as_far_from_a2c_as_the_scale_says(kind: type[ActorCritic]) -> None:
-    agent = agent_for(kind)
-    batch = agent.batch(rollout_for(agent))[0]
-    none, whole = (with_scale(agent, batch, scale) for scale in (0.0, 1.0))
-    torch.testing.assert_close(whole, applied(agent, replace(batch, control_scale=None)))
-    torch.testing.assert_close(with_scale(agent, batch, 0.3), 0.7 * none + 0.3 * whole, rtol=1e-4, atol=1e-6)
-    assert not torch.allclose(none, whole, rtol=0.1)
-
-
-@kinds
-def test_a_surrogate_that_is_left_out_learns_as_one_that_is_not(kind: type[ActorCritic]) -> None:
-    found = []
-    for agent in (agent_for(kind), agent_for(kind, surrogate_scale="one")):
-        steps = watch_steps(agent)
-        agent.update(rollout_for(agent))
-        found.append(steps[0].gradients["surrogate"])
-    torch.testing.assert_close(*found, rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("settings", [{}, {**PASSES, "epochs": 2, "minibatch_size": 12}])
 @kinds
 def test_a_useless_surrogate_is_left_out_of_later_rollouts(kind: type[ActorCritic], settings: dict[str, Any]) -> None:

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from relax_rl import distributed
 from relax_rl.agents import AGENTS, ActorCritic
+from relax_rl.compute import distributed
+from relax_rl.compute.serialization import load_state
 from relax_rl.envs import make_envs
 from relax_rl.errors import SettingsError, TrainingDiverged, WorkerLost
 from relax_rl.runs.training import resume_config, train
-from relax_rl.serialization import load_state
 from relax_rl.settings.presets import preset_config
 from tests.workers import run_workers
 
@@ -145,6 +145,7 @@ def config_of(path: Path, **settings: Any):
 def run_of(config: Any, callback: Any, rank: int) -> dict[str, Any]:
     """Train in one of the workers; returns what can be said of it elsewhere."""
     result = train(config, callbacks=[partial(callback, rank)] if callback else [])
+    assert result.agent.learner.compiled is None, "compiled code does not average over workers"
     told = {name: getattr(result, name) for name in ("steps", "episodes", "stopped_by", "run_dir", "checkpoint")}
     return {**told, "pid": os.getpid()}
 

@@ -15,14 +15,14 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import relax_rl
 from relax_rl.agents import RELAX
-from relax_rl.env_actions import ActionBins, BinnedActions
-from relax_rl.env_snapshots import ForkableEnv
+from relax_rl.backends.actions import ActionBins, BinnedActions
+from relax_rl.backends.snapshots import ForkableEnv
 from relax_rl.envs import VectorEnvs, make_envs
 from relax_rl.errors import SettingsError
+from relax_rl.networks.spaces import ActionEncoder
 from relax_rl.runs.evaluation import evaluation_envs
 from relax_rl.settings.config import EnvConfig, TrainConfig
 from relax_rl.settings.options import parse
-from relax_rl.spaces import ActionEncoder
 
 
 class Echo(gym.Env[Any, Any]):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from relax_rl import env_creation
+from relax_rl.backends import creation as env_creation
 from relax_rl.envs import Episode, VectorEnvs, make_envs
 from relax_rl.errors import SettingsError
-from relax_rl.spaces import ObservationEncoder
+from relax_rl.networks.spaces import ObservationEncoder
 from tests.fakes import LivesEnv, vector_of
 
 gym.register_envs(ale_py)

@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from relax_rl.envs import VectorEnvs, make_envs
 from relax_rl.errors import SettingsError
-from relax_rl.spaces import ActionEncoder
+from relax_rl.networks.spaces import ActionEncoder
 from tests.fakes import TargetEnv, golden_envs
 
 

@@ -14,9 +14,9 @@ from gymnasium.envs.registration import registry
 from gymnasium.vector import AutoresetMode
 from scipy.stats import ks_2samp
 
-from relax_rl import env_pool
-from relax_rl.env_creation import find_spec
-from relax_rl.env_pool import DIFFERENT, SAME_BUT_FOR_THE_ENGINE, SAME_TO_ROUNDING, EnvPoolVectorEnv
+from relax_rl.backends import envpool as env_pool
+from relax_rl.backends.creation import find_spec
+from relax_rl.backends.envpool import DIFFERENT, SAME_BUT_FOR_THE_ENGINE, SAME_TO_ROUNDING, EnvPoolVectorEnv
 from relax_rl.envs import Episode, Step, VectorEnvs, make_envs
 from relax_rl.errors import SettingsError
 

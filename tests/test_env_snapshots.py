@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from relax_rl.env_snapshots import ForkableEnv
+from relax_rl.backends.snapshots import ForkableEnv
 from relax_rl.errors import SettingsError
 
 

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from relax_rl.envs import Episode, VectorEnvs, make_envs
 from relax_rl.errors import SettingsError
-from relax_rl.spaces import ObservationEncoder
+from relax_rl.networks.spaces import ObservationEncoder
 from tests.fakes import BufferReusingEnv, DictEnv, GoldenEnv, TupleEnv, golden_envs, vector_of
 
 MODES = tuple(AutoresetMode)

@@ -18,8 +18,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal, Reinforce
+from relax_rl.agents.rollouts import Collector, Rollout
 from relax_rl.envs import VectorEnvs
-from relax_rl.rollouts import Collector, Rollout
 from tests.oracles import assert_unbiased, collect, rejects
 from tests.steps import applied
 

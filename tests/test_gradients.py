@@ -272,5 +272,6 @@ def test_any_module_serves_as_a_surrogate_and_gives_the_numbers_of_the_closed_fo
         torch.testing.assert_close(
             found.of[name], each, rtol=1e-3, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
         )
-    for kind in ("sums", "metrics"):
-        torch.testing.assert_close(getattr(found, kind), getattr(exact, kind), rtol=1e-4, atol=1e-5)
+    told = {name: x for name, x in found.metrics.items() if name != "surrogate/gain"}
+    for ours, theirs in ((found.sums, exact.sums), (told, exact.metrics)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

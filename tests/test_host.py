@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from relax_rl.host import retire_threads
+from relax_rl.compute.host import retire_threads
 
 TASKS = "/proc/self/task"
 

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch import Tensor
 
 from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal
+from relax_rl.agents.batch import Batch
 from relax_rl.agents.gradients import finished, flattened, gradients
+from relax_rl.agents.shards import Shard
 from relax_rl.errors import SettingsError
 from relax_rl.estimators import noise_behind
 from relax_rl.settings.config import AgentConfig
@@ -24,7 +27,7 @@ from tests.steps import (
     DISCRETE,
     OBS,
     PASSES,
-    in_one_state,
+    applied,
     off_policy,
     rollout_for,
     shake,
@@ -42,20 +45,41 @@ def agent_for(kind: type[ActorCritic], **settings: Any) -> ActorCritic:
     return agent
 
 
-@pytest.mark.parametrize(("kind", "clip"), [(RELAX, math.inf), (RELAX, 0.2), (Marginal, 0.2), (A2C, 0.2)])
-def test_gradients_are_those_of_ppos_objective_for_discrete_actions(kind: type[ActorCritic], clip: float) -> None:
-    agent = kind(OBS, DISCRETE, seed=0)
+def draws(agent: ActorCritic, old: Tensor, new: Tensor, value: Any, clip_range: float) -> Any:
+    """Draws `[rows, P]` of what is applied at the parameters `new` in one state, where a policy at `old` acted."""
+    generator = torch.Generator().manual_seed(11)
+
+    def draw(rows: int) -> Tensor:
+        acting = agent.policy.distribution(old.expand(rows, -1))
+        noise = acting.sample_noise(generator)
+        action = acting.threshold(acting.relax(noise))
+        state, advantage = torch.tensor([0.5, -1.0, 2.0]).expand(rows, -1), value(action)
+        batch = Batch(
+            obs=state,
+            action=action,
+            noise=noise,
+            advantage=advantage,
+            return_=advantage,
+            weight=torch.ones(rows),
+            shard=Shard(rows),
+        )
+        batch = off_policy(agent, batch, acting.log_prob(action))
+        return applied(agent, batch, new.expand(rows, -1), off_policy=True, clip_range=clip_range)
+
+    return draw
+
+
+def test_gradients_are_those_of_ppos_objective_for_discrete_actions() -> None:
+    agent: Any = RELAX(OBS, DISCRETE, seed=0)
     shake(agent)
-    if agent.surrogate is not None:
-        agent.surrogate.head.weight.data.mul_(0.3)  # type: ignore[union-attr, operator]
+    agent.surrogate.gain.data.fill_(0.3)
     old, new = torch.tensor([0.3, -0.8, 0.1]), torch.tensor([0.5, -1.1, 0.3]).requires_grad_()
     payoff = torch.tensor([2.0, -0.7, -1.0])
     ratio = new.softmax(-1) / old.softmax(-1)
     assert float(ratio[1].detach()) < 0.8 < 1.0 < float(ratio[0].detach()) < 1.2  # one clipped, two not
-    objective = (old.softmax(-1) * torch.minimum(ratio * payoff, ratio.clamp(1 - clip, 1 + clip) * payoff)).sum()
+    objective = (old.softmax(-1) * torch.minimum(ratio * payoff, ratio.clamp(0.8, 1.2) * payoff)).sum()
     (exact,) = torch.autograd.grad(objective, new)
-    generator = torch.Generator().manual_seed(11)
-    draw = in_one_state(agent, new.detach(), payoff.__getitem__, generator, old, clip_range=clip)
+    draw = draws(agent, old, new.detach(), payoff.__getitem__, 0.2)
     assert_unbiased(collect(draw, 1_500_000), exact.double())
 
 
@@ -64,8 +88,7 @@ def test_gradients_are_those_of_the_later_policy_for_continuous_actions() -> Non
     shake(agent)
     mean, log_std = 0.2, -0.3
     old, new = torch.tensor([0.35, -0.2]), torch.tensor([mean, log_std])
-    generator = torch.Generator().manual_seed(11)
-    draw = in_one_state(agent, new, lambda a: (a - 1.0).square().squeeze(-1) - 1.2, generator, old)
+    draw = draws(agent, old, new, lambda a: (a - 1.0).square().squeeze(-1) - 1.2, math.inf)
     exact = torch.tensor([2 * (mean - 1.0), 2 * np.exp(2 * log_std)], dtype=torch.float64)
     assert_unbiased(collect(draw, 1_500_000), exact, power=0.02)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from relax_rl.networks import MLP, CombinedTorso, NatureCNN, after_last_layer, make_torso, product, tanh
-from relax_rl.spaces import ObservationEncoder
+from relax_rl.networks.spaces import ObservationEncoder
+from relax_rl.networks.torsos import MLP, CombinedTorso, NatureCNN, after_last_layer, make_torso, product, tanh
 
 
 def torso_for(space: spaces.Space) -> object:

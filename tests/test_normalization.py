@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from relax_rl.normalization import ObservationNormalizer, RewardScaler, RunningMoments
+from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler, RunningMoments
 
 
 def test_moments_of_pieces_are_the_moments_of_the_whole() -> None:

@@ -195,8 +195,8 @@ class Net(nn.Module):
         return self.layers(z).squeeze(-1)  # type: ignore[no-any-return]
 
 
-def test_nothing_is_kept_over_ten_thousand_steps() -> None:
-    """Tensors alive and memory in use stay as they were after the first hundred steps."""
+def test_nothing_is_kept_over_two_thousand_steps() -> None:
+    """Tensors alive stay as many as they were after the first hundred steps."""
     theta, surrogate, generator = nn.Linear(2, 3), Net(), seeded(5)
     obs, f = torch.randn(4, 2), Net()
     ways = torch.randn(3)
@@ -222,7 +222,7 @@ def test_nothing_is_kept_over_ten_thousand_steps() -> None:
         return sum(isinstance(x, torch.Tensor) for x in gc.get_objects())
 
     few = run(200)
-    assert run(9_800) <= few
+    assert run(1_800) <= few
 
 
 @pytest.mark.parametrize("call", [vimco, rloo, enumerated, straight_through, concrete, gumbel_rao])

@@ -12,8 +12,8 @@ import torch
 from gymnasium import spaces
 
 from relax_rl.agents import A2C, AGENTS, LAX, RELAX, ActorCritic
+from relax_rl.compute.serialization import load_state, save_state
 from relax_rl.errors import CheckpointError, TrainingDiverged
-from relax_rl.serialization import load_state, save_state
 from tests.steps import BOX, DISCRETE, OBS, rollout_for
 
 EVERYTHING: dict[str, Any] = {

@@ -9,10 +9,10 @@ from gymnasium import spaces
 
 from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical, TanhGaussian
 from relax_rl.errors import SettingsError
-from relax_rl.networks import MLP
-from relax_rl.policies import Policy
+from relax_rl.networks.policies import Policy
+from relax_rl.networks.spaces import ActionEncoder
+from relax_rl.networks.torsos import MLP
 from relax_rl.settings.config import AgentConfig
-from relax_rl.spaces import ActionEncoder
 
 BOX = spaces.Box(-1, 1, (3,))
 

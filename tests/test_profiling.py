@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from relax_rl.profiling import SECTIONS, Profile, Stopwatch, unwatched
+from relax_rl.compute.clocks import Stopwatch, unwatched
+from relax_rl.runs.profile import SECTIONS, Profile
 from relax_rl.runs.training import train
 from relax_rl.settings.presets import preset_config
 
@@ -28,7 +29,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("relax_rl.profiling.time.perf_counter", clock)
+    monkeypatch.setattr("relax_rl.compute.clocks.time.perf_counter", clock)
     return clock
 
 

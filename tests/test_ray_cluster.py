@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -12,14 +15,17 @@ import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from relax_rl.cli import main
 from relax_rl.comparison import ray_cluster, ray_node
 from relax_rl.comparison.config import CompareConfig
-from relax_rl.comparison.ray_cluster import RayCluster, describe
+from relax_rl.comparison.pool import ProcessLost
+from relax_rl.comparison.ray_cluster import RayCluster, RayProcess, describe
 from relax_rl.comparison.ray_node import PREFIX, NodeRun, write_files
+from relax_rl.comparison.task import Task
 from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.runs.loggers import read_csv
 
@@ -113,6 +119,90 @@ def test_a_node_tells_what_has_changed_and_leaves_nothing(tmp_path, monkeypatch)
     assert not any(tmp_path.glob(f"{PREFIX}*"))
 
 
+class RayError(Exception):
+    """As Ray's own."""
+
+
+class RayActorError(RayError):
+    actor_init_failed = False
+
+
+class InitFailed(RayActorError):
+    actor_init_failed = True
+
+
+@pytest.fixture
+def begin(tmp_path):
+    """Begins with a process on a cluster, of one node with two CPUs, whose answers or errors are known beforehand."""
+
+    def begin(*answers, **task) -> tuple[RayProcess, list]:
+        left, placed = list(answers), []
+
+        def get(_):
+            answer = left.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        call = SimpleNamespace(remote=lambda *_: None)
+        actor = SimpleNamespace(about=call, look=call)
+        kind = SimpleNamespace(remote=lambda *arguments: placed.append(arguments) or actor)
+        cluster = RayCluster.__new__(RayCluster)
+        cluster.root, cluster.warn, cluster._heard = tmp_path, placed.append, math.inf
+        cluster._versions, cluster._compared = {"torch": "2"}, set()
+        cluster.ray = SimpleNamespace(
+            exceptions=SimpleNamespace(RayError=RayError, RayActorError=RayActorError),
+            remote=lambda _: SimpleNamespace(options=lambda **_: kind),
+            wait=lambda refs, timeout: (refs, []),
+            nodes=lambda: [
+                {"Alive": alive, "Resources": {"CPU": cpus}} for alive, cpus in ((True, 2.0), (False, 64.0))
+            ],
+            get=get,
+            put=lambda files: files,
+            kill=lambda _: None,
+        )
+        run = Task(name="a", folder="runs/a", begin=("relax_rl", "train"), **task)
+        return RayProcess(cluster, run, tmp_path / "log"), placed
+
+    return begin
+
+
+JOINED = {"node": "far", "versions": {"torch": "2"}}
+AT_WORK = {"code": None, "row": {"step": 5.0}}
+
+
+def test_a_run_that_has_not_begun_is_placed_anew_and_one_that_has_is_lost(begin):
+    process, placed = begin(RayActorError("dead"), RayActorError("dead"), JOINED, AT_WORK, RayActorError("dead"))
+    assert [process.poll() for _ in range(4)] == [None] * 4 and process.progress() == {"step": 5.0}
+    assert placed == [(("relax_rl", "train"), "runs/a", {}, ray_cluster.COLLECT)] * 3
+    with pytest.raises(ProcessLost, match=r"far is lost, or its process there \(dead\)"):
+        process.poll()
+    process, _ = begin(*[RayActorError("dead")] * 99)
+    with pytest.raises(ProcessLost, match="its node is lost"):
+        while process.poll() is None:
+            pass
+
+
+def test_what_cannot_work_on_a_cluster_fails_at_once(begin, tmp_path):
+    for error in (InitFailed("no space left"), RayError("no space left")):
+        process, _ = begin(error)
+        assert process.poll() == 2 and (tmp_path / "log").read_text().endswith("error: no space left\n")
+    process, placed = begin(cpus=4)
+    assert process.poll() == 2 and placed == []
+    assert (tmp_path / "log").read_text().endswith("error: it needs 4 CPUs, the largest node has 2 CPUs\n")
+    process, placed = begin(cpus=0)
+    assert process._wanted == {"CPU": 2.0, "GPU": 0.0}, "all of the largest node"
+
+
+def test_files_come_back_before_the_end_is_told(begin, tmp_path):
+    end = {"code": 0, "row": {"step": 9.0}, "files": {"progress.csv": b"step\n9\n"}, "gone": [], "log": b"bye\n"}
+    process, placed = begin({**JOINED, "versions": {"torch": "1"}}, end)
+    assert process.poll() is None and process.poll() == 0 == process.wait(0.0)
+    assert placed[1:] == ["far has torch 1, here is torch 2: numbers need not agree"]
+    assert (tmp_path / "runs" / "a" / "progress.csv").read_bytes() == b"step\n9\n"
+    assert (tmp_path / "log").read_text() == "bye\n"
+
+
 SMALL = "--env CartPole-v1 --estimators a2c relax --seeds 1 --total-steps 8000 --set hidden=8 surrogate_hidden=8"
 SMALL += " log_interval=500 checkpoint_interval=500 keep_checkpoints=0 --num-workers 2 --quiet"
 
@@ -139,8 +229,9 @@ def test_two_nodes_one_of_which_is_killed_half_way(tmp_path, monkeypatch, capsys
         cluster.shutdown()
     err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("CartPole-v1-")]
     assert len(err) == 1 and "is lost, or its process there (" in err[0] and err[0].endswith("; started again")
-    lost, kept = err[0].partition(":")[0], killed["kept"]
-    assert {lost, kept} == {"CartPole-v1-a2c-s0", "CartPole-v1-relax-s0"}
+    lost = err[0].partition(":")[0]
+    (kept,) = {"CartPole-v1-a2c-s0", "CartPole-v1-relax-s0"} - {lost}
+    assert lost == killed["lost"]
     far, near = tmp_path / "far" / "runs", tmp_path / "near" / "runs"
     assert _table(far / kept) == _table(near / kept)
     assert (far / kept / "episodes.csv").read_bytes() == (near / kept / "episodes.csv").read_bytes()
@@ -162,24 +253,23 @@ def test_two_nodes_one_of_which_is_killed_half_way(tmp_path, monkeypatch, capsys
 
 
 def _kill(cluster, victim, runs: Path, told: dict[str, object]) -> None:
-    """Kill a node once a checkpoint of the run on it has come back; `told` is which run is left, and what worked on the other."""
+    """Kill a node once a checkpoint of the run on it has come back; `told` is which run that is, and what worked on it."""
     (raylet,) = (process.process.pid for process in victim.all_processes["raylet"])
-    at_work: dict[str, tuple[int, int, int]] = {}
-    while len(at_work) < 2 or not any(_lost(at_work, raylet, runs).glob("checkpoints/step_*")):
-        time.sleep(0.02)
+    lost, pids = "", (0, 0)
+    while not lost or not any((runs / lost).glob("checkpoints/step_*")):
+        time.sleep(0.05)
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
                 command = (entry / "cmdline").read_bytes() if entry.name.isdecimal() else b""
                 if b"relax_rl.comparison.supervised" in command and (found := re.search(rb"=runs/([\w-]+)", command)):
                     child, actor = int(entry.name), _parent(int(entry.name))
-                    at_work[found[1].decode()] = (child, actor, _parent(actor))
-    lost = _lost(at_work, raylet, runs).name
-    told |= {"kept": next(name for name in at_work if name != lost), "pids": at_work[lost][:2]}
+                    if _parent(actor) == raylet:
+                        lost, pids = found[1].decode(), (child, actor)
+    told |= {"lost": lost, "pids": pids}
+    os.kill(pids[0], signal.SIGSTOP)  # it shall not come to its end in the second that Ray takes to end it
     cluster.remove_node(victim, allow_graceful=False)
-
-
-def _lost(at_work, raylet: int, runs: Path) -> Path:
-    return runs / next(name for name, (_, _, node) in at_work.items() if node == raylet)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pids[0], signal.SIGCONT)
 
 
 def _parent(pid: int) -> int:

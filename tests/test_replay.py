@@ -13,8 +13,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from relax_rl.agents import A2C, RELAX, ActorCritic
+from relax_rl.agents.rollouts import Rollout
 from relax_rl.errors import SettingsError
-from relax_rl.rollouts import Rollout
 from relax_rl.settings.config import AgentConfig
 from tests.steps import DISCRETE, OBS, PASSES, assert_same, rollout_for, watch_steps, weights
 
@@ -64,14 +64,6 @@ def test_the_policy_has_the_gradient_it_had(kind: type[ActorCritic]) -> None:
         found.append(steps[1].gradients)
     torch.testing.assert_close(found[0]["policy"], found[1]["policy"], rtol=1e-3, atol=1e-6)
     assert not torch.allclose(found[0]["value"], found[1]["value"], rtol=1e-2)
-
-
-def test_the_first_rollout_stands_in_for_those_before_it() -> None:
-    plain, replayed = agent_for(), agent_for(value_replay=3)
-    for agent in (plain, replayed):
-        agent.update(rollout(agent, 0))
-    for name, x in weights(plain).items():
-        torch.testing.assert_close(x, weights(replayed)[name], rtol=1e-4, atol=1e-6)
 
 
 def test_minibatches_take_the_same_rows_of_every_rollout() -> None:

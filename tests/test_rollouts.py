@@ -7,7 +7,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
-from relax_rl.rollouts import Collector, Rollout, gae, successor_values
+from relax_rl.agents.rollouts import Collector, Rollout, gae, successor_values
 from tests.fakes import golden_envs
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from relax_rl import serialization
+from relax_rl.compute import serialization
+from relax_rl.compute.serialization import load_state, save_state, write_text_atomic
 from relax_rl.errors import CheckpointError, RelaxRLError
-from relax_rl.serialization import load_state, save_state, write_text_atomic
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from gymnasium import spaces
 
 from relax_rl.errors import CheckpointError
-from relax_rl.space_json import space_from_json, space_to_json
+from relax_rl.networks.space_json import space_from_json, space_to_json
 
 SPACES = [
     spaces.Box(-1, 1, (3,)),

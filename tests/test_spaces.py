@@ -8,7 +8,7 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
 from relax_rl.errors import RelaxRLError, SettingsError, TrainingDiverged
-from relax_rl.spaces import ActionEncoder, Leaf, ObservationEncoder
+from relax_rl.networks.spaces import ActionEncoder, Leaf, ObservationEncoder
 
 
 def batch_of(space: spaces.Space, count: int = 5):

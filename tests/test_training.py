@@ -16,10 +16,10 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from relax_rl.compute.serialization import load_state
 from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError, TrainingDiverged
 from relax_rl.runs import RunFolder, read_config
 from relax_rl.runs.training import resume_config, train
-from relax_rl.serialization import load_state
 from relax_rl.settings.fields import with_settings
 from relax_rl.settings.presets import preset_config
 

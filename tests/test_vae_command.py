@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from relax_rl.cli import main
+from relax_rl.compute.serialization import load_state
 from relax_rl.errors import CheckpointError, SettingsError, TrainingDiverged
 from relax_rl.estimators import ESTIMATORS
 from relax_rl.experiments.batches import Batches
@@ -26,7 +27,6 @@ from relax_rl.experiments.vae.presets import preset_config, preset_names
 from relax_rl.experiments.vae.trainer import Trainer
 from relax_rl.experiments.vae.training import train_vae
 from relax_rl.runs.loggers import read_csv
-from relax_rl.serialization import load_state
 
 SMALL = VaeConfig(
     layers=2,

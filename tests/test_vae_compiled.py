@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from relax_rl.compute import compilation
-from relax_rl.distributed import ALONE
+from relax_rl.compute.distributed import ALONE
 from relax_rl.errors import SettingsError
 from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.vae.compiled import WORTHWHILE, compiles

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from relax_rl import distributed
+from relax_rl.compute import distributed
+from relax_rl.compute.serialization import load_state
 from relax_rl.errors import SettingsError, WorkerLost
 from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.data import Dataset, load_data
@@ -22,7 +23,6 @@ from relax_rl.experiments.vae.noise import Noise, own_rows
 from relax_rl.experiments.vae.trainer import Trainer
 from relax_rl.experiments.vae.training import train_vae
 from relax_rl.runs.loggers import read_csv
-from relax_rl.serialization import load_state
 from tests.workers import run_workers
 
 SMALL = VaeConfig(

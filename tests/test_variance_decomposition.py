@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from relax_rl.agents import A2C, RELAX, ActorCritic, Experience
-from relax_rl.env_snapshots import ForkableEnv
+from relax_rl.backends.snapshots import ForkableEnv
 from relax_rl.errors import SettingsError
 from relax_rl.estimators.diagnostics import Interval, VarianceParts, variance_parts
 from relax_rl.variance.contenders import Contender, contenders

@@ -11,7 +11,7 @@ from relax_rl.agents.agent import ActorCritic, Callback
 from relax_rl.agents.estimates import AgentEstimator, Experience, check_estimator
 from relax_rl.agents.statistics import UpdateInfo
 from relax_rl.errors import SettingsError, did_you_mean
-from relax_rl.spaces import ActionEncoder
+from relax_rl.networks.spaces import ActionEncoder
 
 __all__ = [
     "A2C",

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relax_rl.host import retire_threads
-from relax_rl.networks import MLP, NatureCNN, Torso, after_last_layer
-from relax_rl.normalization import ObservationNormalizer
-from relax_rl.policies import Policy
+from relax_rl.agents.normalization import ObservationNormalizer
+from relax_rl.compute.host import retire_threads
+from relax_rl.networks.policies import Policy
+from relax_rl.networks.torsos import MLP, NatureCNN, Torso, after_last_layer
 
 __all__ = ["HostNetwork", "HostSampler", "ImageSampler", "host_network", "host_sampler"]
 

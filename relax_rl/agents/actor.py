@@ -11,12 +11,12 @@ from gymnasium import spaces
 from torch import Tensor
 
 from relax_rl.agents.networks import Networks
+from relax_rl.agents.normalization import ObservationNormalizer
+from relax_rl.compute.devices import resolve_device
 from relax_rl.critics import ValueFunction
-from relax_rl.devices import resolve_device
-from relax_rl.normalization import ObservationNormalizer
-from relax_rl.policies import Policy
+from relax_rl.networks.policies import Policy
+from relax_rl.networks.spaces import ActionEncoder, ObservationEncoder
 from relax_rl.settings.config import AgentConfig
-from relax_rl.spaces import ActionEncoder, ObservationEncoder
 
 __all__ = ["Actor"]
 
@@ -62,6 +62,11 @@ class Actor:
     def value(self) -> ValueFunction:
         """V of encoded, normalised observations."""
         return self.networks.value
+
+    @property
+    def surrogate(self) -> torch.nn.Module | None:
+        """c^, of a description of the state and a relaxed action; None for estimators without one."""
+        return self.networks.surrogate
 
     def normalized(self, obs: Tensor) -> Tensor:
         """Encoded observations `[B, ...]` as the networks take them."""

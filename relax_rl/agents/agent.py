@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
@@ -12,7 +11,6 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from relax_rl.agents import estimates
 from relax_rl.agents.acting import HostSampler, ImageSampler, host_sampler
 from relax_rl.agents.actor import Actor
 from relax_rl.agents.batch import Batch, make_batch
@@ -20,21 +18,21 @@ from relax_rl.agents.control_scale import ControlScale
 from relax_rl.agents.estimates import AgentEstimator, check_estimator
 from relax_rl.agents.learner import Learner, Metrics
 from relax_rl.agents.networks import Outputs, make_networks
+from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler
 from relax_rl.agents.replay import ValueReplay
+from relax_rl.agents.rollouts import Collector, Rollout
 from relax_rl.agents.saving import described, family, pack, unpack
 from relax_rl.agents.shards import columns, shard_of_rollout
 from relax_rl.agents.statistics import UpdateInfo, absorb, episodes_of_all
-from relax_rl.distributed import Workers
+from relax_rl.compute.clocks import Watch
+from relax_rl.compute.distributed import Workers
+from relax_rl.compute.serialization import load_state, save_state
 from relax_rl.envs import VectorEnvs
 from relax_rl.errors import CheckpointError, TrainingDiverged
-from relax_rl.normalization import ObservationNormalizer, RewardScaler
-from relax_rl.profiling import Watch
-from relax_rl.rollouts import Collector, Rollout
-from relax_rl.serialization import load_state, save_state
+from relax_rl.networks.space_json import space_from_json, space_to_json
+from relax_rl.networks.spaces import require_space
 from relax_rl.settings.config import AgentConfig
 from relax_rl.settings.fields import with_settings
-from relax_rl.space_json import space_from_json, space_to_json
-from relax_rl.spaces import require_space
 
 __all__ = ["ActorCritic", "Callback", "UpdateInfo"]
 
@@ -79,19 +77,16 @@ class ActorCritic(Actor):
         config = with_settings(config or AgentConfig(), settings)
         super().__init__(observation_space, action_space, config, seed)
         check_estimator(self.estimator, self.actions)
-        self.steps = self.updates = self.episodes = 0
-        self.schedule_start, self.schedule_end = 0, 0
+        self.steps = self.updates = self.episodes = self.schedule_start = self.schedule_end = 0
         self.compiled_from: int | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.networks = make_networks(
                 self.observations, self.actions, config, surrogate=self.estimator.uses_surrogate
             ).to(self.device)
-        self.learner = Learner(
-            self.networks, self.estimator, config, self.generator, identity=self._identity_of_updates()
-        )
-        normalize = config.normalize_obs and not self.networks.shared_torso
-        self.obs_normalizer = ObservationNormalizer(self.observations.shape, self.device) if normalize else None
+        self.learner = Learner(self.networks, self.estimator, config, self.generator)
+        if config.normalize_obs and not self.networks.shared_torso:
+            self.obs_normalizer = ObservationNormalizer(self.observations.shape, self.device)
         self.reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
         fitted = self.estimator.uses_surrogate and config.surrogate_scale == "fitted"
         self.control_scale = ControlScale() if fitted else None
@@ -99,13 +94,8 @@ class ActorCritic(Actor):
         self._acted: tuple[Rollout, ImageSampler | HostSampler] | None = None
 
     @property
-    def surrogate(self) -> torch.nn.Module | None:
-        """c^, of a description of the state and a relaxed action; None for estimators without one."""
-        return self.networks.surrogate
-
-    @property
     def watch(self) -> Watch:
-        """Told which section of an update begins; see `relax_rl.profiling`."""
+        """Told which section of an update begins; see `relax_rl.compute.clocks`."""
         return self.learner.watch
 
     @watch.setter
@@ -152,6 +142,7 @@ class ActorCritic(Actor):
         self.learner.workers = workers
         if workers.count == 1:
             return
+        self.learner.compiled = None
         tensors, state = self.state_dict()
         copies = {name: x.detach().contiguous().clone() for name, x in sorted(tensors.items())}
         for x in copies.values():
@@ -198,16 +189,6 @@ class ActorCritic(Actor):
             if self.workers.any(any(answer is False for answer in answers)):
                 break
         return self
-
-    def _identity_of_updates(self) -> str | None:
-        """What the gradients of an update depend on beside numbers: see `CompiledGradients`."""
-        if self.estimator not in estimates.BUILT_IN:
-            return None
-        config, actions = self.config, self.actions
-        # A network as a text tells its layers, but not what stands between them without being a module.
-        functions = [config.activation, config.surrogate_activation, config.precision]
-        policy = [actions.kind, actions.sizes, config.squash, config.state_dependent_std]
-        return json.dumps([functions, policy, repr(self.networks)])
 
     def collector(self, envs: VectorEnvs) -> Collector:
         """What steps these environments, `num_steps` at a time, with this agent's view of them."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from relax_rl.agents.batch import Batch
+from relax_rl.agents.estimates import BUILT_IN, AgentEstimator
 from relax_rl.agents.gradients import Gradients, Objective, finished, flattened, gradients
 from relax_rl.agents.networks import Networks, Outputs
 from relax_rl.agents.shards import Shard
@@ -20,7 +21,7 @@ from relax_rl.compute.optimizers import FlatParameters
 from relax_rl.errors import SettingsError
 from relax_rl.settings.config import AgentConfig
 
-__all__ = ["Choice", "CompiledGradients", "choose", "why_not_compiled"]
+__all__ = ["Choice", "CompiledGradients", "choose", "identity_of", "why_not_compiled"]
 
 _COST = 40.0
 """Seconds that compiling takes where nothing is cached, roughly."""
@@ -78,6 +79,17 @@ def choose(config: AgentConfig, networks: Networks, *, workers: int, total_steps
     if saved >= _COST:
         return Choice.COMPILED
     return Choice.KEPT if saved >= _LOADING and code_cache.folder() is not None else Choice.EAGER
+
+
+def identity_of(networks: Networks, estimator: AgentEstimator, config: AgentConfig) -> str | None:
+    """What tells agents apart whose updates differ in more than numbers; None for estimators that are not this package's."""
+    if estimator not in BUILT_IN:
+        return None
+    policy = networks.policy
+    # A network as a text tells its layers, but not what stands between them without being a module.
+    functions = [config.activation, config.surrogate_activation, config.precision]
+    actions = [policy.kind, policy.sizes, policy.squash, policy.state_dependent_std]
+    return str([functions, actions, networks])
 
 
 class CompiledGradients:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from relax_rl import estimators
 from relax_rl.critics import surrogate_at
 from relax_rl.errors import SettingsError
-from relax_rl.spaces import ActionEncoder
+from relax_rl.networks.spaces import ActionEncoder
 
 __all__ = [
     "A2C",

@@ -16,11 +16,11 @@ from torch import Tensor
 from relax_rl.agents.batch import Batch
 from relax_rl.agents.estimates import AgentEstimator, Experience, a2c
 from relax_rl.agents.networks import Networks, Outputs
+from relax_rl.compute.clocks import Watch, unwatched
 from relax_rl.compute.optimizers import FlatParameters, clip_scale
 from relax_rl.critics import explained_variance
 from relax_rl.distributions import Distribution
 from relax_rl.estimators import noise_behind, unclipped, variance_loss, weighted_moments
-from relax_rl.profiling import Watch, unwatched
 
 __all__ = ["Gradients", "Objective", "finished", "flattened", "gradients"]
 

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from relax_rl.agents.batch import Batch
-from relax_rl.agents.compiled import Choice, CompiledGradients, choose
+from relax_rl.agents.compiled import Choice, CompiledGradients, choose, identity_of, why_not_compiled
 from relax_rl.agents.estimates import AgentEstimator
 from relax_rl.agents.gradients import Gradients, Objective, finished, flattened, gradients
 from relax_rl.agents.networks import Networks, Outputs
 from relax_rl.agents.shards import minibatches, sample_noise
+from relax_rl.compute.clocks import Watch, unwatched
 from relax_rl.compute.compilation import CompilationError, NotKept, warn_or_raise
+from relax_rl.compute.distributed import ALONE, Workers
 from relax_rl.compute.optimizers import OPTIMIZERS, Adam, FlatParameters, Optimizer
-from relax_rl.distributed import ALONE, Workers
 from relax_rl.errors import TrainingDiverged
-from relax_rl.profiling import Watch, unwatched
 from relax_rl.settings.config import AgentConfig
 
 __all__ = ["Learner"]
@@ -40,7 +40,6 @@ class Learner:
         estimator: how the policy's gradient is estimated.
         config: learning rates and what an update is made of.
         generator: of the noise and the order of passes; in the same state on every worker.
-        identity: as for `CompiledGradients`.
 
     Attributes:
         optimizers: by the names of `Networks.parts`.
@@ -55,10 +54,8 @@ class Learner:
         estimator: AgentEstimator,
         config: AgentConfig,
         generator: torch.Generator,
-        *,
-        identity: str | None = None,
     ) -> None:
-        self.networks, self.config, self.generator, self._identity = networks, config, generator, identity
+        self.networks, self.estimator, self.config, self.generator = networks, estimator, config, generator
         self.workers: Workers = ALONE
         self.watch: Watch = unwatched
         self.compiled: CompiledGradients | None = None
@@ -95,11 +92,12 @@ class Learner:
             return
         workers = self.workers.count
         choice = choose(self.config, self.networks, workers=workers, total_steps=total_steps, num_envs=num_envs)
-        if again and choice is not Choice.EAGER:
-            choice = Choice.COMPILED
+        if again and self.config.compile != "off" and why_not_compiled(self.networks, workers) is None:
+            choice = Choice.COMPILED  # however few steps are left
         if choice is not Choice.EAGER:
+            identity = identity_of(self.networks, self.estimator, self.config)
             self.compiled = CompiledGradients(
-                self.networks, self.flat, identity=self._identity, only_kept=choice is Choice.KEPT
+                self.networks, self.flat, identity=identity, only_kept=choice is Choice.KEPT
             )
 
     def learn(self, batch: Batch, acted: Outputs, factor: float) -> tuple[Metrics, dict[str, Tensor]]:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from relax_rl.agents.acting import HostNetwork, host_network
 from relax_rl.critics import ActionSurrogate, ValueFunction
-from relax_rl.networks import NatureCNN, make_torso
-from relax_rl.policies import Policy
+from relax_rl.networks.policies import Policy
+from relax_rl.networks.spaces import ActionEncoder, ObservationEncoder
+from relax_rl.networks.torsos import NatureCNN, make_torso
 from relax_rl.settings.config import AgentConfig
-from relax_rl.spaces import ActionEncoder, ObservationEncoder
 
 __all__ = ["Networks", "Outputs", "make_networks"]
 

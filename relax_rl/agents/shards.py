@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from relax_rl.distributed import Workers
+from relax_rl.compute.distributed import Workers
 from relax_rl.distributions import Distribution
 
 __all__ = ["Shard", "columns", "minibatches", "sample_noise", "shard_of_rollout"]

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from relax_rl.distributed import Workers
+from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler
+from relax_rl.agents.rollouts import Rollout
+from relax_rl.compute.distributed import Workers
 from relax_rl.envs import Episode
-from relax_rl.normalization import ObservationNormalizer, RewardScaler
-from relax_rl.rollouts import Rollout
 
 __all__ = ["UpdateInfo", "absorb", "episodes_of_all"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relax_rl.host import set_threads
+from relax_rl.compute.host import set_threads
+from relax_rl.compute.serialization import write_json
 from relax_rl.runs.folder import RunFolder, read_config
-from relax_rl.serialization import write_json
 from relax_rl.settings.fields import check, setting
 from relax_rl.settings.options import parse
 from relax_rl.settings.presets import is_atari

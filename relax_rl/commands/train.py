@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from relax_rl import distributed
+from relax_rl.compute import distributed
 from relax_rl.runs.folder import RunFolder, refuse_used, resumed_config, settings_to_resume
 from relax_rl.runs.interruption import exit_code
 from relax_rl.settings.config import TrainConfig

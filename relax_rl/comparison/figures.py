@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relax_rl.comparison.report import solved_by_any
+from relax_rl.compute.serialization import write_bytes_atomic
 from relax_rl.runs.plotting import png
-from relax_rl.serialization import write_bytes_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,10 +11,10 @@ from pathlib import Path
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.comparison.plan import Folder, options
 from relax_rl.comparison.task import Task
+from relax_rl.compute.serialization import writing
 from relax_rl.runs import RunFolder, write_json
 from relax_rl.runs.checkpoints import newest_first, remove_all_but
 from relax_rl.runs.loggers import read_csv
-from relax_rl.serialization import writing
 
 __all__ = ["STAGES", "choose_snapshots", "collect", "measurement"]
 

@@ -31,14 +31,14 @@ from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
+from relax_rl.backends.actions import BinnedActions
 from relax_rl.comparison.peers import ALGORITHMS, Peer, planned_steps, published, with_bins, with_overrides
-from relax_rl.env_actions import BinnedActions
+from relax_rl.compute.serialization import write_bytes_atomic, writing
 from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError
 from relax_rl.runs import RunFolder, read_record, versions, write_json
 from relax_rl.runs.callbacks import Every
 from relax_rl.runs.interruption import Interruption, interruptible
 from relax_rl.runs.loggers import EPISODE_COLUMNS, PROGRESS_COLUMNS, CsvLogger, truncate_csv
-from relax_rl.serialization import write_bytes_atomic, writing
 from relax_rl.settings.options import parse
 
 __all__ = ["PeerConfig", "main", "train_peer"]

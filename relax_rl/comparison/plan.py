@@ -15,8 +15,8 @@ from relax_rl.comparison.contestants import Contestant, safe_name
 from relax_rl.comparison.peers import planned_steps, published
 from relax_rl.comparison.process import lock
 from relax_rl.comparison.task import Task
+from relax_rl.compute.serialization import writing
 from relax_rl.errors import SettingsError
-from relax_rl.serialization import writing
 
 if TYPE_CHECKING:
     from relax_rl.settings.config import TrainConfig
@@ -287,7 +287,7 @@ def _parse_env(name: str) -> tuple[str, int]:
 
 def _cut(actions: Any, bins: int) -> Any:
     """The action space with each dimension cut into bins."""
-    from relax_rl.env_actions import ActionBins
+    from relax_rl.backends.actions import ActionBins
 
     return ActionBins(actions, bins).space if bins else actions
 

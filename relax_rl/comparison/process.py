@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-import relax_rl
 from relax_rl.runs import RunFolder
 
 __all__ = ["CommandProcess", "exit_reason", "last_line", "last_row", "lock"]
@@ -123,6 +122,6 @@ def _tail(descriptor: int, start: int) -> list[str]:
 
 def _environment() -> dict[str, str]:
     """The variables of this process, with which a Python elsewhere imports the same relax_rl and what lies here."""
-    root = str(Path(relax_rl.__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     paths = [root, os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, **dict.fromkeys(_THREADS, "1"), "PYTHONPATH": os.pathsep.join(paths)}

@@ -22,14 +22,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
-import relax_rl
 from relax_rl.comparison.pool import ProcessLost
 from relax_rl.comparison.ray_node import PACKAGES, NodeRun, read_files, write_files
 from relax_rl.comparison.task import Task
+from relax_rl.compute.host import usable_cores
+from relax_rl.compute.serialization import writing
 from relax_rl.errors import RelaxRLError, SettingsError
-from relax_rl.host import usable_cores
 from relax_rl.runs import versions
-from relax_rl.serialization import writing
 
 __all__ = ["RayCluster", "RayProcess", "check"]
 
@@ -42,6 +41,8 @@ _PATIENCE = 60.0
 """Seconds that it may take to connect, and without a free node after which the user is told."""
 _GONE = 20.0
 """Seconds without an answer after which a cluster is given up; Ray itself would end this process after a minute."""
+_PLACES = 5
+"""How often a run that has not begun is given to another node."""
 _LOOK = 2.0
 """Seconds that a node waits for the end of a command before it tells how far that has got."""
 
@@ -162,19 +163,16 @@ class RayProcess:
         self._folder, self._name = cluster.root / task.folder, task.name
         self._row: Mapping[str, float] = {}
         self._code: int | None = None
-        self._node, self._since = "", time.monotonic()
+        self._actor: Any = None
+        self._answer: Any = None
+        self._node, self._since, self._places = "", time.monotonic(), 0
         try:
-            wanted = cluster.resources(task)
+            self._wanted = cluster.resources(task)
         except RelaxRLError as error:
             self._fail(str(error))
             return
-        self._wanted = describe(wanted)
-        kind = self._ray.remote(NodeRun).options(
-            num_cpus=wanted["CPU"], num_gpus=wanted["GPU"], max_restarts=0, scheduling_strategy="SPREAD"
-        )
-        files = self._ray.put(read_files(self._folder))
-        self._actor = kind.remote(task.command(cluster.root), task.folder, files, COLLECT)
-        self._answer = self._actor.about.remote()
+        self._arguments = task.command(cluster.root), task.folder, self._ray.put(read_files(self._folder)), COLLECT
+        self._place()
 
     def poll(self) -> int | None:
         """The exit code, once the run's files are in its folder here; None while it works.
@@ -195,6 +193,9 @@ class RayProcess:
             if getattr(error, "actor_init_failed", False):
                 return self._fail(_one_line(error))
             self._ray.kill(self._actor)
+            if not self._node and self._places < _PLACES:  # on a node of whose death Ray had not heard
+                self._place()
+                return None
             raise ProcessLost(
                 f"{self._node or 'its node'} is lost, or its process there ({_one_line(error)})"
             ) from None
@@ -229,6 +230,15 @@ class RayProcess:
             self._code = -signal.SIGKILL
         return self._code
 
+    def _place(self) -> None:
+        """Let Ray find a node, and begin there."""
+        self._places += 1
+        kind = self._ray.remote(NodeRun).options(
+            num_cpus=self._wanted["CPU"], num_gpus=self._wanted["GPU"], max_restarts=0, scheduling_strategy="SPREAD"
+        )
+        self._actor = kind.remote(*self._arguments)
+        self._answer = self._actor.about.remote()
+
     def _take(self, found: Mapping[str, Any]) -> None:
         """What the node has told: where it is; then how far the command is, files first and then that it has ended."""
         if "node" in found:
@@ -253,7 +263,7 @@ class RayProcess:
     def _tell_of_waiting(self) -> None:
         if not self._node and self._since and time.monotonic() - self._since > _PATIENCE:
             self._since = 0.0
-            line = f"has waited {_PATIENCE:.0f} seconds for {self._wanted} on a node, and goes on waiting"
+            line = f"has waited {_PATIENCE:.0f} seconds for {describe(self._wanted)} on a node, and goes on waiting"
             self._cluster.warn(f"{self._name}: {line}")
 
 
@@ -289,7 +299,7 @@ def _connect(address: str) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    options: dict[str, Any] = {"runtime_env": {"py_modules": [str(Path(relax_rl.__file__).resolve().parent)]}}
+    options: dict[str, Any] = {"runtime_env": {"py_modules": [str(Path(__file__).resolve().parents[1])]}}
     if address == "local":
         options |= {"include_dashboard": False, "num_cpus": usable_cores(), "object_store_memory": 200_000_000}
     failures: list[Exception] = []

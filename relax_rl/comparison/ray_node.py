@@ -13,9 +13,9 @@ from typing import IO, Any
 
 from relax_rl.comparison.process import CommandProcess, lock
 from relax_rl.comparison.task import OUTCOME
+from relax_rl.compute.serialization import write_bytes_atomic, writing
 from relax_rl.runs import RunFolder, versions
 from relax_rl.runs.checkpoints import newest_first
-from relax_rl.serialization import write_bytes_atomic, writing
 
 __all__ = ["PACKAGES", "PREFIX", "NodeRun", "read_files", "write_files"]
 

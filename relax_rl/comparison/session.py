@@ -19,10 +19,10 @@ from relax_rl.comparison.report import markdown
 from relax_rl.comparison.results import aggregate, read_run, read_variances, summarise
 from relax_rl.comparison.task import Task, has_ended, read_outcome
 from relax_rl.comparison.tuning import make_studies, tune
-from relax_rl.host import usable_cores
+from relax_rl.compute.host import usable_cores
+from relax_rl.compute.serialization import write_text_atomic
 from relax_rl.runs import write_json
 from relax_rl.runs.interruption import Interruption
-from relax_rl.serialization import write_text_atomic
 from relax_rl.settings.presets import find_preset
 
 __all__ = ["Session"]

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from relax_rl.critics.activations import DERIVATIVES
 from relax_rl.critics.closed_form import Layers, evaluate, forward, gradient
 from relax_rl.distributions import SlopedDistribution
-from relax_rl.networks import ACTIVATIONS
+from relax_rl.networks.torsos import ACTIVATIONS
 
 __all__ = ["MLPSurrogate"]
 

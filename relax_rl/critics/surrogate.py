@@ -12,7 +12,7 @@ from relax_rl.critics.activations import DERIVATIVES
 from relax_rl.critics.closed_form import Layers
 from relax_rl.critics.mlp_surrogate import MLPSurrogate
 from relax_rl.distributions import Distribution, SlopedDistribution
-from relax_rl.networks import MLP
+from relax_rl.networks.torsos import MLP
 
 __all__ = ["ActionSurrogate", "surrogate_at"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from relax_rl.networks import Torso, orthogonal
+from relax_rl.networks.torsos import Torso, orthogonal
 
 __all__ = ["ValueFunction", "explained_variance"]
 

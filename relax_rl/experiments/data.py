@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from relax_rl.compute.serialization import write_bytes_atomic
 from relax_rl.errors import RelaxRLError, SettingsError, did_you_mean
 from relax_rl.experiments import data_formats
 from relax_rl.experiments.data_files import DataFile, cache_dir, fetch, find, needs_extra, read_verified
-from relax_rl.serialization import write_bytes_atomic
 
 __all__ = ["DATA", "Binarization", "Dataset", "load_data"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from relax_rl.compute.serialization import replacing, writing
 from relax_rl.errors import RelaxRLError, SettingsError
-from relax_rl.serialization import replacing, writing
 
 __all__ = ["DataFile", "cache_dir", "fetch", "find", "needs_extra", "read_verified"]
 

@@ -102,7 +102,7 @@ def load_agent(folder: RunFolder, which: str, device: str) -> tuple[ActorCritic,
         SettingsError: there is no such device.
     """
     from relax_rl.agents import ActorCritic
-    from relax_rl.devices import resolve_device
+    from relax_rl.compute.devices import resolve_device
 
     path = CheckpointFolder(folder.checkpoints).find(which).path
     return ActorCritic.load(path, device=str(resolve_device(device))), path

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relax_rl.distributed import ALONE, Workers
+from relax_rl.compute.distributed import ALONE, Workers
 from relax_rl.errors import TrainingDiverged, WorkerLost
 from relax_rl.runs.agent import AgentRun
 from relax_rl.runs.checkpoints import CheckpointFolder, Trainable

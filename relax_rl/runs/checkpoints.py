@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from relax_rl.compute.serialization import load_state, save_state, writing
 from relax_rl.errors import CheckpointError
-from relax_rl.serialization import load_state, save_state, writing
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,9 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from relax_rl.distributed import elastic
+from relax_rl.compute.distributed import elastic
+from relax_rl.compute.serialization import write_json, writing
 from relax_rl.errors import CheckpointError, SettingsError
-from relax_rl.serialization import write_json, writing
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import check_resumable, flat, from_json, of_the_call, to_json, with_settings
 

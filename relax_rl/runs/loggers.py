@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from relax_rl.serialization import write_text_atomic, writing
+from relax_rl.compute.serialization import write_text_atomic, writing
 
 __all__ = [
     "EPISODE_COLUMNS",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from relax_rl.serialization import write_bytes_atomic
+from relax_rl.compute.serialization import write_bytes_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

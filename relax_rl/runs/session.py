@@ -15,10 +15,10 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from relax_rl import distributed
-from relax_rl.distributed import ALONE, Workers
+from relax_rl.compute import distributed
+from relax_rl.compute.distributed import ALONE, Workers
+from relax_rl.compute.host import set_threads
 from relax_rl.errors import SettingsError
-from relax_rl.host import set_threads
 from relax_rl.runs.checkpoints import Checkpoint, CheckpointFolder
 from relax_rl.runs.displays import Display, make_display
 from relax_rl.runs.folder import PACKAGES, RunFolder, now, read_record, read_settings, write_config
@@ -84,7 +84,7 @@ def training_process(
         SettingsError: there is no such device.
         WorkerLost: not all workers join in time.
     """
-    from relax_rl.devices import resolve_device
+    from relax_rl.compute.devices import resolve_device
 
     with ExitStack() as stack:
         local = str(distributed.local_device(resolve_device(device)))

@@ -40,7 +40,7 @@ from relax_rl.settings.presets import is_atari
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic, Callback
     from relax_rl.envs import VectorEnvs
-    from relax_rl.profiling import Profile
+    from relax_rl.runs.profile import Profile
 
 __all__ = ["TrainingResult", "resume_config", "train"]
 
@@ -123,6 +123,7 @@ def _open(config: TrainConfig, command: str, process: Process) -> _Training:
     A new run's folder is made last, so that settings that cannot work leave nothing behind.
     """
     from relax_rl.agents import AGENTS, resolve_estimator
+    from relax_rl.agents.compiled import choose
 
     workers = process.workers
     opening = open_run(config, workers=workers, resumed=resumed_config)
@@ -143,7 +144,8 @@ def _open(config: TrainConfig, command: str, process: Process) -> _Training:
         seed=config.run.seed,
         config=replace(config.agent, device=process.device),
     )
-    agent.learner.choose_compiled(config.run.total_steps, config.env.num_envs)
+    of_run = {"total_steps": config.run.total_steps, "num_envs": config.env.num_envs}
+    choose(agent.config, agent.networks, workers=workers.count, **of_run)  # raises where it is impossible
     run = AgentRun(agent)
     if checkpoint is not None:
         run.load(checkpoint.tensors, checkpoint.state)
@@ -254,7 +256,8 @@ class _Training:
         """Have the agent's sections measured."""
         import torch
 
-        from relax_rl.profiling import Profile, Stopwatch
+        from relax_rl.compute.clocks import Stopwatch
+        from relax_rl.runs.profile import Profile
 
         agent, workers = self.run.agent, self.session.workers
         watch = Stopwatch(torch.cuda.synchronize if agent.device.type == "cuda" else None)

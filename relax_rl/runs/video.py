@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from relax_rl.compute.serialization import replacing, writing
 from relax_rl.errors import SettingsError
 from relax_rl.runs.evaluation import Scores, evaluate, evaluation_envs
-from relax_rl.serialization import replacing, writing
 
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic

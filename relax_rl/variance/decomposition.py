@@ -17,7 +17,7 @@ from torch import Tensor
 
 from relax_rl.agents import ActorCritic, Experience
 from relax_rl.agents.estimates import a2c
-from relax_rl.env_snapshots import ForkableEnv
+from relax_rl.backends.snapshots import ForkableEnv
 from relax_rl.errors import SettingsError
 from relax_rl.estimators.diagnostics import VarianceParts, variance_parts
 from relax_rl.variance.contenders import REFERENCE, Contender

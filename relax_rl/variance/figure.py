@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relax_rl.compute.serialization import write_bytes_atomic
 from relax_rl.runs.plotting import png
-from relax_rl.serialization import write_bytes_atomic
 
 if TYPE_CHECKING:
     from relax_rl.estimators.diagnostics import VarianceParts

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from relax_rl.agents.estimates import Experience, a2c
 from relax_rl.compute.optimizers import Adam, FlatParameters
 from relax_rl.estimators import noise_behind, variance_loss
-from relax_rl.policies import Policy
+from relax_rl.networks.policies import Policy
 
 __all__ = ["MINIBATCH", "Fit", "fit_surrogate", "relative_variance", "some_rows", "variance_of_a2c"]
 

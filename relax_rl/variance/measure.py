@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relax_rl.compute.host import set_threads
+from relax_rl.compute.serialization import write_json
 from relax_rl.errors import SettingsError
-from relax_rl.host import set_threads
 from relax_rl.runs.displays import counting
 from relax_rl.runs.folder import RunFolder, read_config
-from relax_rl.serialization import write_json
 from relax_rl.settings.fields import check, setting
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _parts(
     agent: ActorCritic, env_config: EnvConfig, entrants: Sequence[Contender], config: VarianceConfig, stack: ExitStack
 ) -> tuple[dict[str, VarianceParts] | None, str | None]:
     """The parts, or why there are none."""
-    from relax_rl.env_snapshots import ForkableEnv
+    from relax_rl.backends.snapshots import ForkableEnv
     from relax_rl.variance.decomposition import decompose
 
     if config.states == 0:

@@ -14,18 +14,17 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from relax_rl import distributed
 from relax_rl.agents import AGENTS
 from relax_rl.agents.compiled import CompiledGradients
-from relax_rl.compute import compilation
-from relax_rl.env_actions import ActionBins
+from relax_rl.agents.rollouts import Rollout
+from relax_rl.backends.actions import ActionBins
+from relax_rl.compute import compilation, distributed
 from relax_rl.envs import Episode
 from relax_rl.experiments.toy.config import ToyConfig
 from relax_rl.experiments.toy.problem import Problem
 from relax_rl.experiments.toy.training import train
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.trainer import Trainer
-from relax_rl.rollouts import Rollout
 from tests.trace.cases import AgentCase, Case, ToyCase, VaeCase
 from tests.trace.experience import SIDE, Arrays
 

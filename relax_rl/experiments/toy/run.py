@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relax_rl.compute.host import set_threads
+from relax_rl.compute.serialization import write_bytes_atomic, write_json, write_text_atomic, writing
 from relax_rl.experiments.toy.config import ToyConfig
-from relax_rl.host import set_threads
 from relax_rl.runs.displays import Display, make_display
 from relax_rl.runs.folder import RunFolder, default_run_dir, write_config
 from relax_rl.runs.interruption import Interruption
-from relax_rl.serialization import write_bytes_atomic, write_json, write_text_atomic, writing
 
 if TYPE_CHECKING:
     from relax_rl.experiments.toy.problem import Problem

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from relax_rl.compute.compilation import NO_COMPILER, Compiled, has_compiler
+from relax_rl.compute.distributed import Workers
 from relax_rl.compute.optimizers import FlatParameters
-from relax_rl.distributed import Workers
 from relax_rl.errors import SettingsError
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.gradient import Gradients, LayeredEstimator, gradients

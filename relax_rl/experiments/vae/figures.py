@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from relax_rl.compute.serialization import write_bytes_atomic, writing
 from relax_rl.experiments.vae.evaluation import EVALUATION_SEED
 from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 from relax_rl.runs.loggers import read_csv
 from relax_rl.runs.plotting import png
-from relax_rl.serialization import write_bytes_atomic, writing
 
 __all__ = ["draw_curves", "draw_images", "log_images"]
 

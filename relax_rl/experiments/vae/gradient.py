@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from relax_rl.distributed import ALONE, Workers
+from relax_rl.compute.distributed import ALONE, Workers
 from relax_rl.experiments.vae.baselines import MovingMoments
 from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.optimizer import flat

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from relax_rl.distributed import ALONE, Workers
+from relax_rl.compute.distributed import ALONE, Workers
 
 __all__ = ["GivenNoise", "Noise", "RecordedNoise", "own_rows"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from relax_rl.critics.activations import DERIVATIVES
 from relax_rl.critics.closed_form import Evaluation, Layers, evaluate, gradient
 from relax_rl.experiments.vae.controls import Control
-from relax_rl.networks import ACTIVATIONS
+from relax_rl.networks.torsos import ACTIVATIONS
 
 __all__ = ["Evaluated", "ResidualNetwork", "SurrogateActivation"]
 

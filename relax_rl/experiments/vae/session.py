@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relax_rl.distributed import Workers
+from relax_rl.compute.distributed import Workers
 from relax_rl.errors import CheckpointError, SettingsError, TrainingDiverged
 from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.data import Dataset, load_data

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from relax_rl.compute.compilation import CompilationError, warn_or_raise
-from relax_rl.distributed import ALONE, Workers
+from relax_rl.compute.distributed import ALONE, Workers
 from relax_rl.errors import CheckpointError
 from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.vae.checkpoints import flatten, part

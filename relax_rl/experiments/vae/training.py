@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from relax_rl.compute.serialization import write_json
 from relax_rl.errors import TrainingDiverged
 from relax_rl.experiments.vae.checkpoints import part
 from relax_rl.experiments.vae.config import VaeConfig
@@ -18,7 +19,6 @@ from relax_rl.experiments.vae.session import VaeSession, open_session
 from relax_rl.runs.callbacks import SaveCheckpoints, interrupted_by
 from relax_rl.runs.checkpoints import Checkpoint
 from relax_rl.runs.session import training_process
-from relax_rl.serialization import write_json
 
 __all__ = ["COLUMNS", "SHOW_EVERY", "VaeResult", "describe_bounds", "train_vae"]
 

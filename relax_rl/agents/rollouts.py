@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relax_rl.profiling import Watch, unwatched
+from relax_rl.compute.clocks import Watch, unwatched
 
 if TYPE_CHECKING:
     from relax_rl.envs import Episode, VectorEnvs

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, Distribution, MultiCategorical, TanhGaussian
-from relax_rl.networks import Torso, orthogonal
-from relax_rl.spaces import ActionEncoder
+from relax_rl.networks.spaces import ActionEncoder
+from relax_rl.networks.torsos import Torso, orthogonal
 
 __all__ = ["Policy"]
 

@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, parse_env_id
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from relax_rl.env_pool import EnvPoolVectorEnv, faster_in_envpool, why_not_envpool
-from relax_rl.env_traits import Vectorization, declared_autoreset_mode
-from relax_rl.env_workers import WorkerDeathReport, shielded_from_signals
+from relax_rl.backends.envpool import EnvPoolVectorEnv, faster_in_envpool, why_not_envpool
+from relax_rl.backends.traits import Vectorization, declared_autoreset_mode
+from relax_rl.backends.workers import WorkerDeathReport, shielded_from_signals
+from relax_rl.compute.host import usable_cores
 from relax_rl.errors import SettingsError
-from relax_rl.host import usable_cores
 
 __all__ = ["AskedVectorization", "create_vector_env", "find_spec", "is_atari"]
 
@@ -66,6 +66,10 @@ def create_vector_env(
     Raises:
         SettingsError: if the environment cannot be made like this; the line says why and what to do.
     """
+    if num_envs < 1:
+        raise SettingsError(f"num_envs is {num_envs}, expected at least 1")
+    if vectorization not in get_args(AskedVectorization):
+        raise SettingsError(f"vectorization is {vectorization!r}, expected auto, native, envpool, sync or async")
     kwargs = dict(env_kwargs or {})
     if is_atari(spec):
         for name in SET_ELSEWHERE.keys() & kwargs.keys():

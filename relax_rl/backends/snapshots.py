@@ -8,8 +8,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from relax_rl.env_actions import BinnedActions
-from relax_rl.env_creation import find_spec, is_atari
+from relax_rl.backends.actions import BinnedActions
+from relax_rl.backends.creation import find_spec, is_atari
 from relax_rl.errors import SettingsError
 
 __all__ = ["ForkableEnv"]

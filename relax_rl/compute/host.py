@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
 
-from relax_rl import distributed
+from relax_rl.compute import distributed
 
 __all__ = ["retire_threads", "set_threads", "usable_cores"]
 

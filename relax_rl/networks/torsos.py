@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from relax_rl.networks.spaces import Leaf, ObservationEncoder
 from relax_rl.settings.config import Precision
-from relax_rl.spaces import Leaf, ObservationEncoder
 
 __all__ = [
     "ACTIVATIONS",

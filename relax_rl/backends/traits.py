@@ -10,7 +10,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.spaces import Space
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from relax_rl.env_pool import EnvPoolVectorEnv
+from relax_rl.backends.envpool import EnvPoolVectorEnv
 from relax_rl.errors import SettingsError
 
 __all__ = [

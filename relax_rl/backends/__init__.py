@@ -1,0 +1,1 @@
+"""How environments are made and stepped."""

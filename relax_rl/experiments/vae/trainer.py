@@ -134,7 +134,7 @@ class Trainer:
         self.compiled: CompiledGradients | None = None
         if compiles(config, self.device, workers):
             flats = [*self.optimizer.flats, *self.main.optimizer.flats]
-            self.compiled = CompiledGradients(self.model, self.main.estimator, flats)
+            self.compiled = CompiledGradients(self.model, self.main.estimator, flats, config)
         self._loss = torch.zeros((), device=self.device, dtype=torch.float64)
         self._loss_steps = 0
 

@@ -87,12 +87,30 @@ def test_traced_steps_are_those_of_eager_code(estimator: str, settings: dict[str
     assert_alike(compiled, trained("off", estimator=estimator, **settings), rtol=1e-5, atol=1e-6)
 
 
-def test_code_of_inductor_takes_the_steps_of_eager_code() -> None:
+def test_code_of_inductor_takes_the_steps_of_eager_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anew, and from the cache."""
     if not compilation.has_compiler():
         pytest.skip("there is no C++ compiler")
+    monkeypatch.setenv("RELAX_RL_CACHE", str(tmp_path))
     compiled = trained("on", estimator="reinforce")
     assert_alike(compiled, trained("off", estimator="reinforce"), rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr("torch._inductor.aot_compile", lambda *_, **__: pytest.fail("compiled again"))
     assert_alike(compiled, trained("on", estimator="reinforce"), rtol=0.0, atol=0.0)
+
+
+def test_code_is_kept_for_the_settings_that_it_is_of(traced_only: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    identities: list[str] = []
+    original = compilation.Compiled.__init__
+
+    def noting(self: Any, function: Any, *, identity: str, **options: Any) -> None:
+        identities.append(identity)
+        original(self, function, **options)
+
+    monkeypatch.setattr(compilation.Compiled, "__init__", noting)
+    for settings in ({}, {"seed": 1, "lr": 1e-3}, {"temperature": 0.3}, {"estimator": "rloo"}):
+        trained("on", steps=0, **{"estimator": "relax", **settings})
+    one, same, *others = identities
+    assert one == same and len({one, *others}) == 3
 
 
 def test_steps_in_which_the_model_stands_still_are_eager(traced_only: list[int]) -> None:

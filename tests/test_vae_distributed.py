@@ -39,6 +39,7 @@ SMALL = VaeConfig(
     valid_images=10,
     tensorboard=False,
     quiet=True,
+    compile="off",
 )
 UPDATES = 20
 CASES: dict[str, dict[str, Any]] = {

@@ -21,6 +21,13 @@ __all__ = ["CompiledGradients", "compiles"]
 WORTHWHILE = 30_000
 """Steps from which on `auto` compiles. A step saves 0.7 (REINFORCE) to 3.2 ms (RELAX) on two layers (vae_speed.py)."""
 
+_DECIDING = (
+    *("task", "layers", "width", "nonlinear", "hidden_width", "wide_decoder", "estimator", "num_samples", "baseline"),
+    *("normalize_variance", "temperature", "num_conditional", "rebar_scope", "surrogate", "surrogate_context"),
+    *("surrogate_depth", "surrogate_width", "surrogate_activation"),
+)
+"""Settings that compiled code depends on."""
+
 
 def compiles(config: VaeConfig, device: torch.device, workers: Workers) -> bool:
     """Whether a run's steps are compiled.
@@ -48,16 +55,22 @@ class CompiledGradients:
     Args:
         model, estimator: whose parameters and buffers are read anew at every call.
         flats: their parameters, as their optimisers hold them.
+        config: of the run, which says what the code is of.
     """
 
     def __init__(
-        self, model: SigmoidBeliefNetwork, estimator: LayeredEstimator, flats: Sequence[FlatParameters]
+        self,
+        model: SigmoidBeliefNetwork,
+        estimator: LayeredEstimator,
+        flats: Sequence[FlatParameters],
+        config: VaeConfig,
     ) -> None:
         self._both = _Both(model, estimator)
         self._flats = {f"parameters/{i}": each for i, each in enumerate(flats)}
         self._names = {parameter: name for name, parameter in self._both.named_parameters()}
         self._buffers = dict(self._both.named_buffers())
-        self._compiled = Compiled(self._of_tensors)
+        identity = "vae " + " ".join(f"{name}={getattr(config, name)}" for name in _DECIDING)
+        self._compiled = Compiled(self._of_tensors, identity=identity)
         self._draws: dict[torch.Size, list[tuple[tuple[int, ...], torch.dtype | None]]] = {}
 
     def __call__(self, x: Tensor, noise: Noise) -> Gradients:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -60,12 +59,6 @@ class Watched:
     def generator(self) -> torch.Generator:
         """Of the noise."""
         return self.noise.generator
-
-    def gradients(
-        self, model: SigmoidBeliefNetwork, x: Tensor, *, at: Literal["model", "encoder", "nothing"] = "model"
-    ) -> Gradients:
-        """`gradients` by this estimator."""
-        return gradients(model, self.estimator, x, self.noise, at=at)
 
     def learn(self, found: Gradients) -> None:
         """Move what the estimator learns."""
@@ -126,7 +119,7 @@ class Trainer:
         self.step = -config.pretrain_steps
         names = {parameter: f"{i}" for i, parameter in enumerate(self.model.parameters())}
         group = {names[p]: p for p in (*self.model.encoder_parameters, *self.model.generative_parameters)}
-        betas = (0.9, config.beta2)
+        betas = (0.9, config.beta2)  # of two groups, as of an estimator, the first one decays: here there is none
         self.optimizer = GroupedAdam([{}, group], lrs=[0.0, config.lr], decays=[0.0, 0.0], betas=betas)
         self._encoder_size = sum(parameter.numel() for parameter in self.model.encoder_parameters)
         self.main = self._watch(config.estimator, next(seeds))
@@ -134,7 +127,7 @@ class Trainer:
         self.compiled: CompiledGradients | None = None
         if compiles(config, self.device, workers):
             flats = [*self.optimizer.flats, *self.main.optimizer.flats]
-            self.compiled = CompiledGradients(self.model, self.main.estimator, flats)
+            self.compiled = CompiledGradients(self.model, self.main.estimator, flats, config)
         self._loss = torch.zeros((), device=self.device, dtype=torch.float64)
         self._loss_steps = 0
 
@@ -148,7 +141,7 @@ class Trainer:
         """Draw a batch, form all gradients, move what learns."""
         x, frozen, looks = self.next_images(), self.frozen, self.step % EVERY == 0
         found = [
-            each.gradients(self.model, x, at="encoder" if looks else "nothing")
+            gradients(self.model, each.estimator, x, each.noise, at="encoder" if looks else "nothing")
             for each in ([*self.others, self.main] if frozen else self.others)
         ]
         found = self._averaged(found if frozen else [*found, self.main_gradients(x)])
@@ -177,7 +170,7 @@ class Trainer:
             except CompilationError as error:
                 warn_or_raise(error, self.config.compile)
                 self.compiled = None
-        return self.main.gradients(self.model, x)
+        return gradients(self.model, self.main.estimator, x, self.main.noise)
 
     def take_train_bound(self) -> float:
         """Mean bound of the batches since this was last asked, each before its step; NaN without any."""

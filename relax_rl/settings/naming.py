@@ -1,0 +1,47 @@
+"""Code of the user's own, named on the command line as `module:name`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+from relax_rl.errors import SettingsError, did_you_mean
+
+__all__ = ["is_own", "name_of", "named"]
+
+
+def is_own(text: str | None) -> bool:
+    """Whether a setting names code of the user's own."""
+    return text is not None and ":" in text
+
+
+def named(text: str, what: str) -> Any:
+    """What `module:name` names; modules of the working folder are found too.
+
+    Code that only a file names is not to be given here: a user has to name it.
+
+    Args:
+        text: the name.
+        what: it is to be, for messages.
+
+    Raises:
+        SettingsError: there is no such module or name, or the module cannot be imported.
+    """
+    module, _, name = text.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        home = importlib.import_module(module)
+    except Exception as error:  # whatever a module of somebody's own does when it is imported
+        line = (str(error).splitlines() or [""])[0]
+        raise SettingsError(f"{what} {text!r} cannot be imported ({type(error).__name__}: {line})") from error
+    if not hasattr(home, name):
+        raise SettingsError(f"{what} {text!r}: {module} has no {name!r}{did_you_mean(name, dir(home))}")
+    return getattr(home, name)
+
+
+def name_of(thing: Any) -> str:
+    """`module:name` of a function or class."""
+    return f"{thing.__module__}:{getattr(thing, '__qualname__', type(thing).__qualname__)}"

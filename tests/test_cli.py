@@ -311,7 +311,7 @@ def test_ctrl_c_before_there_is_a_run(capsys, monkeypatch):
 def test_sigterm_from_outside(tmp_path):
     """The launcher as a process of its own, stopped as a scheduler would stop it."""
     run = tmp_path / "run"
-    command = [sys.executable, str(ROOT / "train_agent.py"), *SMALL, "--total-steps", "10000000"]
+    command = [sys.executable, str(ROOT / "train_agent.py"), *SMALL, "--total-steps", "10000000", "--compile", "off"]
     process = subprocess.Popen(
         [*command, "--run-dir", str(run), "--log-interval", "20"],
         stdout=subprocess.PIPE,

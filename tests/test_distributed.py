@@ -58,6 +58,7 @@ def learned(case: str, workers: distributed.Workers) -> dict[str, Any]:
             hidden=(16,),
             surrogate_hidden=(16,),
             num_steps=STEPS,
+            compile="off",
             **settings,
         )
         agent.join(workers)

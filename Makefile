@@ -15,7 +15,7 @@ train: $(VENV)/.installed
 		$(if $(filter CartPole-v1,$(ENV)),--stop-at-return 475,) $(ARGS)
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -164,13 +164,14 @@ class LayerNormedSurrogate(nn.Module):
         self.head = nn.Linear(self.layers.num_features, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.gain = nn.Parameter(torch.ones(()))
 
     def forward(self, features: Tensor, relaxed_action: Tensor) -> Tensor:
         """`[*]` values from `[*, F]` features and `[*, A]` relaxed actions."""
         x = torch.cat([features, relaxed_action], -1)
         for layer, norm in zip(self.layers.layers, self.norms, strict=True):
             x = self.layers.activation(norm(layer(x)))
-        return cast(Tensor, self.head(x)).squeeze(-1)
+        return self.gain * cast(Tensor, self.head(x)).squeeze(-1)
 
 
 def surrogates(agent: ActorCritic, seed: int, rollouts: int) -> list[Control]:

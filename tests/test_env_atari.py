@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from relax_rl.backends import creation as env_creation
 from relax_rl.envs import Episode, VectorEnvs, make_envs
 from relax_rl.errors import SettingsError
 from relax_rl.networks.spaces import ObservationEncoder
@@ -142,7 +141,7 @@ def test_native_atari_goes_by_the_cores_that_the_process_may_use(monkeypatch):
         raise gym.error.Error("recorded")
 
     monkeypatch.setattr(gym, "make_vec", record)
-    monkeypatch.setattr(env_creation.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
     for settings in ({"num_envs": 2}, {"num_envs": 5}, {"num_envs": 2, "num_threads": 1}):
         with pytest.raises(SettingsError, match="recorded"):
             make_envs("ALE/Pong-v5", **settings)

@@ -101,7 +101,7 @@ def test_sampled_marginal_of_a_linear_surrogate_is_exact() -> None:
     shake_module(marginal.net, torch.Generator().manual_seed(0))
     with torch.no_grad():
         control = surrogate_at(marginal.net, x.features)(x.action)
-        slope = torch.cat([marginal.net.head.weight[0, -1:], torch.zeros(1)])
+        slope = torch.cat([marginal.net.gain * marginal.net.head.weight[0, -1:], torch.zeros(1)])
         expected = (x.advantage - control).unsqueeze(-1) * dist.score(x.action) + slope
     torch.testing.assert_close(marginal.estimate(x, dist).detach(), expected, rtol=1e-4, atol=1e-4)
 

@@ -1,7 +1,6 @@
 """What RELAX and LAX lose without the surrogate's learned gain and temperature, and gain by scaled advantages.
 
     python -m benchmarks.ablation                              # every task; runs that are there are kept
-    python -m benchmarks.ablation --tasks CartPole-v1 --seeds 2
     python -m benchmarks.ablation --report                     # the table and the figure alone
 
 The agents as they are (`learned`); with the surrogate's gain, its temperature or both held at 1 (`fixed-gain`,
@@ -143,10 +142,10 @@ def _file(env: str, arm: str, seed: int) -> Path:
 def _record_settings(env: str) -> None:
     """Keep how a task's runs are made; other settings than before are refused."""
     path, task = FOLDER / "settings.json", TASKS[env]
-    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    num_envs = preset_config(env, task.estimator).env.num_envs
-    settings = {**task._asdict(), "num_envs": num_envs, "agent": asdict(_settings(env, "learned"))}
-    settings["arms"] = {arm: {"held": HELD[arm], **SETTINGS.get(arm, {})} for arm in task.arms}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    arms = {arm: {"held": HELD[arm], **SETTINGS.get(arm, {})} for arm in task.arms}
+    num_envs, agent = preset_config(env, task.estimator).env.num_envs, asdict(_settings(env, "learned"))
+    settings = {**task._asdict(), "arms": arms, "num_envs": num_envs, "agent": agent}
     if env not in known:
         write_json(path, {**known, env: {"settings": settings, "commit": commit(), "versions": versions(PACKAGES)}})
     elif known[env]["settings"] != json.loads(json.dumps(settings)):
@@ -172,16 +171,16 @@ def _read(env: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 def _report() -> None:
     """`ablation.md` and its figure."""
     found = {env: both for env in TASKS if (both := _read(env))[0]}
-    rows = []
     differences: dict[str, dict[str, Estimate]] = {arm: {} for arm in HELD}
+    rows = []
     for env, (curves, measures) in found.items():
         for arm, values in measures.items():
             apart = differences[arm][env] = bootstrap(np.mean, values - measures["learned"])
             cells = [f"{x:.2f}" for x in values.mean(0)]
             if arm != "learned":
                 cells = [f"{cell}: {_written(apart, k)}" for k, cell in enumerate(cells)]
-            end = [f"{x:.2f}" for x in curves[arm][:, -1, 3:].mean(0)]
-            rows.append(f"| {' | '.join([env, arm, str(len(values)), *cells, *end])} |")
+            cells += [f"{x:.2f}" for x in curves[arm][:, -1, 3:].mean(0)]
+            rows.append(f"| {' | '.join([env, arm, str(len(values)), *cells])} |")
     titles = ["task", "arm", "runs", *MEASURES, "gain at the end", "temperature at the end"]
     lines = [
         "# The surrogate without learned gain and temperature, and scaled advantages\n",
@@ -190,7 +189,8 @@ def _report() -> None:
         f"\nReturns are means of the last {WINDOW} episodes; over training is the area under the curve, per step. The variance is",
         "that of the estimate as a fraction of A2C's on the same rows. After the colon: the arm minus `learned`, seed by seed,",
         "with intervals of 95% over seeds. Such an interval excludes zero whenever all of n differences have one sign, as they",
-        "have by chance in 1 of 2^(n-1): of many with 5 seeds some will. `python -m benchmarks.ablation` writes this file.\n",
+        "have by chance in 1 of 2^(n-1): of many with 5 seeds some will. `python -m benchmarks.ablation` writes this file. "
+        f"Without runs: {', '.join(env for env in TASKS if env not in found) or 'no task'}.\n",
         f"| {' | '.join(titles)} |\n|---|---|{'---:|' * (len(titles) - 2)}",
         *rows,
         "\n![Learning curves and variance](ablation.png)",
@@ -200,7 +200,6 @@ def _report() -> None:
 
 
 def _written(apart: Estimate, k: int) -> str:
-    """The k-th difference with its interval."""
     return spread({name: x[k] for name, x in asdict(apart).items()}, "+.2f")
 
 
@@ -213,14 +212,15 @@ def _conclusion(arm: str, differences: Mapping[str, Estimate], found: Mapping[st
             if apart.low[k] * apart.high[k] > 0.0:
                 kind = "gain" if sign * apart.value[k] > 0.0 else "loss"
                 outside[kind].append(f"{measure} on {env} ({_written(apart, k)})")
-        own, learned = (found[env][1][name][:, 0] for name in (arm, "learned"))
-        room.append(f"{max(0.0, -apart.low[0] / abs(learned.mean())):.1%} on {env}")
-        pairs.append((own.tolist(), learned.tolist()))
+        own, learned = found[env][1][arm], found[env][1]["learned"]
+        lost = (-apart.low / abs(learned.mean(0))).clip(0.0) + 0.0  # no minus in front of zero
+        room.append(f"{lost[0]:.1%} ({lost[1]:.1%}) on {env}")
+        pairs.append((own[:, 0].tolist(), learned[:, 0].tolist()))
     loss, gain = (f"a {kind} in {', '.join(cases)}" if cases else f"no {kind}" for kind, cases in outside.items())
     return (
         f"- **`{arm}`** shows {loss}, and {gain}, in {len(MEASURES)} measures of {len(differences)} tasks. Its runs have a higher "
-        f"mean return over training than those of `learned` with probability {spread(asdict(improvement(pairs)), '.2f')}, averaged over the tasks; the intervals "
-        f"leave room for losses of it of {', '.join(room)}."
+        f"mean return over training than those of `learned` with probability {spread(asdict(improvement(pairs)), '.2f')}, "
+        f"averaged over the tasks; the intervals leave room for losses of it (and of that at the end) of {', '.join(room)}."
     )
 
 
@@ -228,7 +228,7 @@ def _draw(curves: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     """Mean return above and variance ratio below, a column for each task; medians over seeds, and their range."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.4 * max(1, len(curves)), 5.6), layout="constrained")
+    figure = Figure(figsize=(3.4 * len(curves) + 1, 5.6), layout="constrained")
     panels = figure.subplots(2, max(1, len(curves)), squeeze=False, sharex="col")
     for (above, below), (env, by_arm) in zip(panels.T, curves.items(), strict=False):
         for place, arm in enumerate(HELD):

@@ -35,16 +35,22 @@ _RECORDED = 1_000
 
 def why_not_compiled(networks: Networks, workers: int) -> str | None:
     """The reason why updates of so many processes cannot be compiled, or None if they can."""
+    reason = _why_not_taken(networks, workers)
+    if reason is None and not next(networks.parameters()).is_cuda and not has_compiler():
+        return NO_COMPILER
+    return reason
+
+
+def _why_not_taken(networks: Networks, workers: int) -> str | None:
+    """The reason why not even code that is there could be taken."""
     device = next(networks.parameters()).device
     if device.type not in ("cpu", "cuda"):
         return f"it is for the CPU and for CUDA, not for {device}"
     if workers > 1:
         return "it is for a single process"
-    if device.type == "cuda":
-        return None
-    if networks.shared_torso:
+    if device.type == "cpu" and networks.shared_torso:
         return "on a CPU it is for vector observations: the convolutions on images gain nothing"
-    return None if has_compiler() else NO_COMPILER
+    return None
 
 
 class Choice(Enum):
@@ -61,15 +67,20 @@ def choose(config: AgentConfig, networks: Networks, *, workers: int, total_steps
     Raises:
         SettingsError: if compiled code is asked for and impossible.
     """
-    if config.compile == "off":
+    wanted = Choice.COMPILED if config.compile == "on" else _worth_while(config, networks, total_steps, num_envs)
+    if config.compile == "off" or wanted is Choice.EAGER:
         return Choice.EAGER
-    reason = why_not_compiled(networks, workers)
-    if reason is not None:
-        if config.compile == "on":
-            raise SettingsError(f"compile is 'on', and that is not possible: {reason}, or leave it at auto")
-        return Choice.EAGER
+    # Looking for a compiler takes as long as a short run.
+    reason = (_why_not_taken if wanted is Choice.KEPT else why_not_compiled)(networks, workers)
+    if reason is None:
+        return wanted
     if config.compile == "on":
-        return Choice.COMPILED
+        raise SettingsError(f"compile is 'on', and that is not possible: {reason}, or leave it at auto")
+    return Choice.EAGER
+
+
+def _worth_while(config: AgentConfig, networks: Networks, total_steps: int, num_envs: int) -> Choice:
+    """What takes the least time over a whole run, by estimate."""
     rows = num_envs * config.num_steps
     size = min(config.minibatch_size or rows, rows)
     steps = total_steps / rows * config.epochs * math.ceil(rows / size)

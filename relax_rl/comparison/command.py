@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import signal
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any
 from relax_rl.comparison.config import CompareConfig, check_resumable, read_settings, write_settings
 from relax_rl.comparison.contestants import read_contestants
 from relax_rl.errors import SettingsError
+from relax_rl.runs.folder import default_run_dir
 from relax_rl.runs.interruption import Interruption, interruptible
 from relax_rl.settings.options import parse
 
@@ -69,7 +69,7 @@ def run_comparison(
     variance_reference(contestants, config)
     environments, spaces = make_environments(config)
     check_contestants(contestants, environments, spaces)
-    folder = Folder(Path(config.resume or config.run_dir or _default_folder()))
+    folder = Folder(Path(config.resume or config.run_dir or default_run_dir("compare")))
     if config.resume is None:
         folder.create()
     else:
@@ -107,15 +107,6 @@ def _config(args: list[str], prog: str) -> CompareConfig:
     if config.run_dir is not None and Path(config.run_dir).resolve() != Path(given.resume).resolve():
         raise SettingsError(f"run_dir is {config.run_dir!r}, but a comparison stays in its folder, {given.resume!r}")
     return config
-
-
-def _default_folder() -> Path:
-    base = Path("runs") / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
-    path, count = base, 1
-    while path.exists():
-        count += 1
-        path = base.with_name(f"{base.name}-{count}")
-    return path
 
 
 def _told(result: Mapping[str, Any], folder: Path) -> list[str]:

@@ -118,7 +118,11 @@ def test_the_command_line_takes_names_and_asks_for_them_again(
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("nowhere:x", "cannot be imported"), (f"{HERE}:nothing", "has no 'nothing'")],
+    [
+        ("nowhere:x", "cannot be imported"),
+        (f"{HERE}:nothing", "has no 'nothing'"),
+        ("os:getcwd", "cannot be called as it has to be"),
+    ],
 )
 def test_names_that_name_nothing(name: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for option in ("--estimator", "--networks", "--backend"):

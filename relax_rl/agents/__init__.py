@@ -13,7 +13,7 @@ from relax_rl.agents.networks import NetworkParts
 from relax_rl.agents.statistics import UpdateInfo
 from relax_rl.errors import SettingsError, did_you_mean
 from relax_rl.networks.spaces import ActionEncoder
-from relax_rl.settings.naming import is_own, named
+from relax_rl.settings.naming import is_own, named, require_call
 
 __all__ = [
     "A2C",
@@ -114,6 +114,7 @@ def learn_of(name: str) -> str:
     """
     found = named(name, "estimator")
     if not isinstance(found, AgentEstimator):
+        require_call(found, "estimator", "experience", "distribution", "surrogate")
         found = AgentEstimator(name=name.partition(":")[2], estimate=found, uses_surrogate=True)
     return register(found).name
 

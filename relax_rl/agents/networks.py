@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from relax_rl.agents.acting import HostNetwork, host_network
 from relax_rl.critics import ActionSurrogate, ValueFunction
+from relax_rl.errors import SettingsError
 from relax_rl.networks.policies import Policy
 from relax_rl.networks.spaces import ActionEncoder, ObservationEncoder
 from relax_rl.networks.torsos import NatureCNN, make_torso
 from relax_rl.settings.config import AgentConfig
+from relax_rl.settings.naming import name_of, require_call
 
 __all__ = ["NetworkFactory", "NetworkParts", "Networks", "Outputs", "make_networks"]
 
@@ -144,6 +146,9 @@ def make_networks(
         config: widths, activations and initial deviations.
         surrogate: whether there is one.
         factory: makes the torsos, and perhaps the surrogate, in place of those.
+
+    Raises:
+        SettingsError: the factory is none.
     """
     new_torso = partial(
         make_torso,
@@ -153,7 +158,12 @@ def make_networks(
         cnn_features=config.cnn_features,
         precision=config.precision,
     )
-    parts = None if factory is None else factory(observations, actions, config)
+    parts = None
+    if factory is not None:
+        require_call(factory, "networks", observations, actions, config)
+        parts = factory(observations, actions, config)
+        if not isinstance(parts, NetworkParts):
+            raise SettingsError(f"networks {name_of(factory)} made {type(parts).__name__}, expected NetworkParts")
     policy = Policy(
         new_torso() if parts is None else parts.policy_torso,
         actions,

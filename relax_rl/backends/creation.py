@@ -18,7 +18,7 @@ from relax_rl.backends.traits import Vectorization, declared_autoreset_mode
 from relax_rl.backends.workers import WorkerDeathReport, shielded_from_signals
 from relax_rl.compute.host import usable_cores
 from relax_rl.errors import SettingsError
-from relax_rl.settings.naming import is_own, named
+from relax_rl.settings.naming import is_own, named, require_call
 
 __all__ = ["AskedVectorization", "create_vector_env", "find_spec", "is_atari"]
 
@@ -71,8 +71,7 @@ def create_vector_env(
     if num_envs < 1:
         raise SettingsError(f"num_envs is {num_envs}, expected at least 1")
     if is_own(vectorization):
-        made: Any = named(vectorization, "backend")(spec.id, num_envs=num_envs, **(env_kwargs or {}))
-        return made, cast(Vectorization, vectorization)
+        return _of_the_users_own(spec, vectorization, {"num_envs": num_envs, **(env_kwargs or {})})
     if vectorization not in get_args(AskedVectorization):
         raise SettingsError(f"vectorization is {vectorization!r}, expected auto, native, envpool, sync or async")
     kwargs = dict(env_kwargs or {})
@@ -213,6 +212,18 @@ class _OwnObservation(gym.ObservationWrapper[Any, Any, Any]):
 
     def observation(self, observation: Any) -> Any:
         return deepcopy(observation)
+
+
+def _of_the_users_own(
+    spec: EnvSpec, name: str, settings: Mapping[str, Any]
+) -> tuple[VectorEnv[Any, Any, Any], Vectorization]:
+    """What a function `module:name` makes of an id and settings."""
+    own = named(name, "backend")
+    require_call(own, "backend", spec.id, **settings)
+    made = own(spec.id, **settings)
+    if not isinstance(made, VectorEnv):
+        raise SettingsError(f"backend {name} made {type(made).__name__}, expected a VectorEnv of Gymnasium")
+    return made, cast(Vectorization, name)
 
 
 def _import_module(module: str, env_id: str) -> None:

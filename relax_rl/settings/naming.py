@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from typing import Any
 
 from relax_rl.errors import SettingsError, did_you_mean
 
-__all__ = ["is_own", "name_of", "named"]
+__all__ = ["is_own", "name_of", "named", "require_call"]
 
 
 def is_own(text: str | None) -> bool:
@@ -40,6 +41,14 @@ def named(text: str, what: str) -> Any:
     if not hasattr(home, name):
         raise SettingsError(f"{what} {text!r}: {module} has no {name!r}{did_you_mean(name, dir(home))}")
     return getattr(home, name)
+
+
+def require_call(thing: Any, what: str, *args: Any, **kwargs: Any) -> None:
+    """Raises SettingsError unless a thing of the user's own can be called like this."""
+    try:
+        inspect.signature(thing).bind(*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"{what} {name_of(thing)} cannot be called as it has to be: {error}") from None
 
 
 def name_of(thing: Any) -> str:

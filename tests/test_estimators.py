@@ -19,6 +19,7 @@ from relax_rl.estimators import (
     reinforce,
     relax,
     relax_gradient,
+    score_of,
 )
 from tests.estimator_cases import (
     CONTINUOUS,
@@ -226,3 +227,17 @@ def test_relax_with_a_wrong_conditional_sample_is_found_biased(conditional: Call
         return relax_gradient(of_three(b), leaf.log_prob(b), surrogate(z), surrogate(z_tilde), leaf.params)
 
     assert rejects(collect(mistaken, MILLION // 4), true_gradient(dist, of_three))
+
+
+def test_a_score_that_is_at_hand_is_taken() -> None:
+    dist, noise = Categorical(torch.randn(6, 3)), torch.randn(6, 3)
+    sample = dist.threshold(dist.relax(noise))
+    value, known = torch.randn(6), {"noise": noise, "sample": sample}
+    for score in (score_of(dist, sample), torch.randn(6, 3)):
+        found = reinforce(value, dist, **known, score=score).grad
+        torch.testing.assert_close(found, value.unsqueeze(-1) * score)
+        control = relax(value, dist, lambda z: z.square().sum(-1), **known, coupling="coupled", score=score).grad
+        without = relax(
+            torch.zeros(6), dist, lambda z: z.square().sum(-1), **known, coupling="coupled", score=score
+        ).grad
+        torch.testing.assert_close(control - without, value.unsqueeze(-1) * score)

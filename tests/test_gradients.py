@@ -18,6 +18,7 @@ from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal, Reinforce
 from relax_rl.agents.batch import Batch
 from relax_rl.agents.compiled import CompiledGradients
 from relax_rl.agents.gradients import Gradients, Objective, finished, flattened, gradients
+from relax_rl.compute.derivatives import pull_back
 from relax_rl.critics import surrogate_at
 from relax_rl.estimators import noise_behind
 from tests.oracles import central_differences
@@ -275,3 +276,38 @@ def test_any_module_serves_as_a_surrogate_and_gives_the_numbers_of_the_closed_fo
     told = {name: x for name, x in found.metrics.items() if name != "surrogate/gain"}
     for ours, theirs in ((found.sums, exact.sums), (told, exact.metrics)):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_known_at_several_outputs_are_pulled_back() -> None:
+    x, unused = torch.randn(3, requires_grad=True), torch.randn(2, requires_grad=True)
+    outputs = [x.square(), x.sum().exp()]
+    given = [torch.randn(3), torch.randn(())]
+    expected = torch.autograd.grad(outputs, x, given, retain_graph=True)[0]
+    found, nothing = pull_back(outputs, given, [x, unused])
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(nothing, torch.zeros(2))
+    with pytest.raises(ValueError, match=r"the gradient has shape \[1\], the output \[3\]"):
+        pull_back([x.square()], [torch.ones(1)], [x])
+
+
+@pytest.mark.parametrize("agent", ["relax", "relax, images"])
+def test_parameters_are_found_as_they_stand(agent: str) -> None:
+    kind, actions, settings = CASES[agent]
+    obs = IMAGES if "images" in agent else OBS
+    networks = kind(obs, ACTIONS[actions], **settings).networks
+    for name, part in networks.parts().items():
+        assert [id(x) for x in networks.parameters_of(name)] == [id(x) for x in part.parameters()]
+    weight = networks.policy.head.weight
+    other = torch.zeros_like(weight)
+    named = next(name for name, x in networks.named_parameters() if x is weight)
+    seen = torch.func.functional_call(_Seen(networks), {f"networks.{named}": other}, ())
+    assert any(x is other for x in seen)
+
+
+class _Seen(nn.Module):
+    def __init__(self, networks: nn.Module) -> None:
+        super().__init__()
+        self.networks = networks
+
+    def forward(self) -> list[Tensor]:
+        return list(self.networks.parameters_of("policy"))

@@ -43,6 +43,7 @@ class Experience:
         advantage: `[B]` generalised advantage estimates, 0 where PPO clips.
         return_: `[B]` advantage + value, 0 where PPO clips.
         weight: `[B]` 1 for a transition, 0 for a row made up by autoreset.
+        score: `[B, P]` dlog pi(a | s) at the distributions' parameters, where it is at hand.
     """
 
     features: Tensor
@@ -51,6 +52,7 @@ class Experience:
     advantage: Tensor
     return_: Tensor
     weight: Tensor
+    score: Tensor | None = None
 
 
 Estimate = Callable[[Experience, Any, Any], Tensor]
@@ -59,30 +61,32 @@ Estimate = Callable[[Experience, Any, Any], Tensor]
 
 def reinforce(x: Experience, dist: Any, surrogate: None = None) -> Tensor:
     """g = R dlog pi(a | s), with the lambda-return R (Williams 1992)."""
-    return estimators.reinforce(x.return_, dist, noise=x.noise, sample=x.action).grad
+    return estimators.reinforce(x.return_, dist, noise=x.noise, sample=x.action, score=x.score).grad
 
 
 def a2c(x: Experience, dist: Any, surrogate: nn.Module | None = None) -> Tensor:
     """g = A dlog pi(a | s) (Mnih et al. 2016)."""
-    return estimators.reinforce(x.advantage, dist, noise=x.noise, sample=x.action).grad
+    return estimators.reinforce(x.advantage, dist, noise=x.noise, sample=x.action, score=x.score).grad
 
 
 def relax(x: Experience, dist: Any, surrogate: nn.Module) -> Tensor:
     """g = (A - c^(s, z~)) dlog pi(a | s) + dc^(s, z) - dc^(s, z~), z~ = z (Grathwohl et al. 2018, eq. 9)."""
     control = surrogate_at(surrogate, x.features, dist)
-    return estimators.relax(x.advantage, dist, control, noise=x.noise, sample=x.action, coupling="coupled").grad
+    return estimators.relax(
+        x.advantage, dist, control, noise=x.noise, sample=x.action, score=x.score, coupling="coupled"
+    ).grad
 
 
 def lax(x: Experience, dist: Any, surrogate: nn.Module) -> Tensor:
     """g = (A - c^(s, a)) dlog pi(a | s) + dc^(s, a), a = mu + sigma noise (Grathwohl et al. 2018, section 3)."""
     control = surrogate_at(surrogate, x.features, dist)
-    return estimators.lax(x.advantage, dist, control, noise=x.noise, sample=x.action).grad
+    return estimators.lax(x.advantage, dist, control, noise=x.noise, sample=x.action, score=x.score).grad
 
 
 def marginal(x: Experience, dist: Any, surrogate: nn.Module) -> Tensor:
     """g = (A - c^(s, a)) dlog pi(a | s) + d sum_a' pi(a' | s) c^(s, a') (Gu et al. 2017; Liu et al. 2018)."""
     control = surrogate_at(surrogate, x.features)
-    return estimators.marginal(x.advantage, dist, control, noise=x.noise, sample=x.action).grad
+    return estimators.marginal(x.advantage, dist, control, noise=x.noise, sample=x.action, score=x.score).grad
 
 
 DISCRETE = ("categorical", "multi_categorical", "bernoulli")

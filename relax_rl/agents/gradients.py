@@ -6,7 +6,7 @@ Eager code calls it, compiled code traces it, a CUDA graph records it, and sever
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,10 +17,11 @@ from relax_rl.agents.batch import Batch
 from relax_rl.agents.estimates import AgentEstimator, Experience, a2c
 from relax_rl.agents.networks import Networks, Outputs
 from relax_rl.compute.clocks import Watch, unwatched
+from relax_rl.compute.derivatives import pull_back
 from relax_rl.compute.optimizers import FlatParameters, clip_scale
 from relax_rl.critics import explained_variance
 from relax_rl.distributions import Distribution
-from relax_rl.estimators import noise_behind, unclipped, variance_loss, weighted_moments
+from relax_rl.estimators import noise_behind, score_of, unclipped, variance_loss, weighted_moments
 
 __all__ = ["Gradients", "Objective", "finished", "flattened", "gradients"]
 
@@ -118,8 +119,8 @@ def gradients(
         metrics |= _statistics(batch, entropy.detach(), found.value[: len(batch.weight)].detach(), named)
     if "surrogate" in objective.trains and networks.surrogate is not None:
         watch("surrogate")
-        squares = _dot(2.0 * batch.weight.unsqueeze(-1) * estimate.detach(), estimate)
-        of["surrogate"] = _gradients_at(list(networks.surrogate.parameters()), squares)
+        of_squares = 2.0 * batch.weight.unsqueeze(-1) * estimate.detach()
+        of["surrogate"] = pull_back([estimate], [of_squares], networks.parameters_of("surrogate"))
         gain = getattr(networks.surrogate, "gain", None)
         if gain is not None:
             metrics["surrogate/gain"] = gain.detach().clone()
@@ -168,7 +169,8 @@ def _as_if_on_policy(
             if math.isfinite(objective.clip_range):
                 kept = unclipped(advantage, ratio, objective.clip_range).to(advantage.dtype)
                 advantage, return_ = advantage * kept, return_ * kept
-    return Experience(features, batch.action, noise, advantage, return_, batch.weight), ratio
+    score = score_of(dist, batch.action)
+    return Experience(features, batch.action, noise, advantage, return_, batch.weight, score), ratio
 
 
 def _of_policy_and_value(
@@ -204,24 +206,14 @@ def _of_policy_and_value(
     error = (value.detach() - batch.return_) * weight
     earlier = 0 if batch.past_obs is None else len(batch.past_obs)
     share = 2.0 * objective.value_coef / (rows * (1 + earlier))  # of a row of any rollout in the gradient of V's loss
-    loss = _dot(pulled, found.params) + _dot(error * share, value)
+    outputs, of_loss = [found.params, value], [pulled, error * share]
     if batch.past_obs is not None and batch.past_return is not None and batch.past_weight is not None:
         past = networks.value(batch.past_obs.flatten(0, 1))
         past_error = (past.detach() - batch.past_return.flatten()) * batch.past_weight.flatten()
-        loss = loss + _dot(past_error * share, past)
-    of_policy = list(networks.policy.parameters())
-    both = _gradients_at([*of_policy, *networks.value_part.parameters()], loss)
+        outputs, of_loss = [*outputs, past], [*of_loss, past_error * share]
+    of_policy = networks.parameters_of("policy")
+    both = pull_back(outputs, of_loss, [*of_policy, *networks.parameters_of("value")])
     return both[: len(of_policy)], both[len(of_policy) :], error.square().sum() / rows
-
-
-def _dot(gradient: Tensor, at: Tensor) -> Tensor:
-    """Scalar with this gradient at `at`."""
-    return torch.dot(gradient.reshape(-1), at.reshape(-1))
-
-
-def _gradients_at(parameters: Sequence[Tensor], loss: Tensor) -> list[Tensor]:
-    """One gradient a parameter; zeros where the loss does not depend on it."""
-    return list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
 
 
 def _squared_norms(x: Tensor) -> Tensor:

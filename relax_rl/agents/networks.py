@@ -51,6 +51,7 @@ class Networks(nn.Module):
         self.policy, self.value, self.surrogate = policy, value, surrogate
         self.shared_torso = value.torso is policy.torso
         self._on_host: dict[str, HostNetwork] = {}
+        self._owners = {name: _owners(part) for name, part in self.parts().items()}
 
     @property
     def value_part(self) -> nn.Module:
@@ -61,6 +62,10 @@ class Networks(nn.Module):
         """What is trained, by the name of its gradient and of its place in checkpoints."""
         parts: dict[str, nn.Module] = {"policy": self.policy, "value": self.value_part}
         return parts if self.surrogate is None else {**parts, "surrogate": self.surrogate}
+
+    def parameters_of(self, name: str) -> list[Tensor]:
+        """Of one of the parts, as they stand now: a call may exchange them. Walking through modules takes much longer."""
+        return [owner[key] for owner, key in self._owners[name]]
 
     def forward(self, obs: Tensor, rows: int | None = None, torso_features: Tensor | None = None) -> Outputs:
         """Pass observations through policy and value function.
@@ -109,6 +114,17 @@ class Networks(nn.Module):
     def is_image_network(self) -> bool:
         """Whether the policy reads a single image."""
         return isinstance(self.policy.torso, NatureCNN)
+
+
+def _owners(part: nn.Module) -> list[tuple[dict[str, Any], str]]:
+    """Where each parameter of a module stands, in the order of `part.parameters()`."""
+    found = {
+        id(parameter): (module._parameters, key)
+        for module in part.modules()
+        for key, parameter in module._parameters.items()
+        if parameter is not None
+    }
+    return [found[id(parameter)] for parameter in part.parameters()]
 
 
 @dataclass(frozen=True)

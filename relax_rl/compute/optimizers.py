@@ -35,7 +35,10 @@ class FlatParameters:
     def flatten(self, gradients: Sequence[Tensor]) -> Tensor:
         """One gradient a parameter as one tensor, laid out like `data`."""
         laid_out = zip(gradients, self._orders, strict=True)
-        return torch.cat([(x if order is None else x.permute(order)).reshape(-1) for x, order in laid_out])
+        flat: Tensor = torch._C._nn.flatten_dense_tensors(
+            [x if order is None else x.permute(order) for x, order in laid_out]
+        )
+        return flat
 
     def unflatten(self, data: Tensor) -> list[Tensor]:
         """The parameters in a tensor that is laid out like `data`, as leaves that ask for a gradient."""

@@ -6,7 +6,7 @@ methods; all of them return an `Estimate`. `ESTIMATORS` finds them by name.
 """
 
 from relax_rl.estimators.antithetic import arm, arms, disarm
-from relax_rl.estimators.draws import Objective
+from relax_rl.estimators.draws import Objective, score_of
 from relax_rl.estimators.estimate import Estimate, only_to, variance_loss, weighted_moments
 from relax_rl.estimators.exact import enumerated, marginal
 from relax_rl.estimators.gradients import (
@@ -68,6 +68,7 @@ __all__ = [
     "rodeo",
     "row_gradient",
     "score_function",
+    "score_of",
     "straight_through",
     "unclipped",
     "value_and_gradient",

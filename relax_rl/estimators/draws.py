@@ -30,6 +30,7 @@ class Draw(Generic[D]):
         sample: b = H(z), without graph.
         value: f(b), with the graph of f's own dependence on theta.
         known_z: the relaxed sample, where it had to be made for the outcome.
+        known_score: dlog p(b) / dparams, where it is at hand.
     """
 
     dist: D
@@ -37,6 +38,7 @@ class Draw(Generic[D]):
     sample: Tensor
     value: Tensor
     known_z: Tensor | None = None
+    known_score: Tensor | None = None
 
     @property
     def z(self) -> Tensor:
@@ -50,7 +52,7 @@ class Draw(Generic[D]):
     @property
     def score(self) -> Tensor:
         """`[*, P]` dlog p(b) / dparams, without graph."""
-        return score_of(self.dist, self.sample)
+        return score_of(self.dist, self.sample) if self.known_score is None else self.known_score
 
 
 def detached(dist: D, num_samples: int | None = None) -> D:
@@ -76,6 +78,7 @@ def draw(
     generator: torch.Generator | None = None,
     num_samples: int | None = None,
     sample: Tensor | None = None,
+    score: Tensor | None = None,
 ) -> Draw[D]:
     """Sample, and ask f.
 
@@ -85,6 +88,7 @@ def draw(
         noise: the base noise of the sample; drawn from `generator` by default.
         num_samples: K for `[K, *]` samples.
         sample: the sample that `noise` gives, where it is at hand.
+        score: `[*, P]` dlog p(sample) / dparams, where it is at hand.
 
     Raises:
         ValueError: when f is given by its values but the noise of the sample is not, a sample is given without its
@@ -103,7 +107,7 @@ def draw(
         sample = here.threshold(z)
     value = f.detach() if isinstance(f, Tensor) else f(sample)
     check_rows(here.params.shape[:-1], f=value)
-    return Draw(here, noise, sample, value, z)
+    return Draw(here, noise, sample, value, z, score)
 
 
 def require_vectors(dist: Distribution) -> None:

@@ -48,6 +48,7 @@ def marginal(
     *,
     noise: Tensor | None = None,
     sample: Tensor | None = None,
+    score: Tensor | None = None,
     phi: Tensor | Iterable[Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Estimate:
@@ -65,13 +66,14 @@ def marginal(
             them.
         noise: the base noise of the sample; drawn from `generator` by default.
         sample: the sample that `noise` gives, where it is at hand.
+        score: `[*, P]` its dlog p(b) / dparams, where it is at hand.
         phi: what the variance loss trains.
 
     Raises:
         ValueError: when the outcomes cannot be listed, or f or the surrogate does not give one number a row.
     """
     require(dist, "support", "marginal", "use relax or lax")
-    drawn = draw(f, dist, noise=noise, generator=generator, sample=sample)
+    drawn = draw(f, dist, noise=noise, generator=generator, sample=sample, score=score)
     here = drawn.dist
     outcomes, probs = every_outcome(here)
     control = surrogate(here.embed(outcomes))

@@ -41,6 +41,7 @@ def lax(
     *,
     noise: Tensor | None = None,
     sample: Tensor | None = None,
+    score: Tensor | None = None,
     phi: Tensor | Iterable[Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Estimate:
@@ -54,6 +55,7 @@ def lax(
         surrogate: c, from samples to `[*]`.
         noise: the base noise of the sample; drawn from `generator` by default.
         sample: the sample that `noise` gives, where it is at hand.
+        score: `[*, P]` its dlog p(b) / dparams, where it is at hand.
         phi: what the variance loss trains.
 
     Raises:
@@ -63,7 +65,7 @@ def lax(
     """
     if hasattr(dist, "relax_given"):
         raise ValueError(f"lax needs an outcome that is its own relaxed sample: use relax for {type(dist).__name__}")
-    drawn = draw(f, dist, noise=noise, generator=generator, sample=sample)
+    drawn = draw(f, dist, noise=noise, generator=generator, sample=sample, score=score)
     if is_sloped(drawn.dist):
         grad = _estimate(drawn, *control_through_z(surrogate, drawn.dist, drawn.z))
     else:
@@ -110,6 +112,7 @@ def relax(
     *,
     noise: Tensor | None = None,
     sample: Tensor | None = None,
+    score: Tensor | None = None,
     conditional_noise: Tensor | None = None,
     coupling: Coupling = "independent",
     num_conditional: int | None = None,
@@ -126,6 +129,7 @@ def relax(
         surrogate: c, from relaxed samples to `[*]`. `relaxed_objective` makes the paper's f(sigma(z / lambda)) + r(z).
         noise: the base noise of the sample; drawn from `generator` by default.
         sample: the sample that `noise` gives, where it is at hand.
+        score: `[*, P]` its dlog p(b) / dparams, where it is at hand.
         conditional_noise: the noise of z~, independent of `noise`; made as `coupling` says by default.
         coupling: "independent" draws the noise of z~ from `generator`; "coupled" takes the noise that gives z back, so
             that z~ equals z and moves otherwise with the parameters (Tucker et al. 2017, appendix): the surrogate is
@@ -140,7 +144,7 @@ def relax(
             contradict each other.
     """
     require(dist, "relax_given", "relax", "use lax")
-    drawn = draw(f, dist, noise=noise, generator=generator, sample=sample)
+    drawn = draw(f, dist, noise=noise, generator=generator, sample=sample, score=score)
     if coupling == "coupled":
         if conditional_noise is not None or num_conditional is not None:
             raise ValueError("coupled noise is made from z: give no conditional_noise and no num_conditional with it")

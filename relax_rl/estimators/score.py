@@ -67,6 +67,7 @@ def reinforce(
     baseline: Tensor | float = 0.0,
     noise: Tensor | None = None,
     sample: Tensor | None = None,
+    score: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Estimate:
     """Score-function estimate g = (f(b) - baseline) dlog p(b) (Williams 1992).
@@ -78,13 +79,16 @@ def reinforce(
             the input of each row (the variance loss then trains the network; `nvil` fits it to f).
         noise: the base noise of the sample; drawn from `generator` by default.
         sample: the sample that `noise` gives, where it is at hand.
+        score: `[*, P]` its dlog p(b) / dparams, where it is at hand.
 
     Raises:
         ValueError: when f is given by its values but the noise of the sample is not, or f or the baseline does not give
             one number a row.
     """
-    drawn = draw(f, dist, noise=noise, generator=generator, sample=sample)
-    grad = reinforce_gradient(drawn.value.detach() - baseline, None, drawn.dist.params, score=drawn.score)
+    drawn = draw(f, dist, noise=noise, generator=generator, sample=sample, score=score)
+    value = drawn.value.detach()
+    signal = value - baseline if isinstance(baseline, Tensor) or baseline else value
+    grad = reinforce_gradient(signal, None, drawn.dist.params, score=drawn.score)
     return Estimate(drawn.sample, drawn.value, grad, dist.params)
 
 

@@ -1,0 +1,189 @@
+"""Time this tree's training and another checkout's in turns, each in processes of its own.
+
+    git worktree add --detach /tmp/before COMMIT
+    python -m benchmarks.beside /tmp/before              # writes results/beside.json and beside.md; half an hour
+    python -m benchmarks.beside /tmp/before --tasks vae "CartPole-v1 8x5"    # only these; the others' results are kept
+
+The tasks are those of `benchmarks.throughput` (whole training on its terms, eager and compiled) and of
+`benchmarks.vae_speed` (one update with each estimator). Each side runs its own tree's scripts; a round times one side
+directly after the other, the first of them changing from round to round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROUNDS, VAE_STEPS = 9, 15
+ROOT = Path(__file__).parent.parent
+SIDES = ("this", "other")
+Timed = Callable[[], float]
+
+
+def timed_training(match: Any) -> dict[str, Timed]:
+    """Seconds of one turn of training, by agent and mode."""
+    from benchmarks.throughput_contestants import make_agent
+
+    modes = ("off",) if match.atari else ("off", "on")
+    agents = {(name, mode): make_agent(match, name, mode) for name in match.estimators for mode in modes}
+    threads = 2 if match.atari else 1
+    for agent in agents.values():
+        agent.speed(match.turn, threads)
+
+    def case(agent: Any) -> Timed:
+        return lambda: match.turn / agent.speed(match.turn, threads)
+
+    return {f"{name}, {'compiled' if mode == 'on' else 'eager'}": case(agent) for (name, mode), agent in agents.items()}
+
+
+def timed_updates(model: str) -> dict[str, Timed]:
+    """Seconds of a few updates of a VAE, by estimator and mode."""
+    from dataclasses import replace
+
+    import numpy as np
+    import torch
+
+    from benchmarks import vae_speed
+    from relax_rl.experiments.data import Dataset
+
+    torch.set_num_threads(1)
+    images = (np.random.default_rng(0).random((10_000, 784)) < 0.13).astype(np.uint8)
+    data = Dataset("noise", images, images, images[:100], shape=(28, 28), dynamic=False)
+    base, options = vae_speed.MODELS[model]
+
+    def case(update: Callable[[], None]) -> Timed:
+        def run() -> float:
+            started = time.process_time()
+            for _ in range(VAE_STEPS):
+                update()
+            return (time.process_time() - started) / VAE_STEPS
+
+        return run
+
+    cases: dict[str, Timed] = {}
+    for name, chosen in options.items():
+        for mode, word in (("off", "eager"), ("on", "compiled")):
+            settings: Any = {**chosen, "compile": mode}
+            trainer = vae_speed._trainer(replace(base, **settings), data)
+            cases[f"{name}: {word}"] = case(vae_speed._update(trainer))
+            cases[f"{name}: {word}"]()
+    return cases
+
+
+def serve(task: str) -> None:
+    """Build every case of a task, print their names, then time the one that each line of the input names."""
+    from benchmarks import vae_speed
+    from benchmarks.throughput import MATCHES
+
+    matches = {match.name: match for match in MATCHES}
+    cases = timed_training(matches[task]) if task in matches else timed_updates(_vae_tasks(vae_speed.MODELS)[task])
+    print(json.dumps(list(cases)), flush=True)
+    for line in sys.stdin:
+        print(cases[line.rstrip("\n")](), flush=True)
+
+
+def _vae_tasks(models: Any) -> dict[str, str]:
+    return {f"vae {model}": model for model in models}
+
+
+@contextmanager
+def side(tree: Path, task: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that runs a task by a tree's own code."""
+    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-P", str(Path(__file__).resolve()), "--serve", task]
+    with subprocess.Popen(
+        command, cwd=tree, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def measure(task: str, other: Path, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds of every case of a task, by case and side, one value a round."""
+    with side(ROOT, task) as this, side(other, task) as before:
+        processes = dict(zip(SIDES, (this, before), strict=True))
+        names = {label: json.loads(_line(process)) for label, process in processes.items()}
+        shared = [name for name in names["this"] if name in names["other"]]
+        seconds: dict[str, dict[str, list[float]]] = {name: {label: [] for label in SIDES} for name in shared}
+        for number in range(rounds):
+            for name in shared:
+                for label in SIDES if number % 2 == 0 else SIDES[::-1]:
+                    process = processes[label]
+                    assert process.stdin is not None
+                    process.stdin.write(f"{name}\n")
+                    process.stdin.flush()
+                    seconds[name][label].append(float(_line(process)))
+    return seconds
+
+
+def _line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    if not (line := process.stdout.readline()):
+        raise SystemExit(f"a side ended early, with {process.wait()}")
+    return line
+
+
+def table(task: str, seconds: dict[str, dict[str, list[float]]]) -> str:
+    """The Markdown section of one task: medians, and the median of the rounds' ratios."""
+    lines = [f"## {task}", "", "| case | ms, this tree | ms, the other | this : other |", "|---|---:|---:|---:|"]
+    for name, sides in seconds.items():
+        this, before = (sides[label] for label in SIDES)
+        ratio = statistics.median(a / b for a, b in zip(this, before, strict=True))
+        lines.append(
+            f"| {name} | {1e3 * statistics.median(this):.2f} | {1e3 * statistics.median(before):.2f} | {ratio:.3f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def commit_of(tree: Path) -> str:
+    """The commit a tree stands on."""
+    command = ["git", "-C", str(tree), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def main() -> None:
+    """Measure tasks, put their results beside those of the others, and write everything."""
+    if sys.argv[1:2] == ["--serve"]:
+        serve(sys.argv[2])
+        return
+    from benchmarks import vae_speed
+    from benchmarks.tasks import RESULTS, write_json, write_text
+    from benchmarks.throughput import MATCHES
+
+    tasks = [match.name for match in MATCHES] + list(_vae_tasks(vae_speed.MODELS))
+    parser = argparse.ArgumentParser(description="This tree's training beside another checkout's.")
+    parser.add_argument("other", type=Path, help="a checkout of another commit")
+    parser.add_argument("--tasks", nargs="*", default=tasks, help=f"beginnings of names, of {tasks}")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of every case")
+    parser.add_argument("--dry-run", action="store_true", help="print the tables and write no files")
+    arguments = parser.parse_args()
+    path = RESULTS / "beside.json"
+    found = json.loads(path.read_text())["tasks"] if path.exists() else {}
+    for task in tasks:
+        if task.startswith(tuple(arguments.tasks)):
+            found[task] = measure(task, arguments.other.resolve(), arguments.rounds)
+            print(table(task, found[task]), flush=True)
+            if not arguments.dry_run:
+                write_json(path, {"other": commit_of(arguments.other), "tasks": found})
+    if not arguments.dry_run:
+        about = "Seconds of the same work by this tree and by an earlier commit, in turns, medians of the rounds; above 1 this tree is slower. "
+        about += (
+            f"`python -m benchmarks.beside CHECKOUT` writes this file; the other is `{commit_of(arguments.other)}`.\n"
+        )
+        sections = [table(task, found[task]) for task in tasks if task in found]
+        write_text(path.with_suffix(".md"), "\n".join(["# This tree beside an earlier one\n", about, *sections]))
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from relax_rl.agents import UpdateInfo
+from relax_rl.compute.serialization import write_json
 from relax_rl.envs import Episode
 from relax_rl.runs.agent import AgentRun
 from relax_rl.runs.callbacks import (
@@ -17,12 +18,14 @@ from relax_rl.runs.callbacks import (
     PeriodicEvaluation,
     SaveCheckpoints,
     count_episodes,
+    note_compiled,
     show_progress,
     stop_at_return,
     stop_when_interrupted,
 )
 from relax_rl.runs.displays import Display
 from relax_rl.runs.evaluation import Scores
+from relax_rl.runs.folder import RunFolder, read_record
 from relax_rl.runs.interruption import Interruption
 
 
@@ -32,6 +35,7 @@ class Counter:
 
     steps: int = 0
     episodes: int = 0
+    compiled_from: int | None = None
 
     def watch(self, section):
         """Measure nothing."""
@@ -218,3 +222,15 @@ def test_the_variance_ratio_is_that_of_the_means():
         agent.steps += 10
         log(agent, UpdateInfo(agent.steps, 1, (), {"estimate/variance": variance, "estimate/variance_a2c": plain}))
     assert rows.rows[0]["estimate/variance_ratio"] == pytest.approx(0.5)
+
+
+def test_the_record_tells_since_when_code_was_compiled(tmp_path, monkeypatch):
+    folder, agent = RunFolder(tmp_path), Counter()
+    write_json(folder.config, {"agent": {}, "compiled_from": None})
+    look = note_compiled(folder, agent)
+    for compiled_from in (None, 3, None):
+        agent.compiled_from = compiled_from
+        updates(agent, [look], 2)
+        assert read_record(folder) == {"agent": {}, "compiled_from": compiled_from}
+    monkeypatch.setattr("relax_rl.runs.callbacks.note", lambda *_, **__: pytest.fail("nothing has changed"))
+    updates(agent, [look], 2)

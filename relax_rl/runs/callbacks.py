@@ -20,6 +20,7 @@ from relax_rl.runs.agent import AgentRun
 from relax_rl.runs.checkpoints import CheckpointFolder, Trainable
 from relax_rl.runs.displays import Display
 from relax_rl.runs.evaluation import Scores
+from relax_rl.runs.folder import RunFolder, note
 from relax_rl.runs.interruption import Interruption
 from relax_rl.runs.loggers import Logger, mean_metrics
 
@@ -35,6 +36,7 @@ __all__ = [
     "count_episodes",
     "interrupted_by",
     "log_episodes",
+    "note_compiled",
     "show_progress",
     "stop_at_return",
     "stop_when_interrupted",
@@ -97,6 +99,19 @@ def show_progress(run: AgentRun, display: Display) -> Callback:
         display.update(info.steps, mean)
 
     return show
+
+
+def note_compiled(folder: RunFolder, agent: ActorCritic) -> Callback:
+    """Keeps in `config.json` from which update on gradients came from compiled code: equal records give equal bits."""
+    noted = agent.compiled_from
+
+    def look(agent: ActorCritic, info: UpdateInfo) -> None:
+        nonlocal noted
+        if agent.compiled_from != noted:
+            noted = agent.compiled_from
+            note(folder, compiled_from=noted)
+
+    return look
 
 
 def stop_at_return(run: AgentRun, target: float) -> Callback:

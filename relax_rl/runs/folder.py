@@ -22,6 +22,7 @@ __all__ = [
     "PACKAGES",
     "RunFolder",
     "default_run_dir",
+    "note",
     "now",
     "read_config",
     "read_record",
@@ -152,6 +153,16 @@ def write_config(
     """
     settings = to_json(config) if section is None else {section: to_json(config)}
     write_json(folder.config, {**settings, "versions": versions(packages), **extra})
+
+
+def note(folder: RunFolder, **entries: Any) -> None:
+    """Add entries to `config.json`, or replace them.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        RelaxRLError: it cannot be written.
+    """
+    write_json(folder.config, {**read_record(folder), **entries})
 
 
 def read_record(folder: RunFolder) -> dict[str, Any]:

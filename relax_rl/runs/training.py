@@ -17,6 +17,7 @@ from relax_rl.runs.callbacks import (
     at_most_every,
     count_episodes,
     log_episodes,
+    note_compiled,
     show_progress,
     stop_at_return,
     stop_when_interrupted,
@@ -167,7 +168,8 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
     default = default_run_dir(config.env.env, estimator, f"s{config.run.seed}")
     if not is_own(config.run.estimator):
         opening = replace(opening, config=with_settings(config, {"estimator": estimator}))
-    session = opening.start(default, steps=steps, command=command, keep=config.run.keep_checkpoints)
+    keep, extra = config.run.keep_checkpoints, {"compiled_from": agent.compiled_from}
+    session = opening.start(default, steps=steps, command=command, keep=keep, extra=extra)
     agent.join(workers)
     return _Training(session, run, envs, process)
 
@@ -205,6 +207,7 @@ class _Training:
         standing: list[Callable[..., bool | None]] = [count_episodes(run), show_progress(run, process.display), log]
         if session.first:
             standing.append(log_episodes(self._table(session.folder.episodes, EPISODE_COLUMNS)))
+            standing.append(note_compiled(session.folder, agent))
         if settings.eval_interval and session.first:
             standing.append(self._evaluation(rows))
         standing += [save, stop_when_interrupted(process.interruption, process.display)]

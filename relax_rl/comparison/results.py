@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from relax_rl.comparison.statistics import (
-    Estimate,
+    Interval,
     bootstrap,
     improvement,
     iqm,
@@ -270,8 +270,8 @@ def _improvements(tables: Sequence[Mapping[str, Sequence[float]]]) -> list[dict[
     ]
 
 
-def _plain(estimate: Estimate) -> Estimate:
-    return Estimate(float(estimate.value), float(estimate.low), float(estimate.high))
+def _plain(interval: Interval) -> Interval:
+    return Interval(float(interval.value), float(interval.low), float(interval.high))
 
 
 def _rounded(values: np.ndarray) -> list[float]:

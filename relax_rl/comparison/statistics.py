@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 __all__ = [
-    "Estimate",
+    "Interval",
     "bootstrap",
     "improvement",
     "improvement_matrix",
@@ -31,7 +31,7 @@ _TAILS = (0.025, 0.975)
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Interval:
     """A number (or an array of them) and its bootstrap interval of 95%."""
 
     value: Any
@@ -60,7 +60,7 @@ def median(times: np.ndarray, axis: int = 0) -> np.ndarray:
 
 def bootstrap(
     statistic: Callable[..., np.ndarray], scores: np.ndarray, *, seed: int = 0, draws: int = DRAWS
-) -> Estimate:
+) -> Interval:
     """A statistic of runs with its interval.
 
     Args:
@@ -73,7 +73,7 @@ def bootstrap(
     found = statistic(scores[rows], axis=1)
     # Without interpolation, which infinity would turn into NaN.
     low, high = np.quantile(found, _TAILS, axis=0, method="inverted_cdf")
-    return Estimate(statistic(scores, axis=0), low, high)
+    return Interval(statistic(scores, axis=0), low, high)
 
 
 def improvement_matrix(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
@@ -82,7 +82,7 @@ def improvement_matrix(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
     return np.where(left == right, 0.5, left > right)
 
 
-def improvement(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], *, seed: int = 0) -> Estimate:
+def improvement(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], *, seed: int = 0) -> Interval:
     """P(X > Y) with its interval, averaged over environments with equal weight.
 
     That is for a run of X and a run of Y drawn at random, ties counting half: Mann-Whitney's U over its maximum.
@@ -100,10 +100,10 @@ def improvement(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], *, see
         value += float(better.mean()) / len(pairs)
         found += np.einsum("dn,nm,dm->d", counts_x, better, counts_y) / (n * m * len(pairs))
     low, high = np.quantile(found, _TAILS)
-    return Estimate(value, float(low), float(high))
+    return Interval(value, float(low), float(high))
 
 
-def performance_profile(scores: Sequence[float], thresholds: np.ndarray, *, seed: int = 0) -> Estimate:
+def performance_profile(scores: Sequence[float], thresholds: np.ndarray, *, seed: int = 0) -> Interval:
     """Share of runs with a score above each of `[K]` thresholds, with pointwise intervals."""
     above = np.asarray(scores, dtype=np.float64)[:, None] > np.asarray(thresholds)[None, :]
     return bootstrap(np.mean, above.astype(np.float64), seed=seed)

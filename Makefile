@@ -25,6 +25,7 @@ lint: $(VENV)/.installed-test
 # Speeds beside the peers', in turns; the machine must be otherwise idle.
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.whole_runs
 
 docs-tables: $(VENV)/.installed
 	$(BIN)/python docs/update_tables.py

@@ -180,12 +180,15 @@ def test_gradients_are_slopes_of_scalars(case: str, later: bool) -> None:
 def test_policy_and_value_are_clipped_by_their_common_norm(max_grad_norm: float) -> None:
     agent = agent_for("relax")
     objective = Objective(agent.estimator, ("policy", "value", "surrogate"))
-    plain = flattened(gradients(agent.networks, full_batch(agent), objective), agent.learner.flat)
-    found = finished(plain, replace(objective, max_grad_norm=max_grad_norm))
+    batch = full_batch(agent)
+    plain, clipped, free = (
+        flattened(gradients(agent.networks, batch, objective), agent.learner.flat) for _ in range(3)
+    )
+    found = finished(clipped, replace(objective, max_grad_norm=max_grad_norm))
     whole, kept = (torch.cat([each.of["policy"], each.of["value"]]) for each in (plain, found))
     assert float(found.metrics["policy/grad_norm"]) == pytest.approx(float(whole.norm()))
     torch.testing.assert_close(kept, whole * min(1.0, max_grad_norm / float(whole.norm())))
-    assert torch.equal(found.of["surrogate"], finished(plain, objective).of["surrogate"])
+    assert torch.equal(found.of["surrogate"], finished(free, objective).of["surrogate"])
 
 
 @pytest.mark.parametrize("later", [False, True])

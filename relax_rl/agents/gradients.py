@@ -128,13 +128,16 @@ def gradients(
     return Gradients(of, sums, metrics)
 
 
-def flattened(found: Gradients, flat: Mapping[str, FlatParameters]) -> Gradients:
-    """The same with the gradients of each network as one tensor."""
-    return Gradients({name: flat[name].flatten(x) for name, x in found.of.items()}, found.sums, found.metrics)
+def flattened(
+    found: Gradients, flat: Mapping[str, FlatParameters], out: Mapping[str, Tensor] | None = None
+) -> Gradients:
+    """The same with the gradients of each network as one tensor, written to `out` if that is given."""
+    of = {name: flat[name].flatten(x, None if out is None else out[name]) for name, x in found.of.items()}
+    return Gradients(of, found.sums, found.metrics)
 
 
 def finished(found: Gradients, objective: Objective) -> Gradients:
-    """Flat gradients, averaged over the workers, as optimisers take them: those of policy and value function clipped by their common norm.
+    """Flat gradients, averaged over the workers, as optimisers take them: those of policy and value function clipped by their common norm, in place.
 
     The surrogate's variance counts relative to that of the plain gradient on the same rows, a factor that phi does not
     enter: advantages vary by orders of magnitude from batch to batch, and a single failure would otherwise drown a
@@ -144,7 +147,7 @@ def finished(found: Gradients, objective: Objective) -> Gradients:
     if "policy" in of:
         norm = torch.hypot(torch.linalg.vector_norm(of["policy"]), torch.linalg.vector_norm(of["value"]))
         kept = clip_scale(norm, objective.max_grad_norm)
-        of |= {"policy": of["policy"] * kept, "value": of["value"] * kept}
+        of |= {"policy": of["policy"].mul_(kept), "value": of["value"].mul_(kept)}
         metrics["policy/grad_norm"] = norm
     if "surrogate" in of:
         unit = found.sums["plain"] + _SMALLEST_VARIANCE * found.sums["rows"]

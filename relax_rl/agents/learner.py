@@ -64,6 +64,8 @@ class Learner:
         self.watch: Watch = unwatched
         self.compiled: CompiledGradients | None = None
         self.flat = {name: FlatParameters(part.parameters()) for name, part in networks.parts().items()}
+        # Memory of their own: what is allocated anew for a large network is fetched from the system at every step.
+        self._flat_gradients = {name: torch.empty_like(flat.data) for name, flat in self.flat.items()}
         rates = {"policy": config.policy_lr, "value": config.value_lr, "surrogate": config.surrogate_lr}
         kinds = {"surrogate": Adam}
         self.optimizers: dict[str, Optimizer] = {
@@ -238,7 +240,8 @@ class Learner:
             except CompilationError as error:
                 warn_or_raise(error, self.config.compile)
                 self.compiled = None
-        found = flattened(gradients(self.networks, batch, objective, known=known, watch=self.watch), self.flat)
+        found = gradients(self.networks, batch, objective, known=known, watch=self.watch)
+        found = flattened(found, self.flat, self._flat_gradients)
         if self.workers.count > 1:
             self.watch("communication")
             self.workers.average_(*found.of.values(), *found.sums.values())

@@ -32,12 +32,13 @@ class FlatParameters:
             view.copy_(parameter.detach())
             parameter.data = view
 
-    def flatten(self, gradients: Sequence[Tensor]) -> Tensor:
-        """One gradient a parameter as one tensor, laid out like `data`."""
-        laid_out = zip(gradients, self._orders, strict=True)
-        flat: Tensor = torch._C._nn.flatten_dense_tensors(
-            [x if order is None else x.permute(order) for x, order in laid_out]
-        )
+    def flatten(self, gradients: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+        """One gradient a parameter as one tensor, laid out like `data`; written to `out` if that is given."""
+        pieces = zip(gradients, self._orders, strict=True)
+        laid_out = [x if order is None else x.permute(order) for x, order in pieces]
+        if out is not None:
+            return torch.cat([x.reshape(-1) for x in laid_out], out=out)
+        flat: Tensor = torch._C._nn.flatten_dense_tensors(laid_out)
         return flat
 
     def unflatten(self, data: Tensor) -> list[Tensor]:

@@ -97,10 +97,11 @@ class PolicyOfRows(nn.Module):
 
     def __init__(self, policy: Policy, params: Tensor) -> None:
         super().__init__()
-        self.torso, self.distribution, self.params = None, policy.distribution, nn.Parameter(params.detach().clone())
+        self.torso, self.distribution = nn.Identity(), policy.distribution
+        self.rows = nn.Parameter(params.detach().clone())
 
-    def forward(self, obs: Tensor) -> Tensor:
-        return self.params
+    def params(self, features: Tensor) -> Tensor:
+        return self.rows
 
 
 def applied(agent: ActorCritic, batch: Batch, params: Tensor | None = None, **objective: Any) -> Tensor:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from relax_rl.critics import MLPSurrogate, mlp_surrogate
+from relax_rl.critics import MLPSurrogate
+from relax_rl.critics import surrogate as surrogate_module
 from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical, TanhGaussian
 from relax_rl.estimators import dlax, lax, marginal, policy_gradient_loss, relax
 
@@ -91,7 +92,7 @@ class Case:
 def test_value_slope_and_gradient_are_those_of_the_graph(
     kind: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mlp_surrogate, "_BLOCK", block)
+    monkeypatch.setattr(surrogate_module, "_BLOCK", block)
     case = Case(kind)
     dist, generator = case.dist(), seeded(2)
     z = dist.relax(torch.stack([dist.sample_noise(generator) for _ in range(3)])).detach().requires_grad_()

@@ -11,51 +11,10 @@ from pathlib import Path
 import pytest
 
 import relax_rl
+from tests.house import DOCUMENT, FLOOR, MODULES, PACKAGE, ROOT, imports, observation_way, room, rooms_drawn, way_drawn
 
-ROOT = Path(relax_rl.__file__).parent.parent
-PACKAGE = ROOT / "relax_rl"
-
-# Floors of the house, lowest first: a room imports only what stands below it, or beside it in the same place.
-FLOORS = (
-    "distributions",
-    "estimators",
-    "errors settings",
-    "compute",
-    "networks",
-    "critics",
-    "backends",
-    "envs",
-    "agents",
-    "runs",
-    "variance",
-    "experiments",
-    "comparison",
-    "commands",
-    "cli",
-    "__main__ __init__",
-)
-FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
-MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in sorted(PACKAGE.rglob("*.py"))
-}
-
-
-def room(module: str) -> str:
-    """The module, or the folder, directly under the package."""
-    return module.split(".")[1] if "." in module else "__init__"
-
-
-def imports(path: Path) -> set[str]:
-    """Modules of the package that a file imports, wherever in it, and for its type hints too."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "relax_rl":
-            names = [f"{node.module}.{alias.name}" for alias in node.names if alias.name != "__version__"]
-            found |= {name if name in MODULES else str(node.module) for name in names}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name in MODULES}
-    return found
+MOST_FILES = 12
+"""That are handed an observation on its way from the environments to the optimisers."""
 
 
 def test_no_import_runs_upward() -> None:
@@ -75,6 +34,32 @@ def test_no_imports_form_a_ring() -> None:
 def test_few_rooms_stand_side_by_side() -> None:
     rooms = {path.name for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert len(rooms - {"__init__.py", "__main__.py"}) <= 16
+
+
+def test_files_and_functions_are_short() -> None:
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") <= 351, f"{path} has {text.count(chr(10))} lines"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                start = (
+                    node.body[1 if ast.get_docstring(node) is not None else 0].lineno
+                    if len(node.body) > 1
+                    else node.lineno
+                )
+                length = (node.end_lineno or 0) - start + 1
+                assert length <= 60, f"{path}: {node.name} has {length} lines"
+
+
+def test_an_observation_goes_one_way() -> None:
+    way = observation_way()
+    assert way[0] == "envs.py" and way[-1] == "compute/optimizers.py"
+    assert len(way) <= MOST_FILES, way
+
+
+def test_the_drawings_of_the_house_are_those_of_the_code() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert rooms_drawn() in text and way_drawn() in text, "run python -m tests.house"
 
 
 def test_the_core_knows_no_network_and_no_environment() -> None:

@@ -250,7 +250,9 @@ class ActorCritic(SavedActor):
         recalled = self._acted[1].recalled() if self._acted is not None and self._acted[0] is rollout else None
         obs = rollout.obs.flatten(0, 1)
         seen = torch.cat([obs, rollout.final_obs]) if len(rollout.final_obs) else obs
-        seen, rows = self.normalized(seen.to(self.device)), rollout.num_steps * rollout.num_envs
+        seen, rows = seen.to(self.device), rollout.num_steps * rollout.num_envs
+        if self.obs_normalizer is not None:
+            seen = self.obs_normalizer(seen)
         forward: Callable[..., Outputs] = networks if self.learner.compiled is None else networks.without_graph
         acted = forward(seen, rows, recalled)
         shard = shard_of_rollout(self.workers, rollout.num_steps, rollout.num_envs, self.device)

@@ -76,9 +76,9 @@ class Networks(nn.Module):
             torso_features: `[B, F]` of the policy's torso on the first B, if they are known, with their graph.
         """
         rows = len(obs) if rows is None else rows
-        if not self.shared_torso:
-            return Outputs(self.policy(obs[:rows]), self.value(obs), obs[:rows])
         features = self.policy.torso(obs[:rows]) if torso_features is None else torso_features
+        if not self.shared_torso:
+            return Outputs(self.policy.params(features), self.value.value(self.value.torso(obs)), obs[:rows])
         value = self.value.value(features)
         if len(obs) > rows:
             with torch.no_grad():  # the observations that only bootstrap take no part in the backward pass

@@ -14,9 +14,9 @@ from relax_rl.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Checkpoint", "CheckpointFolder", "Trainable", "newest_first", "remove_all_but"]
+__all__ = ["Checkpoint", "CheckpointFolder", "Trainable", "newest_first", "remove_all_but", "step_of"]
 
-_NAME = re.compile(r"step_(\d+)\.safetensors")
+_NAME = re.compile(r"step_(\d+)\.(safetensors|zip)")  # a peer's are archives
 
 
 class Trainable(Protocol):
@@ -62,14 +62,20 @@ class Checkpoint:
         return cls(*load_state(path), path)
 
 
+def step_of(path: Path) -> int | None:
+    """The step in a checkpoint's name; None for what is no checkpoint."""
+    found = _NAME.fullmatch(path.name)
+    return None if found is None else int(found[1])
+
+
 def newest_first(folder: Path) -> list[Path]:
     """The checkpoints in a folder by step, whether they can be read or not; none where there is no such folder."""
     try:
         entries = list(folder.iterdir())
     except OSError:
         return []
-    named = [(match, entry) for entry in entries if (match := _NAME.fullmatch(entry.name))]
-    return [entry for _, entry in sorted(named, key=lambda pair: int(pair[0][1]), reverse=True)]
+    named = [(step, entry) for entry in entries if (step := step_of(entry)) is not None]
+    return [entry for _, entry in sorted(named, reverse=True)]
 
 
 def remove_all_but(folder: Path, keep: int) -> None:

@@ -128,15 +128,18 @@ class Setting:
         return self.default is MISSING
 
 
-@cache
-def settings_of(kind: Any) -> dict[str, Setting]:
-    """Every setting of a dataclass by name, those of its sections included."""
-    hints, found = get_type_hints(kind), {}
+def _find_settings(kind: Any) -> dict[str, Setting]:
+    hints = get_type_hints(kind)
+    found: dict[str, Setting] = {}
     for f in fields(kind):
         of = hints[f.name]
         own = {f.name: Setting(f.name, of, f.default, f.metadata.get(_RULE, Rule()), kind)}
         found |= settings_of(of) if is_dataclass(of) else own
     return found
+
+
+settings_of: Callable[[Any], Mapping[str, Setting]] = cache(_find_settings)
+"""Every setting of a dataclass by name, those of its sections included."""
 
 
 def check(config: Any) -> None:

@@ -22,7 +22,7 @@ __all__ = ["compare_command", "run_comparison"]
 
 def compare_command(args: Sequence[str], prog: str) -> int:
     """`compare`: read the options, train everything, say what came of it; returns the exit code."""
-    config = _config(list(args), prog)
+    config = _config(args, prog)
     with interruptible() as interruption:
         folder, result = run_comparison(config, command=f"{prog} {shlex.join(args)}", interruption=interruption)
     if result is None:
@@ -94,18 +94,19 @@ def run_comparison(
         return folder.path, session.run(pool, progress, Interruption() if interruption is None else interruption)
 
 
-def _config(args: list[str], prog: str) -> CompareConfig:
+def _config(args: Sequence[str], prog: str) -> CompareConfig:
     """The options; those of a comparison that is gone on with are the defaults of the ones that are not given."""
-    description = "Compare estimators, and other libraries, over environments and seeds."
-    given = parse(CompareConfig, args, prog=prog, description=description)
-    if given.resume is None:
-        return given
-    saved = read_settings(Path(given.resume) / "settings.json")
-    # The folder may have been moved since.
-    default = replace(saved, resume=given.resume, run_dir=given.resume, quiet=False)
-    config = parse(CompareConfig, args, default=default, prog=prog, description=description)
-    if config.run_dir is not None and Path(config.run_dir).resolve() != Path(given.resume).resolve():
-        raise SettingsError(f"run_dir is {config.run_dir!r}, but a comparison stays in its folder, {given.resume!r}")
+
+    def base(given: CompareConfig) -> CompareConfig:
+        if given.resume is None:
+            return CompareConfig()
+        # The folder may have been moved since.
+        saved = read_settings(Path(given.resume) / "settings.json")
+        return replace(saved, resume=given.resume, run_dir=given.resume, quiet=False)
+
+    config = parse(CompareConfig, args, base=base, prog=prog)
+    if config.resume and config.run_dir and Path(config.run_dir).resolve() != Path(config.resume).resolve():
+        raise SettingsError(f"run_dir is {config.run_dir!r}, but a comparison stays in its folder, {config.resume!r}")
     return config
 
 

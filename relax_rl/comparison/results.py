@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from relax_rl.comparison.statistics import (
-    Interval,
     bootstrap,
     improvement,
     iqm,
@@ -208,7 +207,7 @@ def _contestant(
         ],
         "curve": {"steps": steps.tolist(), **_curve(np.array([run.at_steps(steps) for run in runs]))},
         "wall_curve": {"seconds": seconds.tolist(), **_curve(np.array([run.at_seconds(seconds) for run in runs]))},
-        "final": asdict(_plain(bootstrap(iqm, np.array([run.final for run in runs])))),
+        "final": asdict(bootstrap(iqm, np.array([run.final for run in runs]))),
         "steps_per_second": float(np.median([run.speed for run in runs])),
         "solved": None,
     }
@@ -230,7 +229,7 @@ def _solving(runs: Sequence[RunResult], threshold: float) -> dict[str, Any]:
         times = [getattr(solved, unit) for solved in found]
         at, share = solved_fraction(times)
         entry[unit] = {
-            "median": asdict(_plain(bootstrap(median, np.array(times)))),
+            "median": asdict(bootstrap(median, np.array(times))),
             "fraction": {"at": [*at, max(max(last), at[-1])], "solved": [*share, share[-1]]},
         }
     return entry
@@ -268,10 +267,6 @@ def _improvements(tables: Sequence[Mapping[str, Sequence[float]]]) -> list[dict[
         for place, x in enumerate(labels)
         for y in labels[place + 1 :]
     ]
-
-
-def _plain(interval: Interval) -> Interval:
-    return Interval(float(interval.value), float(interval.low), float(interval.high))
 
 
 def _rounded(values: np.ndarray) -> list[float]:

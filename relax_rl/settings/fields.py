@@ -159,14 +159,14 @@ def check(config: Any) -> None:
 
 
 def from_text(kind: Any, text: str) -> Any:
-    """The value of a type that a text stands for, such as `1e-3`, `true`, `64x64` or `none`.
+    """The value of a type that a text stands for, such as `1e-3`, `true`, `64x64` or `None`.
 
     Raises:
         ValueError: it stands for none; the message says what is expected.
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        if NoneType in inner and text.lower() == "none":
+        if NoneType in inner and text == "None":
             return None
         return from_text(next(part for part in inner if part is not NoneType), text)
     if origin is Literal and text not in inner:

@@ -31,7 +31,7 @@ def parse(
     args: Sequence[str],
     *,
     prog: str,
-    description: str,
+    description: str | None = None,
     default: T | None = None,
     base: Callable[[T], T] | None = None,
 ) -> T:
@@ -45,7 +45,7 @@ def parse(
         kind: the dataclass.
         args: what stands behind the command.
         prog: the command, for the help.
-        description: the first line of the help.
+        description: the first line of the help (else the docstring of `kind`).
         default: values of the options that are not given (else those of the definition).
         base: from what is given over `default` (which run or preset it is about, say) to the values to put it over.
 
@@ -72,11 +72,15 @@ def parse(
 
 
 def _parser(
-    kind: type, options: Mapping[str, Setting], prog: str, description: str, shown: Mapping[str, Any] | None = None
+    kind: type,
+    options: Mapping[str, Setting],
+    prog: str,
+    description: str | None,
+    shown: Mapping[str, Any] | None = None,
 ) -> _Parser:
     """A parser of these options, with their help if it is given what to show as their defaults."""
     usage = " ".join([prog, "[-h] [OPTIONS]", *(name.upper() for name, option in options.items() if option.required)])
-    parser = _Parser(prog=prog, description=description, usage=usage, allow_abbrev=False)
+    parser = _Parser(prog=prog, description=description or kind.__doc__, usage=usage, allow_abbrev=False)
     sections: dict[type, Any] = {kind: parser}
     for name, option in options.items():
         if option.section not in sections:

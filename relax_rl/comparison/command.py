@@ -70,10 +70,7 @@ def run_comparison(
     environments, spaces = make_environments(config)
     check_contestants(contestants, environments, spaces)
     folder = Folder(Path(config.resume or config.run_dir or default_run_dir("compare")))
-    if config.resume is None:
-        folder.create()
-    else:
-        folder.complete()
+    folder.create(resumed=config.resume is not None)
     with ExitStack() as stack:
         held = stack.enter_context(folder.locked())
         cluster = None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relax_rl.comparison.report import solved_by_any
-from relax_rl.runs.plotting import count_in_thousands, make_figure, write_figure
+from relax_rl.runs.plotting import count_in_thousands, make_figure, name_rows, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -156,8 +156,8 @@ def plot_scores(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
         profile.fill_between(
             grid, line["low"], line["high"], step="post", color=style[label]["color"], alpha=0.15, linewidth=0
         )
-    _name_rows(scores, list(contestants))
-    _name_rows(speed, list(contestants), named=False)
+    name_rows(scores, contestants)
+    name_rows(speed, contestants, named=False)
     scores.set_xlabel("mean return of the last 100 episodes (dashed: threshold)")
     for axes, most in ((scores, 5), (profile, 4)):  # more labels than that run into each other
         axes.locator_params(axis="x", nbins=most)
@@ -184,7 +184,7 @@ def plot_improvement(path: Path, title: str, pairs: Sequence[Mapping[str, Any]])
         _interval(axes, place, pair, "#3b75af" if certain else "0.45")
     axes.axvline(0.5, color="0.4", linestyle="--", linewidth=1, zorder=0)
     axes.set_xlim(-0.03, 1.03)
-    _name_rows(axes, [f"{pair['x']} > {pair['y']}" for pair in pairs])
+    name_rows(axes, [f"{pair['x']} > {pair['y']}" for pair in pairs])
     axes.set_xlabel("P(X > Y): a run of X ends with a higher score than one of Y")
     _title(figure, title, "probability of improvement with its 95% bootstrap interval, blue where 1/2 lies outside")
     write_figure(path, figure)
@@ -210,7 +210,7 @@ def plot_variance(path: Path, env: str, stages: Mapping[str, Mapping[str, Any]])
         for place, name in enumerate(names):
             _ratio(axes, place, ratios[stage][name], high)
         _plain_log_ticks(axes, low, high)
-        _name_rows(axes, names, named=axes is panels[0])
+        name_rows(axes, names, named=axes is panels[0])
         axes.set_title(f"{stage}, after {found['step']:,} steps", fontsize="medium")
     figure.supxlabel("variance of an update's gradient, times A2C's", fontsize="medium")
     _title(figure, env, f"at frozen parameters of {next(iter(stages.values()))['estimator']}; bars: 95% interval")
@@ -254,12 +254,6 @@ def _dots(axes: Axes, place: int, values: Sequence[float], colour: str) -> None:
     count = len(values)
     heights = [place + 0.22 + (0.12 * (k / max(1, count - 1) - 0.5) if count > 1 else 0.0) for k in range(count)]
     axes.plot(values, heights, "o", color=colour, markersize=3.5, alpha=0.7, markeredgewidth=0)
-
-
-def _name_rows(axes: Axes, rows: Sequence[str], *, named: bool = True) -> None:
-    axes.set_yticks(range(len(rows)), list(rows) if named else [""] * len(rows))
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.grid(axis="x", alpha=0.25)
 
 
 def _runs(contestants: Mapping[str, Any]) -> str:

@@ -88,26 +88,21 @@ class Folder:
         """A figure of one environment."""
         return self.path / "figures" / f"{safe_name(env)}-{what}.png"
 
-    def create(self) -> None:
-        """Make the folders.
+    def create(self, *, resumed: bool = False) -> None:
+        """Make the folders that are not there, or no longer.
+
+        Args:
+            resumed: whether there is a comparison to go on with.
 
         Raises:
-            SettingsError: there is a comparison already.
+            SettingsError: there is one already that is not to be gone on with.
             RelaxRLError: they cannot be made.
         """
-        if self.settings.exists():
+        if self.settings.exists() and not resumed:
             raise SettingsError(
                 f"{self.path} already holds a comparison; go on with it by --resume {self.path} or choose another "
                 "--run-dir"
             )
-        self.complete()
-
-    def complete(self) -> None:
-        """Make the folders that are not there, or no longer.
-
-        Raises:
-            RelaxRLError: they cannot be made.
-        """
         with writing(self.path):
             for name in FOLDERS:
                 (self.path / name).mkdir(parents=True, exist_ok=True)

@@ -176,11 +176,7 @@ def aggregate(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | No
 
 def read_variances(paths: Mapping[str, Path]) -> dict[str, Any]:
     """The measurements at frozen agents that there are, by stage."""
-    found = {}
-    for stage, path in paths.items():
-        if path.exists():
-            found[stage] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return {stage: json.loads(path.read_text(encoding="utf-8")) for stage, path in paths.items() if path.exists()}
 
 
 def _contestant(

@@ -25,6 +25,7 @@ __all__ = [
     "note",
     "now",
     "read_config",
+    "read_object",
     "read_record",
     "read_settings",
     "refuse_used",
@@ -173,16 +174,25 @@ def read_record(folder: RunFolder) -> dict[str, Any]:
     """
     if not folder.path.is_dir():
         raise CheckpointError(f"run {folder.path} does not exist")
+    return read_object(folder.config, "run")
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object in a file without which its folder holds no run, or no other thing that `what` names.
+
+    Raises:
+        CheckpointError: there is no such file, or it cannot be read.
+    """
     try:
-        record = json.loads(folder.config.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder.path} holds no run: it has no {folder.config.name}") from None
+        raise CheckpointError(f"{path.parent} holds no {what}: it has no {path.name}") from None
     except OSError as error:
-        raise CheckpointError(f"{folder.config} cannot be read: {error.strerror or error}") from None
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError):
-        raise CheckpointError(f"{folder.config} is damaged: it is not JSON") from None
+        raise CheckpointError(f"{path} is damaged: it is not JSON") from None
     if not isinstance(record, dict):
-        raise CheckpointError(f"{folder.config} is damaged: it is not a JSON object")
+        raise CheckpointError(f"{path} is damaged: it is not a JSON object")
     return record
 
 

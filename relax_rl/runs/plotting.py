@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Curve", "count_in_thousands", "make_figure", "plot_curves", "png", "write_figure"]
+__all__ = ["Curve", "count_in_thousands", "make_figure", "name_rows", "plot_curves", "png", "write_figure"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,14 @@ def count_in_thousands(axes: Axes) -> None:
     from matplotlib.ticker import EngFormatter
 
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def name_rows(axes: Axes, rows: Iterable[str], *, named: bool = True) -> None:
+    """Have one thing stand at each whole number along y, from the top, with its name beside it if `named`."""
+    names = list(rows)
+    axes.set_yticks(range(len(names)), names if named else [""] * len(names))
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.25)
 
 
 def write_figure(path: Path, figure: Figure) -> None:

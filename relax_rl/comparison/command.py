@@ -58,7 +58,7 @@ def run_comparison(
     from relax_rl.comparison.session import Session
 
     if config.resume is not None:
-        check_resumable(read_settings(Folder(Path(config.resume)).settings), config)
+        check_resumable(read_settings(Folder(Path(config.resume)).config), config)
     contestants = read_contestants(config.estimators, config.peers, config.set)
     if config.peers:
         peers.check_installed()
@@ -78,7 +78,7 @@ def run_comparison(
             cluster = stack.enter_context(ray_cluster.RayCluster(config.ray_address, folder.path))
         workers = config.workers if cluster is None else config.num_workers or max(1, cluster.about["cpus"])
         settings = replace(config, resume=None, run_dir=str(folder.path))
-        commands = write_settings(folder.settings, settings, command)
+        commands = write_settings(folder.config, settings, command)
         progress = Progress(quiet=config.quiet, errors=None if cluster is None else cluster.errors)
         start = local(folder.path, held)
         if cluster is not None:

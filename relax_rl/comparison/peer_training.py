@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ale_py
 import gymnasium
@@ -33,7 +33,7 @@ from relax_rl.comparison.peers import ALGORITHMS, Peer, planned_steps, published
 from relax_rl.compute.serialization import write_bytes_atomic
 from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError
 from relax_rl.runs import RunFolder, read_record, write_config
-from relax_rl.runs.agent import RunCounters
+from relax_rl.runs.agent import AgentRun
 from relax_rl.runs.callbacks import Every, LogProgress
 from relax_rl.runs.checkpoints import newest_first, remove_all_but
 from relax_rl.runs.folder import note, now
@@ -146,17 +146,17 @@ def train_peer(config: PeerConfig) -> signal.Signals | None:
     return interruption.signal
 
 
-class _Run(BaseCallback, RunCounters):
+class _Run(BaseCallback):
     """Records rows, episodes, and checkpoints of the moments between two rollouts.
 
     Episodes are those of the Monitor inside every environment, so returns are raw whatever lies around it.
     """
 
     def __init__(self, config: PeerConfig, folder: RunFolder, interruption: Interruption) -> None:
-        BaseCallback.__init__(self)
-        RunCounters.__init__(self)
+        super().__init__()
         self.config, self.folder, self.interruption = config, folder, interruption
-        self.count = 0
+        self.episodes = 0
+        self.run = AgentRun(cast("Any", self))  # only what it counts is asked for
 
     @property
     def steps(self) -> int:
@@ -164,20 +164,15 @@ class _Run(BaseCallback, RunCounters):
         return int(self.model.num_timesteps)
 
     @property
-    def finished(self) -> int:
-        """Episodes so far, over all resumptions."""
-        return self.count
-
-    @property
     def returns(self) -> list[float]:
         """Of the last episodes."""
-        return [return_ for return_, _ in self.episodes]
+        return [return_ for return_, _ in self.run.episodes]
 
     def restore(self, model: Any, state: dict[str, Any]) -> None:
         """Counters, last episodes and running statistics as they were saved."""
         model.num_timesteps = state["step"]
-        self.episodes.extend(zip(state["returns"], state["lengths"], strict=True))
-        self.count, self.clock = state["episodes"], Clock(state["seconds"])
+        self.run.episodes.extend(zip(state["returns"], state["lengths"], strict=True))
+        self.episodes, self.run.clock = state["episodes"], Clock(state["seconds"])
         for name, values in state["normalization"].items():
             statistics = getattr(model.get_vec_normalize_env(), name)
             for part, value in values.items():
@@ -186,7 +181,7 @@ class _Run(BaseCallback, RunCounters):
     def _on_training_start(self) -> None:
         self.table = CsvLogger(self.folder.episodes, EPISODE_COLUMNS)
         self.rows = CsvLogger(self.folder.progress, PROGRESS_COLUMNS)
-        self.log = LogProgress(self, [self.rows], interval=self.config.log_interval)
+        self.log = LogProgress(self.run, [self.rows], interval=self.config.log_interval)
         self.save_due = Every(self.config.checkpoint_interval, self.steps)
 
     def _on_rollout_start(self) -> None:
@@ -197,12 +192,12 @@ class _Run(BaseCallback, RunCounters):
 
     def _on_step(self) -> bool:
         for episode in (info["episode"] for info in self.locals["infos"] if "episode" in info):
-            self.episodes.append((float(episode["r"]), int(episode["l"])))
-            self.count += 1
+            self.run.episodes.append((float(episode["r"]), int(episode["l"])))
+            self.episodes += 1
             self.table.log({"step": self.steps, "return": float(episode["r"]), "length": int(episode["l"])})
         if self.log.every.due(self.steps):
             self.log.write()
-        return not (self.reaches(self.config.stop_at_return) or self.interruption)
+        return not (self.run.reaches(self.config.stop_at_return) or self.interruption)
 
     def end(self) -> None:
         """Write the last row and the last checkpoint."""
@@ -215,9 +210,9 @@ class _Run(BaseCallback, RunCounters):
 
     def now(self) -> dict[str, Any]:
         """The run's counters and last episodes."""
-        lengths = [length for _, length in self.episodes]
-        episodes = {"episodes": self.count, "returns": self.returns, "lengths": lengths}
-        return {"step": self.steps, "seconds": self.clock.seconds, **episodes}
+        lengths = [length for _, length in self.run.episodes]
+        episodes = {"episodes": self.episodes, "returns": self.returns, "lengths": lengths}
+        return {"step": self.steps, "seconds": self.run.clock.seconds, **episodes}
 
     def save(self) -> None:
         """Write a checkpoint, and remove those that are no longer needed."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from relax_rl.errors import RelaxRLError, SettingsError
-from relax_rl.settings.presets import find_preset
+from relax_rl.settings.presets import is_atari
 
 __all__ = [
     "ALGORITHMS",
@@ -89,7 +89,7 @@ def read_published(path: Path = PUBLISHED) -> tuple[Peer, ...]:
 def published(env: str, algo: str) -> Peer:
     """The setting that is published for an environment; where there is none, the library's defaults, 8 environments."""
     env_id = env.rpartition(":")[2]
-    entry = "atari" if find_preset(env).name == "atari" else env_id
+    entry = "atari" if is_atari(env) else env_id
     for peer in read_published():
         if (peer.env, peer.algo) == (entry, algo):
             return replace(peer, env=env)

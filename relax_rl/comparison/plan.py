@@ -17,6 +17,7 @@ from relax_rl.comparison.process import lock
 from relax_rl.comparison.task import Task
 from relax_rl.compute.serialization import writing
 from relax_rl.errors import SettingsError
+from relax_rl.runs.folder import KeepingFolder, Within
 
 if TYPE_CHECKING:
     from relax_rl.settings.config import TrainConfig
@@ -32,7 +33,6 @@ __all__ = [
     "variance_reference",
 ]
 
-FOLDERS = ("runs", "logs", "variance", "figures")
 SNAPSHOTS = 30
 """Checkpoints of a run among which agents are frozen."""
 
@@ -57,20 +57,15 @@ class Environment:
 
 
 @dataclass(frozen=True)
-class Folder:
+class Folder(KeepingFolder):
     """Where the files of a comparison lie."""
 
-    path: Path
-
-    @property
-    def settings(self) -> Path:
-        """Options, versions and command, as JSON; a folder that has it holds a comparison."""
-        return self.path / "settings.json"
-
-    @property
-    def logs(self) -> Path:
-        """Folder of what runs printed."""
-        return self.path / "logs"
+    holds = "comparison"
+    folders = ("runs", "logs", "variance", "figures")
+    config = Within("settings.json")
+    """Options, versions and command, as JSON."""
+    logs = Within("logs")
+    """Folder of what runs printed."""
 
     def run(self, env: str, contestant: Contestant, seed: int) -> Path:
         """Folder of one run."""
@@ -87,25 +82,6 @@ class Folder:
     def figure(self, env: str, what: str) -> Path:
         """A figure of one environment."""
         return self.path / "figures" / f"{safe_name(env)}-{what}.png"
-
-    def create(self, *, resumed: bool = False) -> None:
-        """Make the folders that are not there, or no longer.
-
-        Args:
-            resumed: whether there is a comparison to go on with.
-
-        Raises:
-            SettingsError: there is one already that is not to be gone on with.
-            RelaxRLError: they cannot be made.
-        """
-        if self.settings.exists() and not resumed:
-            raise SettingsError(
-                f"{self.path} already holds a comparison; go on with it by --resume {self.path} or choose another "
-                "--run-dir"
-            )
-        with writing(self.path):
-            for name in FOLDERS:
-                (self.path / name).mkdir(parents=True, exist_ok=True)
 
     @contextmanager
     def locked(self) -> Iterator[int | None]:

@@ -16,11 +16,10 @@ from relax_rl.comparison.task import OUTCOME
 from relax_rl.compute.serialization import write_bytes_atomic, writing
 from relax_rl.runs import RunFolder, versions
 from relax_rl.runs.checkpoints import newest_first
+from relax_rl.runs.folder import PACKAGES
 
-__all__ = ["PACKAGES", "PREFIX", "NodeRun", "read_files", "write_files"]
+__all__ = ["PREFIX", "NodeRun", "read_files", "write_files"]
 
-PACKAGES = ("torch", "gymnasium", "numpy")
-"""What a run's numbers depend on."""
 PREFIX = "relax-rl-node-"
 """Of the names of folders on nodes."""
 

@@ -21,12 +21,11 @@ from relax_rl.comparison.statistics import (
 )
 from relax_rl.comparison.task import read_outcome
 from relax_rl.runs import RunFolder
+from relax_rl.runs.agent import WINDOW
 from relax_rl.runs.loggers import read_csv
 
 __all__ = ["POINTS", "RunResult", "Solved", "aggregate", "read_run", "read_variances", "summarise"]
 
-WINDOW = 100
-"""Episodes in every mean return."""
 POINTS = 200
 """Points of a summarised curve."""
 

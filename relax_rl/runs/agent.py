@@ -20,33 +20,31 @@ if TYPE_CHECKING:
     from relax_rl.agents.networks import NetworkFactory
     from relax_rl.envs import Episode
 
-__all__ = ["WINDOW", "AgentRun", "RunCounters", "load_agent"]
+__all__ = ["WINDOW", "AgentRun", "load_agent"]
 
 WINDOW = 100
 """Episodes that the reported mean return is taken over."""
 
 
-class RunCounters:
-    """What is told of a run while it learns: steps, episodes and time.
+class AgentRun:
+    """An agent, and what its run remembers beside it: the last episodes, the time it has taken, the best evaluation.
 
-    Attributes:
-        episodes: return and length of the last 100, oldest first.
-        clock: the time it has taken.
+    A checkpoint of it is a file that `ActorCritic.load` reads, with one more entry in its JSON.
+
+    Args:
+        agent: for counting, anything with `steps` and `episodes` will do.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, agent: ActorCritic) -> None:
+        self.agent = agent
         self.episodes: deque[tuple[float, int]] = deque(maxlen=WINDOW)
+        self.best_evaluation: float | None = None
         self.clock = Clock()
 
     @property
     def steps(self) -> int:
-        """Environment steps that have been learned from."""
-        raise NotImplementedError
-
-    @property
-    def finished(self) -> int:
-        """Episodes that have finished."""
-        raise NotImplementedError
+        """That the agent has learned from."""
+        return self.agent.steps
 
     @property
     def return_mean(self) -> float:
@@ -61,28 +59,6 @@ class RunCounters:
     def reaches(self, target: float | None) -> bool:
         """Whether 100 episodes have finished with at least this mean return; nothing reaches None."""
         return target is not None and len(self.episodes) == WINDOW and self.return_mean >= target
-
-
-class AgentRun(RunCounters):
-    """An agent, and what its run remembers beside it: the last episodes, the time it has taken, the best evaluation.
-
-    A checkpoint of it is a file that `ActorCritic.load` reads, with one more entry in its JSON.
-    """
-
-    def __init__(self, agent: ActorCritic) -> None:
-        super().__init__()
-        self.agent = agent
-        self.best_evaluation: float | None = None
-
-    @property
-    def steps(self) -> int:
-        """That the agent has learned from."""
-        return self.agent.steps
-
-    @property
-    def finished(self) -> int:
-        """Episodes that the agent has learned from."""
-        return self.agent.episodes
 
     def add(self, episodes: Iterable[Episode]) -> None:
         """Take in finished episodes, oldest first."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from relax_rl.compute.distributed import ALONE, Workers
 from relax_rl.errors import TrainingDiverged, WorkerLost
-from relax_rl.runs.agent import AgentRun, RunCounters
+from relax_rl.runs.agent import AgentRun
 from relax_rl.runs.checkpoints import CheckpointFolder, Trainable
 from relax_rl.runs.displays import Display
 from relax_rl.runs.evaluation import Scores
@@ -145,7 +145,7 @@ class LogProgress:
         every: when the next one is due.
     """
 
-    def __init__(self, run: RunCounters, loggers: Sequence[Logger], *, interval: int, workers: Workers = ALONE) -> None:
+    def __init__(self, run: AgentRun, loggers: Sequence[Logger], *, interval: int, workers: Workers = ALONE) -> None:
         self._run, self._loggers, self._workers = run, loggers, workers
         self.every = Every(interval, run.steps)
         self._history: list[Mapping[str, Any]] = []
@@ -168,7 +168,7 @@ class LogProgress:
             metrics["estimate/variance_ratio"] = metrics["estimate/variance"] / plain
         row = {
             "step": step,
-            "episodes": self._run.finished,
+            "episodes": self._run.agent.episodes,
             "return_mean": self._run.return_mean,
             "seconds": seconds,
             "steps_per_second": (step - self._step) / max(seconds - self._seconds, 1e-9),

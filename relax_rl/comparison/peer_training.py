@@ -29,7 +29,7 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from relax_rl.backends.actions import BinnedActions
-from relax_rl.comparison.peers import ALGORITHMS, Peer, planned_steps, published, with_bins, with_overrides
+from relax_rl.comparison.peers import ALGORITHMS, Peer, planned, with_overrides
 from relax_rl.compute.serialization import write_bytes_atomic
 from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError
 from relax_rl.runs import RunFolder, read_record, write_config
@@ -91,7 +91,7 @@ class PeerConfig:
             overrides = {name: json.loads(value) for name, _, value in (text.partition("=") for text in self.set)}
         except ValueError:
             raise SettingsError(f"set is {self.set!r}, expected name=value with values in JSON") from None
-        peer, steps = planned_steps(with_bins(published(self.env, self.algo), self.bins), self.total_steps)
+        peer, steps = planned(self.env, self.algo, self.bins, self.total_steps)
         return with_overrides(peer, overrides), steps
 
 

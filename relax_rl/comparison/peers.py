@@ -17,6 +17,7 @@ __all__ = [
     "ALGORITHMS",
     "Peer",
     "check_installed",
+    "planned",
     "planned_steps",
     "published",
     "read_published",
@@ -131,6 +132,11 @@ def planned_steps(peer: Peer, total_steps: int) -> tuple[Peer, int]:
     how = "its schedules fall to zero over these" if peer.linear else "no schedule depends on them"
     note = f"{steps:,} steps instead of {peer.total_steps:,} ({how})"
     return replace(peer, departure=_noted(peer, note)), steps
+
+
+def planned(env: str, algo: str, bins: int, total_steps: int) -> tuple[Peer, int]:
+    """The peer that a comparison trains on an environment, its actions cut into so many bins if any, and its steps."""
+    return planned_steps(with_bins(published(env, algo), bins), total_steps)
 
 
 def check_installed() -> None:

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.comparison.contestants import Contestant, safe_name
-from relax_rl.comparison.peers import planned_steps, published
+from relax_rl.comparison.peers import planned
 from relax_rl.comparison.process import lock
 from relax_rl.comparison.task import Task
 from relax_rl.compute.serialization import writing
@@ -173,7 +173,7 @@ def own_config(env: Environment, contestant: Contestant) -> TrainConfig:
     """
     from relax_rl.settings.presets import preset_config
 
-    settings = {**_bins(env), **contestant.settings}
+    settings = {"bins": env.bins, **contestant.settings}
     return preset_config(env.id, contestant.kind, preset=settings.pop("preset", "auto"), **settings)
 
 
@@ -206,12 +206,12 @@ def run_task(
     if contestant.peer:
         texts = tuple(f"{name}={json.dumps(value)}" for name, value in changes.items())
         ours: dict[str, Any] = {"bins": env.bins, "algo": contestant.kind, **given, **({"set": texts} if texts else {})}
-        steps = planned_steps(published(env.id, contestant.kind), steps)[1]
+        steps = planned(env.id, contestant.kind, env.bins, steps)[1]
         program: tuple[str, ...] = ("relax_rl.comparison.peer_training",)
         resume = (*program, f"--resume={folder}")
     else:
         # One thread for each of the runs side by side, unless asked for otherwise.
-        ours = {"threads": 1, "tensorboard": False, **_bins(env), **changes, "estimator": contestant.kind, **given}
+        ours = {"threads": 1, "tensorboard": False, "bins": env.bins, **changes, "estimator": contestant.kind, **given}
         every = {"checkpoint_interval": max(1, steps // SNAPSHOTS), "keep_checkpoints": 0} if snapshots else {}
         ours |= every
         program = ("relax_rl", "train", "--quiet")
@@ -239,10 +239,6 @@ def options(settings: Mapping[str, Any]) -> list[str]:
         else:
             found.append(f"{option}={value}")
     return found
-
-
-def _bins(env: Environment) -> dict[str, Any]:
-    return {"bins": env.bins} if env.bins else {}
 
 
 def _parse_env(name: str) -> tuple[str, int]:

@@ -1,21 +1,13 @@
-"""A command of this package as a process of this machine, and how far the run in its folder has got.
-
-The process is `python -m relax_rl.comparison.process MODULE ...`, which runs a module and does not outlive whoever started
-it. The end of standard input, which comes when its starter is gone in whatever way, is a SIGTERM: a run is saved, and the
-program leaves.
-"""
+"""A command of this package as a process of this machine, and how far the run in its folder has got."""
 
 from __future__ import annotations
 
 import csv
 import math
 import os
-import runpy
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,11 +15,9 @@ from typing import IO
 
 from relax_rl.runs import RunFolder
 
-__all__ = ["CommandProcess", "exit_reason", "last_line", "last_row", "lock", "main"]
+__all__ = ["CommandProcess", "exit_reason", "last_line", "last_row", "lock"]
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_PATIENCE = 120.0
-"""Seconds after which a program that was asked to leave is ended by force."""
 _TAIL = 1 << 14
 """Bytes at the end of a file among which its last line is looked for."""
 
@@ -47,7 +37,7 @@ class CommandProcess:
         self._progress = RunFolder(folder / run).progress
         with open(log, "ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "relax_rl.comparison.process", *command],
+                [sys.executable, "-m", "relax_rl.comparison.supervised", *command],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
@@ -135,23 +125,3 @@ def _environment() -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, **dict.fromkeys(_THREADS, "1"), "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def main(args: list[str]) -> None:
-    """Run the module that the first argument names, with the others as its own."""
-    threading.Thread(target=_leave_with_starter, daemon=True).start()
-    sys.argv = args
-    runpy.run_module(args[0], run_name="__main__", alter_sys=True)
-
-
-def _leave_with_starter() -> None:
-    # From the bare descriptor: a buffered reader's lock, held by this thread, would disturb leaving.
-    while os.read(0, 1 << 16):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_PATIENCE)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

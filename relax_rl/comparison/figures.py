@@ -41,7 +41,6 @@ _COLOURS = [
 ]
 _LINES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (8, 2, 2, 2)))
 
-
 _FEWEST_FOR_BANDS = 5
 """With fewer runs the intervals of a performance profile reach over almost everything."""
 _FAR = 20.0
@@ -104,9 +103,8 @@ def plot_curves(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
     left.set_xlabel("environment steps")
     right.set_xlabel(f"wall time of a run ({name})")
     left.set_ylabel("mean return of the last 100 episodes")
-    _title(figure, env, f"interquartile mean over {_runs(contestants)}, shaded: 95% bootstrap interval")
     _legend_below(figure, left)
-    write_figure(path, figure)
+    _finish(path, figure, env, f"interquartile mean over {_runs(contestants)}, shaded: 95% bootstrap interval")
 
 
 def plot_solved(path: Path, env: str, summary: Mapping[str, Any], style: Styles) -> None:
@@ -128,9 +126,8 @@ def plot_solved(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
         if unit != "seconds":
             count_in_thousands(axes)
     panels[0].set_ylabel("share of runs that have solved it")
-    _title(figure, env, f"solved: mean return of 100 episodes at {summary['threshold']:g}")
     _legend_below(figure, panels[0])
-    write_figure(path, figure)
+    _finish(path, figure, env, f"solved: mean return of 100 episodes at {summary['threshold']:g}")
 
 
 def plot_scores(path: Path, env: str, summary: Mapping[str, Any], style: Styles) -> None:
@@ -171,8 +168,7 @@ def plot_scores(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
     speed.set_title("speed: runs and median", fontsize="medium")
     speed.set_xlim(left=0)
     count_in_thousands(speed)
-    _title(figure, env, f"{summary['total_steps']:,} steps, {_runs(contestants)}")
-    write_figure(path, figure)
+    _finish(path, figure, env, f"{summary['total_steps']:,} steps, {_runs(contestants)}")
 
 
 def plot_improvement(path: Path, title: str, pairs: Sequence[Mapping[str, Any]]) -> None:
@@ -186,8 +182,9 @@ def plot_improvement(path: Path, title: str, pairs: Sequence[Mapping[str, Any]])
     axes.set_xlim(-0.03, 1.03)
     name_rows(axes, [f"{pair['x']} > {pair['y']}" for pair in pairs])
     axes.set_xlabel("P(X > Y): a run of X ends with a higher score than one of Y")
-    _title(figure, title, "probability of improvement with its 95% bootstrap interval, blue where 1/2 lies outside")
-    write_figure(path, figure)
+    _finish(
+        path, figure, title, "probability of improvement with its 95% bootstrap interval, blue where 1/2 lies outside"
+    )
 
 
 def plot_variance(path: Path, env: str, stages: Mapping[str, Mapping[str, Any]]) -> None:
@@ -213,8 +210,9 @@ def plot_variance(path: Path, env: str, stages: Mapping[str, Mapping[str, Any]])
         name_rows(axes, names, named=axes is panels[0])
         axes.set_title(f"{stage}, after {found['step']:,} steps", fontsize="medium")
     figure.supxlabel("variance of an update's gradient, times A2C's", fontsize="medium")
-    _title(figure, env, f"at frozen parameters of {next(iter(stages.values()))['estimator']}; bars: 95% interval")
-    write_figure(path, figure)
+    _finish(
+        path, figure, env, f"at frozen parameters of {next(iter(stages.values()))['estimator']}; bars: 95% interval"
+    )
 
 
 def _ratio(axes: Axes, place: int, ratio: Mapping[str, float], right: float) -> None:
@@ -263,8 +261,9 @@ def _runs(contestants: Mapping[str, Any]) -> str:
     return f"{told} runs" if high > 1 else "1 run"
 
 
-def _title(figure: Figure, title: str, below: str) -> None:
+def _finish(path: Path, figure: Figure, title: str, below: str) -> None:
     figure.suptitle(f"{title}\n{below}", fontsize="medium")
+    write_figure(path, figure)
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:

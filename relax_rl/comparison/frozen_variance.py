@@ -19,8 +19,6 @@ __all__ = ["STAGES", "choose_snapshots", "collect", "measurement"]
 
 STAGES = {"early": 0.25, "midway": 0.5, "late": 0.75}
 """Stages of learning, by the share of its way from the first to the best mean return that a run has made."""
-KEEP = 2
-"""Checkpoints that stay where all were kept, once agents have been frozen."""
 
 
 def measurement(config: CompareConfig, folder: Folder, env: str, stage: str, run: Path, checkpoint: Path) -> Task:
@@ -82,7 +80,7 @@ def choose_snapshots(folder: Path) -> dict[str, Path]:
             shutil.copy(path, fresh)
         shutil.rmtree(frozen, ignore_errors=True)
         fresh.rename(frozen)
-    remove_all_but(RunFolder(folder).checkpoints, KEEP)
+    remove_all_but(RunFolder(folder).checkpoints)
     return {stage: frozen / path.name for stage, path in chosen.items()}
 
 

@@ -45,8 +45,6 @@ from relax_rl.settings.options import parse
 
 __all__ = ["PeerConfig", "main", "train_peer"]
 
-KEEP = 2
-"""Checkpoints that are kept."""
 _STATE = "relax_rl.json"
 """Name of the run's state inside a checkpoint."""
 
@@ -221,7 +219,7 @@ class _Run(BaseCallback):
         with zipfile.ZipFile(buffer, "a") as archive:
             archive.writestr(_STATE, json.dumps({**self.state, "normalization": _normalization(self.model)}))
         write_bytes_atomic(self.folder.checkpoints / f"step_{self.state['step']:09d}.zip", buffer.getvalue())
-        remove_all_but(self.folder.checkpoints, KEEP)
+        remove_all_but(self.folder.checkpoints)
 
 
 def make_peer_envs(peer: Peer, seed: int, bins: int = 0) -> VecEnv:

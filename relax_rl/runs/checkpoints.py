@@ -14,8 +14,10 @@ from relax_rl.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Checkpoint", "CheckpointFolder", "Trainable", "newest_first", "remove_all_but", "step_of"]
+__all__ = ["KEEP", "Checkpoint", "CheckpointFolder", "Trainable", "newest_first", "remove_all_but", "step_of"]
 
+KEEP = 2
+"""Checkpoints that are kept unless more are asked for: two, so that a damaged last one does not cost the run."""
 _NAME = re.compile(r"step_(\d+)\.(safetensors|zip)")  # a peer's are archives
 
 
@@ -78,7 +80,7 @@ def newest_first(folder: Path) -> list[Path]:
     return [entry for _, entry in sorted(named, reverse=True)]
 
 
-def remove_all_but(folder: Path, keep: int) -> None:
+def remove_all_but(folder: Path, keep: int = KEEP) -> None:
     """Remove checkpoints that are no longer needed; the newest `keep` stay.
 
     Raises:
@@ -94,11 +96,11 @@ class CheckpointFolder:
 
     Args:
         path: the folder.
-        keep: how many, besides `best.safetensors`; 0 keeps all. Two, so that a damaged last one does not cost the run.
+        keep: how many, besides `best.safetensors`; 0 keeps all.
         writes: False where another process writes them, and only their names are given here.
     """
 
-    def __init__(self, path: Path, *, keep: int = 2, writes: bool = True) -> None:
+    def __init__(self, path: Path, *, keep: int = KEEP, writes: bool = True) -> None:
         self.path, self.keep, self.writes = path, keep, writes
 
     @property

@@ -19,7 +19,7 @@ from relax_rl.compute import distributed
 from relax_rl.compute.distributed import ALONE, Workers
 from relax_rl.compute.host import set_threads
 from relax_rl.errors import SettingsError
-from relax_rl.runs.checkpoints import Checkpoint, CheckpointFolder
+from relax_rl.runs.checkpoints import KEEP, Checkpoint, CheckpointFolder
 from relax_rl.runs.displays import Display, make_display
 from relax_rl.runs.folder import PACKAGES, RunFolder, now, read_record, read_settings, write_config
 from relax_rl.runs.interruption import Interruption, interruptible
@@ -138,7 +138,7 @@ class Opening(Generic[C]):
         *,
         steps: int,
         command: str,
-        keep: int = 2,
+        keep: int = KEEP,
         packages: Iterable[str] = PACKAGES,
         extra: Mapping[str, Any] | None = None,
     ) -> Session[C]:

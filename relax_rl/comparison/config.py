@@ -19,12 +19,7 @@ from relax_rl.settings.fields import check, from_json, setting, to_json
 
 __all__ = ["CompareConfig", "check_resumable", "read_settings", "write_settings"]
 
-_ADDRESS = re.compile(r"(ray://)?[^\s:/]+:\d{1,5}|(ray://)?\[[0-9a-fA-F:]+\]:\d{1,5}")
-
-
-def _is_address(address: str) -> bool:
-    return address in ("auto", "local") or _ADDRESS.fullmatch(address) is not None
-
+_ADDRESS = re.compile(r"auto|local|(ray://)?([^\s:/]+|\[[0-9a-fA-F:]+\]):\d{1,5}")
 
 PeerName = Literal["sb3-a2c", "sb3-ppo"]
 
@@ -54,7 +49,7 @@ class CompareConfig:
     num_workers: int = setting(0, least=0, expected="at least 0", resumable=True)
     """Runs side by side; 0 takes as many as there are cores."""
     ray_address: str | None = setting(
-        None, fits=_is_address, expected="auto, local, HOST:PORT or ray://HOST:PORT", resumable=True
+        None, fits=_ADDRESS.fullmatch, expected="auto, local, HOST:PORT or ray://HOST:PORT", resumable=True
     )
     """Ray cluster to train on: HOST:PORT, ray://HOST:PORT, auto (the one this machine belongs to) or local (started for it); needs the extra ray. Without it, processes of this machine train."""
     tune: int = setting(0, least=0, expected="at least 0")

@@ -52,7 +52,7 @@ class Rule:
     most: float | None = None
     below: float | None = None
     finite: bool = True
-    fits: Callable[[Any], bool] | None = None
+    fits: Callable[[Any], object] | None = None
     expected: str | None = None
     open: bool = False
     resumable: bool = False
@@ -63,7 +63,7 @@ class Rule:
         numbers = value if isinstance(value, tuple) else (value,)
         if not all(self._holds(number) for number in numbers if isinstance(number, (int, float))):
             return False
-        return value is None or self.fits is None or self.fits(value)
+        return value is None or self.fits is None or bool(self.fits(value))
 
     def _holds(self, number: float) -> bool:
         return (

@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks import RESULTS, commit, write_json, write_text
-from relax_rl.comparison.pool import Pool
-from relax_rl.comparison.progress import Progress
+from relax_rl.comparison.pool import Pool, Progress
 from relax_rl.comparison.task import Task
 from relax_rl.runs.interruption import interruptible
 

@@ -18,9 +18,8 @@ from relax_rl.cli import main
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.comparison.contestants import Contestant
 from relax_rl.comparison.plan import Environment, Folder, run_task
-from relax_rl.comparison.pool import RESTARTS, Pool, ProcessLost
+from relax_rl.comparison.pool import RESTARTS, Pool, ProcessLost, Progress
 from relax_rl.comparison.process import CommandProcess, last_line, last_row
-from relax_rl.comparison.progress import Progress
 from relax_rl.comparison.task import Task, has_ended, read_outcome
 from relax_rl.errors import SettingsError
 from relax_rl.runs.interruption import Interruption

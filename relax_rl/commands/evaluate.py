@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from relax_rl.compute.host import set_threads
 from relax_rl.compute.serialization import write_json
@@ -16,15 +16,12 @@ from relax_rl.settings.naming import is_own, named
 from relax_rl.settings.options import parse
 from relax_rl.settings.presets import is_atari
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["EvaluateConfig", "evaluate_command", "evaluate_config", "evaluate_run"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Score a trained agent."""
+    """Score a trained agent on fresh environments with raw rewards, and record a video of it."""
 
     run: str
     """Folder of the run."""
@@ -128,5 +125,4 @@ def evaluate_config(args: Sequence[str], prog: str) -> EvaluateConfig:
     def base(given: EvaluateConfig) -> EvaluateConfig:
         return replace(given, deterministic=not is_atari(read_config(RunFolder(Path(given.run))).env.env))
 
-    description = "Score a trained agent on fresh environments with raw rewards, and record a video of it."
-    return parse(EvaluateConfig, args, base=base, prog=prog, description=description)
+    return parse(EvaluateConfig, args, base=base, prog=prog)

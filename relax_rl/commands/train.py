@@ -53,9 +53,8 @@ def train_config(args: Sequence[str], prog: str) -> TrainConfig:
             return saved
         return preset_config(given.env.env, given.run.estimator, preset=given.run.preset, bins=given.env.bins)
 
-    description = "Train an agent and leave a run folder with its settings, curves and checkpoints."
     automatic = with_settings(TrainConfig(), {"preset": "auto"})
-    config = parse(TrainConfig, args, default=automatic, base=base, prog=prog, description=description)
+    config = parse(TrainConfig, args, default=automatic, base=base, prog=prog)
     if saved is None:
         return with_settings(config, {"preset": find_preset(config.env.env, config.run.preset).name})
     if config.run.preset == "auto":

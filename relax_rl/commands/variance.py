@@ -33,14 +33,10 @@ def variance_command(args: Sequence[str], prog: str) -> int:
 
 def _show(result: Mapping[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     console = Console()
     print(f"{result['env']} · {result['estimator']} · {result['checkpoint']}")
-    table = Table(title="Gradient of one update at frozen parameters", title_justify="left")
-    table.add_column("estimator", no_wrap=True)
-    for column in ("variance", "times A2C's", "95% interval"):
-        table.add_column(column, justify="right", no_wrap=True)
+    table = _table("Gradient of one update at frozen parameters", ("variance", "times A2C's", "95% interval"))
     for name, found in result["applied"].items():
         ratio = found["ratio"]
         table.add_row(
@@ -63,19 +59,25 @@ def _show(result: Mapping[str, Any]) -> None:
 
 
 def _table_of_parts(parts: Mapping[str, Any]) -> Table:
-    from rich.table import Table
-
     unit = 10.0 ** math.floor(math.log10(max(parts["a2c"]["total"]["value"], 1e-30)))
-    table = Table(title=f"Parts of the variance of one row, in units of {unit:g}", title_justify="left")
-    table.add_column("estimator", no_wrap=True)
     columns = ("trajectory", "action", "state", "total")
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+    table = _table(f"Parts of the variance of one row, in units of {unit:g}", columns)
     for name, found in parts.items():
         cells = [
             (found[part]["value"] / unit, (found[part]["high"] - found[part]["low"]) / 2 / unit) for part in columns
         ]
         table.add_row(name, *(f"{_short(value)} ± {_short(half)}" for value, half in cells))
+    return table
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    """A table of numbers with a row for each estimator."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("estimator", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 

@@ -5,24 +5,23 @@ from __future__ import annotations
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from relax_rl.comparison.config import CompareConfig, check_resumable, read_settings, write_settings
-from relax_rl.comparison.contestants import read_contestants
+from relax_rl.comparison.config import CompareConfig, read_settings
 from relax_rl.errors import SettingsError
-from relax_rl.runs.folder import default_run_dir
-from relax_rl.runs.interruption import Interruption, interruptible
+from relax_rl.runs.interruption import interruptible
 from relax_rl.settings.options import parse
 
-__all__ = ["compare_command", "run_comparison"]
+__all__ = ["compare_command"]
 
 
 def compare_command(args: Sequence[str], prog: str) -> int:
     """`compare`: read the options, train everything, say what came of it; returns the exit code."""
-    config = _config(list(args), prog)
+    config = _config(args, prog)
+    from relax_rl.comparison.session import run_comparison
+
     with interruptible() as interruption:
         folder, result = run_comparison(config, command=f"{prog} {shlex.join(args)}", interruption=interruption)
     if result is None:
@@ -33,79 +32,19 @@ def compare_command(args: Sequence[str], prog: str) -> int:
     return 1 if result["failures"] else 0
 
 
-def run_comparison(
-    config: CompareConfig, *, command: str = "", interruption: Interruption | None = None
-) -> tuple[Path, dict[str, Any] | None]:
-    """Run a comparison, or go on with the one in `config.resume`.
-
-    Args:
-        config: the options.
-        command: kept in the report.
-        interruption: when it holds, runs in progress are saved and nothing more is begun.
-
-    Returns:
-        the folder, and what its `comparison.json` holds; None instead if interrupted.
-
-    Raises:
-        SettingsError: environments, contestants or settings that cannot work, a missing extra, or a folder in use.
-        CheckpointError: no comparison to go on with.
-        RelaxRLError: the folder cannot be written, or no Ray cluster answers, or it is lost.
-    """
-    from relax_rl.comparison import peers, ray_cluster, tuning
-    from relax_rl.comparison.plan import Folder, check_contestants, make_environments, variance_reference
-    from relax_rl.comparison.pool import Pool, local
-    from relax_rl.comparison.progress import Progress
-    from relax_rl.comparison.session import Session
-
-    if config.resume is not None:
-        check_resumable(read_settings(Folder(Path(config.resume)).settings), config)
-    contestants = read_contestants(config.estimators, config.peers, config.set)
-    if config.peers:
-        peers.check_installed()
-    if config.ray_address is not None:
-        ray_cluster.check(config.ray_address)
-    if config.tune:
-        tuning.check_installed(config)
-    variance_reference(contestants, config)
-    environments, spaces = make_environments(config)
-    check_contestants(contestants, environments, spaces)
-    folder = Folder(Path(config.resume or config.run_dir or default_run_dir("compare")))
-    if config.resume is None:
-        folder.create()
-    else:
-        folder.complete()
-    with ExitStack() as stack:
-        held = stack.enter_context(folder.locked())
-        cluster = None
-        if config.ray_address is not None:
-            cluster = stack.enter_context(ray_cluster.RayCluster(config.ray_address, folder.path))
-        workers = config.workers if cluster is None else config.num_workers or max(1, cluster.about["cpus"])
-        settings = replace(config, resume=None, run_dir=str(folder.path))
-        commands = write_settings(folder.settings, settings, command)
-        progress = Progress(quiet=config.quiet, errors=None if cluster is None else cluster.errors)
-        start = local(folder.path, held)
-        if cluster is not None:
-            start, cluster.warn = cluster.start, progress.warn
-        pool = stack.enter_context(Pool(workers, folder.path, progress, start=start))
-        stack.callback(progress.end)
-        about = None if cluster is None else cluster.about
-        session = Session(config, folder, environments, contestants, commands, about)
-        # An interruption that has not come yet is false.
-        return folder.path, session.run(pool, progress, Interruption() if interruption is None else interruption)
-
-
-def _config(args: list[str], prog: str) -> CompareConfig:
+def _config(args: Sequence[str], prog: str) -> CompareConfig:
     """The options; those of a comparison that is gone on with are the defaults of the ones that are not given."""
-    description = "Compare estimators, and other libraries, over environments and seeds."
-    given = parse(CompareConfig, args, prog=prog, description=description)
-    if given.resume is None:
-        return given
-    saved = read_settings(Path(given.resume) / "settings.json")
-    # The folder may have been moved since.
-    default = replace(saved, resume=given.resume, run_dir=given.resume, quiet=False)
-    config = parse(CompareConfig, args, default=default, prog=prog, description=description)
-    if config.run_dir is not None and Path(config.run_dir).resolve() != Path(given.resume).resolve():
-        raise SettingsError(f"run_dir is {config.run_dir!r}, but a comparison stays in its folder, {given.resume!r}")
+
+    def base(given: CompareConfig) -> CompareConfig:
+        if given.resume is None:
+            return CompareConfig()
+        # The folder may have been moved since.
+        saved = read_settings(Path(given.resume) / "settings.json")
+        return replace(saved, resume=given.resume, run_dir=given.resume, quiet=False)
+
+    config = parse(CompareConfig, args, base=base, prog=prog)
+    if config.resume and config.run_dir and Path(config.run_dir).resolve() != Path(config.resume).resolve():
+        raise SettingsError(f"run_dir is {config.run_dir!r}, but a comparison stays in its folder, {config.resume!r}")
     return config
 
 

@@ -5,7 +5,6 @@ This module imports nothing heavy, so that `--help` is instant.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +13,13 @@ from typing import Literal
 from relax_rl.compute.host import usable_cores
 from relax_rl.compute.serialization import write_json
 from relax_rl.errors import CheckpointError, SettingsError
-from relax_rl.runs.folder import now, versions
+from relax_rl.runs.folder import now, read_object, versions
 from relax_rl.settings import fields
 from relax_rl.settings.fields import check, from_json, setting, to_json
 
 __all__ = ["CompareConfig", "check_resumable", "read_settings", "write_settings"]
 
-_ADDRESS = re.compile(r"(ray://)?[^\s:/]+:\d{1,5}|(ray://)?\[[0-9a-fA-F:]+\]:\d{1,5}")
-
-
-def _is_address(address: str) -> bool:
-    return address in ("auto", "local") or _ADDRESS.fullmatch(address) is not None
-
+_ADDRESS = re.compile(r"auto|local|(ray://)?([^\s:/]+|\[[0-9a-fA-F:]+\]):\d{1,5}")
 
 PeerName = Literal["sb3-a2c", "sb3-ppo"]
 
@@ -55,7 +49,7 @@ class CompareConfig:
     num_workers: int = setting(0, least=0, expected="at least 0", resumable=True)
     """Runs side by side; 0 takes as many as there are cores."""
     ray_address: str | None = setting(
-        None, fits=_is_address, expected="auto, local, HOST:PORT or ray://HOST:PORT", resumable=True
+        None, fits=_ADDRESS.fullmatch, expected="auto, local, HOST:PORT or ray://HOST:PORT", resumable=True
     )
     """Ray cluster to train on: HOST:PORT, ray://HOST:PORT, auto (the one this machine belongs to) or local (started for it); needs the extra ray. Without it, processes of this machine train."""
     tune: int = setting(0, least=0, expected="at least 0")
@@ -111,8 +105,8 @@ def write_settings(path: Path, config: CompareConfig, command: str) -> list[str]
     Raises:
         RelaxRLError: the file cannot be written.
     """
-    earlier = json.loads(path.read_text(encoding="utf-8")).get("commands", []) if path.exists() else []
-    commands = [*earlier, command]
+    earlier = read_object(path, "comparison") if path.exists() else {}
+    commands = [*earlier.get("commands", []), command]
     known = versions(("torch", "gymnasium", "numpy", "stable_baselines3", "optuna", "ray"))
     about = {"versions": known, "cores": usable_cores(), "time": now()}
     write_json(path, {"options": to_json(config), "commands": commands, **about})
@@ -125,14 +119,11 @@ def read_settings(path: Path) -> CompareConfig:
     Raises:
         CheckpointError: the folder holds no comparison, or its file cannot be read.
     """
+    record = read_object(path, "comparison")
     try:
-        return from_json(CompareConfig, json.loads(path.read_text(encoding="utf-8"))["options"])
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} holds no comparison: it has no {path.name}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {str(error) or type(error).__name__}") from None
+        return from_json(CompareConfig, record.get("options"))
+    except SettingsError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
 
 
 def check_resumable(saved: CompareConfig, wanted: CompareConfig) -> None:

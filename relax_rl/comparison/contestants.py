@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from relax_rl.errors import SettingsError, did_you_mean
-from relax_rl.settings.config import ESTIMATORS, AgentConfig, EnvConfig, RunConfig
+from relax_rl.settings.config import ESTIMATORS, TrainConfig
+from relax_rl.settings.fields import from_text, settings_of, with_settings
 
 __all__ = ["Contestant", "parse_settings", "read_contestant", "read_contestants", "safe_name"]
 
@@ -92,9 +92,7 @@ def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
         SettingsError: an unknown name, one that the comparison itself gives, or a value of the wrong type.
     """
     settings: dict[str, Any] = {}
-    kinds: dict[str, Any] = {}
-    for section in (RunConfig, EnvConfig, AgentConfig):
-        kinds |= get_type_hints(section)
+    known = settings_of(TrainConfig)
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         name = name.strip().lstrip("-").replace("-", "_")
@@ -102,38 +100,16 @@ def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
             raise SettingsError(f"setting {assignment!r} is not of the form name=value")
         if name in _GOVERNED:
             raise SettingsError(f"{name} cannot be set for a contestant; use {_GOVERNED[name]}")
-        if name not in kinds:
-            raise SettingsError(f"unknown setting {name!r}{did_you_mean(name, kinds)}")
-        settings[name] = _value(name, kinds[name], text.strip())
-    # Ranges are checked where they are defined.
-    for section in (RunConfig, EnvConfig, AgentConfig):
-        names = get_type_hints(section).keys() & settings.keys()
-        section(**{name: settings[name] for name in names})
+        if name not in known:
+            raise SettingsError(f"unknown setting {name!r}{did_you_mean(name, known)}")
+        try:
+            settings[name] = from_text(known[name].kind, text.strip())
+        except ValueError as error:
+            raise SettingsError(f"{name} is {text.strip()!r}, expected {error}") from None
+    with_settings(TrainConfig(), settings)  # ranges are checked where they are defined
     return settings
 
 
 def safe_name(text: str) -> str:
     """The text as part of a file name."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.") or "-"
-
-
-def _value(name: str, kind: Any, text: str) -> Any:
-    """A value of the type that the setting's definition names."""
-    if get_origin(kind) in (Union, UnionType):
-        parts = get_args(kind)
-        if NoneType in parts and text.lower() == "none":
-            return None
-        kind = next(part for part in parts if part is not NoneType)
-    if get_origin(kind) is Literal:
-        if text not in get_args(kind):
-            raise SettingsError(f"{name} is {text!r}, expected one of {', '.join(map(str, get_args(kind)))}")
-        return text
-    try:
-        if get_origin(kind) is tuple:
-            return tuple(int(width) for width in text.split("x"))
-        if kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        return kind(text)
-    except (ValueError, KeyError):
-        expected = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "widths such as 64x64")
-        raise SettingsError(f"{name} is {text!r}, expected {expected}") from None

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relax_rl.comparison.report import solved_by_any
-from relax_rl.compute.serialization import write_bytes_atomic
-from relax_rl.runs.plotting import png
+from relax_rl.runs.plotting import count_in_thousands, make_figure, name_rows, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +40,6 @@ _COLOURS = [
     "#4dbeee",
 ]
 _LINES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (8, 2, 2, 2)))
-
 
 _FEWEST_FOR_BANDS = 5
 """With fewer runs the intervals of a performance profile reach over almost everything."""
@@ -86,7 +84,7 @@ def styles(labels: Sequence[str]) -> Styles:
 
 def plot_curves(path: Path, env: str, summary: Mapping[str, Any], style: Styles) -> None:
     """Learning curves against environment steps and against wall time."""
-    figure, contestants = _figure(11, 4.6), summary["contestants"]
+    figure, contestants = make_figure(11, 4.6), summary["contestants"]
     left, right = figure.subplots(1, 2, sharey=True)
     longest = max(max(entry["wall_curve"]["seconds"], default=0.0) for entry in contestants.values())
     unit, name = (3600.0, "h") if longest > 7200 else (60.0, "min") if longest > 120 else (1.0, "s")
@@ -101,18 +99,17 @@ def plot_curves(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
         axes.set_xlim(left=0)
         axes.grid(alpha=0.25)
     left.set_xlim(right=summary["total_steps"])
-    _engineering(left)
+    count_in_thousands(left)
     left.set_xlabel("environment steps")
     right.set_xlabel(f"wall time of a run ({name})")
     left.set_ylabel("mean return of the last 100 episodes")
-    _title(figure, env, f"interquartile mean over {_runs(contestants)}, shaded: 95% bootstrap interval")
     _legend_below(figure, left)
-    _write(figure, path)
+    _finish(path, figure, env, f"interquartile mean over {_runs(contestants)}, shaded: 95% bootstrap interval")
 
 
 def plot_solved(path: Path, env: str, summary: Mapping[str, Any], style: Styles) -> None:
     """Share of runs that have solved the task, against steps, episodes and wall time."""
-    figure = _figure(11, 4.2)
+    figure = make_figure(11, 4.2)
     panels = figure.subplots(1, 3, sharey=True)
     contestants = summary["contestants"]
     names = {"steps": "environment steps", "episodes": "episodes", "seconds": "wall time of a run (s)"}
@@ -127,17 +124,16 @@ def plot_solved(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
         axes.set_ylim(-0.03, 1.03)
         axes.grid(alpha=0.25)
         if unit != "seconds":
-            _engineering(axes)
+            count_in_thousands(axes)
     panels[0].set_ylabel("share of runs that have solved it")
-    _title(figure, env, f"solved: mean return of 100 episodes at {summary['threshold']:g}")
     _legend_below(figure, panels[0])
-    _write(figure, path)
+    _finish(path, figure, env, f"solved: mean return of 100 episodes at {summary['threshold']:g}")
 
 
 def plot_scores(path: Path, env: str, summary: Mapping[str, Any], style: Styles) -> None:
     """Final scores of the runs, their performance profile, and how fast the runs were."""
     contestants = summary["contestants"]
-    figure = _figure(12, 2.6 + 0.42 * max(4, len(contestants)))
+    figure = make_figure(12, 2.6 + 0.42 * max(4, len(contestants)))
     scores, profile, speed = figure.subplots(1, 3, width_ratios=(1.2, 1.2, 0.9))
     for place, (label, entry) in enumerate(contestants.items()):
         colour = style[label]["color"]
@@ -157,8 +153,8 @@ def plot_scores(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
         profile.fill_between(
             grid, line["low"], line["high"], step="post", color=style[label]["color"], alpha=0.15, linewidth=0
         )
-    _name_rows(scores, list(contestants))
-    _name_rows(speed, list(contestants), named=False)
+    name_rows(scores, contestants)
+    name_rows(speed, contestants, named=False)
     scores.set_xlabel("mean return of the last 100 episodes (dashed: threshold)")
     for axes, most in ((scores, 5), (profile, 4)):  # more labels than that run into each other
         axes.locator_params(axis="x", nbins=most)
@@ -171,24 +167,24 @@ def plot_scores(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
     speed.set_xlabel("environment steps per second")
     speed.set_title("speed: runs and median", fontsize="medium")
     speed.set_xlim(left=0)
-    _engineering(speed)
-    _title(figure, env, f"{summary['total_steps']:,} steps, {_runs(contestants)}")
-    _write(figure, path)
+    count_in_thousands(speed)
+    _finish(path, figure, env, f"{summary['total_steps']:,} steps, {_runs(contestants)}")
 
 
 def plot_improvement(path: Path, title: str, pairs: Sequence[Mapping[str, Any]]) -> None:
     """Probability of improvement of each pair, with its interval."""
-    figure = _figure(7.5, 1.7 + 0.42 * len(pairs))
+    figure = make_figure(7.5, 1.7 + 0.42 * len(pairs))
     axes = figure.subplots()
     for place, pair in enumerate(pairs):
         certain = pair["low"] > 0.5 or pair["high"] < 0.5
         _interval(axes, place, pair, "#3b75af" if certain else "0.45")
     axes.axvline(0.5, color="0.4", linestyle="--", linewidth=1, zorder=0)
     axes.set_xlim(-0.03, 1.03)
-    _name_rows(axes, [f"{pair['x']} > {pair['y']}" for pair in pairs])
+    name_rows(axes, [f"{pair['x']} > {pair['y']}" for pair in pairs])
     axes.set_xlabel("P(X > Y): a run of X ends with a higher score than one of Y")
-    _title(figure, title, "probability of improvement with its 95% bootstrap interval, blue where 1/2 lies outside")
-    _write(figure, path)
+    _finish(
+        path, figure, title, "probability of improvement with its 95% bootstrap interval, blue where 1/2 lies outside"
+    )
 
 
 def plot_variance(path: Path, env: str, stages: Mapping[str, Mapping[str, Any]]) -> None:
@@ -202,7 +198,7 @@ def plot_variance(path: Path, env: str, stages: Mapping[str, Mapping[str, Any]])
     shown = [ratio for found in ratios.values() for ratio in found.values() if ratio["value"] <= _FAR]
     low = 0.7 * min(ratio["low"] for ratio in shown)
     high = 1.4 * min(_FAR, max(max(ratio["high"], 1.5) for ratio in shown))
-    figure = _figure(3.2 + 3.1 * len(stages), 1.9 + 0.42 * len(names))
+    figure = make_figure(3.2 + 3.1 * len(stages), 1.9 + 0.42 * len(names))
     panels = figure.subplots(1, len(stages), squeeze=False)[0]
     for axes, (stage, found) in zip(panels, stages.items(), strict=True):
         axes.set_xscale("log")
@@ -211,11 +207,12 @@ def plot_variance(path: Path, env: str, stages: Mapping[str, Mapping[str, Any]])
         for place, name in enumerate(names):
             _ratio(axes, place, ratios[stage][name], high)
         _plain_log_ticks(axes, low, high)
-        _name_rows(axes, names, named=axes is panels[0])
+        name_rows(axes, names, named=axes is panels[0])
         axes.set_title(f"{stage}, after {found['step']:,} steps", fontsize="medium")
     figure.supxlabel("variance of an update's gradient, times A2C's", fontsize="medium")
-    _title(figure, env, f"at frozen parameters of {next(iter(stages.values()))['estimator']}; bars: 95% interval")
-    _write(figure, path)
+    _finish(
+        path, figure, env, f"at frozen parameters of {next(iter(stages.values()))['estimator']}; bars: 95% interval"
+    )
 
 
 def _ratio(axes: Axes, place: int, ratio: Mapping[str, float], right: float) -> None:
@@ -257,12 +254,6 @@ def _dots(axes: Axes, place: int, values: Sequence[float], colour: str) -> None:
     axes.plot(values, heights, "o", color=colour, markersize=3.5, alpha=0.7, markeredgewidth=0)
 
 
-def _name_rows(axes: Axes, rows: Sequence[str], *, named: bool = True) -> None:
-    axes.set_yticks(range(len(rows)), list(rows) if named else [""] * len(rows))
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.grid(axis="x", alpha=0.25)
-
-
 def _runs(contestants: Mapping[str, Any]) -> str:
     counts = {len(entry["runs"]) for entry in contestants.values()}
     low, high = min(counts), max(counts)
@@ -270,27 +261,12 @@ def _runs(contestants: Mapping[str, Any]) -> str:
     return f"{told} runs" if high > 1 else "1 run"
 
 
-def _engineering(axes: Axes) -> None:
-    from matplotlib.ticker import EngFormatter
-
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-
-
-def _title(figure: Figure, title: str, below: str) -> None:
+def _finish(path: Path, figure: Figure, title: str, below: str) -> None:
     figure.suptitle(f"{title}\n{below}", fontsize="medium")
+    write_figure(path, figure)
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     columns = max(1, min(5, len(labels), math.floor(110 / (6 + max(map(len, labels))))))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure  # no pyplot: it would pick a screen and keep figures alive
-
-    return Figure(figsize=(width, height), dpi=120, layout="constrained")
-
-
-def _write(figure: Figure, path: Path) -> None:
-    write_bytes_atomic(path, png(figure))

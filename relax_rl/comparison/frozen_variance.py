@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 from pathlib import Path
 
@@ -13,15 +12,13 @@ from relax_rl.comparison.plan import Folder, options
 from relax_rl.comparison.task import Task
 from relax_rl.compute.serialization import writing
 from relax_rl.runs import RunFolder, write_json
-from relax_rl.runs.checkpoints import newest_first, remove_all_but
+from relax_rl.runs.checkpoints import newest_first, remove_all_but, step_of
 from relax_rl.runs.loggers import read_csv
 
 __all__ = ["STAGES", "choose_snapshots", "collect", "measurement"]
 
 STAGES = {"early": 0.25, "midway": 0.5, "late": 0.75}
 """Stages of learning, by the share of its way from the first to the best mean return that a run has made."""
-KEEP = 2
-"""Checkpoints that stay where all were kept, once agents have been frozen."""
 
 
 def measurement(config: CompareConfig, folder: Folder, env: str, stage: str, run: Path, checkpoint: Path) -> Task:
@@ -83,13 +80,13 @@ def choose_snapshots(folder: Path) -> dict[str, Path]:
             shutil.copy(path, fresh)
         shutil.rmtree(frozen, ignore_errors=True)
         fresh.rename(frozen)
-    remove_all_but(RunFolder(folder).checkpoints, KEEP)
+    remove_all_but(RunFolder(folder).checkpoints)
     return {stage: frozen / path.name for stage, path in chosen.items()}
 
 
 def _by_progress(snapshots: list[Path], table: Path) -> dict[str, Path]:
     progress = read_csv(table)
-    means = [_mean_at(progress, _step(path)) for path in snapshots]
+    means = [_mean_at(progress, step_of(path) or 0) for path in snapshots]
     known = [mean for mean in means if math.isfinite(mean)]
     rising = bool(known) and max(known) > known[0]
     chosen: dict[str, Path] = {}
@@ -111,8 +108,3 @@ def _mean_at(progress: dict[str, list[float]], step: int) -> float:
     """Mean return in the last row up to a step; NaN before the first one."""
     rows = [k for k, at in enumerate(progress.get("step", [])) if at <= step]
     return progress["return_mean"][rows[-1]] if rows else math.nan
-
-
-def _step(path: Path) -> int:
-    found = re.search(r"(\d+)", path.stem)
-    return int(found[1]) if found else 0

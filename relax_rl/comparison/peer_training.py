@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import signal
 import sys
-import time
 import zipfile
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ale_py
 import gymnasium
@@ -32,20 +29,22 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from relax_rl.backends.actions import BinnedActions
-from relax_rl.comparison.peers import ALGORITHMS, Peer, planned_steps, published, with_bins, with_overrides
-from relax_rl.compute.serialization import write_bytes_atomic, writing
+from relax_rl.comparison.peers import ALGORITHMS, Peer, planned, with_overrides
+from relax_rl.compute.serialization import write_bytes_atomic
 from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError
-from relax_rl.runs import RunFolder, read_record, versions, write_json
-from relax_rl.runs.callbacks import Every
+from relax_rl.runs import RunFolder, read_record, write_config
+from relax_rl.runs.agent import AgentRun
+from relax_rl.runs.callbacks import Every, LogProgress
+from relax_rl.runs.checkpoints import newest_first, remove_all_but
+from relax_rl.runs.folder import note, now
 from relax_rl.runs.interruption import Interruption, interruptible
 from relax_rl.runs.loggers import EPISODE_COLUMNS, PROGRESS_COLUMNS, CsvLogger, truncate_csv
+from relax_rl.runs.session import Clock
+from relax_rl.settings.fields import check, from_json, setting
 from relax_rl.settings.options import parse
 
 __all__ = ["PeerConfig", "main", "train_peer"]
 
-WINDOW = 100
-KEEP = 2
-"""Checkpoints that are kept."""
 _STATE = "relax_rl.json"
 """Name of the run's state inside a checkpoint."""
 
@@ -56,11 +55,11 @@ class PeerConfig:
 
     env: str = "CartPole-v1"
     """Gymnasium id."""
-    algo: str = "sb3-a2c"
+    algo: str = setting("sb3-a2c", fits=ALGORITHMS.__contains__, expected=f"one of {', '.join(ALGORITHMS)}")
     """sb3-a2c or sb3-ppo."""
     seed: int = 0
     """Seed of environments and algorithm."""
-    total_steps: int = 500_000
+    total_steps: int = setting(500_000, least=1)
     """Environment steps; where a published schedule ends earlier, so does the run."""
     run_dir: str = "run"
     """Folder of the run."""
@@ -70,19 +69,15 @@ class PeerConfig:
     """Cut each dimension of continuous actions into this many values; 0 leaves them as they are."""
     set: tuple[str, ...] = ()
     """Keyword arguments of the algorithm over the published ones: name=value, values in JSON."""
-    log_interval: int = 2_000
+    log_interval: int = setting(2_000, least=1)
     """Steps between rows of progress.csv."""
-    checkpoint_interval: int = 50_000
+    checkpoint_interval: int = setting(50_000, least=1)
     """Steps between checkpoints; one is always written at the end."""
     resume: str | None = None
     """Folder of a run to go on with, with its own settings."""
 
     def __post_init__(self) -> None:
-        if self.algo not in ALGORITHMS:
-            raise SettingsError(f"algo is {self.algo!r}, expected one of {', '.join(ALGORITHMS)}")
-        for name in ("total_steps", "log_interval", "checkpoint_interval"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} is {getattr(self, name)!r}, expected at least 1")
+        check(self)
 
     def planned(self) -> tuple[Peer, int]:
         """The peer as it is trained, and its steps.
@@ -94,7 +89,7 @@ class PeerConfig:
             overrides = {name: json.loads(value) for name, _, value in (text.partition("=") for text in self.set)}
         except ValueError:
             raise SettingsError(f"set is {self.set!r}, expected name=value with values in JSON") from None
-        peer, steps = planned_steps(with_bins(published(self.env, self.algo), self.bins), self.total_steps)
+        peer, steps = planned(self.env, self.algo, self.bins, self.total_steps)
         return with_overrides(peer, overrides), steps
 
 
@@ -124,17 +119,16 @@ def train_peer(config: PeerConfig) -> signal.Signals | None:
         if config.resume is None:
             peer, steps = config.planned()
             folder.create()
-            about = {"peer": asdict(peer), "seed": seed, "steps": steps, "options": asdict(config)}
-            write_json(folder.config, {**about, "versions": versions(("stable_baselines3", "torch")), "resumed": []})
+            about = {"peer": asdict(peer), "seed": seed, "steps": steps, "resumed": []}
+            write_config(folder, config, about, section="options", packages=("stable_baselines3", "torch"))
         else:
             config = _saved_config(folder)
             peer, steps = config.planned()
             state, saved = _newest(folder.checkpoints)
             for table in (folder.progress, folder.episodes):
                 truncate_csv(table, state["step"])
-            record = read_record(folder)
-            entry = {"step": state["step"], "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-            write_json(folder.config, {**record, "resumed": [*record.get("resumed", []), entry]})
+            earlier = read_record(folder).get("resumed", [])
+            note(folder, resumed=[*earlier, {"step": state["step"], "time": now()}])
             seed = int(np.random.SeedSequence([config.seed, state["step"]]).generate_state(1)[0] % 2**31)
         envs = make_peer_envs(peer, seed, config.bins)
         try:
@@ -159,76 +153,64 @@ class _Run(BaseCallback):
     def __init__(self, config: PeerConfig, folder: RunFolder, interruption: Interruption) -> None:
         super().__init__()
         self.config, self.folder, self.interruption = config, folder, interruption
-        self.returns: deque[float] = deque(maxlen=WINDOW)
-        self.lengths: deque[int] = deque(maxlen=WINDOW)
-        self.episodes, self.seconds_before = 0, 0.0
+        self.episodes = 0
+        self.run = AgentRun(cast("Any", self))  # only what it counts is asked for
+
+    @property
+    def steps(self) -> int:
+        """That the model has taken."""
+        return int(self.model.num_timesteps)
+
+    @property
+    def returns(self) -> list[float]:
+        """Of the last episodes."""
+        return [return_ for return_, _ in self.run.episodes]
 
     def restore(self, model: Any, state: dict[str, Any]) -> None:
         """Counters, last episodes and running statistics as they were saved."""
         model.num_timesteps = state["step"]
-        self.returns.extend(state["returns"])
-        self.lengths.extend(state["lengths"])
-        self.episodes, self.seconds_before = state["episodes"], state["seconds"]
+        self.run.episodes.extend(zip(state["returns"], state["lengths"], strict=True))
+        self.episodes, self.run.clock = state["episodes"], Clock(state["seconds"])
         for name, values in state["normalization"].items():
             statistics = getattr(model.get_vec_normalize_env(), name)
             for part, value in values.items():
                 setattr(statistics, part, getattr(statistics, part) * 0 + value)
 
-    @property
-    def seconds(self) -> float:
-        """Time spent in this run, over all resumptions."""
-        return self.seconds_before + time.perf_counter() - self.started
-
     def _on_training_start(self) -> None:
-        self.started, step = time.perf_counter(), self.model.num_timesteps
-        self.rows = CsvLogger(self.folder.progress, PROGRESS_COLUMNS)
         self.table = CsvLogger(self.folder.episodes, EPISODE_COLUMNS)
-        self.row_due, self.save_due = (
-            Every(self.config.log_interval, step),
-            Every(self.config.checkpoint_interval, step),
-        )
-        self.row_step, self.row_seconds = step, self.seconds
+        self.rows = CsvLogger(self.folder.progress, PROGRESS_COLUMNS)
+        self.log = LogProgress(self.run, [self.rows], interval=self.config.log_interval)
+        self.save_due = Every(self.config.checkpoint_interval, self.steps)
 
     def _on_rollout_start(self) -> None:
         """What is saved is the state of now: from what a rollout in progress has brought, nothing has been learned."""
         self.state = self.now()
-        if self.save_due.due(self.model.num_timesteps):
+        if self.save_due.due(self.steps):
             self.save()
 
     def _on_step(self) -> bool:
         for episode in (info["episode"] for info in self.locals["infos"] if "episode" in info):
-            self.returns.append(float(episode["r"]))
-            self.lengths.append(int(episode["l"]))
+            self.run.episodes.append((float(episode["r"]), int(episode["l"])))
             self.episodes += 1
-            self.table.log({"step": self.num_timesteps, "return": self.returns[-1], "length": self.lengths[-1]})
-        if self.row_due.due(self.num_timesteps):
-            self.write_row()
-        stop = self.config.stop_at_return
-        solved = stop is not None and len(self.returns) == WINDOW and _mean(self.returns) >= stop
-        return not (solved or self.interruption)
+            self.table.log({"step": self.steps, "return": float(episode["r"]), "length": int(episode["l"])})
+        if self.log.every.due(self.steps):
+            self.log.write()
+        return not (self.run.reaches(self.config.stop_at_return) or self.interruption)
 
     def end(self) -> None:
         """Write the last row and the last checkpoint."""
-        if self.row_step < self.model.num_timesteps:
-            self.write_row()
+        self.log.write()
         self.rows.close()
         self.table.close()
         if not self.interruption:
             self.state = self.now()
         self.save()
 
-    def write_row(self) -> None:
-        """A row of `progress.csv`."""
-        step, seconds = self.model.num_timesteps, self.seconds
-        speed = (step - self.row_step) / max(seconds - self.row_seconds, 1e-9)
-        values = (step, self.episodes, _mean(self.returns), seconds, speed, _mean(self.lengths))
-        self.rows.log(dict(zip(PROGRESS_COLUMNS, values, strict=True)))
-        self.row_step, self.row_seconds = step, seconds
-
     def now(self) -> dict[str, Any]:
         """The run's counters and last episodes."""
-        episodes = {"episodes": self.episodes, "returns": list(self.returns), "lengths": list(self.lengths)}
-        return {"step": self.model.num_timesteps, "seconds": self.seconds, **episodes}
+        lengths = [length for _, length in self.run.episodes]
+        episodes = {"episodes": self.episodes, "returns": self.returns, "lengths": lengths}
+        return {"step": self.steps, "seconds": self.run.clock.seconds, **episodes}
 
     def save(self) -> None:
         """Write a checkpoint, and remove those that are no longer needed."""
@@ -237,9 +219,7 @@ class _Run(BaseCallback):
         with zipfile.ZipFile(buffer, "a") as archive:
             archive.writestr(_STATE, json.dumps({**self.state, "normalization": _normalization(self.model)}))
         write_bytes_atomic(self.folder.checkpoints / f"step_{self.state['step']:09d}.zip", buffer.getvalue())
-        with writing(self.folder.checkpoints):
-            for old in _newest_first(self.folder.checkpoints)[KEEP:]:
-                old.unlink(missing_ok=True)
+        remove_all_but(self.folder.checkpoints)
 
 
 def make_peer_envs(peer: Peer, seed: int, bins: int = 0) -> VecEnv:
@@ -271,10 +251,6 @@ def _linear_to_zero(start: float) -> Callable[[float], float]:
     return lambda remaining: remaining * start
 
 
-def _mean(values: deque[Any]) -> float:
-    return sum(values) / len(values) if values else math.nan
-
-
 def _normalization(model: Any) -> dict[str, Any]:
     """Running statistics of VecNormalize, if there is one."""
     normalization = model.get_vec_normalize_env()
@@ -286,20 +262,16 @@ def _normalization(model: Any) -> dict[str, Any]:
 
 def _saved_config(folder: RunFolder) -> PeerConfig:
     """The options of the run in a folder."""
+    record = read_record(folder)
     try:
-        options = read_record(folder)["options"]
-        return PeerConfig(**{**options, "set": tuple(options["set"]), "run_dir": str(folder.path)})
-    except (KeyError, TypeError):
+        return replace(from_json(PeerConfig, record.get("options")), run_dir=str(folder.path))
+    except SettingsError:
         raise CheckpointError(f"{folder.config} is no peer's, or damaged; start a new run instead") from None
-
-
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step_*.zip"), reverse=True)
 
 
 def _newest(folder: Path) -> tuple[dict[str, Any], Path]:
     """The run's state in the newest checkpoint whose every part is whole, and that checkpoint."""
-    for path in _newest_first(folder):
+    for path in newest_first(folder):
         try:
             with zipfile.ZipFile(path) as archive:
                 if archive.testzip() is None:

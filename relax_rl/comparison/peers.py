@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from relax_rl.errors import RelaxRLError, SettingsError
-from relax_rl.settings.presets import find_preset
+from relax_rl.settings.presets import is_atari
 
 __all__ = [
     "ALGORITHMS",
     "Peer",
     "check_installed",
+    "planned",
     "planned_steps",
     "published",
     "read_published",
@@ -89,7 +90,7 @@ def read_published(path: Path = PUBLISHED) -> tuple[Peer, ...]:
 def published(env: str, algo: str) -> Peer:
     """The setting that is published for an environment; where there is none, the library's defaults, 8 environments."""
     env_id = env.rpartition(":")[2]
-    entry = "atari" if find_preset(env).name == "atari" else env_id
+    entry = "atari" if is_atari(env) else env_id
     for peer in read_published():
         if (peer.env, peer.algo) == (entry, algo):
             return replace(peer, env=env)
@@ -131,6 +132,11 @@ def planned_steps(peer: Peer, total_steps: int) -> tuple[Peer, int]:
     how = "its schedules fall to zero over these" if peer.linear else "no schedule depends on them"
     note = f"{steps:,} steps instead of {peer.total_steps:,} ({how})"
     return replace(peer, departure=_noted(peer, note)), steps
+
+
+def planned(env: str, algo: str, bins: int, total_steps: int) -> tuple[Peer, int]:
+    """The peer that a comparison trains on an environment, its actions cut into so many bins if any, and its steps."""
+    return planned_steps(with_bins(published(env, algo), bins), total_steps)
 
 
 def check_installed() -> None:

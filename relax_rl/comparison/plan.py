@@ -12,11 +12,12 @@ from typing import IO, TYPE_CHECKING, Any
 
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.comparison.contestants import Contestant, safe_name
-from relax_rl.comparison.peers import planned_steps, published
+from relax_rl.comparison.peers import planned
 from relax_rl.comparison.process import lock
 from relax_rl.comparison.task import Task
 from relax_rl.compute.serialization import writing
 from relax_rl.errors import SettingsError
+from relax_rl.runs.folder import KeepingFolder, Within
 
 if TYPE_CHECKING:
     from relax_rl.settings.config import TrainConfig
@@ -32,7 +33,6 @@ __all__ = [
     "variance_reference",
 ]
 
-FOLDERS = ("runs", "logs", "variance", "figures")
 SNAPSHOTS = 30
 """Checkpoints of a run among which agents are frozen."""
 
@@ -57,20 +57,15 @@ class Environment:
 
 
 @dataclass(frozen=True)
-class Folder:
+class Folder(KeepingFolder):
     """Where the files of a comparison lie."""
 
-    path: Path
-
-    @property
-    def settings(self) -> Path:
-        """Options, versions and command, as JSON; a folder that has it holds a comparison."""
-        return self.path / "settings.json"
-
-    @property
-    def logs(self) -> Path:
-        """Folder of what runs printed."""
-        return self.path / "logs"
+    holds = "comparison"
+    folders = ("runs", "logs", "variance", "figures")
+    config = Within("settings.json")
+    """Options, versions and command, as JSON."""
+    logs = Within("logs")
+    """Folder of what runs printed."""
 
     def run(self, env: str, contestant: Contestant, seed: int) -> Path:
         """Folder of one run."""
@@ -87,30 +82,6 @@ class Folder:
     def figure(self, env: str, what: str) -> Path:
         """A figure of one environment."""
         return self.path / "figures" / f"{safe_name(env)}-{what}.png"
-
-    def create(self) -> None:
-        """Make the folders.
-
-        Raises:
-            SettingsError: there is a comparison already.
-            RelaxRLError: they cannot be made.
-        """
-        if self.settings.exists():
-            raise SettingsError(
-                f"{self.path} already holds a comparison; go on with it by --resume {self.path} or choose another "
-                "--run-dir"
-            )
-        self.complete()
-
-    def complete(self) -> None:
-        """Make the folders that are not there, or no longer.
-
-        Raises:
-            RelaxRLError: they cannot be made.
-        """
-        with writing(self.path):
-            for name in FOLDERS:
-                (self.path / name).mkdir(parents=True, exist_ok=True)
 
     @contextmanager
     def locked(self) -> Iterator[int | None]:
@@ -202,7 +173,7 @@ def own_config(env: Environment, contestant: Contestant) -> TrainConfig:
     """
     from relax_rl.settings.presets import preset_config
 
-    settings = {**_bins(env), **contestant.settings}
+    settings = {"bins": env.bins, **contestant.settings}
     return preset_config(env.id, contestant.kind, preset=settings.pop("preset", "auto"), **settings)
 
 
@@ -235,12 +206,12 @@ def run_task(
     if contestant.peer:
         texts = tuple(f"{name}={json.dumps(value)}" for name, value in changes.items())
         ours: dict[str, Any] = {"bins": env.bins, "algo": contestant.kind, **given, **({"set": texts} if texts else {})}
-        steps = planned_steps(published(env.id, contestant.kind), steps)[1]
+        steps = planned(env.id, contestant.kind, env.bins, steps)[1]
         program: tuple[str, ...] = ("relax_rl.comparison.peer_training",)
         resume = (*program, f"--resume={folder}")
     else:
         # One thread for each of the runs side by side, unless asked for otherwise.
-        ours = {"threads": 1, "tensorboard": False, **_bins(env), **changes, "estimator": contestant.kind, **given}
+        ours = {"threads": 1, "tensorboard": False, "bins": env.bins, **changes, "estimator": contestant.kind, **given}
         every = {"checkpoint_interval": max(1, steps // SNAPSHOTS), "keep_checkpoints": 0} if snapshots else {}
         ours |= every
         program = ("relax_rl", "train", "--quiet")
@@ -268,10 +239,6 @@ def options(settings: Mapping[str, Any]) -> list[str]:
         else:
             found.append(f"{option}={value}")
     return found
-
-
-def _bins(env: Environment) -> dict[str, Any]:
-    return {"bins": env.bins} if env.bins else {}
 
 
 def _parse_env(name: str) -> tuple[str, int]:

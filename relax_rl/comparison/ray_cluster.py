@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from relax_rl.comparison.pool import ProcessLost
-from relax_rl.comparison.ray_node import PACKAGES, NodeRun, read_files, write_files
+from relax_rl.comparison.ray_node import NodeRun, read_files, write_files
 from relax_rl.comparison.task import Task
 from relax_rl.compute.host import usable_cores
 from relax_rl.compute.serialization import writing
 from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.runs import versions
+from relax_rl.runs.folder import PACKAGES
 
 __all__ = ["RayCluster", "RayProcess", "check"]
 

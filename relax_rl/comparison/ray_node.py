@@ -15,12 +15,11 @@ from relax_rl.comparison.process import CommandProcess, lock
 from relax_rl.comparison.task import OUTCOME
 from relax_rl.compute.serialization import write_bytes_atomic, writing
 from relax_rl.runs import RunFolder, versions
-from relax_rl.runs.checkpoints import newest_first
+from relax_rl.runs.checkpoints import KEEP, newest_first
+from relax_rl.runs.folder import PACKAGES
 
-__all__ = ["PACKAGES", "PREFIX", "NodeRun", "read_files", "write_files"]
+__all__ = ["PREFIX", "NodeRun", "read_files", "write_files"]
 
-PACKAGES = ("torch", "gymnasium", "numpy")
-"""What a run's numbers depend on."""
 PREFIX = "relax-rl-node-"
 """Of the names of folders on nodes."""
 
@@ -86,7 +85,7 @@ class NodeRun:
 
 def read_files(folder: Path) -> dict[str, bytes]:
     """What a run goes on from, by name: all its files but the older ones of many checkpoints."""
-    skipped = {*newest_first(RunFolder(folder).checkpoints)[2:], folder / OUTCOME}
+    skipped = {*newest_first(RunFolder(folder).checkpoints)[KEEP:], folder / OUTCOME}
     return {name: path.read_bytes() for name, (path, _) in _stamps(folder).items() if path not in skipped}
 
 

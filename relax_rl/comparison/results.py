@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from relax_rl.comparison.statistics import (
-    Interval,
     bootstrap,
     improvement,
     iqm,
@@ -22,12 +21,11 @@ from relax_rl.comparison.statistics import (
 )
 from relax_rl.comparison.task import read_outcome
 from relax_rl.runs import RunFolder
+from relax_rl.runs.agent import WINDOW
 from relax_rl.runs.loggers import read_csv
 
 __all__ = ["POINTS", "RunResult", "Solved", "aggregate", "read_run", "read_variances", "summarise"]
 
-WINDOW = 100
-"""Episodes in every mean return."""
 POINTS = 200
 """Points of a summarised curve."""
 
@@ -177,11 +175,7 @@ def aggregate(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | No
 
 def read_variances(paths: Mapping[str, Path]) -> dict[str, Any]:
     """The measurements at frozen agents that there are, by stage."""
-    found = {}
-    for stage, path in paths.items():
-        if path.exists():
-            found[stage] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return {stage: json.loads(path.read_text(encoding="utf-8")) for stage, path in paths.items() if path.exists()}
 
 
 def _contestant(
@@ -208,7 +202,7 @@ def _contestant(
         ],
         "curve": {"steps": steps.tolist(), **_curve(np.array([run.at_steps(steps) for run in runs]))},
         "wall_curve": {"seconds": seconds.tolist(), **_curve(np.array([run.at_seconds(seconds) for run in runs]))},
-        "final": asdict(_plain(bootstrap(iqm, np.array([run.final for run in runs])))),
+        "final": asdict(bootstrap(iqm, np.array([run.final for run in runs]))),
         "steps_per_second": float(np.median([run.speed for run in runs])),
         "solved": None,
     }
@@ -230,7 +224,7 @@ def _solving(runs: Sequence[RunResult], threshold: float) -> dict[str, Any]:
         times = [getattr(solved, unit) for solved in found]
         at, share = solved_fraction(times)
         entry[unit] = {
-            "median": asdict(_plain(bootstrap(median, np.array(times)))),
+            "median": asdict(bootstrap(median, np.array(times))),
             "fraction": {"at": [*at, max(max(last), at[-1])], "solved": [*share, share[-1]]},
         }
     return entry
@@ -268,10 +262,6 @@ def _improvements(tables: Sequence[Mapping[str, Sequence[float]]]) -> list[dict[
         for place, x in enumerate(labels)
         for y in labels[place + 1 :]
     ]
-
-
-def _plain(interval: Interval) -> Interval:
-    return Interval(float(interval.value), float(interval.low), float(interval.high))
 
 
 def _rounded(values: np.ndarray) -> list[float]:

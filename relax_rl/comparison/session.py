@@ -3,29 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from relax_rl.comparison import peers
-from relax_rl.comparison.config import CompareConfig
-from relax_rl.comparison.contestants import Contestant
+from relax_rl.comparison import peers, ray_cluster, tuning
+from relax_rl.comparison.config import CompareConfig, check_resumable, read_settings, write_settings
+from relax_rl.comparison.contestants import Contestant, read_contestants
 from relax_rl.comparison.figures import draw_all
 from relax_rl.comparison.frozen_variance import STAGES, choose_snapshots, collect, measurement
-from relax_rl.comparison.plan import Environment, Folder, run_task, variance_reference
-from relax_rl.comparison.pool import Pool
-from relax_rl.comparison.progress import Progress
+from relax_rl.comparison.plan import (
+    Environment,
+    Folder,
+    check_contestants,
+    make_environments,
+    run_task,
+    variance_reference,
+)
+from relax_rl.comparison.pool import Pool, Progress, local
 from relax_rl.comparison.report import markdown
 from relax_rl.comparison.results import aggregate, read_run, read_variances, summarise
 from relax_rl.comparison.task import Task, has_ended, read_outcome
-from relax_rl.comparison.tuning import make_studies, tune
 from relax_rl.compute.host import usable_cores
 from relax_rl.compute.serialization import write_text_atomic
-from relax_rl.runs import write_json
+from relax_rl.runs import default_run_dir, write_json
 from relax_rl.runs.interruption import Interruption
 from relax_rl.settings.presets import find_preset
 
-__all__ = ["Session"]
+__all__ = ["Session", "run_comparison"]
+
+
+def run_comparison(
+    config: CompareConfig, *, command: str, interruption: Interruption
+) -> tuple[Path, dict[str, Any] | None]:
+    """Run a comparison, or go on with the one in `config.resume`.
+
+    Args:
+        config: the options.
+        command: kept in the report.
+        interruption: when it holds, runs in progress are saved and nothing more is begun.
+
+    Returns:
+        the folder, and what its `comparison.json` holds; None instead if interrupted.
+
+    Raises:
+        SettingsError: environments, contestants or settings that cannot work, a missing extra, or a folder in use.
+        CheckpointError: no comparison to go on with.
+        RelaxRLError: the folder cannot be written, or no Ray cluster answers, or it is lost.
+    """
+    if config.resume is not None:
+        check_resumable(read_settings(Folder(Path(config.resume)).config), config)
+    contestants = read_contestants(config.estimators, config.peers, config.set)
+    if config.peers:
+        peers.check_installed()
+    if config.ray_address is not None:
+        ray_cluster.check(config.ray_address)
+    if config.tune:
+        tuning.check_installed(config)
+    reference = variance_reference(contestants, config)
+    environments, spaces = make_environments(config)
+    check_contestants(contestants, environments, spaces)
+    folder = Folder(Path(config.resume or config.run_dir or default_run_dir("compare")))
+    folder.create(resumed=config.resume is not None)
+    with ExitStack() as stack:
+        held = stack.enter_context(folder.locked())
+        cluster = None
+        if config.ray_address is not None:
+            cluster = stack.enter_context(ray_cluster.RayCluster(config.ray_address, folder.path))
+        workers = config.workers if cluster is None else config.num_workers or max(1, cluster.about["cpus"])
+        settings = replace(config, resume=None, run_dir=str(folder.path))
+        commands = write_settings(folder.config, settings, command)
+        progress = Progress(quiet=config.quiet, errors=None if cluster is None else cluster.errors)
+        start = local(folder.path, held)
+        if cluster is not None:
+            start, cluster.warn = cluster.start, progress.warn
+        pool = stack.enter_context(Pool(workers, folder.path, progress, start=start))
+        stack.callback(progress.end)
+        about = None if cluster is None else cluster.about
+        session = Session(config, folder, environments, contestants, reference, commands, about)
+        return folder.path, session.run(pool, progress, interruption)
 
 
 @dataclass
@@ -36,6 +93,7 @@ class Session:
         config: its options.
         folder: exists, and is held for this process.
         environments, contestants: checked.
+        reference: the contestant whose agents are frozen, if any are.
         commands: as typed, of this and earlier sessions, for the report.
         cluster: `address`, `cpus` and `nodes` of the one that works on it, if it is not this machine alone.
     """
@@ -44,12 +102,12 @@ class Session:
     folder: Folder
     environments: Sequence[Environment]
     contestants: Sequence[Contestant]
+    reference: Contestant | None = None
     commands: Sequence[str] = ()
     cluster: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        self._reference = variance_reference(self.contestants, self.config)
-        self._studies = make_studies(self.config, self.environments, self.contestants, self.folder)
+        self._studies = tuning.make_studies(self.config, self.environments, self.contestants, self.folder)
 
     def run(self, pool: Pool, progress: Progress, interruption: Interruption) -> dict[str, Any] | None:
         """Do what is still to be done, and write the results; returns what `comparison.json` holds.
@@ -61,7 +119,7 @@ class Session:
             progress.begin(f"tuning, {self.config.tune} trials each, {len(tasks)} runs at hand", tasks)
             return pool.run(tasks, interruption) is not None
 
-        if not tune(self._studies, trials):
+        if not tuning.tune(self._studies, trials):
             return None
         runs = list(self._runs())
         left = [task for task in runs if not has_ended(task, self.folder.path)]
@@ -106,14 +164,15 @@ class Session:
                         seed,
                         f"runs/{name}",
                         name=name,
-                        snapshots=contestant == self._reference and seed == self.config.first_seed,
+                        snapshots=contestant == self.reference and seed == self.config.first_seed,
                     )
 
     def _measurements(self) -> Iterator[tuple[Task, str, str, Path]]:
         """Measurements of the gradient's variance that are not there yet: task, environment, stage and frozen agent."""
-        for env in self.environments if self._reference is not None else ():
-            assert self._reference is not None
-            run = self.folder.run(env.name, self._reference, self.config.first_seed)
+        for env in self.environments:
+            if self.reference is None:
+                return
+            run = self.folder.run(env.name, self.reference, self.config.first_seed)
             if read_outcome(run) is None:
                 continue
             for stage, checkpoint in choose_snapshots(run).items():
@@ -158,15 +217,12 @@ class Session:
         for contestant in self.contestants:
             tuned = self._contestant_at(env, contestant)
             study = self._studies.get((env.name, contestant.label))
-            peer = None
-            if contestant.peer:
-                published = peers.with_bins(peers.published(env.id, contestant.kind), env.bins)
-                peer = asdict(peers.planned_steps(published, env.total_steps)[0])
+            peer = peers.planned(env.id, contestant.kind, env.bins, env.total_steps)[0] if contestant.peer else None
             found[contestant.label] = {
                 "kind": contestant.kind,
                 "settings": dict(tuned.settings),
                 "preset": find_preset(env.id, tuned.settings.get("preset", "auto")).name,
-                "peer": peer,
+                "peer": None if peer is None else asdict(peer),
                 "tuning": None if study is None else study.about(),
             }
         return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from relax_rl.comparison.process import exit_reason, last_line, last_row
 from relax_rl.runs import RunFolder, write_json
+from relax_rl.runs.checkpoints import newest_first, step_of
 
 __all__ = ["OUTCOME", "Task", "has_ended", "newest_step", "outcome_of", "read_outcome"]
 
@@ -19,7 +19,6 @@ OUTCOME = "outcome.json"
 """How a run has ended; where it stands, the run needs no more work."""
 
 _STOPPED = {-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT}
-_CHECKPOINT = re.compile(r"step_(\d+)\.(safetensors|zip)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +48,8 @@ class Task:
 
 def newest_step(folder: Path) -> int | None:
     """The step of a run's newest checkpoint; None without one."""
-    steps = [int(found[1]) for path in folder.glob("checkpoints/step_*") if (found := _CHECKPOINT.fullmatch(path.name))]
-    return max(steps, default=None)
+    found = newest_first(RunFolder(folder).checkpoints)
+    return step_of(found[0]) if found else None
 
 
 def has_ended(task: Task, root: Path) -> bool:

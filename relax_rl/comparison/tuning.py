@@ -7,7 +7,6 @@ trials are kept as plain JSON.
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -24,6 +23,7 @@ from relax_rl.comparison.task import Task, has_ended
 from relax_rl.compute.serialization import writing
 from relax_rl.errors import SettingsError
 from relax_rl.runs import write_json
+from relax_rl.runs.folder import read_object
 
 __all__ = ["FIRST_TUNING_SEED", "Studies", "Study", "check_installed", "curve_mean", "make_studies", "tune"]
 
@@ -66,7 +66,8 @@ class Study:
         self.steps = config.tune_steps or env.total_steps
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        self.trials: list[dict[str, Any]] = self._read()
+        kept = self.folder / "trials.json"
+        self.trials: list[dict[str, Any]] = read_object(kept, "trials")["trials"] if kept.exists() else []
         self._batch: list[dict[str, Any]] = []
 
     @property
@@ -128,12 +129,10 @@ class Study:
         for trial in self.trials:
             if trial["params"] is None:
                 continue
-            good = trial["score"] is not None
-            state = optuna.trial.TrialState.COMPLETE if good else optuna.trial.TrialState.FAIL
+            score, states = trial["score"], optuna.trial.TrialState
+            state = states.FAIL if score is None else states.COMPLETE
             study.add_trial(
-                optuna.trial.create_trial(
-                    params=trial["params"], distributions=space, value=trial["score"] if good else None, state=state
-                )
+                optuna.trial.create_trial(params=trial["params"], distributions=space, value=score, state=state)
             )
         points: list[dict[str, Any]] = []
         if not self.trials and count > 0:
@@ -152,13 +151,6 @@ class Study:
             peer = published(self.env.id, self.contestant.kind)
             return {**_peer_defaults(self.contestant.kind), **peer.settings, **peer.linear}
         return asdict(own_config(self.env, self.contestant).agent)
-
-    def _read(self) -> list[dict[str, Any]]:
-        path = self.folder / "trials.json"
-        if not path.exists():
-            return []
-        found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["trials"]
-        return found
 
 
 Studies = dict[tuple[str, str], Study]

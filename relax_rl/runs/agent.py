@@ -30,6 +30,9 @@ class AgentRun:
     """An agent, and what its run remembers beside it: the last episodes, the time it has taken, the best evaluation.
 
     A checkpoint of it is a file that `ActorCritic.load` reads, with one more entry in its JSON.
+
+    Args:
+        agent: for counting, anything with `steps` and `episodes` will do.
     """
 
     def __init__(self, agent: ActorCritic) -> None:

@@ -140,36 +140,32 @@ class LogProgress:
 
     Args:
         workers: among which metrics are averaged; all of them call this, those without loggers too.
+
+    Attributes:
+        every: when the next one is due.
     """
 
-    def __init__(
-        self,
-        run: AgentRun,
-        loggers: Sequence[Logger],
-        *,
-        interval: int,
-        workers: Workers = ALONE,
-    ) -> None:
+    def __init__(self, run: AgentRun, loggers: Sequence[Logger], *, interval: int, workers: Workers = ALONE) -> None:
         self._run, self._loggers, self._workers = run, loggers, workers
-        self._every = Every(interval, run.steps)
+        self.every = Every(interval, run.steps)
         self._history: list[Mapping[str, Any]] = []
         self._step, self._seconds = run.steps, run.clock.seconds
 
     def __call__(self, agent: ActorCritic, info: UpdateInfo) -> None:
         self._history.append(info.metrics)
-        if self._every.due(info.steps):
+        if self.every.due(info.steps):
             self.write()
 
     def write(self) -> None:
         """Write a row for now, unless nothing has happened since the last one."""
-        if not self._history:
+        step = self._run.steps
+        if step == self._step:
             return
         seconds, metrics = self._run.clock.seconds, self._over_workers(mean_metrics(self._history))
         if "estimate/variance_a2c" in metrics:
             # The ratio of the means: a mean of ratios would be that of the batches in which nothing happens.
             plain = max(metrics["estimate/variance_a2c"], 1e-30)
             metrics["estimate/variance_ratio"] = metrics["estimate/variance"] / plain
-        step = self._run.steps
         row = {
             "step": step,
             "episodes": self._run.agent.episodes,

@@ -14,9 +14,11 @@ from relax_rl.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Checkpoint", "CheckpointFolder", "Trainable", "newest_first", "remove_all_but"]
+__all__ = ["KEEP", "Checkpoint", "CheckpointFolder", "Trainable", "newest_first", "remove_all_but", "step_of"]
 
-_NAME = re.compile(r"step_(\d+)\.safetensors")
+KEEP = 2
+"""Checkpoints that are kept unless more are asked for: two, so that a damaged last one does not cost the run."""
+_NAME = re.compile(r"step_(\d+)\.(safetensors|zip)")  # a peer's are archives
 
 
 class Trainable(Protocol):
@@ -62,17 +64,23 @@ class Checkpoint:
         return cls(*load_state(path), path)
 
 
+def step_of(path: Path) -> int | None:
+    """The step in a checkpoint's name; None for what is no checkpoint."""
+    found = _NAME.fullmatch(path.name)
+    return None if found is None else int(found[1])
+
+
 def newest_first(folder: Path) -> list[Path]:
     """The checkpoints in a folder by step, whether they can be read or not; none where there is no such folder."""
     try:
         entries = list(folder.iterdir())
     except OSError:
         return []
-    named = [(match, entry) for entry in entries if (match := _NAME.fullmatch(entry.name))]
-    return [entry for _, entry in sorted(named, key=lambda pair: int(pair[0][1]), reverse=True)]
+    named = [(step, entry) for entry in entries if (step := step_of(entry)) is not None]
+    return [entry for _, entry in sorted(named, reverse=True)]
 
 
-def remove_all_but(folder: Path, keep: int) -> None:
+def remove_all_but(folder: Path, keep: int = KEEP) -> None:
     """Remove checkpoints that are no longer needed; the newest `keep` stay.
 
     Raises:
@@ -88,11 +96,11 @@ class CheckpointFolder:
 
     Args:
         path: the folder.
-        keep: how many, besides `best.safetensors`; 0 keeps all. Two, so that a damaged last one does not cost the run.
+        keep: how many, besides `best.safetensors`; 0 keeps all.
         writes: False where another process writes them, and only their names are given here.
     """
 
-    def __init__(self, path: Path, *, keep: int = 2, writes: bool = True) -> None:
+    def __init__(self, path: Path, *, keep: int = KEEP, writes: bool = True) -> None:
         self.path, self.keep, self.writes = path, keep, writes
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from relax_rl.compute.distributed import elastic
 from relax_rl.compute.serialization import write_json, writing
@@ -20,11 +20,14 @@ from relax_rl.settings.naming import is_own
 
 __all__ = [
     "PACKAGES",
+    "KeepingFolder",
     "RunFolder",
+    "Within",
     "default_run_dir",
     "note",
     "now",
     "read_config",
+    "read_object",
     "read_record",
     "read_settings",
     "refuse_used",
@@ -43,66 +46,84 @@ PACKAGES = ("torch", "gymnasium", "numpy", "ale-py")
 """What a run's numbers depend on beside Python and this package."""
 
 
-class _Within:
-    """A file or folder within that of a run."""
+class Within:
+    """A file or folder within that of a run, or of something else."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __get__(self, folder: RunFolder, kind: type | None = None) -> Path:
+    def __get__(self, folder: KeepingFolder, kind: type | None = None) -> Path:
         return folder.path / self.name
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """Paths of the files a run leaves behind."""
+class KeepingFolder:
+    """A folder that one thing is kept in, which `config` tells of and can be gone on with.
+
+    Attributes:
+        holds: what that is.
+        folders: in it that are made at once.
+    """
 
     path: Path
 
-    config = _Within("config.json")
+    holds: ClassVar[str] = "run"
+    folders: ClassVar[tuple[str, ...]] = ("checkpoints",)
+    config = Within("config.json")
     """Settings, versions and command, as JSON."""
-    progress = _Within("progress.csv")
-    """One row per log interval."""
-    episodes = _Within("episodes.csv")
-    """One row per finished episode."""
-    evaluations = _Within("evaluation.csv")
-    """One row per evaluation during training."""
-    evaluation = _Within("evaluation.json")
-    """Result of the last evaluation after training, as JSON."""
-    variance = _Within("variance.json")
-    """Result of the last `variance` command, as JSON."""
-    variance_figure = _Within("variance.png")
-    """The same as PNG."""
-    curve = _Within("learning_curve.png")
-    """The learning curve, as PNG."""
-    checkpoints = _Within("checkpoints")
-    """Folder of the saved states."""
-    videos = _Within("videos")
-    """Folder of recorded videos."""
 
     def check_unused(self, *, resumable: bool = True) -> None:
         """Refuse a folder that is in use.
 
         Args:
-            resumable: whether such a run can be gone on with.
+            resumable: whether what is in it can be gone on with.
 
         Raises:
-            SettingsError: the folder already holds a run.
+            SettingsError: the folder already holds something.
         """
         if self.config.exists():
             way = f"go on with it by --resume {self.path} or choose" if resumable else "choose"
-            raise SettingsError(f"{self.path} already holds a run; {way} another --run-dir")
+            raise SettingsError(f"{self.path} already holds a {self.holds}; {way} another --run-dir")
 
-    def create(self) -> None:
-        """Make the folders.
+    def create(self, *, resumed: bool = False) -> None:
+        """Make the folders that are not there, or no longer.
+
+        Args:
+            resumed: whether what it holds is gone on with.
 
         Raises:
-            SettingsError: the folder already holds a run.
+            SettingsError: the folder already holds something that is not gone on with.
             RelaxRLError: the folders cannot be made.
         """
-        self.check_unused()
+        if not resumed:
+            self.check_unused()
         with writing(self.path):
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            for name in self.folders:
+                (self.path / name).mkdir(parents=True, exist_ok=True)
+
+
+@dataclass(frozen=True)
+class RunFolder(KeepingFolder):
+    """Paths of the files a run leaves behind."""
+
+    progress = Within("progress.csv")
+    """One row per log interval."""
+    episodes = Within("episodes.csv")
+    """One row per finished episode."""
+    evaluations = Within("evaluation.csv")
+    """One row per evaluation during training."""
+    evaluation = Within("evaluation.json")
+    """Result of the last evaluation after training, as JSON."""
+    variance = Within("variance.json")
+    """Result of the last `variance` command, as JSON."""
+    variance_figure = Within("variance.png")
+    """The same as PNG."""
+    curve = Within("learning_curve.png")
+    """The learning curve, as PNG."""
+    checkpoints = Within("checkpoints")
+    """Folder of the saved states."""
+    videos = Within("videos")
+    """Folder of recorded videos."""
 
 
 def default_run_dir(*names: str) -> Path:
@@ -173,16 +194,25 @@ def read_record(folder: RunFolder) -> dict[str, Any]:
     """
     if not folder.path.is_dir():
         raise CheckpointError(f"run {folder.path} does not exist")
+    return read_object(folder.config, "run")
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object in a file without which its folder holds no run, or no other thing that `what` names.
+
+    Raises:
+        CheckpointError: there is no such file, or it cannot be read.
+    """
     try:
-        record = json.loads(folder.config.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder.path} holds no run: it has no {folder.config.name}") from None
+        raise CheckpointError(f"{path.parent} holds no {what}: it has no {path.name}") from None
     except OSError as error:
-        raise CheckpointError(f"{folder.config} cannot be read: {error.strerror or error}") from None
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError):
-        raise CheckpointError(f"{folder.config} is damaged: it is not JSON") from None
+        raise CheckpointError(f"{path} is damaged: it is not JSON") from None
     if not isinstance(record, dict):
-        raise CheckpointError(f"{folder.config} is damaged: it is not a JSON object")
+        raise CheckpointError(f"{path} is damaged: it is not a JSON object")
     return record
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from relax_rl.compute.serialization import write_bytes_atomic
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Curve", "plot_curves", "png"]
+__all__ = ["Curve", "count_in_thousands", "make_figure", "name_rows", "plot_curves", "png", "write_figure"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +46,7 @@ def plot_curves(path: Path, curves: Sequence[Curve], *, title: str, threshold: f
     Raises:
         RelaxRLError: the file cannot be written.
     """
-    from matplotlib.figure import Figure  # no pyplot: it would pick a screen and keep figures alive
-    from matplotlib.ticker import EngFormatter
-
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    figure = make_figure(8, 4.5)
     axes = figure.subplots()
     for curve in curves:
         known = [(s, r) for s, r in zip(curve.steps, curve.returns, strict=True) if math.isfinite(r)]
@@ -60,10 +58,41 @@ def plot_curves(path: Path, curves: Sequence[Curve], *, title: str, threshold: f
     axes.set_title(title)
     axes.set_xlabel("environment steps")
     axes.set_ylabel("return (sum of raw rewards per episode)")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    count_in_thousands(axes)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.25)
     axes.legend(loc="best", frameon=False)
+    write_figure(path, figure)
+
+
+def make_figure(width: float, height: float) -> Figure:
+    """An empty figure of that many inches."""
+    from matplotlib.figure import Figure  # no pyplot: it would pick a screen and keep figures alive
+
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def count_in_thousands(axes: Axes) -> None:
+    """Write the numbers along x as 5k, 2M and so on."""
+    from matplotlib.ticker import EngFormatter
+
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def name_rows(axes: Axes, rows: Iterable[str], *, named: bool = True) -> None:
+    """Have one thing stand at each whole number along y, from the top, with its name beside it if `named`."""
+    names = list(rows)
+    axes.set_yticks(range(len(names)), names if named else [""] * len(names))
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.25)
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as a PNG, atomically.
+
+    Raises:
+        RelaxRLError: the file cannot be written.
+    """
     write_bytes_atomic(path, png(figure))
 
 

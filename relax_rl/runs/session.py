@@ -19,7 +19,7 @@ from relax_rl.compute import distributed
 from relax_rl.compute.distributed import ALONE, Workers
 from relax_rl.compute.host import set_threads
 from relax_rl.errors import SettingsError
-from relax_rl.runs.checkpoints import Checkpoint, CheckpointFolder
+from relax_rl.runs.checkpoints import KEEP, Checkpoint, CheckpointFolder
 from relax_rl.runs.displays import Display, make_display
 from relax_rl.runs.folder import PACKAGES, RunFolder, now, read_record, read_settings, write_config
 from relax_rl.runs.interruption import Interruption, interruptible
@@ -138,7 +138,7 @@ class Opening(Generic[C]):
         *,
         steps: int,
         command: str,
-        keep: int = 2,
+        keep: int = KEEP,
         packages: Iterable[str] = PACKAGES,
         extra: Mapping[str, Any] | None = None,
     ) -> Session[C]:
@@ -204,18 +204,22 @@ class Session(Generic[C]):
         line = f"{what} · {self.folder.path}"
         return line if self.resumed_from is None else f"{line} · resumed at step {self.start_step:,}"
 
-    def loggers(self, columns: Iterable[str], stack: ExitStack) -> list[Logger]:
-        """`progress.csv` with these first columns, and TensorBoard if the settings ask for it, in the first worker."""
-        if not self.first:
-            return []
-        settings = flat(self.config)
-        found: list[Logger] = [CsvLogger(self.folder.progress, tuple(columns))]
-        if settings["tensorboard"]:
-            from_step = None if self.resumed_from is None else self.start_step + 1
-            found.append(TensorBoardLogger(self.folder.path, from_step=from_step, settings=settings))
+    def loggers(self, columns: Iterable[str], stack: ExitStack, theirs: Iterable[Logger] = ()) -> list[Logger]:
+        """`progress.csv` with these first columns, TensorBoard if the settings ask for it, and the caller's loggers.
+
+        They are for the first worker, the others have none; the stack closes them all.
+        """
+        found: list[Logger] = []
+        if self.first:
+            found.append(CsvLogger(self.folder.progress, tuple(columns)))
+            settings = flat(self.config)
+            if settings["tensorboard"]:
+                from_step = None if self.resumed_from is None else self.start_step + 1
+                found.append(TensorBoardLogger(self.folder.path, from_step=from_step, settings=settings))
+        found += theirs
         for logger in found:
             stack.callback(logger.close)
-        return found
+        return found if self.first else []
 
 
 def open_run(

@@ -194,7 +194,7 @@ class _Training:
         """Take all steps that are left, or as many as anything lets it."""
         session, run, process = self.session, self.run, self.process
         settings, agent, workers = session.config.run, run.agent, session.workers
-        rows = [*session.loggers(PROGRESS_COLUMNS, process.stack), *self._theirs(loggers)]
+        rows = session.loggers(PROGRESS_COLUMNS, process.stack, loggers)
         process.display.begin(self._headline(), step=agent.steps, total=settings.total_steps)
         log = LogProgress(run, rows, interval=settings.log_interval, workers=workers)
         save = SaveCheckpoints(
@@ -230,13 +230,6 @@ class _Training:
             result = self._result(checkpoint)
         self._draw_curve()
         return result
-
-    def _theirs(self, loggers: Iterable[Logger]) -> list[Logger]:
-        """Loggers of the caller's, in the first worker."""
-        found = list(loggers)
-        for logger in found:
-            self.process.stack.callback(logger.close)
-        return found if self.session.first else []
 
     def _table(self, path: Path, columns: tuple[str, ...]) -> CsvLogger:
         table = CsvLogger(path, columns)

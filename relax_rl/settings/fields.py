@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -25,13 +25,15 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from relax_rl.errors import SettingsError, did_you_mean
 
 __all__ = [
+    "Setting",
     "check",
     "check_resumable",
     "flat",
     "from_json",
-    "is_open",
+    "from_text",
     "of_the_call",
     "setting",
+    "settings_of",
     "to_json",
     "with_settings",
 ]
@@ -50,7 +52,7 @@ class Rule:
     most: float | None = None
     below: float | None = None
     finite: bool = True
-    fits: Callable[[Any], bool] | None = None
+    fits: Callable[[Any], object] | None = None
     expected: str | None = None
     open: bool = False
     resumable: bool = False
@@ -61,7 +63,7 @@ class Rule:
         numbers = value if isinstance(value, tuple) else (value,)
         if not all(self._holds(number) for number in numbers if isinstance(number, (int, float))):
             return False
-        return value is None or self.fits is None or self.fits(value)
+        return value is None or self.fits is None or bool(self.fits(value))
 
     def _holds(self, number: float) -> bool:
         return (
@@ -102,9 +104,42 @@ def setting(default: T, **rule: Any) -> T:
     return result
 
 
-def is_open(of: Field[Any]) -> bool:
-    """Whether names beside the choices are taken too."""
-    return bool(of.metadata.get(_RULE, Rule()).open)
+@dataclass(frozen=True)
+class Setting:
+    """A setting as its dataclass defines it.
+
+    Attributes:
+        name: of the field.
+        kind: its annotation.
+        default: the plain default.
+        rule: what else it may be.
+        section: the dataclass that it stands in.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    rule: Rule
+    section: type
+
+    @property
+    def required(self) -> bool:
+        """Whether it has no default."""
+        return self.default is MISSING
+
+
+def _find_settings(kind: Any) -> dict[str, Setting]:
+    hints = get_type_hints(kind)
+    found: dict[str, Setting] = {}
+    for f in fields(kind):
+        of = hints[f.name]
+        own = {f.name: Setting(f.name, of, f.default, f.metadata.get(_RULE, Rule()), kind)}
+        found |= settings_of(of) if is_dataclass(of) else own
+    return found
+
+
+settings_of: Callable[[Any], Mapping[str, Setting]] = cache(_find_settings)
+"""Every setting of a dataclass by name, those of its sections included."""
 
 
 def check(config: Any) -> None:
@@ -114,11 +149,37 @@ def check(config: Any) -> None:
     Raises:
         SettingsError: a value of the wrong type, or beyond its bounds.
     """
-    for name, (kind, rule) in _rules(type(config)).items():
-        value = _typed(name, kind, getattr(config, name), rule)
-        if not rule.allows(value):
-            raise SettingsError(f"{name} is {value!r}, expected {rule}")
+    for name, known in settings_of(type(config)).items():
+        if known.section is not type(config):  # that section has checked it
+            continue
+        value = _typed(name, known.kind, getattr(config, name), known.rule)
+        if not known.rule.allows(value):
+            raise SettingsError(f"{name} is {value!r}, expected {known.rule}")
         object.__setattr__(config, name, value)
+
+
+def from_text(kind: Any, text: str) -> Any:
+    """The value of a type that a text stands for, such as `1e-3`, `true`, `64x64` or `None`.
+
+    Raises:
+        ValueError: it stands for none; the message says what is expected.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        if NoneType in inner and text == "None":
+            return None
+        return from_text(next(part for part in inner if part is not NoneType), text)
+    if origin is Literal and text not in inner:
+        raise ValueError(f"one of {', '.join(map(str, inner))}")
+    try:
+        if origin is tuple:
+            return tuple(inner[0](part) for part in text.split("x"))
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return text if origin is Literal else kind(text)
+    except (ValueError, KeyError):
+        expected = {bool: "true or false", int: "a whole number", float: "a number"}
+        raise ValueError(expected.get(kind, "widths such as 64x64")) from None
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -135,7 +196,7 @@ def from_json(kind: type[T], saved: Any) -> T:
     """
     if not isinstance(saved, dict):
         raise SettingsError("the settings are not a JSON object")
-    hints = _hints(kind)
+    hints = get_type_hints(kind)
     known, dropped = {f.name for f in fields(kind)}, getattr(kind, "DROPPED", {})  # type: ignore[arg-type]
     values = {}
     for name, value in saved.items():
@@ -166,12 +227,16 @@ def with_settings(config: T, settings: Mapping[str, Any]) -> T:
 
 def flat(config: Any) -> dict[str, Any]:
     """Every setting by name, whichever section it stands in."""
-    return {name: value for name, value, _ in _entries(config)}
+    found: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        found |= flat(value) if is_dataclass(value) else {f.name: value}
+    return found
 
 
 def of_the_call(config: Any) -> dict[str, Any]:
     """Settings that belong to one call, at their plain defaults: what a resumed run does not take over."""
-    return {name: value for name, value, rule in _entries(type(config)()) if rule.of_the_call}
+    return {name: known.default for name, known in settings_of(type(config)).items() if known.rule.of_the_call}
 
 
 def check_resumable(saved: T, wanted: T, *, what: str = "run to resume") -> T:
@@ -185,25 +250,15 @@ def check_resumable(saved: T, wanted: T, *, what: str = "run to resume") -> T:
     Raises:
         SettingsError: a setting differs that is not resumable.
     """
-    may_change = sorted(name for name, _, rule in _entries(saved) if rule.resumable)
-    for (name, old, rule), (_, new, _) in zip(_entries(saved), _entries(wanted), strict=True):
-        if old != new and not rule.resumable and not rule.of_the_call:
+    before, after, rules = flat(saved), flat(wanted), {name: s.rule for name, s in settings_of(type(saved)).items()}
+    may_change = sorted(name for name, rule in rules.items() if rule.resumable)
+    for name, rule in rules.items():
+        if before[name] != after[name] and not rule.resumable and not rule.of_the_call:
             raise SettingsError(
-                f"{name} is {new!r}, but the {what} has {old!r}, and only {', '.join(may_change)} may change; "
-                f"start a new {what.split()[0]} instead"
+                f"{name} is {after[name]!r}, but the {what} has {before[name]!r}, and only {', '.join(may_change)} may "
+                f"change; start a new {what.split()[0]} instead"
             )
     return wanted
-
-
-def _entries(config: Any) -> Iterator[tuple[str, Any, Rule]]:
-    """Name, value and rule of every setting, those of sections included."""
-    rules = _rules(type(config))
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if f.name in rules:
-            yield f.name, value, rules[f.name][1]
-        else:
-            yield from _entries(value)
 
 
 def _replaced(config: T, settings: Mapping[str, Any]) -> T:
@@ -216,19 +271,6 @@ def _replaced(config: T, settings: Mapping[str, Any]) -> T:
         elif f.name in settings:
             own[f.name] = settings[f.name]
     return replace(config, **own)  # type: ignore[type-var]
-
-
-_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
-
-
-def _find_rules(kind: Any) -> dict[str, tuple[Any, Rule]]:
-    """Type and rule of each setting, without sections."""
-    hints = _hints(kind)
-    own = {f.name: (hints[f.name], f.metadata.get(_RULE, Rule())) for f in fields(kind)}
-    return {name: entry for name, entry in own.items() if not is_dataclass(entry[0])}
-
-
-_rules: Callable[[Any], dict[str, tuple[Any, Rule]]] = cache(_find_rules)
 
 
 def _typed(name: str, kind: Any, value: Any, rule: Rule) -> Any:

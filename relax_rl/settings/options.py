@@ -6,15 +6,14 @@ import argparse
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from types import NoneType
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from relax_rl.errors import SettingsError, did_you_mean
-from relax_rl.settings.fields import flat, is_open, with_settings
+from relax_rl.settings.fields import Setting, flat, from_text, settings_of, with_settings
 from relax_rl.settings.naming import is_own
 
 __all__ = ["ALIASES", "parse"]
@@ -32,7 +31,7 @@ def parse(
     args: Sequence[str],
     *,
     prog: str,
-    description: str,
+    description: str | None = None,
     default: T | None = None,
     base: Callable[[T], T] | None = None,
 ) -> T:
@@ -46,21 +45,21 @@ def parse(
         kind: the dataclass.
         args: what stands behind the command.
         prog: the command, for the help.
-        description: the first line of the help.
+        description: the first line of the help (else the docstring of `kind`).
         default: values of the options that are not given (else those of the definition).
         base: from what is given over `default` (which run or preset it is about, say) to the values to put it over.
 
     Raises:
         SettingsError: an unknown option, a value of the wrong type or out of range.
     """
-    options = {option.name: option for option in _options(kind)}
+    options = settings_of(kind)
     required = [option for option in options.values() if option.required]
     helping = not _HELP.isdisjoint(args)
     told = [_settled(token, options) for token in args if token not in _HELP]
     given = vars(_parser(kind, options, prog, description).parse_args(told))
     missing = [option for option in required if given[option.name] is None]
     if missing and not helping:
-        raise SettingsError(f"{missing[0].name.upper()} is missing: {missing[0].help}; see {prog} --help")
+        raise SettingsError(f"{missing[0].name.upper()} is missing: {_help(missing[0])}; see {prog} --help")
     if default is None and not missing:
         default = kind(**{option.name: given[option.name] for option in required})
     if default is not None and base is not None:
@@ -73,65 +72,53 @@ def parse(
 
 
 def _parser(
-    kind: type, options: Mapping[str, _Option], prog: str, description: str, shown: Mapping[str, Any] | None = None
+    kind: type,
+    options: Mapping[str, Setting],
+    prog: str,
+    description: str | None,
+    shown: Mapping[str, Any] | None = None,
 ) -> _Parser:
     """A parser of these options, with their help if it is given what to show as their defaults."""
     usage = " ".join([prog, "[-h] [OPTIONS]", *(name.upper() for name, option in options.items() if option.required)])
-    parser = _Parser(prog=prog, description=description, usage=usage, allow_abbrev=False)
+    parser = _Parser(prog=prog, description=description or kind.__doc__, usage=usage, allow_abbrev=False)
     sections: dict[type, Any] = {kind: parser}
     for name, option in options.items():
         if option.section not in sections:
             sections[option.section] = parser.add_argument_group((option.section.__doc__ or "").rstrip("."))
         help_ = None
         if shown is not None:
-            value = shown.get(name, option.field.default)
+            value = shown.get(name, option.default)
             words = " ".join(map(str, value)) if isinstance(value, tuple) else value
-            help_ = option.help if option.required else f"{option.help} (default: {words})"
-        option.add_to(sections[option.section], help_ and help_.replace("%", "%%"))
+            help_ = _help(option) if option.required else f"{_help(option)} (default: {words})"
+        _add(option, sections[option.section], help_ and help_.replace("%", "%%"))
     return parser
 
 
-@dataclass(frozen=True)
-class _Option:
-    """A setting as an option, of the section that stands above it in the help."""
+def _add(option: Setting, parser: Any, help_: str | None) -> None:
+    """Describe a setting to a parser, which then gives it only where it was given itself."""
+    if option.required:
+        parser.add_argument(option.name, nargs="?", metavar=option.name.upper(), help=help_)
+        return
+    inner = get_args(option.kind)
+    several, optional = get_origin(option.kind) is tuple, NoneType in inner
+    plain = inner[0] if several or optional else option.kind
+    how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+    if get_origin(plain) is Literal:
+        choices = get_args(plain)
+        how = {"choices": _OrOwn(choices) if option.rule.open else choices}
+    elif plain is not bool:
+        how = {"type": _reader(plain | None if optional else plain), "metavar": plain.__name__.upper()}
+    if several:
+        how["nargs"] = "*"
+    parser.add_argument(_flag(option.name), dest=option.name, default=argparse.SUPPRESS, help=help_, **how)
 
-    field: Field[Any]
-    kind: Any
-    section: type
 
-    @property
-    def name(self) -> str:
-        return self.field.name
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
-    @property
-    def required(self) -> bool:
-        return self.field.default is MISSING
 
-    @property
-    def flag(self) -> str:
-        return f"--{self.name.replace('_', '-')}"
-
-    @property
-    def help(self) -> str:
-        return _docstrings(self.section).get(self.name, "")
-
-    def add_to(self, parser: Any, help_: str | None) -> None:
-        """Describe it to a parser, which then gives it only where it was given itself."""
-        if self.required:
-            parser.add_argument(self.name, nargs="?", metavar=self.name.upper(), help=help_)
-            return
-        inner = get_args(self.kind)
-        several, optional = get_origin(self.kind) is tuple, NoneType in inner
-        plain = inner[0] if several or optional else self.kind
-        how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
-        if get_origin(plain) is Literal:
-            choices = get_args(plain)
-            how = {"choices": _OrOwn(choices) if is_open(self.field) else choices}
-        elif plain is not bool:
-            how = {"type": _reader(plain, optional), "metavar": plain.__name__.upper()}
-        if several:
-            how["nargs"] = "*"
-        parser.add_argument(self.flag, dest=self.name, default=argparse.SUPPRESS, help=help_, **how)
+def _help(option: Setting) -> str:
+    return _docstrings(option.section).get(option.name, "")
 
 
 class _OrOwn(tuple[str, ...]):
@@ -141,17 +128,14 @@ class _OrOwn(tuple[str, ...]):
         return super().__contains__(text) or is_own(str(text))
 
 
-def _reader(kind: Any, optional: bool) -> Callable[[str], Any]:
+def _reader(kind: Any) -> Callable[[str], Any]:
     """From a text to a value of a type."""
 
     def read(text: str) -> Any:
-        if optional and text == "None":
-            return None
         try:
-            return kind(text)
-        except ValueError:
-            number = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {number}") from None
+            return from_text(kind, text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {error}") from None
 
     return read
 
@@ -161,7 +145,7 @@ class _Parser(argparse.ArgumentParser):
         raise SettingsError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
 
-def _settled(token: str, options: Mapping[str, _Option]) -> str:
+def _settled(token: str, options: Mapping[str, Setting]) -> str:
     """An argument with the option in it called as the parser calls it.
 
     Raises:
@@ -172,22 +156,11 @@ def _settled(token: str, options: Mapping[str, _Option]) -> str:
         return token
     name = flag.removeprefix("--").replace("-", "_")
     name = ALIASES[name] if ALIASES.get(name) in options else name
-    known = {option.flag for option in options.values()}
-    known |= {f"--no-{option.flag[2:]}" for option in options.values() if option.kind is bool}
-    found = f"--{name.replace('_', '-')}"
+    known = {_flag(name) for name in options} | {_flag(f"no_{name}") for name in options if options[name].kind is bool}
+    found = _flag(name)
     if found not in known:
         raise SettingsError(f"unknown option {found}{did_you_mean(found, known)}")
     return f"{found}{equals}{value}"
-
-
-def _options(kind: Any) -> Iterator[_Option]:
-    """Every setting, those of sections included."""
-    hints = get_type_hints(kind)
-    for field in fields(kind):
-        if is_dataclass(hints[field.name]):
-            yield from _options(hints[field.name])
-        else:
-            yield _Option(field, hints[field.name], kind)
 
 
 @cache

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relax_rl.compute.serialization import write_bytes_atomic
-from relax_rl.runs.plotting import png
+from relax_rl.runs.plotting import make_figure, name_rows, write_figure
 
 if TYPE_CHECKING:
     from relax_rl.estimators.diagnostics import VarianceParts
@@ -32,16 +31,14 @@ def plot_variances(
     Raises:
         RelaxRLError: the file cannot be written.
     """
-    from matplotlib.figure import Figure  # no pyplot: it would pick a screen and keep figures alive
-
     rows = max(len(applied), len(parts or ()))
-    figure = Figure(figsize=(11 if parts else 6.5, 1.6 + 0.45 * rows), dpi=120, layout="constrained")
+    figure = make_figure(11 if parts else 6.5, 1.6 + 0.45 * rows)
     panels = figure.subplots(1, 2 if parts else 1, squeeze=False)[0]
     _plot_applied(panels[0], applied)
     if parts:
         _plot_parts(panels[1], parts)
     figure.suptitle(title)
-    write_bytes_atomic(path, png(figure))
+    write_figure(path, figure)
 
 
 def _plot_applied(axes: Any, applied: Mapping[str, AppliedVariance]) -> None:
@@ -53,7 +50,8 @@ def _plot_applied(axes: Any, applied: Mapping[str, AppliedVariance]) -> None:
     axes.axvline(1.0, color="0.6", linestyle="--", linewidth=1, zorder=0)
     axes.set_xscale("log")
     axes.margins(x=0.25)
-    _name_rows(axes, applied, "variance of an update's gradient, times A2C's")
+    name_rows(axes, applied)
+    axes.set_xlabel("variance of an update's gradient, times A2C's")
 
 
 def _plot_parts(axes: Any, parts: Mapping[str, VarianceParts]) -> None:
@@ -74,12 +72,6 @@ def _plot_parts(axes: Any, parts: Mapping[str, VarianceParts]) -> None:
             axes.annotate(f"{found.total.value:.2g} →", (limit, place), (-4, 0), **beside)
     axes.set_xlim(0, limit)
     axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
-    _name_rows(axes, parts, "variance of one row's gradient, by origin (line: 95%)")
+    name_rows(axes, parts)
+    axes.set_xlabel("variance of one row's gradient, by origin (line: 95%)")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
-
-
-def _name_rows(axes: Any, rows: Mapping[str, Any], label: str) -> None:
-    axes.set_yticks(range(len(rows)), list(rows))
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.grid(axis="x", alpha=0.25)
-    axes.set_xlabel(label)

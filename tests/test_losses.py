@@ -11,14 +11,11 @@ from torch import Tensor, nn
 
 from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical
 from relax_rl.estimators import policy_gradient_loss
+from tests.estimator_cases import curved, seeded
 from tests.oracles import assert_unbiased, collect, exact_gradient, gradient_by_quadrature, repeat
 
 ROWS = 500_000
 TABLE = torch.tensor([1.1, -0.7, 0.4])
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def of_index(b: Tensor) -> Tensor:
@@ -43,10 +40,6 @@ CASES: dict[str, tuple[Any, Callable[[Tensor], Tensor]]] = {
     "factors": (MultiCategorical(torch.tensor([[0.3, -0.2, 0.1, -0.5, 0.4]]), (2, 3)), of_factors),
     "normal": (DiagGaussian(torch.tensor([[0.3, -0.4]])), of_normal),
 }
-
-
-def curved(z: Tensor) -> Tensor:
-    return 0.4 * torch.tanh(z).sum(-1) + 0.3 * torch.sin(z[..., 0])
 
 
 def policy_rows(

@@ -18,6 +18,7 @@ from relax_rl.critics import MLPSurrogate
 from relax_rl.critics import surrogate as surrogate_module
 from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical, TanhGaussian
 from relax_rl.estimators import dlax, lax, marginal, policy_gradient_loss, relax
+from tests.estimator_cases import seeded
 
 ROWS, FEATURES = 7, 3
 FAMILIES: dict[str, Callable[[Tensor], Any]] = {
@@ -30,10 +31,6 @@ FAMILIES: dict[str, Callable[[Tensor], Any]] = {
 }
 DISCRETE = [name for name in FAMILIES if name not in ("normal", "squashed")]
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def network(size: int, hidden: tuple[int, ...] = (6, 5), activation: str = "tanh") -> nn.Sequential:

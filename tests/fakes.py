@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -188,12 +190,51 @@ class DyingEnv(GoldenEnv):
         return super().step(action)
 
 
+class PoisonedEnv(TargetEnv):
+    """A target environment whose reward is not a number from the hundredth step on."""
+
+    def __init__(self) -> None:
+        super().__init__(spaces.Discrete(2))
+        self.taken = 0
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, infos = super().step(action)
+        self.taken += 1
+        return obs, math.nan if self.taken > 100 else reward, terminated, truncated, infos
+
+
+class WordyEnv(GoldenEnv):
+    """A golden environment that observes text, which no policy here reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Text(5)
+
+    def see(self) -> str:
+        return "a"
+
+
 class KeywordEnv(GoldenEnv):
     """A golden environment with a setting of two numbers."""
 
     def __init__(self, size: tuple[int, int] = (1, 2)) -> None:
         super().__init__()
         self.size = size
+
+
+@dataclass
+class Rows:
+    """A logger that remembers its rows."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    closed: bool = False
+
+    def log(self, row: Any) -> None:
+        assert not self.closed
+        self.rows.append(dict(row))
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def vector_of(
@@ -216,4 +257,6 @@ gym.register("relax_rl_fakes/Golden-v0", GoldenEnv, kwargs={"cycle": ((20, "trun
 gym.register("relax_rl_fakes/Keyword-v0", KeywordEnv)
 gym.register("relax_rl_fakes/Dying-v0", DyingEnv)
 gym.register("relax_rl_fakes/BufferReusing-v0", BufferReusingEnv)
+gym.register("relax_rl_fakes/Poisoned-v0", PoisonedEnv)
+gym.register("relax_rl_fakes/Wordy-v0", WordyEnv)
 gym.register("relax_rl_fakes/Lives-v0", LivesEnv)

@@ -1,8 +1,9 @@
-"""What tests of an agent's updates share: made-up rollouts, awake surrogates, gradients row by row, agents alike."""
+"""What tests of agents and their updates share: small runs, made-up rollouts, awake surrogates, gradients row by row, agents alike."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from relax_rl.agents.rollouts import Rollout
 from relax_rl.agents.shards import sample_noise
 from relax_rl.envs import VectorEnvs
 from relax_rl.networks.policies import Policy
+from relax_rl.settings.config import TrainConfig
+from relax_rl.settings.presets import preset_config
 from tests.fakes import TargetEnv, vector_of
 
 __all__ = [
@@ -34,6 +37,7 @@ __all__ = [
     "rollout_for",
     "shake",
     "shake_module",
+    "small_run",
     "target_envs",
     "watch_steps",
     "weights",
@@ -49,6 +53,13 @@ ACTIONS: dict[str, spaces.Space[Any]] = {
     "box": BOX,
 }
 PASSES: dict[str, Any] = {"epochs": 3, "minibatch_size": 7, "clip_range": 0.2}
+
+
+def small_run(path: Path, env: str = "CartPole-v1", estimator: str = "auto", **settings: Any) -> TrainConfig:
+    """The configuration of a run that is done in a moment."""
+    small = {"hidden": (8,), "surrogate_hidden": (8,), "num_envs": 4, "num_steps": 5, "total_steps": 400}
+    small |= {"quiet": True, "tensorboard": False, "run_dir": str(path)}
+    return preset_config(env, estimator, **{**small, **settings})
 
 
 def target_envs(action_space: spaces.Space[Any], seed: int = 0, n: int = 8, env: Any = TargetEnv) -> VectorEnvs:

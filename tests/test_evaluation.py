@@ -55,12 +55,6 @@ def test_fewer_episodes_than_environments(agent):
     assert scores.returns == (2.0, 3.0)
 
 
-def test_mean_and_standard_deviation():
-    scores = Scores((1.0, 3.0, 8.0), (2, 2, 5))
-    assert scores.mean == 4.0 and scores.length_mean == 3.0
-    assert scores.std == pytest.approx(np.std([1.0, 3.0, 8.0]))
-
-
 @pytest.fixture
 def cartpole():
     with make_envs("CartPole-v1", num_envs=4, seed=0) as envs:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
+import pytest
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
@@ -235,6 +236,13 @@ class Rows:
 
     def close(self) -> None:
         self.closed = True
+
+
+def need(env_id: str) -> None:
+    """Skip the test where the package that an environment of Gymnasium's needs is not installed."""
+    for family, module in {"box2d": "Box2D", "mujoco": "mujoco"}.items():
+        if f".{family}" in str(gym.registry[env_id].entry_point):
+            pytest.importorskip(module, reason=f"needs the extra {family}")
 
 
 def vector_of(

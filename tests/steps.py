@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 
-from relax_rl.agents import ActorCritic
+from relax_rl.agents import AGENTS, ActorCritic
 from relax_rl.agents.batch import Batch
 from relax_rl.agents.gradients import Objective, gradients
 from relax_rl.agents.networks import Networks
@@ -39,6 +39,7 @@ __all__ = [
     "shake_module",
     "small_run",
     "target_envs",
+    "trained",
     "watch_steps",
     "weights",
 ]
@@ -64,6 +65,20 @@ def small_run(path: Path, env: str = "CartPole-v1", estimator: str = "auto", **s
 
 def target_envs(action_space: spaces.Space[Any], seed: int = 0, n: int = 8, env: Any = TargetEnv) -> VectorEnvs:
     return VectorEnvs(vector_of([lambda: env(action_space)] * n, AutoresetMode.SAME_STEP), seed=seed)
+
+
+def trained(
+    estimator: str, *, env: Any = TargetEnv, updates: int = 6, told: list[Any] | None = None, **settings: Any
+) -> ActorCritic:
+    """A small agent after some updates in target environments; `told` takes the metrics of each."""
+    space = BOX if estimator == "lax" else DISCRETE
+    small = {"hidden": (8,), "surrogate_hidden": (8,), "num_steps": 5, "cnn_features": 8}
+    metrics = [] if told is None else told
+    with target_envs(space, n=4, env=env) as envs:
+        agent = AGENTS[estimator](envs.single_observation_space, space, seed=0, **{**small, **settings})
+        shake(agent)
+        agent.learn(envs, updates * 20, [lambda _, info: metrics.append(dict(info.metrics))])
+    return agent
 
 
 def rollout_for(agent: ActorCritic, *, steps: int = 6, num_envs: int = 4, seed: int = 1, **changes: Any) -> Rollout:

@@ -50,10 +50,6 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def git_blob(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
 def put(folder: Path, name: str, content: bytes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(content)
@@ -162,12 +158,10 @@ def test_dynamic_mnist_from_the_second_mirror(server, monkeypatch, tmp_path):
     folder, url = server
     grey = np.random.RandomState(1).randint(0, 256, (12, 784)).astype(np.uint8)
     contents = {"train": idx(grey), "test": idx(grey[:5])}
-    (folder / "good").mkdir()
-    (folder / "bad").mkdir()
     files = {}
     for part, file in data.MNIST_IMAGES.items():
-        (folder / "good" / file.name).write_bytes(contents[part])
-        (folder / "bad" / file.name).write_bytes(contents[part][:-1])
+        put(folder / "good", file.name, contents[part])
+        put(folder / "bad", file.name, contents[part][:-1])
         urls = (url + "absent/" + file.name, url + "bad/" + file.name, url + "good/" + file.name)
         files[part] = replace(file, checksum=sha256(contents[part]), urls=urls)
     monkeypatch.setattr(data, "MNIST_IMAGES", files)
@@ -209,7 +203,8 @@ def drawings(monkeypatch):
     content = chardata(*(images.transpose(0, 2, 1).reshape(-1, 784) / 255 for images in (train, test)))
     reconstructed = npz(train=train.reshape(-1, 784), test=test.reshape(-1, 784))
     monkeypatch.setattr(data, "_OMNIGLOT_VALID", 5)
-    monkeypatch.setattr(data, "OMNIGLOT_MAT", replace(data.OMNIGLOT_MAT, checksum=git_blob(content)))
+    git_blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    monkeypatch.setattr(data, "OMNIGLOT_MAT", replace(data.OMNIGLOT_MAT, checksum=git_blob))
     own = replace(data.OMNIGLOT_RECONSTRUCTED, checksum=sha256(reconstructed))
     monkeypatch.setattr(data, "OMNIGLOT_RECONSTRUCTED", own)
     return train, test, content, reconstructed

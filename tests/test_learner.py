@@ -17,9 +17,7 @@ from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal
 from relax_rl.agents.batch import Batch
 from relax_rl.agents.gradients import finished, flattened, gradients
 from relax_rl.agents.shards import Shard
-from relax_rl.errors import SettingsError
 from relax_rl.estimators import noise_behind
-from relax_rl.settings.config import AgentConfig
 from tests.oracles import assert_unbiased, collect
 from tests.steps import (
     ACTIONS,
@@ -152,16 +150,6 @@ def test_clipping_holds_the_policy_back() -> None:
 
     (tight, some), (loose, none) = divergence(0.05), divergence(math.inf)
     assert tight < 0.5 * loose and some > 0.3 and none == 0.0
-
-
-def test_settings_of_passes_that_cannot_work() -> None:
-    with pytest.raises(SettingsError, match="epochs is 4, expected 1, or a finite clip_range or target_kl beside it"):
-        AgentConfig(epochs=4)
-    for name in ("clip_range", "target_kl"):
-        with pytest.raises(SettingsError, match=f"{name} is 0.0, expected above 0"):
-            AgentConfig(**{name: 0.0})
-    with pytest.raises(SettingsError, match="minibatch_size is -1, expected 0 or above"):
-        AgentConfig(minibatch_size=-1)
 
 
 def test_images_go_through_minibatches() -> None:

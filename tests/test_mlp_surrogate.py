@@ -227,21 +227,16 @@ def test_a_distribution_without_slopes_gives_the_same_numbers(kind: str) -> None
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
-def update(case: Case) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """A function from (theta, phi, advantage) to both gradients, with parameters given by name."""
+def test_one_graph_under_the_compiler_and_rows_under_vmap() -> None:
+    case = Case("categorical")
+    theta, phi = (dict(module.named_parameters()) for module in (case.policy, case.net))
+    advantage = case.advantage
 
     def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], advantage: Tensor) -> Tensor:
-        dist = FAMILIES[case.kind](functional_call(case.policy, theta, case.obs))
+        dist = Categorical(functional_call(case.policy, theta, case.obs))
         surrogate = MLPSurrogate(case.net, dist, case.obs, parameters=phi)
         return relax(advantage, dist, surrogate, noise=case.noise, coupling="coupled").loss()
 
-    theta, phi = (dict(module.named_parameters()) for module in (case.policy, case.net))
-    return loss, (theta, phi, case.advantage)
-
-
-def test_one_graph_under_the_compiler_and_rows_under_vmap() -> None:
-    case = Case("categorical")
-    loss, (theta, phi, advantage) = update(case)
     exact = torch.autograd.grad(loss(theta, phi, advantage), [*theta.values(), *phi.values()])
     of_both = grad(loss, argnums=(0, 1))
     torch._dynamo.reset()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -149,6 +150,26 @@ class TargetEnv(gym.Env):
             reward = float(np.mean(wrong == 0))
         self.t += 1
         return self.see(), reward, False, self.t == self.length, {}
+
+
+class ImageEnv(TargetEnv):
+    """A target environment whose observations are images."""
+
+    def __init__(self, action_space: spaces.Space[Any]) -> None:
+        super().__init__(action_space)
+        self.observation_space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+
+    def reset(self, **kwargs: Any) -> Any:
+        obs, info = super().reset(**kwargs)
+        return self._image(obs), info
+
+    def step(self, action: Any) -> Any:
+        obs, *rest = super().step(action)
+        return self._image(obs), *rest
+
+    def _image(self, obs: np.ndarray) -> np.ndarray:
+        rng = np.random.default_rng(zlib.crc32(obs.tobytes()))
+        return rng.integers(0, 256, self.observation_space.shape, dtype=np.uint8)
 
 
 class LivesEnv(gym.Env):

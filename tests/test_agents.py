@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -17,7 +16,7 @@ from relax_rl.agents import A2C, AGENTS, LAX, RELAX, ActorCritic, resolve_estima
 from relax_rl.agents.rollouts import Collector
 from relax_rl.envs import VectorEnvs
 from relax_rl.errors import SettingsError, TrainingDiverged
-from tests.fakes import DictEnv, TargetEnv, golden_envs, vector_of
+from tests.fakes import DictEnv, ImageEnv, golden_envs, vector_of
 from tests.steps import (
     ACTIONS,
     BOX,
@@ -171,13 +170,7 @@ def test_images_share_a_torso_that_the_surrogate_only_reads(estimator: str) -> N
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_an_update_takes_over_the_features_of_acting(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Camera(gym.ObservationWrapper):
-        observation_space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
-
-        def observation(self, observation: Any) -> Any:
-            return np.random.default_rng(int(observation[0])).integers(0, 256, (1, 36, 36), dtype=np.uint8)
-
-    envs = VectorEnvs(vector_of([lambda: Camera(TargetEnv(DISCRETE))] * 3, AutoresetMode.NEXT_STEP), seed=0)
+    envs = VectorEnvs(vector_of([lambda: ImageEnv(DISCRETE)] * 3, AutoresetMode.NEXT_STEP), seed=0)
     settings: dict[str, Any] = {"seed": 0, "cnn_features": 16, "num_steps": 12, "precision": precision}
     agents = [RELAX(envs.single_observation_space, DISCRETE, **settings) for _ in range(2)]
     rollout = agents[0].collect(agents[0].collector(envs))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,7 +24,7 @@ from relax_rl.compute.cuda_graphs import Recording
 from relax_rl.compute.optimizers import FlatParameters
 from relax_rl.errors import SettingsError
 from relax_rl.settings.config import AgentConfig
-from tests.fakes import TargetEnv
+from tests.fakes import ImageEnv, TargetEnv
 from tests.steps import assert_alike, off_policy, target_envs, trained
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
@@ -144,26 +142,6 @@ def test_numbers_are_alike_to_rounding(found: list[float], expected: list[float]
 )
 def test_other_numbers_are_other_numbers(found: list[float], expected: list[float]) -> None:
     assert not agree([torch.tensor(found)], [torch.tensor(expected)])
-
-
-class ImageEnv(TargetEnv):
-    """TargetEnv seen as images."""
-
-    def __init__(self, action_space: spaces.Space[Any]) -> None:
-        super().__init__(action_space)
-        self.observation_space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
-
-    def reset(self, **kwargs: Any) -> Any:
-        obs, info = super().reset(**kwargs)
-        return self._image(obs), info
-
-    def step(self, action: Any) -> Any:
-        obs, *rest = super().step(action)
-        return self._image(obs), *rest
-
-    def _image(self, obs: np.ndarray) -> np.ndarray:
-        rng = np.random.default_rng(zlib.crc32(obs.tobytes()))
-        return rng.integers(0, 256, self.observation_space.shape, dtype=np.uint8)
 
 
 CASES: list[tuple[str, type[TargetEnv], dict[str, Any]]] = [

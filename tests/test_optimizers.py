@@ -69,25 +69,6 @@ def test_steps_are_those_of_torch(ours: Any, own: dict[str, Any], theirs: Any, s
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [Adam, RMSprop])
-def test_a_restored_optimizer_takes_the_same_next_step(kind: Any) -> None:
-    model = network()
-    flat = FlatParameters(model.parameters())
-    optimizer = kind(flat, lr=1e-2)
-    for step in range(3):
-        optimizer.step(gradient_of(model, flat, step))
-    twin = copy.deepcopy(model)
-    twin_flat = FlatParameters(twin.parameters())
-    restored = kind(twin_flat, lr=1e-2)
-    restored.load_state_dict({name: x.clone() for name, x in optimizer.state_dict().items()})
-    for one, its, of in ((model, flat, optimizer), (twin, twin_flat, restored)):
-        of.step(gradient_of(one, its, 9))
-    assert torch.equal(flat.data, twin_flat.data)
-    other = kind(FlatParameters(nn.Linear(2, 2).parameters()), lr=1e-2)
-    with pytest.raises(ValueError, match="there are 6"):
-        other.load_state_dict(optimizer.state_dict())
-
-
 def test_clipping_bounds_the_norm() -> None:
     for norm, expected in ((0.4, 1.0), (0.5, 1.0), (5.0, 0.1), (float("inf"), 0.0)):
         assert clip_scale(torch.tensor(norm), 0.5).item() == pytest.approx(expected)

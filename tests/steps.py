@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from relax_rl.agents import AGENTS, ActorCritic
 from relax_rl.agents.batch import Batch
-from relax_rl.agents.gradients import Objective, gradients
+from relax_rl.agents.gradients import Gradients, Objective, finished, flattened, gradients
 from relax_rl.agents.networks import Networks
 from relax_rl.agents.rollouts import Rollout
 from relax_rl.agents.shards import sample_noise
@@ -42,6 +42,7 @@ __all__ = [
     "trained",
     "watch_steps",
     "weights",
+    "whole_gradients",
 ]
 
 OBS = spaces.Box(-1, 1, (3,), np.float32)
@@ -142,6 +143,11 @@ def applied(agent: ActorCritic, batch: Batch, params: Tensor | None = None, **ob
     found = gradients(networks, batch, Objective(agent.estimator, ("policy", "value"), **objective))
     gradient: Tensor = found.of["policy"][0]
     return -gradient * batch.shard.divisor
+
+
+def whole_gradients(agent: ActorCritic, batch: Batch, objective: Objective) -> Gradients:
+    """The gradients of an update, one flat vector a network, clipped and with its metrics."""
+    return finished(flattened(gradients(agent.networks, batch, objective), agent.learner.flat), objective)
 
 
 def off_policy(agent: ActorCritic, batch: Batch, old_log_prob: Tensor) -> Batch:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal
 from relax_rl.agents.batch import Batch
-from relax_rl.agents.gradients import finished, flattened, gradients
 from relax_rl.agents.shards import Shard
 from relax_rl.estimators import noise_behind
 from tests.oracles import assert_unbiased, collect
@@ -31,6 +30,7 @@ from tests.steps import (
     shake,
     watch_steps,
     weights,
+    whole_gradients,
 )
 
 MOST_RATIO = 2.0
@@ -219,6 +219,5 @@ def test_rows_of_an_earlier_policy_count_by_their_present_probability(kind: type
     noise = noise_behind(now, part.action, part.conditional_noise)
     torch.testing.assert_close(now.threshold(now.relax(noise)), part.action)
     # What the networks say is known by then: it is what they would say.
-    objective = steps[1].objective
-    found = finished(flattened(gradients(agent.networks, part, objective), agent.learner.flat), objective)
+    found = whole_gradients(agent, part, steps[1].objective)
     torch.testing.assert_close(found.of["surrogate"], steps[1].gradients["surrogate"], rtol=1e-4, atol=1e-6)

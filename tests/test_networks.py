@@ -21,20 +21,6 @@ def image(*shape: int) -> spaces.Box:
     return spaces.Box(0, 255, shape, np.uint8)
 
 
-def test_vectors_get_an_mlp_of_the_asked_widths() -> None:
-    torso = torso_for(spaces.Box(-1, 1, (5,)))
-    assert isinstance(torso, MLP)
-    assert torso(torch.zeros(3, 5)).shape == (3, 8)
-    assert torso.num_features == 8
-
-
-def test_an_mlp_without_hidden_layers_passes_the_observation_on() -> None:
-    torso = MLP(5, (), "tanh")
-    obs = torch.randn(3, 5)
-    assert torch.equal(torso(obs), obs)
-    assert torso.num_features == 5
-
-
 def test_hidden_layers_are_orthogonal_at_gain_sqrt_two() -> None:
     weight = MLP(16, (16,), "tanh").layers[0].weight
     torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(16), atol=1e-5, rtol=0)

@@ -69,6 +69,13 @@ def test_steps_are_those_of_torch(ours: Any, own: dict[str, Any], theirs: Any, s
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [Adam, RMSprop])
+def test_the_state_of_other_parameters_is_refused(kind: Any) -> None:
+    here, there = (kind(FlatParameters(module.parameters()), lr=1e-2) for module in (network(), nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match="there are 6"):
+        there.load_state_dict(here.state_dict())
+
+
 def test_clipping_bounds_the_norm() -> None:
     for norm, expected in ((0.4, 1.0), (0.5, 1.0), (5.0, 0.1), (float("inf"), 0.0)):
         assert clip_scale(torch.tensor(norm), 0.5).item() == pytest.approx(expected)

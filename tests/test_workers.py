@@ -14,10 +14,7 @@ from relax_rl.errors import SettingsError
 from tests.workers import run_workers
 
 
-def test_the_seeds_of_workers_are_those_of_one_and_different() -> None:
-    whole = make_envs("CartPole-v1", num_envs=4, seed=5, vectorization="sync").obs
-    parts = [make_envs("CartPole-v1", num_envs=2, seed=5, vectorization="sync", first_env=n).obs for n in (0, 2)]
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
+def test_native_environments_of_workers_differ() -> None:
     native = [make_envs("CartPole-v1", num_envs=2, seed=5, first_env=n).obs for n in (0, 2)]
     assert not (native[0] == native[1]).any()
 

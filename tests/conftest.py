@@ -3,8 +3,45 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
 os.environ["RELAX_RL_CACHE"] = ""  # what earlier runs have compiled decides nothing here
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small CartPole run of 200 steps with evaluations. Tests must not write to it."""
+    from relax_rl.runs.training import train
+    from tests.steps import small_run
+
+    path = tmp_path_factory.mktemp("finished") / "run"
+    train(small_run(path, total_steps=200, eval_interval=80, eval_episodes=2))
+    return path
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of it to write to."""
+    return Path(shutil.copytree(finished_run, tmp_path / "finished"))
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Calls the command line with arguments that it must refuse, and returns the one line in which it says why."""
+    from relax_rl.commands.main import main
+
+    def refuse(*args: str) -> str:
+        capsys.readouterr()
+        assert main(list(args)) == 2
+        out, err = capsys.readouterr()
+        lines = err.splitlines()
+        assert out == "" and len(lines) == 1 and lines[0].startswith("error: "), err
+        return lines[0]
+
+    return refuse

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, Distribution, MultiCategorical, TanhGaussian
+from relax_rl.estimators import dlax_gradient, lax_gradient, reinforce_gradient, relax_gradient
 from tests.oracles import (
     Function,
     exact_gradient,
@@ -20,11 +21,15 @@ __all__ = [
     "DISCRETE",
     "DRAWS",
     "EXTREME",
+    "KINDS",
+    "LOW_LEVEL",
     "MILLION",
     "MLP",
     "adversarial",
     "at_leaf",
+    "curved",
     "flat_surrogate",
+    "low_level",
     "of_three",
     "policy_and_observations",
     "quadratic",
@@ -125,6 +130,10 @@ def adversarial(z: Tensor) -> Tensor:
     return torch.sin(2 * z).sum(-1) - torch.tanh(z).sum(-1) + 0.3 * z[:, 0] * torch.tanh(z[:, -1])
 
 
+def curved(z: Tensor) -> Tensor:
+    return 0.4 * torch.tanh(z).sum(-1) + 0.3 * torch.sin(z[..., 0])
+
+
 def relaxed_size(dist: Distribution) -> int:
     return dist.params.shape[-1] // (2 if isinstance(dist, DiagGaussian) else 1)
 
@@ -155,3 +164,38 @@ def policy_and_observations(outputs: int) -> tuple[nn.Module, Tensor]:
     net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, outputs))
     torch.random.set_rng_state(torch_state)
     return net, torch.randn(32, 4, generator=seeded(24))
+
+
+# Under compilers and transforms
+
+KINDS: dict[str, Callable[[Tensor], Any]] = {
+    "bits": Bernoulli,
+    "categories": lambda params: Categorical(params, one_hot=True),
+    "factors": lambda params: MultiCategorical(params, (2, 2), one_hot=True),
+    "continuous": DiagGaussian,
+}
+"""Distributions of four parameters a row, by the kind of outcome that the registry names."""
+
+LOW_LEVEL = ("reinforce", "lax", "dlax", "relax")
+NOISE, FRESH = (torch.randn(5, 3, generator=seeded(seed)) for seed in (11, 12))
+
+
+def low_level(name: str, phi: Tensor, params: Tensor, *, functions: bool) -> Tensor:
+    """A low-level gradient `[5, 3]` of bits, given tensors or functions of the parameters."""
+    here = Bernoulli(params.detach())
+    z = here.relax(NOISE)
+    b, value = here.threshold(z), torch.linspace(-1.0, 2.0, len(params))
+    given: dict[str, Callable[[Tensor], Tensor]] = {
+        "log_prob": lambda at: Bernoulli(at).log_prob(b),
+        "relaxed_log_prob": lambda at: Bernoulli(at).relaxed_log_prob(z),
+        "control": lambda at: torch.tanh(Bernoulli(at).relax(NOISE)) @ phi,
+        "conditional_control": lambda at: torch.tanh(Bernoulli(at).relax_given(b, FRESH)) @ phi,
+    }
+    gradient, names = {
+        "reinforce": (reinforce_gradient, ["log_prob"]),
+        "lax": (lax_gradient, ["log_prob", "control"]),
+        "dlax": (dlax_gradient, ["log_prob", "relaxed_log_prob", "control"]),
+        "relax": (relax_gradient, ["log_prob", "control", "conditional_control"]),
+    }[name]
+    value = value - phi.sum() if name == "reinforce" else value
+    return gradient(value, *(given[key] if functions else given[key](params) for key in names), params)  # type: ignore[operator, no-any-return]

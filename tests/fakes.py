@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
+import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
+import pytest
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
@@ -148,6 +152,26 @@ class TargetEnv(gym.Env):
         return self.see(), reward, False, self.t == self.length, {}
 
 
+class ImageEnv(TargetEnv):
+    """A target environment whose observations are images."""
+
+    def __init__(self, action_space: spaces.Space[Any]) -> None:
+        super().__init__(action_space)
+        self.observation_space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+
+    def reset(self, **kwargs: Any) -> Any:
+        obs, info = super().reset(**kwargs)
+        return self._image(obs), info
+
+    def step(self, action: Any) -> Any:
+        obs, *rest = super().step(action)
+        return self._image(obs), *rest
+
+    def _image(self, obs: np.ndarray) -> np.ndarray:
+        rng = np.random.default_rng(zlib.crc32(obs.tobytes()))
+        return rng.integers(0, 256, self.observation_space.shape, dtype=np.uint8)
+
+
 class LivesEnv(gym.Env):
     """Games of a few lives of `life_length` steps each, worth 1 per step; `lives` in the infos, as in Atari.
 
@@ -188,12 +212,58 @@ class DyingEnv(GoldenEnv):
         return super().step(action)
 
 
+class PoisonedEnv(TargetEnv):
+    """A target environment whose reward is not a number from the hundredth step on."""
+
+    def __init__(self) -> None:
+        super().__init__(spaces.Discrete(2))
+        self.taken = 0
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, infos = super().step(action)
+        self.taken += 1
+        return obs, math.nan if self.taken > 100 else reward, terminated, truncated, infos
+
+
+class WordyEnv(GoldenEnv):
+    """A golden environment that observes text, which no policy here reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Text(5)
+
+    def see(self) -> str:
+        return "a"
+
+
 class KeywordEnv(GoldenEnv):
     """A golden environment with a setting of two numbers."""
 
     def __init__(self, size: tuple[int, int] = (1, 2)) -> None:
         super().__init__()
         self.size = size
+
+
+@dataclass
+class Rows:
+    """A logger that remembers its rows."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    closed: bool = False
+
+    def log(self, row: Any) -> None:
+        assert not self.closed
+        self.rows.append(dict(row))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def need(env_id: str) -> None:
+    """Skip the test where the package that an environment of Gymnasium's needs is not installed."""
+    for family, module in {"box2d": "Box2D", "mujoco": "mujoco"}.items():
+        if f".{family}" in str(gym.registry[env_id].entry_point):
+            pytest.importorskip(module, reason=f"needs the extra {family}")
 
 
 def vector_of(
@@ -216,4 +286,6 @@ gym.register("relax_rl_fakes/Golden-v0", GoldenEnv, kwargs={"cycle": ((20, "trun
 gym.register("relax_rl_fakes/Keyword-v0", KeywordEnv)
 gym.register("relax_rl_fakes/Dying-v0", DyingEnv)
 gym.register("relax_rl_fakes/BufferReusing-v0", BufferReusingEnv)
+gym.register("relax_rl_fakes/Poisoned-v0", PoisonedEnv)
+gym.register("relax_rl_fakes/Wordy-v0", WordyEnv)
 gym.register("relax_rl_fakes/Lives-v0", LivesEnv)

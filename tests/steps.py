@@ -1,8 +1,9 @@
-"""What tests of an agent's updates share: made-up rollouts, awake surrogates, gradients row by row, agents alike."""
+"""What tests of agents and their updates share: small runs, made-up rollouts, awake surrogates, gradients row by row, agents alike."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,16 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 
-from relax_rl.agents import ActorCritic
+from relax_rl.agents import AGENTS, ActorCritic
 from relax_rl.agents.batch import Batch
-from relax_rl.agents.gradients import Objective, gradients
+from relax_rl.agents.gradients import Gradients, Objective, finished, flattened, gradients
 from relax_rl.agents.networks import Networks
 from relax_rl.agents.rollouts import Rollout
 from relax_rl.agents.shards import sample_noise
 from relax_rl.envs import VectorEnvs
 from relax_rl.networks.policies import Policy
+from relax_rl.settings.config import TrainConfig
+from relax_rl.settings.presets import preset_config
 from tests.fakes import TargetEnv, vector_of
 
 __all__ = [
@@ -34,9 +37,12 @@ __all__ = [
     "rollout_for",
     "shake",
     "shake_module",
+    "small_run",
     "target_envs",
+    "trained",
     "watch_steps",
     "weights",
+    "whole_gradients",
 ]
 
 OBS = spaces.Box(-1, 1, (3,), np.float32)
@@ -51,8 +57,29 @@ ACTIONS: dict[str, spaces.Space[Any]] = {
 PASSES: dict[str, Any] = {"epochs": 3, "minibatch_size": 7, "clip_range": 0.2}
 
 
+def small_run(path: Path, env: str = "CartPole-v1", estimator: str = "auto", **settings: Any) -> TrainConfig:
+    """The configuration of a run that is done in a moment."""
+    small = {"hidden": (8,), "surrogate_hidden": (8,), "num_envs": 4, "num_steps": 5, "total_steps": 400}
+    small |= {"quiet": True, "tensorboard": False, "run_dir": str(path)}
+    return preset_config(env, estimator, **{**small, **settings})
+
+
 def target_envs(action_space: spaces.Space[Any], seed: int = 0, n: int = 8, env: Any = TargetEnv) -> VectorEnvs:
     return VectorEnvs(vector_of([lambda: env(action_space)] * n, AutoresetMode.SAME_STEP), seed=seed)
+
+
+def trained(
+    estimator: str, *, env: Any = TargetEnv, updates: int = 6, told: list[Any] | None = None, **settings: Any
+) -> ActorCritic:
+    """A small agent after some updates in target environments; `told` takes the metrics of each."""
+    space = BOX if estimator == "lax" else DISCRETE
+    small = {"hidden": (8,), "surrogate_hidden": (8,), "num_steps": 5, "cnn_features": 8}
+    metrics = [] if told is None else told
+    with target_envs(space, n=4, env=env) as envs:
+        agent = AGENTS[estimator](envs.single_observation_space, space, seed=0, **{**small, **settings})
+        shake(agent)
+        agent.learn(envs, updates * 20, [lambda _, info: metrics.append(dict(info.metrics))])
+    return agent
 
 
 def rollout_for(agent: ActorCritic, *, steps: int = 6, num_envs: int = 4, seed: int = 1, **changes: Any) -> Rollout:
@@ -116,6 +143,11 @@ def applied(agent: ActorCritic, batch: Batch, params: Tensor | None = None, **ob
     found = gradients(networks, batch, Objective(agent.estimator, ("policy", "value"), **objective))
     gradient: Tensor = found.of["policy"][0]
     return -gradient * batch.shard.divisor
+
+
+def whole_gradients(agent: ActorCritic, batch: Batch, objective: Objective) -> Gradients:
+    """The gradients of an update, one flat vector a network, clipped and with its metrics."""
+    return finished(flattened(gradients(agent.networks, batch, objective), agent.learner.flat), objective)
 
 
 def off_policy(agent: ActorCritic, batch: Batch, old_log_prob: Tensor) -> Batch:

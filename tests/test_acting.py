@@ -17,9 +17,7 @@ from relax_rl.agents.compiled import CompiledGradients
 from relax_rl.agents.normalization import ObservationNormalizer
 from relax_rl.envs import make_envs
 from relax_rl.networks.torsos import MLP
-
-OBS = spaces.Box(-1, 1, (3,), np.float32)
-BOX = spaces.Box(-1, 1, (2,), np.float32)
+from tests.steps import BOX, OBS
 
 
 def sampler_of(agent: ActorCritic) -> Any:

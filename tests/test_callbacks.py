@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 
@@ -27,6 +27,7 @@ from relax_rl.runs.displays import Display
 from relax_rl.runs.evaluation import Scores
 from relax_rl.runs.folder import RunFolder, read_record
 from relax_rl.runs.interruption import Interruption
+from tests.fakes import Rows
 
 
 @dataclass
@@ -39,19 +40,6 @@ class Counter:
 
     def watch(self, section):
         """Measure nothing."""
-
-
-@dataclass
-class Rows:
-    """A logger that remembers."""
-
-    rows: list = field(default_factory=list)
-
-    def log(self, row):
-        self.rows.append(dict(row))
-
-    def close(self):
-        pass
 
 
 def updates(agent, callbacks, count, *, steps=10, returns=(), metric=1.0):
@@ -116,19 +104,12 @@ def test_the_display_hears_the_mean_return():
     assert display.heard[1:] == [(20, 4.0), (30, 4.0)]
 
 
-def test_stopping_needs_a_hundred_episodes():
+@pytest.mark.parametrize("before", [[], [474.0] * 100])
+def test_stopping_goes_by_the_last_hundred_episodes(before):
     agent = Counter()
     run = AgentRun(agent)
     callbacks = [count_episodes(run), stop_at_return(run, 475.0)]
-    assert updates(agent, callbacks, 99, returns=[500.0])[1] is True
-    assert updates(agent, callbacks, 1, returns=[500.0])[1] is False
-
-
-def test_stopping_goes_by_the_last_hundred():
-    agent = Counter()
-    run = AgentRun(agent)
-    callbacks = [count_episodes(run), stop_at_return(run, 475.0)]
-    assert updates(agent, callbacks, 100, returns=[474.0])[1] is True
+    assert updates(agent, callbacks, 1, returns=before)[1] is True
     assert updates(agent, callbacks, 99, returns=[475.0])[1] is True
     assert updates(agent, callbacks, 1, returns=[475.0])[1] is False
 

@@ -54,16 +54,6 @@ def test_the_state_of_the_run_comes_back(tmp_path, run):
         assert torch.equal(ours, theirs)
 
 
-def test_a_checkpoint_is_a_file_that_the_agent_loads(tmp_path, run):
-    run.agent.steps = 40
-    path = CheckpointFolder(tmp_path).save(run)
-    assert path.name == "step_000000040.safetensors"
-    alone = ActorCritic.load(path)
-    assert isinstance(alone, A2C) and alone.steps == 40
-    for ours, theirs in zip(run.agent.policy.parameters(), alone.policy.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-
-
 def test_the_agent_that_a_user_asks_for(tmp_path, run):
     folder = RunFolder(tmp_path)
     checkpoints = CheckpointFolder(folder.checkpoints)

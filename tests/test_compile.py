@@ -12,29 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
-from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical
 from relax_rl.estimators import (
     ESTIMATORS,
     describe,
-    dlax_gradient,
-    lax_gradient,
     make_estimator,
     policy_gradient_loss,
     rebar,
-    reinforce_gradient,
     relax,
-    relax_gradient,
     relaxed_objective,
     variance_loss,
 )
+from tests.estimator_cases import KINDS, LOW_LEVEL, low_level, seeded
 
 ROWS = 5
-KINDS: dict[str, Callable[[Tensor], Any]] = {
-    "bits": Bernoulli,
-    "categories": lambda params: Categorical(params, one_hot=True),
-    "factors": lambda params: MultiCategorical(params, (2, 2), one_hot=True),
-    "continuous": DiagGaussian,
-}
 # Tracing without a compiler: what the graph computes is what eager code computes, to the last bit.
 BACKEND = "aot_eager"
 
@@ -50,15 +40,18 @@ def compiled(function: Callable[..., Any], backend: str = BACKEND) -> Callable[.
     return torch.compile(function, fullgraph=True, backend=backend)  # type: ignore[no-any-return]
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def values_and_gradients(function: Callable[[], Tensor], inputs: Sequence[Tensor]) -> list[Tensor | None]:
     """The loss and its gradients, every draw from the same seed."""
     torch.manual_seed(0)
     loss = function()
     return [loss.detach(), *torch.autograd.grad(loss, inputs, allow_unused=True)]
+
+
+def check(loss: Callable[[], Tensor], inputs: Sequence[Tensor]) -> list[Tensor | None]:
+    """Assert that one graph gives the numbers of eager code, which are returned."""
+    eager = values_and_gradients(loss, inputs)
+    torch.testing.assert_close(values_and_gradients(compiled(loss), inputs), eager, rtol=0, atol=0)
+    return eager
 
 
 class Case:
@@ -95,11 +88,7 @@ def test_every_estimator_is_one_graph_with_the_numbers_of_eager_code(name: str, 
     case, has_surrogate = Case(kind), "surrogate" in describe(name).needs
     estimator = make_estimator(name, **({"surrogate": case.c} if has_surrogate else {}))
 
-    def loss() -> Tensor:
-        return estimator(case.f, case.dist()).loss()
-
-    eager = values_and_gradients(loss, case.inputs)
-    torch.testing.assert_close(values_and_gradients(compiled(loss), case.inputs), eager, rtol=0, atol=0)
+    eager = check(lambda: estimator(case.f, case.dist()).loss(), case.inputs)
     assert eager[1] is not None and eager[1].abs().sum() > 0
     assert (eager[-2] is not None) == has_surrogate
 
@@ -107,9 +96,7 @@ def test_every_estimator_is_one_graph_with_the_numbers_of_eager_code(name: str, 
 @pytest.mark.parametrize("options", [{"coupling": "coupled"}, {"num_conditional": 3}], ids=str)
 def test_options_of_relax_compile(options: dict[str, Any]) -> None:
     case = Case("bits")
-    eager = values_and_gradients(lambda: relax(case.f, case.dist(), case.c, **options).loss(), case.inputs)
-    traced = compiled(lambda: relax(case.f, case.dist(), case.c, **options).loss())
-    torch.testing.assert_close(values_and_gradients(traced, case.inputs), eager, rtol=0, atol=0)
+    check(lambda: relax(case.f, case.dist(), case.c, **options).loss(), case.inputs)
 
 
 def whole_update(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -150,33 +137,10 @@ def test_compiled_code_has_the_numbers_of_eager_code_to_rounding() -> None:
     torch.testing.assert_close(found, eager, rtol=1e-5, atol=1e-6)
 
 
-def low_level(name: str, phi: Tensor, params: Tensor, noise: Tensor, fresh: Tensor) -> Tensor:
-    """Each low-level function on functions of the parameters."""
-    value = torch.linspace(-1.0, 2.0, len(params))
-    b = Bernoulli(params.detach()).threshold(Bernoulli(params.detach()).relax(noise))
-    log_prob = lambda at: Bernoulli(at).log_prob(b)  # noqa: E731
-    c = lambda z: torch.tanh(z) @ phi  # noqa: E731
-    control = lambda at: c(Bernoulli(at).relax(noise))  # noqa: E731
-    if name == "reinforce":
-        return reinforce_gradient(value - phi.sum(), log_prob, params)
-    if name == "lax":
-        return lax_gradient(value, log_prob, control, params)
-    if name == "dlax":
-        z = Bernoulli(params.detach()).relax(noise)
-        return dlax_gradient(value, log_prob, lambda at: Bernoulli(at).relaxed_log_prob(z), control, params)
-    return relax_gradient(value, log_prob, control, lambda at: c(Bernoulli(at).relax_given(b, fresh)), params)
-
-
-@pytest.mark.parametrize("name", ["reinforce", "lax", "dlax", "relax"])
+@pytest.mark.parametrize("name", LOW_LEVEL)
 def test_low_level_gradients_compile_where_they_are_given_functions(name: str) -> None:
-    phi = torch.randn(3, generator=seeded(7)).requires_grad_()
-    params, noise, fresh = (torch.randn(ROWS, 3, generator=seeded(seed)) for seed in (8, 5, 6))
-
-    def loss() -> Tensor:
-        return variance_loss(low_level(name, phi, params, noise, fresh))
-
-    eager = values_and_gradients(loss, [phi])
-    torch.testing.assert_close(values_and_gradients(compiled(loss), [phi]), eager, rtol=0, atol=0)
+    phi, params = torch.randn(3, generator=seeded(7)).requires_grad_(), torch.randn(ROWS, 3, generator=seeded(8))
+    check(lambda: variance_loss(low_level(name, phi, params, functions=True)), [phi])
 
 
 def test_an_estimate_may_leave_the_graph_and_phi_be_reached_outside() -> None:
@@ -205,10 +169,7 @@ def test_the_drop_in_loss_compiles() -> None:
     case = Case("categories")
     action = torch.nn.functional.one_hot(torch.arange(ROWS) % 4, 4).float()
     advantage, old = torch.randn(ROWS, generator=seeded(9)), torch.full((ROWS,), -1.4)
-
-    def loss() -> Tensor:
-        return policy_gradient_loss(advantage, case.dist(), action, case.c, old_log_prob=old, clip=0.2)
-
-    inputs = [*case.policy.parameters(), *case.surrogate.parameters()]
-    eager = values_and_gradients(loss, inputs)
-    torch.testing.assert_close(values_and_gradients(compiled(loss), inputs), eager, rtol=0, atol=0)
+    check(
+        lambda: policy_gradient_loss(advantage, case.dist(), action, case.c, old_log_prob=old, clip=0.2),
+        [*case.policy.parameters(), *case.surrogate.parameters()],
+    )

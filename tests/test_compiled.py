@@ -12,7 +12,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from relax_rl.agents import A2C, AGENTS, LAX, ActorCritic
+from relax_rl.agents import A2C, LAX, ActorCritic
 from relax_rl.agents import compiled as compiled_module
 from relax_rl.agents.compiled import CompiledGradients, why_not_compiled
 from relax_rl.compute import compilation
@@ -20,9 +20,8 @@ from relax_rl.compute.distributed import ALONE
 from relax_rl.errors import SettingsError, TrainingDiverged
 from relax_rl.runs.training import train
 from relax_rl.settings.presets import preset_config
-from tests.steps import BOX, DISCRETE, OBS, assert_alike, assert_same, rollout_for, shake, target_envs
+from tests.steps import BOX, DISCRETE, OBS, assert_alike, assert_same, rollout_for, target_envs, trained
 
-SMALL: dict[str, Any] = {"hidden": (8,), "surrogate_hidden": (8,), "num_steps": 5}
 PASSES: dict[str, Any] = {"epochs": 2, "minibatch_size": 8, "clip_range": 0.2}
 
 
@@ -37,18 +36,6 @@ def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the traced graph as it is: what is traced is what counts here, and inductor takes half a minute."""
     monkeypatch.setattr("relax_rl.compute.compilation._compile", lambda graph, inputs, key: graph)
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "g++")
-
-
-def trained(estimator: str, compile: str, *, updates: int = 6, **settings: Any) -> tuple[ActorCritic, list[Any]]:
-    space = BOX if estimator == "lax" else DISCRETE
-    with target_envs(space, n=4) as envs:
-        agent = AGENTS[estimator](
-            envs.single_observation_space, space, seed=0, compile=compile, **{**SMALL, **settings}
-        )
-        shake(agent)
-        metrics: list[Any] = []
-        agent.learn(envs, updates * 20, [lambda agent, info: metrics.append(dict(info.metrics))])
-    return agent, metrics
 
 
 @pytest.mark.parametrize(
@@ -67,8 +54,10 @@ def trained(estimator: str, compile: str, *, updates: int = 6, **settings: Any) 
     ],
 )
 def test_compiled_steps_are_those_of_eager_code(estimator: str, settings: dict[str, Any], traced_only: None) -> None:
-    compiled, told = trained(estimator, "on", **settings)
-    eager, expected = trained(estimator, "off", **settings)
+    told: list[Any] = []
+    expected: list[Any] = []
+    compiled = trained(estimator, compile="on", told=told, **settings)
+    eager = trained(estimator, compile="off", told=expected, **settings)
     assert compiled.learner.compiled is not None
     assert eager.learner.compiled is None
     assert_alike(compiled, eager)
@@ -87,14 +76,14 @@ def test_code_of_inductor_takes_the_steps_of_eager_code_and_is_kept(
     monkeypatch.setenv("RELAX_RL_CACHE", str(tmp_path))
     monkeypatch.setattr(compiled_module, "_LOADING", 0.0)
     settings: dict[str, Any] = {"hidden": (4,), "activation": "relu", "updates": 3}
-    compiled, _ = trained("a2c", "on", **settings)
-    eager, _ = trained("a2c", "off", **settings)
+    compiled = trained("a2c", compile="on", **settings)
+    eager = trained("a2c", compile="off", **settings)
     assert_alike(compiled, eager)
     monkeypatch.setattr(compilation, "_compile", lambda *_: pytest.fail("it is kept"))
-    again, _ = trained("a2c", "auto", **settings)
+    again = trained("a2c", compile="auto", **settings)
     assert again.compiled_from == compiled.compiled_from == 0 and eager.compiled_from is None
     assert_same(compiled.state_dict()[0], again.state_dict()[0])
-    other, _ = trained("a2c", "auto", **{**settings, "activation": "tanh"})
+    other = trained("a2c", compile="auto", **{**settings, "activation": "tanh"})
     assert other.compiled_from is None and other.learner.compiled is None
 
 
@@ -102,11 +91,11 @@ def test_an_agent_that_is_gone_on_with_takes_compiled_code_again(
     tmp_path: Path, traced_only: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiled_module, "_COST", 0.0)
-    agent, _ = trained("a2c", "auto")
+    agent = trained("a2c", compile="auto")
     agent.save(tmp_path / "agent.safetensors")
     monkeypatch.setattr(compiled_module, "_COST", 1e9)
     monkeypatch.setattr(compiled_module, "_LOADING", 0.0)
-    for again, expected in ((A2C.load(tmp_path / "agent.safetensors"), 0), (trained("a2c", "auto")[0], None)):
+    for again, expected in ((A2C.load(tmp_path / "agent.safetensors"), 0), (trained("a2c", compile="auto"), None)):
         assert again.compiled_from == expected
         with target_envs(DISCRETE, n=4) as envs:
             again.learn(envs, 20)
@@ -114,7 +103,7 @@ def test_an_agent_that_is_gone_on_with_takes_compiled_code_again(
 
 
 def test_nothing_moves_when_a_gradient_is_not_finite(traced_only: None) -> None:
-    agent, _ = trained("relax", "on")
+    agent = trained("relax", compile="on")
     rollout = rollout_for(agent, steps=5, reward=torch.full((5, 4), float("nan")))
     before = {name: x.clone() for name, x in agent.state_dict()[0].items()}
     with pytest.raises(TrainingDiverged):
@@ -130,7 +119,7 @@ def test_a_graph_is_kept_for_every_shape_of_batch(traced_only: None, monkeypatch
         "compile_function",
         lambda f, examples, key: shapes.append(len(examples[-1])) or compile(f, examples),
     )
-    trained("a2c", "on", epochs=2, minibatch_size=8, clip_range=0.2)
+    trained("a2c", compile="on", epochs=2, minibatch_size=8, clip_range=0.2)
     assert sorted(shapes) == [4, 8]  # 8 rows, and the 4 that are left of 20
 
 
@@ -182,7 +171,7 @@ def test_what_cannot_be_compiled_is_said_in_one_line(
 
 
 def test_auto_compiles_long_runs_only(traced_only: None) -> None:
-    agent, off = (LAX(OBS, BOX, **SMALL, **more) for more in ({}, {"compile": "off"}))
+    agent, off = (LAX(OBS, BOX, num_steps=5, **more) for more in ({}, {"compile": "off"}))
     assert agent.config.compile == "auto" and why_not_compiled(agent.networks, 1) is None
     agent.learner.choose_compiled(100_000, 8)
     assert agent.learner.compiled is None
@@ -209,9 +198,9 @@ def test_where_the_compiler_fails_a_run_goes_on_without_unless_it_was_asked_for(
     monkeypatch.setattr("torch._inductor.aot_compile", fail)
     monkeypatch.setattr(compiled_module, "has_compiler", lambda: True)
     with pytest.raises(SettingsError, match=r"omp\.h: No such file.*--compile off"):
-        trained("relax", "on", **settings)
+        trained("relax", compile="on", **settings)
     monkeypatch.setattr(compiled_module, "_COST", 0.0)
     with pytest.warns(UserWarning, match="eager code"):
-        found, _ = trained("relax", "auto", **settings)
+        found = trained("relax", compile="auto", **settings)
     assert found.learner.compiled is None
-    assert_alike(found, trained("relax", "off", **settings)[0])
+    assert_alike(found, trained("relax", compile="off", **settings))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,12 +107,3 @@ def test_a_rollout_is_met_with_the_scale_from_before_it_and_then_taken_in(kind: 
     assert [float(step.batch.control_scale) for step in steps] == [0.25]  # type: ignore[arg-type]
     assert agent.control_scale.shared == pytest.approx(expected.shared, rel=1e-4)
     assert agent.control_scale.own == pytest.approx(expected.own, rel=1e-4)
-
-
-def test_the_scale_is_part_of_a_checkpoint(tmp_path: Path) -> None:
-    agent = agent_for(RELAX)
-    agent.update(rollout_for(agent))
-    agent.save(tmp_path / "agent.safetensors")
-    loaded = RELAX.load(tmp_path / "agent.safetensors")
-    assert loaded.control_scale is not None and agent.control_scale is not None
-    assert loaded.control_scale.state_dict() == agent.control_scale.state_dict()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -10,13 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from relax_rl.agents import AGENTS, ActorCritic
 from relax_rl.agents import compiled as compiled_module
 from relax_rl.agents.batch import Batch
 from relax_rl.agents.compiled import Choice, CompiledGradients, choose, why_not_compiled
@@ -27,11 +24,10 @@ from relax_rl.compute.cuda_graphs import Recording
 from relax_rl.compute.optimizers import FlatParameters
 from relax_rl.errors import SettingsError
 from relax_rl.settings.config import AgentConfig
-from tests.fakes import TargetEnv
-from tests.steps import BOX, DISCRETE, assert_alike, off_policy, shake, target_envs
+from tests.fakes import ImageEnv, TargetEnv
+from tests.steps import assert_alike, off_policy, target_envs, trained
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
-SMALL: dict[str, Any] = {"hidden": (8,), "surrogate_hidden": (8,), "num_steps": 5, "cnn_features": 8}
 
 
 class FakeGraph:
@@ -148,44 +144,14 @@ def test_other_numbers_are_other_numbers(found: list[float], expected: list[floa
     assert not agree([torch.tensor(found)], [torch.tensor(expected)])
 
 
-class ImageEnv(TargetEnv):
-    """TargetEnv seen as images."""
-
-    def __init__(self, action_space: spaces.Space[Any]) -> None:
-        super().__init__(action_space)
-        self.observation_space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
-
-    def reset(self, **kwargs: Any) -> Any:
-        obs, info = super().reset(**kwargs)
-        return self._image(obs), info
-
-    def step(self, action: Any) -> Any:
-        obs, *rest = super().step(action)
-        return self._image(obs), *rest
-
-    def _image(self, obs: np.ndarray) -> np.ndarray:
-        rng = np.random.default_rng(zlib.crc32(obs.tobytes()))
-        return rng.integers(0, 256, self.observation_space.shape, dtype=np.uint8)
-
-
-def trained(estimator: str, images: bool, compile: str, device: str = "cpu", **settings: Any) -> ActorCritic:
-    space = BOX if estimator == "lax" else DISCRETE
-    with target_envs(space, n=4, env=ImageEnv if images else TargetEnv) as envs:
-        options = {**SMALL, **settings, "compile": compile, "device": device}
-        agent = AGENTS[estimator](envs.single_observation_space, space, seed=0, **options)
-        shake(agent)
-        agent.learn(envs, 100)
-    return agent
-
-
-CASES: list[tuple[str, bool, dict[str, Any]]] = [
-    ("a2c", False, {"normalize_obs": True, "value_replay": 1}),
-    ("relax", False, {"entropy_coef": 0.05, "entropy_schedule": "linear", "surrogate_scale": "fitted"}),
-    ("lax", False, {"epochs": 2, "minibatch_size": 8, "clip_range": 0.2}),
-    ("a2c", True, {"entropy_coef": 0.01, "optimizer": "rmsprop"}),
-    ("relax", True, {"entropy_coef": 0.01, "entropy_schedule": "linear"}),
-    ("relax", True, {"epochs": 2, "minibatch_size": 8, "clip_range": 0.2}),
-    ("relax", True, {"surrogate_steps": 2}),
+CASES: list[tuple[str, type[TargetEnv], dict[str, Any]]] = [
+    ("a2c", TargetEnv, {"normalize_obs": True, "value_replay": 1}),
+    ("relax", TargetEnv, {"entropy_coef": 0.05, "entropy_schedule": "linear", "surrogate_scale": "fitted"}),
+    ("lax", TargetEnv, {"epochs": 2, "minibatch_size": 8, "clip_range": 0.2}),
+    ("a2c", ImageEnv, {"entropy_coef": 0.01, "optimizer": "rmsprop"}),
+    ("relax", ImageEnv, {"entropy_coef": 0.01, "entropy_schedule": "linear"}),
+    ("relax", ImageEnv, {"epochs": 2, "minibatch_size": 8, "clip_range": 0.2}),
+    ("relax", ImageEnv, {"surrogate_steps": 2}),
 ]
 
 
@@ -206,14 +172,14 @@ def recorded_on_the_cpu(cuda: None, monkeypatch: pytest.MonkeyPatch) -> list[int
     return lengths
 
 
-@pytest.mark.parametrize(("estimator", "images", "settings"), CASES)
+@pytest.mark.parametrize(("estimator", "env", "settings"), CASES)
 def test_recorded_steps_are_those_of_eager_code(
-    estimator: str, images: bool, settings: dict[str, Any], recorded_on_the_cpu: list[int]
+    estimator: str, env: type[TargetEnv], settings: dict[str, Any], recorded_on_the_cpu: list[int]
 ) -> None:
-    recorded = trained(estimator, images, "on", **settings)
+    recorded = trained(estimator, env=env, compile="on", **settings)
     assert isinstance(recorded.learner.compiled, CompiledGradients)
     assert recorded_on_the_cpu and min(recorded_on_the_cpu) > 20
-    assert_alike(recorded, trained(estimator, images, "off", **settings))
+    assert_alike(recorded, trained(estimator, env=env, compile="off", **settings))
 
 
 def test_a_recording_that_fails_leaves_an_agent_on_images_to_eager_code(
@@ -227,17 +193,17 @@ def test_a_recording_that_fails_leaves_an_agent_on_images_to_eager_code(
     passes = {"epochs": 2, "minibatch_size": 8, "clip_range": 0.2}
     for settings in ({}, passes):
         with pytest.warns(UserWarning, match=r"no memory.*eager code"):
-            found = trained("relax", True, "auto", **settings)
+            found = trained("relax", env=ImageEnv, compile="auto", **settings)
         assert found.learner.compiled is None
-        assert_alike(found, trained("relax", True, "off", **settings))
+        assert_alike(found, trained("relax", env=ImageEnv, compile="off", **settings))
     with pytest.raises(SettingsError, match="no memory"):
-        trained("relax", True, "on")
+        trained("relax", env=ImageEnv, compile="on")
 
 
 @pytest.mark.parametrize("later", [False, True])
-@pytest.mark.parametrize(("estimator", "images", "settings"), CASES[:5])
+@pytest.mark.parametrize(("estimator", "env", "settings"), CASES[:5])
 def test_no_gradient_leaves_its_device_or_waits_for_it(
-    estimator: str, images: bool, settings: dict[str, Any], later: bool, monkeypatch: pytest.MonkeyPatch
+    estimator: str, env: type[TargetEnv], settings: dict[str, Any], later: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the device "meta" there are no numbers: whoever asks for one fails, and so does who mixes it with the CPU."""
 
@@ -250,8 +216,8 @@ def test_no_gradient_leaves_its_device_or_waits_for_it(
 
     monkeypatch.setattr(compilation, "compile_function", as_it_is)
     monkeypatch.setattr(compilation, "agree", lambda found, expected: True)
-    agent = trained(estimator, images, "off", **settings)
-    with target_envs(agent.action_space, n=4, env=ImageEnv if images else TargetEnv) as envs:
+    agent = trained(estimator, env=env, compile="off", **settings)
+    with target_envs(agent.action_space, n=4, env=env) as envs:
         batch, _ = agent.batch(agent.collect(agent.collector(envs)))
     if agent.value_replay is not None:
         batch = agent.value_replay.join(batch, agent.reward_unit)
@@ -291,10 +257,10 @@ def test_auto_records_on_a_gpu_and_needs_no_compiler(monkeypatch: pytest.MonkeyP
 
 
 @on_cuda
-@pytest.mark.parametrize(("estimator", "images", "settings"), CASES)
+@pytest.mark.parametrize(("estimator", "env", "settings"), CASES)
 def test_steps_recorded_on_a_gpu_are_those_of_eager_code(
-    estimator: str, images: bool, settings: dict[str, Any]
+    estimator: str, env: type[TargetEnv], settings: dict[str, Any]
 ) -> None:
-    recorded = trained(estimator, images, "on", "cuda", **settings)
+    recorded = trained(estimator, env=env, compile="on", device="cuda", **settings)
     assert isinstance(recorded.learner.compiled, CompiledGradients)
-    assert_alike(recorded, trained(estimator, images, "off", "cuda", **settings), 1e-3)
+    assert_alike(recorded, trained(estimator, env=env, compile="off", device="cuda", **settings), 1e-3)

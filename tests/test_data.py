@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError
+from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.experiments import data, data_files, data_formats
 from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.data import load_data
@@ -48,10 +48,6 @@ def idx(images: np.ndarray) -> bytes:
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def git_blob(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def put(folder: Path, name: str, content: bytes) -> None:
@@ -124,15 +120,11 @@ def test_the_fixed_binarisation_from_text_files(tmp_path, binarized, folder):
     assert sorted(file.name for file in (tmp_path / "here").rglob("*.npz")) == []  # nothing is written into it
 
 
-def test_the_packed_file_comes_before_the_texts(tmp_path, binarized):
+def test_the_packed_file_is_taken_unless_it_holds_other_images(tmp_path, binarized):
     parts, _ = binarized
     put(tmp_path / "here", "binarized_mnist_packed.npz", data_formats.pack_splits(parts))
     found = load_data("mnist", data_dir=str(tmp_path / "here"))
     assert all((getattr(found, part) == images).all() for part, images in parts.items())
-
-
-def test_a_packed_file_with_other_images_is_refused(tmp_path, binarized):
-    parts, _ = binarized
     parts["valid"][0, 0] ^= 1
     put(tmp_path / "here", "binarized_mnist_packed.npz", data_formats.pack_splits(parts))
     with pytest.raises(RelaxRLError, match="are not those of the fixed binarisation; replace it"):
@@ -166,12 +158,10 @@ def test_dynamic_mnist_from_the_second_mirror(server, monkeypatch, tmp_path):
     folder, url = server
     grey = np.random.RandomState(1).randint(0, 256, (12, 784)).astype(np.uint8)
     contents = {"train": idx(grey), "test": idx(grey[:5])}
-    (folder / "good").mkdir()
-    (folder / "bad").mkdir()
     files = {}
     for part, file in data.MNIST_IMAGES.items():
-        (folder / "good" / file.name).write_bytes(contents[part])
-        (folder / "bad" / file.name).write_bytes(contents[part][:-1])
+        put(folder / "good", file.name, contents[part])
+        put(folder / "bad", file.name, contents[part][:-1])
         urls = (url + "absent/" + file.name, url + "bad/" + file.name, url + "good/" + file.name)
         files[part] = replace(file, checksum=sha256(contents[part]), urls=urls)
     monkeypatch.setattr(data, "MNIST_IMAGES", files)
@@ -198,6 +188,12 @@ def chardata(train: np.ndarray, test: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def npz(**arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
 @pytest.fixture
 def drawings(monkeypatch):
     """Small Omniglot: grey images `[n, 28, 28]`, and both files that hold them."""
@@ -205,11 +201,10 @@ def drawings(monkeypatch):
     train, test = (random.randint(0, 256, (count, 28, 28)).astype(np.uint8) for count in (20, 6))
     # Column by column, as the published file has them.
     content = chardata(*(images.transpose(0, 2, 1).reshape(-1, 784) / 255 for images in (train, test)))
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, train=train.reshape(-1, 784), test=test.reshape(-1, 784))
-    reconstructed = buffer.getvalue()
+    reconstructed = npz(train=train.reshape(-1, 784), test=test.reshape(-1, 784))
     monkeypatch.setattr(data, "_OMNIGLOT_VALID", 5)
-    monkeypatch.setattr(data, "OMNIGLOT_MAT", replace(data.OMNIGLOT_MAT, checksum=git_blob(content)))
+    git_blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    monkeypatch.setattr(data, "OMNIGLOT_MAT", replace(data.OMNIGLOT_MAT, checksum=git_blob))
     own = replace(data.OMNIGLOT_RECONSTRUCTED, checksum=sha256(reconstructed))
     monkeypatch.setattr(data, "OMNIGLOT_RECONSTRUCTED", own)
     return train, test, content, reconstructed
@@ -318,70 +313,15 @@ GREY = np.zeros((3, 784), np.uint8)
         (partial(data_formats.read_npz, name="x", keys=("train",)), b"PK\x03\x04 not a zip"),
         (partial(data_formats.read_npz, name="x", keys=("absent",)), data_formats.pack_splits({"train": GREY})),
         (partial(data_formats.read_npz, name="x", keys=("train",)), data_formats.pack_splits({"train": GREY})[:-30]),
+        (partial(data_formats.read_npz, name="x", keys=("train",)), npz(train=np.array([print], dtype=object))),
         (partial(data_formats.read_chardata, name="x"), b"MATLAB 5.0 MAT-file, cut"),
         (partial(data_formats.read_chardata, name="x"), chardata(GREY[:, :9], GREY[:, :9])),
         (partial(data_formats.read_chardata, name="x"), chardata(GREY + 2, GREY)),
     ],
 )
-def test_whatever_is_damaged_is_one_line(read, content):
+def test_whatever_is_damaged_is_one_line_and_runs_no_code(read, content):
     with pytest.raises(RelaxRLError, match=r"^x is damaged: it is not .+; replace it$"):
         read(content)
-
-
-def test_an_npz_file_cannot_run_code():
-    buffer = io.BytesIO()
-    np.savez(buffer, train=np.array([print], dtype=object))
-    with pytest.raises(RelaxRLError, match="is damaged"):
-        data_formats.read_npz(buffer.getvalue(), "x", ("train",))
-
-
-def test_an_epoch_passes_through_every_image_in_a_new_order():
-    images = np.eye(10, dtype=np.uint8)
-    batches = Batches(images, seed=3)
-    seen = torch.cat([batches.next(4) for _ in range(5)])  # two epochs; the third batch lies in both
-    assert seen.dtype == torch.float32 and seen.shape == (20, 10)
-    orders = seen.argmax(1).reshape(2, 10)
-    assert (orders.sort(1).values == torch.arange(10)).all() and (orders[0] != orders[1]).any()
-    assert (torch.cat([Batches(images, seed=3).next(10)]).argmax(1) == orders[0]).all()
-    assert (Batches(images, seed=4).next(10).argmax(1) != orders[0]).any()
-
-
-def test_a_batch_may_be_larger_than_the_data():
-    assert Batches(np.eye(3, dtype=np.uint8), seed=0).next(8).sum(0).sort().values.tolist() == [2, 3, 3]
-
-
-def test_dynamic_pixels_are_drawn_anew_with_their_probability():
-    images = np.tile(np.array([0, 51, 128, 254, 255], np.uint8), (2, 1))
-    batches = Batches(images, dynamic=True, seed=5)
-    drawn = batches.next(20_000)
-    assert set(drawn.unique().tolist()) == {0.0, 1.0}
-    mean = drawn.mean(0)
-    assert mean[0] == 0 and mean[4] == 1
-    p = torch.tensor([51, 128, 254]) / 255
-    z = (mean[1:4] - p) / (p * (1 - p) / 20_000).sqrt()
-    assert z.abs().max() < 4
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("steps", [0, 1, 7])
-def test_a_resumed_order_is_the_same_bit_for_bit(dynamic, steps):
-    images = np.random.RandomState(0).randint(0, 256 if dynamic else 2, (10, 6)).astype(np.uint8)
-    one, other = Batches(images, dynamic=dynamic, seed=1), Batches(images, dynamic=dynamic, seed=2)
-    for _ in range(steps):
-        one.next(4)
-    other.load_state_dict(one.state_dict())
-    for _ in range(12):
-        assert torch.equal(one.next(4), other.next(4))
-
-
-def test_a_state_of_other_images_is_refused():
-    one, other = Batches(np.eye(4, dtype=np.uint8), seed=0), Batches(np.eye(5, dtype=np.uint8), seed=0)
-    with pytest.raises(CheckpointError, match="trained on 4 images, but there are 5"):
-        other.load_state_dict(one.state_dict())
-    with pytest.raises(CheckpointError, match="damaged"):
-        one.load_state_dict({})
-    with pytest.raises(CheckpointError, match="damaged"):
-        one.load_state_dict({**one.state_dict(), "position": torch.tensor(9)})
 
 
 @real_data

@@ -49,6 +49,7 @@ DISCRETE = ("bits", "categories", "indices", "factors", "index of factors")
 # nvil keeps statistics on the host, and so fetches the mean of f.
 CASES = [(name, kind) for name, info in ESTIMATORS.items() if name != "nvil" for kind in info.outcomes]
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+devices = pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=on_cuda)])
 
 
 class OnlyOn(TorchDispatchMode):
@@ -147,19 +148,30 @@ def run_diagnostics(device: str, generator: torch.Generator) -> list[float]:
     return [*numbers, apart.relative, apart.largest_z, apart.visible, squared_norm(flat)]
 
 
+def generator_on(device: str) -> torch.Generator | None:
+    """There is none on "meta"."""
+    return None if device == "meta" else torch.Generator(device).manual_seed(0)
+
+
+@devices
 @pytest.mark.parametrize("name, kind", CASES)
-def test_estimators_stay_on_the_device_of_the_parameters(name: str, kind: str) -> None:
-    run_estimator(name, kind, "meta", None)
+def test_estimators_stay_on_the_device_of_the_parameters(name: str, kind: str, device: str) -> None:
+    one, other = (run_estimator(name, kind, device, generator_on(device)) for _ in range(2))
+    if device != "meta":  # a generator there decides them
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+        assert one.isfinite().all()
 
 
+@devices
 @pytest.mark.parametrize("family", FAMILIES)
-def test_distributions_stay_on_the_device_of_the_parameters(family: str) -> None:
-    run_distribution(family, "meta", None)
+def test_distributions_stay_on_the_device_of_the_parameters(family: str, device: str) -> None:
+    run_distribution(family, device, generator_on(device))
 
 
-def test_options_and_losses_stay_on_the_device_of_the_parameters() -> None:
-    run_losses("meta", None)
-    run_closed_form("meta", None)
+@devices
+def test_options_and_losses_stay_on_the_device_of_the_parameters(device: str) -> None:
+    run_losses(device, generator_on(device))
+    run_closed_form(device, generator_on(device))
 
 
 def test_the_rule_finds_a_tensor_made_on_the_host() -> None:
@@ -167,26 +179,6 @@ def test_the_rule_finds_a_tensor_made_on_the_host() -> None:
         torch.zeros(3)
     with pytest.raises(RuntimeError, match="meta"), OnlyOn("meta"):
         float(torch.ones(3, device="meta").mean())
-
-
-@on_cuda
-@pytest.mark.parametrize("name, kind", CASES)
-def test_estimators_on_cuda_are_decided_by_a_generator_there(name: str, kind: str) -> None:
-    one, other = (run_estimator(name, kind, "cuda", torch.Generator("cuda").manual_seed(0)) for _ in range(2))
-    torch.testing.assert_close(one, other, rtol=0, atol=0)
-    assert one.isfinite().all()
-
-
-@on_cuda
-@pytest.mark.parametrize("family", FAMILIES)
-def test_distributions_on_cuda(family: str) -> None:
-    run_distribution(family, "cuda", torch.Generator("cuda").manual_seed(0))
-
-
-@on_cuda
-def test_options_and_losses_on_cuda() -> None:
-    run_losses("cuda", torch.Generator("cuda").manual_seed(0))
-    run_closed_form("cuda", torch.Generator("cuda").manual_seed(0))
 
 
 @on_cuda

@@ -8,10 +8,7 @@ import torch
 from relax_rl.distributions import Bernoulli
 from relax_rl.estimators import enumerated, reinforce, rloo, straight_through
 from relax_rl.estimators.diagnostics import bias, draws_of, effective_sample_size_ratio, variance
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.estimator_cases import seeded
 
 
 def normals(rows: int, seed: int, scale: float = 1.0) -> torch.Tensor:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from relax_rl.agents import AGENTS, ActorCritic
 from relax_rl.compute import distributed
@@ -22,7 +21,9 @@ from relax_rl.compute.serialization import load_state
 from relax_rl.envs import make_envs
 from relax_rl.errors import SettingsError, TrainingDiverged, WorkerLost
 from relax_rl.runs.training import resume_config, train
-from relax_rl.settings.presets import preset_config
+from relax_rl.settings.config import TrainConfig
+from relax_rl.settings.fields import with_settings
+from tests.steps import small_run
 from tests.workers import run_workers
 
 NORMALIZED = {"normalize_obs": True, "normalize_reward": True}
@@ -136,11 +137,9 @@ def test_the_cases_say_something(alone: Any) -> None:
 
 # Runs
 
-SMALL = {"hidden": (8,), "surrogate_hidden": (8,), "num_envs": 2, "num_steps": 5, "quiet": True, "tensorboard": False}
 
-
-def config_of(path: Path, **settings: Any):
-    return preset_config("CartPole-v1", "relax", **{**SMALL, "total_steps": 400, "run_dir": str(path), **settings})
+def config_of(path: Path, **settings: Any) -> TrainConfig:
+    return small_run(path, "CartPole-v1", "relax", num_envs=2, **settings)
 
 
 def run_of(config: Any, callback: Any, rank: int) -> dict[str, Any]:
@@ -158,12 +157,7 @@ def done(answers: list[tuple[str, Any]]) -> list[dict[str, Any]]:
 
 def test_a_run_is_written_once_and_goes_on_with_other_numbers_of_workers(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    settings: dict[str, Any] = {
-        "log_interval": 100,
-        "checkpoint_interval": 200,
-        "eval_interval": 200,
-        "eval_episodes": 2,
-    }
+    settings = {"log_interval": 100, "checkpoint_interval": 200, "eval_interval": 200, "eval_episodes": 2}
     one, other = done(run_workers(2, partial(run_of, config_of(path, **settings), None)))
     del one["pid"], other["pid"]
     assert one == other and one["stopped_by"] == "total_steps" and one["checkpoint"].exists()
@@ -190,25 +184,23 @@ def kill_with(number: int, info: Any) -> None:
     os.kill(os.getpid(), number)
 
 
-def test_a_signal_to_one_worker_ends_them_all_with_a_checkpoint(tmp_path: Path) -> None:
-    config = config_of(tmp_path / "run", total_steps=10**6)
-    callback = partial(on_the_second, partial(kill_with, signal.SIGTERM))
+@pytest.mark.parametrize(
+    ("settings", "callback", "stopped_by"),
+    [
+        ({}, partial(on_the_second, partial(kill_with, signal.SIGTERM)), "SIGTERM"),
+        ({}, partial(on_the_second, lambda info: False), "callback"),
+        ({"stop_at_return": 10.0}, None, "return"),
+    ],
+    ids=["a signal", "a callback", "the mean return of all"],
+)
+def test_what_ends_one_worker_ends_them_all_with_a_checkpoint(
+    tmp_path: Path, settings: dict[str, Any], callback: Any, stopped_by: str
+) -> None:
+    config = config_of(tmp_path / "run", total_steps=10**5, **settings)
     found = done(run_workers(2, partial(run_of, config, callback)))
-    assert [answer["stopped_by"] for answer in found] == ["SIGTERM", "SIGTERM"]
-    assert found[0]["steps"] == found[1]["steps"] < 150 and found[0]["checkpoint"].exists()
-
-
-def test_a_callback_of_one_worker_ends_them_all(tmp_path: Path) -> None:
-    config = config_of(tmp_path / "run", total_steps=10**6)
-    found = done(run_workers(2, partial(run_of, config, partial(on_the_second, lambda info: False))))
-    assert [answer["stopped_by"] for answer in found] == ["callback", "callback"]
-
-
-def test_the_mean_return_of_all_ends_them_all(tmp_path: Path) -> None:
-    config = config_of(tmp_path / "run", total_steps=10**5, stop_at_return=10.0)
-    found = done(run_workers(2, partial(run_of, config, None)))
-    assert [answer["stopped_by"] for answer in found] == ["return", "return"]
-    assert 100 <= found[0]["episodes"] == found[1]["episodes"] < 130
+    assert [answer["stopped_by"] for answer in found] == [stopped_by, stopped_by]
+    assert found[0]["steps"] == found[1]["steps"] and found[0]["checkpoint"].exists()
+    assert found[0]["steps"] < 150 if callback else 100 <= found[0]["episodes"] == found[1]["episodes"] < 130
 
 
 def poison(rank: int, agent: ActorCritic, info: Any) -> None:
@@ -277,7 +269,7 @@ def test_a_command_started_anew_goes_on_with_its_run(tmp_path: Path) -> None:
     assert found[0]["steps"] >= 600
     record = json.loads((path / "config.json").read_text())
     assert [entry["step"] for entry in record["resumed"]] == [first[0]["steps"]]
-    nowhere = preset_config("CartPole-v1", "relax", **SMALL, total_steps=400)
+    nowhere = with_settings(config, {"run_dir": None})
     answers = run_workers(2, partial(run_of, nowhere, None), environ=anew)
     assert all(isinstance(error, SettingsError) and "--run-dir" in str(error) for _, error in answers)
 
@@ -318,69 +310,3 @@ def test_torchrun_starts_a_run_anew_after_a_crash(tmp_path: Path) -> None:
     assert found.stdout.count("all steps taken") == 1 and "resumed at step" in found.stdout
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     assert len(record["resumed"]) == 1 and record["resumed"][0]["step"] >= 60
-
-
-# Parts
-
-
-def test_the_seeds_of_workers_are_those_of_one_and_different() -> None:
-    whole = make_envs("CartPole-v1", num_envs=4, seed=5, vectorization="sync").obs
-    parts = [make_envs("CartPole-v1", num_envs=2, seed=5, vectorization="sync", first_env=n).obs for n in (0, 2)]
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
-    native = [make_envs("CartPole-v1", num_envs=2, seed=5, first_env=n).obs for n in (0, 2)]
-    assert not (native[0] == native[1]).any()
-
-
-def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    cpu, any_gpu, named = (torch.device(name) for name in ("cpu", "cuda", "cuda:1"))
-    second = {"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}
-    assert distributed.local_device(cpu, second) == cpu
-    assert distributed.local_device(any_gpu, {}) == any_gpu and distributed.local_device(named, {}) == named
-    assert distributed.local_device(any_gpu, second) == torch.device("cuda", 1)
-    with pytest.raises(SettingsError, match="--device cuda"):
-        distributed.local_device(named, second)
-    with pytest.raises(SettingsError, match="3 workers on a machine with 2 GPUs"):
-        distributed.local_device(any_gpu, {"LOCAL_WORLD_SIZE": "3", "LOCAL_RANK": "0"})
-
-
-def test_a_process_without_torchrun_is_alone() -> None:
-    with distributed.joined() as workers:
-        assert workers is distributed.ALONE
-    vector = np.array([1.0, 2.0])
-    np.testing.assert_array_equal(workers.gather(vector), [[1.0, 2.0]])
-    assert workers.from_first({"a": 1}) == {"a": 1} and workers.any(True) and not workers.any(False)
-
-
-def test_exchanges(tmp_path: Path) -> None:
-    def work(rank: int) -> Any:
-        with distributed.joined(timeout=30.0) as workers:
-            a, b = torch.tensor([float(rank), 4.0]), torch.full((2, 2), 10.0 * rank)
-            workers.average_(a, b)
-            sent = torch.full((3,), rank, dtype=torch.int64)
-            workers.broadcast_(sent)
-            return (
-                a.tolist(),
-                b.tolist(),
-                sent.tolist(),
-                workers.gather(np.array([rank, 0.5])).tolist(),
-                workers.from_first({"text": f"from {rank}, ±∞"}),
-                workers.from_first(None if rank else []),
-                [workers.any(rank == 2), workers.any(False)],
-            )
-
-    expected = (
-        [1.0, 4.0],
-        [[10.0, 10.0], [10.0, 10.0]],
-        [0, 0, 0],
-        [[0.0, 0.5], [1.0, 0.5], [2.0, 0.5]],
-        {"text": "from 0, ±∞"},
-        [],
-        [True, False],
-    )
-    assert done_values(run_workers(3, work)) == [expected] * 3
-
-
-def done_values(answers: list[tuple[str, Any]]) -> list[Any]:
-    assert {kind for kind, _ in answers} == {"done"}, answers
-    return [found for _, found in answers]

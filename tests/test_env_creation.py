@@ -96,24 +96,18 @@ def test_an_unknown_environment_is_answered_with_near_names(wrong, near):
     assert all(name in gym.registry for name in named)
 
 
-@pytest.mark.parametrize("wrong", ["", ":", "Zzzzyx-v0", "a/b/c/d", "-v1"])
-def test_an_environment_like_no_other_is_answered_with_what_is_expected(wrong):
-    with pytest.raises(SettingsError, match="expected a Gymnasium id such as CartPole-v1") as caught:
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        *((wrong, "expected a Gymnasium id such as CartPole-v1") for wrong in ("", ":", "Zzzzyx-v0", "a/b/c/d", "-v1")),
+        *((wrong, r"cannot import .* PYTHONPATH") for wrong in ("no_such_module:Env-v0", "no.such:Env-v0")),
+        *((wrong, "is no name of a module") for wrong in ("a:b:Env-v0", ".fakes:Env-v0", "my env:Env-v0")),
+    ],
+)
+def test_a_name_like_no_other_is_answered_with_what_is_expected(wrong, message):
+    with pytest.raises(SettingsError, match=message) as caught:
         make_envs(wrong)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("wrong", ["no_such_module:Env-v0", "no.such:Env-v0"])
-def test_a_module_that_cannot_be_imported_is_named(wrong):
-    with pytest.raises(SettingsError, match=r"cannot import .* PYTHONPATH") as caught:
-        make_envs(wrong)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("wrong", ["a:b:Env-v0", ".fakes:Env-v0", "my env:Env-v0"])
-def test_what_cannot_be_a_module_is_named(wrong):
-    with pytest.raises(SettingsError, match="is no name of a module"):
-        make_envs(wrong)
 
 
 def test_a_registration_that_only_says_it_is_gone_names_its_successor():

@@ -12,7 +12,6 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from relax_rl.envs import Episode, VectorEnvs, make_envs
 from relax_rl.errors import SettingsError
-from relax_rl.networks.spaces import ObservationEncoder
 from tests.fakes import BufferReusingEnv, DictEnv, GoldenEnv, TupleEnv, golden_envs, vector_of
 
 MODES = tuple(AutoresetMode)
@@ -112,17 +111,6 @@ def test_returns_are_sums_of_raw_rewards_and_lengths_count_real_steps(mode):
     assert episodes == expected[: len(episodes)]
 
 
-def test_next_step_marks_the_row_after_an_end_and_empties_it():
-    """The row in which NEXT_STEP resets is no transition: not valid, no reward, no end, whatever the action."""
-    with golden_envs(AutoresetMode.NEXT_STEP, n=1) as envs:
-        steps = [envs.step(np.array([1])) for _ in range(9)]
-    assert [bool(step.valid[0]) for step in steps] == [True] * 3 + [False, True, False] + [True] * 3
-    for step in steps:
-        if not step.valid[0]:
-            assert (step.reward[0], step.terminated[0], step.truncated[0]) == (0.0, False, False)
-    assert steps[2].terminated[0] and steps[4].truncated[0]
-
-
 def test_whatever_an_environment_reports_on_the_row_it_makes_up_is_dropped():
     class Sloppy(SyncVectorEnv):
         def step(self, actions):
@@ -161,15 +149,6 @@ def test_episodes_of_a_single_step(mode, kind, ending):
         assert_same(transitions, played_alone(GoldenEnv(index, cycle=((1, ending),)), 9))
         assert len(transitions) == (5 if mode is AutoresetMode.NEXT_STEP else 9)
         assert all(row[4] != row[5] for row in transitions), "an end is either terminated or truncated"
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_when_both_flags_are_true_terminated_wins(mode):
-    """Nothing is bootstrapped from a final state, also when the time limit strikes in the same step."""
-    with VectorEnvs(vector_of([lambda: GoldenEnv(cycle=((2, "both"),))], mode)) as envs:
-        envs.step(np.array([0]))
-        step = envs.step(np.array([0]))
-    assert step.terminated[0] and not step.truncated[0]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -288,14 +267,6 @@ def test_a_reset_forgets_unfinished_episodes_and_keeps_finished_ones():
         for _ in range(2):
             envs.step(np.array([0]))
         assert envs.drain_episodes() == [Episode(610.0, 2)]
-
-
-def test_nested_observations_reach_the_encoder():
-    with golden_envs(AutoresetMode.NEXT_STEP, env=DictEnv) as envs:
-        encoder = ObservationEncoder(envs.single_observation_space)
-        assert encoder.encode(envs.obs).shape == (3, *encoder.shape)
-        step = envs.step(np.zeros(3, int))
-        assert encoder.encode(step.next_obs).shape == (3, *encoder.shape)
 
 
 def test_frames_come_from_environments_made_for_it():

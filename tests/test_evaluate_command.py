@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 
 import numpy as np
@@ -14,23 +13,7 @@ from relax_rl.cli import main
 from relax_rl.commands.evaluate import evaluate_config
 from relax_rl.runs import RunFolder, write_config
 from relax_rl.runs.checkpoints import CheckpointFolder
-from relax_rl.runs.training import train
 from relax_rl.settings.presets import preset_config
-
-SMALL = {"hidden": (8,), "surrogate_hidden": (8,), "quiet": True, "tensorboard": False, "total_steps": 200}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    path = tmp_path_factory.mktemp("evaluate") / "run"
-    train(preset_config("CartPole-v1", **SMALL, run_dir=str(path), eval_interval=80, eval_episodes=2))
-    return path
-
-
-@pytest.fixture
-def run(finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
-    return tmp_path / "run"
 
 
 def evaluate(run, *args):
@@ -85,20 +68,14 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_left_alone(run, capsys):
         (["--seed", "-1"], "seed is -1"),
         (["--device", "cuda:99"], "not available"),
         (["--checkpoint", "none.safetensors"], "none.safetensors does not exist"),
+        (["--checkpoint", "best"], "no best checkpoint"),
         (["--episods", "3"], "did you mean --episodes"),
     ],
 )
-def test_mistakes_are_told_in_one_line(run, capsys, args, expected):
-    assert main(["evaluate", str(run), *args]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and expected in line
-    assert not (run / "evaluation.json").exists()
-
-
-def test_no_best_checkpoint(run, capsys):
+def test_mistakes_are_told_in_one_line(run, refused, args, expected):
     (run / "checkpoints" / "best.safetensors").unlink()
-    assert main(["evaluate", str(run), "--checkpoint", "best"]) == 2
-    assert "no best checkpoint" in capsys.readouterr().err
+    assert expected in refused("evaluate", str(run), *args)
+    assert not (run / "evaluation.json").exists()
 
 
 def test_a_video(run, capsys):
@@ -109,10 +86,9 @@ def test_a_video(run, capsys):
     assert str(video) in capsys.readouterr().out
 
 
-def test_a_missing_extra_costs_no_time(run, capsys, monkeypatch):
+def test_a_missing_extra_costs_no_time(run, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "moviepy.video.io.ffmpeg_writer", None)
-    assert main(["evaluate", str(run), "--video"]) == 2
-    assert 'pip install "relax-rl[video]"' in capsys.readouterr().err
+    assert 'pip install "relax-rl[video]"' in refused("evaluate", str(run), "--video")
     assert not (run / "evaluation.json").exists()
 
 

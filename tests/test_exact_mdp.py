@@ -88,18 +88,12 @@ class Chain(VectorEnv):
         return self.see(), reward, terminated, truncated, infos
 
 
-def expected_weight(params: Tensor, continuous: bool) -> Tensor:
-    """`[S]` E[w(a)] under the policy, differentiable in its float64 parameters `[S, P]`."""
+def expected_weights(params: Tensor, continuous: bool) -> tuple[Tensor, Tensor]:
+    """`[S]` E[w(a)] and E[w(a)^2] under the policy, differentiable in its float64 parameters `[S, P]`."""
     if not continuous:
-        return params.softmax(-1)[:, 1]
-    return torch.sigmoid(params[:, :1] + params[:, 1:].exp() * NODES) @ WEIGHTS
-
-
-def expected_square(params: Tensor, continuous: bool) -> Tensor:
-    """`[S]` E[w(a)^2]."""
-    if not continuous:
-        return params.softmax(-1)[:, 1]
-    return torch.sigmoid(params[:, :1] + params[:, 1:].exp() * NODES).square() @ WEIGHTS
+        return params.softmax(-1)[:, 1], params.softmax(-1)[:, 1]
+    w = torch.sigmoid(params[:, :1] + params[:, 1:].exp() * NODES)
+    return w @ WEIGHTS, w.square() @ WEIGHTS
 
 
 def solve(params: Tensor, continuous: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -107,7 +101,7 @@ def solve(params: Tensor, continuous: bool) -> tuple[np.ndarray, np.ndarray]:
 
     Given (s, a), ending and moving are independent, each linear in w: Q is of second degree.
     """
-    w, square = (f(params, continuous).detach().numpy() for f in (expected_weight, expected_square))
+    w, square = (x.detach().numpy() for x in expected_weights(params, continuous))
 
     def backup(value: np.ndarray, w: np.ndarray) -> np.ndarray:
         return REWARD + REWARD_W * w + GAMMA * (1 - END - END_W * w) * ((MOVE + MOVE_W * w[:, None]) @ value)
@@ -122,8 +116,7 @@ def solve(params: Tensor, continuous: bool) -> tuple[np.ndarray, np.ndarray]:
 
 def visits(params: Tensor, continuous: bool, mode: AutoresetMode) -> np.ndarray:
     """`[S]` expected number of valid steps from each state in a rollout of `STEPS` steps after a reset."""
-    w = expected_weight(params, continuous).detach().numpy()
-    square = expected_square(params, continuous).detach().numpy()
+    w, square = (x.detach().numpy() for x in expected_weights(params, continuous))
     # P(s' and not ended | s) under the policy, a polynomial of second degree in w.
     stay = (1 - END)[:, None] * MOVE + w[:, None] * ((1 - END)[:, None] * MOVE_W - END_W[:, None] * MOVE)
     stay = stay - square[:, None] * END_W[:, None] * MOVE_W
@@ -150,7 +143,7 @@ def exact_policy_gradient(continuous: bool, mode: AutoresetMode) -> tuple[Tensor
     params = (NORMALS if continuous else LOGITS).double().requires_grad_()
     value, (slope, curve) = solve(params, continuous)
     count = visits(params, continuous, mode)
-    linear, square = expected_weight(params, continuous), expected_square(params, continuous)
+    linear, square = expected_weights(params, continuous)
     objective = (torch.from_numpy(count * slope) * linear + torch.from_numpy(count * curve) * square).sum()
     (gradient,) = torch.autograd.grad(objective, params)
     return gradient.flatten(), value

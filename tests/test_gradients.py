@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal, Reinforce
 from relax_rl.agents.batch import Batch
 from relax_rl.agents.compiled import CompiledGradients
-from relax_rl.agents.gradients import Gradients, Objective, finished, flattened, gradients
+from relax_rl.agents.gradients import Gradients, Objective, flattened, gradients
 from relax_rl.compute.derivatives import pull_back
 from relax_rl.critics import surrogate_at
 from relax_rl.estimators import noise_behind
 from tests.oracles import central_differences
-from tests.steps import ACTIONS, OBS, applied, assert_same, off_policy, rollout_for, shake
+from tests.steps import ACTIONS, OBS, applied, assert_same, off_policy, rollout_for, shake, whole_gradients
 
 CASES: dict[str, tuple[type[ActorCritic], str, dict[str, Any]]] = {
     "reinforce": (Reinforce, "discrete", {}),
@@ -68,6 +68,11 @@ def full_batch(agent: ActorCritic, *, later: bool = False) -> Batch:
     dist = agent.policy.distribution(agent.policy(batch.obs).detach())
     ratio = torch.exp(0.3 * torch.randn(batch.weight.shape, generator=generator))
     return off_policy(agent, batch, dist.log_prob(batch.action) - ratio.log())
+
+
+def objective_for(agent: ActorCritic, *, later: bool = False) -> Objective:
+    clip_range = 0.2 if later else math.inf
+    return Objective(agent.estimator, tuple(agent.networks.parts()), off_policy=later, clip_range=clip_range)
 
 
 def in_double(agent: ActorCritic, batch: Batch) -> Batch:
@@ -163,10 +168,8 @@ OBJECTIVES = {"policy": policy_objective, "value": value_objective, "surrogate":
 def test_gradients_are_slopes_of_scalars(case: str, later: bool) -> None:
     agent = agent_for(case)
     batch = in_double(agent, full_batch(agent, later=later))
-    objective = Objective(
-        agent.estimator, tuple(agent.networks.parts()), off_policy=later, clip_range=0.2 if later else math.inf
-    )
-    found = finished(flattened(gradients(agent.networks, batch, objective), agent.learner.flat), objective)
+    objective = objective_for(agent, later=later)
+    found = whole_gradients(agent, batch, objective)
     for name, module in agent.networks.parts().items():
         value = OBJECTIVES[name](agent, batch, objective)
         exact = torch.cat([central_differences(value, p) for p in module.parameters()])
@@ -179,16 +182,13 @@ def test_gradients_are_slopes_of_scalars(case: str, later: bool) -> None:
 @pytest.mark.parametrize("max_grad_norm", [0.1, 1e3])
 def test_policy_and_value_are_clipped_by_their_common_norm(max_grad_norm: float) -> None:
     agent = agent_for("relax")
-    objective = Objective(agent.estimator, ("policy", "value", "surrogate"))
-    batch = full_batch(agent)
-    plain, clipped, free = (
-        flattened(gradients(agent.networks, batch, objective), agent.learner.flat) for _ in range(3)
-    )
-    found = finished(clipped, replace(objective, max_grad_norm=max_grad_norm))
+    objective, batch = objective_for(agent), full_batch(agent)
+    plain = flattened(gradients(agent.networks, batch, objective), agent.learner.flat)
+    found = whole_gradients(agent, batch, replace(objective, max_grad_norm=max_grad_norm))
     whole, kept = (torch.cat([each.of["policy"], each.of["value"]]) for each in (plain, found))
     assert float(found.metrics["policy/grad_norm"]) == pytest.approx(float(whole.norm()))
     torch.testing.assert_close(kept, whole * min(1.0, max_grad_norm / float(whole.norm())))
-    assert torch.equal(found.of["surrogate"], finished(free, objective).of["surrogate"])
+    assert torch.equal(found.of["surrogate"], whole_gradients(agent, batch, objective).of["surrogate"])
 
 
 @pytest.mark.parametrize("later", [False, True])
@@ -197,8 +197,7 @@ def test_nothing_is_changed(case: str, later: bool) -> None:
     agent = agent_for(case, normalize_obs=True)
     batch = full_batch(agent, later=later)
     before, rng = copy.deepcopy((agent.state_dict()[0], batch.tensors())), torch.get_rng_state()
-    objective = Objective(agent.estimator, tuple(agent.networks.parts()), off_policy=later, clip_range=0.2)
-    gradients(agent.networks, batch, objective)
+    gradients(agent.networks, batch, objective_for(agent, later=later))
     assert_same(before[0], agent.state_dict()[0])
     assert_same(before[1], batch.tensors())
     assert torch.equal(torch.get_rng_state(), rng)
@@ -218,15 +217,12 @@ def test_every_field_of_a_batch_means_the_same_in_compiled_code(
     monkeypatch.setattr("relax_rl.compute.compilation._compile", lambda graph, inputs, key: graph)
     agent = agent_for(case)
     batch = full_batch(agent, later=later)
-    objective = Objective(
-        agent.estimator, tuple(agent.networks.parts()), off_policy=later, clip_range=0.2 if later else math.inf
-    )
+    objective = objective_for(agent, later=later)
     compiled = CompiledGradients(agent.networks, agent.learner.flat)
 
     def check(batch: Batch) -> dict[str, Tensor]:
         found = numbers(compiled(batch, objective))
-        eager = flattened(gradients(agent.networks, batch, objective), agent.learner.flat)
-        expected = numbers(finished(eager, objective))
+        expected = numbers(whole_gradients(agent, batch, objective))
         assert found.keys() == expected.keys()
         for key, exact in expected.items():
             torch.testing.assert_close(found[key], exact, rtol=1e-4, atol=1e-6, msg=lambda t, k=key: f"{k}: {t}")
@@ -267,7 +263,7 @@ class Hidden(nn.Module):
 def test_any_module_serves_as_a_surrogate_and_gives_the_numbers_of_the_closed_form(case: str, later: bool) -> None:
     agent = agent_for(case)
     batch = full_batch(agent, later=later)
-    objective = Objective(agent.estimator, ("policy", "value", "surrogate"), off_policy=later, clip_range=0.2)
+    objective = objective_for(agent, later=later)
     general = copy.copy(agent.networks)
     general._modules = {**general._modules, "surrogate": Hidden(agent.surrogate)}  # type: ignore[arg-type]
     assert not hasattr(general.surrogate, "at") and hasattr(agent.surrogate, "at")
@@ -293,11 +289,9 @@ def test_gradients_known_at_several_outputs_are_pulled_back() -> None:
         pull_back([x.square()], [torch.ones(1)], [x])
 
 
-@pytest.mark.parametrize("agent", ["relax", "relax, images"])
-def test_parameters_are_found_as_they_stand(agent: str) -> None:
-    kind, actions, settings = CASES[agent]
-    obs = IMAGES if "images" in agent else OBS
-    networks = kind(obs, ACTIONS[actions], **settings).networks
+@pytest.mark.parametrize("case", ["relax", "relax, images"])
+def test_parameters_are_found_as_they_stand(case: str) -> None:
+    networks = agent_for(case).networks
     for name, part in networks.parts().items():
         assert [id(x) for x in networks.parameters_of(name)] == [id(x) for x in part.parameters()]
     weight = networks.policy.head.weight

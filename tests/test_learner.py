@@ -15,11 +15,8 @@ from torch import Tensor
 
 from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal
 from relax_rl.agents.batch import Batch
-from relax_rl.agents.gradients import finished, flattened, gradients
 from relax_rl.agents.shards import Shard
-from relax_rl.errors import SettingsError
 from relax_rl.estimators import noise_behind
-from relax_rl.settings.config import AgentConfig
 from tests.oracles import assert_unbiased, collect
 from tests.steps import (
     ACTIONS,
@@ -33,6 +30,7 @@ from tests.steps import (
     shake,
     watch_steps,
     weights,
+    whole_gradients,
 )
 
 MOST_RATIO = 2.0
@@ -154,16 +152,6 @@ def test_clipping_holds_the_policy_back() -> None:
     assert tight < 0.5 * loose and some > 0.3 and none == 0.0
 
 
-def test_settings_of_passes_that_cannot_work() -> None:
-    with pytest.raises(SettingsError, match="epochs is 4, expected 1, or a finite clip_range or target_kl beside it"):
-        AgentConfig(epochs=4)
-    for name in ("clip_range", "target_kl"):
-        with pytest.raises(SettingsError, match=f"{name} is 0.0, expected above 0"):
-            AgentConfig(**{name: 0.0})
-    with pytest.raises(SettingsError, match="minibatch_size is -1, expected 0 or above"):
-        AgentConfig(minibatch_size=-1)
-
-
 def test_images_go_through_minibatches() -> None:
     space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
     agent = RELAX(space, DISCRETE, seed=0, cnn_features=16, epochs=2, minibatch_size=8, clip_range=0.1)
@@ -231,6 +219,5 @@ def test_rows_of_an_earlier_policy_count_by_their_present_probability(kind: type
     noise = noise_behind(now, part.action, part.conditional_noise)
     torch.testing.assert_close(now.threshold(now.relax(noise)), part.action)
     # What the networks say is known by then: it is what they would say.
-    objective = steps[1].objective
-    found = finished(flattened(gradients(agent.networks, part, objective), agent.learner.flat), objective)
+    found = whole_gradients(agent, part, steps[1].objective)
     torch.testing.assert_close(found.of["surrogate"], steps[1].gradients["surrogate"], rtol=1e-4, atol=1e-6)

@@ -11,14 +11,11 @@ from torch import Tensor, nn
 
 from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical
 from relax_rl.estimators import policy_gradient_loss
+from tests.estimator_cases import curved, seeded
 from tests.oracles import assert_unbiased, collect, exact_gradient, gradient_by_quadrature, repeat
 
 ROWS = 500_000
 TABLE = torch.tensor([1.1, -0.7, 0.4])
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def of_index(b: Tensor) -> Tensor:
@@ -43,10 +40,6 @@ CASES: dict[str, tuple[Any, Callable[[Tensor], Tensor]]] = {
     "factors": (MultiCategorical(torch.tensor([[0.3, -0.2, 0.1, -0.5, 0.4]]), (2, 3)), of_factors),
     "normal": (DiagGaussian(torch.tensor([[0.3, -0.4]])), of_normal),
 }
-
-
-def curved(z: Tensor) -> Tensor:
-    return 0.4 * torch.tanh(z).sum(-1) + 0.3 * torch.sin(z[..., 0])
 
 
 def policy_rows(
@@ -108,7 +101,7 @@ def test_phi_lowers_the_variance_and_the_policy_does_not_feel_it() -> None:
     optimizer = torch.optim.Adam(surrogate.parameters(), lr=1e-2)
     generator = seeded(3)
 
-    def loss() -> Tensor:
+    def loss(**options: Any) -> Tensor:
         features = torso(obs)
         dist = Categorical(head(features))
         action = dist.threshold(dist.relax(dist.sample_noise(generator)))
@@ -119,6 +112,7 @@ def test_phi_lowers_the_variance_and_the_policy_does_not_feel_it() -> None:
             lambda z: surrogate(features, dist.soften(z)),
             phi=surrogate.parameters(),
             generator=generator,
+            **options,
         )
 
     def spread() -> float:
@@ -139,19 +133,7 @@ def test_phi_lowers_the_variance_and_the_policy_does_not_feel_it() -> None:
     loss().backward()
     received = [p.grad.clone() for p in (*torso.parameters(), *head.parameters()) if p.grad is not None]
     generator.set_state(state)
-    features = torso(obs)
-    dist = Categorical(head(features))
-    action = dist.threshold(dist.relax(dist.sample_noise(generator)))
-    alone = policy_gradient_loss(
-        of_index(action) + 0.5,
-        dist,
-        action,
-        lambda z: surrogate(features, dist.soften(z)),
-        phi=surrogate.parameters(),
-        variance_coef=0.0,
-        generator=generator,
-    )
-    expected = torch.autograd.grad(alone, [*torso.parameters(), *head.parameters()])
+    expected = torch.autograd.grad(loss(variance_coef=0.0), [*torso.parameters(), *head.parameters()])
     for one, other in zip(received, expected, strict=True):
         torch.testing.assert_close(one, other)
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in surrogate.parameters())

@@ -18,6 +18,7 @@ from relax_rl.critics import MLPSurrogate
 from relax_rl.critics import surrogate as surrogate_module
 from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical, TanhGaussian
 from relax_rl.estimators import dlax, lax, marginal, policy_gradient_loss, relax
+from tests.estimator_cases import seeded
 
 ROWS, FEATURES = 7, 3
 FAMILIES: dict[str, Callable[[Tensor], Any]] = {
@@ -30,10 +31,6 @@ FAMILIES: dict[str, Callable[[Tensor], Any]] = {
 }
 DISCRETE = [name for name in FAMILIES if name not in ("normal", "squashed")]
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def network(size: int, hidden: tuple[int, ...] = (6, 5), activation: str = "tanh") -> nn.Sequential:
@@ -230,21 +227,16 @@ def test_a_distribution_without_slopes_gives_the_same_numbers(kind: str) -> None
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
-def update(case: Case) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """A function from (theta, phi, advantage) to both gradients, with parameters given by name."""
+def test_one_graph_under_the_compiler_and_rows_under_vmap() -> None:
+    case = Case("categorical")
+    theta, phi = (dict(module.named_parameters()) for module in (case.policy, case.net))
+    advantage = case.advantage
 
     def loss(theta: dict[str, Tensor], phi: dict[str, Tensor], advantage: Tensor) -> Tensor:
-        dist = FAMILIES[case.kind](functional_call(case.policy, theta, case.obs))
+        dist = Categorical(functional_call(case.policy, theta, case.obs))
         surrogate = MLPSurrogate(case.net, dist, case.obs, parameters=phi)
         return relax(advantage, dist, surrogate, noise=case.noise, coupling="coupled").loss()
 
-    theta, phi = (dict(module.named_parameters()) for module in (case.policy, case.net))
-    return loss, (theta, phi, case.advantage)
-
-
-def test_one_graph_under_the_compiler_and_rows_under_vmap() -> None:
-    case = Case("categorical")
-    loss, (theta, phi, advantage) = update(case)
     exact = torch.autograd.grad(loss(theta, phi, advantage), [*theta.values(), *phi.values()])
     of_both = grad(loss, argnums=(0, 1))
     torch._dynamo.reset()

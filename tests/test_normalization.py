@@ -55,15 +55,3 @@ def test_the_reward_scale_is_that_of_the_discounted_return_cut_at_episode_ends()
     for part in (slice(0, 4), slice(4, 6)):  # returns go on across rollouts
         scaler.update(*(torch.from_numpy(x[part]) for x in (rewards, ended, valid)))
     assert math.isclose(scaler.scale, 1 / np.sqrt(np.var(seen) + 1e-8), rel_tol=1e-9)
-
-
-def test_statistics_survive_a_state_dict() -> None:
-    normalizer, scaler = ObservationNormalizer((2,)), RewardScaler(0.99)
-    normalizer.update(torch.randn(3, 3, 2), torch.eye(3, dtype=torch.bool))
-    scaler.update(torch.randn(5, 3), torch.zeros(5, 3, dtype=torch.bool), torch.ones(5, 3, dtype=torch.bool))
-    copies = ObservationNormalizer((2,)), RewardScaler(0.99)
-    for original, copy in zip((normalizer, scaler), copies, strict=True):
-        copy.load_state_dict(original.state_dict())
-    obs = torch.randn(3, 2)
-    assert torch.equal(copies[0](obs), normalizer(obs))
-    assert copies[1].scale == scaler.scale

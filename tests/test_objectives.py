@@ -34,18 +34,11 @@ from relax_rl.estimators import (
     straight_through,
     vimco,
 )
+from tests.estimator_cases import curved, seeded
 from tests.oracles import assert_unbiased, collect
 
 MILLION = 1_000_000
 Objective = Callable[[Tensor], Tensor]
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def curved(z: Tensor) -> Tensor:
-    return 0.4 * torch.tanh(z).sum(-1) + 0.3 * torch.sin(z[..., 0])
 
 
 # An evidence lower bound: log p(x, b) - log q(b), whose q moves with theta, and whose p with a decoder's weights

@@ -8,11 +8,9 @@ import torch
 from gymnasium import spaces
 
 from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical, TanhGaussian
-from relax_rl.errors import SettingsError
 from relax_rl.networks.policies import Policy
 from relax_rl.networks.spaces import ActionEncoder
 from relax_rl.networks.torsos import MLP
-from relax_rl.settings.config import AgentConfig
 
 BOX = spaces.Box(-1, 1, (3,))
 
@@ -68,12 +66,6 @@ def test_ordered_choices_begin_around_the_middle() -> None:
     torch.testing.assert_close(probs[1, :2], torch.tensor([0.5, 0.5]))
     assert float(probs[2, 1] / probs[2, 0]) == pytest.approx(np.exp(0.5 / 0.4**2), rel=1e-5)
     assert not policy_for(spaces.MultiDiscrete([7, 2, 3])).head.bias.any()
-
-
-@pytest.mark.parametrize("std", [0.0, -0.4, 0.001, float("nan")])
-def test_ordered_choices_need_some_spread(std: float) -> None:
-    with pytest.raises(SettingsError, match=r"ordinal_std_init is .*, expected at least 0.01"):
-        AgentConfig(ordinal_std_init=std)
 
 
 def test_the_narrowest_spread_is_finite() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,7 @@ import pytest
 from relax_rl.compute.clocks import Stopwatch, unwatched
 from relax_rl.runs.profile import SECTIONS, Profile
 from relax_rl.runs.training import train
-from relax_rl.settings.presets import preset_config
-
-SMALL = {"hidden": (8,), "surrogate_hidden": (8,), "num_envs": 2, "num_steps": 5, "quiet": True, "tensorboard": False}
+from tests.steps import small_run
 
 
 class Clock:
@@ -57,8 +54,8 @@ def test_a_reset_forgets_but_the_section_goes_on(clock: Clock) -> None:
 
 
 def profiled(path: Path, estimator: str, steps: int) -> tuple[dict, str, list[dict]]:
-    config = preset_config("CartPole-v1", estimator, **SMALL, total_steps=steps, run_dir=str(path), eval_interval=100)
-    result = train(replace(config, run=replace(config.run, profile=True, eval_episodes=1)))
+    settings = {"num_envs": 2, "total_steps": steps, "eval_interval": 100, "eval_episodes": 1, "profile": True}
+    result = train(small_run(path, "CartPole-v1", estimator, **settings))
     assert isinstance(result.agent.watch, Stopwatch)
     trace = path / "profile_trace.json"
     events = json.loads(trace.read_text())["traceEvents"] if trace.exists() else []
@@ -94,7 +91,7 @@ def test_a_run_too_short_to_measure_says_so(tmp_path: Path) -> None:
 
 def test_nothing_is_measured_unasked(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    result = train(preset_config("CartPole-v1", "a2c", **SMALL, total_steps=50, run_dir=str(path)))
+    result = train(small_run(path, "CartPole-v1", "a2c", total_steps=50))
     assert result.agent.watch is unwatched
     assert not list(path.glob("profile*"))
 

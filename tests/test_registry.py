@@ -42,26 +42,24 @@ class Counted:
 
 
 def estimate(name: str, kind: str, f: Any) -> Estimate:
-    info = describe(name)
-    options = {need: GIVEN[need] for need in info.needs}
-    return make_estimator(name, generator=torch.Generator().manual_seed(0), **options)(f, DISTS[kind])
+    options = {need: GIVEN[need] for need in describe(name).needs}
+    if name != "enumerated":
+        options["generator"] = torch.Generator().manual_seed(0)
+    return make_estimator(name, **options)(f, DISTS[kind])
 
 
 @every
 def test_defined_for_the_outcomes_it_names_and_refused_elsewhere(name: str) -> None:
     info = describe(name)
-    if name == "enumerated":
-        run: Any = lambda kind: make_estimator(name)(Counted(differentiable=True), DISTS[kind])  # noqa: E731
-    else:
-        run = lambda kind: estimate(name, kind, Counted(differentiable=True))  # noqa: E731
+    f = Counted(differentiable=True)
     for kind, dist in DISTS.items():
         if kind in info.outcomes:
-            found = run(kind)
+            found = estimate(name, kind, f)
             assert found.grad.shape == dist.params.shape and found.value.shape == (ROWS,)
             assert found.grad.isfinite().all() and found.grad.detach().abs().max() > 0
         else:
             with pytest.raises(ValueError):
-                run(kind)
+                estimate(name, kind, f)
 
 
 @every
@@ -69,7 +67,7 @@ def test_evaluations_of_f_and_whether_it_must_be_differentiable(name: str) -> No
     info = describe(name)
     f = Counted(differentiable=info.differentiable)
     kind = info.outcomes[0]
-    (make_estimator(name)(f, DISTS[kind]) if name == "enumerated" else estimate(name, kind, f))
+    estimate(name, kind, f)
     samples = {"K": {"rloo": 2, "vimco": 5, "arms": 4}.get(name, 2), "M": 8}
     count = samples.get(info.evaluations) or int(info.evaluations.split()[0])
     assert f.rows == count * ROWS
@@ -88,17 +86,11 @@ def test_what_the_registry_refuses() -> None:
 
 
 def test_entries_with_defaults_are_those_of_their_function() -> None:
-    plain, gumbel = (
-        estimate("straight-through", "bits", torch_sum),
-        estimate("straight-through-gumbel", "bits", torch_sum),
-    )
+    names = ("straight-through", "straight-through-gumbel")
+    plain, gumbel = (estimate(name, "bits", lambda b: b.sum(-1)) for name in names)
     assert not torch.allclose(plain.grad, gumbel.grad)
     probs = DISTS["bits"].mean
     torch.testing.assert_close(plain.grad, probs * (1 - probs))
-
-
-def torch_sum(b: Tensor) -> Tensor:
-    return b.sum(-1)
 
 
 def test_the_table_of_the_documentation_is_that_of_the_registry() -> None:

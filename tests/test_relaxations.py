@@ -9,13 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from relax_rl.distributions import Bernoulli, Categorical, FiniteDistribution, MultiCategorical
+from tests.estimator_cases import seeded
 from tests.oracles import noise_grid, outcomes, probabilities, repeat
 
 NVEC = (2, 3, 1)
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def make(name: str, params: Tensor) -> FiniteDistribution:

@@ -50,22 +50,6 @@ def test_gae_is_the_sum_of_discounted_deltas_within_an_episode(
     np.testing.assert_allclose(got.numpy(), expected, atol=1e-12)
 
 
-def test_termination_bootstraps_nothing_and_truncation_the_true_successor() -> None:
-    one, yes, no = torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.bool)
-    settings = {"gamma": 0.5, "gae_lambda": 0.9}
-    assert gae(one, 2 * one, 10 * one, yes, no, yes, **settings).item() == 1 - 2
-    assert gae(one, 2 * one, 10 * one, no, yes, yes, **settings).item() == 1 + 0.5 * 10 - 2
-
-
-def test_a_row_made_up_by_autoreset_has_no_advantage_and_passes_none_on() -> None:
-    reward = torch.tensor([[1.0], [7.0], [1.0]])
-    value, next_value = torch.tensor([[0.5], [9.0], [0.25]]), torch.tensor([[9.0], [0.25], [0.0]])
-    terminated = torch.tensor([[True], [False], [False]])
-    valid = torch.tensor([[True], [False], [True]])
-    advantage = gae(reward, value, next_value, terminated, torch.zeros_like(valid), valid, gamma=1.0, gae_lambda=1.0)
-    assert advantage.flatten().tolist() == [0.5, 0.0, 0.75]
-
-
 def test_successor_values_come_from_the_next_row_except_where_an_episode_was_cut_off() -> None:
     value = torch.arange(8.0).reshape(4, 2)
     got = successor_values(value, torch.tensor([100.0]), torch.tensor([[1, 0]]))

@@ -10,25 +10,19 @@ import shutil
 import signal
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 
 from relax_rl.compute.serialization import load_state
-from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError, TrainingDiverged
+from relax_rl.errors import CheckpointError, SettingsError, TrainingDiverged
 from relax_rl.runs import RunFolder, read_config
 from relax_rl.runs.training import resume_config, train
 from relax_rl.settings.fields import with_settings
-from relax_rl.settings.presets import preset_config
+from tests.fakes import Rows
+from tests.steps import small_run
 
-SMALL = {"hidden": (8,), "surrogate_hidden": (8,), "num_envs": 4, "num_steps": 5, "quiet": True, "tensorboard": False}
-
-
-def small(tmp_path: Path, env: str = "CartPole-v1", estimator: str = "auto", **settings: object):
-    """A configuration that is done in a moment."""
-    return preset_config(env, estimator, **{**SMALL, "total_steps": 400, "run_dir": str(tmp_path / "run"), **settings})
+POISONED = "tests.fakes:relax_rl_fakes/Poisoned-v0"
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -54,8 +48,8 @@ def assert_same_state(one: Path, other: Path) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run with everything switched on, and its result. Tests must not write to it."""
-    config = small(
-        tmp_path_factory.mktemp("finished"),
+    config = small_run(
+        tmp_path_factory.mktemp("finished") / "run",
         total_steps=600,
         log_interval=100,
         checkpoint_interval=200,
@@ -94,7 +88,6 @@ def test_what_a_run_leaves(finished):
 
 def test_progress_columns(finished):
     rows = rows_of(RunFolder(finished.run_dir).progress)
-    assert list(rows[0])[:6] == ["step", "episodes", "return_mean", "seconds", "steps_per_second", "length_mean"]
     assert {"losses/value", "policy/entropy", "policy/grad_norm", "value/explained_variance"} <= rows[0].keys()
     assert {"estimate/variance", "estimate/variance_a2c", "losses/variance"} <= rows[0].keys()
     steps = [int(row["step"]) for row in rows]
@@ -106,19 +99,8 @@ def test_progress_columns(finished):
 
 
 def test_loggers_of_the_caller_get_the_rows(tmp_path):
-    class Rows:
-        def __init__(self):
-            self.rows, self.closed = [], False
-
-        def log(self, row):
-            assert not self.closed
-            self.rows.append(dict(row))
-
-        def close(self):
-            self.closed = True
-
     mine = Rows()
-    train(small(tmp_path, log_interval=100), loggers=[mine])
+    train(small_run(tmp_path / "run", log_interval=100), loggers=[mine])
     written = rows_of(tmp_path / "run" / "progress.csv")
     assert mine.closed and [row["step"] for row in mine.rows] == [int(row["step"]) for row in written]
     assert len(written) == 4 and mine.rows[0].keys() == written[0].keys()
@@ -127,7 +109,7 @@ def test_loggers_of_the_caller_get_the_rows(tmp_path):
 def test_all_or_few_checkpoints_are_kept(tmp_path):
     for keep, count in ((0, 5), (1, 1)):
         run = tmp_path / f"keep{keep}"
-        train(small(tmp_path, checkpoint_interval=80, keep_checkpoints=keep, run_dir=str(run)))
+        train(small_run(run, checkpoint_interval=80, keep_checkpoints=keep))
         assert len(list((run / "checkpoints").iterdir())) == count
 
 
@@ -147,27 +129,12 @@ def test_evaluations_during_training(finished):
     assert state["run"]["best_evaluation"] == pytest.approx(max(float(row["return_mean"]) for row in rows), rel=1e-5)
 
 
-def test_the_result(finished):
-    assert finished.steps == finished.agent.steps >= 600
-    assert finished.stopped_by == "total_steps" and not finished.solved
-    assert finished.checkpoint.exists()
-    assert finished.episodes > 0 and finished.return_mean > 5
-
-
 def test_evaluations_change_nothing(tmp_path):
     for name, interval in (("without", 0), ("with", 100)):
-        train(small(tmp_path, run_dir=str(tmp_path / name), eval_interval=interval, eval_episodes=2))
+        train(small_run(tmp_path / name, eval_interval=interval, eval_episodes=2))
     (one, state), (other, other_state) = final_state(tmp_path / "without"), final_state(tmp_path / "with")
     assert state["agent"] == other_state["agent"]
     assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_the_same_seed_gives_the_same_run_and_another_one_another(tmp_path):
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        train(small(tmp_path, run_dir=str(tmp_path / name), seed=seed))
-    assert_same_state(tmp_path / "a", tmp_path / "b")
-    with pytest.raises(AssertionError):
-        assert_same_state(tmp_path / "a", tmp_path / "c")
 
 
 def test_two_resumptions_of_one_checkpoint_are_bit_identical(copied, tmp_path):
@@ -201,7 +168,7 @@ def test_a_resumption_goes_on_with_everything(finished, copied):
 
 
 def test_a_resumption_from_the_middle_keeps_schedule_and_target(tmp_path):
-    config = small(tmp_path, lr_schedule="linear", log_interval=20)
+    config = small_run(tmp_path / "run", lr_schedule="linear", log_interval=20)
     stopped = train(config, callbacks=[lambda agent, info: info.steps < 200])
     assert stopped.stopped_by == "callback" and stopped.steps < 400
     result = train(resume_config(stopped.run_dir))
@@ -222,28 +189,6 @@ def test_rows_after_the_checkpoint_are_cut_and_written_anew(finished, copied):
     assert len(rows_of(copied / "evaluation.csv")) == 2
 
 
-def test_a_damaged_newest_checkpoint_costs_one_warning(copied):
-    newest = sorted((copied / "checkpoints").glob("step_*.safetensors"))[-1]
-    data = bytearray(newest.read_bytes())
-    data[-5] ^= 1
-    newest.write_bytes(bytes(data))
-    with pytest.warns(UserWarning, match=f"{newest.name} is damaged.*trying the one before"):
-        result = train(resume_config(copied))
-    assert result.steps >= 600
-
-
-def test_no_good_checkpoint(copied):
-    for path in (copied / "checkpoints").glob("step_*"):
-        path.write_bytes(path.read_bytes()[:1000])
-    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
-        train(resume_config(copied, total_steps=900))
-
-
-def test_a_finished_run_is_not_resumed(copied):
-    with pytest.raises(SettingsError, match="raise --total-steps"):
-        train(resume_config(copied))
-
-
 def test_a_resumption_as_another_run_is_refused(copied):
     with pytest.raises(CheckpointError, match="trained on CartPole-v1"):
         train(resume_config(copied, env="Acrobot-v1", total_steps=900))
@@ -254,7 +199,7 @@ def test_a_resumption_as_another_run_is_refused(copied):
 
 
 def test_stop_at_return(tmp_path):
-    result = train(small(tmp_path, total_steps=100_000, stop_at_return=10.0))
+    result = train(small_run(tmp_path / "run", total_steps=100_000, stop_at_return=10.0))
     assert result.stopped_by == "return" and result.solved
     assert 100 <= result.episodes < 120 and result.return_mean >= 10.0
 
@@ -265,51 +210,16 @@ def test_a_signal_saves_and_leaves(tmp_path, number):
         if info.updates == 4:
             os.kill(os.getpid(), number)
 
-    result = train(small(tmp_path, total_steps=100_000), callbacks=[send])
+    result = train(small_run(tmp_path / "run", total_steps=100_000), callbacks=[send])
     assert result.stopped_by == number.name
     assert result.steps <= 120
     assert result.checkpoint == RunFolder(result.run_dir).checkpoints / f"step_{result.steps:09d}.safetensors"
     assert train(resume_config(result.run_dir, total_steps=result.steps + 50)).steps >= result.steps + 50
 
 
-class Poisoned(gym.Env):
-    """Gives a reward that is not a number from the hundredth step on."""
-
-    observation_space = spaces.Box(-1, 1, (2,), np.float32)
-    action_space = spaces.Discrete(2)
-    taken = 0
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return np.zeros(2, np.float32), {}
-
-    def step(self, action):
-        self.taken += 1
-        return np.zeros(2, np.float32), math.nan if self.taken > 100 else 1.0, False, False, {}
-
-
-class Wordy(gym.Env):
-    """Observes text, which no policy here reads."""
-
-    observation_space = spaces.Text(5)
-    action_space = spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        return "a", {}
-
-
-@pytest.fixture(autouse=True)
-def registered():
-    for kind in (Poisoned, Wordy):
-        gym.register(f"{kind.__name__}-v0", kind)
-    yield
-    for kind in (Poisoned, Wordy):
-        gym.registry.pop(f"{kind.__name__}-v0")
-
-
 def test_a_nan_stops_the_run_and_names_the_last_good_checkpoint(tmp_path):
     with pytest.raises(TrainingDiverged) as error:
-        train(small(tmp_path, "Poisoned-v0", "a2c", total_steps=4000, checkpoint_interval=100))
+        train(small_run(tmp_path / "run", POISONED, "a2c", total_steps=4000, checkpoint_interval=100))
     checkpoints = sorted((tmp_path / "run" / "checkpoints").iterdir())
     assert str(error.value).endswith(f"the last good checkpoint is {checkpoints[-1]}")
     assert "\n" not in str(error.value)
@@ -319,49 +229,25 @@ def test_a_nan_stops_the_run_and_names_the_last_good_checkpoint(tmp_path):
 
 def test_a_nan_before_any_checkpoint(tmp_path):
     with pytest.raises(TrainingDiverged, match="no checkpoint had been written"):
-        train(small(tmp_path, "Poisoned-v0", "a2c", total_steps=4000))
-
-
-@pytest.mark.parametrize(
-    ("env", "settings", "expected"),
-    [
-        ("CartPol-v1", {}, "did you mean CartPole-v1"),
-        ("Wordy-v0", {}, "Text"),
-        ("CartPole-v1", {"estimator": "lax"}, "does not fit"),
-        ("CartPole-v1", {"device": "cuda:99"}, "not available"),
-    ],
-)
-def test_settings_that_cannot_work_leave_no_folder(tmp_path, env, settings, expected):
-    with pytest.raises(SettingsError, match=expected) as error:
-        train(small(tmp_path, env, **settings))
-    assert "\n" not in str(error.value)
-    assert list(tmp_path.iterdir()) == []
+        train(small_run(tmp_path / "run", POISONED, "a2c", total_steps=4000))
 
 
 def test_a_folder_with_a_run_is_refused(finished):
     with pytest.raises(SettingsError, match="already holds a run"):
-        train(small(finished.run_dir.parent))
-
-
-def test_a_full_disk_is_told_in_one_line(tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "progress.csv").symlink_to("/dev/full")
-    with pytest.raises(RelaxRLError, match="No space left on device") as error:
-        train(small(tmp_path, log_interval=20))
-    assert "\n" not in str(error.value)
+        train(small_run(finished.run_dir))
 
 
 def test_threads_are_put_back(tmp_path):
     before, during = torch.get_num_threads(), []
     train(
-        small(tmp_path, threads=2, total_steps=20),
+        small_run(tmp_path / "run", threads=2, total_steps=20),
         callbacks=[lambda *_: during.append(torch.get_num_threads())],
     )
     assert during[0] == 2 and torch.get_num_threads() == before
 
 
 def test_auto_takes_lax_for_continuous_actions(tmp_path):
-    result = train(small(tmp_path, "Pendulum-v1", total_steps=100))
+    result = train(small_run(tmp_path / "run", "Pendulum-v1", total_steps=100))
     assert result.agent.name == "lax"
     assert read_config(RunFolder(result.run_dir)).run.estimator == "lax"
     assert math.isnan(result.return_mean)

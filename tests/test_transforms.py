@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical
+from relax_rl.distributions import Bernoulli, Categorical
 from relax_rl.estimators import (
     ESTIMATORS,
     describe,
-    dlax_gradient,
-    lax_gradient,
     make_estimator,
     rebar,
-    reinforce_gradient,
     relax,
     relax_gradient,
     value_and_gradient,
     variance_loss,
 )
+from tests.estimator_cases import KINDS, LOW_LEVEL, low_level, seeded
 
-KINDS: dict[str, Callable[[Tensor], Any]] = {
-    "bits": Bernoulli,
-    "categories": lambda params: Categorical(params, one_hot=True),
-    "factors": lambda params: MultiCategorical(params, (2, 2), one_hot=True),
-    "continuous": DiagGaussian,
-}
 # nvil alone keeps statistics on the host, which no transform can enter.
 CASES = [(name, kind) for name, info in ESTIMATORS.items() if name != "nvil" for kind in info.outcomes]
 
@@ -39,10 +30,6 @@ CASES = [(name, kind) for name, info in ESTIMATORS.items() if name != "nvil" for
 def _alone() -> Iterator[None]:
     with torch.random.fork_rng():
         yield
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def f(b: Tensor) -> Tensor:
@@ -133,41 +120,17 @@ def test_the_variance_reaches_phi_alone_under_transforms() -> None:
 # The low level: functions of the parameters in the place of tensors
 
 
-NOISE, FRESH = (torch.randn(5, 3, generator=seeded(seed)) for seed in (11, 12))
-
-
-def low_level(name: str, phi: Tensor, params: Tensor, *, functions: bool) -> Tensor:
-    noise, fresh = NOISE, FRESH
-    here = Bernoulli(params.detach())
-    z = here.relax(noise)
-    b, value = here.threshold(z), torch.linspace(-1.0, 2.0, len(params))
-    given: dict[str, Callable[[Tensor], Tensor]] = {
-        "log_prob": lambda at: Bernoulli(at).log_prob(b),
-        "relaxed_log_prob": lambda at: Bernoulli(at).relaxed_log_prob(z),
-        "control": lambda at: torch.tanh(Bernoulli(at).relax(noise)) @ phi,
-        "conditional_control": lambda at: torch.tanh(Bernoulli(at).relax_given(b, fresh)) @ phi,
-    }
-    gradient, names = {
-        "reinforce": (reinforce_gradient, ["log_prob"]),
-        "lax": (lax_gradient, ["log_prob", "control"]),
-        "dlax": (dlax_gradient, ["log_prob", "relaxed_log_prob", "control"]),
-        "relax": (relax_gradient, ["log_prob", "control", "conditional_control"]),
-    }[name]
-    return gradient(value, *(given[key] if functions else given[key](params) for key in names), params)  # type: ignore[operator, no-any-return]
-
-
-@pytest.mark.parametrize("name", ["reinforce", "lax", "dlax", "relax"])
+@pytest.mark.parametrize("name", LOW_LEVEL)
 def test_functions_of_the_parameters_serve_as_well_as_tensors(name: str) -> None:
     phi, params = (torch.randn(shape, generator=seeded(13)).requires_grad_() for shape in ((3,), (5, 3)))
     tensors, functions = (low_level(name, phi, params, functions=kind) for kind in (False, True))
     torch.testing.assert_close(functions, tensors)
     mapped = vmap(lambda phi: low_level(name, phi, params.detach(), functions=True))(torch.stack([phi, 2 * phi]))
     torch.testing.assert_close(mapped[0], tensors)
-    if name != "reinforce":
-        assert not torch.allclose(mapped[1], tensors)
-        (eager,) = torch.autograd.grad(variance_loss(tensors), phi)
-        (found,) = torch.autograd.grad(variance_loss(functions), phi)
-        torch.testing.assert_close(found, eager)
+    assert not torch.allclose(mapped[1], tensors)
+    (eager,) = torch.autograd.grad(variance_loss(tensors), phi)
+    (found,) = torch.autograd.grad(variance_loss(functions), phi)
+    torch.testing.assert_close(found, eager)
 
 
 def test_the_variance_of_functions_of_the_parameters_never_reaches_theta() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 
 from relax_rl.agents import A2C
-from relax_rl.errors import RelaxRLError, SettingsError
+from relax_rl.errors import RelaxRLError
 from relax_rl.runs.video import record_video, rendering_env
 from relax_rl.settings.config import EnvConfig
 
@@ -61,9 +59,3 @@ def test_a_recording_that_fails_leaves_no_file(env, agent, tmp_path, monkeypatch
     with pytest.raises(RelaxRLError, match="No space left"):
         record_video(agent, env, tmp_path / "a.mp4", seed=0, deterministic=False)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_missing_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "moviepy.video.io.ffmpeg_writer", None)
-    with pytest.raises(SettingsError, match=r"relax-rl\[video\]"):
-        rendering_env(CARTPOLE, seed=0)

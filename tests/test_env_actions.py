@@ -14,6 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import relax_rl
+from relax_rl.agents import RELAX
 from relax_rl.backends.actions import ActionBins, BinnedActions
 from relax_rl.backends.snapshots import ForkableEnv
 from relax_rl.envs import VectorEnvs, make_envs
@@ -40,6 +41,20 @@ class Echo(gym.Env[Any, Any]):
         return np.array(action, np.float64), 0.0, False, False, {}
 
 
+class Aim(gym.Env[Any, Any]):
+    """Pays for actions near (2, -2), and shows nothing."""
+
+    observation_space = spaces.Box(0, 1, (1,))
+    action_space = spaces.Box(-3, 3, (2,))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.zeros(1, np.float32), -float(np.abs(action - [2, -2]).sum()), False, False, {}
+
+
 @dataclass(frozen=True)
 class NoEnvironments:
     """Options of a command that makes no environments."""
@@ -48,6 +63,7 @@ class NoEnvironments:
     """Steps."""
 
 
+gym.register("relax_rl_fakes/Aim-v0", Aim, max_episode_steps=5)
 gym.register("relax_rl_fakes/Echo-v0", lambda: Echo(spaces.Box(-3.0, 3.0, (2,))), max_episode_steps=50)
 
 
@@ -173,6 +189,17 @@ def test_bins_and_backend_are_options_of_a_run() -> None:
             EnvConfig(bins=bins)
     with pytest.raises(SettingsError, match="unknown option --backend"):
         parse(NoEnvironments, ["--backend", "sync"], prog="p", description="d")
+
+
+def test_relax_learns_which_bins_pay() -> None:
+    """Seven values from -3 to 3 in each of two dimensions: the ones for (2, -2) are number 5 and number 1."""
+    with make_envs("tests.test_env_actions:relax_rl_fakes/Aim-v0", num_envs=8, seed=0, bins=7) as envs:
+        agent = RELAX(
+            envs.single_observation_space, envs.single_action_space, seed=0, policy_lr=1e-2, gamma=0.0, num_steps=16
+        )
+        agent.learn(envs, 20_000)
+        chosen = agent.act(np.zeros((4, 1), np.float32), deterministic=True)
+    np.testing.assert_array_equal(chosen, [[5, 1]] * 4)
 
 
 def test_the_examples_of_the_page_on_environments_work() -> None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from relax_rl.critics.activations import DERIVATIVES
-from relax_rl.critics.closed_form import Evaluation, Layers, evaluate, gradient
+from relax_rl.critics.closed_form import Layers, evaluate, gradient
 from relax_rl.experiments.vae.controls import Control
 from relax_rl.networks.torsos import ACTIVATIONS
 
-__all__ = ["Evaluated", "ResidualNetwork", "SurrogateActivation"]
-
-SurrogateActivation = Literal["relu", "tanh", "silu"]
+__all__ = ["ResidualNetwork"]
 
 
 class ResidualNetwork(nn.Module):
@@ -38,7 +36,7 @@ class ResidualNetwork(nn.Module):
         *,
         depth: int = 4,
         width: int = 200,
-        activation: SurrogateActivation = "relu",
+        activation: Literal["relu", "tanh", "silu"] = "relu",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -56,36 +54,23 @@ class ResidualNetwork(nn.Module):
         self.out = nn.Parameter(torch.zeros(width))
 
     @torch.no_grad()
-    def evaluate(self, context: Tensor, z: Tensor) -> Evaluated:
-        """r at rows of a context and of relaxed bits, without graph."""
-        weights = [torch.cat([self.of_context, self.of_z], 1), *self.inner]
+    def evaluate(self, context: Tensor, z: Tensor) -> tuple[Control, Callable[[Tensor, Tensor], list[Tensor]]]:
+        """r at rows of a context and of relaxed bits, without graph.
+
+        Returns:
+            r, the same for all bits of a row, with its slope; and a function of a weight `[B]` and a direction `[B, P]`,
+            the gradient of sum(weight r + direction . dr/dz) at the parameters of the network, in their order.
+        """
+        weights, features = [torch.cat([self.of_context, self.of_z], 1), *self.inner], context.shape[-1]
         activation, derivatives = ACTIVATIONS[self.kind], DERIVATIVES[self.kind]
         out_weight, out_bias = self.out.unsqueeze(0), self.out.new_zeros(1)
         layers = Layers(weights, list(self.biases), out_weight, out_bias, activation, derivatives)
-        return Evaluated(layers, evaluate(layers, torch.cat([context, z], -1), context.shape[-1]))
+        at = evaluate(layers, torch.cat([context, z], -1), features)
 
+        @torch.no_grad()
+        def pull_back(weight: Tensor, direction: Tensor) -> list[Tensor]:
+            found = gradient(layers, at, weight, direction)
+            first, *inner = found.weights
+            return [first[:, :features], first[:, features:], found.out_weight[0], *inner, *found.biases]
 
-@dataclass(frozen=True)
-class Evaluated:
-    """r at some rows, with what its gradient needs."""
-
-    layers: Layers
-    at: Evaluation
-
-    @property
-    def control(self) -> Control:
-        """r, the same for all bits of a row, and its slope."""
-        return Control(self.at.value.unsqueeze(-1), self.at.slope)
-
-    @torch.no_grad()
-    def gradient(self, weight: Tensor, direction: Tensor) -> list[Tensor]:
-        """The gradient of sum(weight r + direction . dr/dz) at the parameters of the network, in their order.
-
-        Args:
-            weight: `[B]`.
-            direction: `[B, P]`.
-        """
-        found = gradient(self.layers, self.at, weight, direction)
-        first, *inner = found.weights
-        features = first.shape[1] - direction.shape[1]
-        return [first[:, :features], first[:, features:], found.out_weight[0], *inner, *found.biases]
+        return Control(at.value.unsqueeze(-1), at.slope), pull_back

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -119,37 +121,26 @@ def make_contestant(name: str, problem: Problem, seeds: Sequence[int], *, coupli
         seeds: S of them, of the initial weights.
         coupling: of the noises of REBAR and RELAX.
     """
-    build = _BUILDERS.get(name, _plain)
-    return build(name, problem, seeds, coupling)
+    return _BUILDERS.get(name, _plain)(name, problem, seeds, coupling)
 
 
 def _plain(name: str, problem: Problem, seeds: Sequence[int], coupling: str) -> Contestant:
     """Estimators that learn nothing."""
-    estimator = make_estimator(name)
-    several = name in ("rloo", "arms", "double-cv", "rodeo", "gumbel-rao")
-    return Contestant(
-        name,
-        lambda dist, **noise: estimator(problem.f, dist, **noise),
-        num_noises=0 if name == "enumerated" else None if several else 1,
-    )
+    several = describe(name).evaluations == "K" or name == "gumbel-rao"
+    noises = 0 if name == "enumerated" else None if several else 1
+    return Contestant(name, partial(make_estimator(name), problem.f), num_noises=noises)
 
 
 def _arms(name: str, problem: Problem, seeds: Sequence[int], coupling: str) -> Contestant:
-    """Its copula draws straight from a generator, so that every seed is asked by itself."""
+    """Its copula takes uniform numbers, each seed's from its own generator."""
+    count = inspect.signature(describe(name).function).parameters["num_samples"].default
     estimator = make_estimator(name)
 
     def estimate(dist: SeededBernoulli) -> Estimate:
-        rows = dist.params.unbind(-2)
-        each = [
-            estimator(problem.f, dist.with_params(row), generator=generator)
-            for row, generator in zip(rows, dist.noise.generators, strict=True)
-        ]
-        return Estimate(
-            sample=torch.stack([one.sample for one in each], -2),
-            value=torch.stack([one.value for one in each], -1),
-            grad=torch.stack([one.grad for one in each], -2),
-            params=dist.params,
-        )
+        *lead, _, width = dist.params.shape
+        shape = (count, *lead, width)
+        each = [torch.rand(shape, generator=source, dtype=torch.float64) for source in dist.noise.generators]
+        return estimator(problem.f, dist, noise=torch.stack(each, -2))
 
     return Contestant(name, estimate, num_noises=None)
 
@@ -211,10 +202,9 @@ def _nvil(name: str, problem: Problem, seeds: Sequence[int], coupling: str) -> C
 def _muprop(name: str, problem: Problem, seeds: Sequence[int], coupling: str) -> Contestant:
     """With learned scales of the expansion's terms, which start at 1."""
     scales = {key: _ones(len(seeds)) for key in (("eta", "slope") if name == "muprop" else ("eta",))}
-    estimator = make_estimator(name, **scales)
     return Contestant(
         name,
-        lambda dist, **noise: estimator(problem.f, dist, **noise),
+        partial(make_estimator(name, **scales), problem.f),
         tuple(scales.values()),
         lambda: {key: scale.detach() for key, scale in scales.items()},
     )
@@ -259,10 +249,7 @@ def _marginal(name: str, problem: Problem, seeds: Sequence[int], coupling: str) 
     intercept = torch.zeros(len(seeds), dtype=torch.float64, requires_grad=True)
     estimator = make_estimator(name, surrogate=lambda b: (b * slope).sum(-1) + intercept)
     return Contestant(
-        name,
-        lambda dist, **noise: estimator(problem.f, dist, **noise),
-        (slope, intercept),
-        lambda: {"intercept": intercept.detach()},
+        name, partial(estimator, problem.f), (slope, intercept), lambda: {"intercept": intercept.detach()}
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from relax_rl.experiments.toy.seed_noise import SeededBernoulli, SeededCategorical, SeedNoise
 
-__all__ = ["Problem"]
+__all__ = ["Problem", "outcomes_in_words"]
 
 
 @dataclass(frozen=True)
@@ -96,3 +96,8 @@ class Problem:
     def optimum(self) -> float:
         """The least E[f(b)]: f of the best outcome."""
         return float(self.values.min())
+
+
+def outcomes_in_words(outcomes: int) -> str:
+    """`one bit`, or `3 outcomes`."""
+    return "one bit" if outcomes == 2 else f"{outcomes} outcomes"

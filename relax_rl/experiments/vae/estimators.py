@@ -13,17 +13,16 @@ from relax_rl.distributions import Bernoulli
 from relax_rl.errors import SettingsError
 from relax_rl.estimators import ESTIMATORS, arm, arms, disarm
 from relax_rl.estimators.pathwise import moving_gumbel_rao, moving_mean, moving_reinmax, moving_softened
-from relax_rl.experiments.vae.antithetic import antithetic
 from relax_rl.experiments.vae.baselines import Baseline, Centring, InputBaseline
 from relax_rl.experiments.vae.config import VaeConfig
+from relax_rl.experiments.vae.controls import ResidualNetwork
 from relax_rl.experiments.vae.exact import MAX_BITS, enumerated, marginal
 from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator
 from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.pathwise import concrete, straight_through
 from relax_rl.experiments.vae.relaxation import ParameterRebar, Relax
-from relax_rl.experiments.vae.residual import ResidualNetwork
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
-from relax_rl.experiments.vae.score import DoubleControlVariates, MuProp, Reinforce, Rodeo, rloo, vimco
+from relax_rl.experiments.vae.score import DoubleControlVariates, MuProp, Reinforce, Rodeo, antithetic, rloo, vimco
 
 __all__ = ["LAYERED", "make_layered_estimator"]
 

@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from relax_rl.distributions import Bernoulli
 from relax_rl.estimators import dlax, reinforce_gradient, relax
 from relax_rl.experiments.vae.baselines import InputBaseline
-from relax_rl.experiments.vae.controls import Control, relaxed_terms
+from relax_rl.experiments.vae.controls import Control, ResidualNetwork, relaxed_terms
 from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator
 from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.relaxed_loss import Place
-from relax_rl.experiments.vae.residual import ResidualNetwork
 from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork
 
 __all__ = ["ParameterRebar", "Relax"]

@@ -19,8 +19,7 @@ from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.vae.compiled import CompiledGradients, compiles
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.estimators import make_layered_estimator
-from relax_rl.experiments.vae.gradient import Gradients, LayeredEstimator, gradients
-from relax_rl.experiments.vae.gradient_variance import EVERY, GradientVariance
+from relax_rl.experiments.vae.gradient import EVERY, Gradients, GradientVariance, LayeredEstimator, gradients
 from relax_rl.experiments.vae.noise import Noise, own_rows
 from relax_rl.experiments.vae.optimizer import GroupedAdam, flat, pieces
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork

@@ -70,13 +70,10 @@ class Surrogate:
         seeds: of the initial weights (Glorot and Bengio 2010, uniform).
         width: P.
         soften: sigma(z / lambda), with values in [0, 1].
-        hidden: units of the hidden layer.
     """
 
-    def __init__(
-        self, seeds: Sequence[int], width: int, soften: Callable[[Tensor, Tensor], Tensor], hidden: int = 10
-    ) -> None:
-        sources = generators(seeds, _INITIAL)
+    def __init__(self, seeds: Sequence[int], width: int, soften: Callable[[Tensor, Tensor], Tensor]) -> None:
+        sources, hidden = generators(seeds, _INITIAL), 10
         self.first, self.last = _glorot(sources, width, hidden), _glorot(sources, hidden, 1)
         self.first_bias = torch.zeros(len(seeds), hidden, dtype=torch.float64, requires_grad=True)
         self.last_bias = torch.zeros(len(seeds), dtype=torch.float64, requires_grad=True)
@@ -168,18 +165,17 @@ class _MeanOfPast:
 
     std = 0.0
 
-    def __init__(self, seeds: int, decay: float = 0.9) -> None:
-        self.mean = torch.zeros(seeds, dtype=torch.float64)
-        self._decay, self._weight = decay, 0.0
+    def __init__(self, seeds: int) -> None:
+        self.mean, self._weight = torch.zeros(seeds, dtype=torch.float64), 0.0
 
     def update(self, value: Tensor) -> None:
         """Called by every estimate, those that only measure the variance too: nothing is taken in."""
 
     def take(self, value: Tensor) -> None:
-        """Take in a value `[S]` of training."""
-        weight = self._decay * self._weight + 1 - self._decay
-        self.mean = (self._decay * self._weight * self.mean + (1 - self._decay) * value.detach()) / weight
-        self._weight = weight
+        """Take in a value `[S]` of training; the past has a weight of 0.9, and the start is not biased towards zero."""
+        before = 0.9 * self._weight
+        self._weight = before + 0.1
+        self.mean = (before * self.mean + 0.1 * value.detach()) / self._weight
 
 
 def _nvil(name: str, problem: Problem, seeds: Sequence[int], coupling: str) -> Contestant:

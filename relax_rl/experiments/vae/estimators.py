@@ -149,7 +149,7 @@ LAYERED: Mapping[str, _Maker] = {
         )
     ),
     "double-cv": lambda config, model, generator: DoubleControlVariates(config.num_samples),
-    "rodeo": lambda config, model, generator: Rodeo(config.num_samples, generator=generator),
+    "rodeo": lambda config, model, generator: Rodeo(config.num_samples, generator),
     "marginal": _function(lambda config: marginal),
     "enumerated": _function(lambda config: enumerated),
 }

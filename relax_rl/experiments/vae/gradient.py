@@ -21,6 +21,9 @@ __all__ = ["EVERY", "Gradient", "GradientVariance", "Gradients", "LayeredEstimat
 EVERY = 4
 """Steps from one gradient whose variance is looked at to the next."""
 
+DECAY = 0.99
+"""Weight of the past in that variance, from one such gradient to the next."""
+
 
 @dataclass(frozen=True)
 class Gradient:
@@ -162,26 +165,25 @@ def gradients(
 class GradientVariance:
     """Variance of each component of a gradient, over an exponential window of the gradients it was shown.
 
-        m = sum_i w_i g_i,   v = (sum_i w_i g_i^2 - m^2) / (1 - sum_i w_i^2),   w_i ~ decay^age, sum_i w_i = 1
+        m = sum_i w_i g_i,   v = (sum_i w_i g_i^2 - m^2) / (1 - sum_i w_i^2),   w_i ~ 0.99^age, sum_i w_i = 1
 
     which is unbiased while the model stands still. What is reported is log mean v, the natural logarithm of the mean
     over all components.
 
     Args:
         like: tensors shaped as the gradient's parts.
-        decay: weight of the past from one gradient to the next.
     """
 
-    def __init__(self, like: Sequence[Tensor], *, decay: float = 0.99) -> None:
-        self.decay, self.count, self._like = decay, 0, list(like)
+    def __init__(self, like: Sequence[Tensor]) -> None:
+        self.count, self._like = 0, list(like)
         self._mean, self._square = (like[0].new_zeros(sum(x.numel() for x in like)) for _ in range(2))
 
     @torch.no_grad()
     def update(self, gradient: Tensor) -> None:
         """Take in one gradient, all its parts in one vector."""
-        share = 1.0 - self.decay
+        share = 1.0 - DECAY
         self._mean.lerp_(gradient, share)
-        self._square.mul_(self.decay).addcmul_(gradient, gradient, value=share)
+        self._square.mul_(DECAY).addcmul_(gradient, gradient, value=share)
         self.count += 1
 
     @property
@@ -189,8 +191,8 @@ class GradientVariance:
         """NaN before the second gradient."""
         if self.count < 2:
             return math.nan
-        total = 1.0 - self.decay**self.count
-        squared_weights = (1.0 - self.decay) ** 2 * (1.0 - self.decay ** (2 * self.count)) / (1.0 - self.decay**2)
+        total = 1.0 - DECAY**self.count
+        squared_weights = (1.0 - DECAY) ** 2 * (1.0 - DECAY ** (2 * self.count)) / (1.0 - DECAY**2)
         variance = float((self._square / total - (self._mean / total).square()).mean())
         unbiased = variance / (1.0 - squared_weights / total**2)
         return math.log(unbiased) if unbiased > 0.0 else -math.inf if unbiased == 0.0 else math.nan

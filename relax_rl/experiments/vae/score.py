@@ -121,10 +121,10 @@ class DoubleControlVariates(LayeredEstimator):
     alpha starts at -1 and is trained on the variance.
     """
 
-    def __init__(self, num_samples: int, *, alpha: float = -1.0) -> None:
+    def __init__(self, num_samples: int) -> None:
         super().__init__()
         self.num_samples = num_samples
-        self.alpha = nn.Parameter(torch.tensor(alpha))
+        self.alpha = nn.Parameter(torch.tensor(-1.0))
 
     def forward(self, model: SigmoidBeliefNetwork, x: Tensor, noise: Noise) -> Gradient:
         chain, value, slopes = _with_slopes(model, x, self.num_samples, noise)
@@ -146,29 +146,20 @@ class Rodeo(LayeredEstimator):
 
     The flips reach h through two numbers alone, so that f and its derivative are asked for K chains only. The other
     chains enter h by their mean, and h(f, d) = d + w . tanh(a f + c d + e) on inputs divided by the moving standard
-    deviation of f; w starts at zero. alpha, beta and h are trained on the variance.
+    deviation of f; h has 16 tanh units, and w starts at zero. alpha, beta and h are trained on the variance.
 
     Args:
         num_samples: K.
-        hidden: tanh units of h.
         generator: of the initial weights.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        *,
-        alpha: float = 0.5,
-        beta: float = 0.2,
-        hidden: int = 16,
-        generator: torch.Generator | None = None,
-    ) -> None:
+    def __init__(self, num_samples: int, generator: torch.Generator) -> None:
         super().__init__()
         self.num_samples = num_samples
-        self.alpha, self.beta = nn.Parameter(torch.tensor(alpha)), nn.Parameter(torch.tensor(beta))
+        self.alpha, self.beta = nn.Parameter(torch.tensor(0.5)), nn.Parameter(torch.tensor(0.2))
         self.moments = MovingMoments()
-        inner = torch.empty(3, hidden).uniform_(-1.0, 1.0, generator=generator)
-        self.hidden = nn.ParameterList([*map(nn.Parameter, inner), nn.Parameter(torch.zeros(hidden))])
+        inner = torch.empty(3, 16).uniform_(-1.0, 1.0, generator=generator)
+        self.hidden = nn.ParameterList([*map(nn.Parameter, inner), nn.Parameter(torch.zeros(16))])
 
     def forward(self, model: SigmoidBeliefNetwork, x: Tensor, noise: Noise) -> Gradient:
         chain, value, slopes = _with_slopes(model, x, self.num_samples, noise)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from relax_rl.compute.distributed import ALONE, Workers
+from relax_rl.compute.optimizers import flat, pieces
 from relax_rl.experiments.vae.baselines import MovingMoments
 from relax_rl.experiments.vae.noise import Noise
-from relax_rl.experiments.vae.optimizer import flat, pieces
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 
 __all__ = ["EVERY", "Gradient", "GradientVariance", "Gradients", "LayeredEstimator", "gradients"]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from relax_rl.compute.compilation import CompilationError, warn_or_raise
 from relax_rl.compute.distributed import ALONE, Workers
+from relax_rl.compute.optimizers import GroupedAdam, flat, pieces
 from relax_rl.compute.serialization import pack, unpack
 from relax_rl.errors import CheckpointError
 from relax_rl.experiments.batches import Batches
@@ -21,7 +22,6 @@ from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.estimators import make_layered_estimator
 from relax_rl.experiments.vae.gradient import EVERY, Gradients, GradientVariance, LayeredEstimator, gradients
 from relax_rl.experiments.vae.noise import Noise, own_rows
-from relax_rl.experiments.vae.optimizer import GroupedAdam, flat, pieces
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 
 __all__ = ["Trainer", "Watched"]

@@ -45,6 +45,7 @@ def floors(problem: Problem, theta: float, names: Sequence[str], *, coupling: st
 
 def summary(runs: Mapping[str, Run], problem: Problem, config: ToyConfig) -> dict[str, Any]:
     """What `toy.json` holds: the settings of the problem, and for each estimator medians over seeds and every seed's end."""
+    late = LATE if config.steps > LATE else config.steps // 2
     result: dict[str, Any] = {
         "target": config.target,
         "outcomes": config.outcomes,
@@ -54,18 +55,13 @@ def summary(runs: Mapping[str, Run], problem: Problem, config: ToyConfig) -> dic
         "values": problem.values.tolist(),
         "optimum": problem.optimum,
         "near": NEAR,
-        "late": _late_step(config),
-        "estimators": {name: _entry(run, _late_step(config)) for name, run in runs.items()},
+        "late": late,
+        "estimators": {name: _entry(run, late) for name, run in runs.items()},
     }
     if config.fixed_theta is not None:
         for name, floor in floors(problem, config.fixed_theta, list(runs), coupling=config.coupling).items():
             result["estimators"][name]["log_variance_floor"] = math.log(floor) if floor else -math.inf
     return result
-
-
-def _late_step(config: ToyConfig) -> int:
-    """The step from which on the log variance is summarised."""
-    return LATE if config.steps > LATE else config.steps // 2
 
 
 def _entry(run: Run, late: int) -> dict[str, Any]:

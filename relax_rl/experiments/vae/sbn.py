@@ -23,9 +23,7 @@ from torch.nn import functional as F
 from relax_rl.distributions import Bernoulli
 from relax_rl.experiments.vae.noise import Noise
 
-__all__ = ["Chain", "ConditionalNetwork", "Outcome", "SigmoidBeliefNetwork", "Task", "bernoulli_log_prob", "threshold"]
-
-Task = Literal["generative", "structured"]
+__all__ = ["Chain", "ConditionalNetwork", "Outcome", "SigmoidBeliefNetwork", "bernoulli_log_prob", "threshold"]
 
 Outcome = Callable[[int, Tensor], Tensor]
 """From the number of a layer and its logits to what the next layer reads: its bits, relaxed bits or their mean."""
@@ -39,11 +37,9 @@ class ConditionalNetwork(nn.Module):
 
     def __init__(self, size: int, hidden: Sequence[int], outputs: int, generator: torch.Generator | None) -> None:
         super().__init__()
-        sizes = [size, *hidden, outputs]
-        self.depth = len(sizes) - 1
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for inputs, width in pairwise(sizes):
+        for inputs, width in pairwise([size, *hidden, outputs]):
             bound = math.sqrt(6.0 / (inputs + width))
             weight = torch.empty(width, inputs).uniform_(-bound, bound, generator=generator)
             self.weights.append(nn.Parameter(weight))
@@ -52,12 +48,12 @@ class ConditionalNetwork(nn.Module):
     @property
     def linear(self) -> bool:
         """Whether there is no tanh layer."""
-        return self.depth == 1
+        return len(self.weights) == 1
 
     @property
     def steps(self) -> list[tuple[Tensor, Tensor]]:
         """Weight and bias of each layer, the linear one last."""
-        return [(self.weights[i], self.biases[i]) for i in range(self.depth)]
+        return list(zip(self.weights, self.biases, strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
         *hidden, (weight, bias) = self.steps
@@ -124,7 +120,7 @@ class SigmoidBeliefNetwork(nn.Module):
         layers: Sequence[int] = (200,),
         hidden: Sequence[int] = (),
         wide_decoder: bool = False,
-        task: Task = "generative",
+        task: Literal["generative", "structured"] = "generative",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()

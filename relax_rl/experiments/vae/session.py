@@ -22,10 +22,7 @@ from relax_rl.runs.folder import RunFolder, default_run_dir
 from relax_rl.runs.session import Clock, Process, Session, open_run
 from relax_rl.settings.fields import check_resumable
 
-__all__ = ["SECTION", "VaeRun", "open_session"]
-
-SECTION = "vae"
-"""The entry of `config.json` that holds the settings."""
+__all__ = ["VaeRun", "open_session"]
 
 
 class VaeRun:
@@ -101,7 +98,7 @@ def open_session(config: VaeConfig, command: str, process: Process) -> tuple[Ses
     opening = open_run(
         config,
         workers=workers,
-        section=SECTION,
+        section="vae",
         resumed=lambda saved, wanted: check_resumable(saved, replace(wanted, preset=saved.preset)),
     )
     config, checkpoint = opening.config, opening.checkpoint

@@ -213,21 +213,19 @@ def _rebar(name: str, problem: Problem, seeds: Sequence[int], coupling: str) -> 
         options = {"eta": eta, "temperature": log_temperature.exp(), **_coupled(coupling, noise)}
         return make_estimator(name, **options)(problem.f, dist, **noise)
 
-    family = problem.distribution(problem.params_at(None, len(seeds)), SeedNoise(seeds, problem.kind))
     return Contestant(
         name,
         estimate,
         (eta, log_temperature),
         lambda: {"eta": eta.detach(), **_temperature(log_temperature)},
-        lambda z: eta * problem.f(family.soften(z, log_temperature.exp())),
+        lambda z: eta * problem.f(problem.soften(z, log_temperature.exp())),
         1 if coupling == "coupled" else 2,
     )
 
 
 def _relax(name: str, problem: Problem, seeds: Sequence[int], coupling: str) -> Contestant:
     """RELAX and DLAX with the published surrogate."""
-    family = problem.distribution(problem.params_at(None, len(seeds)), SeedNoise(seeds, problem.kind))
-    surrogate = Surrogate(seeds, problem.num_params, family.soften)
+    surrogate = Surrogate(seeds, problem.num_params, problem.soften)
     estimator = make_estimator(name, surrogate=surrogate)
     two = name == "relax"
 

@@ -61,6 +61,10 @@ class Problem:
             return SeededBernoulli(params, noise=noise)
         return SeededCategorical(params, one_hot=True, noise=noise)
 
+    def soften(self, z: Tensor, temperature: Tensor) -> Tensor:
+        """`[*, P]` relaxed outcomes sigma(z / lambda)."""
+        return self.distribution(z, SeedNoise((), self.kind)).soften(z, temperature)
+
     def params_at(self, theta: float | None, seeds: int) -> Tensor:
         """`[S, P]` float64 parameters at some theta, where the outcomes that make it up are equally likely; or the start."""
         if theta is None:

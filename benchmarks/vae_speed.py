@@ -27,7 +27,7 @@ from relax_rl.experiments.data import Dataset
 from relax_rl.experiments.vae import training
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.evaluation import bound
-from relax_rl.experiments.vae.gradient_variance import EVERY
+from relax_rl.experiments.vae.gradient import EVERY
 from relax_rl.experiments.vae.trainer import Trainer
 from relax_rl.runs.displays import Display
 

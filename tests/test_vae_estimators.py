@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from relax_rl import estimators as core
+from relax_rl.compute.optimizers import pieces
 from relax_rl.distributions import Bernoulli
 from relax_rl.errors import SettingsError
 from relax_rl.estimators import ESTIMATORS
@@ -18,7 +19,6 @@ from relax_rl.experiments.vae.estimators import LAYERED, make_layered_estimator
 from relax_rl.experiments.vae.exact import expected_loss
 from relax_rl.experiments.vae.gradient import gradients
 from relax_rl.experiments.vae.noise import Noise
-from relax_rl.experiments.vae.optimizer import pieces
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 from tests.oracles import central_differences
 

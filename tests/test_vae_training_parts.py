@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from relax_rl.compute.optimizers import GroupedAdam, flat
 from relax_rl.experiments.vae.evaluation import binary_images, bound
 from relax_rl.experiments.vae.exact import expected_loss
-from relax_rl.experiments.vae.gradient_variance import GradientVariance
-from relax_rl.experiments.vae.optimizer import GroupedAdam, flat
+from relax_rl.experiments.vae.gradient import GradientVariance
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork, bernoulli_log_prob
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from relax_rl.agents.actor import Actor
 from relax_rl.agents.networks import NetworkFactory
-from relax_rl.agents.saving import check_networks, described, kind_of, pack, unpack
-from relax_rl.compute.serialization import load_state, save_state
+from relax_rl.agents.saving import check_networks, described, kind_of, without_temperature
+from relax_rl.compute.serialization import load_state, pack, save_state, unpack
 from relax_rl.errors import CheckpointError, TrainingDiverged
 from relax_rl.networks.space_json import space_to_json
 from relax_rl.settings.naming import name_of
@@ -74,7 +74,7 @@ class SavedActor(Actor):
         if state.get("estimator") != self.name:
             raise CheckpointError(f"the checkpoint holds a {state.get('estimator')!r} agent, not {self.name!r}")
         try:
-            unpack(self.components(), tensors)
+            unpack(self.components(), without_temperature(tensors))
             self.generator.set_state(tensors["generator"].cpu())
             for name in _COUNTERS:
                 setattr(self, name, int(state[name]))

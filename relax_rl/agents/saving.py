@@ -15,26 +15,9 @@ from relax_rl.networks.space_json import space_from_json
 from relax_rl.settings.config import AgentConfig
 from relax_rl.settings.fields import from_json
 
-__all__ = ["Description", "check_networks", "described", "kind_of", "pack", "unpack"]
+__all__ = ["Description", "check_networks", "described", "kind_of", "without_temperature"]
 
 T = TypeVar("T")
-
-
-def pack(components: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of all components, each under the component's name and its own."""
-    return {f"{name}.{key}": x for name, part in components.items() for key, x in part.state_dict().items()}
-
-
-def unpack(components: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Give each component back what `pack` took.
-
-    Raises:
-        KeyError, RuntimeError, ValueError, TypeError: if anything is missing or of another shape.
-    """
-    tensors = _without_temperature(tensors)
-    for name, part in components.items():
-        prefix = name + "."
-        part.load_state_dict({key[len(prefix) :]: x for key, x in tensors.items() if key.startswith(prefix)})
 
 
 @dataclass(frozen=True)
@@ -97,7 +80,7 @@ def _family(cls: type[T]) -> list[type[T]]:
     return [cls, *(kind for child in cls.__subclasses__() for kind in _family(child))]
 
 
-def _without_temperature(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_temperature(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Version 0.1 learned the temperature of a surrogate's relaxed actions too, its second parameter.
 
     It becomes 1, from where the surrogate goes on learning.

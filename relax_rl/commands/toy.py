@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from relax_rl.experiments.toy.config import ToyConfig
-from relax_rl.experiments.toy.run import Interrupted, run_toy
 from relax_rl.runs.interruption import interruptible
 from relax_rl.settings.options import parse
 
@@ -22,6 +21,8 @@ def toy_command(args: Sequence[str], prog: str) -> int:
     """`toy`: train, measure, write tables and figures; returns the exit code."""
     config = parse(ToyConfig, args, prog=prog, description="The toy problem of REBAR and RELAX.")
     with interruptible() as interruption:
+        from relax_rl.experiments.toy.run import Interrupted, run_toy
+
         try:
             folder, result = run_toy(config, command=f"{prog} {shlex.join(args)}", interruption=interruption)
         except Interrupted:

@@ -8,7 +8,17 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["OPTIMIZERS", "Adam", "FlatParameters", "Optimizer", "RMSprop", "clip_scale"]
+__all__ = [
+    "OPTIMIZERS",
+    "Adam",
+    "FlatParameters",
+    "GroupedAdam",
+    "Optimizer",
+    "RMSprop",
+    "clip_scale",
+    "flat",
+    "pieces",
+]
 
 
 class FlatParameters:
@@ -133,6 +143,62 @@ class Adam:
         self.steps = int(state["steps"])
 
 
+class GroupedAdam:
+    """Adam (Kingma and Ba 2015) with a learning rate and a decay of its own for each group of parameters.
+
+    Args:
+        groups: the parameters of each, by the names that their moments are saved under; there may be none.
+        lrs, decays: learning rate and L2 decay of each.
+        betas: decays of the moments.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Mapping[str, nn.Parameter]],
+        *,
+        lrs: Sequence[float],
+        decays: Sequence[float],
+        betas: tuple[float, float],
+    ) -> None:
+        self._adams: dict[str, Adam] = {}
+        self._names: dict[str, list[str]] = {}
+        for i, (group, lr, decay) in enumerate(zip(groups, lrs, decays, strict=True)):
+            if group:
+                self._adams[f"{i}"] = Adam(FlatParameters(group.values()), lr=lr, betas=betas, decay=decay)
+                self._names[f"{i}"] = list(group)
+
+    @property
+    def flats(self) -> list[FlatParameters]:
+        """The parameters of all groups that have any."""
+        return [adam.parameters for adam in self._adams.values()]
+
+    def step(self, gradient: Tensor) -> None:
+        """One step down the gradients of all groups, one after the other in one flat tensor."""
+        parts = gradient.split([adam.mean.numel() for adam in self._adams.values()])
+        for adam, part in zip(self._adams.values(), parts, strict=True):
+            adam.step(part)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Moments and step counts: `0.mean.2` is of the parameter "2" of the first group."""
+        state: dict[str, Tensor] = {}
+        for key, adam in self._adams.items():
+            for kind in ("mean", "square"):
+                each = pieces(getattr(adam, kind), adam.parameters.parameters)
+                state |= {f"{key}.{kind}.{name}": x for name, x in zip(self._names[key], each, strict=True)}
+            state[f"{key}.count"] = torch.tensor(float(adam.steps))
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state_dict` gave.
+
+        Raises:
+            KeyError, ValueError: it belongs to other parameters.
+        """
+        for key, adam in self._adams.items():
+            moments = {k: flat([state[f"{key}.{k}.{name}"] for name in self._names[key]]) for k in ("mean", "square")}
+            adam.load_state_dict({**moments, "steps": state[f"{key}.count"]})
+
+
 class RMSprop:
     """RMSprop (Tieleman and Hinton 2012) with the constants A2C is usually run with; as `torch.optim.RMSprop`."""
 
@@ -162,3 +228,14 @@ def _restore(target: Tensor, source: Tensor) -> None:
     if target.shape != source.shape:
         raise ValueError(f"an optimiser's state is for {source.numel()} parameters, there are {target.numel()}")
     target.copy_(source)
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    """Several tensors as one vector."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def pieces(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """`flat` undone: views of a vector, shaped like those tensors."""
+    each = zip(vector.split([x.numel() for x in like]), like, strict=True)
+    return [piece.view(x.shape) for piece, x in each]

@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMAT_VERSION",
     "load_state",
+    "pack",
+    "part",
     "replacing",
     "save_state",
+    "unpack",
     "write_bytes_atomic",
     "write_json",
     "write_text_atomic",
@@ -90,6 +93,26 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], d
     if not isinstance(state, dict):
         raise CheckpointError(f"checkpoint {path} is damaged: its state is not a JSON object")
     return tensors, state
+
+
+def pack(components: Mapping[str, Any], separator: str = ".") -> dict[str, torch.Tensor]:
+    """The tensors of all components, each under the component's name and its own."""
+    return {f"{name}{separator}{key}": x for name, each in components.items() for key, x in each.state_dict().items()}
+
+
+def unpack(components: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], separator: str = ".") -> None:
+    """Give each component back what `pack` took.
+
+    Raises:
+        KeyError, RuntimeError, ValueError, TypeError: if anything is missing or of another shape.
+    """
+    for name, each in components.items():
+        each.load_state_dict(part(tensors, f"{name}{separator}"))
+
+
+def part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Those whose names begin so, under the rest of their names."""
+    return {name[len(prefix) :]: x for name, x in tensors.items() if name.startswith(prefix)}
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:

@@ -15,42 +15,38 @@ from numpy.typing import NDArray
 from relax_rl.compute.serialization import write_bytes_atomic
 from relax_rl.errors import RelaxRLError, SettingsError, did_you_mean
 from relax_rl.experiments import data_formats
-from relax_rl.experiments.data_files import DataFile, cache_dir, fetch, find, needs_extra, read_verified
+from relax_rl.experiments.data_files import DataFile, cache_dir, fetch, find, needs_extra, read, read_verified
 
 __all__ = ["DATA", "Binarization", "Dataset", "load_data"]
 
 Binarization = Literal["fixed", "dynamic"]
 Show = Callable[[str], None]
 Images = NDArray[np.uint8]
+_Loaded = tuple[str, tuple[Images, Images, Images], tuple[int, int]]
+"""What results are to call the data, training, validation and test images, and the rows and columns of each."""
 
 _MNIST_URLS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
+_MNIST_CHECKSUMS = {
+    "train": ("train-images-idx3-ubyte.gz", "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+    "test": ("t10k-images-idx3-ubyte.gz", "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+}
 MNIST_IMAGES = {
     part: DataFile(name, "mnist", "sha256", checksum, tuple(url + name for url in _MNIST_URLS))
-    for part, name, checksum in (
-        (
-            "train",
-            "train-images-idx3-ubyte.gz",
-            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-        ),
-        (
-            "test",
-            "t10k-images-idx3-ubyte.gz",
-            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-        ),
-    )
+    for part, (name, checksum) in _MNIST_CHECKSUMS.items()
 }
 
 _BINARIZED_URL = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
+_BINARIZED_CHECKSUMS = {
+    "train": "db28b1a6ae0fe70cbd3da91acf46e477",
+    "valid": "bf37822a04e94123630de6a7dfd9c9ef",
+    "test": "14e41ae11040adba6ab8cb291eda0dd8",
+}
 BINARIZED_MNIST = {
-    part: DataFile(name, "binarized_mnist", "md5", checksum, (_BINARIZED_URL + name,))
-    for part, name, checksum in (
-        ("train", "binarized_mnist_train.amat", "db28b1a6ae0fe70cbd3da91acf46e477"),
-        ("valid", "binarized_mnist_valid.amat", "bf37822a04e94123630de6a7dfd9c9ef"),
-        ("test", "binarized_mnist_test.amat", "14e41ae11040adba6ab8cb291eda0dd8"),
-    )
+    part: DataFile(name := f"binarized_mnist_{part}.amat", "binarized_mnist", "md5", checksum, (_BINARIZED_URL + name,))
+    for part, checksum in _BINARIZED_CHECKSUMS.items()
 }
 PACKED_MNIST = DataFile(
     "binarized_mnist_packed.npz",
@@ -121,20 +117,19 @@ def load_data(
         raise SettingsError(f"data is {name!r}, expected one of {', '.join(DATA)}{did_you_mean(name, DATA)}")
     if binarization not in ("fixed", "dynamic"):
         raise SettingsError(f"binarization is {binarization!r}, expected fixed or dynamic")
-    return DATA[name](data_dir, binarization == "dynamic", show)
+    dynamic = binarization == "dynamic"
+    called, parts, shape = DATA[name](data_dir, dynamic, show)
+    return Dataset(f"{called}, {binarization} binarisation", *parts, shape, dynamic)
 
 
-def _mnist(data_dir: str | None, dynamic: bool, show: Show) -> Dataset:
+def _mnist(data_dir: str | None, dynamic: bool, show: Show) -> _Loaded:
     if not dynamic:
-        parts = _binarized_mnist(data_dir, show)
-        return Dataset("MNIST, fixed binarisation", *parts, shape=(28, 28), dynamic=False)
-    images = {
-        part: data_formats.read_idx_images(_content(file, data_dir, show), file.name)
-        for part, file in MNIST_IMAGES.items()
-    }
-    held_out = len(images["train"]) // 6  # the last 10,000 of 60,000, as in the fixed binarisation
-    train, valid = images["train"][:-held_out], images["train"][-held_out:]
-    return Dataset("MNIST, dynamic binarisation", train, valid, images["test"], shape=(28, 28), dynamic=True)
+        return "MNIST", _binarized_mnist(data_dir, show), (28, 28)
+    train, test = (
+        data_formats.read_idx_images(_content(file, data_dir, show), file.name) for file in MNIST_IMAGES.values()
+    )
+    held_out = len(train) // 6  # the last 10,000 of 60,000, as in the fixed binarisation
+    return "MNIST", (train[:-held_out], train[-held_out:], test), (28, 28)
 
 
 def _binarized_mnist(data_dir: str | None, show: Show) -> tuple[Images, Images, Images]:
@@ -155,11 +150,7 @@ def _binarized_mnist(data_dir: str | None, show: Show) -> tuple[Images, Images, 
 
 
 def _unpack_mnist(path: Path) -> tuple[Images, Images, Images]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RelaxRLError(f"{path} cannot be read: {error.strerror or error}") from None
-    arrays = data_formats.read_npz(data, str(path), tuple(BINARIZED_MNIST))
+    arrays = data_formats.read_npz(read(path), str(path), tuple(BINARIZED_MNIST))
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data)
@@ -169,21 +160,13 @@ def _unpack_mnist(path: Path) -> tuple[Images, Images, Images]:
     return train, valid, test
 
 
-def _omniglot(data_dir: str | None, dynamic: bool, show: Show) -> Dataset:
+def _omniglot(data_dir: str | None, dynamic: bool, show: Show) -> _Loaded:
     train, test, source = _omniglot_images(data_dir, show)
     # Published order: both parts are binarised from one stream, and only then is the train part shuffled.
     uniform = np.random.RandomState(5)
     pixels, test_pixels = (_pixels(images, dynamic, uniform) for images in (train, test))
     pixels = pixels[np.random.RandomState(123).permutation(len(pixels))]
-    kind = "dynamic" if dynamic else "fixed"
-    return Dataset(
-        f"Omniglot 28x28{source}, {kind} binarisation",
-        pixels[:-_OMNIGLOT_VALID],
-        pixels[-_OMNIGLOT_VALID:],
-        test_pixels,
-        shape=(28, 28),
-        dynamic=dynamic,
-    )
+    return f"Omniglot 28x28{source}", (pixels[:-_OMNIGLOT_VALID], pixels[-_OMNIGLOT_VALID:], test_pixels), (28, 28)
 
 
 def _omniglot_images(data_dir: str | None, show: Show) -> tuple[NDArray[np.float32], NDArray[np.float32], str]:
@@ -195,23 +178,17 @@ def _omniglot_images(data_dir: str | None, show: Show) -> tuple[NDArray[np.float
     show(f"using the reconstruction {reconstructed}: results are called Omniglot 28x28, reconstructed")
     data = read_verified(reconstructed, OMNIGLOT_RECONSTRUCTED)
     train, test = data_formats.read_npz(data, str(reconstructed), ("train", "test"))
-    return _unit(train), _unit(test), ", reconstructed"
+    train, test = (images.astype(np.float32) / np.float32(255) for images in (train, test))
+    return train, test, ", reconstructed"
 
 
-def _digits(data_dir: str | None, dynamic: bool, show: Show) -> Dataset:
+def _digits(data_dir: str | None, dynamic: bool, show: Show) -> _Loaded:
     """scikit-learn's 1,797 digits of 8x8 pixels from 0 to 16: 1,297 to train, 250 to validate, 250 to test."""
     with needs_extra("the data set digits"):
         from sklearn.datasets import load_digits
     images = load_digits().data[np.random.RandomState(123).permutation(1797)] / 16
     pixels = _pixels(images, dynamic, np.random.RandomState(5))
-    kind = "dynamic" if dynamic else "fixed"
-    return Dataset(f"digits 8x8, {kind} binarisation", pixels[:1297], pixels[1297:1547], pixels[1547:], (8, 8), dynamic)
-
-
-def _unit(pixels: Images) -> NDArray[np.float32]:
-    """0..255 -> [0, 1]."""
-    images: NDArray[np.float32] = pixels.astype(np.float32) / np.float32(255)
-    return images
+    return "digits 8x8", (pixels[:1297], pixels[1297:1547], pixels[1547:]), (8, 8)
 
 
 def _pixels(images: NDArray[Any], dynamic: bool, uniform: np.random.RandomState) -> Images:
@@ -232,7 +209,7 @@ def _content(file: DataFile, data_dir: str | None, show: Show, *instead: DataFil
     return read_verified(path, file)
 
 
-DATA: Mapping[str, Callable[[str | None, bool, Show], Dataset]] = {
+DATA: Mapping[str, Callable[[str | None, bool, Show], _Loaded]] = {
     "mnist": _mnist,
     "omniglot": _omniglot,
     "digits": _digits,

@@ -14,7 +14,7 @@ from typing import Any
 from relax_rl.compute.serialization import replacing, writing
 from relax_rl.errors import RelaxRLError, SettingsError
 
-__all__ = ["DataFile", "cache_dir", "fetch", "find", "needs_extra", "read_verified"]
+__all__ = ["DataFile", "cache_dir", "fetch", "find", "needs_extra", "read", "read_verified"]
 
 TIMEOUT = 30.0
 """Seconds without an answer after which a mirror is given up."""
@@ -52,16 +52,25 @@ def find(file: DataFile, data_dir: str | os.PathLike[str]) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
+def read(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        RelaxRLError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RelaxRLError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
 def read_verified(path: Path, file: DataFile) -> bytes:
     """The content of a local copy.
 
     Raises:
         RelaxRLError: it cannot be read, or is not the published file.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RelaxRLError(f"{path} cannot be read: {error.strerror or error}") from None
+    data = read(path)
     if (found := _checksum(data, file.algorithm)) != file.checksum:
         raise RelaxRLError(
             f"{path} is damaged or another file: its {file.algorithm} is {found}, expected {file.checksum}; "

@@ -15,7 +15,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Curve", "count_in_thousands", "make_figure", "name_rows", "plot_curves", "png", "write_figure"]
+__all__ = [
+    "Curve",
+    "count_in_thousands",
+    "draw_line",
+    "finish_steps",
+    "make_figure",
+    "name_rows",
+    "plot_curves",
+    "png",
+    "write_figure",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +59,12 @@ def plot_curves(path: Path, curves: Sequence[Curve], *, title: str, threshold: f
     figure = make_figure(8, 4.5)
     axes = figure.subplots()
     for curve in curves:
-        known = [(s, r) for s, r in zip(curve.steps, curve.returns, strict=True) if math.isfinite(r)]
-        # A single point draws no line.
-        marker = "o" if curve.points or len(known) == 1 else None
-        axes.plot([s for s, _ in known], [r for _, r in known], label=curve.label, marker=marker, markersize=3)
+        draw_line(axes, curve.steps, curve.returns, curve.label, points=curve.points)
     if threshold is not None:
         axes.axhline(threshold, color="0.4", linestyle="--", linewidth=1, label=f"solved at {threshold:g}")
     axes.set_title(title)
-    axes.set_xlabel("environment steps")
     axes.set_ylabel("return (sum of raw rewards per episode)")
-    count_in_thousands(axes)
-    axes.set_xlim(left=0)
-    axes.grid(alpha=0.25)
+    finish_steps(axes, "environment steps")
     axes.legend(loc="best", frameon=False)
     write_figure(path, figure)
 
@@ -94,6 +98,21 @@ def write_figure(path: Path, figure: Figure) -> None:
         RelaxRLError: the file cannot be written.
     """
     write_bytes_atomic(path, png(figure))
+
+
+def draw_line(axes: Axes, steps: Sequence[float], values: Sequence[float], label: str, *, points: bool = False) -> None:
+    """Values against steps, without those that are not finite; as points too where asked for, or where it is only one."""
+    known = [(step, value) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
+    marker = "o" if points or len(known) == 1 else None
+    axes.plot([step for step, _ in known], [value for _, value in known], label=label, marker=marker, markersize=3)
+
+
+def finish_steps(axes: Axes, label: str) -> None:
+    """An axis of steps from 0 on, with round numbers, and a grid."""
+    axes.set_xlabel(label)
+    count_in_thousands(axes)
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.25)
 
 
 def png(figure: Figure) -> bytes:

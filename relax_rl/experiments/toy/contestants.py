@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,13 +70,10 @@ class Surrogate:
         seeds: of the initial weights (Glorot and Bengio 2010, uniform).
         width: P.
         soften: sigma(z / lambda), with values in [0, 1].
-        hidden: units of the hidden layer.
     """
 
-    def __init__(
-        self, seeds: Sequence[int], width: int, soften: Callable[[Tensor, Tensor], Tensor], hidden: int = 10
-    ) -> None:
-        sources = generators(seeds, _INITIAL)
+    def __init__(self, seeds: Sequence[int], width: int, soften: Callable[[Tensor, Tensor], Tensor]) -> None:
+        sources, hidden = generators(seeds, _INITIAL), 10
         self.first, self.last = _glorot(sources, width, hidden), _glorot(sources, hidden, 1)
         self.first_bias = torch.zeros(len(seeds), hidden, dtype=torch.float64, requires_grad=True)
         self.last_bias = torch.zeros(len(seeds), dtype=torch.float64, requires_grad=True)
@@ -119,37 +118,26 @@ def make_contestant(name: str, problem: Problem, seeds: Sequence[int], *, coupli
         seeds: S of them, of the initial weights.
         coupling: of the noises of REBAR and RELAX.
     """
-    build = _BUILDERS.get(name, _plain)
-    return build(name, problem, seeds, coupling)
+    return _BUILDERS.get(name, _plain)(name, problem, seeds, coupling)
 
 
 def _plain(name: str, problem: Problem, seeds: Sequence[int], coupling: str) -> Contestant:
     """Estimators that learn nothing."""
-    estimator = make_estimator(name)
-    several = name in ("rloo", "arms", "double-cv", "rodeo", "gumbel-rao")
-    return Contestant(
-        name,
-        lambda dist, **noise: estimator(problem.f, dist, **noise),
-        num_noises=0 if name == "enumerated" else None if several else 1,
-    )
+    several = describe(name).evaluations == "K" or name == "gumbel-rao"
+    noises = 0 if name == "enumerated" else None if several else 1
+    return Contestant(name, partial(make_estimator(name), problem.f), num_noises=noises)
 
 
 def _arms(name: str, problem: Problem, seeds: Sequence[int], coupling: str) -> Contestant:
-    """Its copula draws straight from a generator, so that every seed is asked by itself."""
+    """Its copula takes uniform numbers, each seed's from its own generator."""
+    count = inspect.signature(describe(name).function).parameters["num_samples"].default
     estimator = make_estimator(name)
 
     def estimate(dist: SeededBernoulli) -> Estimate:
-        rows = dist.params.unbind(-2)
-        each = [
-            estimator(problem.f, dist.with_params(row), generator=generator)
-            for row, generator in zip(rows, dist.noise.generators, strict=True)
-        ]
-        return Estimate(
-            sample=torch.stack([one.sample for one in each], -2),
-            value=torch.stack([one.value for one in each], -1),
-            grad=torch.stack([one.grad for one in each], -2),
-            params=dist.params,
-        )
+        *lead, _, width = dist.params.shape
+        shape = (count, *lead, width)
+        each = [torch.rand(shape, generator=source, dtype=torch.float64) for source in dist.noise.generators]
+        return estimator(problem.f, dist, noise=torch.stack(each, -2))
 
     return Contestant(name, estimate, num_noises=None)
 
@@ -177,18 +165,17 @@ class _MeanOfPast:
 
     std = 0.0
 
-    def __init__(self, seeds: int, decay: float = 0.9) -> None:
-        self.mean = torch.zeros(seeds, dtype=torch.float64)
-        self._decay, self._weight = decay, 0.0
+    def __init__(self, seeds: int) -> None:
+        self.mean, self._weight = torch.zeros(seeds, dtype=torch.float64), 0.0
 
     def update(self, value: Tensor) -> None:
         """Called by every estimate, those that only measure the variance too: nothing is taken in."""
 
     def take(self, value: Tensor) -> None:
-        """Take in a value `[S]` of training."""
-        weight = self._decay * self._weight + 1 - self._decay
-        self.mean = (self._decay * self._weight * self.mean + (1 - self._decay) * value.detach()) / weight
-        self._weight = weight
+        """Take in a value `[S]` of training; the past has a weight of 0.9, and the start is not biased towards zero."""
+        before = 0.9 * self._weight
+        self._weight = before + 0.1
+        self.mean = (before * self.mean + 0.1 * value.detach()) / self._weight
 
 
 def _nvil(name: str, problem: Problem, seeds: Sequence[int], coupling: str) -> Contestant:
@@ -211,10 +198,9 @@ def _nvil(name: str, problem: Problem, seeds: Sequence[int], coupling: str) -> C
 def _muprop(name: str, problem: Problem, seeds: Sequence[int], coupling: str) -> Contestant:
     """With learned scales of the expansion's terms, which start at 1."""
     scales = {key: _ones(len(seeds)) for key in (("eta", "slope") if name == "muprop" else ("eta",))}
-    estimator = make_estimator(name, **scales)
     return Contestant(
         name,
-        lambda dist, **noise: estimator(problem.f, dist, **noise),
+        partial(make_estimator(name, **scales), problem.f),
         tuple(scales.values()),
         lambda: {key: scale.detach() for key, scale in scales.items()},
     )
@@ -227,21 +213,19 @@ def _rebar(name: str, problem: Problem, seeds: Sequence[int], coupling: str) -> 
         options = {"eta": eta, "temperature": log_temperature.exp(), **_coupled(coupling, noise)}
         return make_estimator(name, **options)(problem.f, dist, **noise)
 
-    family = problem.distribution(problem.params_at(None, len(seeds)), SeedNoise(seeds, problem.kind))
     return Contestant(
         name,
         estimate,
         (eta, log_temperature),
         lambda: {"eta": eta.detach(), **_temperature(log_temperature)},
-        lambda z: eta * problem.f(family.soften(z, log_temperature.exp())),
+        lambda z: eta * problem.f(problem.soften(z, log_temperature.exp())),
         1 if coupling == "coupled" else 2,
     )
 
 
 def _relax(name: str, problem: Problem, seeds: Sequence[int], coupling: str) -> Contestant:
     """RELAX and DLAX with the published surrogate."""
-    family = problem.distribution(problem.params_at(None, len(seeds)), SeedNoise(seeds, problem.kind))
-    surrogate = Surrogate(seeds, problem.num_params, family.soften)
+    surrogate = Surrogate(seeds, problem.num_params, problem.soften)
     estimator = make_estimator(name, surrogate=surrogate)
     two = name == "relax"
 
@@ -259,10 +243,7 @@ def _marginal(name: str, problem: Problem, seeds: Sequence[int], coupling: str) 
     intercept = torch.zeros(len(seeds), dtype=torch.float64, requires_grad=True)
     estimator = make_estimator(name, surrogate=lambda b: (b * slope).sum(-1) + intercept)
     return Contestant(
-        name,
-        lambda dist, **noise: estimator(problem.f, dist, **noise),
-        (slope, intercept),
-        lambda: {"intercept": intercept.detach()},
+        name, partial(estimator, problem.f), (slope, intercept), lambda: {"intercept": intercept.detach()}
     )
 
 

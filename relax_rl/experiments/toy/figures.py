@@ -12,7 +12,7 @@ from relax_rl.distributions import Bernoulli
 from relax_rl.distributions.noise import logistic_noise
 from relax_rl.experiments.toy.problem import Problem
 from relax_rl.experiments.toy.training import NEAR, Run
-from relax_rl.runs.plotting import png
+from relax_rl.runs.plotting import make_figure, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ MAX_BANDS = 8
 
 def progress_figure(runs: Mapping[str, Run], problem: Problem, title: str) -> bytes:
     """Expected loss and theta against steps, median and quartiles over seeds, as PNG."""
-    figure = _figure(10, 4.2 + 0.05 * len(runs))
+    figure = make_figure(10, 4.2 + 0.05 * len(runs))
     loss, theta = figure.subplots(1, 2)
     styles = _styles(list(runs))
     for name, run in runs.items():
@@ -54,7 +54,7 @@ def variance_figure(runs: Mapping[str, Run], title: str, floors: Mapping[str, fl
         runs: by estimator; those without variance are left out.
         floors: variances to draw as dashed lines, where they are above 0.
     """
-    figure = _figure(8, 4.6 + 0.07 * len(runs))
+    figure = make_figure(8, 4.6 + 0.07 * len(runs))
     axes = figure.subplots()
     styles = _styles(list(runs))
     for name, run in runs.items():
@@ -89,7 +89,7 @@ def surrogate_figure(runs: Mapping[str, Run], problem: Problem, theta: float, or
     constant = (1 - theta) * second + theta * first
     controls = {name: _control(run, z) for name, run in runs.items()}
     styles = _styles(order or list(runs))
-    figure = _figure(10, 4.4)
+    figure = make_figure(10, 4.4)
     whole, zoom = figure.subplots(1, 2)
     for axes in (whole, zoom):
         for value, side in ((first, u < 1 - theta), (second, u > 1 - theta)):
@@ -122,16 +122,18 @@ def densities_figure(theta: float, seed: int) -> bytes:
     z = dist.relax(dist.sample_noise(generator))
     grid = torch.linspace(-9, 9, 1201, dtype=torch.float64)
     density = Bernoulli(dist.params[0]).relaxed_log_prob(grid.unsqueeze(-1)).exp()
-    figure = _figure(10, 4.2)
+    figure = make_figure(10, 4.2)
     left, right = figure.subplots(1, 2, sharey=True)
     left.plot(grid, density, color="black", linewidth=1.5, label="p(z)")
-    _histogram(left, z, "tab:blue", "relaxed samples z")
+    histogram = {"bins": 90, "range": (-9, 9), "density": True, "alpha": 0.45}
+    left.hist(z.flatten().numpy(), color="tab:blue", label="relaxed samples z", **histogram)
     for bit, prob, color in ((0.0, 1 - theta, "tab:orange"), (1.0, theta, "tab:green")):
         side = grid > 0 if bit else grid <= 0
         right.plot(grid[side], density[side] / prob, color="black", linewidth=1.5, label=None if bit else "p(z | b)")
         noise = logistic_noise((DRAWS, 1), generator)
         z_tilde = dist.relax_given(torch.full_like(z, bit), noise)
-        _histogram(right, z_tilde, color, f"conditional samples, b = {bit:.0f}")
+        label = f"conditional samples, b = {bit:.0f}"
+        right.hist(z_tilde.flatten().numpy(), color=color, label=label, **histogram)
     for axes in (left, right):
         axes.axvline(0, color="0.7", linewidth=1, zorder=0)
         axes.set_xlabel("z")
@@ -151,10 +153,6 @@ def _control(run: Run, z: Tensor) -> Tensor:
     seeds = run.theta.shape[1]
     with torch.no_grad():
         return run.contestant.control(z.T.unsqueeze(-1).expand(-1, seeds, 1))[:, 0]
-
-
-def _histogram(axes: Axes, values: Tensor, color: str, label: str) -> None:
-    axes.hist(values.flatten().numpy(), bins=90, range=(-9, 9), density=True, alpha=0.45, color=color, label=label)
 
 
 def _band(axes: Axes, run: Run, values: Tensor, name: str, style: Mapping[str, Any], shaded: bool) -> None:
@@ -190,9 +188,3 @@ def _legend_below(figure: Figure, axes: Axes) -> None:
     figure.legend(
         handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False, fontsize="small"
     )
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure  # no pyplot: it would pick a screen and keep figures alive
-
-    return Figure(figsize=(width, height), dpi=120, layout="constrained")

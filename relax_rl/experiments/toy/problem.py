@@ -11,7 +11,7 @@ from torch import Tensor
 
 from relax_rl.experiments.toy.seed_noise import SeededBernoulli, SeededCategorical, SeedNoise
 
-__all__ = ["Problem"]
+__all__ = ["Problem", "outcomes_in_words"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,10 @@ class Problem:
             return SeededBernoulli(params, noise=noise)
         return SeededCategorical(params, one_hot=True, noise=noise)
 
+    def soften(self, z: Tensor, temperature: Tensor) -> Tensor:
+        """`[*, P]` relaxed outcomes sigma(z / lambda)."""
+        return self.distribution(z, SeedNoise((), self.kind)).soften(z, temperature)
+
     def params_at(self, theta: float | None, seeds: int) -> Tensor:
         """`[S, P]` float64 parameters at some theta, where the outcomes that make it up are equally likely; or the start."""
         if theta is None:
@@ -96,3 +100,8 @@ class Problem:
     def optimum(self) -> float:
         """The least E[f(b)]: f of the best outcome."""
         return float(self.values.min())
+
+
+def outcomes_in_words(outcomes: int) -> str:
+    """`one bit`, or `3 outcomes`."""
+    return "one bit" if outcomes == 2 else f"{outcomes} outcomes"

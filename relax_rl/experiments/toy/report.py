@@ -14,7 +14,7 @@ from torch import Tensor
 
 from relax_rl.estimators import describe
 from relax_rl.experiments.toy.config import ToyConfig
-from relax_rl.experiments.toy.problem import Problem
+from relax_rl.experiments.toy.problem import Problem, outcomes_in_words
 from relax_rl.experiments.toy.quadrature import lowest_rebar_variance
 from relax_rl.experiments.toy.training import NEAR, Run, median
 
@@ -45,6 +45,7 @@ def floors(problem: Problem, theta: float, names: Sequence[str], *, coupling: st
 
 def summary(runs: Mapping[str, Run], problem: Problem, config: ToyConfig) -> dict[str, Any]:
     """What `toy.json` holds: the settings of the problem, and for each estimator medians over seeds and every seed's end."""
+    late = LATE if config.steps > LATE else config.steps // 2
     result: dict[str, Any] = {
         "target": config.target,
         "outcomes": config.outcomes,
@@ -54,18 +55,13 @@ def summary(runs: Mapping[str, Run], problem: Problem, config: ToyConfig) -> dic
         "values": problem.values.tolist(),
         "optimum": problem.optimum,
         "near": NEAR,
-        "late": _late_step(config),
-        "estimators": {name: _entry(run, _late_step(config)) for name, run in runs.items()},
+        "late": late,
+        "estimators": {name: _entry(run, late) for name, run in runs.items()},
     }
     if config.fixed_theta is not None:
         for name, floor in floors(problem, config.fixed_theta, list(runs), coupling=config.coupling).items():
             result["estimators"][name]["log_variance_floor"] = math.log(floor) if floor else -math.inf
     return result
-
-
-def _late_step(config: ToyConfig) -> int:
-    """The step from which on the log variance is summarised."""
-    return LATE if config.steps > LATE else config.steps // 2
 
 
 def _entry(run: Run, late: int) -> dict[str, Any]:
@@ -97,38 +93,31 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def _free_markdown(result: Mapping[str, Any]) -> str:
     seeds = len(result["seeds"])
-    lines = [
-        f"# Toy problem, t = {result['target']:g}, {_outcomes(result)}",
-        "",
-        f"{result['steps']:,} steps of one sample each, {seeds} seeds. The least expected loss is "
-        f"{result['optimum']:.6f}. Medians, and in brackets the quartiles.",
-        "",
-        "| estimator | expected loss at the end | theta at the end | "
-        f"steps to within {NEAR:g} of the optimum (seeds that got there) | log variance | by quadrature | "
-        "evaluations of f a step | bias |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, entry in result["estimators"].items():
         steps = "not reached" if entry["steps_to_solve"] < 0 else f"{entry['steps_to_solve']:,}"
-        exact = entry["log_variance_exact"]
         cells = (
-            name,
             f"{entry['final_loss']['median']:.6f}",
             _with_quartiles(entry["theta"], 3),
             f"{steps} ({entry['solved_seeds']} of {seeds})",
             _with_quartiles(entry["log_variance"], 2),
-            "none" if exact is None else _number(exact["median"], 2),
+            _exact(entry),
             _evaluations(name, result["outcomes"]),
             describe(name).bias,
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
+        rows.append((name, *cells))
+    return _page(
+        f"Toy problem, t = {result['target']:g}, {outcomes_in_words(result['outcomes'])}",
+        f"{result['steps']:,} steps of one sample each, {seeds} seeds. The least expected loss is "
+        f"{result['optimum']:.6f}. Medians, and in brackets the quartiles.",
+        "estimator | expected loss at the end | theta at the end | "
+        f"steps to within {NEAR:g} of the optimum (seeds that got there) | log variance | by quadrature | "
+        "evaluations of f a step | bias",
+        rows,
         "theta is the probability of b = 1 (of all outcomes but the first, if there are more). The log variance is the "
         "natural logarithm of the variance of one estimate at the current parameters, summed over them; its median is "
         f"over the measurements from step {result['late']:,} on and over seeds.",
-    ]
-    return "\n".join(lines) + "\n"
+    )
 
 
 def _evaluations(name: str, outcomes: int) -> str:
@@ -141,36 +130,36 @@ def _evaluations(name: str, outcomes: int) -> str:
 
 
 def _fixed_markdown(result: Mapping[str, Any]) -> str:
-    lines = [
-        f"# Toy problem at theta = {result['fixed_theta']:g}, t = {result['target']:g}, {_outcomes(result)}",
-        "",
-        f"theta stays where it is; what each estimator learns is trained for {result['steps']:,} steps of one sample "
-        f"each, {len(result['seeds'])} seeds. Medians, and in brackets the quartiles.",
-        "",
-        "| estimator | log variance at the start | at the end | from step "
-        f"{result['late']:,} on | by quadrature | floor | learned |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, entry in result["estimators"].items():
-        exact = entry["log_variance_exact"]
         floor = entry.get("log_variance_floor")
         learned = ", ".join(f"{key} {value:.3g}" for key, value in entry["learned"].items())
         cells = (
-            name,
             _number(entry["log_variance_first"], 2),
             _number(entry["log_variance_last"], 2),
             _with_quartiles(entry["log_variance"], 2),
-            "none" if exact is None else _number(exact["median"], 2),
+            _exact(entry),
             ("unknown" if learned else "") if floor is None else _number(floor, 2),
             learned or "nothing",
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
+        rows.append((name, *cells))
+    return _page(
+        f"Toy problem at theta = {result['fixed_theta']:g}, t = {result['target']:g}, "
+        f"{outcomes_in_words(result['outcomes'])}",
+        f"theta stays where it is; what each estimator learns is trained for {result['steps']:,} steps of one sample "
+        f"each, {len(result['seeds'])} seeds. Medians, and in brackets the quartiles.",
+        "estimator | log variance at the start | at the end | from step "
+        f"{result['late']:,} on | by quadrature | floor | learned",
+        rows,
         "The floor is the log variance with the best control variate of the estimator's own form: -inf where that leaves "
         "no variance at all; for REBAR the best eta at the best temperature from 0.05 to 20.",
-    ]
-    return "\n".join(lines) + "\n"
+    )
+
+
+def _page(title: str, before: str, columns: str, rows: Sequence[Sequence[str]], after: str) -> str:
+    """A title, and a table between two paragraphs; `columns` are their names with ` | ` between them."""
+    table = [f"| {columns} |", "|---" * (columns.count(" | ") + 1) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join([f"# {title}", "", before, "", *table, "", after]) + "\n"
 
 
 def curves_csv(runs: Mapping[str, Run], config: ToyConfig) -> str:
@@ -207,5 +196,6 @@ def _number(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else str(value)
 
 
-def _outcomes(result: Mapping[str, Any]) -> str:
-    return "one bit" if result["outcomes"] == 2 else f"{result['outcomes']} outcomes"
+def _exact(entry: Mapping[str, Any]) -> str:
+    exact = entry["log_variance_exact"]
+    return "none" if exact is None else _number(exact["median"], 2)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from relax_rl.compute.host import set_threads
 from relax_rl.compute.serialization import write_bytes_atomic, write_json, write_text_atomic, writing
+from relax_rl.experiments.toy import figures
 from relax_rl.experiments.toy.config import ToyConfig
+from relax_rl.experiments.toy.contestants import check_estimators
+from relax_rl.experiments.toy.problem import Problem, outcomes_in_words
+from relax_rl.experiments.toy.report import curves_csv, floors, markdown, summary
+from relax_rl.experiments.toy.training import Run, median, train
 from relax_rl.runs.displays import Display, make_display
 from relax_rl.runs.folder import RunFolder, default_run_dir, write_config
 from relax_rl.runs.interruption import Interruption
-
-if TYPE_CHECKING:
-    from relax_rl.experiments.toy.problem import Problem
-    from relax_rl.experiments.toy.training import Run
 
 __all__ = ["Interrupted", "run_toy"]
 
@@ -48,10 +50,6 @@ def run_toy(
     default = default_run_dir("toy", f"t{config.target:g}", f"s{config.seed}")
     folder = RunFolder(Path(config.run_dir) if config.run_dir else default)
     folder.check_unused(resumable=False)
-    from relax_rl.experiments.toy.contestants import check_estimators
-    from relax_rl.experiments.toy.problem import Problem
-    from relax_rl.experiments.toy.report import curves_csv, markdown, summary
-
     path, problem = folder.path, Problem(config.target, config.outcomes)
     check_estimators(config.estimators, problem)
     with _made(path), ExitStack() as stack:
@@ -61,82 +59,74 @@ def run_toy(
         set_threads(1, stack)
         display.say(f"toy problem, t = {config.target:g}, {config.seeds} seeds, results in {path}")
         # An interruption that has not come yet is false.
-        training = _Training(problem, display, Interruption() if interruption is None else interruption)
-        runs = training.train_all(config.estimators, config, config.fixed_theta)
-        at_shown = training.surrogates(runs, config)
+        train_all = partial(_train_all, problem, display, Interruption() if interruption is None else interruption)
+        runs = train_all(config.estimators, config, config.fixed_theta)
+        # A control variate c(z) of a bit is drawn as trained at a fixed theta.
+        at_shown = {name: run for name, run in runs.items() if run.contestant.control is not None}
+        if problem.outcomes > 2:
+            at_shown = {}
+        elif config.fixed_theta is None:
+            steps = min(config.steps, SURROGATE_STEPS)
+            shortly = replace(config, steps=steps, seeds=1, log_interval=steps)
+            at_shown = train_all(list(at_shown), shortly, config.shown_theta)
         display.end()
         result = summary(runs, problem, config)
-        figures = _figures(runs, at_shown, problem, config)
+        drawn = _figures(runs, at_shown, problem, config)
         write_config(folder, config, {"command": command}, packages=("torch",))
         write_json(path / "toy.json", result)
         write_text_atomic(path / "toy.md", markdown(result))
         write_text_atomic(path / "curves.csv", curves_csv(runs, config))
-        for name, png in figures.items():
+        for name, png in drawn.items():
             write_bytes_atomic(path / f"{name}.png", png)
     return path, result
 
 
-@dataclass(frozen=True)
-class _Training:
-    """Trains one estimator after the other."""
+def _train_all(
+    problem: Problem,
+    display: Display,
+    interruption: Interruption,
+    names: Sequence[str],
+    config: ToyConfig,
+    theta: float | None,
+) -> dict[str, Run]:
+    """Train one estimator after the other, all seeds at once; at a fixed theta if one is given."""
 
-    problem: Problem
-    display: Display
-    interruption: Interruption
+    def after_step(step: int, mean_theta: float) -> None:
+        display.update(step, mean_theta)
+        if interruption:
+            raise Interrupted
 
-    def train_all(self, names: Sequence[str], config: ToyConfig, theta: float | None) -> dict[str, Run]:
-        """Each estimator by name; all seeds at once."""
-        from relax_rl.experiments.toy.training import median, train
-
-        def after_step(step: int, mean_theta: float) -> None:
-            self.display.update(step, mean_theta)
-            if self.interruption:
-                raise Interrupted
-
-        runs = {}
-        for name in names:
-            at = name if theta is None else f"{name} at theta {theta:g}"
-            self.display.begin("", name=at, total=config.steps)
-            runs[name] = run = train(name, self.problem, config, theta=theta, after_step=after_step)
-            self.display.say(
-                f"{name}: theta {median(run.theta[-1]):.3f}, log variance {median(run.log_variance[-1]):.2f} "
-                f"(medians over seeds after {config.steps:,} steps), {run.seconds * 1e6:,.0f} µs a step"
-            )
-        return runs
-
-    def surrogates(self, runs: Mapping[str, Run], config: ToyConfig) -> dict[str, Run]:
-        """Estimators with a control variate c(z), trained at a fixed theta: for one bit alone, where it can be drawn."""
-        names = [name for name, run in runs.items() if run.contestant.control is not None]
-        if self.problem.outcomes > 2:
-            return {}
-        if config.fixed_theta is not None:
-            return {name: runs[name] for name in names}
-        steps = min(config.steps, SURROGATE_STEPS)
-        return self.train_all(names, replace(config, steps=steps, seeds=1, log_interval=steps), config.shown_theta)
+    runs = {}
+    for name in names:
+        at = name if theta is None else f"{name} at theta {theta:g}"
+        display.begin("", name=at, total=config.steps)
+        runs[name] = run = train(name, problem, config, theta=theta, after_step=after_step)
+        display.say(
+            f"{name}: theta {median(run.theta[-1]):.3f}, log variance {median(run.log_variance[-1]):.2f} "
+            f"(medians over seeds after {config.steps:,} steps), {run.seconds * 1e6:,.0f} µs a step"
+        )
+    return runs
 
 
 def _figures(
     runs: Mapping[str, Run], at_shown: Mapping[str, Run], problem: Problem, config: ToyConfig
 ) -> dict[str, bytes]:
-    from relax_rl.experiments.toy import figures
-    from relax_rl.experiments.toy.report import floors
-
-    what = "one bit" if problem.outcomes == 2 else f"{problem.outcomes} outcomes"
-    title = f"Toy problem, t = {config.target:g}, {what}, {config.seeds} seeds"
-    drawn: dict[str, Callable[[], bytes]] = {}
-    if config.fixed_theta is None:
-        drawn["expected_loss"] = lambda: figures.progress_figure(runs, problem, title)
-        drawn["log_variance"] = lambda: figures.variance_figure(runs, title, {})
+    title = f"Toy problem, t = {config.target:g}, {outcomes_in_words(config.outcomes)}, {config.seeds} seeds"
+    theta = config.fixed_theta
+    if theta is None:
+        drawn = {
+            "expected_loss": figures.progress_figure(runs, problem, title),
+            "log_variance": figures.variance_figure(runs, title, {}),
+        }
     else:
-        theta = config.fixed_theta
         known = floors(problem, theta, list(runs), coupling=config.coupling)
-        drawn["log_variance"] = lambda: figures.variance_figure(runs, f"{title}, theta fixed at {theta:g}", known)
+        drawn = {"log_variance": figures.variance_figure(runs, f"{title}, theta fixed at {theta:g}", known)}
     if problem.outcomes == 2:
-        shown = config.shown_theta if config.fixed_theta is None else config.fixed_theta
-        drawn["densities"] = lambda: figures.densities_figure(shown, config.seed)
+        shown = config.shown_theta if theta is None else theta
+        drawn["densities"] = figures.densities_figure(shown, config.seed)
         if at_shown:
-            drawn["surrogate"] = lambda: figures.surrogate_figure(at_shown, problem, shown, config.estimators)
-    return {name: draw() for name, draw in drawn.items()}
+            drawn["surrogate"] = figures.surrogate_figure(at_shown, problem, shown, config.estimators)
+    return drawn
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -88,20 +89,20 @@ def train(
     contestant = make_contestant(name, problem, seeds, coupling=config.coupling)
     noise = SeedNoise(seeds, problem.kind)
     params = problem.params_at(theta, len(seeds)).requires_grad_()
-    optimizer = torch.optim.Adam([params], lr=config.lr, fused=True) if theta is None else None
-    surrogate_optimizer = (
-        torch.optim.Adam(contestant.phi, lr=config.surrogate_lr, fused=True) if contestant.phi else None
-    )
-    record = _Record(contestant, problem, SeedNoise(seeds, problem.kind, MEASURING), config.draws)
-    record.measure(0, params)
-    solved = torch.full((len(seeds),), -1)
-    spent = 0.0
+    optimizer = _adam([params], config.lr) if theta is None else None
+    surrogate_optimizer = _adam(contestant.phi, config.surrogate_lr) if contestant.phi else None
+    measure = partial(_measure, contestant, problem, SeedNoise(seeds, problem.kind, MEASURING), config.draws)
+    measured = {0: measure(params, 0)}
+    mean_theta = float(measured[0]["theta"].mean())
+    solved, spent = torch.full((len(seeds),), -1), 0.0
     for step in range(1, config.steps + 1):
         started = time.perf_counter()
         estimate = contestant.estimate(problem.distribution(params, noise))
         contestant.observe(estimate)
         if surrogate_optimizer is not None:
-            for x, gradient in zip(contestant.phi, _gradients(contestant, contestant.loss(estimate)), strict=True):
+            # Zero for what does not matter at the moment.
+            found = torch.autograd.grad(contestant.loss(estimate), contestant.phi, materialize_grads=True)
+            for x, gradient in zip(contestant.phi, found, strict=True):
                 x.grad = gradient
             surrogate_optimizer.step()
         if optimizer is not None:
@@ -111,63 +112,41 @@ def train(
         near = (problem.expected_loss(params.detach()) - problem.optimum <= NEAR) & (solved < 0)
         solved[near] = step
         if step % config.log_interval == 0 or step == config.steps:
-            record.measure(step, params)
-        after_step(step, record.mean_theta)
-    return record.finish(params, solved, spent / config.steps)
+            measured[step] = measure(params, step)
+            mean_theta = float(measured[step]["theta"].mean())
+        after_step(step, mean_theta)
+    rows = {name: torch.stack([row[name] for row in measured.values()]) for name in measured[0]}
+    return Run(
+        contestant=contestant,
+        params=params.detach().clone(),
+        steps=tuple(measured),
+        theta=rows.pop("theta"),
+        expected_loss=rows.pop("expected_loss"),
+        variance=rows.pop("variance"),
+        exact=rows.pop("exact", None),
+        learned=rows,
+        solved=solved,
+        seconds=spent / config.steps,
+    )
 
 
-class _Record:
-    """Collects what a `Run` tells."""
+def _adam(parameters: Iterable[Tensor], lr: float) -> torch.optim.Adam:
+    return torch.optim.Adam(parameters, lr=lr, fused=True)
 
-    def __init__(self, contestant: Contestant, problem: Problem, noise: SeedNoise, draws: int) -> None:
-        self._contestant, self._problem, self._noise, self._draws = contestant, problem, noise, draws
-        self._steps: list[int] = []
-        self._rows: dict[str, list[Tensor]] = {}
-        self.mean_theta = 0.0
 
-    def measure(self, step: int, params: Tensor) -> None:
-        """Draw many estimates at the current parameters, from noise that training never sees."""
-        params = params.detach()
-        many = self._problem.distribution(params.expand(self._draws, *params.shape), self._noise)
-        draws = self._contestant.estimate(many).grad.detach()
-        theta = self._problem.theta(params)
-        row = {
-            "theta": theta,
-            "expected_loss": self._problem.expected_loss(params),
-            "variance": draws.var(0).sum(-1),
-            **{f"learned/{name}": value.clone() for name, value in self._contestant.learned().items()},
-        }
-        exact = exact_variance(self._contestant, self._problem, params)
-        if exact is not None:
-            row["exact"] = exact
-        if not torch.isfinite(draws).all() or not torch.isfinite(theta).all():
-            raise TrainingDiverged(
-                f"{self._contestant.name}: a gradient is not a finite number after step {step}; lower --lr or "
-                "--surrogate-lr"
-            )
-        self._steps.append(step)
-        self.mean_theta = float(theta.mean())
-        for name, value in row.items():
-            self._rows.setdefault(name, []).append(value)
-
-    def finish(self, params: Tensor, solved: Tensor, seconds: float) -> Run:
-        rows = {name: torch.stack(values) for name, values in self._rows.items()}
-        learned = {name.partition("/")[2]: rows[name] for name in rows if name.startswith("learned/")}
-        return Run(
-            contestant=self._contestant,
-            params=params.detach().clone(),
-            steps=tuple(self._steps),
-            theta=rows["theta"],
-            expected_loss=rows["expected_loss"],
-            variance=rows["variance"],
-            exact=rows.get("exact"),
-            learned=learned,
-            solved=solved,
-            seconds=seconds,
+def _measure(
+    contestant: Contestant, problem: Problem, noise: SeedNoise, draws: int, params: Tensor, step: int
+) -> dict[str, Tensor]:
+    """What a `Run` tells of one step, from many estimates at its parameters and from noise that training never sees."""
+    params = params.detach()
+    many = problem.distribution(params.expand(draws, *params.shape), noise)
+    estimates, theta = contestant.estimate(many).grad.detach(), problem.theta(params)
+    if not torch.isfinite(estimates).all() or not torch.isfinite(theta).all():
+        raise TrainingDiverged(
+            f"{contestant.name}: a gradient is not a finite number after step {step}; lower --lr or --surrogate-lr"
         )
-
-
-def _gradients(contestant: Contestant, loss: Tensor) -> Sequence[Tensor]:
-    """Of the loss in phi; zeros for what does not matter at the moment."""
-    found = torch.autograd.grad(loss, contestant.phi, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(contestant.phi, found, strict=True)]
+    row = {"theta": theta, "expected_loss": problem.expected_loss(params), "variance": estimates.var(0).sum(-1)}
+    exact = exact_variance(contestant, problem, params)
+    if exact is not None:
+        row["exact"] = exact
+    return row | {name: value.clone() for name, value in contestant.learned().items()}

@@ -14,23 +14,21 @@ from relax_rl.estimators.score import nvil_signal
 
 __all__ = ["Baseline", "Centred", "Centring", "InputBaseline", "MovingMoments", "moments_of"]
 
+DECAY = 0.9
+"""Weight of the past in moving moments, from one batch to the next."""
+
 Baseline = Literal["none", "moving-average", "input"]
 
 
 class MovingMoments(nn.Module):
-    """Exponential moving mean and variance of a learning signal, as buffers.
-
-    Args:
-        decay: weight of the past; the start is not biased towards zero.
-    """
+    """Exponential moving mean and variance of a learning signal, as buffers; the start is not biased towards zero."""
 
     weight: Tensor
     mean_sum: Tensor
     square_sum: Tensor
 
-    def __init__(self, decay: float = 0.9) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.decay = decay
         for name in ("weight", "mean_sum", "square_sum"):
             self.register_buffer(name, torch.zeros(()))
 
@@ -48,7 +46,7 @@ class MovingMoments(nn.Module):
     @torch.no_grad()
     def update(self, moments: Tensor) -> None:
         """Take in the mean and the mean square `[2]` of a batch, after the estimate that used the mean."""
-        share = 1.0 - self.decay
+        share = 1.0 - DECAY
         self.weight.lerp_(torch.ones_like(self.weight), share)
         self.mean_sum.lerp_(moments[0], share)
         self.square_sum.lerp_(moments[1], share)
@@ -60,10 +58,11 @@ def moments_of(signal: Tensor) -> Tensor:
 
 
 class InputBaseline(nn.Module):
-    """`[B, D]` images -> `[B]`: one layer of tanh units (Mnih and Gregor 2014)."""
+    """`[B, D]` images -> `[B]`: one layer of 100 tanh units (Mnih and Gregor 2014)."""
 
-    def __init__(self, size: int, width: int = 100, generator: torch.Generator | None = None) -> None:
+    def __init__(self, size: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
+        width = 100
         bound = math.sqrt(6.0 / (size + width))
         self.weight = nn.Parameter(torch.empty(width, size).uniform_(-bound, bound, generator=generator))
         self.bias = nn.Parameter(torch.zeros(width))

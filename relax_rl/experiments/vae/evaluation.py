@@ -20,7 +20,7 @@ _ROWS = 2_000
 
 
 @torch.no_grad()
-def bound(model: SigmoidBeliefNetwork, images: Tensor, *, samples: int = 1, seed: int = EVALUATION_SEED) -> float:
+def bound(model: SigmoidBeliefNetwork, images: Tensor, *, samples: int = 1) -> float:
     """Mean over images of E[log 1/K sum_k w_k], w = p(x, b) / q(b | x), in nats (Burda et al. 2016).
 
     With one sample this is the evidence lower bound; with more it is tighter.
@@ -29,9 +29,8 @@ def bound(model: SigmoidBeliefNetwork, images: Tensor, *, samples: int = 1, seed
         model: f of whose chains is -log w.
         images: `[n, D]` of 0 and 1.
         samples: K.
-        seed: of the noise.
     """
-    generator = torch.Generator(images.device).manual_seed(seed)
+    generator = torch.Generator(images.device).manual_seed(EVALUATION_SEED)
     total = 0.0
     for batch in images.split(max(1, _ROWS // samples)):
         chain = model.sample(batch, Noise(generator), count=samples)
@@ -40,14 +39,14 @@ def bound(model: SigmoidBeliefNetwork, images: Tensor, *, samples: int = 1, seed
     return total / len(images)
 
 
-def binary_images(images: Tensor, *, dynamic: bool, count: int = 0, seed: int = EVALUATION_SEED) -> Tensor:
-    """`[n, D]` uint8 images as 0 and 1 in float32; grey ones are binarised once, by a seed.
+def binary_images(images: Tensor, *, dynamic: bool, count: int = 0) -> Tensor:
+    """`[n, D]` uint8 images as 0 and 1 in float32; grey ones are binarised once, by `EVALUATION_SEED`.
 
     Args:
         images: 0 and 1, or 0..255 if `dynamic`.
         count: take this many, chosen by the seed; 0 takes all.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(EVALUATION_SEED)
     if 0 < count < len(images):
         images = images[torch.randperm(len(images), generator=generator)[:count]]
     if not dynamic:

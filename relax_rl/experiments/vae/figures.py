@@ -16,7 +16,7 @@ from relax_rl.experiments.vae.evaluation import EVALUATION_SEED
 from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 from relax_rl.runs.loggers import read_csv
-from relax_rl.runs.plotting import png
+from relax_rl.runs.plotting import draw_line, finish_steps, make_figure, write_figure
 
 __all__ = ["draw_curves", "draw_images", "log_images"]
 
@@ -36,34 +36,28 @@ def draw_curves(progress: Path, path: Path, title: str, estimator: str) -> None:
     Raises:
         RelaxRLError: a file cannot be read or written.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
-
     columns = read_csv(progress) if progress.exists() else {}
     if not columns.get("step"):
         return
     steps = columns["step"]
-    figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
+    figure = make_figure(11, 4.2)
     bounds, variances = figure.subplots(1, 2)
-    _line(bounds, steps, columns["train_bound"], "training batches, before each step")
-    _line(bounds, steps, columns["valid_bound"], "validation images")
+    draw_line(bounds, steps, columns["train_bound"], "training batches, before each step")
+    draw_line(bounds, steps, columns["valid_bound"], "validation images")
     bounds.set_ylabel("evidence lower bound (nats per image)")
     low = [value for value in columns["train_bound"] + columns["valid_bound"] if math.isfinite(value)]
     if len(low) > 8:  # the first rows lie so far below that the rest would be flat
         bounds.set_ylim(bottom=float(np.quantile(low, 0.08)))
-    _line(variances, steps, columns["log_variance"], f"{estimator} (trains the model)")
+    draw_line(variances, steps, columns["log_variance"], f"{estimator} (trains the model)")
     for name, values in columns.items():
         if name.startswith("log_variance/"):
-            _line(variances, steps, values, name.partition("/")[2])
+            draw_line(variances, steps, values, name.partition("/")[2])
     variances.set_ylabel("log mean variance of the encoder's gradient")
     for axes in (bounds, variances):
-        axes.set_xlabel("steps")
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.set_xlim(left=0)
-        axes.grid(alpha=0.25)
+        finish_steps(axes, "steps")
         axes.legend(loc="best", frameon=False, fontsize="small")
     figure.suptitle(title, fontsize="medium")
-    write_bytes_atomic(path, png(figure))
+    write_figure(path, figure)
 
 
 @torch.no_grad()
@@ -85,10 +79,8 @@ def draw_images(model: SigmoidBeliefNetwork, images: Tensor, shape: tuple[int, i
         return model.decode(chain.bits[0])
 
     rows = [images, reconstruction()]
-    if model.task == "structured":
-        rows += [reconstruction(), reconstruction()]
-    else:
-        rows += [model.generate(len(images), generator), model.generate(len(images), generator)]
+    for _ in range(2):
+        rows.append(reconstruction() if model.task == "structured" else model.generate(len(images), generator))
     height, width = shape
     grid = torch.full((len(rows) * (height + 1) + 1, len(images) * (width + 1) + 1), 0.5)
     for i, row in enumerate(rows):
@@ -116,9 +108,3 @@ def log_images(picture: NDArray[np.uint8], folder: Path, step: int, *, tensorboa
 
         with writing(folder), SummaryWriter(str(folder), filename_suffix=".images") as writer:
             writer.add_image("images", picture[None], step)
-
-
-def _line(axes: object, steps: list[float], values: list[float], label: str) -> None:
-    known = [(step, value) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
-    marker = "o" if len(known) == 1 else None
-    axes.plot(*([pair[i] for pair in known] for i in (0, 1)), label=label, marker=marker, markersize=3)  # type: ignore[attr-defined]

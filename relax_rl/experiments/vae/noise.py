@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -46,6 +46,14 @@ class Noise:
     def signs(self, shape: Sequence[int], widths: Sequence[int]) -> tuple[Tensor, ...]:
         """Random signs `[*, B, P]`, +-1 with equal probability, for each layer, from one draw."""
         return torch.split(torch.where(self.uniform((*shape, sum(widths))) < 0.5, -1.0, 1.0), list(widths), -1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the generator stands."""
+        return {"state": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from `state_dict()`."""
+        self.generator.set_state(state["state"])
 
 
 class RecordedNoise(Noise):

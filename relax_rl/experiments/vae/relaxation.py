@@ -21,16 +21,13 @@ from torch import Tensor, nn
 from relax_rl.distributions import Bernoulli
 from relax_rl.estimators import dlax, reinforce_gradient, relax
 from relax_rl.experiments.vae.baselines import InputBaseline
-from relax_rl.experiments.vae.controls import Control, relaxed_terms
+from relax_rl.experiments.vae.controls import Control, ResidualNetwork, relaxed_terms
 from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator
 from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.relaxed_loss import Place
-from relax_rl.experiments.vae.residual import ResidualNetwork
 from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork
 
-__all__ = ["ParameterRebar", "Relax", "SurrogateContext"]
-
-SurrogateContext = Literal["input", "logits"]
+__all__ = ["ParameterRebar", "Relax"]
 
 
 class Relax(LayeredEstimator):
@@ -58,7 +55,7 @@ class Relax(LayeredEstimator):
         corrected: bool = False,
         temperature: float = 0.5,
         conditional: bool = True,
-        context: SurrogateContext = "logits",
+        context: Literal["input", "logits"] = "logits",
     ) -> None:
         super().__init__()
         self.conditional, self.context = conditional, context
@@ -90,7 +87,7 @@ class Relax(LayeredEstimator):
         of_residuals: list[Tensor] = []
         of_scalars: list[Tensor] = []
         for layer, dist in enumerate(chain.dists):
-            control, terms, at = None, None, None
+            control, terms, pull_back = None, None, None
             if scales:
                 eta, temperature = scales[layer], temperatures[layer]
                 place = Place(model, target, chain, layer, signs[layer], decoded[layer])
@@ -98,15 +95,15 @@ class Relax(LayeredEstimator):
                 control = Control(*(eta @ terms[:-1].flatten(1)).view(terms.shape[1:]))
             if self.residuals:
                 given = torch.cat(context, -1) if self.context == "input" else dist.params
-                at = self.residuals[layer].evaluate(given, chain.z[layer])
-                control = at.control if control is None else control + at.control
+                residual, pull_back = self.residuals[layer].evaluate(given, chain.z[layer])
+                control = residual if control is None else control + residual
             assert control is not None
             estimate, weight, direction = self._estimate(loss, chain, layer, control)
             estimates.append(estimate)
             if terms is not None:
                 of_scalars.append(terms.flatten(1) @ torch.stack([weight, direction]).flatten())
-            if at is not None:
-                of_residuals += at.gradient(weight.sum(-1), direction)
+            if pull_back is not None:
+                of_residuals += pull_back(weight.sum(-1), direction)
             before = before + f_terms[layer].detach()
             if self.context == "input":
                 context.append(2 * chain.bits[layer] - 1)
@@ -172,27 +169,15 @@ class ParameterRebar(LayeredEstimator):
             terms = relaxed_terms(Place(model, target, chain, layer), before, temperature, one)
             # Of the control and of how it moves with log lambda, in which the estimate is linear.
             rows = (dist.params, chain.noise[layer], chain.bits[layer])
-            logits, drawn, bits = (each.unsqueeze(-1).expand(2, *each.shape, 1) for each in rows)
+            params, drawn, bits = (each.unsqueeze(-1).expand(2, *each.shape, 1) for each in rows)
             nothing, both = torch.zeros_like(terms[:, 0]), Control(terms[:, 0], terms[:, 1])
-            found = relax(nothing, Bernoulli(logits), both, noise=drawn, sample=bits, coupling="coupled").grad
+            found = relax(nothing, Bernoulli(params), both, noise=drawn, sample=bits, coupling="coupled").grad
             control, tangent = found.squeeze(-1) / len(x)
             controls.append(control)
             tangents.append(tangent)
             before = before + f_terms[layer].detach()
-        return self._at_parameters(model, chain, value, plain, controls, tangents)
-
-    def _at_parameters(
-        self,
-        model: SigmoidBeliefNetwork,
-        chain: Chain,
-        value: Tensor,
-        plain: Sequence[Tensor],
-        controls: Sequence[Tensor],
-        tangents: Sequence[Tensor],
-    ) -> Gradient:
-        """The estimate from its parts at the logits of each layer; `plain` has a graph to the baseline."""
+        # The variance reaches the baseline through the pull-back of the plain part, which keeps its graph for that.
         logits, tensors = list(chain.logits), model.encoder_parameters
-        # The variance reaches the baseline through this pull-back, which keeps its graph for that.
         of_plain = torch.autograd.grad(logits, tensors, plain, create_graph=True)
         of_control = torch.autograd.grad(logits, tensors, controls, retain_graph=True)
         of_tangent = torch.autograd.grad(logits, tensors, tangents, retain_graph=True)

@@ -12,7 +12,7 @@ has a diagonal in closed form; that of everything else is s * H (s * e) / e with
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -66,29 +66,6 @@ class RelaxedLoss:
     own: Tensor | None
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """A layer on the way up: what its bits were made of, and what they say of the layer below.
-
-    Attributes:
-        scaled: z / lambda, without tangents.
-        soft: sigma of it, dual.
-        logits: of q, dual.
-        pull_logits: back to the relaxed bits below; None where those are bits.
-        decoded: dual logits of what the relaxed bits predict; None where nothing is decoded from this layer.
-        error: dual derivative of -log p(below | soft) at them.
-        pull_decoded: from there back to the relaxed bits of this layer.
-    """
-
-    scaled: Tensor
-    soft: Tensor
-    logits: Tensor
-    pull_logits: Pull | None
-    decoded: Tensor | None = None
-    error: Tensor | None = None
-    pull_decoded: Pull | None = None
-
-
 @torch.no_grad()
 def relaxed_loss(place: Place, temperature: Tensor) -> RelaxedLoss:
     """f_l + f_{l+1} + ... at sigma(z_l / lambda), the deeper layers relaxed likewise from the noise of their bits.
@@ -97,7 +74,7 @@ def relaxed_loss(place: Place, temperature: Tensor) -> RelaxedLoss:
         place: layer l.
         temperature: lambda, a scalar.
     """
-    model, chain, layer, signs = place.model, place.chain, place.layer, place.signs
+    model, target, chain, layer, signs = place.model, place.target, place.chain, place.layer, place.signs
     scaled, decoder = chain.z[layer] / temperature, model.decoder(layer)
     soft = torch.sigmoid(scaled)
     error = chain.bits[layer] - soft
@@ -108,80 +85,86 @@ def relaxed_loss(place: Place, temperature: Tensor) -> RelaxedLoss:
             at_bits = decoder(2 * chain.bits[layer] - 1) if place.decoded is None else place.decoded.detach()
         if at_bits is None or layer < len(model.layers) - 1:
             directions.append(signs * error)
-    first = _Layer(scaled, torch.stack([soft, *directions]), chain.logits[layer].detach().unsqueeze(0), None)
-    value, layers = _upwards(place, temperature, first, at_bits)
-    derivative, value_tangent, slope = _downwards(model, layers, temperature)
+    dual, logits = torch.stack([soft, *directions]), chain.logits[layer].detach().unsqueeze(0)
+    below = (target if layer == 0 or model.task != "generative" else chain.bits[layer - 1]).unsqueeze(0)
+    value, moved, derivative, decoded = _from_layer(place, temperature, layer, dual, logits, below, at_bits)
+    slope, moved_here = _at_z(derivative[:2], dual[:2], scaled, temperature)  # of the tangents log lambda's alone
     own = None
     if signs is not None:
         own = signs * derivative[3] if len(directions) == 3 else torch.zeros_like(signs)
-        if at_bits is not None and decoder is not None and layers[0].decoded is not None:
-            p = torch.sigmoid(layers[0].decoded[0])
+        if at_bits is not None and decoder is not None and decoded is not None:
+            p = torch.sigmoid(decoded[0])
             own += (p * (1 - p)) @ (2 * decoder.weights[0]).square() * error
-    return RelaxedLoss(value, value_tangent, soft, slope, derivative[:3], own)
+    return RelaxedLoss(value, moved + moved_here, soft, slope, derivative[:3], own)
 
 
-def _upwards(place: Place, temperature: Tensor, first: _Layer, at_bits: Tensor | None) -> tuple[Tensor, list[_Layer]]:
-    """The value, and the layers from the first on with all that the way back needs.
+def _from_layer(
+    place: Place,
+    temperature: Tensor,
+    layer: int,
+    soft: Tensor,
+    logits: Tensor,
+    below: Tensor,
+    at_bits: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The terms of f from a layer on.
 
     Args:
-        at_bits: what a linear decoder makes of the bits of the first layer, if it is known.
+        place, temperature: as in `relaxed_loss`.
+        layer: from which on.
+        soft: dual relaxed bits of the layer.
+        logits: of q, dual.
+        below: dual relaxed bits of the layer before, or what is predicted.
+        at_bits: what a linear decoder makes of the bits of the layer, if it is known.
+
+    Returns:
+        `[B]` their value and how it moves with log lambda at this `soft`; the dual derivative at `soft`; and the dual
+        logits of what `soft` predicts, None where it predicts nothing.
     """
-    model, target, chain, layer = place.model, place.target, place.chain, place.layer
+    model, decoder, decoded = place.model, place.model.decoder(layer), None
     generative = model.task == "generative"
-    below = (target if layer == 0 or not generative else chain.bits[layer - 1]).unsqueeze(0)
-    value, layers = torch.zeros_like(target[:, 0]), [first]
-    for here in range(layer, len(model.layers)):
-        if here > layer:
-            encoder = model.encoders[here]
-            assert isinstance(encoder, ConditionalNetwork)
-            logits, pull_logits = _network(encoder, layers[-1].soft)
-            scaled = logits / temperature
-            scaled[0].add_(chain.noise[here] / temperature)
-            scaled[1].sub_(scaled[0])
-            layers.append(_Layer(scaled[0], _sigmoid(scaled), logits, pull_logits))
-        decoder, soft = model.decoder(here), layers[-1].soft
-        if generative:
-            value = value + bernoulli_log_prob(soft[0], layers[-1].logits[0])
-        if decoder is not None:
-            if here > layer or at_bits is None:
-                decoded, pull_decoded = _network(decoder, soft)
-            else:  # along e a linear decoder moves from these logits to those at the bits
-                decoded, pull_decoded = _network(decoder, soft[:2])
-                decoded = torch.cat([decoded, (at_bits - decoded[0]).unsqueeze(0)])
-            error, rows = _sigmoid(decoded), min(len(decoded), len(below))
-            error[:rows].sub_(below[:rows])
-            layers[-1] = replace(layers[-1], decoded=decoded, error=error, pull_decoded=pull_decoded)
-            value = value - bernoulli_log_prob(below[0], decoded[0])
-        below = soft if generative else below
-    if model.prior is not None:
-        value = value - bernoulli_log_prob(layers[-1].soft[0], model.prior)
-    return value, layers
-
-
-def _downwards(model: SigmoidBeliefNetwork, layers: list[_Layer], temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Dual derivative at the relaxed bits of the first layer; how the value moves with log lambda; `[2]` that at its z."""
-    derivative = torch.zeros_like(layers[-1].soft)
-    if model.prior is not None:
-        derivative[0].sub_(model.prior)
-    value_tangent = torch.zeros_like(derivative[0, :, 0])
-    for at in reversed(layers):
-        if at.pull_decoded is not None and at.error is not None:
-            through = at.pull_decoded(at.error)
-            derivative[: len(through)].add_(through)
-        if model.task == "generative":
-            derivative[: len(at.logits)].add_(at.logits)
-        rows = 2 if at.pull_logits is None else len(derivative)  # at z only log lambda is asked for
-        at_z = _times(derivative[:rows], _spread(at.soft[:rows]))
-        value_tangent -= (at_z[0] * at.scaled).sum(-1)
-        at_z[1].sub_(at_z[0])
-        at_z.div_(temperature)
-        if at.pull_logits is None:
-            break
-        if at.decoded is not None and model.task == "generative":
-            derivative = at.pull_logits(at_z.add_(at.soft).sub_(_sigmoid(at.logits))).sub_(at.decoded)
+    if layer < len(model.layers) - 1:
+        deeper, pull_logits = _network(model.encoders[layer + 1], soft)
+        scaled = deeper / temperature
+        scaled[0].add_(place.chain.noise[layer + 1] / temperature)
+        scaled[1].sub_(scaled[0])
+        relaxed = _sigmoid(scaled)
+        known = soft if generative else below
+        value, moved, at_relaxed, predicted = _from_layer(place, temperature, layer + 1, relaxed, deeper, known)
+        at_logits, moved_here = _at_z(at_relaxed, relaxed, scaled[0], temperature)
+        moved = moved + moved_here
+        if generative and predicted is not None:
+            derivative = pull_logits(at_logits.add_(relaxed).sub_(_sigmoid(deeper))).sub_(predicted)
         else:
-            derivative = at.pull_logits(at_z)
-    return derivative, value_tangent, at_z
+            derivative = pull_logits(at_logits)
+    else:
+        value = moved = torch.zeros_like(soft[0, :, 0])
+        derivative = torch.zeros_like(soft)
+        if model.prior is not None:
+            value = value - bernoulli_log_prob(soft[0], model.prior)
+            derivative[0].sub_(model.prior)
+    if decoder is not None:
+        if at_bits is None:
+            decoded, pull_decoded = _network(decoder, soft)
+        else:  # along e a linear decoder moves from these logits to those at the bits
+            decoded, pull_decoded = _network(decoder, soft[:2])
+            decoded = torch.cat([decoded, (at_bits - decoded[0]).unsqueeze(0)])
+        error, rows = _sigmoid(decoded), min(len(decoded), len(below))
+        error[:rows].sub_(below[:rows])
+        value = value - bernoulli_log_prob(below[0], decoded[0])
+        derivative[: len(decoded)].add_(pull_decoded(error))
+    if generative:
+        value = value + bernoulli_log_prob(soft[0], logits[0])
+        derivative[: len(logits)].add_(logits)
+    return value, moved, derivative, decoded
+
+
+def _at_z(derivative: Tensor, soft: Tensor, scaled: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    """From the dual derivative at `soft` = sigma(scaled) to that at z, and how the value moves with log lambda by it."""
+    at_z = _times(derivative, _spread(soft))
+    moved = -(at_z[0] * scaled).sum(-1)
+    at_z[1].sub_(at_z[0])
+    return at_z.div_(temperature), moved
 
 
 def _network(network: ConditionalNetwork, soft: Tensor) -> tuple[Tensor, Pull]:

@@ -23,9 +23,7 @@ from torch.nn import functional as F
 from relax_rl.distributions import Bernoulli
 from relax_rl.experiments.vae.noise import Noise
 
-__all__ = ["Chain", "ConditionalNetwork", "Outcome", "SigmoidBeliefNetwork", "Task", "bernoulli_log_prob", "threshold"]
-
-Task = Literal["generative", "structured"]
+__all__ = ["Chain", "ConditionalNetwork", "Outcome", "SigmoidBeliefNetwork", "bernoulli_log_prob", "threshold"]
 
 Outcome = Callable[[int, Tensor], Tensor]
 """From the number of a layer and its logits to what the next layer reads: its bits, relaxed bits or their mean."""
@@ -39,11 +37,9 @@ class ConditionalNetwork(nn.Module):
 
     def __init__(self, size: int, hidden: Sequence[int], outputs: int, generator: torch.Generator | None) -> None:
         super().__init__()
-        sizes = [size, *hidden, outputs]
-        self.depth = len(sizes) - 1
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for inputs, width in pairwise(sizes):
+        for inputs, width in pairwise([size, *hidden, outputs]):
             bound = math.sqrt(6.0 / (inputs + width))
             weight = torch.empty(width, inputs).uniform_(-bound, bound, generator=generator)
             self.weights.append(nn.Parameter(weight))
@@ -52,12 +48,12 @@ class ConditionalNetwork(nn.Module):
     @property
     def linear(self) -> bool:
         """Whether there is no tanh layer."""
-        return self.depth == 1
+        return len(self.weights) == 1
 
     @property
     def steps(self) -> list[tuple[Tensor, Tensor]]:
         """Weight and bias of each layer, the linear one last."""
-        return [(self.weights[i], self.biases[i]) for i in range(self.depth)]
+        return list(zip(self.weights, self.biases, strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
         *hidden, (weight, bias) = self.steps
@@ -124,7 +120,7 @@ class SigmoidBeliefNetwork(nn.Module):
         layers: Sequence[int] = (200,),
         hidden: Sequence[int] = (),
         wide_decoder: bool = False,
-        task: Task = "generative",
+        task: Literal["generative", "structured"] = "generative",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -133,35 +129,32 @@ class SigmoidBeliefNetwork(nn.Module):
         self.split = self.num_pixels // 2 if task == "structured" else self.num_pixels
         self.register_buffer("mean", mean.detach().clone())
         widths = [self.split, *layers]
-        self.encoders = nn.ModuleList(
-            ConditionalNetwork(below, hidden, above, generator) for below, above in pairwise(widths)
-        )
-        self.decoders = nn.ModuleList()
+        encoders = [ConditionalNetwork(below, hidden, above, generator) for below, above in pairwise(widths)]
+        self.encoders: Sequence[ConditionalNetwork] = nn.ModuleList(encoders)  # type: ignore[assignment]
         self.prior: nn.Parameter | None = None
         if task == "generative":
             pairs = list(zip(widths[1:], widths[:-1], strict=True))
             self.prior = nn.Parameter(torch.zeros(layers[-1]))
         else:
             pairs = [(layers[-1], self.num_pixels - self.split)]
-        for above, below in pairs:
-            inner = [below] * len(hidden) if wide_decoder else hidden
-            self.decoders.append(ConditionalNetwork(above, inner, below, generator))
+        decoders = [
+            ConditionalNetwork(above, [below] * len(hidden) if wide_decoder else hidden, below, generator)
+            for above, below in pairs
+        ]
+        self.decoders: Sequence[ConditionalNetwork] = nn.ModuleList(decoders)  # type: ignore[assignment]
         with torch.no_grad():
-            target_mean = self.target(self.mean).clamp(0.001, 0.999)
-            first = self.decoders[0]
-            assert isinstance(first, ConditionalNetwork)
-            first.biases[-1].copy_(torch.logit(target_mean))
+            self.decoders[0].biases[-1].copy_(torch.logit(self.target(self.mean).clamp(0.001, 0.999)))
 
     @property
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Parameters of q, whose gradient is the estimator's business."""
-        return list(self.encoders.parameters())
+        return [parameter for encoder in self.encoders for parameter in encoder.parameters()]
 
     @property
     def generative_parameters(self) -> list[nn.Parameter]:
         """Parameters of p, in which f can be differentiated."""
         prior = [] if self.prior is None else [self.prior]
-        return [*prior, *self.decoders.parameters()]
+        return [*prior, *(parameter for decoder in self.decoders for parameter in decoder.parameters())]
 
     def input(self, x: Tensor) -> Tensor:
         """`[B, D]` images -> what the first encoder reads, centred."""
@@ -180,9 +173,7 @@ class SigmoidBeliefNetwork(nn.Module):
         """What predicts pixels, or the layer below, from the bits of a layer; None if nothing does."""
         if self.task == "structured" and layer < len(self.layers) - 1:
             return None
-        decoder = self.decoders[layer if self.task == "generative" else 0]
-        assert isinstance(decoder, ConditionalNetwork)
-        return decoder
+        return self.decoders[layer if self.task == "generative" else 0]
 
     def decoded(self, layer: int, bits: Tensor) -> Tensor | None:
         """Logits of what the (relaxed) bits of a layer predict; None if they predict nothing."""

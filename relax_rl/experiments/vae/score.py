@@ -1,4 +1,4 @@
-"""Score-function estimators of a stack of layers.
+"""Score-function estimators of a stack of layers, and the antithetic ones that they led to: ARM, DisARM and ARMS.
 
 The score of layer l is s_l = dlog q(b_l | b_{l-1}) at its logits; E[(f - a) s_l] is the layer's gradient for every a
 that does not depend on b_l. Given the layers before, s_l has mean zero: a control variate that is linear in the scores of
@@ -8,12 +8,14 @@ several layers stays a baseline for each of them, but for the layer's own term, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from relax_rl.estimators import reinforce_gradient
+from relax_rl.distributions import Bernoulli
+from relax_rl.estimators import Estimate, reinforce_gradient
 from relax_rl.estimators.multisample import linear_control, stein
 from relax_rl.estimators.score import leave_one_out, mean_gradient, others_mean, vimco_signal
 from relax_rl.experiments.vae.baselines import Centring, MovingMoments, moments_of
@@ -21,7 +23,7 @@ from relax_rl.experiments.vae.gradient import Gradient, LayeredEstimator
 from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.sbn import Chain, SigmoidBeliefNetwork, threshold
 
-__all__ = ["DoubleControlVariates", "MuProp", "Reinforce", "Rodeo", "rloo", "vimco"]
+__all__ = ["DoubleControlVariates", "MuProp", "Reinforce", "Rodeo", "antithetic", "rloo", "vimco"]
 
 
 class Reinforce(LayeredEstimator):
@@ -119,10 +121,10 @@ class DoubleControlVariates(LayeredEstimator):
     alpha starts at -1 and is trained on the variance.
     """
 
-    def __init__(self, num_samples: int, *, alpha: float = -1.0) -> None:
+    def __init__(self, num_samples: int) -> None:
         super().__init__()
         self.num_samples = num_samples
-        self.alpha = nn.Parameter(torch.tensor(alpha))
+        self.alpha = nn.Parameter(torch.tensor(-1.0))
 
     def forward(self, model: SigmoidBeliefNetwork, x: Tensor, noise: Noise) -> Gradient:
         chain, value, slopes = _with_slopes(model, x, self.num_samples, noise)
@@ -144,29 +146,20 @@ class Rodeo(LayeredEstimator):
 
     The flips reach h through two numbers alone, so that f and its derivative are asked for K chains only. The other
     chains enter h by their mean, and h(f, d) = d + w . tanh(a f + c d + e) on inputs divided by the moving standard
-    deviation of f; w starts at zero. alpha, beta and h are trained on the variance.
+    deviation of f; h has 16 tanh units, and w starts at zero. alpha, beta and h are trained on the variance.
 
     Args:
         num_samples: K.
-        hidden: tanh units of h.
         generator: of the initial weights.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        *,
-        alpha: float = 0.5,
-        beta: float = 0.2,
-        hidden: int = 16,
-        generator: torch.Generator | None = None,
-    ) -> None:
+    def __init__(self, num_samples: int, generator: torch.Generator) -> None:
         super().__init__()
         self.num_samples = num_samples
-        self.alpha, self.beta = nn.Parameter(torch.tensor(alpha)), nn.Parameter(torch.tensor(beta))
+        self.alpha, self.beta = nn.Parameter(torch.tensor(0.5)), nn.Parameter(torch.tensor(0.2))
         self.moments = MovingMoments()
-        inner = torch.empty(3, hidden).uniform_(-1.0, 1.0, generator=generator)
-        self.hidden = nn.ParameterList([*map(nn.Parameter, inner), nn.Parameter(torch.zeros(hidden))])
+        inner = torch.empty(3, 16).uniform_(-1.0, 1.0, generator=generator)
+        self.hidden = nn.ParameterList([*map(nn.Parameter, inner), nn.Parameter(torch.zeros(16))])
 
     def forward(self, model: SigmoidBeliefNetwork, x: Tensor, noise: Noise) -> Gradient:
         chain, value, slopes = _with_slopes(model, x, self.num_samples, noise)
@@ -194,6 +187,51 @@ class Rodeo(LayeredEstimator):
         inner = torch.tanh(centred * at_f + (change / scale).unsqueeze(-1) * at_change + shift)
         control: Tensor = change + scale * (inner @ out)
         return control
+
+
+def antithetic(
+    model: SigmoidBeliefNetwork,
+    x: Tensor,
+    noise: Noise,
+    *,
+    estimate: Callable[..., Estimate],
+    groups: int = 1,
+    uniforms: int = 0,
+) -> Gradient:
+    """Each layer's gradient from samples of its bits that repel each other, given one sample of the layers before.
+
+    Every one of them is continued by samples of its own through the deeper layers. K samples a layer are K evaluations
+    of f for the first layer, and K of the terms of f that are left for each deeper one.
+
+    Args:
+        estimate: `estimate(f, dist, noise=)`, an estimator of `relax_rl.estimators` for bits.
+        groups: independent groups of antithetic samples, whose estimates are averaged.
+        uniforms: uniform numbers in double precision that `estimate` takes for each bit; 0 for one of logistic noise.
+    """
+    target = model.target(x)
+    logits, cotangents, values = [], [], []
+    below: Tensor | None = None
+
+    def sampled(layer: int, logits: Tensor) -> Tensor:
+        return threshold(logits, *noise.logistic(logits.shape[:-1], logits.shape[-1:]))
+
+    for layer in range(len(model.layers)):
+        at = model.encode(layer, model.input(x) if below is None else below)
+        here = at.detach()
+        rest = partial(model.rest_of_loss, layer, target, below, logits=here, outcome=sampled)
+        dist = Bernoulli(here.expand(groups, *here.shape))
+        if uniforms:
+            drawn = noise.uniform((uniforms, *dist.params.shape), torch.float64)
+        else:
+            (drawn,) = noise.logistic(dist.params.shape[:-1], here.shape[-1:])
+        with torch.set_grad_enabled(layer == 0):
+            found = estimate(rest, dist, noise=drawn)
+        logits.append(at)
+        cotangents.append(found.grad.detach().mean(0) / len(x))
+        values.append(found.value)
+        below = found.sample[0, 0]
+    loss = values[0].mean(0)
+    return Gradient(loss.detach(), loss.mean(), logits, cotangents)
 
 
 def _times_score(signal: Tensor, chain: Chain) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,21 +22,23 @@ from relax_rl.runs.folder import RunFolder, default_run_dir
 from relax_rl.runs.session import Clock, Process, Session, open_run
 from relax_rl.settings.fields import check_resumable
 
-__all__ = ["SECTION", "VaeRun", "VaeSession", "open_session"]
-
-SECTION = "vae"
-"""The entry of `config.json` that holds the settings."""
+__all__ = ["VaeRun", "open_session"]
 
 
 class VaeRun:
     """A trainer, and what its run remembers beside it: data, the time it has taken, the best validation bound.
 
+    Args:
+        trainer: what learns.
+        data: on what.
+        valid: `[n, D]` images behind the validation bound of each row.
+
     Attributes:
         best_bound, best_step: of the rows so far.
     """
 
-    def __init__(self, trainer: Trainer, data: str) -> None:
-        self.trainer, self.data = trainer, data
+    def __init__(self, trainer: Trainer, data: Dataset, valid: Tensor) -> None:
+        self.trainer, self.data, self.valid = trainer, data, valid
         self.clock = Clock()
         self.best_bound, self.best_step = -math.inf, 0
 
@@ -55,8 +57,8 @@ class VaeRun:
             raise TrainingDiverged(f"a parameter is no number at step {self.steps}; lower --lr")
         tensors, counters = self.trainer.state_dict()
         best = None if math.isinf(self.best_bound) else self.best_bound
-        run = {"seconds": self.clock.seconds, "best_bound": best, "best_step": self.best_step, "data": self.data}
-        return tensors, {"vae": counters, "run": run}
+        run = {"seconds": self.clock.seconds, "best_bound": best, "best_step": self.best_step}
+        return tensors, {"vae": counters, "run": {**run, "data": self.data.name}}
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Take back what `state` gave; without tensors, the trainer is left to take those of another worker.
@@ -71,31 +73,13 @@ class VaeRun:
             self.best_step, trained_on = int(run["best_step"]), str(run["data"])
         except (KeyError, TypeError, ValueError):
             raise CheckpointError("the checkpoint is damaged: the state of its run cannot be read") from None
-        if trained_on != self.data:
-            raise CheckpointError(f"cannot resume on {self.data}: the run was trained on {trained_on}")
+        if trained_on != self.data.name:
+            raise CheckpointError(f"cannot resume on {self.data.name}: the run was trained on {trained_on}")
         if tensors:
             self.trainer.load_state_dict(tensors, counters)
 
 
-@dataclass(frozen=True)
-class VaeSession:
-    """A run that is ready to train.
-
-    Attributes:
-        session: its folder and settings.
-        run, data: what trains, and on what.
-        valid: `[n, D]` images behind the validation bound of each row.
-        process: what it trains with.
-    """
-
-    session: Session[VaeConfig]
-    run: VaeRun
-    data: Dataset
-    valid: Tensor
-    process: Process
-
-
-def open_session(config: VaeConfig, command: str, process: Process) -> VaeSession:
+def open_session(config: VaeConfig, command: str, process: Process) -> tuple[Session[VaeConfig], VaeRun]:
     """Make a new run's folder, or go on with the run to resume; all workers come out with the same state.
 
     A new run's folder is made last, so that settings that cannot work leave nothing behind.
@@ -111,7 +95,12 @@ def open_session(config: VaeConfig, command: str, process: Process) -> VaeSessio
         RelaxRLError: the data cannot be had, or the folder cannot be written.
     """
     workers = process.workers
-    opening = open_run(config, workers=workers, section=SECTION, resumed=_resumed)
+    opening = open_run(
+        config,
+        workers=workers,
+        section="vae",
+        resumed=lambda saved, wanted: check_resumable(saved, replace(wanted, preset=saved.preset)),
+    )
     config, checkpoint = opening.config, opening.checkpoint
     if config.batch_size % workers.count:
         raise SettingsError(
@@ -122,7 +111,7 @@ def open_session(config: VaeConfig, command: str, process: Process) -> VaeSessio
     mean = torch.from_numpy(data.mean_image.copy())
     batches = Batches(data.train, dynamic=data.dynamic, seed=config.seed, device=process.device)
     valid = binary_images(torch.from_numpy(data.valid), dynamic=data.dynamic, count=config.valid_images)
-    run = VaeRun(Trainer(config, mean, batches, process.device, workers), data.name)
+    run = VaeRun(Trainer(config, mean, batches, process.device, workers), data, valid.to(process.device))
     if checkpoint is not None and opening.folder is not None:
         run.load(checkpoint.tensors, checkpoint.state)
         run.trainer.follow_first()
@@ -132,11 +121,7 @@ def open_session(config: VaeConfig, command: str, process: Process) -> VaeSessio
     default = default_run_dir(f"vae-{config.data}-{config.architecture}{task}", config.estimator, f"s{config.seed}")
     steps, packages = (0 if checkpoint is None else run.steps), ("torch", "numpy")
     session = opening.start(default, steps=steps, command=command, packages=packages, extra={"data": data.name})
-    return VaeSession(session, run, data, valid.to(process.device), process)
-
-
-def _resumed(saved: VaeConfig, wanted: VaeConfig) -> VaeConfig:
-    return check_resumable(saved, replace(wanted, preset=saved.preset))
+    return session, run
 
 
 def _evaluated_at(folder: RunFolder, step: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,37 +13,18 @@ from torch import Tensor
 
 from relax_rl.compute.compilation import CompilationError, warn_or_raise
 from relax_rl.compute.distributed import ALONE, Workers
+from relax_rl.compute.optimizers import GroupedAdam, flat, pieces
+from relax_rl.compute.serialization import pack, unpack
 from relax_rl.errors import CheckpointError
 from relax_rl.experiments.batches import Batches
-from relax_rl.experiments.vae.checkpoints import flatten, part
 from relax_rl.experiments.vae.compiled import CompiledGradients, compiles
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.estimators import make_layered_estimator
-from relax_rl.experiments.vae.gradient import Gradients, LayeredEstimator, gradients
-from relax_rl.experiments.vae.gradient_variance import EVERY, GradientVariance
+from relax_rl.experiments.vae.gradient import EVERY, Gradients, GradientVariance, LayeredEstimator, gradients
 from relax_rl.experiments.vae.noise import Noise, own_rows
-from relax_rl.experiments.vae.optimizer import GroupedAdam, flat, pieces
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 
-__all__ = ["Trainer", "Watched", "make_model"]
-
-
-def make_model(config: VaeConfig, mean: Tensor, generator: torch.Generator | None = None) -> SigmoidBeliefNetwork:
-    """The network that the settings ask for, on the CPU.
-
-    Args:
-        config: of the run.
-        mean: `[D]` mean training image.
-        generator: of the initial weights.
-    """
-    return SigmoidBeliefNetwork(
-        mean,
-        layers=(config.width,) * config.layers,
-        hidden=(config.hidden_width,) * 2 if config.nonlinear else (),
-        wide_decoder=config.wide_decoder,
-        task=config.task,
-        generator=generator,
-    )
+__all__ = ["Trainer", "Watched"]
 
 
 @dataclass(frozen=True)
@@ -67,21 +49,19 @@ class Watched:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All of it as tensors."""
-        return flatten(
-            {
-                "estimator": self.estimator.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "variance": self.variance.state_dict(),
-                "generator": {"state": self.generator.get_state()},
-            }
-        )
+        return pack(self._components(), "/")
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state_dict` gave."""
-        self.estimator.load_state_dict(part(state, "estimator"))
-        self.optimizer.load_state_dict(part(state, "optimizer"))
-        self.variance.load_state_dict(part(state, "variance"))
-        self.generator.set_state(part(state, "generator")["state"])
+        unpack(self._components(), state, "/")
+
+    def _components(self) -> dict[str, Any]:
+        return {
+            "estimator": self.estimator,
+            "optimizer": self.optimizer,
+            "variance": self.variance,
+            "generator": self.noise,
+        }
 
 
 class Trainer:
@@ -115,7 +95,14 @@ class Trainer:
         self.config, self.batches, self.device = config, batches, torch.device(device)
         self.workers = workers
         seeds = iter(np.random.SeedSequence(config.seed).spawn(2 + len(config.track_variances)))
-        self.model = make_model(config, mean, _generator(next(seeds))).to(device)
+        self.model = SigmoidBeliefNetwork(
+            mean,
+            layers=(config.width,) * config.layers,
+            hidden=(config.hidden_width,) * 2 if config.nonlinear else (),
+            wide_decoder=config.wide_decoder,
+            task=config.task,
+            generator=_generator(next(seeds)),
+        ).to(device)
         self.step = -config.pretrain_steps
         names = {parameter: f"{i}" for i, parameter in enumerate(self.model.parameters())}
         group = {names[p]: p for p in (*self.model.encoder_parameters, *self.model.generative_parameters)}
@@ -200,15 +187,8 @@ class Trainer:
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """Tensors and counters, from which a trainer of the same settings goes on bit for bit."""
-        parts = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "batches": self.batches.state_dict(),
-            "loss": {"sum": self._loss},
-            "main": self.main.state_dict(),
-            **{f"other{i}": other.state_dict() for i, other in enumerate(self.others)},
-        }
-        return flatten(parts), {"step": self.step, "loss_steps": self._loss_steps}
+        tensors = {**pack(self._components(), "/"), "loss/sum": self._loss}
+        return tensors, {"step": self.step, "loss_steps": self._loss_steps}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], counters: Mapping[str, int]) -> None:
         """Take back what `state_dict` gave.
@@ -217,16 +197,16 @@ class Trainer:
             CheckpointError: it belongs to a run with other settings.
         """
         try:
-            self.model.load_state_dict(part(tensors, "model"))
-            self.optimizer.load_state_dict(part(tensors, "optimizer"))
-            self.batches.load_state_dict(part(tensors, "batches"))
-            for i, watched in enumerate([self.main, *self.others]):
-                watched.load_state_dict(part(tensors, f"other{i - 1}" if i else "main"))
+            unpack(self._components(), tensors, "/")
             self._loss.copy_(tensors["loss/sum"])
             self.step, self._loss_steps = int(counters["step"]), int(counters["loss_steps"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).partition("\n")[0].rstrip(":")
             raise CheckpointError(f"the checkpoint belongs to a run with other settings: {reason}") from None
+
+    def _components(self) -> dict[str, Any]:
+        own = {"model": self.model, "optimizer": self.optimizer, "batches": self.batches, "main": self.main}
+        return own | {f"other{i}": other for i, other in enumerate(self.others)}
 
     def follow_first(self) -> None:
         """Take over the state of the first worker."""

@@ -9,16 +9,15 @@ from typing import Any
 
 import torch
 
-from relax_rl.compute.serialization import write_json
+from relax_rl.compute.serialization import part, write_json
 from relax_rl.errors import TrainingDiverged
-from relax_rl.experiments.vae.checkpoints import part
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.evaluation import binary_images, bound
 from relax_rl.experiments.vae.figures import draw_curves, draw_images, log_images
-from relax_rl.experiments.vae.session import VaeSession, open_session
+from relax_rl.experiments.vae.session import VaeRun, open_session
 from relax_rl.runs.callbacks import SaveCheckpoints, interrupted_by
 from relax_rl.runs.checkpoints import Checkpoint
-from relax_rl.runs.session import training_process
+from relax_rl.runs.session import Process, Session, training_process
 
 __all__ = ["COLUMNS", "SHOW_EVERY", "VaeResult", "describe_bounds", "train_vae"]
 
@@ -73,7 +72,10 @@ def train_vae(config: VaeConfig, *, command: str = "") -> VaeResult:
     with training_process(
         config.device, threads=config.threads, quiet=config.quiet, describe=describe_bounds
     ) as process:
-        return _Loop(open_session(config, command, process)).run()
+        session, run = open_session(config, command, process)
+        loop = _Loop(session, run, process)
+        with loop.save.named_in_errors(session.folder.path):
+            return loop.learn()
 
 
 def describe_bounds(bounds: tuple[float, float]) -> str:
@@ -85,47 +87,40 @@ def describe_bounds(bounds: tuple[float, float]) -> str:
 class _Loop:
     """The steps of a session, and what happens between them."""
 
-    def __init__(self, opened: VaeSession) -> None:
-        self.opened, self.run_state, self.trainer = opened, opened.run, opened.run.trainer
-        self.session, self.process = opened.session, opened.process
-        self.config, self.workers = opened.session.config, opened.session.workers
-        self.loggers = self.session.loggers(COLUMNS, self.process.stack)
+    def __init__(self, session: Session[VaeConfig], run: VaeRun, process: Process) -> None:
+        self.session, self.run, self.process = session, run, process
+        self.config, self.trainer, self.workers = session.config, run.trainer, session.workers
+        self.loggers = session.loggers(COLUMNS, process.stack)
         self.bounds = math.nan, math.nan
         self.save = SaveCheckpoints(
-            opened.run,
-            self.session.checkpoints,
-            interval=self.config.checkpoint_interval,
-            last=self.session.resumed_from,
+            run, session.checkpoints, interval=self.config.checkpoint_interval, last=session.resumed_from
         )
 
-    def run(self) -> VaeResult:
+    def learn(self) -> VaeResult:
         """Take all steps that are left, and evaluate."""
-        with self.save.named_in_errors(self.session.folder.path):
-            return self._run()
-
-    def _run(self) -> VaeResult:
-        config, trainer, display = self.config, self.trainer, self.process.display
-        headline = self.session.headline(_title(self.opened))
-        display.begin(headline, step=max(0, trainer.step), total=config.steps)
+        config, trainer, session, display = self.config, self.trainer, self.session, self.process.display
+        display.begin(session.headline(self._title()), step=max(0, trainer.step), total=config.steps)
         start = trainer.step
-        stopped_by = self._learn()
+        stopped_by = self._take_steps()
         finished = stopped_by in ("steps", "early stopping")
         if trainer.step > start and finished and trainer.step % config.log_interval:
             self._log()
         checkpoint = self.save.save()
         evaluation = None
-        if finished and config.eval_samples and self.session.first:
+        if finished and config.eval_samples and session.first:
             if stopped_by == "early stopping":
-                self._take_best()
+                best = Checkpoint.read(session.checkpoints.best)
+                trainer.model.load_state_dict(part(best.tensors, "model/"))
             display.say("evaluating ...")
-            evaluation = _evaluate(self.opened)
-            write_json(self.session.folder.evaluation, evaluation)
+            evaluation = _evaluate(self.run)
+            write_json(session.folder.evaluation, evaluation)
         self._draw()
         self.workers.from_first(None)  # the others leave when the first one has done all this
-        seconds = self.run_state.clock.seconds
-        return VaeResult(self.session.folder.path, trainer.step, stopped_by, checkpoint, evaluation, seconds)
+        seconds = self.run.clock.seconds
+        return VaeResult(session.folder.path, trainer.step, stopped_by, checkpoint, evaluation, seconds)
 
-    def _learn(self) -> str:
+    def _take_steps(self) -> str:
+        """Learn, until something ends it; returns what."""
         trainer, config, display = self.trainer, self.config, self.process.display
         if trainer.compiled is not None:
             display.say("the first step is compiled, which may take a while (--compile off)")
@@ -135,7 +130,7 @@ class _Loop:
                 display.update(max(0, trainer.step), self.bounds)
             if trainer.step > 0 and trainer.step % config.log_interval == 0:
                 self._log()
-                if config.early_stopping and trainer.step - self.run_state.best_step >= config.early_stopping:
+                if config.early_stopping and trainer.step - self.run.best_step >= config.early_stopping:
                     return "early stopping"
             # Several workers ask one another now and then only.
             if (self.workers.count == 1 or trainer.step % SHOW_EVERY == 0) and (name := self.process.signal()):
@@ -148,11 +143,11 @@ class _Loop:
 
     def _log(self) -> None:
         """Write a row, after a look at whether its numbers are numbers."""
-        run, trainer = self.run_state, self.trainer
+        run, trainer = self.run, self.trainer
         train_bound = trainer.take_train_bound()
         if not math.isfinite(train_bound):
             raise TrainingDiverged(f"the bound of a batch before step {trainer.step} is no number; lower --lr")
-        valid_bound = self.workers.from_first(bound(trainer.model, self.opened.valid) if self.session.first else None)
+        valid_bound = self.workers.from_first(bound(trainer.model, run.valid) if self.session.first else None)
         self.bounds = train_bound, valid_bound
         row = {"step": trainer.step, "seconds": run.clock.seconds, "train_bound": train_bound}
         row |= {**trainer.metrics(), "valid_bound": valid_bound}
@@ -163,50 +158,46 @@ class _Loop:
             if self.config.early_stopping and self.session.first:
                 self.session.checkpoints.save_best(run)
 
-    def _take_best(self) -> None:
-        """Put the parameters with the best validation bound into the model."""
-        best = Checkpoint.read(self.session.checkpoints.best)
-        self.trainer.model.load_state_dict(part(best.tensors, "model"))
-
     def _draw(self) -> None:
         if not self.session.first:
             return
-        folder, opened = self.session.folder, self.opened
-        draw_curves(folder.progress, folder.curve, _title(opened), self.config.estimator)
-        picture = draw_images(self.trainer.model, opened.valid[:12], opened.data.shape)
+        folder = self.session.folder
+        draw_curves(folder.progress, folder.curve, self._title(), self.config.estimator)
+        picture = draw_images(self.trainer.model, self.run.valid[:12], self.run.data.shape)
         log_images(picture, folder.path, self.trainer.step, tensorboard=self.config.tensorboard)
 
+    def _title(self) -> str:
+        config = self.config
+        task = ", lower half from upper" if config.task == "structured" else ""
+        return f"{self.run.data.name}{task} · {config.architecture} · {config.estimator} · seed {config.seed}"
 
-def _evaluate(opened: VaeSession) -> dict[str, Any]:
+
+def _evaluate(run: VaeRun) -> dict[str, Any]:
     """Bounds of the model as it is, by set and number of importance samples; dynamic data is binarised once for it."""
-    data, trainer, config = opened.data, opened.run.trainer, opened.session.config
-    model, dynamic, device = trainer.model, data.dynamic, trainer.device
-    valid = binary_images(torch.from_numpy(data.valid), dynamic=dynamic).to(device)
-    test = binary_images(torch.from_numpy(data.test), dynamic=dynamic).to(device)
-    train = binary_images(torch.from_numpy(data.train), dynamic=dynamic, count=len(data.valid)).to(device)
+    data, trainer, config = run.data, run.trainer, run.trainer.config
+    sets = {"train": data.train, "valid": data.valid, "test": data.test}
+    images = {
+        name: binary_images(
+            torch.from_numpy(pixels), dynamic=data.dynamic, count=len(data.valid) if name == "train" else 0
+        ).to(trainer.device)
+        for name, pixels in sets.items()
+    }
     many = config.eval_samples
-    bounds = {"train_bound_1": bound(model, train), "valid_bound_1": bound(model, valid)}
-    bounds["test_bound_1"] = bound(model, test)
+    bounds = {f"{name}_bound_1": bound(trainer.model, x) for name, x in images.items()}
     if many > 1:
-        bounds[f"valid_bound_{many}"] = bound(model, valid, samples=many)
-        bounds[f"test_bound_{many}"] = bound(model, test, samples=many)
-    what = {f"bound_{k}": f"E[log 1/{k} sum of {k} importance weights], nats per image" for k in sorted({1, many})}
-    step = opened.run.best_step if config.early_stopping else trainer.step
+        for name in ("valid", "test"):
+            bounds[f"{name}_bound_{many}"] = bound(trainer.model, images[name], samples=many)
     return {
         "data": data.name,
         "task": config.task,
         "model": config.architecture,
         "estimator": config.estimator,
-        "step": step,
+        "step": run.best_step if config.early_stopping else trainer.step,
         "evaluated_at": trainer.step,
-        "train_images": len(train),
+        "train_images": len(images["train"]),
         "bounds": bounds,
-        "what": what,
-        "seconds": opened.run.clock.seconds,
+        "what": {
+            f"bound_{k}": f"E[log 1/{k} sum of {k} importance weights], nats per image" for k in sorted({1, many})
+        },
+        "seconds": run.clock.seconds,
     }
-
-
-def _title(opened: VaeSession) -> str:
-    config = opened.session.config
-    task = ", lower half from upper" if config.task == "structured" else ""
-    return f"{opened.data.name}{task} · {config.architecture} · {config.estimator} · seed {config.seed}"

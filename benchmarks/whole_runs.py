@@ -5,7 +5,7 @@
 
 Ours is the plain command, with its preset and everything that it writes: once with an empty cache of machine code ("cold"),
 once with the code there that a longer run of the kind, or one with `--compile on`, has left ("warm"). The peer is a script of a few
-lines, with eight environments and the library's defaults, that writes nothing. All are started in turns from the command
+lines, with eight environments, one thread (its fastest) and the library's defaults, that writes nothing. All are started in turns from the command
 line, imports and all. Writes `results/whole_runs.json`, `.md` and `.png`.
 """
 
@@ -35,9 +35,10 @@ PEER, OTHER = "SB3 A2C", "RELAX, the other commit"
 COLD, WARM, OWN = "RELAX, cold", "RELAX, warm", "A2C, warm"
 
 SCRIPT = """
-import sys
+import sys, torch
 from stable_baselines3 import A2C
 from stable_baselines3.common.env_util import make_vec_env
+torch.set_num_threads(1)
 A2C("MlpPolicy", make_vec_env(sys.argv[1], n_envs=8, seed=int(sys.argv[3])), seed=int(sys.argv[3]), device="cpu").learn(int(sys.argv[2]))
 """
 

@@ -2,7 +2,15 @@
 
 from collections.abc import Iterable
 
-__all__ = ["CheckpointError", "RelaxRLError", "SettingsError", "TrainingDiverged", "WorkerLost", "did_you_mean"]
+__all__ = [
+    "CheckpointError",
+    "EnvironmentFault",
+    "RelaxRLError",
+    "SettingsError",
+    "TrainingDiverged",
+    "WorkerLost",
+    "did_you_mean",
+]
 
 
 class RelaxRLError(Exception):
@@ -27,6 +35,10 @@ class CheckpointError(RelaxRLError):
 
 class TrainingDiverged(RelaxRLError):
     """A loss, gradient or parameter stopped being a finite number."""
+
+
+class EnvironmentFault(RelaxRLError):
+    """An environment gave what nothing can be learned from: a reward or an observation that is not a finite number."""
 
 
 class WorkerLost(RelaxRLError):

@@ -15,7 +15,7 @@ from relax_rl.networks.space_json import space_from_json
 from relax_rl.settings.config import AgentConfig
 from relax_rl.settings.fields import from_json
 
-__all__ = ["Description", "check_networks", "described", "kind_of", "without_temperature"]
+__all__ = ["Description", "check_fits", "check_networks", "described", "kind_of", "without_temperature"]
 
 T = TypeVar("T")
 
@@ -53,6 +53,23 @@ def described(state: Mapping[str, Any], source: str) -> Description:
         )
     except (KeyError, TypeError, ValueError, SettingsError) as error:
         raise CheckpointError(f"{source} does not describe an agent ({error})") from None
+
+
+_SHAPE_NO_TENSOR = ("activation", "surrogate_activation", "squash", "state_dependent_std")
+"""Settings that say what the numbers of a network mean."""
+
+
+def check_fits(
+    saved: Description, config: AgentConfig, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+) -> None:
+    """Raises CheckpointError unless the numbers of an agent mean in another what they meant in it."""
+    for what, theirs, ours in (
+        ("observation space", saved.observation_space, observation_space),
+        ("action space", saved.action_space, action_space),
+        *((name, getattr(saved.config, name), getattr(config, name)) for name in _SHAPE_NO_TENSOR),
+    ):
+        if theirs != ours:
+            raise CheckpointError(f"the checkpoint does not fit this agent: its {what} is {theirs}, here it is {ours}")
 
 
 def kind_of(cls: type[T], name: str, source: str) -> type[T]:

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from relax_rl.errors import CheckpointError, RelaxRLError
 
@@ -41,11 +41,13 @@ FORMAT = "relax_rl"
 FORMAT_VERSION = 1
 
 
-def save_state(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+def save_state(
+    path: str | os.PathLike[str] | BinaryIO, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]
+) -> None:
     """Write tensors and a JSON-able state into one safetensors file, atomically.
 
     Args:
-        path: the file; its folder must exist.
+        path: the file, whose folder is made if need be; or a file open for writing, which is not closed.
         tensors: any dtypes, shapes and devices; they are stored as contiguous copies on the CPU.
         state: nested dicts, lists, strings, numbers, booleans and None. Tuples come back as lists.
 
@@ -64,11 +66,17 @@ def save_state(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor]
         "state": text,
         "sha256": _digest(arrays, text),
     }
-    write_bytes_atomic(path, save(arrays, metadata=metadata))
+    content = save(arrays, metadata=metadata)
+    if not isinstance(path, (str, os.PathLike)):
+        path.write(content)
+        return
+    with writing(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_bytes_atomic(path, content)
 
 
-def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what `save_state` wrote: `(tensors on the CPU, state)`.
+def load_state(path: str | os.PathLike[str] | BinaryIO) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what `save_state` wrote, from a path or a file open for reading: `(tensors on the CPU, state)`.
 
     Raises:
         CheckpointError: the file is missing, unreadable, truncated, altered, or of a newer format.
@@ -77,7 +85,7 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], d
     from safetensors.torch import load
 
     try:
-        data = Path(path).read_bytes()
+        data = Path(path).read_bytes() if isinstance(path, (str, os.PathLike)) else path.read()
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path} does not exist") from None
     except OSError as error:
@@ -101,13 +109,24 @@ def pack(components: Mapping[str, Any], separator: str = ".") -> dict[str, torch
 
 
 def unpack(components: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], separator: str = ".") -> None:
-    """Give each component back what `pack` took.
+    """Give each component back what `pack` took; all of it or nothing.
 
     Raises:
-        KeyError, RuntimeError, ValueError, TypeError: if anything is missing or of another shape.
+        KeyError, RuntimeError, ValueError, TypeError: if anything is missing, of another shape, not finite, or left over.
     """
-    for name, each in components.items():
-        each.load_state_dict(part(tensors, f"{name}{separator}"))
+    for name, x in tensors.items():
+        if name.partition(separator)[0] not in components:
+            raise ValueError(f"there is no place for {name}")
+        if not x.isfinite().all():
+            raise ValueError(f"{name} is not finite")
+    before = {name: x.detach().clone() for name, x in pack(components, separator).items()}
+    try:
+        for name, each in components.items():
+            each.load_state_dict(part(tensors, f"{name}{separator}"))
+    except (KeyError, RuntimeError, ValueError, TypeError):
+        for name, each in components.items():
+            each.load_state_dict(part(before, f"{name}{separator}"))
+        raise
 
 
 def part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
@@ -188,7 +207,7 @@ def _strict(value: Any) -> Any:
     return value
 
 
-def _metadata(path: str | os.PathLike[str], data: bytes) -> dict[str, str]:
+def _metadata(path: object, data: bytes) -> dict[str, str]:
     """The metadata of a safetensors file, read without trusting any number in it."""
     try:
         (size,) = struct.unpack_from("<Q", data)

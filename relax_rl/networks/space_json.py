@@ -18,9 +18,10 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
         bounds = {"low": _bounds(space.low), "high": _bounds(space.high)}
         return {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
     if isinstance(space, spaces.Discrete):
-        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": str(space.dtype)}
     if isinstance(space, spaces.MultiDiscrete):
-        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
+        start = space.start.tolist()
+        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": start, "dtype": str(space.dtype)}
     if isinstance(space, spaces.MultiBinary):
         # MultiBinary(3) and MultiBinary((3,)) are not equal: n keeps the form it was given in.
         return {"type": "MultiBinary", "n": space.n if isinstance(space.n, int) else [int(n) for n in space.n]}
@@ -44,9 +45,11 @@ def space_from_json(data: Any) -> spaces.Space[Any]:
             low, high = (np.broadcast_to(np.asarray(data[k], dtype), shape) for k in ("low", "high"))
             return spaces.Box(low, high, shape, dtype.type)
         if kind == "Discrete":
-            return spaces.Discrete(data["n"], start=data["start"])
+            dtype = np.dtype(data.get("dtype", "int64")).type
+            return spaces.Discrete(dtype(data["n"]), start=dtype(data["start"]), dtype=dtype)
         if kind == "MultiDiscrete":
-            return spaces.MultiDiscrete(np.asarray(data["nvec"]), start=np.asarray(data["start"]))
+            dtype = np.dtype(data.get("dtype", "int64")).type
+            return spaces.MultiDiscrete(np.asarray(data["nvec"]), dtype, start=np.asarray(data["start"]))
         if kind == "MultiBinary":
             return spaces.MultiBinary(data["n"])
         if kind == "Dict":

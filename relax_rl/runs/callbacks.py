@@ -162,6 +162,7 @@ class LogProgress:
         if step == self._step:
             return
         seconds, metrics = self._run.clock.seconds, self._over_workers(mean_metrics(self._history))
+        metrics.pop("return_mean", None)  # the run's own is over resumptions too
         if "estimate/variance_a2c" in metrics:
             # The ratio of the means: a mean of ratios would be that of the batches in which nothing happens.
             plain = max(metrics["estimate/variance_a2c"], 1e-30)

@@ -222,6 +222,7 @@ class _Training:
                 settings.total_steps - agent.steps,
                 [*standing, *callbacks, *([profile] if profile is not None else [])],
                 reset_schedule=session.resumed_from is None,
+                threads=None,
             )
             if profile is not None:
                 profile.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,7 @@ from relax_rl.backends.traits import (
     hands_out_fresh_arrays,
     vectorization_of,
 )
-from relax_rl.backends.workers import WorkerDeathReport, close_vector_env
+from relax_rl.backends.workers import EnvironmentReport, close_vector_env
 from relax_rl.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -99,8 +98,7 @@ class VectorEnvs:
             raise SettingsError(
                 f"batch_size is {batch_size}, expected {self.num_envs}: every environment answers every step"
             )
-        is_async = isinstance(inner, AsyncVectorEnv)
-        self._worker_death_report = WorkerDeathReport(self.env_id) if is_async else nullcontext()
+        self._report = EnvironmentReport(self.env_id)
         self._life_loss_terminal, self.first_env = life_loss_terminal, first_env
         self._copies = vector_env is not inner or not hands_out_fresh_arrays(inner)
         self._checked_action = action_checker(self.single_action_space, self.num_envs)
@@ -124,10 +122,10 @@ class VectorEnvs:
 
         Raises:
             SettingsError: for a negative seed.
-            RelaxRLError: if a worker process died.
+            EnvironmentFault: if a worker process died, or an environment calls `sys.exit`.
         """
         seeds = None if seed is None else self._derived_seeds(seed)
-        with self._worker_death_report:
+        with self._report:
             obs, infos = self.vector_env.reset(seed=seeds)
         # Workers without shared memory do not take back a pending autoreset: theirs still makes up the next row.
         inner = self.vector_env.unwrapped
@@ -147,12 +145,12 @@ class VectorEnvs:
 
         Raises:
             SettingsError: if an action has the wrong shape or lies outside the space (ale-py would wait for ever).
-            RelaxRLError: if a worker process died.
+            EnvironmentFault: if a worker process died, or an environment calls `sys.exit`.
         """
         action = self._checked_action(action)
         taken = action if self._bins is None else self._bins.to_box(action)
         obs, valid = self.obs, ~self._resetting
-        with self._worker_death_report:
+        with self._report:
             found, rewards, terminations, truncations, infos = self.vector_env.step(taken)
         next_obs = self._owned(found)
         reward = np.asarray(rewards).astype(np.float64)
@@ -262,7 +260,7 @@ class VectorEnvs:
         return successors
 
     def _reset_finished(self, done: np.ndarray) -> None:
-        with self._worker_death_report:
+        with self._report:
             # Gymnasium takes the mask out of the dictionary, so each call gets its own.
             obs, infos = self.vector_env.reset(options={"reset_mask": done.copy()})
         self.obs = self._owned(obs)

@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from relax_rl.backends.envpool import EnvPoolVectorEnv, faster_in_envpool, why_not_envpool
 from relax_rl.backends.traits import Vectorization, declared_autoreset_mode
-from relax_rl.backends.workers import WorkerDeathReport, shielded_from_signals
+from relax_rl.backends.workers import EnvironmentReport, shielded_from_signals
 from relax_rl.compute.host import usable_cores
 from relax_rl.errors import SettingsError
 from relax_rl.settings.naming import is_own, named, require_call
@@ -182,7 +182,7 @@ def _one_by_one(
         wrappers.append(_OwnObservation)
     if vectorization == "async":
         wrappers.append(shielded_from_signals())
-    with WorkerDeathReport(spec.id):
+    with EnvironmentReport(spec.id):
         return gym.make_vec(
             spec,
             num_envs,

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from relax_rl.compute.distributed import ALONE, Workers
-from relax_rl.errors import TrainingDiverged, WorkerLost
+from relax_rl.errors import EnvironmentFault, RelaxRLError, TrainingDiverged, WorkerLost
 from relax_rl.runs.agent import AgentRun
 from relax_rl.runs.checkpoints import CheckpointFolder, Trainable
 from relax_rl.runs.displays import Display
@@ -284,10 +284,10 @@ class SaveCheckpoints:
 
     @contextmanager
     def named_in_errors(self, run_dir: Path) -> Iterator[None]:
-        """Have errors that end the training in this block say what is left of the run.
+        """Have errors that end the training in this block say what is left of the run, which is saved where it is good.
 
         Raises:
-            TrainingDiverged, WorkerLost: as raised inside, with the last checkpoint named.
+            TrainingDiverged, WorkerLost, EnvironmentFault: as raised inside, with the last checkpoint named.
         """
         try:
             yield
@@ -297,3 +297,11 @@ class SaveCheckpoints:
         except TrainingDiverged as error:
             left = f"the last good checkpoint is {self.last}"
             raise TrainingDiverged(f"{error}; {left if self.last else _NONE_YET}") from error
+        except EnvironmentFault as error:
+            raise EnvironmentFault(f"{error}; saved as {self.save()}; go on with --resume {run_dir}") from error
+        except RelaxRLError:
+            raise
+        except Exception:  # of an environment's or a callback's own: the agent is as it was before it
+            with suppress(RelaxRLError):
+                self.save()
+            raise

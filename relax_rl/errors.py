@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "CheckpointError",
+    "DamagedCheckpoint",
     "EnvironmentFault",
     "RelaxRLError",
     "SettingsError",
@@ -31,6 +32,10 @@ class SettingsError(RelaxRLError, ValueError):
 
 class CheckpointError(RelaxRLError):
     """A checkpoint that is missing, unreadable, tampered with, or made for something else."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint that is not what was once written: truncated, altered, or none at all."""
 
 
 class TrainingDiverged(RelaxRLError):

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from relax_rl.errors import CheckpointError, RelaxRLError
+from relax_rl.errors import CheckpointError, DamagedCheckpoint, RelaxRLError
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,8 @@ def load_state(path: str | os.PathLike[str] | BinaryIO) -> tuple[dict[str, torch
     """Read what `save_state` wrote, from a path or a file open for reading: `(tensors on the CPU, state)`.
 
     Raises:
-        CheckpointError: the file is missing, unreadable, truncated, altered, or of a newer format.
+        CheckpointError: the file is missing, unreadable, or of a newer format.
+        DamagedCheckpoint: it is truncated or altered.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -95,11 +96,11 @@ def load_state(path: str | os.PathLike[str] | BinaryIO) -> tuple[dict[str, torch
         tensors = load(data)
         state = json.loads(metadata["state"])
     except (SafetensorError, KeyError, ValueError, RecursionError):
-        raise CheckpointError(f"checkpoint {path} is damaged: its content does not fit its header") from None
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged: its content does not fit its header") from None
     if _digest(tensors, metadata["state"]) != metadata.get("sha256"):
-        raise CheckpointError(f"checkpoint {path} is damaged: its checksum does not match its content")
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged: its checksum does not match its content")
     if not isinstance(state, dict):
-        raise CheckpointError(f"checkpoint {path} is damaged: its state is not a JSON object")
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged: its state is not a JSON object")
     return tensors, state
 
 
@@ -213,10 +214,10 @@ def _metadata(path: object, data: bytes) -> dict[str, str]:
         (size,) = struct.unpack_from("<Q", data)
         metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
         if metadata.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is not a relax_rl checkpoint")
+            raise DamagedCheckpoint(f"{path} is not a relax_rl checkpoint")
         version = int(metadata.get("version", ""))
     except (struct.error, ValueError, AttributeError, OverflowError, RecursionError):
-        raise CheckpointError(f"checkpoint {path} is damaged or not a checkpoint: its header cannot be read") from None
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged or not a checkpoint: its header cannot be read") from None
     if version > FORMAT_VERSION:
         raise CheckpointError(
             f"checkpoint {path} has format {version}, this relax_rl reads up to {FORMAT_VERSION}; update relax_rl"

@@ -98,7 +98,7 @@ class VectorEnvs:
             raise SettingsError(
                 f"batch_size is {batch_size}, expected {self.num_envs}: every environment answers every step"
             )
-        self._report = EnvironmentReport(self.env_id)
+        self._report = EnvironmentReport(self.env_id, has_workers=isinstance(inner, AsyncVectorEnv))
         self._life_loss_terminal, self.first_env = life_loss_terminal, first_env
         self._copies = vector_env is not inner or not hands_out_fresh_arrays(inner)
         self._checked_action = action_checker(self.single_action_space, self.num_envs)

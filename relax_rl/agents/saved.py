@@ -79,7 +79,7 @@ class SavedActor(Actor):
         if state.get("estimator") != self.name:
             raise CheckpointError(f"the checkpoint holds a {state.get('estimator')!r} agent, not {self.name!r}")
         check_fits(described(state, "the checkpoint"), self.config, self.observation_space, self.action_space)
-        components = self.components()
+        components, drawn = self.components(), self.generator.get_state()
         try:
             counters = {name: whole(name, state[name], least=0) for name in _COUNTERS}
             compiled_from = state.get("compiled_from")
@@ -87,9 +87,10 @@ class SavedActor(Actor):
             kept = {name: x for name, x in without_temperature(tensors).items() if name != "generator"}
             if "value_replay" not in components and self.config.value_replay:  # saved by a single worker
                 kept = {name: x for name, x in kept.items() if not name.startswith("value_replay.")}
-            unpack(components, kept)
             self.generator.set_state(tensors["generator"].cpu())
+            unpack(components, kept)
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            self.generator.set_state(drawn)
             reason = str(error).splitlines()[0]
             raise CheckpointError(
                 f"the checkpoint does not fit this agent ({reason}); was it made with other settings?"

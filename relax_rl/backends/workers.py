@@ -56,8 +56,8 @@ class EnvironmentReport:
         EnvironmentFault: if an environment calls `sys.exit`, or the other end of a pipe is gone.
     """
 
-    def __init__(self, env_id: str) -> None:
-        self._env_id = env_id
+    def __init__(self, env_id: str, *, has_workers: bool) -> None:
+        self._env_id, self._has_workers = env_id, has_workers
 
     def __enter__(self) -> None:
         pass
@@ -65,7 +65,7 @@ class EnvironmentReport:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, EOFError | ConnectionError):
+        if self._has_workers and isinstance(error, EOFError | ConnectionError):
             raise EnvironmentFault(
                 f"a worker process of {self._env_id} died (crashed, killed, or out of memory); "
                 "use fewer environments, or vectorization 'sync' to see the crash itself"

@@ -217,7 +217,9 @@ def _metadata(path: object, data: bytes) -> dict[str, str]:
             raise DamagedCheckpoint(f"{path} is not a relax_rl checkpoint")
         version = int(metadata.get("version", ""))
     except (struct.error, ValueError, AttributeError, OverflowError, RecursionError):
-        raise DamagedCheckpoint(f"checkpoint {path} is damaged or not a checkpoint: its header cannot be read") from None
+        raise DamagedCheckpoint(
+            f"checkpoint {path} is damaged or not a checkpoint: its header cannot be read"
+        ) from None
     if version > FORMAT_VERSION:
         raise CheckpointError(
             f"checkpoint {path} has format {version}, this relax_rl reads up to {FORMAT_VERSION}; update relax_rl"

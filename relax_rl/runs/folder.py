@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import platform
 import time
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import IO, Any, ClassVar, TypeVar
 
 from relax_rl.compute.distributed import elastic
+from relax_rl.compute.host import lock
 from relax_rl.compute.serialization import write_json, writing
 from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.settings.config import TrainConfig
@@ -81,7 +86,7 @@ class KeepingFolder:
         Raises:
             SettingsError: the folder already holds something.
         """
-        if self.config.exists():
+        if self.config.exists() and not self.is_stillborn:
             way = f"go on with it by --resume {self.path} or choose" if resumable else "choose"
             raise SettingsError(f"{self.path} already holds a {self.holds}; {way} another --run-dir")
 
@@ -100,6 +105,29 @@ class KeepingFolder:
         with writing(self.path):
             for name in self.folders:
                 (self.path / name).mkdir(parents=True, exist_ok=True)
+
+    @property
+    def is_stillborn(self) -> bool:
+        """Whether what it holds ended before there was anything to go on from: then it may be begun anew."""
+        return False
+
+    @contextmanager
+    def locked(self) -> Iterator[int | None]:
+        """Hold the folder, which is made if need be, for this process and for those that inherit the descriptor it yields.
+
+        Raises:
+            SettingsError: another process, or one that such a process has left behind, is at work in it.
+            RelaxRLError: it cannot be written.
+        """
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file: IO[bytes] = open(self.path / ".lock", "ab")  # noqa: SIM115
+        with file:
+            if not lock(file):
+                raise SettingsError(
+                    f"{self.path} is being worked on; wait until its processes have saved their runs and left"
+                )
+            yield file.fileno() if os.name == "posix" else None
 
 
 @dataclass(frozen=True)
@@ -125,15 +153,36 @@ class RunFolder(KeepingFolder):
     videos = Within("videos")
     """Folder of recorded videos."""
 
+    @property
+    def is_stillborn(self) -> bool:
+        return self.checkpoints.is_dir() and not any(not x.name.startswith(".") for x in self.checkpoints.iterdir())
+
+    def create(self, *, resumed: bool = False) -> None:
+        if not resumed and self.config.exists():
+            self.check_unused()
+            warnings.warn(f"{self.path} held a run without a checkpoint: begun anew", UserWarning, stacklevel=2)
+            with writing(self.path):
+                for old in (self.progress, self.episodes, self.evaluations, *self.path.glob("events.out.tfevents.*")):
+                    old.unlink(missing_ok=True)
+        super().create(resumed=resumed)
+        with writing(self.path):  # what writers that were killed have left
+            for left in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
+                left.unlink(missing_ok=True)
+
 
 def default_run_dir(*names: str) -> Path:
-    """`runs/NAME-NAME-...-TIME`, with a number behind it if that folder exists."""
+    """A new folder `runs/NAME-NAME-...-TIME`, with a number behind it if there is such a one already.
+
+    Raises:
+        RelaxRLError: it cannot be made.
+    """
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in "-".join(names))
     base = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path, count = base, 1
-    while path.exists():
-        count += 1
-        path = base.with_name(f"{base.name}-{count}")
+    for count in itertools.count(1):
+        path = base if count == 1 else base.with_name(f"{base.name}-{count}")
+        with writing(path), suppress(FileExistsError):
+            path.mkdir(parents=True)
+            break
     return path
 
 

@@ -134,7 +134,8 @@ class Opening(Generic[C]):
 
     def start(
         self,
-        default: Path,
+        default: Callable[[], Path],
+        stack: ExitStack,
         *,
         steps: int,
         command: str,
@@ -145,7 +146,8 @@ class Opening(Generic[C]):
         """Make the folder, or bring its tables back to the checkpoint and write down the resumption.
 
         Args:
-            default: the folder of a new run that was given none.
+            default: makes the folder of a new run that was given none.
+            stack: holds the folder, in which nobody else may be at work.
             steps: that have been taken.
             command: kept in `config.json`.
             keep: how many checkpoints; 0 keeps all.
@@ -153,13 +155,15 @@ class Opening(Generic[C]):
             extra: further entries there.
 
         Raises:
-            SettingsError: the folder already holds a run.
+            SettingsError: the folder already holds a run, or another process is at work in it.
             RelaxRLError: the folder cannot be written.
         """
-        given = flat(self.config)["run_dir"]
-        path = Path(self.workers.from_first(str(given or default)))
+        given, first = flat(self.config)["run_dir"], self.workers.rank == 0
+        path = Path(self.workers.from_first(str(given or default()) if first else None))
         config = with_settings(self.config, {"run_dir": str(path), "resume": None})
-        folder, first = RunFolder(path), self.workers.rank == 0
+        folder = RunFolder(path.absolute())  # wherever an environment moves this process
+        if first:
+            stack.enter_context(folder.locked())
         if first and self.checkpoint is None:
             folder.create()
             history: dict[str, Any] = {"command": command, "started": now(), "resumed": []}
@@ -201,7 +205,7 @@ class Session(Generic[C]):
 
     def headline(self, what: str) -> str:
         """The line that a run begins with."""
-        line = f"{what} · {self.folder.path}"
+        line = f"{what} · {flat(self.config)['run_dir']}"
         return line if self.resumed_from is None else f"{line} · resumed at step {self.start_step:,}"
 
     def loggers(self, columns: Iterable[str], stack: ExitStack, theirs: Iterable[Logger] = ()) -> list[Logger]:

@@ -23,7 +23,7 @@ from relax_rl.runs.callbacks import (
     stop_when_interrupted,
 )
 from relax_rl.runs.evaluation import Scores, envs_of, evaluate, evaluation_envs
-from relax_rl.runs.folder import default_run_dir, resumed_config, settings_to_resume
+from relax_rl.runs.folder import RunFolder, default_run_dir, resumed_config, settings_to_resume
 from relax_rl.runs.loggers import (
     EPISODE_COLUMNS,
     EVALUATION_COLUMNS,
@@ -165,11 +165,13 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
     run = AgentRun(agent)
     if checkpoint is not None:
         run.load(checkpoint.tensors, checkpoint.state)
-    default = default_run_dir(config.env.env, estimator, f"s{config.run.seed}")
+    names = config.env.env, estimator, f"s{config.run.seed}"
     if not is_own(config.run.estimator):
         opening = replace(opening, config=with_settings(config, {"estimator": estimator}))
     keep, extra = config.run.keep_checkpoints, {"compiled_from": agent.compiled_from}
-    session = opening.start(default, steps=steps, command=command, keep=keep, extra=extra)
+    session = opening.start(
+        lambda: default_run_dir(*names), process.stack, steps=steps, command=command, keep=keep, extra=extra
+    )
     agent.join(workers)
     return _Training(session, run, envs, process)
 
@@ -242,14 +244,15 @@ class _Training:
         stopped_by = self.process.signal()
         if stopped_by is None and run.reaches(settings.stop_at_return):
             stopped_by = "return"
+        run_dir = Path(str(settings.run_dir))  # as it was given
         return TrainingResult(
-            run_dir=self.session.folder.path,
+            run_dir=run_dir,
             agent=agent,
             steps=agent.steps,
             episodes=agent.episodes,
             return_mean=run.return_mean,
             solved=run.reaches(self._target()),
-            checkpoint=checkpoint,
+            checkpoint=RunFolder(run_dir).checkpoints / checkpoint.name,
             stopped_by=stopped_by or ("total_steps" if agent.steps >= settings.total_steps else "callback"),
         )
 
@@ -317,18 +320,21 @@ class _Training:
 
     def _draw_curve(self) -> None:
         """The learning curve so far, by the first worker; without a single row there is nothing to draw."""
-        from relax_rl.runs.plotting import Curve, plot_curves
+        from relax_rl.runs.plotting import Curve, never_fatal, plot_curves
 
-        folder, settings = self.session.folder, self.session.config.run
-        progress = read_csv(folder.progress) if self.session.first else {}
-        if not progress:
+        if not self.session.first:
             return
-        training = "training, mean of 100 episodes"
-        curves = [Curve(steps=progress["step"], returns=progress["return_mean"], label=training)]
-        evaluations = read_csv(folder.evaluations) if folder.evaluations.exists() else {}
-        if evaluations:
-            label = f"evaluation, mean of {settings.eval_episodes} episodes"
-            scores = evaluations["return_mean"]
-            curves.append(Curve(steps=evaluations["step"], returns=scores, label=label, points=True))
-        title = f"{self.session.config.env.env} · {self.run.agent.name} · seed {settings.seed}"
-        plot_curves(folder.curve, curves, title=title, threshold=self._target())
+        folder, settings = self.session.folder, self.session.config.run
+        with never_fatal("the learning curve"):
+            progress = read_csv(folder.progress)
+            if not progress.get("step"):
+                return
+            training = "training, mean of 100 episodes"
+            curves = [Curve(steps=progress["step"], returns=progress["return_mean"], label=training)]
+            evaluations = read_csv(folder.evaluations) if folder.evaluations.exists() else {}
+            if evaluations:
+                label = f"evaluation, mean of {settings.eval_episodes} episodes"
+                scores = evaluations["return_mean"]
+                curves.append(Curve(steps=evaluations["step"], returns=scores, label=label, points=True))
+            title = f"{self.session.config.env.env} · {self.run.agent.name} · seed {settings.seed}"
+            plot_curves(folder.curve, curves, title=title, threshold=self._target())

@@ -66,6 +66,7 @@ def variance_run(config: VarianceConfig) -> dict[str, Any]:
     from relax_rl.estimators.diagnostics import squared_norm
     from relax_rl.runs.agent import load_agent
     from relax_rl.runs.evaluation import envs_of
+    from relax_rl.runs.plotting import never_fatal
     from relax_rl.variance.contenders import contenders
     from relax_rl.variance.figure import plot_variances
     from relax_rl.variance.gradient import applied_gradients, applied_variances
@@ -102,10 +103,10 @@ def variance_run(config: VarianceConfig) -> dict[str, Any]:
         "parts": None if parts is None else {name: asdict(found) for name, found in parts.items()},
         "parts_left_out": reason,
     }
-    plot_variances(
-        folder.variance_figure, applied, parts, title=f"{trained.env.env} · {agent.name} · {agent.steps:,} steps"
-    )
     write_json(folder.variance, result)
+    title = f"{trained.env.env} · {agent.name} · {agent.steps:,} steps"
+    with never_fatal("the figure"):
+        plot_variances(folder.variance_figure, applied, parts, title=title)
     return result
 
 

@@ -85,6 +85,9 @@ def arms(
 
         g = n / (n - 1) mean_i[(f_i - mean f)(b_i - p)] p (1 - p) / (p - P(b_i = b_j = 1))
 
+    Of the two forms of the copula the one for the rarer value, of probability q = min(p, 1 - p), whose bits then repel
+    each other as far as they can: two have it at once with probability max(0, 2 q^(1 / (n - 1)) - 1)^(n - 1).
+
     Args:
         f: a function of samples `[n, *, P]`.
         dist: `Bernoulli` with `[*, P]` logits.
@@ -102,19 +105,17 @@ def arms(
         noise = torch.rand((num_samples, *params.shape), generator=generator, dtype=params.dtype, device=params.device)
     elif noise.shape != (num_samples, *params.shape):
         raise ValueError(f"noise has shape {list(noise.shape)}, expected {[num_samples, *params.shape]}")
-    # Of the two forms of the copula the one for the rarer value: its bits repel each other more.
+    # U_i = (1 - share_i)^(n - 1) with shares of the simplex: uniform, and P(U_i < q, U_j < q) below.
     rare = torch.sigmoid(-params.abs())
     exponential = -torch.log1p(-noise)
     share = exponential / exponential.sum(0)
-    u = -torch.expm1((num_samples - 1) * torch.log1p(-share))
-    is_rare = u < rare
-    sample = torch.where(params > 0, ~is_rare, is_rare).to(dist.params.dtype)
+    is_rare = torch.exp((num_samples - 1) * torch.log1p(-share)) < rare
+    sample = torch.where(params >= 0, ~is_rare, is_rare).to(dist.params.dtype)
     value = _ask(f, sample, dist, num_samples)
-    # P(both rare) under the copula, 2 q - 1 + max(0, 2 (1 - q)^(1 / (n - 1)) - 1)^(n - 1), without cancellation; the
-    # variance less the covariance, q - P(both), is the same for the rare and for the common value.
-    reach = (2 * torch.expm1(torch.log1p(-rare) / (num_samples - 1))).clamp(min=-1.0)
-    both = 2 * rare + torch.expm1((num_samples - 1) * torch.log1p(reach))
-    scale = (rare * (1 - rare) / (rare - both)).to(dist.params.dtype)
+    # (1 - q) / (1 - P(both) / q), with P(both) / q = max(0, 2 - q^(-1 / (n - 1)))^(n - 1) even for q = 0: q - P(both),
+    # the variance less the covariance over 1 - q, is the same for the rare and for the common value.
+    both = (2.0 - rare.pow(-1.0 / (num_samples - 1))).clamp(min=0.0).pow(num_samples - 1)
+    scale = ((1.0 - rare) / (1.0 - both)).to(dist.params.dtype)
     centred = (value - value.mean(0)).detach().unsqueeze(-1)
     inside = (centred * (sample - torch.sigmoid(dist.params.detach()))).mean(0)
     grad = num_samples / (num_samples - 1) * inside * scale

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from relax_rl.distributions import Bernoulli, Categorical, logistic_noise
-from relax_rl.distributions.discrete import one_hot
-from relax_rl.estimators.draws import detached
+from relax_rl.distributions.discrete import FAR, HIDDEN, one_hot
+from relax_rl.estimators.draws import check_wrapped, detached, values_for
 from relax_rl.estimators.estimate import Estimate
-from relax_rl.estimators.gradients import check_rows, value_and_gradient
+from relax_rl.estimators.gradients import value_and_gradient
 from relax_rl.estimators.score import check_num_samples
 
 __all__ = ["arm", "arms", "disarm", "stick_breaking_logits"]
@@ -40,7 +40,8 @@ def arm(
     here, logit = _bits(dist, "arm", noise, generator)
     sample, value = _antithetic(f, here, logit)
     difference = (value[0] - value[1]).detach().unsqueeze(-1)
-    return Estimate(sample, value.mean(0), difference * (torch.sigmoid(logit) - 0.5), dist.params)
+    grad = difference * (torch.sigmoid(logit) - 0.5) * (here.params.abs() < HIDDEN)  # a fixed bit would add noise alone
+    return Estimate(sample, value.mean(0), grad, dist.params)
 
 
 def disarm(
@@ -123,9 +124,13 @@ def arms(
 
 
 def stick_breaking_logits(logits: Tensor) -> Tensor:
-    """`[*, P]` logits of a categorical -> `[*, P - 1]` logits of "it is i, given that it is none before"."""
-    tail = torch.logcumsumexp(logits.flip(-1), -1).flip(-1)
-    return logits[..., :-1] - tail[..., 1:]
+    """`[*, P]` logits of a categorical -> `[*, P - 1]` logits of "it is i, given that it is none before".
+
+    Finite for masked choices, and without a gradient at their logits.
+    """
+    at = F.log_softmax(logits, -1).clamp(min=-FAR)
+    tail = torch.logcumsumexp(at.flip(-1), -1).flip(-1)
+    return at[..., :-1] - tail[..., 1:]
 
 
 def _disarm_stick_breaking(
@@ -135,6 +140,7 @@ def _disarm_stick_breaking(
     stick = stick_breaking_logits(here.params)
     bits = Bernoulli(stick)
     if noise is None:
+        here.require_possible()
         noise = bits.sample_noise(generator)
     pair = torch.stack([bits.threshold(bits.relax(noise)), bits.threshold(bits.relax(-noise))])
     # The outcome is the place of the first 1; the last one if there is none.
@@ -167,6 +173,7 @@ def _bits(
 
 
 def _require_bits(dist: object, name: str) -> None:
+    check_wrapped(dist)
     if not isinstance(dist, Bernoulli):
         also = " or a Categorical" if name == "disarm" else ""
         raise ValueError(f"{name} is for Bernoulli outcomes{also}, not for {type(dist).__name__}")
@@ -179,6 +186,4 @@ def _antithetic(f: Callable[[Tensor], Tensor], here: Bernoulli, logit: Tensor) -
 
 
 def _ask(f: Callable[[Tensor], Tensor], sample: Tensor, dist: Bernoulli | Categorical, count: int) -> Tensor:
-    value = f(sample)
-    check_rows((count, *dist.params.shape[:-1]), f=value)
-    return value
+    return values_for(dist, f(sample), count)

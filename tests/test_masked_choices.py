@@ -27,7 +27,7 @@ from tests.oracles import assert_unbiased, collect, repeat
 from tests.test_estimator_families import EVERYWHERE, FOR_BITS, FOR_WAYS, curved, of_vector
 
 INF, LEAST = math.inf, torch.finfo(torch.float32).min
-MASKS = {"-inf": -INF, "finfo.min": LEAST, "-1e4": -1e4}
+MASKS = {"-inf": -INF, "finfo.min": LEAST, "-1e4": -1e4, "-300": -300.0}
 DISTS: dict[str, Callable[[float], Any]] = {
     "ways": lambda m: Categorical(
         torch.tensor([[0.4, m, 0.1, -0.8], [m, 70.0, m, -70.0], [m, m, m, 0.3]]), one_hot=True

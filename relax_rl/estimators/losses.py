@@ -45,7 +45,7 @@ def policy_gradient_loss(
     ratio of the probabilities, which keeps that true for any policy fixed before the actions were drawn, and where PPO
     clips the advantage's term only that term is left out. In PPO's further passes over the same actions it is not true:
     theta and phi depend on them by then, and the terms with c have a mean of their own, which counts where rows are few
-    (with four of them, as much as the advantage's term itself).
+    and steps large.
 
     Args:
         advantage: `[*]` of the actions taken; no gradient flows into it. Scale it before, not after: the surrogate must

@@ -155,7 +155,9 @@ def test_arm_and_disarm_are_their_published_estimates_of_the_same_uniform_number
     p = torch.sigmoid(LOGITS)
     b, mirrored = (u > 1 - p).double(), (u < p).double()
     difference = (curved(b) - curved(mirrored)).unsqueeze(-1)
-    same(arm(curved, BITS, noise=logistic(u)), difference * (u - 0.5))
+    found = arm(curved, BITS, noise=logistic(u))
+    assert torch.equal(found.sample, torch.stack([b, mirrored]))
+    same(found, difference * (u - 0.5))
     sign = (-1.0) ** mirrored * (b != mirrored)
     same(disarm(curved, BITS, noise=logistic(u)), 0.5 * difference * sign * torch.sigmoid(LOGITS.abs()))
 
@@ -188,18 +190,45 @@ def test_disarm_of_categories_is_that_of_the_sticks_that_were_broken() -> None:
 @pytest.mark.parametrize("count", [2, 5])
 def test_rloo_and_vimco_are_their_published_estimates_of_the_same_samples(dist: Any, count: int) -> None:
     found = rloo(curved, dist, num_samples=count, generator=seeded(7))
-    bound = vimco(curved, dist, num_samples=count, generator=seeded(7))
-    assert torch.equal(found.sample, bound.sample)
+    bound, arithmetic = (
+        vimco(curved, dist, num_samples=count, average=average, generator=seeded(7))
+        for average in ("geometric", "arithmetic")
+    )
+    assert torch.equal(found.sample, bound.sample) and torch.equal(found.sample, arithmetic.sample)
     value, score = curved(found.sample), found.sample - dist.mean
-    of_rloo, of_vimco = torch.zeros_like(dist.params), torch.zeros_like(dist.params)
+    of_rloo, of_vimco, of_arithmetic = (torch.zeros_like(dist.params) for _ in range(3))
     total = torch.logsumexp(value, 0) - math.log(count)
     for k in range(count):
         others = [value[j] for j in range(count) if j != k]
         of_rloo += (value[k] - sum(others) / (count - 1)).unsqueeze(-1) * score[k] / count
         without = torch.logsumexp(torch.stack([*others, sum(others) / (count - 1)]), 0) - math.log(count)
         of_vimco += (total - without).unsqueeze(-1) * score[k]
+        mean = torch.stack(others).exp().mean(0).log()
+        without = torch.logsumexp(torch.stack([*others, mean]), 0) - math.log(count)
+        of_arithmetic += (total - without).unsqueeze(-1) * score[k]
     same(found, of_rloo)
     same(bound, of_vimco)
+    same(arithmetic, of_arithmetic)
+
+
+@pytest.mark.parametrize("make", [rloo, vimco, double_cv, rodeo, arm, disarm])
+def test_samples_come_one_by_one_or_as_mirrored_pairs(make: Any) -> None:
+    """Independent ones are both 1 with probability p^2, mirrored ones with max(0, 2 p - 1)."""
+    pair = make in (arm, disarm)
+    options = {} if pair else {"num_samples": 3}
+    sample = make(curved, repeat(Bernoulli(LOGITS[:1]), ROWS), generator=seeded(13), **options).sample
+    p = torch.sigmoid(LOGITS[0])
+    both = (2 * p - 1).clamp(min=0) if pair else p**2
+    for i, j in itertools.combinations(range(len(sample)), 2):
+        for seen, expected in ((sample[i].mean(0), p), ((sample[i] * sample[j]).mean(0), both)):
+            assert ((seen - expected).abs() <= 4.5 * (expected * (1 - expected) / ROWS).sqrt()).all()
+
+
+def test_each_outcome_of_disarm_has_its_probability() -> None:
+    sample = disarm(curved, repeat(WAYS, ROWS), generator=seeded(14)).sample
+    p = WAYS.mean[0]
+    for one in sample:
+        assert ((one.mean(0) - p).abs() < 4.5 * (p * (1 - p) / ROWS).sqrt()).all()
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -40,12 +40,10 @@ def policy_gradient_loss(
         g = (A - c(z~)) dlog pi(a) + dc(z) - dc(z~)        (discrete; for a normal, c(a) and dc(a))
 
     Where neither policy nor surrogate has learned from these actions, as on the first step after a rollout, the terms
-    with c have mean 0 over the actions, and the gradient the mean of that without them: unbiased, relative to the
-    advantages that are given. With `old_log_prob` actions may come from an earlier policy: every term is weighted by the
-    ratio of the probabilities, which keeps that true for any policy fixed before the actions were drawn, and where PPO
-    clips the advantage's term only that term is left out. In PPO's further passes over the same actions it is not true:
-    theta and phi depend on them by then, and the terms with c have a mean of their own, which counts where rows are few
-    and steps large.
+    with c have mean 0: unbiased relative to the advantages that are given. With `old_log_prob` actions may come from an
+    earlier policy, every term is weighted by the ratio of the probabilities, and PPO's clipping leaves out the
+    advantage's term alone. In PPO's further passes over the same actions theta and phi depend on them, and the terms
+    with c have a mean of their own, which counts where rows are few and steps large.
 
     Args:
         advantage: `[*]` of the actions taken; no gradient flows into it. Scale it before, not after: the surrogate must

@@ -39,11 +39,10 @@ def policy_gradient_loss(
 
         g = (A - c(z~)) dlog pi(a) + dc(z) - dc(z~)        (discrete; for a normal, c(a) and dc(a))
 
-    Where neither policy nor surrogate has learned from these actions, as on the first step after a rollout, the terms
-    with c have mean 0: unbiased relative to the advantages that are given. With `old_log_prob` actions may come from an
-    earlier policy, every term is weighted by the ratio of the probabilities, and PPO's clipping leaves out the
-    advantage's term alone. In PPO's further passes over the same actions theta and phi depend on them, and the terms
-    with c have a mean of their own, which counts where rows are few and steps large.
+    As long as neither policy nor surrogate has learned from these actions, as on the first step after a rollout, the
+    terms with c have mean 0: unbiased relative to the advantages given. In further passes over them, as PPO's, they have
+    a mean of their own, which counts where rows are few and steps large. With `old_log_prob` every term is weighted by
+    the ratio of the probabilities, and PPO's clipping leaves out the advantage's term alone.
 
     Args:
         advantage: `[*]` of the actions taken; no gradient flows into it. Scale it before, not after: the surrogate must

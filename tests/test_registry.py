@@ -50,7 +50,10 @@ def estimate(name: str, kind: str, f: Any) -> Estimate:
 @every
 def test_defined_for_the_outcomes_it_names_and_refused_elsewhere(name: str) -> None:
     info = describe(name)
-    run: Any = lambda kind: estimate(name, kind, Counted(differentiable=True))  # noqa: E731
+    if name == "enumerated":
+        run: Any = lambda kind: make_estimator(name)(Counted(differentiable=True), DISTS[kind])  # noqa: E731
+    else:
+        run = lambda kind: estimate(name, kind, Counted(differentiable=True))  # noqa: E731
     for kind, dist in DISTS.items():
         if kind in info.outcomes:
             found = run(kind)
@@ -66,7 +69,7 @@ def test_evaluations_of_f_and_whether_it_must_be_differentiable(name: str) -> No
     info = describe(name)
     f = Counted(differentiable=info.differentiable)
     kind = info.outcomes[0]
-    estimate(name, kind, f)
+    (make_estimator(name)(f, DISTS[kind]) if name == "enumerated" else estimate(name, kind, f))
     samples = {"K": {"rloo": 2, "vimco": 5, "arms": 4}.get(name, 2), "M": 8}
     count = samples.get(info.evaluations) or int(info.evaluations.split()[0])
     assert f.rows == count * ROWS

@@ -9,7 +9,7 @@ import pytest
 
 from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError
 from relax_rl.runs import RunFolder, default_run_dir, read_config, write_config, write_json
-from relax_rl.runs.folder import resumed_config
+from relax_rl.runs.record import resumed_config
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import with_settings
 from relax_rl.settings.presets import preset_config

@@ -13,7 +13,7 @@ from torch import Tensor
 from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.networks.space_json import space_from_json
 from relax_rl.settings.config import AgentConfig
-from relax_rl.settings.fields import from_json
+from relax_rl.settings.fields import from_json, whole
 
 __all__ = ["Description", "check_fits", "check_networks", "described", "kind_of", "without_temperature"]
 
@@ -45,13 +45,13 @@ def described(state: Mapping[str, Any], source: str) -> Description:
     try:
         return Description(
             str(state["estimator"]),
-            int(state["seed"]),
+            whole("seed", state["seed"], least=0),
             from_json(AgentConfig, state["config"]),
             space_from_json(state["observation_space"]),
             space_from_json(state["action_space"]),
             None if state.get("networks") is None else str(state["networks"]),
         )
-    except (KeyError, TypeError, ValueError, SettingsError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, SettingsError) as error:
         raise CheckpointError(f"{source} does not describe an agent ({error})") from None
 
 
@@ -78,9 +78,9 @@ def kind_of(cls: type[T], name: str, source: str) -> type[T]:
     Raises:
         CheckpointError: there is none.
     """
-    kinds: dict[str, type[T]] = {getattr(kind, "name", ""): kind for kind in _family(cls)}
+    kinds: dict[str, type[T]] = {known: kind for kind in _family(cls) if (known := getattr(kind, "name", ""))}
     if name not in kinds:
-        expected = " or ".join(sorted(k for k in kinds if k))
+        expected = " or ".join(sorted(kinds))
         raise CheckpointError(f"{source} holds a {name!r} agent, expected {expected}")
     return kinds[name]
 

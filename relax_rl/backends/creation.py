@@ -18,6 +18,7 @@ from relax_rl.backends.traits import Vectorization, declared_autoreset_mode
 from relax_rl.backends.workers import EnvironmentReport, shielded_from_signals
 from relax_rl.compute.host import usable_cores
 from relax_rl.errors import SettingsError
+from relax_rl.settings.fields import shown
 from relax_rl.settings.naming import is_own, named, require_call
 
 __all__ = ["AskedVectorization", "create_vector_env", "find_spec", "is_atari"]
@@ -123,7 +124,7 @@ def find_spec(env_id: str) -> EnvSpec:
             if near
             else "expected a Gymnasium id such as CartPole-v1, or module:EnvId"
         )
-        raise SettingsError(f"unknown environment {env_id!r}; {advice}")
+        raise SettingsError(f"unknown environment {shown(env_id)}; {advice}")
     return spec
 
 

@@ -7,11 +7,13 @@ truncated and corrupted files, not against someone who rewrites it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import secrets
+import stat
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ __all__ = [
     "load_state",
     "pack",
     "part",
+    "read_regular",
     "replacing",
     "save_state",
     "unpack",
@@ -39,6 +42,9 @@ __all__ = [
 
 FORMAT = "relax_rl"
 FORMAT_VERSION = 1
+_LARGEST = 2**34
+"""Bytes of a checkpoint that is read."""
+_SMALL = 2**20
 
 
 def save_state(
@@ -86,22 +92,50 @@ def load_state(path: str | os.PathLike[str] | BinaryIO) -> tuple[dict[str, torch
     from safetensors.torch import load
 
     try:
-        data = Path(path).read_bytes() if isinstance(path, (str, os.PathLike)) else path.read()
+        is_path = isinstance(path, (str, os.PathLike))
+        data = read_regular(path, most=_LARGEST) if is_path else path.read()  # type: ignore[arg-type, union-attr]
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path} does not exist") from None
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
+    except (OSError, MemoryError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
     metadata = _metadata(path, data)
     try:
         tensors = load(data)
         state = json.loads(metadata["state"])
-    except (SafetensorError, KeyError, ValueError, RecursionError):
+    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
         raise DamagedCheckpoint(f"checkpoint {path} is damaged: its content does not fit its header") from None
     if _digest(tensors, metadata["state"]) != metadata.get("sha256"):
         raise DamagedCheckpoint(f"checkpoint {path} is damaged: its checksum does not match its content")
     if not isinstance(state, dict):
         raise DamagedCheckpoint(f"checkpoint {path} is damaged: its state is not a JSON object")
     return tensors, state
+
+
+def read_regular(path: str | os.PathLike[str], *, most: int) -> bytes:
+    """The content of a regular file of at most so many bytes: no link, and nothing that could be read for ever.
+
+    Raises:
+        OSError: it is another kind of file, or larger, or cannot be read.
+    """
+    # A pipe would wait for a writer.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link") from None
+        raise
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        if found.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, expected at most {most:,}")
+        if found.st_size > _SMALL and getattr(found, "st_blocks", 1) * 512 < found.st_size // 2:
+            raise OSError(errno.EINVAL, "most of it is a hole")
+        return file.read()
 
 
 def pack(components: Mapping[str, Any], separator: str = ".") -> dict[str, torch.Tensor]:
@@ -216,7 +250,7 @@ def _metadata(path: object, data: bytes) -> dict[str, str]:
         if metadata.get("format") != FORMAT:
             raise DamagedCheckpoint(f"{path} is not a relax_rl checkpoint")
         version = int(metadata.get("version", ""))
-    except (struct.error, ValueError, AttributeError, OverflowError, RecursionError):
+    except (struct.error, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         raise DamagedCheckpoint(
             f"checkpoint {path} is damaged or not a checkpoint: its header cannot be read"
         ) from None

@@ -20,9 +20,10 @@ from relax_rl.runs.agent import AgentRun
 from relax_rl.runs.checkpoints import CheckpointFolder, Trainable
 from relax_rl.runs.displays import Display
 from relax_rl.runs.evaluation import Scores
-from relax_rl.runs.folder import RunFolder, note
+from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.interruption import Interruption
 from relax_rl.runs.loggers import Logger, mean_metrics
+from relax_rl.runs.record import note
 
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic, Callback, UpdateInfo

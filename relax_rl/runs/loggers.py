@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from relax_rl.compute.serialization import write_text_atomic, writing
+from relax_rl.compute.serialization import read_regular, write_text_atomic, writing
 
 __all__ = [
     "EPISODE_COLUMNS",
@@ -22,6 +22,9 @@ __all__ = [
     "read_csv",
     "truncate_csv",
 ]
+
+_LARGEST = 2**31
+"""Bytes of a table that is read."""
 
 PROGRESS_COLUMNS = ("step", "episodes", "return_mean", "seconds", "steps_per_second", "length_mean")
 """The first columns of `progress.csv`; the agent's metrics follow."""
@@ -143,7 +146,7 @@ def read_csv(path: Path) -> dict[str, list[float]]:
         RelaxRLError: the file cannot be read.
     """
     with writing(path):
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_regular(path, most=_LARGEST).decode("utf-8", "replace")
     lines = text.split("\n")
     names = next(csv.reader(lines[:1]), [])
     # What stands behind the last line break is a row in the making, or one that a killed run has left.
@@ -174,7 +177,7 @@ def truncate_csv(path: Path, step: int) -> None:
     if not path.exists():
         return
     with writing(path):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        lines = read_regular(path, most=_LARGEST).decode("utf-8", "replace").splitlines(keepends=True)
     if not lines:
         return
     width = lines[0].count(",")

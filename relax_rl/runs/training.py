@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relax_rl.errors import CheckpointError
-from relax_rl.runs.agent import AgentRun
+from relax_rl.runs.agent import AgentRun, check_same_run
 from relax_rl.runs.callbacks import (
     LogProgress,
     PeriodicEvaluation,
@@ -23,7 +23,7 @@ from relax_rl.runs.callbacks import (
     stop_when_interrupted,
 )
 from relax_rl.runs.evaluation import Scores, envs_of, evaluate, evaluation_envs
-from relax_rl.runs.folder import RunFolder, default_run_dir, resumed_config, settings_to_resume
+from relax_rl.runs.folder import RunFolder, default_run_dir
 from relax_rl.runs.loggers import (
     EPISODE_COLUMNS,
     EVALUATION_COLUMNS,
@@ -33,6 +33,7 @@ from relax_rl.runs.loggers import (
     TensorBoardLogger,
     read_csv,
 )
+from relax_rl.runs.record import resumed_config, settings_to_resume
 from relax_rl.runs.session import Process, Session, open_run, training_process
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import with_settings
@@ -153,6 +154,8 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
     first_env = workers.rank * config.env.num_envs
     envs = process.stack.enter_context(envs_of(config.env, seed=seed, first_env=first_env))
     estimator = resolve_estimator(config.run.estimator, envs.single_action_space)
+    if checkpoint is not None:
+        check_same_run(config, estimator, checkpoint.state, checkpoint.path)
     agent = AGENTS[estimator](
         envs.single_observation_space,
         envs.single_action_space,
@@ -179,7 +182,7 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
 def _steps(state: dict[str, Any], path: Path) -> int:
     try:
         return int(state["agent"]["steps"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise CheckpointError(f"{path} does not describe an agent") from None
 
 

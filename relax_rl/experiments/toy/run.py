@@ -18,9 +18,10 @@ from relax_rl.experiments.toy.problem import Problem, outcomes_in_words
 from relax_rl.experiments.toy.report import curves_csv, floors, markdown, summary
 from relax_rl.experiments.toy.training import Run, median, train
 from relax_rl.runs.displays import Display, make_display
-from relax_rl.runs.folder import RunFolder, default_run_dir, write_config
+from relax_rl.runs.folder import RunFolder, default_run_dir
 from relax_rl.runs.interruption import Interruption
 from relax_rl.runs.plotting import never_fatal
+from relax_rl.runs.record import write_config
 
 __all__ = ["Interrupted", "run_toy"]
 

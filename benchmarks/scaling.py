@@ -174,7 +174,7 @@ def measured(estimator: str, sizes: Mapping[str, int], seconds: float) -> dict[s
                 watch.reset()
             return updates < 5 or sum(watch.seconds.values()) < seconds
 
-        agent.learn(envs, sys.maxsize, [go_on])
+        agent.learn(envs, sys.maxsize, [go_on], threads=None)
         watch(None)
     ms = {name: 1e3 * spent / updates for name, spent in watch.seconds.items()}
     whole = sum(ms.values())

@@ -167,11 +167,11 @@ def make_agent(match: Match, estimator: str, compile: str, *, name: str = "", **
     agent = AGENTS[estimator](*spaces, seed=0, config=config)
 
     def train(steps: int) -> None:
-        agent.learn(envs, steps)
+        agent.learn(envs, steps, threads=None)
 
     def sections(steps: int) -> dict[str, float]:
         agent.watch = watch = Stopwatch(torch.cuda.synchronize if agent.device.type == "cuda" else None)
-        agent.learn(envs, steps)
+        agent.learn(envs, steps, threads=None)
         watch(None)
         whole = sum(watch.seconds.values())
         return {name: round(seconds / whole, 4) for name, seconds in watch.seconds.items()}

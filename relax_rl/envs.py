@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +12,15 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from relax_rl.backends.actions import ActionBins
-from relax_rl.backends.batches import CheckedActions, action_checker, copied, put_row, share_memory
+from relax_rl.backends.batches import (
+    CheckedActions,
+    action_checker,
+    copied,
+    put_row,
+    share_memory,
+)
 from relax_rl.backends.creation import AskedVectorization, create_vector_env, find_spec, is_atari
+from relax_rl.backends.records import Episode, Step
 from relax_rl.backends.traits import (
     Vectorization,
     autoreset_mode_named,
@@ -24,44 +29,13 @@ from relax_rl.backends.traits import (
     hands_out_fresh_arrays,
     vectorization_of,
 )
-from relax_rl.backends.workers import WorkerDeathReport, close_vector_env
+from relax_rl.backends.workers import EnvironmentReport, close_vector_env
 from relax_rl.errors import SettingsError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["Episode", "Step", "VectorEnvs", "make_envs"]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of N environments. Its arrays belong to the receiver: no environment writes to them later.
-
-    Attributes:
-        obs: what the action was chosen on, `[N, ...]`, nested like the observation space.
-        action: as it was chosen, `[N, ...]` in the action space (bins, where those stand for numbers).
-        reward: raw, `[N]` float64; 0 where not `valid`.
-        next_obs: the true successor, also at the end of an episode, where it is the last observation.
-        terminated: `[N]` bool, the episode ended in a final state (or, in Atari, a life was lost): bootstrap nothing.
-        truncated: `[N]` bool, it was cut off: bootstrap from `next_obs`. Never True together with `terminated`.
-        valid: `[N]` bool, False where the step was only an environment resetting itself and no transition.
-    """
-
-    obs: Any
-    action: Any
-    reward: np.ndarray
-    next_obs: Any
-    terminated: np.ndarray
-    truncated: np.ndarray
-    valid: np.ndarray
-
-
-@dataclass(frozen=True)
-class Episode:
-    """A finished episode: the sum of its raw rewards and its number of steps (of a whole game in Atari)."""
-
-    return_: float
-    length: int
 
 
 class VectorEnvs:
@@ -83,6 +57,7 @@ class VectorEnvs:
 
     Attributes:
         obs: `[N, ...]`, what the next action is chosen on.
+        first_env: how many environments of other processes stand before these.
         solve_threshold: the mean return at which the registration calls the environment solved, if it says so.
         vector_env: the wrapped environment.
 
@@ -123,9 +98,8 @@ class VectorEnvs:
             raise SettingsError(
                 f"batch_size is {batch_size}, expected {self.num_envs}: every environment answers every step"
             )
-        is_async = isinstance(inner, AsyncVectorEnv)
-        self._worker_death_report = WorkerDeathReport(self.env_id) if is_async else nullcontext()
-        self._life_loss_terminal, self._first_env = life_loss_terminal, first_env
+        self._report = EnvironmentReport(self.env_id, has_workers=isinstance(inner, AsyncVectorEnv))
+        self._life_loss_terminal, self.first_env = life_loss_terminal, first_env
         self._copies = vector_env is not inner or not hands_out_fresh_arrays(inner)
         self._checked_action = action_checker(self.single_action_space, self.num_envs)
         if isinstance(inner, CartPoleVectorEnv) and isinstance(inner.action_space, spaces.MultiDiscrete):
@@ -148,10 +122,10 @@ class VectorEnvs:
 
         Raises:
             SettingsError: for a negative seed.
-            RelaxRLError: if a worker process died.
+            EnvironmentFault: if a worker process died, or an environment calls `sys.exit`.
         """
         seeds = None if seed is None else self._derived_seeds(seed)
-        with self._worker_death_report:
+        with self._report:
             obs, infos = self.vector_env.reset(seed=seeds)
         # Workers without shared memory do not take back a pending autoreset: theirs still makes up the next row.
         inner = self.vector_env.unwrapped
@@ -171,12 +145,12 @@ class VectorEnvs:
 
         Raises:
             SettingsError: if an action has the wrong shape or lies outside the space (ale-py would wait for ever).
-            RelaxRLError: if a worker process died.
+            EnvironmentFault: if a worker process died, or an environment calls `sys.exit`.
         """
         action = self._checked_action(action)
         taken = action if self._bins is None else self._bins.to_box(action)
         obs, valid = self.obs, ~self._resetting
-        with self._worker_death_report:
+        with self._report:
             found, rewards, terminations, truncations, infos = self.vector_env.step(taken)
         next_obs = self._owned(found)
         reward = np.asarray(rewards).astype(np.float64)
@@ -198,6 +172,9 @@ class VectorEnvs:
         if some_done:
             truncated &= ~terminated
             self._finish_episodes(done)
+            if self.autoreset_mode is AutoresetMode.NEXT_STEP and terminated.any():
+                # Nothing starts from such an observation, and nothing is bootstrapped from it: it may be anything.
+                self.obs = next_obs = _without_broken(next_obs, terminated)
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
                 next_obs = self._with_last_observations(next_obs, infos, done)
             elif self.autoreset_mode is AutoresetMode.DISABLED:
@@ -242,7 +219,7 @@ class VectorEnvs:
         self.close()
 
     def _derived_seeds(self, seed: int | Sequence[int]) -> Any:
-        return derived_seeds(self.vector_env, seed, self._first_env, (self.single_action_space,))
+        return derived_seeds(self.vector_env, seed, self.first_env, (self.single_action_space,))
 
     def _owned(self, obs: Any) -> Any:
         return copied(obs) if self._copies else obs
@@ -283,7 +260,7 @@ class VectorEnvs:
         return successors
 
     def _reset_finished(self, done: np.ndarray) -> None:
-        with self._worker_death_report:
+        with self._report:
             # Gymnasium takes the mask out of the dictionary, so each call gets its own.
             obs, infos = self.vector_env.reset(options={"reset_mask": done.copy()})
         self.obs = self._owned(obs)
@@ -348,3 +325,21 @@ def make_envs(
     except BaseException:
         close_vector_env(vector_env)
         raise
+
+
+def _without_broken(obs: Any, rows: np.ndarray) -> Any:
+    """The observations, with 0 for what is not finite in some rows.
+
+    Args:
+        obs: arrays `[N, ...]`, nested; none of them is written to.
+        rows: `[N]` bool, which rows to look at.
+    """
+    if isinstance(obs, Mapping):
+        return {key: _without_broken(part, rows) for key, part in obs.items()}
+    if isinstance(obs, tuple):
+        return tuple(_without_broken(part, rows) for part in obs)
+    if obs.dtype.kind != "f" or np.isfinite(obs[rows]).all():
+        return obs
+    broken = ~np.isfinite(obs)
+    broken[~rows] = False
+    return np.where(broken, np.zeros((), obs.dtype), obs)

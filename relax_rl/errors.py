@@ -2,7 +2,16 @@
 
 from collections.abc import Iterable
 
-__all__ = ["CheckpointError", "RelaxRLError", "SettingsError", "TrainingDiverged", "WorkerLost", "did_you_mean"]
+__all__ = [
+    "CheckpointError",
+    "DamagedCheckpoint",
+    "EnvironmentFault",
+    "RelaxRLError",
+    "SettingsError",
+    "TrainingDiverged",
+    "WorkerLost",
+    "did_you_mean",
+]
 
 
 class RelaxRLError(Exception):
@@ -25,8 +34,16 @@ class CheckpointError(RelaxRLError):
     """A checkpoint that is missing, unreadable, tampered with, or made for something else."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint that is not what was once written: truncated, altered, or none at all."""
+
+
 class TrainingDiverged(RelaxRLError):
     """A loss, gradient or parameter stopped being a finite number."""
+
+
+class EnvironmentFault(RelaxRLError):
+    """An environment gave what nothing can be learned from: a reward or an observation that is not a finite number."""
 
 
 class WorkerLost(RelaxRLError):

@@ -25,8 +25,9 @@ from relax_rl.runs.callbacks import (
 )
 from relax_rl.runs.displays import Display
 from relax_rl.runs.evaluation import Scores
-from relax_rl.runs.folder import RunFolder, read_record
+from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.interruption import Interruption
+from relax_rl.runs.record import read_record
 from tests.fakes import Rows
 
 

@@ -114,7 +114,7 @@ def test_explicit_options_win_over_the_preset():
         (["--env", "Acrobot-v1", "--vectorization", "native"], "no native vector code"),
         (["--device", "cuda:99"], "device 'cuda:99' is not available"),
         (["--device", "toaster"], "unknown device 'toaster'"),
-        (["--run-dir", "file/run"], "cannot write file/run"),
+        (["--run-dir", "file/run"], "file/run: Not a directory"),
         (["--resume", "none"], "run none does not exist"),
         (["--resume", "."], "holds no run"),
         (["evaluate"], "RUN is missing"),

@@ -80,8 +80,7 @@ def run_estimator(name: str, kind: str, device: str, generator: torch.Generator 
     options: dict[str, Any] = {"surrogate": c} if "surrogate" in describe(name).needs else {}
     if name == "rebar":
         options["eta"] = torch.ones((), device=device, requires_grad=True)
-    if name != "enumerated":
-        options["generator"] = generator
+    options["generator"] = generator
     params = torch.ones(5, 6, device=device, requires_grad=True)
     with OnlyOn(device):
         make_estimator(name, **options)(f, FAMILIES[kind](params)).loss().backward()

@@ -100,7 +100,7 @@ def policy_objective(agent: ActorCritic, batch: Batch, objective: Objective) -> 
             assert batch.old_log_prob is not None
             ratio = torch.exp(start.log_prob(batch.action) - batch.old_log_prob)
             noise = noise_behind(start, batch.action, batch.conditional_noise)
-            far = torch.where(batch.advantage > 0, ratio > 1 + objective.clip_range, ratio < 1 - objective.clip_range)
+            far = torch.where(signal > 0, ratio > 1 + objective.clip_range, ratio < 1 - objective.clip_range)
             assert 0 < int(far.sum()) < len(far) // 2
             signal = signal * ~far
         z = start.relax(noise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -155,3 +156,29 @@ def test_one_number_a_row() -> None:
         policy_gradient_loss(
             torch.zeros(4, 1), Categorical(torch.zeros(4, 3)), torch.zeros(4, dtype=torch.long), curved
         )
+
+
+def test_the_surrogate_adds_nothing_to_the_mean_of_the_first_pass_and_something_to_that_of_further_ones() -> None:
+    """Many three-armed bandits with rollouts of four rows each: theta has learned from the actions after a pass."""
+    runs, reward = 40_000, torch.tensor([1.0, 0.0, -0.5])
+    action = torch.randint(3, (runs, 4), generator=seeded(40))
+    advantage, old = reward[action] - reward.mean(), torch.full((runs, 4), math.log(1 / 3))
+    surrogates: list[Any] = [
+        lambda z: 2 * (torch.softmax(z, -1) @ torch.tensor([1.0, -1.0, 0.5])),
+        lambda z: torch.zeros(z.shape[:-1]),
+    ]
+    theta, share, noise = torch.zeros(runs, 3), [], seeded(41)
+    for _ in range(4):
+        gradients = []
+        for surrogate in surrogates:
+            leaf = theta.clone().requires_grad_()
+            dist = Categorical(leaf[:, None].expand(runs, 4, 3))
+            loss = policy_gradient_loss(advantage, dist, action, surrogate, old_log_prob=old, clip=0.2, generator=noise)
+            gradients.append(torch.autograd.grad(loss, leaf)[0] * runs)
+        full, plain = gradients
+        added = full - plain
+        scores = added.mean(0) / (added.std(0) / runs**0.5)
+        share.append(float(added.mean(0).norm() / plain.mean(0).norm()))
+        assert scores.abs().max() < 4 if len(share) == 1 else scores.abs().max() > 8
+        theta = theta - full
+    assert share[0] < 0.02 and share[1:] == pytest.approx([0.15, 0.27, 0.35], abs=0.03)

@@ -25,7 +25,7 @@ def test_nothing_given_is_the_default():
 
 def test_every_setting_of_every_section_is_an_option():
     config = read(
-        "--env", "A-v0", "--total_steps", "9", "--hidden", "64", "32", "--normalize-obs", "--stop-at-return=3.5"
+        "--env", "A-v0", "--total_steps", "9e0", "--hidden", "64", "32", "--normalize-obs", "--stop-at-return=3.5"
     )
     expected = {"env": "A-v0", "total_steps": 9, "hidden": (64, 32), "normalize_obs": True, "stop_at_return": 3.5}
     assert config == with_settings(TrainConfig(), expected)
@@ -43,6 +43,8 @@ def test_what_is_given_wins_even_if_it_is_the_plain_default():
         (["--zzz"], "unknown option --zzz"),
         (["--num-envs", "0"], "num_envs is 0, expected at least 1"),
         (["--num-envs", "-3"], "num_envs is -3, expected at least 1"),
+        (["--num-envs", "1.5"], "--num-envs: '1.5' is not a whole number"),
+        (["--num-envs", "inf"], "--num-envs: 'inf' is not a whole number"),
         (["--num-envs", "many"], "--num-envs: 'many' is not a whole number"),
         (["--num-envs"], "--num-envs"),
         (["--gamma", "high"], "--gamma: 'high' is not a number"),

@@ -9,7 +9,7 @@ import pytest
 
 from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError
 from relax_rl.runs import RunFolder, default_run_dir, read_config, write_config, write_json
-from relax_rl.runs.folder import resumed_config
+from relax_rl.runs.record import resumed_config
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import with_settings
 from relax_rl.settings.presets import preset_config
@@ -36,6 +36,7 @@ def test_config_round_trip(folder):
 
 def test_a_folder_with_a_run_is_refused(folder):
     write_config(folder, TrainConfig(), {})
+    (folder.checkpoints / "step_000000001.safetensors").touch()
     with pytest.raises(SettingsError, match=r"already holds a run.*--resume"):
         folder.create()
 
@@ -56,8 +57,7 @@ def test_default_folders_never_collide(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda _: "NOW")
     first = default_run_dir("ALE/Pong-v5", "relax", "s3")
-    assert str(first) == "runs/ALE-Pong-v5-relax-s3-NOW"
-    first.mkdir(parents=True)
+    assert str(first) == "runs/ALE-Pong-v5-relax-s3-NOW" and first.is_dir()
     second = default_run_dir("ALE/Pong-v5", "relax", "s3")
     assert second != first and second.name == f"{first.name}-2"
     assert default_run_dir("module:Env-v0", "a2c", "s0").name == "module-Env-v0-a2c-s0-NOW"

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from relax_rl.compute.serialization import load_state
-from relax_rl.errors import CheckpointError, SettingsError, TrainingDiverged
+from relax_rl.errors import CheckpointError, EnvironmentFault, SettingsError, TrainingDiverged
 from relax_rl.runs import RunFolder, read_config
 from relax_rl.runs.training import resume_config, train
 from relax_rl.settings.fields import with_settings
@@ -217,19 +217,50 @@ def test_a_signal_saves_and_leaves(tmp_path, number):
     assert train(resume_config(result.run_dir, total_steps=result.steps + 50)).steps >= result.steps + 50
 
 
-def test_a_nan_stops_the_run_and_names_the_last_good_checkpoint(tmp_path):
+@pytest.mark.parametrize("interval", [100, 50_000])
+def test_a_reward_that_is_no_number_ends_the_run_which_is_saved(tmp_path, interval):
+    config = small_run(tmp_path / "run", POISONED, "a2c", total_steps=4000, checkpoint_interval=interval)
+    with pytest.raises(EnvironmentFault, match="gave a reward of nan in step 1") as error:
+        train(config)
+    checkpoints = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert f"saved as {checkpoints[-1]}; go on with --resume" in str(error.value) and "\n" not in str(error.value)
+    tensors, state = load_state(checkpoints[-1])
+    assert all(torch.isfinite(x).all() for x in tensors.values()) and state["agent"]["steps"] == 400
+
+
+def spoil(at):
+    """A callback after which the gradient is no number."""
+
+    def spoiled(agent, info):
+        if info.updates == at:
+            agent.policy.head.weight.data.fill_(math.nan)
+
+    return spoiled
+
+
+def test_a_run_that_diverges_names_the_last_good_checkpoint(tmp_path):
+    config = small_run(tmp_path / "run", total_steps=4000, checkpoint_interval=100)
     with pytest.raises(TrainingDiverged) as error:
-        train(small_run(tmp_path / "run", POISONED, "a2c", total_steps=4000, checkpoint_interval=100))
+        train(config, callbacks=[spoil(20)])
     checkpoints = sorted((tmp_path / "run" / "checkpoints").iterdir())
     assert str(error.value).endswith(f"the last good checkpoint is {checkpoints[-1]}")
     assert "\n" not in str(error.value)
-    tensors, _ = load_state(checkpoints[-1])
-    assert all(torch.isfinite(x).all() for x in tensors.values())
 
 
-def test_a_nan_before_any_checkpoint(tmp_path):
+def test_a_run_that_diverges_before_any_checkpoint(tmp_path):
     with pytest.raises(TrainingDiverged, match="no checkpoint had been written"):
-        train(small_run(tmp_path / "run", POISONED, "a2c", total_steps=4000))
+        train(small_run(tmp_path / "run", total_steps=4000), callbacks=[spoil(2)])
+
+
+def test_a_mistake_of_a_callback_leaves_a_checkpoint(tmp_path):
+    def mistaken(agent, info):
+        if info.updates == 7:
+            raise ZeroDivisionError("of the user's own")
+
+    with pytest.raises(ZeroDivisionError, match="own"):
+        train(small_run(tmp_path / "run", total_steps=4000), callbacks=[mistaken])
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+    assert train(resume_config(tmp_path / "run", total_steps=300)).steps >= 300
 
 
 def test_a_folder_with_a_run_is_refused(finished):

@@ -17,6 +17,7 @@ from relax_rl.critics import ValueFunction
 from relax_rl.networks.policies import Policy
 from relax_rl.networks.spaces import ActionEncoder, ObservationEncoder
 from relax_rl.settings.config import AgentConfig
+from relax_rl.settings.fields import whole
 
 __all__ = ["Actor"]
 
@@ -44,13 +45,13 @@ class Actor:
     def __init__(
         self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], config: AgentConfig, seed: int
     ) -> None:
-        self.config, self.seed = config, seed
+        self.config, self.seed = config, whole("seed", seed, least=0)
         self.observation_space, self.action_space = observation_space, action_space
         self.observations, self.actions = ObservationEncoder(observation_space), ActionEncoder(action_space)
         if config.squash:
             self.actions.require_bounded()
         self.device = resolve_device(config.device)
-        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.generator = torch.Generator(self.device).manual_seed(self.seed)
         self.obs_normalizer: ObservationNormalizer | None = None
 
     @property
@@ -101,7 +102,13 @@ class Actor:
         return self.to_env(outcome.cpu().numpy())
 
     def predict(
-        self, obs: Any, state: Any = None, episode_start: np.ndarray | None = None, deterministic: bool = False
+        self,
+        obs: Any = None,
+        state: Any = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        *,
+        observation: Any = None,
     ) -> tuple[np.ndarray, Any]:
         """Stable-Baselines3's `predict`: actions for one observation or a batch, and the state, which is passed through.
 
@@ -109,7 +116,11 @@ class Actor:
             obs: one raw observation, or a batch of them.
             state, episode_start: for recurrent policies, of which this is none.
             deterministic: take the mode of the policy instead of a sample.
+            observation: the same as `obs`, under Stable-Baselines3's name.
+
+        Raises:
+            SettingsError: if that is no observation of the agent's space, or one with a number that is not finite.
         """
-        batch, single = self.observations.as_batch(obs)
+        batch, single = self.observations.as_batch(observation if obs is None else obs)
         actions = self.act(batch, deterministic=deterministic)
-        return (actions[0] if single else actions), state
+        return (actions.squeeze(0) if single else actions), state

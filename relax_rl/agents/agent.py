@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
@@ -18,22 +22,25 @@ from relax_rl.agents.learner import Learner, Metrics
 from relax_rl.agents.networks import NetworkFactory, Outputs, make_networks
 from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler
 from relax_rl.agents.replay import ValueReplay
-from relax_rl.agents.rollouts import Collector, Rollout
+from relax_rl.agents.rollouts import Collector, Rollout, require_envs
 from relax_rl.agents.saved import SavedActor
 from relax_rl.agents.shards import columns, shard_of_rollout
-from relax_rl.agents.statistics import UpdateInfo, absorb, episodes_of_all
+from relax_rl.agents.statistics import UpdateInfo, absorb, as_callbacks, episodes_of_all, numbers, stops
 from relax_rl.compute.clocks import Watch
 from relax_rl.compute.distributed import Workers
+from relax_rl.compute.host import set_threads
 from relax_rl.envs import VectorEnvs
 from relax_rl.errors import TrainingDiverged
-from relax_rl.networks.spaces import require_space
 from relax_rl.settings.config import AgentConfig
-from relax_rl.settings.fields import with_settings
+from relax_rl.settings.fields import whole, with_settings
 from relax_rl.settings.naming import name_of
 
 __all__ = ["ActorCritic", "Callback", "UpdateInfo"]
 
 AgentT = TypeVar("AgentT", bound="ActorCritic")
+
+_GLOBAL_GENERATOR = threading.Lock()
+"""Initial weights come from torch's one generator, which agents made in several threads take in turns."""
 
 
 class ActorCritic(SavedActor):
@@ -75,8 +82,8 @@ class ActorCritic(SavedActor):
         config = with_settings(config or AgentConfig(), settings)
         super().__init__(observation_space, action_space, config, seed)
         check_estimator(self.estimator, self.actions)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
             learned = self.estimator.uses_surrogate
             made = make_networks(self.observations, self.actions, config, surrogate=learned, factory=networks)
         self.networks, self.networks_from = made.to(self.device), None if networks is None else name_of(networks)
@@ -153,46 +160,69 @@ class ActorCritic(SavedActor):
         self: AgentT,
         envs: VectorEnvs,
         total_steps: int,
-        callbacks: Iterable[Callback] = (),
+        callbacks: Iterable[Callback] | Callback | None = (),
         *,
         reset_schedule: bool = True,
+        threads: int | None = 1,
     ) -> AgentT:
         """Train for `total_steps` more environment steps (at least: whole rollouts are used).
 
         Args:
             envs: environments with this agent's spaces.
             total_steps: steps summed over the environments.
-            callbacks: called after every update; one that returns False ends the training, of all workers.
+            callbacks: called after every update, or a single one; one that returns False ends the training, of all
+                workers.
             reset_schedule: start schedules anew; False goes on with those of the last call, as after a load.
+            threads: CPU threads for tensor work until this returns, 0 for all cores, None for torch's present setting.
+                More than one pays only for images or wide networks, and costs much on cores that others use too.
 
         Raises:
-            SettingsError: if the environments have other spaces, or if compiled code is asked for and impossible.
+            SettingsError: if the environments have other spaces, if a network was replaced, or if compiled code is asked
+                for and impossible.
+            EnvironmentFault: if a reward or an observation is not a finite number.
             TrainingDiverged: if a gradient is not finite.
             WorkerLost: if another worker stops.
         """
-        require_space(self.observation_space, envs.single_observation_space)
-        require_space(self.action_space, envs.single_action_space)
+        require_envs(envs, self.observation_space, self.action_space)
+        self.learner.check_networks()
+        total_steps = whole("total_steps", total_steps, least=0)
         if reset_schedule:
             self.schedule_start = self.steps
         self.schedule_end = self.steps + total_steps
-        self.learner.choose_compiled(total_steps, envs.num_envs, again=self.compiled_from is not None)
-        collector = self.collector(envs)
-        callbacks = list(callbacks)
+        with ExitStack() as stack:
+            if threads is not None:
+                set_threads(threads, stack)
+            self.learner.choose_compiled(total_steps, envs.num_envs, again=self.compiled_from is not None)
+            self._learn(envs, as_callbacks(callbacks))
+        return self
+
+    def _learn(self, envs: VectorEnvs, callbacks: list[Callable[..., Any]]) -> None:
+        envs.drain_episodes()  # of steps that somebody else has taken
+        collector, returns = self.collector(envs), deque[float](maxlen=100)
         while self.steps < self.schedule_end:
             before = self.episodes
             rollout = self.collect(collector)
-            metrics = self.update(rollout)
+            metrics = numbers(self.update(rollout))
             episodes = episodes_of_all(self.workers, rollout.episodes, self.episodes - before)
             self.watch("logging")
+            returns.extend(episode.return_ for episode in episodes)
+            metrics["return_mean"] = math.fsum(returns) / len(returns) if returns else math.nan
             info = UpdateInfo(self.steps, self.updates, episodes, metrics)
             answers = [callback(self, info) for callback in callbacks]
-            if self.workers.any(any(answer is False for answer in answers)):
+            if self.workers.any(any(map(stops, answers))):
                 break
-        return self
 
     def collector(self, envs: VectorEnvs) -> Collector:
         """What steps these environments, `num_steps` at a time, with this agent's view of them."""
-        return Collector(envs, self.observations.encode, self.to_env, self.config.num_steps, watch=self.watch)
+        seen = self.observations
+        return Collector(
+            envs,
+            seen.encode,
+            self.to_env,
+            self.config.num_steps,
+            watch=self.watch,
+            leaf_at=lambda column: seen.leaf_at(column).name,
+        )
 
     def collect(self, collector: Collector) -> Rollout:
         """A rollout of the present policy, with noise that does not depend on how many workers share it."""

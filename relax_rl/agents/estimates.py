@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -101,6 +101,7 @@ class AgentEstimator:
         estimate: see `Estimate`. It has to be affine in the advantage, with the score as its slope.
         action_kinds: what it is for.
         uses_surrogate: whether it is given a surrogate, which then learns to lower its variance.
+        signal: what multiplies the score, and by whose sign PPO clips.
         most_actions: how many actions there may be, where it asks for each of them; None for no limit.
     """
 
@@ -108,6 +109,7 @@ class AgentEstimator:
     estimate: Estimate
     action_kinds: tuple[str, ...] = (*DISCRETE, "gaussian")
     uses_surrogate: bool = False
+    signal: Literal["advantage", "return_"] = "advantage"
     most_actions: int | None = None
 
 
@@ -117,7 +119,7 @@ MARGINAL = AgentEstimator(
     name="marginal", estimate=marginal, action_kinds=DISCRETE, uses_surrogate=True, most_actions=64
 )
 A2C = AgentEstimator(name="a2c", estimate=a2c)
-REINFORCE = AgentEstimator(name="reinforce", estimate=reinforce)
+REINFORCE = AgentEstimator(name="reinforce", estimate=reinforce, signal="return_")
 BUILT_IN = (RELAX, LAX, MARGINAL, A2C, REINFORCE)
 
 

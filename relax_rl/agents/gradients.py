@@ -100,7 +100,7 @@ def gradients(
     if ratio is not None:
         sums["divergence"] = ((ratio - 1.0 - ratio.clamp(min=1e-30).log()) * batch.weight).sum()
         if math.isfinite(objective.clip_range):
-            kept = unclipped(batch.advantage, ratio, objective.clip_range)
+            kept = unclipped(getattr(batch, objective.estimator.signal), ratio, objective.clip_range)
             metrics["policy/clipped"] = 1.0 - kept.to(ratio.dtype).mean()
     if objective.estimator.uses_surrogate:
         sums["plain"] = _squared_norms(plain) @ batch.weight
@@ -170,8 +170,9 @@ def _as_if_on_policy(
             ratio = torch.exp(dist.log_prob(batch.action) - batch.old_log_prob)
             noise = noise_behind(dist, batch.action, batch.conditional_noise)
             if math.isfinite(objective.clip_range):
-                kept = unclipped(advantage, ratio, objective.clip_range).to(advantage.dtype)
-                advantage, return_ = advantage * kept, return_ * kept
+                advantage, return_ = (
+                    x * unclipped(x, ratio, objective.clip_range).to(x.dtype) for x in (advantage, return_)
+                )
     score = score_of(dist, batch.action)
     return Experience(features, batch.action, noise, advantage, return_, batch.weight, score), ratio
 

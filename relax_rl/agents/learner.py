@@ -20,7 +20,7 @@ from relax_rl.compute.clocks import Watch, unwatched
 from relax_rl.compute.compilation import CompilationError, NotKept, warn_or_raise
 from relax_rl.compute.distributed import ALONE, Workers
 from relax_rl.compute.optimizers import OPTIMIZERS, Adam, FlatParameters, Optimizer
-from relax_rl.errors import TrainingDiverged
+from relax_rl.errors import SettingsError, TrainingDiverged
 from relax_rl.settings.config import AgentConfig
 
 __all__ = ["Learner"]
@@ -106,6 +106,16 @@ class Learner:
             self.compiled = CompiledGradients(
                 self.networks, self.flat, identity=identity, only_kept=choice is Choice.KEPT
             )
+
+    def check_networks(self) -> None:
+        """Raises SettingsError if a network, or a part of one, was replaced since: the optimisers would not know it."""
+        for name, flat in self.flat.items():
+            present = [*self.networks.parts()[name].parameters()] if name in self.networks.parts() else []
+            if [id(x) for x in present] != [id(x) for x in flat.parameters]:
+                raise SettingsError(
+                    f"parameters of the {name} network were replaced after the agent was made, and would not learn; "
+                    "make them by a factory, networks=..., or copy numbers into those that are there"
+                )
 
     def learn(self, batch: Batch, acted: Outputs, factor: float) -> tuple[Metrics, dict[str, Tensor]]:
         """All steps of an update.

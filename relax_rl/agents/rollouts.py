@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from relax_rl.compute.clocks import Watch, unwatched
+from relax_rl.envs import Episode, VectorEnvs
+from relax_rl.errors import EnvironmentFault, SettingsError, TrainingDiverged
 
-if TYPE_CHECKING:
-    from relax_rl.envs import Episode, VectorEnvs
-
-__all__ = ["Collector", "Rollout", "gae", "successor_values"]
+__all__ = ["Collector", "Rollout", "gae", "require_envs", "successor_values"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Collector:
         to_env: outcomes of the action distribution as an array -> actions of the environment.
         num_steps: T.
         watch: told when acting and when stepping begins.
+        leaf_at: names the leaf of the observations that an entry of an encoded one belongs to.
     """
 
     def __init__(
@@ -73,9 +75,11 @@ class Collector:
         num_steps: int,
         *,
         watch: Watch = unwatched,
+        leaf_at: Callable[[int], str] = lambda column: "obs",
     ) -> None:
         self.envs, self.encode, self.to_env, self.num_steps = envs, encode, to_env, num_steps
-        self.watch = watch
+        self.watch, self.leaf_at = watch, leaf_at
+        self._steps = 0
 
     def collect(
         self,
@@ -90,6 +94,9 @@ class Collector:
             sample: (encoded observations `[N, ...]`, noise `[N, ...]`) -> outcomes `[N, ...]`.
             noise: `[T, N, ...]` base noise, one row a step.
             on_host: the same in NumPy; takes the place of `sample`.
+
+        Raises:
+            EnvironmentFault: if a reward, or an observation that something depends on, is not finite.
         """
         envs, steps, num_envs = self.envs, self.num_steps, self.envs.num_envs
         first = self.encode(envs.obs)
@@ -105,7 +112,11 @@ class Collector:
         else:
             act = map(on_host, obs[:-1], noise.cpu().numpy())
         for t, outcome in enumerate(act):
-            taken = self.to_env(outcome)
+            try:
+                taken = self.to_env(outcome)
+            except TrainingDiverged:
+                self._require_finite(reward[:t], obs[: t + 1])  # what is no number makes no action
+                raise
             self.watch("env")
             step = envs.step(taken)
             self.watch("act")
@@ -118,6 +129,8 @@ class Collector:
                 ends = np.flatnonzero(step.truncated)
                 final_obs.append(self.encode(step.next_obs)[ends])
                 final_index.append(np.stack([np.full_like(ends, t), ends], 1))
+        self._require_finite(reward, obs, zip(final_obs, final_index, strict=True))
+        self._steps += steps
         return Rollout(
             obs=obs_tensor,
             action=torch.from_numpy(action),
@@ -131,11 +144,60 @@ class Collector:
             episodes=tuple(envs.drain_episodes()),
         )
 
+    def _require_finite(
+        self, reward: np.ndarray, obs: np.ndarray, final: Iterable[tuple[np.ndarray, np.ndarray]] = ()
+    ) -> None:
+        """Name the first number that is not finite.
+
+        Args:
+            reward: `[t, N]`.
+            obs: `[t + 1, N, ...]` encoded, flat if they are floats; rows that nothing depends on hold zeros.
+            final: last observations `[k, ...]` of truncated episodes, and `[k, 2]` which.
+
+        Raises:
+            EnvironmentFault: there is one.
+        """
+        if not np.isfinite(reward).all():
+            t, n = np.argwhere(~np.isfinite(reward))[0]
+            raise self._fault(f"a reward of {reward[t, n]}", t + 1, n)
+        if obs.dtype.kind != "f":
+            return
+        if not np.isfinite(obs).all():
+            t, n, column = np.argwhere(~np.isfinite(obs))[0]
+            raise self._fault(f"{obs[t, n, column]} in the observation {self.leaf_at(int(column))!r}", t, n)
+        for last, index in final:
+            if not np.isfinite(last).all():
+                k, column = np.argwhere(~np.isfinite(last))[0]
+                told = f"{last[k, column]} in the last observation {self.leaf_at(int(column))!r} of a truncated episode"
+                raise self._fault(told, index[k, 0] + 1, index[k, 1])
+
+    def _fault(self, what: str, step: int, env: int) -> EnvironmentFault:
+        when = f"in step {self._steps + step}" if self._steps + step else "at its reset"
+        return EnvironmentFault(
+            f"environment {self.envs.first_env + env} of {self.envs.env_id} gave {what} {when} of this training, "
+            "expected a finite number in float32; mend the environment"
+        )
+
 
 def _on_host(sample: Callable[[Tensor, Tensor], Tensor], obs: Tensor, noise: Tensor) -> Iterator[np.ndarray]:
     """Outcomes step by step, each of the observations that are there by then."""
     for obs_t, noise_t in zip(obs.unbind(), noise.unbind(), strict=True):
         yield sample(obs_t, noise_t).cpu().numpy()
+
+
+def require_envs(envs: Any, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """Raises:
+    SettingsError: these are no `VectorEnvs`, or of other spaces than an agent was made for.
+    """
+    if not isinstance(envs, VectorEnvs):
+        how = "envs.VectorEnvs(envs)" if isinstance(envs, VectorEnv) else "make_envs(ID)"
+        raise SettingsError(f"the environments are {type(envs).__name__}, expected VectorEnvs; use relax_rl.{how}")
+    for ours, theirs in (
+        (observation_space, envs.single_observation_space),
+        (action_space, envs.single_action_space),
+    ):
+        if ours != theirs:
+            raise SettingsError(f"the agent was made for the space {ours}, these environments have {theirs}")
 
 
 def successor_values(value: Tensor, final_value: Tensor, final_index: Tensor) -> Tensor:
@@ -184,7 +246,7 @@ def gae(
     """
     # On the host: for arrays as small as these NumPy's calls cost a third of torch's.
     r, v, next_v, over, cut, ok = (x.cpu().numpy() for x in (reward, value, next_value, terminated, truncated, valid))
-    delta = (r + np.where(over, 0.0, gamma * next_v) - v) * ok
+    delta = np.where(ok, r + np.where(over, 0.0, gamma * next_v) - v, 0.0)
     decay = (gamma * gae_lambda) * (ok & ~over & ~cut)
     advantage = np.empty_like(v)
     last = np.zeros_like(v[0])

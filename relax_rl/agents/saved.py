@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, replace
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from relax_rl.agents.actor import Actor
 from relax_rl.agents.networks import NetworkFactory
-from relax_rl.agents.saving import check_networks, described, kind_of, without_temperature
+from relax_rl.agents.saving import check_fits, check_networks, described, kind_of, without_temperature
 from relax_rl.compute.serialization import load_state, pack, save_state, unpack
 from relax_rl.errors import CheckpointError, TrainingDiverged
 from relax_rl.networks.space_json import space_to_json
-from relax_rl.settings.naming import name_of
+from relax_rl.settings.fields import whole
+from relax_rl.settings.naming import name_of, named
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["SavedActor"]
 
@@ -66,34 +71,51 @@ class SavedActor(Actor):
         return tensors, state
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave, into an agent of the same kind, spaces and settings.
+        """Take back what `state_dict` gave, into an agent of the same kind, spaces and settings; all of it or nothing.
 
         Raises:
             CheckpointError: if it does not fit.
         """
         if state.get("estimator") != self.name:
             raise CheckpointError(f"the checkpoint holds a {state.get('estimator')!r} agent, not {self.name!r}")
+        check_fits(described(state, "the checkpoint"), self.config, self.observation_space, self.action_space)
+        components, drawn = self.components(), self.generator.get_state()
         try:
-            unpack(self.components(), without_temperature(tensors))
+            counters = {name: whole(name, state[name], least=0) for name in _COUNTERS}
+            compiled_from = state.get("compiled_from")
+            compiled_from = None if compiled_from is None else whole("compiled_from", compiled_from, least=0)
+            kept = {name: x for name, x in without_temperature(tensors).items() if name != "generator"}
+            if "value_replay" not in components and self.config.value_replay:  # saved by a single worker
+                kept = {name: x for name, x in kept.items() if not name.startswith("value_replay.")}
             self.generator.set_state(tensors["generator"].cpu())
-            for name in _COUNTERS:
-                setattr(self, name, int(state[name]))
-            self.compiled_from = None if state.get("compiled_from") is None else int(state["compiled_from"])
+            unpack(components, kept)
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            self.generator.set_state(drawn)
             reason = str(error).splitlines()[0]
             raise CheckpointError(
                 f"the checkpoint does not fit this agent ({reason}); was it made with other settings?"
             ) from None
+        vars(self).update(counters, compiled_from=compiled_from)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the whole agent to one safetensors file, atomically."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For other processes: what `save` writes, as `multiprocessing` and Ray hand it on."""
+        return _from_parts, (*self.state_dict(), str(self.device))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update({name: deepcopy(value, memo) for name, value in vars(self).items()})
+        return copied
+
+    def save(self, path: str | os.PathLike[str] | BinaryIO) -> None:
+        """Write the whole agent to one safetensors file, atomically, or to an open one; its folder is made if need be."""
         tensors, state = self.state_dict()
         save_state(path, tensors, {"agent": state})
 
     @classmethod
     def load(
         cls: type[AgentT],
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | BinaryIO,
         *,
         device: str = "cpu",
         networks: NetworkFactory | None = None,
@@ -101,7 +123,7 @@ class SavedActor(Actor):
         """The agent saved at `path`; `ActorCritic.load` takes any kind, `RELAX.load` only its own.
 
         Args:
-            path: of the file.
+            path: of the file, or the file, open for reading.
             device: where the networks go.
             networks: the factory that the agent was made with.
 
@@ -140,3 +162,11 @@ class SavedActor(Actor):
             saved.observation_space, saved.action_space, seed=saved.seed, config=config, networks=networks
         )
         return made
+
+
+def _from_parts(tensors: Mapping[str, Tensor], state: Mapping[str, Any], device: str) -> SavedActor:
+    """The agent that came from another process; a factory of its networks is imported by its name."""
+    factory = named(state["networks"], "networks") if state["networks"] is not None else None
+    agent = SavedActor.from_state(state, device=device, networks=factory, source="the agent handed on")
+    agent.load_state_dict(tensors, state)
+    return agent

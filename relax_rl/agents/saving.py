@@ -13,9 +13,9 @@ from torch import Tensor
 from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.networks.space_json import space_from_json
 from relax_rl.settings.config import AgentConfig
-from relax_rl.settings.fields import from_json
+from relax_rl.settings.fields import from_json, whole
 
-__all__ = ["Description", "check_networks", "described", "kind_of", "without_temperature"]
+__all__ = ["Description", "check_fits", "check_networks", "described", "kind_of", "without_temperature"]
 
 T = TypeVar("T")
 
@@ -45,14 +45,31 @@ def described(state: Mapping[str, Any], source: str) -> Description:
     try:
         return Description(
             str(state["estimator"]),
-            int(state["seed"]),
+            whole("seed", state["seed"], least=0),
             from_json(AgentConfig, state["config"]),
             space_from_json(state["observation_space"]),
             space_from_json(state["action_space"]),
             None if state.get("networks") is None else str(state["networks"]),
         )
-    except (KeyError, TypeError, ValueError, SettingsError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, SettingsError) as error:
         raise CheckpointError(f"{source} does not describe an agent ({error})") from None
+
+
+_SHAPE_NO_TENSOR = ("activation", "surrogate_activation", "squash", "state_dependent_std")
+"""Settings that say what the numbers of a network mean."""
+
+
+def check_fits(
+    saved: Description, config: AgentConfig, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+) -> None:
+    """Raises CheckpointError unless the numbers of an agent mean in another what they meant in it."""
+    for what, theirs, ours in (
+        ("observation space", saved.observation_space, observation_space),
+        ("action space", saved.action_space, action_space),
+        *((name, getattr(saved.config, name), getattr(config, name)) for name in _SHAPE_NO_TENSOR),
+    ):
+        if theirs != ours:
+            raise CheckpointError(f"the checkpoint does not fit this agent: its {what} is {theirs}, here it is {ours}")
 
 
 def kind_of(cls: type[T], name: str, source: str) -> type[T]:
@@ -61,9 +78,9 @@ def kind_of(cls: type[T], name: str, source: str) -> type[T]:
     Raises:
         CheckpointError: there is none.
     """
-    kinds: dict[str, type[T]] = {getattr(kind, "name", ""): kind for kind in _family(cls)}
+    kinds: dict[str, type[T]] = {known: kind for kind in _family(cls) if (known := getattr(kind, "name", ""))}
     if name not in kinds:
-        expected = " or ".join(sorted(k for k in kinds if k))
+        expected = " or ".join(sorted(kinds))
         raise CheckpointError(f"{source} holds a {name!r} agent, expected {expected}")
     return kinds[name]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler
@@ -14,7 +16,7 @@ from relax_rl.agents.rollouts import Rollout
 from relax_rl.compute.distributed import Workers
 from relax_rl.envs import Episode
 
-__all__ = ["UpdateInfo", "absorb", "episodes_of_all"]
+__all__ = ["UpdateInfo", "absorb", "as_callbacks", "episodes_of_all", "numbers", "stops"]
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,32 @@ class UpdateInfo:
     Attributes:
         steps, updates: environment steps and updates of the agent so far.
         episodes: the episodes that ended during this rollout.
-        metrics: scalars by name, as numbers or 0-d tensors.
+        metrics: numbers by name, those of the update and `return_mean`, over the last 100 episodes of this learning.
     """
 
     steps: int
     updates: int
     episodes: tuple[Episode, ...]
-    metrics: Mapping[str, Tensor | float]
+    metrics: Mapping[str, float]
+
+
+def as_callbacks(callbacks: Iterable[Any] | Callable[..., Any] | None) -> list[Callable[..., Any]]:
+    """Several callbacks, a single one, or none, as a list."""
+    if callbacks is None:
+        return []
+    return [callbacks] if callable(callbacks) else list(callbacks)
+
+
+def stops(answer: object) -> bool:
+    """Whether a callback's answer ends the training: False does, NumPy's and a tensor's too, and nothing else."""
+    return isinstance(answer, (bool, np.bool_, Tensor)) and not answer
+
+
+def numbers(metrics: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """The metrics as Python's numbers, those on a device fetched at once."""
+    tensors = [x.detach().reshape(()) for x in metrics.values() if isinstance(x, Tensor)]
+    fetched = iter(torch.stack(tensors).tolist() if tensors else ())
+    return {name: next(fetched) if isinstance(x, Tensor) else float(x) for name, x in metrics.items()}
 
 
 def absorb(

@@ -15,9 +15,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from relax_rl.backends.envpool import EnvPoolVectorEnv, faster_in_envpool, why_not_envpool
 from relax_rl.backends.traits import Vectorization, declared_autoreset_mode
-from relax_rl.backends.workers import WorkerDeathReport, shielded_from_signals
+from relax_rl.backends.workers import EnvironmentReport, shielded_from_signals
 from relax_rl.compute.host import usable_cores
 from relax_rl.errors import SettingsError
+from relax_rl.settings.fields import shown
 from relax_rl.settings.naming import is_own, named, require_call
 
 __all__ = ["AskedVectorization", "create_vector_env", "find_spec", "is_atari"]
@@ -123,7 +124,7 @@ def find_spec(env_id: str) -> EnvSpec:
             if near
             else "expected a Gymnasium id such as CartPole-v1, or module:EnvId"
         )
-        raise SettingsError(f"unknown environment {env_id!r}; {advice}")
+        raise SettingsError(f"unknown environment {shown(env_id)}; {advice}")
     return spec
 
 
@@ -182,7 +183,7 @@ def _one_by_one(
         wrappers.append(_OwnObservation)
     if vectorization == "async":
         wrappers.append(shielded_from_signals())
-    with WorkerDeathReport(spec.id):
+    with EnvironmentReport(spec.id, has_workers=True):
         return gym.make_vec(
             spec,
             num_envs,

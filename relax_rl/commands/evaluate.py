@@ -10,9 +10,10 @@ from typing import Any
 
 from relax_rl.compute.host import set_threads
 from relax_rl.compute.serialization import write_json
-from relax_rl.runs.folder import RunFolder, read_config
+from relax_rl.runs.folder import RunFolder
+from relax_rl.runs.record import known_env, read_config
 from relax_rl.settings.fields import check, setting
-from relax_rl.settings.naming import is_own, named
+from relax_rl.settings.naming import named
 from relax_rl.settings.options import parse
 from relax_rl.settings.presets import is_atari
 
@@ -39,6 +40,8 @@ class EvaluateConfig:
     """Environments stepped side by side."""
     device: str = "cpu"
     """Device of the networks: cpu, cuda, cuda:1, mps, or auto."""
+    env: str | None = None
+    """module:EnvId of the run's environment, if a module of your own registers it."""
     estimator: str | None = None
     """module:name of the run's estimator, if it is your own."""
     networks: str | None = None
@@ -79,9 +82,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
 
     folder = RunFolder(Path(config.run))
     trained = read_config(folder)
-    settings = replace(trained.env, num_envs=config.num_envs)
-    if is_own(settings.vectorization):  # code that only the file names
-        settings = replace(settings, vectorization="auto")
+    settings = replace(known_env(trained.env, config.env), num_envs=config.num_envs)
     if config.estimator is not None:
         learn_of(config.estimator)
     networks = None if config.networks is None else named(config.networks, "networks")

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"error: {error}", file=sys.stderr)
             return 2
         except SystemExit as leaving:  # help has been printed
-            return int(leaving.code or 0)
+            return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
         except KeyboardInterrupt:
             print("error: interrupted", file=sys.stderr)
             return 128 + signal.SIGINT

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from relax_rl.compute import distributed
-from relax_rl.runs.folder import RunFolder, read_config, refuse_used, resumed_config, settings_to_resume
+from relax_rl.runs.folder import RunFolder, refuse_used
 from relax_rl.runs.interruption import exit_code
+from relax_rl.runs.record import read_config, resumed_config, settings_to_resume
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import with_settings
 from relax_rl.settings.options import parse

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from relax_rl.compute import distributed
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.presets import preset_config
-from relax_rl.runs.folder import RunFolder, refuse_used, settings_to_resume
+from relax_rl.runs.folder import RunFolder, refuse_used
 from relax_rl.runs.interruption import exit_code
+from relax_rl.runs.record import settings_to_resume
 from relax_rl.settings.options import parse
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Literal
 from relax_rl.compute.host import usable_cores
 from relax_rl.compute.serialization import write_json
 from relax_rl.errors import CheckpointError, SettingsError
-from relax_rl.runs.folder import now, read_object, versions
+from relax_rl.runs.record import now, read_object, versions
 from relax_rl.settings import fields
 from relax_rl.settings.fields import check, from_json, setting, to_json
 

@@ -40,8 +40,9 @@ def measurement(config: CompareConfig, folder: Folder, env: str, stage: str, run
         shutil.copy(RunFolder(run).config, work)
         shutil.copy(checkpoint, work / "checkpoints")
     given = {"batches": config.variance_batches, "fit_batches": config.variance_fit_batches, "states": 0}
+    own = options({"env": env.partition(",")[0]})
     inside = f"variance/{work.name}"
-    begin = ("relax_rl", "variance", inside, *options(given))
+    begin = ("relax_rl", "variance", inside, *own, *options(given))
     return Task(name=f"variance-{work.name}", folder=inside, begin=begin)
 
 

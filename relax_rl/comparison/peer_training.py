@@ -36,9 +36,9 @@ from relax_rl.runs import RunFolder, read_record, write_config
 from relax_rl.runs.agent import AgentRun
 from relax_rl.runs.callbacks import Every, LogProgress
 from relax_rl.runs.checkpoints import newest_first, remove_all_but
-from relax_rl.runs.folder import note, now
 from relax_rl.runs.interruption import Interruption, interruptible
 from relax_rl.runs.loggers import EPISODE_COLUMNS, PROGRESS_COLUMNS, CsvLogger, truncate_csv
+from relax_rl.runs.record import note, now
 from relax_rl.runs.session import Clock
 from relax_rl.settings.fields import check, from_json, setting
 from relax_rl.settings.options import parse

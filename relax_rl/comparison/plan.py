@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.comparison.contestants import Contestant, safe_name
 from relax_rl.comparison.peers import planned
-from relax_rl.comparison.process import lock
 from relax_rl.comparison.task import Task
-from relax_rl.compute.serialization import writing
 from relax_rl.errors import SettingsError
 from relax_rl.runs.folder import KeepingFolder, Within
 
@@ -82,22 +78,6 @@ class Folder(KeepingFolder):
     def figure(self, env: str, what: str) -> Path:
         """A figure of one environment."""
         return self.path / "figures" / f"{safe_name(env)}-{what}.png"
-
-    @contextmanager
-    def locked(self) -> Iterator[int | None]:
-        """Hold the folder for this process and for those that inherit the descriptor it yields.
-
-        Raises:
-            SettingsError: another process, or a run that one has left behind, is at work in it.
-        """
-        with writing(self.path):
-            file: IO[bytes] = open(self.path / ".lock", "ab")  # noqa: SIM115
-        with file:
-            if not lock(file):
-                raise SettingsError(
-                    f"{self.path} is being worked on; wait until its processes have saved their runs and left"
-                )
-            yield file.fileno() if os.name == "posix" else None
 
 
 def make_environments(config: CompareConfig) -> tuple[list[Environment], dict[str, Any]]:

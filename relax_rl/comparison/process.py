@@ -11,11 +11,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from relax_rl.runs import RunFolder
 
-__all__ = ["CommandProcess", "exit_reason", "last_line", "last_row", "lock"]
+__all__ = ["CommandProcess", "exit_reason", "last_line", "last_row"]
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _TAIL = 1 << 14
@@ -68,19 +67,6 @@ class CommandProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
-
-
-def lock(file: IO[bytes]) -> bool:
-    """Lock a file for this process and those that inherit it; False if others hold it, True where there are no such locks."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        return True
-    except OSError:
-        return False
-    return True
 
 
 def last_row(path: Path) -> dict[str, float]:

@@ -29,7 +29,7 @@ from relax_rl.compute.host import usable_cores
 from relax_rl.compute.serialization import writing
 from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.runs import versions
-from relax_rl.runs.folder import PACKAGES
+from relax_rl.runs.record import PACKAGES
 
 __all__ = ["RayCluster", "RayProcess", "check"]
 

@@ -11,12 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from relax_rl.comparison.process import CommandProcess, lock
+from relax_rl.comparison.process import CommandProcess
 from relax_rl.comparison.task import OUTCOME
+from relax_rl.compute.host import lock
 from relax_rl.compute.serialization import write_bytes_atomic, writing
 from relax_rl.runs import RunFolder, versions
 from relax_rl.runs.checkpoints import KEEP, newest_first
-from relax_rl.runs.folder import PACKAGES
+from relax_rl.runs.record import PACKAGES
 
 __all__ = ["PREFIX", "NodeRun", "read_files", "write_files"]
 

@@ -29,6 +29,7 @@ from relax_rl.compute.host import usable_cores
 from relax_rl.compute.serialization import write_text_atomic
 from relax_rl.runs import default_run_dir, write_json
 from relax_rl.runs.interruption import Interruption
+from relax_rl.runs.plotting import never_fatal
 from relax_rl.settings.presets import find_preset
 
 __all__ = ["Session", "run_comparison"]
@@ -207,8 +208,9 @@ class Session:
             "variance": variances,
         }
         write_json(self.folder.path / "comparison.json", result)
-        draw_all(result, self.folder.figure)
         write_text_atomic(self.folder.path / "report.md", markdown(result))
+        with never_fatal("a figure"):
+            draw_all(result, self.folder.figure)
         return result
 
     def _about_contestants(self, env: Environment) -> dict[str, Any]:

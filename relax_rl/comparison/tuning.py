@@ -23,7 +23,7 @@ from relax_rl.comparison.task import Task, has_ended
 from relax_rl.compute.serialization import writing
 from relax_rl.errors import SettingsError
 from relax_rl.runs import write_json
-from relax_rl.runs.folder import read_object
+from relax_rl.runs.record import read_object
 
 __all__ = ["FIRST_TUNING_SEED", "Studies", "Study", "check_installed", "curve_mean", "make_studies", "tune"]
 

@@ -1,4 +1,4 @@
-"""The machine beneath a process: cores and threads."""
+"""The machine beneath a process: cores, threads and locks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
+from typing import IO
 
 from relax_rl.compute import distributed
 
-__all__ = ["retire_threads", "set_threads", "usable_cores"]
+__all__ = ["lock", "retire_threads", "set_threads", "usable_cores"]
 
 _PAUSE_SOFT = 1
 
@@ -41,6 +42,19 @@ def retire_threads() -> None:
     pause = _function("omp_pause_resource_all")
     if pause is not None:
         pause(_PAUSE_SOFT)
+
+
+def lock(file: IO[bytes]) -> bool:
+    """Lock a file for this process and those that inherit it; False if others hold it, True where there are no such locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 @cache

@@ -138,6 +138,7 @@ class Adam:
         return {"mean": self.mean, "square": self.square, "steps": torch.tensor(self.steps, dtype=torch.int64)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        _require(state, "mean", "square", "steps")
         _restore(self.mean, state["mean"])
         _restore(self.square, state["square"])
         self.steps = int(state["steps"])
@@ -217,11 +218,17 @@ class RMSprop:
         return {"square": self.square}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        _require(state, "square")
         _restore(self.square, state["square"])
 
 
 OPTIMIZERS = {"adam": Adam, "rmsprop": RMSprop}
 """By the names that settings know."""
+
+
+def _require(state: Mapping[str, Tensor], *names: str) -> None:
+    if state.keys() != set(names):
+        raise ValueError(f"an optimiser's state holds {', '.join(sorted(state))}, expected {', '.join(sorted(names))}")
 
 
 def _restore(target: Tensor, source: Tensor) -> None:

@@ -7,18 +7,20 @@ truncated and corrupted files, not against someone who rewrites it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import secrets
+import stat
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from relax_rl.errors import CheckpointError, RelaxRLError
+from relax_rl.errors import CheckpointError, DamagedCheckpoint, RelaxRLError
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,7 @@ __all__ = [
     "load_state",
     "pack",
     "part",
+    "read_regular",
     "replacing",
     "save_state",
     "unpack",
@@ -39,13 +42,18 @@ __all__ = [
 
 FORMAT = "relax_rl"
 FORMAT_VERSION = 1
+_LARGEST = 2**34
+"""Bytes of a checkpoint that is read."""
+_SMALL = 2**20
 
 
-def save_state(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+def save_state(
+    path: str | os.PathLike[str] | BinaryIO, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]
+) -> None:
     """Write tensors and a JSON-able state into one safetensors file, atomically.
 
     Args:
-        path: the file; its folder must exist.
+        path: the file, whose folder is made if need be; or a file open for writing, which is not closed.
         tensors: any dtypes, shapes and devices; they are stored as contiguous copies on the CPU.
         state: nested dicts, lists, strings, numbers, booleans and None. Tuples come back as lists.
 
@@ -64,35 +72,70 @@ def save_state(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor]
         "state": text,
         "sha256": _digest(arrays, text),
     }
-    write_bytes_atomic(path, save(arrays, metadata=metadata))
+    content = save(arrays, metadata=metadata)
+    if not isinstance(path, (str, os.PathLike)):
+        path.write(content)
+        return
+    with writing(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_bytes_atomic(path, content)
 
 
-def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what `save_state` wrote: `(tensors on the CPU, state)`.
+def load_state(path: str | os.PathLike[str] | BinaryIO) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what `save_state` wrote, from a path or a file open for reading: `(tensors on the CPU, state)`.
 
     Raises:
-        CheckpointError: the file is missing, unreadable, truncated, altered, or of a newer format.
+        CheckpointError: the file is missing, unreadable, or of a newer format.
+        DamagedCheckpoint: it is truncated or altered.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        data = Path(path).read_bytes()
+        is_path = isinstance(path, (str, os.PathLike))
+        data = read_regular(path, most=_LARGEST) if is_path else path.read()  # type: ignore[arg-type, union-attr]
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path} does not exist") from None
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
+    except (OSError, MemoryError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
     metadata = _metadata(path, data)
     try:
         tensors = load(data)
         state = json.loads(metadata["state"])
-    except (SafetensorError, KeyError, ValueError, RecursionError):
-        raise CheckpointError(f"checkpoint {path} is damaged: its content does not fit its header") from None
+    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged: its content does not fit its header") from None
     if _digest(tensors, metadata["state"]) != metadata.get("sha256"):
-        raise CheckpointError(f"checkpoint {path} is damaged: its checksum does not match its content")
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged: its checksum does not match its content")
     if not isinstance(state, dict):
-        raise CheckpointError(f"checkpoint {path} is damaged: its state is not a JSON object")
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged: its state is not a JSON object")
     return tensors, state
+
+
+def read_regular(path: str | os.PathLike[str], *, most: int) -> bytes:
+    """The content of a regular file of at most so many bytes: no link, and nothing that could be read for ever.
+
+    Raises:
+        OSError: it is another kind of file, or larger, or cannot be read.
+    """
+    # A pipe would wait for a writer.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link") from None
+        raise
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        if found.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, expected at most {most:,}")
+        if found.st_size > _SMALL and getattr(found, "st_blocks", 1) * 512 < found.st_size // 2:
+            raise OSError(errno.EINVAL, "most of it is a hole")
+        return file.read()
 
 
 def pack(components: Mapping[str, Any], separator: str = ".") -> dict[str, torch.Tensor]:
@@ -101,13 +144,24 @@ def pack(components: Mapping[str, Any], separator: str = ".") -> dict[str, torch
 
 
 def unpack(components: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], separator: str = ".") -> None:
-    """Give each component back what `pack` took.
+    """Give each component back what `pack` took; all of it or nothing.
 
     Raises:
-        KeyError, RuntimeError, ValueError, TypeError: if anything is missing or of another shape.
+        KeyError, RuntimeError, ValueError, TypeError: if anything is missing, of another shape, not finite, or left over.
     """
-    for name, each in components.items():
-        each.load_state_dict(part(tensors, f"{name}{separator}"))
+    for name, x in tensors.items():
+        if name.partition(separator)[0] not in components:
+            raise ValueError(f"there is no place for {name}")
+        if not x.isfinite().all():
+            raise ValueError(f"{name} is not finite")
+    before = {name: x.detach().clone() for name, x in pack(components, separator).items()}
+    try:
+        for name, each in components.items():
+            each.load_state_dict(part(tensors, f"{name}{separator}"))
+    except (KeyError, RuntimeError, ValueError, TypeError):
+        for name, each in components.items():
+            each.load_state_dict(part(before, f"{name}{separator}"))
+        raise
 
 
 def part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
@@ -188,16 +242,18 @@ def _strict(value: Any) -> Any:
     return value
 
 
-def _metadata(path: str | os.PathLike[str], data: bytes) -> dict[str, str]:
+def _metadata(path: object, data: bytes) -> dict[str, str]:
     """The metadata of a safetensors file, read without trusting any number in it."""
     try:
         (size,) = struct.unpack_from("<Q", data)
         metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
         if metadata.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is not a relax_rl checkpoint")
+            raise DamagedCheckpoint(f"{path} is not a relax_rl checkpoint")
         version = int(metadata.get("version", ""))
-    except (struct.error, ValueError, AttributeError, OverflowError, RecursionError):
-        raise CheckpointError(f"checkpoint {path} is damaged or not a checkpoint: its header cannot be read") from None
+    except (struct.error, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise DamagedCheckpoint(
+            f"checkpoint {path} is damaged or not a checkpoint: its header cannot be read"
+        ) from None
     if version > FORMAT_VERSION:
         raise CheckpointError(
             f"checkpoint {path} has format {version}, this relax_rl reads up to {FORMAT_VERSION}; update relax_rl"

@@ -8,7 +8,8 @@ Each one is a frozen record of its unconstrained `params` and offers what a cont
 
 so that H(z) = b, H(z~) = b, and z~ has the same marginal as z (Tucker et al. 2017; Grathwohl et al. 2018, appendix B).
 Noise is standard (Gumbel, logistic or normal) and free of `params`: store it and the sample can be rebuilt exactly.
-All formulas use exponentials of normalised log-probabilities and stay finite for logits from -80 to 80 in float32.
+All formulas use exponentials of normalised log-probabilities and stay finite for logits from -80 to 80 in float32, and
+for infinite logits, which mask a choice or fix a bit.
 """
 
 from relax_rl.distributions.bernoulli import Bernoulli

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from relax_rl.distributions.discrete import every_combination
+from relax_rl.distributions.discrete import FAR, HIDDEN, every_combination, on_host
 from relax_rl.distributions.noise import logistic_noise
 
 __all__ = ["Bernoulli"]
@@ -18,7 +18,8 @@ __all__ = ["Bernoulli"]
 class Bernoulli:
     """`P` independent bits at logits `params`, relaxed by a logistic variable.
 
-    Samples are `[*, P]` of 0 and 1 in the type of `params`; z = logits + logistic noise, H(z) = 1[z > 0].
+    Samples are `[*, P]` of 0 and 1 in the type of `params`; z = logits + logistic noise, H(z) = 1[z > 0]. A logit of
+    inf or -inf fixes a bit: its entropy and all of its derivatives are 0, and its z stands near 1000 or -1000.
     """
 
     params: Tensor
@@ -26,32 +27,43 @@ class Bernoulli:
     def with_params(self, params: Tensor) -> Bernoulli:
         return replace(self, params=params)
 
+    @property
+    def _locations(self) -> Tensor:
+        """`[*, P]` of z: the logits, finite and constant where they are infinite."""
+        return self.params.clamp(-FAR, FAR)
+
     def sample_noise(self, generator: torch.Generator | None = None) -> Tensor:
         return logistic_noise(tuple(self.params.shape), generator, self.params.device)
 
     def relax(self, noise: Tensor) -> Tensor:
-        return self.params + noise
+        return self._locations + noise
 
     def noise_of(self, z: Tensor) -> Tensor:
-        return (z - self.params).detach()
+        return (z - self._locations).detach()
 
     def threshold(self, z: Tensor) -> Tensor:
-        return (z > 0).to(z.dtype)
+        return (z > 0).to(self.params.dtype)
 
     def relax_given(self, sample: Tensor, noise: Tensor) -> Tensor:
         # With v = sigmoid(noise): log(v / ((1 - v)(1 - p)) + 1) for b = 1, -log(v / ((1 - v) p) + 1) for b = 0.
         sign = 2 * sample - 1
-        return sign * F.softplus(noise + F.softplus(sign * self.params))
+        return sign * F.softplus(noise + F.softplus(sign * self._locations))
 
     def noise_given(self, sample: Tensor, z: Tensor) -> Tensor:
         sign, size = 2 * sample - 1, z.detach().abs().clamp(min=torch.finfo(z.dtype).tiny)
-        return size + torch.log(-torch.expm1(-size)) - F.softplus(sign * self.params.detach())
+        return size + torch.log(-torch.expm1(-size)) - F.softplus(sign * self._locations.detach())
 
     def relaxed_log_prob(self, z: Tensor) -> Tensor:
-        x = z - self.params
+        x = z - self._locations
         return -(x + 2 * F.softplus(-x)).sum(-1)
 
     def log_prob(self, sample: Tensor) -> Tensor:
+        """`[*]` log p(b).
+
+        Raises:
+            ValueError: when a number is below 0 or above 1; looks at a CPU's numbers alone.
+        """
+        _check_bits(sample)
         return F.logsigmoid((2 * sample - 1) * self.params).sum(-1)
 
     def score(self, sample: Tensor) -> Tensor:
@@ -59,7 +71,7 @@ class Bernoulli:
 
     def entropy(self) -> Tensor:
         # -(1 - p) log(1 - p) - p log p: a sum of positive terms, so that nothing cancels where p is close to 0 or 1.
-        x = self.params
+        x = self._locations
         return (torch.sigmoid(-x) * F.softplus(x) + torch.sigmoid(x) * F.softplus(-x)).sum(-1)
 
     def mode(self) -> Tensor:
@@ -70,13 +82,13 @@ class Bernoulli:
         return torch.sigmoid(self.params)
 
     def with_mean(self, mean: Tensor) -> Bernoulli:
-        return self.with_params(torch.logit(mean, eps=torch.finfo(mean.dtype).eps / 2))
+        return self.with_params(torch.logit(mean))
 
     def soften(self, z: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         return torch.sigmoid(z / temperature)
 
     def pull_back(self, slope: Tensor, z: Tensor) -> Tensor:
-        return slope
+        return slope * (z.abs() < HIDDEN)
 
     def conditional_weight(self, sample: Tensor, z_tilde: Tensor) -> Tensor:
         return -torch.expm1(-z_tilde.abs()) * torch.sigmoid((2 * sample - 1) * self.params.detach())
@@ -90,3 +102,13 @@ class Bernoulli:
     def support(self) -> Tensor:
         """`[2^P, P]`: for few bits."""
         return every_combination([2] * self.params.shape[-1], self.params.device).to(self.params.dtype)
+
+
+def _check_bits(sample: Tensor) -> None:
+    if on_host(sample) and sample.numel():
+        low, high = sample.detach().aminmax()
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"bits are numbers from 0 to 1, but the sample has {float(low if low < 0 else high):g}: give outcomes of "
+                "the distribution"
+            )

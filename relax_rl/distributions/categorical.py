@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from relax_rl.distributions.discrete import one_hot
+from relax_rl.distributions.discrete import FAR, broadcast_rows, check_possible, one_hot, visible
 from relax_rl.distributions.noise import (
     gumbel_log_density,
     gumbel_noise,
@@ -25,6 +25,8 @@ class Categorical:
 
     z and noise are `[*, P]`, z = log_softmax(logits) + Gumbel noise, H = argmax. Samples are int64 `[*]`, or with
     `one_hot` the rows of the identity `[*, P]` in the type of `params`, for an f that is defined between the outcomes.
+    A logit of -inf masks a choice: its probability, its entropy and all of its derivatives are 0, and its z stands
+    near -1000.
     """
 
     params: Tensor
@@ -35,40 +37,51 @@ class Categorical:
 
     @property
     def log_probs(self) -> Tensor:
-        """`[*, P]` normalised log-probabilities."""
+        """`[*, P]` normalised log-probabilities, -inf for a masked choice."""
         return F.log_softmax(self.params, dim=-1)
 
+    @property
+    def _locations(self) -> Tensor:
+        """`[*, P]` of z: the log-probabilities, finite and constant where they are -inf."""
+        return self.log_probs.clamp(min=-FAR)
+
+    def require_possible(self) -> None:
+        """Raises ValueError where every choice of a row is masked, as sampling does; on a CPU, in eager code."""
+        check_possible(self.params)
+
     def sample_noise(self, generator: torch.Generator | None = None) -> Tensor:
+        self.require_possible()
         return gumbel_noise(tuple(self.params.shape), generator, self.params.device)
 
     def relax(self, noise: Tensor) -> Tensor:
-        return self.log_probs + noise
+        return self._locations + noise
 
     def noise_of(self, z: Tensor) -> Tensor:
-        return (z - self.log_probs).detach()
+        return (z - self._locations).detach()
 
     def threshold(self, z: Tensor) -> Tensor:
         return self._sample(z.argmax(-1))
 
     def relax_given(self, sample: Tensor, noise: Tensor) -> Tensor:
-        return gumbels_given_argmax(self.log_probs, self._index(sample), noise)
+        return gumbels_given_argmax(self._locations, self._index(sample), noise)
 
     def noise_given(self, sample: Tensor, z: Tensor) -> Tensor:
-        return noise_given_gumbels(self.log_probs.detach(), self._index(sample), z.detach())
+        return noise_given_gumbels(self._locations.detach(), self._index(sample), z.detach())
 
     def relaxed_log_prob(self, z: Tensor) -> Tensor:
-        return gumbel_log_density(z - self.log_probs).sum(-1)
+        return gumbel_log_density(z - self._locations).sum(-1)
 
     def log_prob(self, sample: Tensor) -> Tensor:
-        return self.log_probs.gather(-1, self._index(sample).unsqueeze(-1)).squeeze(-1)
+        index, log_probs = broadcast_rows(self._index(sample), self.log_probs)
+        return log_probs.gather(-1, index.unsqueeze(-1)).squeeze(-1)
 
     def score(self, sample: Tensor) -> Tensor:
-        index = self._index(sample).unsqueeze(-1)
-        minus_probs = -F.softmax(self.params.detach(), dim=-1)
+        index, minus_probs = broadcast_rows(self._index(sample), -F.softmax(self.params.detach(), dim=-1))
+        index = index.unsqueeze(-1)
         return minus_probs.scatter_add(-1, index, torch.ones_like(index, dtype=minus_probs.dtype))
 
     def entropy(self) -> Tensor:
-        log_probs = self.log_probs
+        log_probs = self._locations
         return -(log_probs.exp() * log_probs).sum(-1)
 
     def mode(self) -> Tensor:
@@ -79,12 +92,13 @@ class Categorical:
         return F.softmax(self.params, dim=-1)
 
     def with_mean(self, mean: Tensor) -> Categorical:
-        return self.with_params(mean.clamp(min=torch.finfo(mean.dtype).tiny).log())
+        return self.with_params(mean.log())
 
     def soften(self, z: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         return F.softmax(z / temperature, dim=-1)
 
     def pull_back(self, slope: Tensor, z: Tensor) -> Tensor:
+        slope = visible(slope, z)
         return slope - self.mean.detach() * _sum(slope)
 
     def conditional_weight(self, sample: Tensor, z_tilde: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""One-hot vectors and lists of outcomes, made on the device of what they belong to and without a value on the host."""
+"""What discrete families share: one-hot vectors, lists of outcomes, and outcomes that are impossible.
+
+All but `check_possible` stays on the device of what it belongs to, without a value on the host.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["every_combination", "one_hot"]
+__all__ = [
+    "FAR",
+    "HIDDEN",
+    "broadcast_rows",
+    "check_possible",
+    "every_combination",
+    "on_host",
+    "one_hot",
+    "visible",
+]
+
+FAR = 1000.0
+"""How far out the relaxed sample of an impossible outcome, whose logit is infinite, stands: its probability, e^-1000, is
+0 in every type, yet no surrogate sees an infinity."""
+HIDDEN = 900.0
+"""Beyond this every relaxed sample belongs to an impossible outcome, for noise moves it by 37 at most."""
 
 
 def one_hot(index: Tensor, count: int, dtype: torch.dtype) -> Tensor:
@@ -19,3 +37,37 @@ def every_combination(sizes: Sequence[int], device: torch.device) -> Tensor:
     """`[prod(sizes), len(sizes)]` every choice of one index below each size; the last one moves fastest."""
     axes = torch.meshgrid(*(torch.arange(size, device=device) for size in sizes), indexing="ij")
     return torch.stack(axes, -1).reshape(-1, len(sizes))
+
+
+def visible(slope: Tensor, z: Tensor) -> Tensor:
+    """`slope` in z, 0 where z is that of an impossible outcome and so does not move with the parameters."""
+    return slope * (z > -HIDDEN)
+
+
+def broadcast_rows(index: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """`[*]` indices and a table `[*, P]`, rows of one made to fit those of the other."""
+    if index.shape != table.shape[:-1]:
+        rows = torch.broadcast_shapes(index.shape, table.shape[:-1])
+        index, table = index.expand(rows), table.expand(*rows, table.shape[-1])
+    return index, table
+
+
+def on_host(x: Tensor) -> bool:
+    """Whether a look at the numbers is cheap and possible: on a CPU, and neither compiled, traced nor transformed."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not (torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack())
+
+
+def check_possible(logits: Tensor) -> None:
+    """Raises ValueError where a row of logits `[*, P]` leaves no outcome possible; looks at a CPU's numbers alone."""
+    if not on_host(logits) or not logits.numel():
+        return
+    while logits.dim() > 1 and logits.stride(0) == 0:  # many samples of the same rows
+        logits = logits[0]
+    possible = logits.detach().amax(-1).isfinite()
+    if not possible.all():
+        raise ValueError(
+            f"logits{(~possible).nonzero()[0].tolist() or ''} allow no outcome: all of them are -inf (masked), or one is inf or NaN; leave at least "
+            "one of them finite and the others below inf, or leave the row out"
+        )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from relax_rl.distributions.discrete import every_combination, one_hot
+from relax_rl.distributions.discrete import FAR, broadcast_rows, check_possible, every_combination, one_hot, visible
 from relax_rl.distributions.noise import (
     gumbel_log_density,
     gumbel_noise,
@@ -25,7 +25,8 @@ class MultiCategorical:
     """`K` independent categoricals with `nvec[k]` outcomes each.
 
     `params`, z and noise are `[*, sum(nvec)]`, factor after factor. Samples are int64 `[*, K]`, or with `one_hot` one
-    one-hot vector after the other, `[*, sum(nvec)]` in the type of `params`.
+    one-hot vector after the other, `[*, sum(nvec)]` in the type of `params`. A logit of -inf masks a choice, as for
+    `Categorical`.
     """
 
     params: Tensor
@@ -54,39 +55,50 @@ class MultiCategorical:
 
     @property
     def log_probs(self) -> Tensor:
-        """`[*, K, max(nvec)]` normalised log-probabilities; missing outcomes stand at about -1e9, not -inf (no NaN)."""
-        return F.log_softmax(self._pad(self.params, -1e9), dim=-1)
+        """`[*, K, max(nvec)]` normalised log-probabilities, -inf for missing and for masked choices."""
+        return F.log_softmax(self._pad(self.params, -math.inf), dim=-1)
+
+    @property
+    def _locations(self) -> Tensor:
+        """`[*, K, max(nvec)]` of z: the log-probabilities, finite and constant where they are -inf."""
+        return self.log_probs.clamp(min=-FAR)
+
+    def require_possible(self) -> None:
+        """Raises ValueError where every choice of a factor is masked, as sampling does; on a CPU, in eager code."""
+        check_possible(self._pad(self.params, -math.inf))
 
     def sample_noise(self, generator: torch.Generator | None = None) -> Tensor:
+        self.require_possible()
         return gumbel_noise(tuple(self.params.shape), generator, self.params.device)
 
     def relax(self, noise: Tensor) -> Tensor:
-        return self._flat(self.log_probs) + noise
+        return self._flat(self._locations) + noise
 
     def noise_of(self, z: Tensor) -> Tensor:
-        return (z - self._flat(self.log_probs)).detach()
+        return (z - self._flat(self._locations)).detach()
 
     def threshold(self, z: Tensor) -> Tensor:
         return self._sample(self._pad(z, -math.inf).argmax(-1))
 
     def relax_given(self, sample: Tensor, noise: Tensor) -> Tensor:
-        return self._flat(gumbels_given_argmax(self.log_probs, self._index(sample), self._pad(noise, 0.0)))
+        return self._flat(gumbels_given_argmax(self._locations, self._index(sample), self._pad(noise, 0.0)))
 
     def noise_given(self, sample: Tensor, z: Tensor) -> Tensor:
-        log_probs, padded = self.log_probs.detach(), self._pad(z.detach(), -1e9)
-        return self._flat(noise_given_gumbels(log_probs, self._index(sample), padded))
+        locations, padded = self._locations.detach(), self._pad(z.detach(), -FAR)
+        return self._flat(noise_given_gumbels(locations, self._index(sample), padded))
 
     def relaxed_log_prob(self, z: Tensor) -> Tensor:
-        return gumbel_log_density(z - self._flat(self.log_probs)).sum(-1)
+        return gumbel_log_density(z - self._flat(self._locations)).sum(-1)
 
     def log_prob(self, sample: Tensor) -> Tensor:
-        return self.log_probs.gather(-1, self._index(sample).unsqueeze(-1)).squeeze(-1).sum(-1)
+        index, log_probs = broadcast_rows(self._index(sample), self.log_probs)
+        return log_probs.gather(-1, index.unsqueeze(-1)).squeeze(-1).sum(-1)
 
     def score(self, sample: Tensor) -> Tensor:
         return (self.embed(sample) - self.mean).detach()
 
     def entropy(self) -> Tensor:
-        log_probs = self.log_probs
+        log_probs = self._locations
         return -(log_probs.exp() * log_probs).sum((-2, -1))
 
     def mode(self) -> Tensor:
@@ -97,12 +109,13 @@ class MultiCategorical:
         return self._flat(self.log_probs.exp())
 
     def with_mean(self, mean: Tensor) -> MultiCategorical:
-        return self.with_params(mean.clamp(min=torch.finfo(mean.dtype).tiny).log())
+        return self.with_params(mean.log())
 
     def soften(self, z: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         return self._flat(F.softmax(self._pad(z / temperature, -math.inf), dim=-1))
 
     def pull_back(self, slope: Tensor, z: Tensor) -> Tensor:
+        slope = visible(slope, z)
         return slope - self.mean.detach() * self._sum(slope)
 
     def conditional_weight(self, sample: Tensor, z_tilde: Tensor) -> Tensor:

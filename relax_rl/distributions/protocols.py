@@ -39,7 +39,7 @@ class Distribution(Protocol):
         """b = H(z)."""
 
     def log_prob(self, sample: Tensor) -> Tensor:
-        """`[*]` log p(b) (log-density for continuous outcomes)."""
+        """`[*]` log p(b) (log-density for continuous outcomes); rows of samples and of `params` broadcast."""
 
     def score(self, sample: Tensor) -> Tensor:
         """`[*, P]` dlog p(b) / dparams in closed form, without graph."""

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from relax_rl.distributions import Bernoulli, Categorical, logistic_noise
-from relax_rl.distributions.discrete import one_hot
-from relax_rl.estimators.draws import detached
+from relax_rl.distributions.discrete import FAR, HIDDEN, one_hot
+from relax_rl.estimators.draws import check_wrapped, detached, values_for
 from relax_rl.estimators.estimate import Estimate
-from relax_rl.estimators.gradients import check_rows, value_and_gradient
+from relax_rl.estimators.gradients import value_and_gradient
 from relax_rl.estimators.score import check_num_samples
 
 __all__ = ["arm", "arms", "disarm", "stick_breaking_logits"]
@@ -40,7 +40,8 @@ def arm(
     here, logit = _bits(dist, "arm", noise, generator)
     sample, value = _antithetic(f, here, logit)
     difference = (value[0] - value[1]).detach().unsqueeze(-1)
-    return Estimate(sample, value.mean(0), difference * (torch.sigmoid(logit) - 0.5), dist.params)
+    grad = difference * (torch.sigmoid(logit) - 0.5) * (here.params.abs() < HIDDEN)  # a fixed bit would add noise alone
+    return Estimate(sample, value.mean(0), grad, dist.params)
 
 
 def disarm(
@@ -85,6 +86,9 @@ def arms(
 
         g = n / (n - 1) mean_i[(f_i - mean f)(b_i - p)] p (1 - p) / (p - P(b_i = b_j = 1))
 
+    Of the two forms of the copula the one for the rarer value, of probability q = min(p, 1 - p), whose bits then repel
+    each other as far as they can: two have it at once with probability max(0, 2 q^(1 / (n - 1)) - 1)^(n - 1).
+
     Args:
         f: a function of samples `[n, *, P]`.
         dist: `Bernoulli` with `[*, P]` logits.
@@ -102,19 +106,17 @@ def arms(
         noise = torch.rand((num_samples, *params.shape), generator=generator, dtype=params.dtype, device=params.device)
     elif noise.shape != (num_samples, *params.shape):
         raise ValueError(f"noise has shape {list(noise.shape)}, expected {[num_samples, *params.shape]}")
-    # Of the two forms of the copula the one for the rarer value: its bits repel each other more.
+    # U_i = (1 - share_i)^(n - 1) with shares of the simplex: uniform, and P(U_i < q, U_j < q) below.
     rare = torch.sigmoid(-params.abs())
     exponential = -torch.log1p(-noise)
     share = exponential / exponential.sum(0)
-    u = -torch.expm1((num_samples - 1) * torch.log1p(-share))
-    is_rare = u < rare
-    sample = torch.where(params > 0, ~is_rare, is_rare).to(dist.params.dtype)
+    is_rare = torch.exp((num_samples - 1) * torch.log1p(-share)) < rare
+    sample = torch.where(params >= 0, ~is_rare, is_rare).to(dist.params.dtype)
     value = _ask(f, sample, dist, num_samples)
-    # P(both rare) under the copula, 2 q - 1 + max(0, 2 (1 - q)^(1 / (n - 1)) - 1)^(n - 1), without cancellation; the
-    # variance less the covariance, q - P(both), is the same for the rare and for the common value.
-    reach = (2 * torch.expm1(torch.log1p(-rare) / (num_samples - 1))).clamp(min=-1.0)
-    both = 2 * rare + torch.expm1((num_samples - 1) * torch.log1p(reach))
-    scale = (rare * (1 - rare) / (rare - both)).to(dist.params.dtype)
+    # (1 - q) / (1 - P(both) / q), with P(both) / q = max(0, 2 - q^(-1 / (n - 1)))^(n - 1) even for q = 0: q - P(both),
+    # the variance less the covariance over 1 - q, is the same for the rare and for the common value.
+    both = (2.0 - rare.pow(-1.0 / (num_samples - 1))).clamp(min=0.0).pow(num_samples - 1)
+    scale = ((1.0 - rare) / (1.0 - both)).to(dist.params.dtype)
     centred = (value - value.mean(0)).detach().unsqueeze(-1)
     inside = (centred * (sample - torch.sigmoid(dist.params.detach()))).mean(0)
     grad = num_samples / (num_samples - 1) * inside * scale
@@ -122,9 +124,13 @@ def arms(
 
 
 def stick_breaking_logits(logits: Tensor) -> Tensor:
-    """`[*, P]` logits of a categorical -> `[*, P - 1]` logits of "it is i, given that it is none before"."""
-    tail = torch.logcumsumexp(logits.flip(-1), -1).flip(-1)
-    return logits[..., :-1] - tail[..., 1:]
+    """`[*, P]` logits of a categorical -> `[*, P - 1]` logits of "it is i, given that it is none before".
+
+    Finite for masked choices, and without a gradient at their logits.
+    """
+    at = F.log_softmax(logits, -1).clamp(min=-FAR)
+    tail = torch.logcumsumexp(at.flip(-1), -1).flip(-1)
+    return at[..., :-1] - tail[..., 1:]
 
 
 def _disarm_stick_breaking(
@@ -134,6 +140,7 @@ def _disarm_stick_breaking(
     stick = stick_breaking_logits(here.params)
     bits = Bernoulli(stick)
     if noise is None:
+        here.require_possible()
         noise = bits.sample_noise(generator)
     pair = torch.stack([bits.threshold(bits.relax(noise)), bits.threshold(bits.relax(-noise))])
     # The outcome is the place of the first 1; the last one if there is none.
@@ -166,6 +173,7 @@ def _bits(
 
 
 def _require_bits(dist: object, name: str) -> None:
+    check_wrapped(dist)
     if not isinstance(dist, Bernoulli):
         also = " or a Categorical" if name == "disarm" else ""
         raise ValueError(f"{name} is for Bernoulli outcomes{also}, not for {type(dist).__name__}")
@@ -178,6 +186,4 @@ def _antithetic(f: Callable[[Tensor], Tensor], here: Bernoulli, logit: Tensor) -
 
 
 def _ask(f: Callable[[Tensor], Tensor], sample: Tensor, dist: Bernoulli | Categorical, count: int) -> Tensor:
-    value = f(sample)
-    check_rows((count, *dist.params.shape[:-1]), f=value)
-    return value
+    return values_for(dist, f(sample), count)

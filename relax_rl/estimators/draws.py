@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,18 @@ from torch import Tensor
 from relax_rl.distributions import Distribution
 from relax_rl.estimators.gradients import check_rows, score_function
 
-__all__ = ["Draw", "Objective", "as_phi", "detached", "draw", "require", "require_vectors", "score_of"]
+__all__ = [
+    "Draw",
+    "Objective",
+    "as_phi",
+    "check_wrapped",
+    "detached",
+    "draw",
+    "require",
+    "require_vectors",
+    "score_of",
+    "values_for",
+]
 
 D = TypeVar("D", bound=Distribution)
 
@@ -57,6 +68,7 @@ class Draw(Generic[D]):
 
 def detached(dist: D, num_samples: int | None = None) -> D:
     """`dist` without the graph behind its parameters `[*, P]`; `[K, *, P]` for K independent samples of each row."""
+    check_wrapped(dist)
     params = dist.params.detach()
     if num_samples is not None:
         params = params.expand(num_samples, *params.shape)
@@ -105,13 +117,23 @@ def draw(
     if sample is None:
         z = here.relax(noise)
         sample = here.threshold(z)
-    value = f.detach() if isinstance(f, Tensor) else f(sample)
-    check_rows(here.params.shape[:-1], f=value)
+    value = values_for(here, f.detach() if isinstance(f, Tensor) else f(sample))
     return Draw(here, noise, sample, value, z, score)
+
+
+def values_for(dist: Distribution, value: Tensor, *outcomes: int) -> Tensor:
+    """f's values, `[*outcomes, *]` with `dist.params` `[*, P]`; whole numbers and booleans in the type of the parameters.
+
+    Raises:
+        ValueError: when f does not give one number a row.
+    """
+    check_rows((*outcomes, *dist.params.shape[:-1]), f=value)
+    return value if value.is_floating_point() else value.to(dist.params.dtype)
 
 
 def require_vectors(dist: Distribution) -> None:
     """Raises ValueError unless outcomes live in the space of their relaxation, where f can be asked between them."""
+    check_wrapped(dist)
     if getattr(dist, "one_hot", True) is False:
         raise ValueError(
             f"f is asked at relaxed samples, which are vectors of probabilities: use {type(dist).__name__}(..., one_hot=True)"
@@ -120,6 +142,7 @@ def require_vectors(dist: Distribution) -> None:
 
 def require(dist: Distribution, method: str, estimator: str, instead: str) -> None:
     """Raises ValueError if the distribution lacks what the estimator needs."""
+    check_wrapped(dist)
     if not hasattr(dist, method):
         raise ValueError(f"{estimator} needs {method}, which {type(dist).__name__} lacks: {instead}")
 
@@ -129,3 +152,33 @@ def as_phi(phi: Tensor | Iterable[Tensor] | None) -> tuple[Tensor, ...] | None:
     if phi is None:
         return None
     return (phi,) if isinstance(phi, Tensor) else tuple(phi)
+
+
+_WRAPPERS = {
+    "Bernoulli": "Bernoulli({}.logits)",
+    "Categorical": "Categorical({}.logits)",
+    "OneHotCategorical": "Categorical({}.logits, one_hot=True)",
+    "RelaxedBernoulli": "Bernoulli({}.logits)",
+    "RelaxedOneHotCategorical": "Categorical({}.logits, one_hot=True)",
+    "Normal": "DiagGaussian(torch.cat([{0}.loc, {0}.scale.log()], -1))",
+}
+"""What stands for a class of `torch.distributions`, whose outcomes are the last dimension."""
+
+
+def check_wrapped(dist: Any) -> None:
+    """Raises TypeError for what has no `params`, as a distribution of `torch.distributions`."""
+    if hasattr(dist, "params"):
+        return
+    inner, name = dist, "dist"
+    while hasattr(inner, "base_dist") and type(inner).__name__ not in _WRAPPERS:
+        inner, name = inner.base_dist, f"{name}.base_dist"
+    kind = type(inner).__name__
+    if type(inner).__module__.startswith("torch.distributions") and kind in _WRAPPERS:
+        wrapped = _WRAPPERS[kind].format(name)
+        raise TypeError(
+            f"torch.distributions.{type(dist).__name__} lacks the relaxed sample that estimators need: wrap it as "
+            f"relax_rl.distributions.{wrapped}"
+        )
+    raise TypeError(
+        f"expected a distribution of relax_rl.distributions, or one that offers the same methods, not {type(dist).__name__}"
+    )

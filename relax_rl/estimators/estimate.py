@@ -94,8 +94,8 @@ class Estimate:
 
 
 def nothing_but(gradient: Tensor, at: Tensor) -> Tensor:
-    """0, with this gradient at `at`."""
-    return ((at - at.detach()) * gradient).sum()
+    """0, with this gradient at `at`; none where `at` is infinite, as the logit of a masked choice is."""
+    return ((at - at.detach()).nan_to_num(nan=0.0) * gradient).sum()
 
 
 def variance_loss(grad: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -120,6 +120,8 @@ def variance_loss(grad: Tensor, weight: Tensor | None = None) -> Tensor:
 
 def only_to(inputs: Iterable[Tensor], loss: Tensor) -> Tensor:
     """The value of `loss`, with its gradient to `inputs` and to nothing else.
+
+    The gradient is a constant: to differentiate it again is refused.
 
     Raises:
         ValueError: when one of them was computed, but not on the way to `loss`.
@@ -150,12 +152,36 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1 + len(inputs) // 2 :])
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = [weight * gradient for gradient in ctx.saved_tensors]
+        count = len(ctx.saved_tensors) // 2
+        inputs, gradients = ctx.saved_tensors[:count], [weight * x for x in ctx.saved_tensors[count:]]
+        if torch.is_grad_enabled():
+            gradients = [_Constant.apply(x, at) for x, at in zip(gradients, inputs, strict=True)]
         return None, *gradients, *(None for _ in gradients)
+
+
+class _Constant(torch.autograd.Function):
+    """`gradient`, which refuses to be differentiated in `at`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, at: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
+        raise RuntimeError(
+            "the variance's gradient at phi has no second derivative: leave phi out and pick the tensors to differentiate "
+            "in by torch.autograd.grad(estimate.variance_loss(), phi, create_graph=True)"
+        )
 
 
 def weighted_moments(columns: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

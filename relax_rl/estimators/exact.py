@@ -8,19 +8,22 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import FiniteDistribution
-from relax_rl.estimators.draws import Objective, as_phi, detached, draw, require, score_of
+from relax_rl.estimators.draws import Objective, as_phi, detached, draw, require, score_of, values_for
 from relax_rl.estimators.estimate import Estimate
 from relax_rl.estimators.gradients import check_rows, control_variate_gradient, value_and_gradient
 
 __all__ = ["enumerated", "every_outcome", "marginal"]
 
 
-def enumerated(f: Callable[[Tensor], Tensor], dist: FiniteDistribution) -> Estimate:
+def enumerated(
+    f: Callable[[Tensor], Tensor], dist: FiniteDistribution, *, generator: torch.Generator | None = None
+) -> Estimate:
     """The exact gradient of E[f(b)] = sum_b p(b) f(b), where the outcomes can be listed.
 
     Args:
         f: a function of samples `[M, *, ...]`, one for each of the M outcomes.
-        dist: a discrete distribution with few outcomes.
+        dist: a discrete distribution with few outcomes; what f says of impossible ones does not count.
+        generator: accepted as by all estimators; nothing is drawn.
 
     Returns:
         the gradient itself as `grad`, E[f(b)] as `value` and the support as `sample`.
@@ -30,9 +33,11 @@ def enumerated(f: Callable[[Tensor], Tensor], dist: FiniteDistribution) -> Estim
     """
     require(dist, "support", "enumerated", "use an estimator that samples")
     here = detached(dist)
+    if hasattr(here, "require_possible"):
+        here.require_possible()
     sample, probs = every_outcome(here)
-    value = f(sample)
-    check_rows((len(sample), *here.params.shape[:-1]), f=value)
+    value = values_for(here, f(sample), len(sample))
+    value = torch.where(probs > 0, value, torch.zeros_like(value))
 
     def expectation(params: Tensor) -> Tensor:
         return (every_outcome(here.with_params(params))[1] * value.detach()).sum(0)

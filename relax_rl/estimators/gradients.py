@@ -197,13 +197,16 @@ def value_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """`function(at)` `[*]`, and the gradient of each of its rows at its own row of `at`.
 
-    The derivative is in `at` alone: no graph leads back to what `at` was made of. Runs eagerly, in `torch.compile` and
-    under the transforms of `torch.func`.
+    The derivative is in `at` alone: no graph leads back to what `at` was made of; it is 0 for a function that is
+    constant. Runs eagerly, in `torch.compile` and under the transforms of `torch.func`.
 
     Args:
         function: from `[*, P]` to `[*]`.
         at: `[*, P]` where to evaluate and differentiate.
         create_graph: whether the gradient keeps a graph, for what else `function` depends on.
+
+    Raises:
+        RuntimeError: when the values move with `at` but have no gradient there; seen in eager code alone.
     """
     (value,), gradient = _values_and_gradient(lambda x: (function(x),), at, create_graph=create_graph)
     return value, gradient
@@ -226,8 +229,32 @@ def _values_and_gradient(
     leaf = at.requires_grad_()
     with torch.enable_grad():
         values = function(leaf)
-        gradient = row_gradient(values[0], leaf, create_graph=create_graph)
+        gradient = _gradient_if_reached(values[0], leaf, create_graph)
+    if gradient is None:
+        _check_constant(function, leaf.detach(), values[0].detach())
+        gradient = torch.zeros_like(at)
     return values, gradient
+
+
+def _gradient_if_reached(output: Tensor, at: Tensor, create_graph: bool) -> Tensor | None:
+    """`row_gradient`, or None where no graph leads from `output` to `at`."""
+    if not output.requires_grad:
+        return None
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(
+        output.sum(), at, retain_graph=True, create_graph=create_graph, allow_unused=True
+    )
+    return found[0]
+
+
+def _check_constant(function: Callable[[Tensor], tuple[Tensor, ...]], at: Tensor, value: Tensor) -> None:
+    """Raises RuntimeError where what has no gradient is no constant: taken for one it would bias the estimate."""
+    with torch.no_grad():
+        elsewhere = function(1.0 - at)[0]
+    if not torch.allclose(elsewhere.to(value.dtype), value, rtol=0.0, atol=0.0, equal_nan=True):
+        raise RuntimeError(
+            "f or the surrogate moves with its argument but has no gradient there: make it of differentiable operations "
+            "on the argument (no detach, no_grad, rounding or whole numbers), or take an estimator that asks f for values"
+        )
 
 
 def _difference(control: OfParams, conditional_control: OfParams) -> Callable[[Tensor], tuple[Tensor, ...]]:
@@ -269,6 +296,10 @@ def check_rows(rows: Sequence[int], **per_row: Tensor) -> None:
     `[B, 1]`, as a network gives it, would broadcast to `[B, B]` and mix the examples.
     """
     for name, tensor in per_row.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(
+                f"{name} gives a {type(tensor).__name__}, but a tensor {list(rows)} of one number a row is needed"
+            )
         if tuple(tensor.shape) != tuple(rows):
             shape = list(tensor.shape)
             raise ValueError(f"{name} has shape {shape}, but one number a row is needed: {list(rows)}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import Distribution
-from relax_rl.estimators.draws import as_phi, detached
+from relax_rl.estimators.draws import as_phi, check_wrapped, detached
 from relax_rl.estimators.estimate import nothing_but, only_to, variance_loss
 from relax_rl.estimators.gradients import check_rows
 from relax_rl.estimators.relaxation import lax, relax
@@ -33,16 +33,16 @@ def policy_gradient_loss(
 ) -> Tensor:
     """The policy loss of an actor-critic, with an action-dependent control variate.
 
-    In place of `-(advantage * dist.log_prob(action)).mean()`: the gradient has the same expectation for every
-    surrogate, and a variance that the surrogate learns to lower with the same `backward()`. Discrete actions take
-    RELAX, continuous ones LAX; no noise need be stored, since z is drawn given the action (or, for a normal, is the
-    action itself).
+    In place of `-(advantage * dist.log_prob(action)).mean()`, with a variance that the surrogate learns to lower with the
+    same `backward()`. Discrete actions take RELAX, continuous ones LAX; no noise need be stored, since z is drawn given
+    the action (or, for a normal, is the action itself).
 
         g = (A - c(z~)) dlog pi(a) + dc(z) - dc(z~)        (discrete; for a normal, c(a) and dc(a))
 
-    With `old_log_prob` actions may come from an earlier policy, as in PPO's epochs: every term is weighted by the ratio
-    of the probabilities, and where PPO clips the advantage's term only that term is left out, so that the control
-    variate still adds nothing to the mean.
+    As long as neither policy nor surrogate has learned from these actions, as on the first step after a rollout, the
+    terms with c have mean 0: unbiased relative to the advantages given. In further passes over them, as PPO's, they have
+    a mean of their own, which counts where rows are few and steps large. With `old_log_prob` every term is weighted by
+    the ratio of the probabilities, and PPO's clipping leaves out the advantage's term alone.
 
     Args:
         advantage: `[*]` of the actions taken; no gradient flows into it. Scale it before, not after: the surrogate must
@@ -64,6 +64,7 @@ def policy_gradient_loss(
     Raises:
         ValueError: when a tensor does not give one number a row.
     """
+    check_wrapped(dist)
     check_rows(dist.params.shape[:-1], advantage=advantage)
     here = detached(dist)
     advantage, action = advantage.detach(), action.detach()

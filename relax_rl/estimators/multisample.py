@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import Bernoulli
-from relax_rl.estimators.draws import as_phi, detached
+from relax_rl.estimators.draws import as_phi, check_wrapped, detached, values_for
 from relax_rl.estimators.estimate import Estimate
-from relax_rl.estimators.gradients import check_rows, value_and_gradient
+from relax_rl.estimators.gradients import value_and_gradient
 from relax_rl.estimators.score import check_num_samples, leave_one_out, mean_gradient, others_mean
 
 __all__ = ["double_cv", "linear_control", "rodeo", "stein"]
@@ -126,14 +126,14 @@ def _draw_with_slope(
     f: Callable[[Tensor], Tensor], dist: Bernoulli, name: str, num_samples: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """K samples `[K, *, P]`, f at them `[K, *]` (with the graph of its own theta) and its derivative `[K, *, P]`."""
+    check_wrapped(dist)
     if not isinstance(dist, Bernoulli):
         raise ValueError(f"{name} is for Bernoulli outcomes, not for {type(dist).__name__}")
     check_num_samples(num_samples)
     here = detached(dist, num_samples)
     sample = here.threshold(here.relax(here.sample_noise(generator)))
     value, slope = value_and_gradient(f, sample)
-    check_rows(here.params.shape[:-1], f=value)
-    return sample, value, slope
+    return sample, values_for(here, value), slope
 
 
 def _others(x: Tensor, k: int) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import Distribution, FiniteDistribution, RelaxedDistribution
-from relax_rl.estimators.draws import detached, require, require_vectors
+from relax_rl.estimators.draws import detached, require, require_vectors, values_for
 from relax_rl.estimators.estimate import Estimate
-from relax_rl.estimators.gradients import check_rows, value_and_gradient
+from relax_rl.estimators.gradients import value_and_gradient
 
 __all__ = [
     "concrete",
@@ -160,8 +160,11 @@ def reinmax(
         noise: the base noise of the sample; drawn from `generator` by default.
 
     Raises:
-        ValueError: when the samples are indices or continuous, or f does not give one number a row.
+        ValueError: when the temperature is below 1, the samples are indices or continuous, or f does not give one
+            number a row.
     """
+    if temperature < 1.0:
+        raise ValueError(f"temperature is {temperature:g}, expected at least 1: for one below take straight_through")
     here, noise = _relaxed(dist, "reinmax", noise, generator)
     sample = here.threshold(here.relax(noise))
     return _through(f, moving_reinmax(here, sample, temperature), sample, here, dist)
@@ -205,7 +208,8 @@ def moving_reinmax(here: FiniteDistribution, sample: Tensor, temperature: float 
 
     def moving(at: FiniteDistribution) -> Tensor:
         # A distribution that is halfway, and whose logits move as those of `at` do.
-        return _swap(sample, 2.0 * at.with_params(_swap(halfway, at.params)).mean - 0.5 * at.mean)
+        shift = (at.params - at.params.detach()).nan_to_num(nan=0.0)  # infinite logits stay where they are
+        return _swap(sample, 2.0 * at.with_params(halfway + shift).mean - 0.5 * at.mean)
 
     return moving
 
@@ -231,7 +235,8 @@ def _swap(forward: Tensor, backward: Tensor) -> Tensor:
 def _through(
     f: Callable[[Tensor], Tensor], argument: Callable[[Any], Tensor], sample: Tensor, here: D, dist: D
 ) -> Estimate:
-    """The gradient of f through its argument, which moves with the distribution."""
-    value, grad = value_and_gradient(lambda params: f(argument(here.with_params(params))), here.params)
-    check_rows(here.params.shape[:-1], f=value)
+    """The gradient of f at the sample, through an argument of this value that moves with the distribution."""
+    value, slope = value_and_gradient(f, sample)
+    value = values_for(here, value)
+    _, grad = value_and_gradient(lambda params: (argument(here.with_params(params)) * slope).sum(-1), here.params)
     return Estimate(sample, value, grad, dist.params)

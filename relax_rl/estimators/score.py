@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import Distribution, FiniteDistribution
-from relax_rl.estimators.draws import Objective, draw, require, require_vectors
+from relax_rl.estimators.draws import Objective, draw, require, require_vectors, values_for
 from relax_rl.estimators.estimate import Estimate
 from relax_rl.estimators.gradients import reinforce_gradient, value_and_gradient
 
@@ -259,6 +259,7 @@ def muprop(
         f_mean, derivative = value_and_gradient(f, mean)
     else:
         f_mean, derivative = f(mean), torch.zeros_like(mean)
+    f_mean = values_for(here, f_mean)
     linear = (derivative * (sample - mean)).sum(-1)
     centred = drawn.value.detach() - eta * f_mean.detach() - slope * linear - baseline
     factor = slope.unsqueeze(-1) if isinstance(slope, Tensor) and slope.dim() else slope

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from relax_rl.errors import CheckpointError
 
 __all__ = ["space_from_json", "space_to_json"]
 
+_LARGEST = 2**24
+"""Numbers in a space that is read: a network on more would not fit into memory."""
+
 
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
     """A JSON-able description of a Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple space."""
@@ -18,9 +22,10 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
         bounds = {"low": _bounds(space.low), "high": _bounds(space.high)}
         return {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
     if isinstance(space, spaces.Discrete):
-        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": str(space.dtype)}
     if isinstance(space, spaces.MultiDiscrete):
-        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
+        start = space.start.tolist()
+        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": start, "dtype": str(space.dtype)}
     if isinstance(space, spaces.MultiBinary):
         # MultiBinary(3) and MultiBinary((3,)) are not equal: n keeps the form it was given in.
         return {"type": "MultiBinary", "n": space.n if isinstance(space.n, int) else [int(n) for n in space.n]}
@@ -40,21 +45,32 @@ def space_from_json(data: Any) -> spaces.Space[Any]:
     try:
         kind = data["type"]
         if kind == "Box":
-            shape, dtype = tuple(data["shape"]), np.dtype(data["dtype"])
+            shape, dtype = tuple(int(n) for n in data["shape"]), np.dtype(data["dtype"])
+            if math.prod(shape) > _LARGEST or min(shape, default=0) < 0:
+                raise ValueError(f"its shape is {shape}")
             low, high = (np.broadcast_to(np.asarray(data[k], dtype), shape) for k in ("low", "high"))
             return spaces.Box(low, high, shape, dtype.type)
         if kind == "Discrete":
-            return spaces.Discrete(data["n"], start=data["start"])
+            dtype = np.dtype(data.get("dtype", "int64")).type
+            if not 0 < data["n"] <= _LARGEST:
+                raise ValueError(f"n is {data['n']}")
+            return spaces.Discrete(dtype(data["n"]), start=dtype(data["start"]), dtype=dtype)
         if kind == "MultiDiscrete":
-            return spaces.MultiDiscrete(np.asarray(data["nvec"]), start=np.asarray(data["start"]))
+            dtype = np.dtype(data.get("dtype", "int64")).type
+            if np.sum(np.asarray(data["nvec"], np.float64)) > _LARGEST:
+                raise ValueError("it has too many choices")
+            return spaces.MultiDiscrete(np.asarray(data["nvec"]), dtype, start=np.asarray(data["start"]))
         if kind == "MultiBinary":
+            if math.prod(np.atleast_1d(data["n"]).tolist()) > _LARGEST:
+                raise ValueError(f"n is {data['n']}")
             return spaces.MultiBinary(data["n"])
         if kind == "Dict":
             return spaces.Dict([(key, space_from_json(part)) for key, part in data["spaces"]])
         if kind == "Tuple":
             return spaces.Tuple([space_from_json(part) for part in data["spaces"]])
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
-        raise CheckpointError(f"the saved description of a space makes no sense ({error})") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, AssertionError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"the saved description of a space makes no sense ({reason})") from None
     raise CheckpointError(f"the saved description of a space has the unknown type {kind!r}")
 
 

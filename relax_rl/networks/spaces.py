@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from relax_rl.errors import SettingsError, TrainingDiverged
 
-__all__ = ["ActionEncoder", "Leaf", "ObservationEncoder", "require_space"]
+__all__ = ["ActionEncoder", "Leaf", "ObservationEncoder"]
 
 ActionKind = Literal["categorical", "multi_categorical", "bernoulli", "gaussian"]
 
@@ -42,7 +42,7 @@ class _LeafEncoder:
 
     leaf: Leaf
     path: tuple[str | int, ...]
-    ndim: int
+    shape: tuple[int, ...]
     encode: Callable[[np.ndarray], np.ndarray]
 
     def find(self, observation: Any) -> np.ndarray:
@@ -109,24 +109,41 @@ class ObservationEncoder:
             begin = end
         return out
 
+    def leaf_at(self, column: int) -> Leaf:
+        """The leaf that an entry of a flat encoding belongs to."""
+        ends = np.cumsum([leaf.size for leaf in self.leaves])
+        return self.leaves[int(np.searchsorted(ends, column, side="right"))]
+
     def as_batch(self, observation: Any) -> tuple[Any, bool]:
         """A batch from a single observation or a batch, and whether it was a single one.
 
         Raises:
             SettingsError: if the observation fits neither.
         """
-        first = self._encoders[0]
-        try:
-            array = first.find(observation)
-        except (KeyError, IndexError, TypeError):
+        expected = f"expected one of {self.space}, or a batch of them"
+        if isinstance(observation, tuple) and not isinstance(self.space, spaces.Tuple):
             raise SettingsError(
-                f"an observation has no leaf {first.leaf.name!r}; expected one of {self.space}"
-            ) from None
-        if array.ndim == first.ndim:
+                f"an observation is a tuple; {expected}; give the first part of what env.reset() returns"
+            )
+        singles: set[bool] = set()
+        for encoder in self._encoders:
+            name, shape = encoder.leaf.name, encoder.shape
+            try:
+                array = encoder.find(observation)
+            except (KeyError, IndexError, TypeError, ValueError):
+                raise SettingsError(
+                    f"an observation has no leaf {name!r}, or one that is no array; {expected}"
+                ) from None
+            if array.shape != shape and array.shape[1:] != shape:
+                raise SettingsError(f"the observation {name!r} has shape {array.shape}, not {shape}; {expected}")
+            if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and not np.isfinite(array).all()):
+                raise SettingsError(f"the observation {name!r} holds what is not a finite number; {expected}")
+            singles.add(array.shape == shape)
+        if len(singles) == 2:
+            raise SettingsError(f"some leaves of an observation are single and others a batch; {expected}")
+        if singles == {True}:
             return _map_leaves(lambda leaf: np.asarray(leaf)[None], self.space, observation), True
-        if array.ndim == first.ndim + 1:
-            return observation, False
-        raise SettingsError(f"an observation has shape {array.shape}; expected one of {self.space}, or a batch of them")
+        return observation, False
 
 
 class ActionEncoder:
@@ -155,7 +172,7 @@ class ActionEncoder:
             self._limits: Any = int(space.n)
         elif isinstance(space, spaces.MultiDiscrete):
             self.kind, self.sizes = "multi_categorical", tuple(int(n) for n in space.nvec.reshape(-1))
-            self._start, self._limits = space.start.reshape(-1), space.nvec.reshape(-1)
+            self._start, self._limits = (x.reshape(-1).astype(np.int64) for x in (space.start, space.nvec))
         elif isinstance(space, spaces.MultiBinary):
             self.kind, self.sizes, self._limits = "bernoulli", (int(np.prod(self._shape)),), 2
         elif isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
@@ -246,19 +263,18 @@ def _leaf_encoder(path: tuple[str | int, ...], space: spaces.Space[Any]) -> _Lea
         if image is not None:
             (channels, height, width), encode = image
             leaf = Leaf(name, "image", channels * height * width, (channels, height, width))
-            return _LeafEncoder(leaf, path, len(shape), encode)
+            return _LeafEncoder(leaf, path, shape, encode)
         size = int(np.prod(shape))
-        return _LeafEncoder(Leaf(name, "vector", size, (size,)), path, len(shape), _as_it_is)
+        return _LeafEncoder(Leaf(name, "vector", size, (size,)), path, shape, _as_it_is)
     if isinstance(space, spaces.MultiBinary):
         size = int(np.prod(shape))
-        return _LeafEncoder(Leaf(name, "vector", size, (size,)), path, len(shape), _as_it_is)
+        return _LeafEncoder(Leaf(name, "vector", size, (size,)), path, shape, _as_it_is)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-        choices = np.atleast_1d(space.n if isinstance(space, spaces.Discrete) else space.nvec).reshape(-1)
-        start = np.broadcast_to(np.reshape(space.start, -1), choices.shape)
+        count = space.n if isinstance(space, spaces.Discrete) else space.nvec
+        choices = np.reshape(count, -1).astype(np.int64)
+        start = np.broadcast_to(np.reshape(space.start, -1).astype(np.int64), choices.shape)
         size = int(choices.sum())
-        return _LeafEncoder(
-            Leaf(name, "vector", size, (size,)), path, len(shape), _one_hot_encoder(name, choices, start)
-        )
+        return _LeafEncoder(Leaf(name, "vector", size, (size,)), path, shape, _one_hot_encoder(name, choices, start))
     raise SettingsError(
         f"the observation {name!r} of space {space} is not supported; "
         "expected Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of them"
@@ -310,11 +326,3 @@ def _image_encoder(space: spaces.Box) -> tuple[tuple[int, int, int], Callable[[n
         return batch.reshape(len(batch), *chw)
 
     return chw, encode
-
-
-def require_space(ours: spaces.Space[Any], theirs: spaces.Space[Any]) -> None:
-    """Raises:
-    SettingsError: environments have another space than the agent was made for.
-    """
-    if ours != theirs:
-        raise SettingsError(f"the agent was made for the space {ours}, these environments have {theirs}")

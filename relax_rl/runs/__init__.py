@@ -4,7 +4,8 @@ What others need to find and read a run's files is named here; it imports nothin
 """
 
 from relax_rl.compute.serialization import write_json
-from relax_rl.runs.folder import RunFolder, default_run_dir, read_config, read_record, versions, write_config
+from relax_rl.runs.folder import RunFolder, default_run_dir
+from relax_rl.runs.record import read_config, read_record, versions, write_config
 
 __all__ = [
     "RunFolder",

@@ -12,6 +12,8 @@ from relax_rl.errors import CheckpointError
 from relax_rl.runs.checkpoints import CheckpointFolder
 from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.session import Clock
+from relax_rl.settings.config import TrainConfig
+from relax_rl.settings.fields import flat, shown, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from relax_rl.agents.networks import NetworkFactory
     from relax_rl.envs import Episode
 
-__all__ = ["WINDOW", "AgentRun", "load_agent"]
+__all__ = ["WINDOW", "AgentRun", "check_same_run", "load_agent"]
 
 WINDOW = 100
 """Episodes that the reported mean return is taken over."""
@@ -83,14 +85,43 @@ class AgentRun:
         """
         try:
             run = state["run"]
-            self.clock = Clock(float(run["seconds"]))
-            self.best_evaluation = run["best_evaluation"]
-            self.episodes.extend((float(r), int(length)) for r, length in run["episodes"])
+            seconds, best = float(run["seconds"]), run["best_evaluation"]
+            episodes = [(float(r), whole("length", length, least=0)) for r, length in run["episodes"]]
+            best = None if best is None else float(best)
+            if not all(map(math.isfinite, [seconds, best or 0.0, *(r for r, _ in episodes)])):
+                raise ValueError("a number is not finite")
             agent = state["agent"]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise CheckpointError("the checkpoint is damaged: the state of its run cannot be read") from None
+        self.clock, self.best_evaluation = Clock(seconds), best
+        self.episodes.extend(episodes)
         if tensors:
             self.agent.load_state_dict(tensors, agent)
+
+
+def check_same_run(config: TrainConfig, estimator: str, state: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint that is not of the run that `config.json` tells of, or whose settings were changed there.
+
+    Args:
+        config: of the run.
+        estimator: its name.
+        state: the checkpoint's.
+        path: of the checkpoint.
+
+    Raises:
+        CheckpointError: they differ in more than the device.
+    """
+    from relax_rl.agents.saving import described
+
+    found = described(state.get("agent", {}), str(path))
+    theirs = {**flat(found.config), "seed": found.seed, "estimator": found.name}
+    ours = {**flat(config.agent), "seed": config.run.seed, "estimator": estimator}
+    for name, value in theirs.items():
+        if value != ours[name] and name != "device":
+            raise CheckpointError(
+                f"{name} is {shown(value)} in {path}, but {shown(ours[name])} in config.json: they are not of one run, or the "
+                "file was changed; put it right, or start a new run"
+            )
 
 
 def load_agent(

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from relax_rl.compute.distributed import ALONE, Workers
-from relax_rl.errors import TrainingDiverged, WorkerLost
+from relax_rl.errors import EnvironmentFault, RelaxRLError, TrainingDiverged, WorkerLost
 from relax_rl.runs.agent import AgentRun
 from relax_rl.runs.checkpoints import CheckpointFolder, Trainable
 from relax_rl.runs.displays import Display
 from relax_rl.runs.evaluation import Scores
-from relax_rl.runs.folder import RunFolder, note
+from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.interruption import Interruption
 from relax_rl.runs.loggers import Logger, mean_metrics
+from relax_rl.runs.record import note
 
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic, Callback, UpdateInfo
@@ -162,6 +163,7 @@ class LogProgress:
         if step == self._step:
             return
         seconds, metrics = self._run.clock.seconds, self._over_workers(mean_metrics(self._history))
+        metrics.pop("return_mean", None)  # the run's own is over resumptions too
         if "estimate/variance_a2c" in metrics:
             # The ratio of the means: a mean of ratios would be that of the batches in which nothing happens.
             plain = max(metrics["estimate/variance_a2c"], 1e-30)
@@ -283,10 +285,10 @@ class SaveCheckpoints:
 
     @contextmanager
     def named_in_errors(self, run_dir: Path) -> Iterator[None]:
-        """Have errors that end the training in this block say what is left of the run.
+        """Have errors that end the training in this block say what is left of the run, which is saved where it is good.
 
         Raises:
-            TrainingDiverged, WorkerLost: as raised inside, with the last checkpoint named.
+            TrainingDiverged, WorkerLost, EnvironmentFault: as raised inside, with the last checkpoint named.
         """
         try:
             yield
@@ -296,3 +298,11 @@ class SaveCheckpoints:
         except TrainingDiverged as error:
             left = f"the last good checkpoint is {self.last}"
             raise TrainingDiverged(f"{error}; {left if self.last else _NONE_YET}") from error
+        except EnvironmentFault as error:
+            raise EnvironmentFault(f"{error}; saved as {self.save()}; go on with --resume {run_dir}") from error
+        except RelaxRLError:
+            raise
+        except Exception:  # of an environment's or a callback's own: the agent is as it was before it
+            with suppress(RelaxRLError):
+                self.save()
+            raise

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from relax_rl.compute.serialization import load_state, save_state, writing
-from relax_rl.errors import CheckpointError
+from relax_rl.errors import CheckpointError, DamagedCheckpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,13 +147,13 @@ class CheckpointFolder:
         return Checkpoint.read(self.best if which == "best" else Path(which))
 
     def newest(self, *, set_aside: bool = False) -> Checkpoint:
-        """The newest checkpoint that can be read, with a warning for each damaged one that is passed over.
+        """The newest checkpoint that is whole, with a warning for each damaged one that is passed over.
 
         Args:
             set_aside: rename damaged ones, so that they no longer count among those to keep.
 
         Raises:
-            CheckpointError: there is none, or none can be read.
+            CheckpointError: there is none, or none is whole, or the newest whole one cannot be read here.
         """
         found = self.newest_first()
         if not found:
@@ -161,7 +161,7 @@ class CheckpointFolder:
         for path in found:
             try:
                 return Checkpoint.read(path)
-            except CheckpointError as error:
+            except DamagedCheckpoint as error:
                 warnings.warn(f"{error}; trying the one before it", UserWarning, stacklevel=2)
                 if set_aside:
                     with writing(path):

@@ -43,7 +43,7 @@ class PlainDisplay(Display):
         self, describe: Callable[[Any], str] = describe_return, *, file: IO[str] | None = None, interval: float = 5.0
     ) -> None:
         self._describe = describe
-        self._file, self._interval = file or sys.stdout, interval
+        self._file, self._interval = file, interval
         self._prefix = ""
         self._total = self._step = 0
         self._time = 0.0
@@ -65,7 +65,7 @@ class PlainDisplay(Display):
         self.say(f"{where} | {self._describe(status)} | {speed:,.0f} steps/s | {left} left")
 
     def say(self, line: str) -> None:
-        print(line, file=self._file, flush=True)
+        say(line, self._file)
 
 
 class RichDisplay(Display):
@@ -110,7 +110,7 @@ class RichDisplay(Display):
 
     def say(self, line: str) -> None:
         if self._progress is None:  # nothing has begun yet
-            print(line, flush=True)
+            say(line)
         else:
             self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -142,13 +142,13 @@ def make_display(describe: Callable[[Any], str] | None = None, *, quiet: bool = 
     """
     if quiet:
         return Display()
-    return (RichDisplay if sys.stdout.isatty() else PlainDisplay)(describe or describe_return)
+    return (RichDisplay if _is_terminal() else PlainDisplay)(describe or describe_return)
 
 
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar in a terminal, for as long as `what` is counted up to `total`; elsewhere nothing."""
-    if not sys.stdout.isatty():
+    if not _is_terminal():
         yield lambda done: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -157,6 +157,18 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(TextColumn(what), *bar, TextColumn("left"), transient=True) as progress:
         task = progress.add_task("", total=total)
         yield lambda done: progress.update(task, completed=done)
+
+
+def say(line: str, file: IO[str] | None = None) -> None:
+    """Print a line, with `?` for what the stream has no sign for; nothing where there is no stream, as in a service."""
+    stream = sys.stdout if file is None else file
+    if stream is not None:
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        print(line.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def describe_duration(seconds: float | None) -> str:

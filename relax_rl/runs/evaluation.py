@@ -101,6 +101,9 @@ def evaluate(
     Returns:
         The scores, ordered by environment; None if broken off.
     """
+    from relax_rl.agents.rollouts import require_envs
+
+    require_envs(envs, agent.observation_space, agent.action_space)
     saved = agent.generator.get_state()
     agent.generator.manual_seed(seed)
     try:

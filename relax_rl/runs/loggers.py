@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from relax_rl.compute.serialization import write_text_atomic, writing
+from relax_rl.compute.serialization import read_regular, write_text_atomic, writing
 
 __all__ = [
     "EPISODE_COLUMNS",
@@ -22,6 +22,9 @@ __all__ = [
     "read_csv",
     "truncate_csv",
 ]
+
+_LARGEST = 2**31
+"""Bytes of a table that is read."""
 
 PROGRESS_COLUMNS = ("step", "episodes", "return_mean", "seconds", "steps_per_second", "length_mean")
 """The first columns of `progress.csv`; the agent's metrics follow."""
@@ -137,18 +140,32 @@ def mean_metrics(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def read_csv(path: Path) -> dict[str, list[float]]:
-    """The columns of a CSV file of numbers; an empty cell is NaN.
+    """The columns of a CSV file of numbers; an empty cell is NaN. Rows that are none are left out, with a warning.
 
     Raises:
         RelaxRLError: the file cannot be read.
     """
     with writing(path):
-        text = path.read_text(encoding="utf-8")
-    rows = list(csv.reader(io.StringIO(text)))
-    if not rows:
-        return {}
-    body = [row for row in rows[1:] if len(row) == len(rows[0])]
-    return {name: [float(row[i] or math.nan) for row in body] for i, name in enumerate(rows[0])}
+        text = read_regular(path, most=_LARGEST).decode("utf-8", "replace")
+    lines = text.split("\n")
+    names = next(csv.reader(lines[:1]), [])
+    # What stands behind the last line break is a row in the making, or one that a killed run has left.
+    rows = [(number, _numbers(line, len(names))) for number, line in enumerate(lines[1:-1], 2)]
+    bad = [str(number) for number, row in rows if row is None]
+    if bad:
+        lost = f"{', '.join(bad[:5])}{' and more' if len(bad) > 5 else ''}"
+        warnings.warn(f"{path} holds no numbers in line {lost}: left out", UserWarning, stacklevel=2)
+    body = [row for _, row in rows if row is not None]
+    return {name: [row[i] for row in body] for i, name in enumerate(names)}
+
+
+def _numbers(line: str, count: int) -> list[float] | None:
+    """The numbers of a row; None if it has not that many, or something else."""
+    cells = next(csv.reader([line.replace("\0", "?")]), [])
+    try:
+        return [float(cell or math.nan) for cell in cells] if len(cells) == count else None
+    except ValueError:
+        return None
 
 
 def truncate_csv(path: Path, step: int) -> None:
@@ -160,7 +177,7 @@ def truncate_csv(path: Path, step: int) -> None:
     if not path.exists():
         return
     with writing(path):
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = read_regular(path, most=_LARGEST).decode("utf-8", "replace").splitlines(keepends=True)
     if not lines:
         return
     width = lines[0].count(",")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ __all__ = [
     "finish_steps",
     "make_figure",
     "name_rows",
+    "never_fatal",
     "plot_curves",
     "png",
     "write_figure",
@@ -113,6 +116,16 @@ def finish_steps(axes: Axes, label: str) -> None:
     count_in_thousands(axes)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.25)
+
+
+@contextmanager
+def never_fatal(what: str) -> Iterator[None]:
+    """Within the block, whatever goes wrong is only a warning: no picture is worth a run."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        warnings.warn(f"{what} could not be drawn: {reason}", UserWarning, stacklevel=3)
 
 
 def png(figure: Figure) -> bytes:

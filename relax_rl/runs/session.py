@@ -21,9 +21,10 @@ from relax_rl.compute.host import set_threads
 from relax_rl.errors import SettingsError
 from relax_rl.runs.checkpoints import KEEP, Checkpoint, CheckpointFolder
 from relax_rl.runs.displays import Display, make_display
-from relax_rl.runs.folder import PACKAGES, RunFolder, now, read_record, read_settings, write_config
+from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.interruption import Interruption, interruptible
 from relax_rl.runs.loggers import CsvLogger, Logger, TensorBoardLogger, truncate_csv
+from relax_rl.runs.record import PACKAGES, now, read_record, read_settings, write_config
 from relax_rl.settings.fields import check_resumable, flat, to_json, with_settings
 
 __all__ = ["Clock", "Opening", "Process", "Session", "open_run", "training_process"]
@@ -134,7 +135,8 @@ class Opening(Generic[C]):
 
     def start(
         self,
-        default: Path,
+        default: Callable[[], Path],
+        stack: ExitStack,
         *,
         steps: int,
         command: str,
@@ -145,7 +147,8 @@ class Opening(Generic[C]):
         """Make the folder, or bring its tables back to the checkpoint and write down the resumption.
 
         Args:
-            default: the folder of a new run that was given none.
+            default: makes the folder of a new run that was given none.
+            stack: holds the folder, in which nobody else may be at work.
             steps: that have been taken.
             command: kept in `config.json`.
             keep: how many checkpoints; 0 keeps all.
@@ -153,13 +156,15 @@ class Opening(Generic[C]):
             extra: further entries there.
 
         Raises:
-            SettingsError: the folder already holds a run.
+            SettingsError: the folder already holds a run, or another process is at work in it.
             RelaxRLError: the folder cannot be written.
         """
-        given = flat(self.config)["run_dir"]
-        path = Path(self.workers.from_first(str(given or default)))
+        given, first = flat(self.config)["run_dir"], self.workers.rank == 0
+        path = Path(self.workers.from_first(str(given or default()) if first else None))
         config = with_settings(self.config, {"run_dir": str(path), "resume": None})
-        folder, first = RunFolder(path), self.workers.rank == 0
+        folder = RunFolder(path.absolute())  # wherever an environment moves this process
+        if first:
+            stack.enter_context(folder.locked())
         if first and self.checkpoint is None:
             folder.create()
             history: dict[str, Any] = {"command": command, "started": now(), "resumed": []}
@@ -169,7 +174,7 @@ class Opening(Generic[C]):
             record = read_record(folder)
             entry = {"step": steps, "checkpoint": self.checkpoint.path.name, "time": now(), "command": command}
             history = {name: record.get(name, "") for name in ("command", "started")}
-            history["resumed"] = [*record.get("resumed", []), entry]
+            history["resumed"] = [*(record.get("resumed") or []), entry]
         if first:
             write_config(folder, config, {**(extra or {}), **history}, section=self.section, packages=packages)
         checkpoints = CheckpointFolder(folder.checkpoints, keep=keep, writes=first)
@@ -201,7 +206,7 @@ class Session(Generic[C]):
 
     def headline(self, what: str) -> str:
         """The line that a run begins with."""
-        line = f"{what} · {self.folder.path}"
+        line = f"{what} · {flat(self.config)['run_dir']}"
         return line if self.resumed_from is None else f"{line} · resumed at step {self.start_step:,}"
 
     def loggers(self, columns: Iterable[str], stack: ExitStack, theirs: Iterable[Logger] = ()) -> list[Logger]:

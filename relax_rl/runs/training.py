@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relax_rl.errors import CheckpointError
-from relax_rl.runs.agent import AgentRun
+from relax_rl.runs.agent import AgentRun, check_same_run
 from relax_rl.runs.callbacks import (
     LogProgress,
     PeriodicEvaluation,
@@ -23,7 +23,7 @@ from relax_rl.runs.callbacks import (
     stop_when_interrupted,
 )
 from relax_rl.runs.evaluation import Scores, envs_of, evaluate, evaluation_envs
-from relax_rl.runs.folder import default_run_dir, resumed_config, settings_to_resume
+from relax_rl.runs.folder import RunFolder, default_run_dir
 from relax_rl.runs.loggers import (
     EPISODE_COLUMNS,
     EVALUATION_COLUMNS,
@@ -33,6 +33,7 @@ from relax_rl.runs.loggers import (
     TensorBoardLogger,
     read_csv,
 )
+from relax_rl.runs.record import resumed_config, settings_to_resume
 from relax_rl.runs.session import Process, Session, open_run, training_process
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import with_settings
@@ -153,6 +154,8 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
     first_env = workers.rank * config.env.num_envs
     envs = process.stack.enter_context(envs_of(config.env, seed=seed, first_env=first_env))
     estimator = resolve_estimator(config.run.estimator, envs.single_action_space)
+    if checkpoint is not None:
+        check_same_run(config, estimator, checkpoint.state, checkpoint.path)
     agent = AGENTS[estimator](
         envs.single_observation_space,
         envs.single_action_space,
@@ -165,11 +168,13 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
     run = AgentRun(agent)
     if checkpoint is not None:
         run.load(checkpoint.tensors, checkpoint.state)
-    default = default_run_dir(config.env.env, estimator, f"s{config.run.seed}")
+    names = config.env.env, estimator, f"s{config.run.seed}"
     if not is_own(config.run.estimator):
         opening = replace(opening, config=with_settings(config, {"estimator": estimator}))
     keep, extra = config.run.keep_checkpoints, {"compiled_from": agent.compiled_from}
-    session = opening.start(default, steps=steps, command=command, keep=keep, extra=extra)
+    session = opening.start(
+        lambda: default_run_dir(*names), process.stack, steps=steps, command=command, keep=keep, extra=extra
+    )
     agent.join(workers)
     return _Training(session, run, envs, process)
 
@@ -177,7 +182,7 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
 def _steps(state: dict[str, Any], path: Path) -> int:
     try:
         return int(state["agent"]["steps"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise CheckpointError(f"{path} does not describe an agent") from None
 
 
@@ -222,6 +227,7 @@ class _Training:
                 settings.total_steps - agent.steps,
                 [*standing, *callbacks, *([profile] if profile is not None else [])],
                 reset_schedule=session.resumed_from is None,
+                threads=None,
             )
             if profile is not None:
                 profile.close()
@@ -241,14 +247,15 @@ class _Training:
         stopped_by = self.process.signal()
         if stopped_by is None and run.reaches(settings.stop_at_return):
             stopped_by = "return"
+        run_dir = Path(str(settings.run_dir))  # as it was given
         return TrainingResult(
-            run_dir=self.session.folder.path,
+            run_dir=run_dir,
             agent=agent,
             steps=agent.steps,
             episodes=agent.episodes,
             return_mean=run.return_mean,
             solved=run.reaches(self._target()),
-            checkpoint=checkpoint,
+            checkpoint=RunFolder(run_dir).checkpoints / checkpoint.name,
             stopped_by=stopped_by or ("total_steps" if agent.steps >= settings.total_steps else "callback"),
         )
 
@@ -316,18 +323,21 @@ class _Training:
 
     def _draw_curve(self) -> None:
         """The learning curve so far, by the first worker; without a single row there is nothing to draw."""
-        from relax_rl.runs.plotting import Curve, plot_curves
+        from relax_rl.runs.plotting import Curve, never_fatal, plot_curves
 
-        folder, settings = self.session.folder, self.session.config.run
-        progress = read_csv(folder.progress) if self.session.first else {}
-        if not progress:
+        if not self.session.first:
             return
-        training = "training, mean of 100 episodes"
-        curves = [Curve(steps=progress["step"], returns=progress["return_mean"], label=training)]
-        evaluations = read_csv(folder.evaluations) if folder.evaluations.exists() else {}
-        if evaluations:
-            label = f"evaluation, mean of {settings.eval_episodes} episodes"
-            scores = evaluations["return_mean"]
-            curves.append(Curve(steps=evaluations["step"], returns=scores, label=label, points=True))
-        title = f"{self.session.config.env.env} · {self.run.agent.name} · seed {settings.seed}"
-        plot_curves(folder.curve, curves, title=title, threshold=self._target())
+        folder, settings = self.session.folder, self.session.config.run
+        with never_fatal("the learning curve"):
+            progress = read_csv(folder.progress)
+            if not progress.get("step"):
+                return
+            training = "training, mean of 100 episodes"
+            curves = [Curve(steps=progress["step"], returns=progress["return_mean"], label=training)]
+            evaluations = read_csv(folder.evaluations) if folder.evaluations.exists() else {}
+            if evaluations:
+                label = f"evaluation, mean of {settings.eval_episodes} episodes"
+                scores = evaluations["return_mean"]
+                curves.append(Curve(steps=evaluations["step"], returns=scores, label=label, points=True))
+            title = f"{self.session.config.env.env} · {self.run.agent.name} · seed {settings.seed}"
+            plot_curves(folder.curve, curves, title=title, threshold=self._target())

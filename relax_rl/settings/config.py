@@ -20,13 +20,17 @@ Activation = Literal["tanh", "relu", "silu", "elu"]
 ESTIMATORS: tuple[str, ...] = ("relax", "lax", "marginal", "a2c", "reinforce")
 
 
+def _few(widths: tuple[int, ...]) -> bool:
+    return len(widths) <= 64
+
+
 @dataclass(frozen=True, kw_only=True)
 class EnvConfig:
     """The environments an agent learns in."""
 
     env: str = setting("CartPole-v1", fits=bool, expected="the id of an environment")
     """Gymnasium id, such as CartPole-v1 or ALE/Pong-v5, or module:EnvId to import the module that registers it first."""
-    num_envs: int = setting(8, least=1, resumable=True)
+    num_envs: int = setting(8, least=1, cap=2**16, resumable=True)
     """Environments stepped side by side."""
     vectorization: Literal["auto", "native", "envpool", "sync", "async"] = setting("auto", open=True)
     """How they are stepped: vector code of Gymnasium or ale-py (native), threads in C++ (envpool), one process (sync), one process each (async), or the fastest of them that is the same task (auto), or by module:function of your own; --backend is the same option."""
@@ -34,7 +38,9 @@ class EnvConfig:
     """Atari: probability that the previous action is repeated instead of the new one."""
     life_loss_terminal: bool = True
     """Atari: treat a lost life as the end of an episode for learning; the game itself goes on."""
-    bins: int = setting(0, fits=lambda n: n == 0 or n >= 2, expected="at least 2, or 0 to leave actions continuous")
+    bins: int = setting(
+        0, cap=2**16, fits=lambda n: n == 0 or n >= 2, expected="at least 2, or 0 to leave actions continuous"
+    )
     """Continuous actions: cut each dimension into this many equally spaced values, bounds included, and choose among them; 0 leaves them continuous."""
 
     def __post_init__(self) -> None:
@@ -47,23 +53,23 @@ class AgentConfig:
 
     DROPPED: ClassVar = {"surrogate_regression": 0.0, "surrogate_replay": 0, "advantage_scale": "none"}
 
-    num_steps: int = setting(5, least=1)
+    num_steps: int = setting(5, least=1, cap=2**20)
     """Steps each environment takes between two updates."""
     gamma: float = setting(0.99, least=0.0, most=1.0)
     """Discount factor."""
     gae_lambda: float = setting(0.95, least=0.0, most=1.0)
     """GAE lambda: 0 trusts the value function alone, 1 the observed rewards alone."""
-    policy_lr: float = setting(1e-3, above=0.0)
+    policy_lr: float = setting(1e-3, above=0.0, cap=1e3)
     """Learning rate of the policy (and of a torso that it shares with the value function)."""
-    value_lr: float = setting(1e-3, above=0.0)
+    value_lr: float = setting(1e-3, above=0.0, cap=1e3)
     """Learning rate of the value function."""
-    surrogate_lr: float = setting(1e-3, above=0.0)
+    surrogate_lr: float = setting(1e-3, above=0.0, cap=1e3)
     """Learning rate of the surrogate (relax, lax)."""
     lr_schedule: Literal["constant", "linear"] = "constant"
     """Learning rates stay constant, or fall linearly to zero at the last step."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """Optimiser of policy and value function; the surrogate always uses Adam."""
-    epochs: int = setting(1, least=1)
+    epochs: int = setting(1, least=1, cap=10_000)
     """Passes over each rollout; more than one needs --clip-range or --target-kl."""
     minibatch_size: int = setting(0, least=0)
     """Rows of a rollout per step of the optimisers; 0 takes all of them at once."""
@@ -71,9 +77,9 @@ class AgentConfig:
     """PPO's trust region: where the ratio of new to old probability has left 1 +- this in the direction of its advantage, the advantage's term is left out; inf clips nothing."""
     target_kl: float = setting(math.inf, above=0.0, finite=False)
     """No further epoch over a rollout once the policy's mean KL divergence from the one that acted is above this; inf for no limit."""
-    value_replay: int = setting(0, least=0)
+    value_replay: int = setting(0, least=0, cap=1_000)
     """Earlier rollouts that the value function learns from at each step beside the present one, with their returns as they were: less noise in its gradient."""
-    surrogate_steps: int = setting(1, least=1)
+    surrogate_steps: int = setting(1, least=1, cap=10_000)
     """Steps of the surrogate per step of the policy; those beyond one are taken after it, with fresh noise behind the actions."""
     surrogate_scale: Literal["one", "fitted"] = "one"
     """How much of the surrogate enters the estimate: all of it (one), or the fraction between 0 and 1 that would have lowered the variance most over recent rollouts (fitted), none of a bad one."""
@@ -85,15 +91,19 @@ class AgentConfig:
     """Weight of the value loss; matters for a shared torso and for the joint clipping of gradients."""
     max_grad_norm: float = setting(0.5, above=0.0, finite=False)
     """Norm to which the gradient of policy and value function is clipped; inf clips nothing."""
-    hidden: tuple[int, ...] = setting((64, 64), least=1, expected="widths of at least 1")
+    hidden: tuple[int, ...] = setting(
+        (64, 64), least=1, cap=2**14, fits=_few, expected="at most 64 widths of at least 1"
+    )
     """Widths of the hidden layers of policy and value function (vector observations)."""
-    surrogate_hidden: tuple[int, ...] = setting((64, 64), least=1, expected="widths of at least 1")
+    surrogate_hidden: tuple[int, ...] = setting(
+        (64, 64), least=1, cap=2**14, fits=_few, expected="at most 64 widths of at least 1"
+    )
     """Widths of the hidden layers of the surrogate."""
     activation: Activation = "tanh"
     """Activation of policy and value function (images use the Nature CNN with ReLU)."""
     surrogate_activation: Activation = "tanh"
     """Activation of the surrogate; relu has no curvature in the action to learn from."""
-    cnn_features: int = setting(512, least=1)
+    cnn_features: int = setting(512, least=1, cap=2**16)
     """Width of the last layer of the Nature CNN (image observations)."""
     precision: Precision = "float32"
     """Arithmetic of the Nature CNN: bfloat16 is faster where the processor has it, and rounds to three digits; weights and everything but the CNN stay float32."""
@@ -135,7 +145,7 @@ class RunConfig:
     """Good settings under the ones given: auto goes by the environment, none takes the plain defaults, or a preset's name."""
     total_steps: int = setting(500_000, least=1, resumable=True)
     """Environment steps, summed over all environments."""
-    seed: int = setting(0, least=0)
+    seed: int = setting(0, least=0, cap=2**63 - 1)
     """Seed of every random stream of the run."""
     run_dir: str | None = setting(None, of_the_call=True)
     """Folder of the run (default: runs/ENV-ESTIMATOR-sSEED-TIME)."""
@@ -145,7 +155,7 @@ class RunConfig:
     """Folder of a run to go on with; its settings are taken over, --total-steps may be raised."""
     eval_interval: int = setting(0, least=0, resumable=True)
     """Steps between evaluations on separate environments; 0 evaluates never."""
-    eval_episodes: int = setting(10, least=1, resumable=True)
+    eval_episodes: int = setting(10, least=1, cap=10**6, resumable=True)
     """Episodes per evaluation."""
     checkpoint_interval: int = setting(50_000, least=1, resumable=True)
     """Steps between checkpoints; one is always written at the end."""
@@ -157,7 +167,7 @@ class RunConfig:
     """Write TensorBoard events."""
     quiet: bool = setting(False, resumable=True, of_the_call=True)
     """Show no progress display."""
-    threads: int = setting(1, least=0, resumable=True)
+    threads: int = setting(1, least=0, cap=1_024, resumable=True)
     """CPU threads for tensor work; 0 takes all cores, shared among the workers of a machine. More than one pays only for images or wide networks."""
     profile: bool = setting(False, resumable=True, of_the_call=True)
     """Measure where the time goes: profile.md and profile.json, and a trace of a few updates, in the run's folder."""

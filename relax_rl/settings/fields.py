@@ -34,13 +34,18 @@ __all__ = [
     "of_the_call",
     "setting",
     "settings_of",
+    "shown",
     "to_json",
+    "whole",
     "with_settings",
 ]
 
 T = TypeVar("T")
 
 _RULE = "relax_rl"
+_LONGEST = 80
+_WHOLE = 2.0**53
+"""Whole numbers beyond are no longer all floats, and no settings either."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Rule:
     open: bool = False
     resumable: bool = False
     of_the_call: bool = False
+    cap: float = _WHOLE
 
     def allows(self, value: Any) -> bool:
         """Whether a value of the right type, or each entry of a tuple, lies within the bounds; NaN lies within none."""
@@ -67,13 +73,22 @@ class Rule:
 
     def _holds(self, number: float) -> bool:
         return (
-            not math.isnan(number)
-            and not (self.finite and math.isinf(number))
+            (isinstance(number, int) or not (math.isnan(number) or (self.finite and math.isinf(number))))
             and (self.least is None or number >= self.least)
             and (self.above is None or number > self.above)
             and (self.most is None or number <= self.most)
             and (self.below is None or number < self.below)
+            and not self._is_beyond(number)
         )
+
+    def _is_beyond(self, number: float) -> bool:
+        return number > self.cap and (isinstance(number, int) or (self.cap < _WHOLE and math.isfinite(number)))
+
+    def expectation(self, value: Any) -> str:
+        """What is expected in place of a value that is not allowed, in words."""
+        numbers = value if isinstance(value, tuple) else (value,)
+        beyond = any(isinstance(number, (int, float)) and self._is_beyond(number) for number in numbers)
+        return f"at most {self.cap:,.15g}" if beyond else str(self)
 
     def __str__(self) -> str:
         """What is expected, in words."""
@@ -95,8 +110,8 @@ def setting(default: T, **rule: Any) -> T:
 
     Args:
         default: the plain default.
-        rule: `least`, `above`, `most`, `below`: bounds of the number, or of each entry of a tuple; `finite=False` where
-            infinity is a value; `fits`: what else must hold of a value that is not None; `expected`: the bounds in other
+        rule: `least`, `above`, `most`, `below`: bounds of the number, or of each entry of a tuple; `cap`: what nobody means
+            to exceed, and no machine could; `finite=False` where infinity is a value; `fits`: what else must hold of a value that is not None; `expected`: the bounds in other
             words, for messages; `open=True`: names beside the choices are taken too; `resumable=True`: may differ when
             a run is gone on with; `of_the_call=True`: belongs to one call, and is not taken over from the run.
     """
@@ -154,12 +169,12 @@ def check(config: Any) -> None:
             continue
         value = _typed(name, known.kind, getattr(config, name), known.rule)
         if not known.rule.allows(value):
-            raise SettingsError(f"{name} is {value!r}, expected {known.rule}")
+            raise SettingsError(f"{name} is {shown(value)}, expected {known.rule.expectation(value)}")
         object.__setattr__(config, name, value)
 
 
 def from_text(kind: Any, text: str) -> Any:
-    """The value of a type that a text stands for, such as `1e-3`, `true`, `64x64` or `None`.
+    """The value of a type that a text stands for, such as `1e-3`, `true`, `64x64` or `None`; `1e6` is a whole number.
 
     Raises:
         ValueError: it stands for none; the message says what is expected.
@@ -176,10 +191,34 @@ def from_text(kind: Any, text: str) -> Any:
             return tuple(inner[0](part) for part in text.split("x"))
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
+        if kind is int and not text.lstrip("+-").isdigit() and float(text).is_integer():
+            return int(float(text))
         return text if origin is Literal else kind(text)
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         expected = {bool: "true or false", int: "a whole number", float: "a number"}
         raise ValueError(expected.get(kind, "widths such as 64x64")) from None
+
+
+def whole(name: str, value: Any, *, least: int, below: int = 2**63) -> int:
+    """An argument that is a whole number, of Python, NumPy or torch, `1e6` among them.
+
+    Raises:
+        SettingsError: it is something else, or beyond its bounds.
+    """
+    rule = Rule(least=least, below=below)
+    number: int = _typed(name, int, value, rule)
+    if not rule.allows(number):
+        raise SettingsError(f"{name} is {shown(number)}, expected a whole number from {least} to {below - 1}")
+    return number
+
+
+def shown(value: Any, *, longest: int = _LONGEST) -> str:
+    """A value in a message: of a long one its beginning."""
+    try:
+        text = repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        text = f"{'-' if value < 0 else ''}{hex(abs(value))}"
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -292,14 +331,17 @@ def _typed(name: str, kind: Any, value: Any, rule: Rule) -> Any:
         if value in inner or (rule.open and isinstance(value, str)):
             return value
         *rest, last = map(str, inner)
-        raise SettingsError(f"{name} is {value!r}, expected {', '.join(rest)} or {last}")
+        raise SettingsError(f"{name} is {shown(value)}, expected {', '.join(rest)} or {last}")
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is int and number and value == value // 1:
         return int(value)
     if kind is float and (number or value in ("inf", "-inf", "nan")):  # JSON has no words for these
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise SettingsError(f"{name} is {shown(value)}, expected {rule}") from None
     if kind is str and isinstance(value, os.PathLike):
         return os.fspath(value)
     if kind in (bool, str) and isinstance(value, kind):
         return value
-    raise SettingsError(f"{name} is {value!r}, expected {getattr(kind, '__name__', kind)}")
+    raise SettingsError(f"{name} is {shown(value)}, expected {getattr(kind, '__name__', kind)}")

@@ -12,7 +12,8 @@ from relax_rl.compute.host import set_threads
 from relax_rl.compute.serialization import write_json
 from relax_rl.errors import SettingsError
 from relax_rl.runs.displays import counting
-from relax_rl.runs.folder import RunFolder, read_config
+from relax_rl.runs.folder import RunFolder
+from relax_rl.runs.record import known_env, read_config
 from relax_rl.settings.fields import check, setting
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class VarianceConfig:
     """Seed of environments, actions and fresh surrogates."""
     device: str = "cpu"
     """Device of the networks: cpu, cuda, cuda:1, mps, or auto."""
+    env: str | None = None
+    """module:EnvId of the run's environment, if a module of your own registers it."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -66,12 +69,14 @@ def variance_run(config: VarianceConfig) -> dict[str, Any]:
     from relax_rl.estimators.diagnostics import squared_norm
     from relax_rl.runs.agent import load_agent
     from relax_rl.runs.evaluation import envs_of
+    from relax_rl.runs.plotting import never_fatal
     from relax_rl.variance.contenders import contenders
     from relax_rl.variance.figure import plot_variances
     from relax_rl.variance.gradient import applied_gradients, applied_variances
 
     folder = RunFolder(Path(config.run))
     trained = read_config(folder)
+    env = known_env(trained.env, config.env)
     with ExitStack() as stack:
         set_threads(trained.run.threads, stack)
         agent, path = load_agent(folder, config.checkpoint, config.device)
@@ -79,13 +84,13 @@ def variance_run(config: VarianceConfig) -> dict[str, Any]:
         # Also without surrogates to fit: at first all environments stand at the start of an episode.
         before = max(config.fit_batches, _BURN_IN)
         entrants = contenders(agent, fit_batches=before if config.fit_batches else 0, seed=config.seed)
-        envs = stack.enter_context(envs_of(trained.env, seed=(config.seed, _STREAM)))
+        envs = stack.enter_context(envs_of(env, seed=(config.seed, _STREAM)))
         with counting("rollouts", before + config.batches) as progress:
             draws = applied_gradients(
                 agent, envs, entrants, num_batches=config.batches, fit_batches=before, progress=progress
             )
         applied = applied_variances(draws, generator=torch.Generator().manual_seed(config.seed))
-        parts, reason = _parts(agent, trained.env, entrants, config, stack)
+        parts, reason = _parts(agent, env, entrants, config, stack)
     result = {
         "env": trained.env.env,
         "estimator": agent.name,
@@ -102,10 +107,10 @@ def variance_run(config: VarianceConfig) -> dict[str, Any]:
         "parts": None if parts is None else {name: asdict(found) for name, found in parts.items()},
         "parts_left_out": reason,
     }
-    plot_variances(
-        folder.variance_figure, applied, parts, title=f"{trained.env.env} · {agent.name} · {agent.steps:,} steps"
-    )
     write_json(folder.variance, result)
+    title = f"{trained.env.env} · {agent.name} · {agent.steps:,} steps"
+    with never_fatal("the figure"):
+        plot_variances(folder.variance_figure, applied, parts, title=title)
     return result
 
 

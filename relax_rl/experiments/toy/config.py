@@ -19,15 +19,15 @@ class ToyConfig:
 
     target: float = setting(0.499, least=0.0, most=1.0, expected="a number from 0 to 1")
     """t; the best outcome is better than any other by |1 - 2 t|."""
-    outcomes: int = setting(2, least=2)
+    outcomes: int = setting(2, least=2, cap=2**12)
     """Outcomes of b: 2 for one bit, more for a categorical variable."""
     estimators: tuple[str, ...] = setting(("reinforce", "rebar", "relax"), fits=bool, expected="at least one")
     """Estimators to compare, by their names in the table of docs/estimators.md."""
     steps: int = setting(10_000, least=1)
     """Steps of the optimiser, each on one sample."""
-    seeds: int = setting(10, least=1)
+    seeds: int = setting(10, least=1, cap=10**6)
     """Independent runs of every estimator, side by side."""
-    seed: int = setting(0, least=0)
+    seed: int = setting(0, least=0, cap=2**63 - 1)
     """The first seed; the others count up from it."""
     lr: float = setting(0.01, above=0.0, expected="a number above 0")
     """Learning rate of theta (Adam)."""
@@ -41,7 +41,7 @@ class ToyConfig:
     """Where the figure of the surrogate and that of the densities are drawn, unless theta is fixed."""
     log_interval: int = setting(50, least=1)
     """Steps between two measurements of the gradient's variance."""
-    draws: int = setting(1000, least=2)
+    draws: int = setting(1000, least=2, cap=10**7)
     """Gradients drawn at the current theta for each measurement."""
     run_dir: str | None = None
     """Folder of the results; runs/toy-... by default."""

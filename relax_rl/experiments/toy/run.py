@@ -18,8 +18,10 @@ from relax_rl.experiments.toy.problem import Problem, outcomes_in_words
 from relax_rl.experiments.toy.report import curves_csv, floors, markdown, summary
 from relax_rl.experiments.toy.training import Run, median, train
 from relax_rl.runs.displays import Display, make_display
-from relax_rl.runs.folder import RunFolder, default_run_dir, write_config
+from relax_rl.runs.folder import RunFolder, default_run_dir
 from relax_rl.runs.interruption import Interruption
+from relax_rl.runs.plotting import never_fatal
+from relax_rl.runs.record import write_config
 
 __all__ = ["Interrupted", "run_toy"]
 
@@ -47,11 +49,12 @@ def run_toy(
         TrainingDiverged: a gradient is no longer a finite number.
         Interrupted: the interruption holds.
     """
-    default = default_run_dir("toy", f"t{config.target:g}", f"s{config.seed}")
-    folder = RunFolder(Path(config.run_dir) if config.run_dir else default)
-    folder.check_unused(resumable=False)
-    path, problem = folder.path, Problem(config.target, config.outcomes)
+    problem = Problem(config.target, config.outcomes)
     check_estimators(config.estimators, problem)
+    given, names = config.run_dir, ("toy", f"t{config.target:g}", f"s{config.seed}")
+    folder = RunFolder(Path(given) if given else default_run_dir(*names))
+    folder.check_unused(resumable=False)
+    path = folder.path
     with _made(path), ExitStack() as stack:
         display = make_display("mean theta {:.3f}".format, quiet=config.quiet)
         stack.callback(display.end)
@@ -71,13 +74,13 @@ def run_toy(
             at_shown = train_all(list(at_shown), shortly, config.shown_theta)
         display.end()
         result = summary(runs, problem, config)
-        drawn = _figures(runs, at_shown, problem, config)
         write_config(folder, config, {"command": command}, packages=("torch",))
         write_json(path / "toy.json", result)
         write_text_atomic(path / "toy.md", markdown(result))
         write_text_atomic(path / "curves.csv", curves_csv(runs, config))
-        for name, png in drawn.items():
-            write_bytes_atomic(path / f"{name}.png", png)
+        with never_fatal("a figure"):
+            for name, png in _figures(runs, at_shown, problem, config).items():
+                write_bytes_atomic(path / f"{name}.png", png)
     return path, result
 
 

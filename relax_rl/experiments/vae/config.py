@@ -30,21 +30,21 @@ class VaeConfig:
     """Pixels are binarised once, as published, or anew whenever an image is looked at."""
     task: Literal["generative", "structured"] = "generative"
     """Model images, or predict their lower half from the upper."""
-    layers: int = setting(1, least=1)
+    layers: int = setting(1, least=1, cap=64)
     """Layers of bits."""
-    width: int = setting(200, least=1)
+    width: int = setting(200, least=1, cap=2**14)
     """Bits in each layer."""
     nonlinear: bool = False
     """Two tanh layers before each layer of logits."""
-    hidden_width: int = setting(200, least=1)
+    hidden_width: int = setting(200, least=1, cap=2**14)
     """Units of those tanh layers."""
     wide_decoder: bool = False
     """With --nonlinear: a decoder's tanh layers are as wide as its output (784 before the pixels), as in the published code of RELAX."""
     estimator: str = "relax"
     """Gradient estimator: a name of the registry that applies to bits."""
-    num_samples: int = setting(2, least=1)
+    num_samples: int = setting(2, least=1, cap=2**12)
     """Samples K of the estimators that take several."""
-    samples_per_image: int = setting(1, least=1)
+    samples_per_image: int = setting(1, least=1, cap=2**12)
     """Times that each image of a batch is taken, with samples of its own each time: less noise in the gradients of encoder and decoder, with any estimator."""
     baseline: Literal["none", "moving-average", "input"] = "moving-average"
     """Baseline of reinforce."""
@@ -52,7 +52,7 @@ class VaeConfig:
     """nvil: divide the signal by max(1, its moving standard deviation)."""
     temperature: float = setting(0.5, above=0.0)
     """Temperature of the relaxation; rebar, relax and dlax learn it from here."""
-    num_conditional: int = setting(10, least=1)
+    num_conditional: int = setting(10, least=1, cap=2**12)
     """gumbel-rao: draws to average over."""
     rebar_scope: Literal["parameter", "layer", "bit"] = "parameter"
     """rebar: learned scales for each parameter tensor and one temperature, trained on the variance at the parameters; or one scale and one temperature for each layer, trained on the variance at the logits (layer); or that with f relaxed in one bit at a time, RELAX's default without r (bit)."""
@@ -60,15 +60,15 @@ class VaeConfig:
     """relax, dlax: c = eta f(sigma(z / temperature)) + r(z) as published (objective); with the other bits of the layer corrected to first order, so that each bit has a control of its own; or r(z) alone."""
     surrogate_context: Literal["input", "logits"] = "logits"
     """What r is given beside z: the input and the bits before the layer as published, or the layer's logits alone, which is cheaper."""
-    surrogate_depth: int = setting(1, least=1)
+    surrogate_depth: int = setting(1, least=1, cap=64)
     """Hidden layers of r."""
-    surrogate_width: int = setting(50, least=1)
+    surrogate_width: int = setting(50, least=1, cap=2**14)
     """Units of each."""
     surrogate_activation: Literal["relu", "tanh", "silu"] = "relu"
     """Activation of r."""
     surrogate_decay: float = setting(1e-3, least=0.0)
     """L2 decay of r's parameters."""
-    lr: float = setting(1e-4, above=0.0)
+    lr: float = setting(1e-4, above=0.0, cap=1e3)
     """Learning rate of the model (Adam)."""
     lr_factor: float = setting(10.0, above=0.0)
     """Learning rate of scales, temperatures and baselines over that of the model."""
@@ -84,9 +84,9 @@ class VaeConfig:
     """Estimators whose variance is measured on the same model, each with a surrogate or baseline of its own that learns along."""
     steps: int = setting(50_000, least=1, resumable=True)
     """Steps of training."""
-    batch_size: int = setting(24, least=1)
+    batch_size: int = setting(24, least=1, cap=2**20)
     """Images in each step."""
-    seed: int = setting(0, least=0)
+    seed: int = setting(0, least=0, cap=2**63 - 1)
     """Seed of every random stream of the run."""
     preset: str = "none"
     """Settings of a row of the published tables, such as mnist-linear2-relax or mnist-linear2-relax-published, under the ones given."""
@@ -108,7 +108,7 @@ class VaeConfig:
     """Write TensorBoard events."""
     quiet: bool = setting(False, resumable=True, of_the_call=True)
     """Show no progress display."""
-    threads: int = setting(1, least=0, resumable=True)
+    threads: int = setting(1, least=0, cap=1_024, resumable=True)
     """CPU threads for tensor work; 0 takes all cores."""
     compile: Literal["auto", "on", "off"] = setting("auto", resumable=True)
     """Compile the gradients of a step on the CPU (needs g++, for which a first run waits): the same numbers to rounding, in half the time; auto does it for 30,000 steps or more."""

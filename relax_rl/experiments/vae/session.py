@@ -118,9 +118,16 @@ def open_session(config: VaeConfig, command: str, process: Process) -> tuple[Ses
         evaluated = config.eval_samples == 0 or _evaluated_at(opening.folder, run.steps)
         opening.check_steps(run.steps, "steps", complete=workers.from_first(evaluated))
     task = "-structured" if config.task == "structured" else ""
-    default = default_run_dir(f"vae-{config.data}-{config.architecture}{task}", config.estimator, f"s{config.seed}")
+    names = f"vae-{config.data}-{config.architecture}{task}", config.estimator, f"s{config.seed}"
     steps, packages = (0 if checkpoint is None else run.steps), ("torch", "numpy")
-    session = opening.start(default, steps=steps, command=command, packages=packages, extra={"data": data.name})
+    session = opening.start(
+        lambda: default_run_dir(*names),
+        process.stack,
+        steps=steps,
+        command=command,
+        packages=packages,
+        extra={"data": data.name},
+    )
     return session, run
 
 

@@ -197,7 +197,7 @@ class Trainer:
             CheckpointError: it belongs to a run with other settings.
         """
         try:
-            unpack(self._components(), tensors, "/")
+            unpack(self._components(), {name: x for name, x in tensors.items() if name != "loss/sum"}, "/")
             self._loss.copy_(tensors["loss/sum"])
             self.step, self._loss_steps = int(counters["step"]), int(counters["loss_steps"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -17,6 +17,8 @@ from relax_rl.experiments.vae.figures import draw_curves, draw_images, log_image
 from relax_rl.experiments.vae.session import VaeRun, open_session
 from relax_rl.runs.callbacks import SaveCheckpoints, interrupted_by
 from relax_rl.runs.checkpoints import Checkpoint
+from relax_rl.runs.folder import RunFolder
+from relax_rl.runs.plotting import never_fatal
 from relax_rl.runs.session import Process, Session, training_process
 
 __all__ = ["COLUMNS", "SHOW_EVERY", "VaeResult", "describe_bounds", "train_vae"]
@@ -117,7 +119,9 @@ class _Loop:
         self._draw()
         self.workers.from_first(None)  # the others leave when the first one has done all this
         seconds = self.run.clock.seconds
-        return VaeResult(session.folder.path, trainer.step, stopped_by, checkpoint, evaluation, seconds)
+        run_dir = Path(str(config.run_dir))
+        checkpoint = RunFolder(run_dir).checkpoints / checkpoint.name
+        return VaeResult(run_dir, trainer.step, stopped_by, checkpoint, evaluation, seconds)
 
     def _take_steps(self) -> str:
         """Learn, until something ends it; returns what."""
@@ -162,9 +166,10 @@ class _Loop:
         if not self.session.first:
             return
         folder = self.session.folder
-        draw_curves(folder.progress, folder.curve, self._title(), self.config.estimator)
-        picture = draw_images(self.trainer.model, self.run.valid[:12], self.run.data.shape)
-        log_images(picture, folder.path, self.trainer.step, tensorboard=self.config.tensorboard)
+        with never_fatal("a figure"):
+            draw_curves(folder.progress, folder.curve, self._title(), self.config.estimator)
+            picture = draw_images(self.trainer.model, self.run.valid[:12], self.run.data.shape)
+            log_images(picture, folder.path, self.trainer.step, tensorboard=self.config.tensorboard)
 
     def _title(self) -> str:
         config = self.config

@@ -1,0 +1,41 @@
+"""What environments hand out: steps and finished episodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Episode", "Step"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of N environments. Its arrays belong to the receiver: no environment writes to them later.
+
+    Attributes:
+        obs: what the action was chosen on, `[N, ...]`, nested like the observation space.
+        action: as it was chosen, `[N, ...]` in the action space (bins, where those stand for numbers).
+        reward: raw, `[N]` float64; 0 where not `valid`.
+        next_obs: the true successor, also at the end of an episode, where it is the last observation.
+        terminated: `[N]` bool, the episode ended in a final state (or, in Atari, a life was lost): bootstrap nothing.
+        truncated: `[N]` bool, it was cut off: bootstrap from `next_obs`. Never True together with `terminated`.
+        valid: `[N]` bool, False where the step was only an environment resetting itself and no transition.
+    """
+
+    obs: Any
+    action: Any
+    reward: np.ndarray
+    next_obs: Any
+    terminated: np.ndarray
+    truncated: np.ndarray
+    valid: np.ndarray
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A finished episode: the sum of its raw rewards and its number of steps (of a whole game in Atari)."""
+
+    return_: float
+    length: int

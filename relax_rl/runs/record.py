@@ -1,0 +1,201 @@
+"""`config.json`, from which a run can be told and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from relax_rl.compute.serialization import read_regular, write_json
+from relax_rl.errors import CheckpointError, SettingsError
+from relax_rl.runs.folder import RunFolder
+from relax_rl.settings.config import EnvConfig, TrainConfig
+from relax_rl.settings.fields import check_resumable, flat, from_json, of_the_call, to_json, with_settings
+from relax_rl.settings.naming import is_own
+
+__all__ = [
+    "PACKAGES",
+    "known_env",
+    "note",
+    "now",
+    "read_config",
+    "read_object",
+    "read_record",
+    "read_settings",
+    "resumed_config",
+    "settings_to_resume",
+    "versions",
+    "write_config",
+]
+
+C = TypeVar("C")
+
+_OWN = {"env": EnvConfig().env, "estimator": "auto", "networks": None, "vectorization": "auto"}
+"""Settings that may name code of the user's own, and what they are where nobody names any."""
+
+_LARGEST = 2**24
+"""Bytes of a file of settings that is read."""
+
+PACKAGES = ("torch", "gymnasium", "numpy", "ale-py")
+"""What a run's numbers depend on beside Python and this package."""
+
+
+def now() -> str:
+    """The time, as written into a run's record."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def write_config(
+    folder: RunFolder,
+    config: Any,
+    extra: Mapping[str, Any],
+    *,
+    section: str | None = None,
+    packages: Iterable[str] = PACKAGES,
+) -> None:
+    """Write `config.json`: every setting, the versions it ran with, and `extra` (the command, resumptions).
+
+    Args:
+        folder: of the run.
+        config: its settings.
+        extra: further entries.
+        section: the entry that holds the settings; the top level by default.
+        packages: whose versions are noted.
+    """
+    settings = to_json(config) if section is None else {section: to_json(config)}
+    write_json(folder.config, {**settings, "versions": versions(packages), **extra})
+
+
+def note(folder: RunFolder, **entries: Any) -> None:
+    """Add entries to `config.json`, or replace them.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        RelaxRLError: it cannot be written.
+    """
+    write_json(folder.config, {**read_record(folder), **entries})
+
+
+def read_record(folder: RunFolder) -> dict[str, Any]:
+    """The content of `config.json` as it stands.
+
+    Raises:
+        CheckpointError: the folder holds no run, or the file cannot be read.
+    """
+    if not os.path.isdir(folder.path):
+        raise CheckpointError(f"run {str(folder.path)[:300]} does not exist")
+    return read_object(folder.config, "run")
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object in a file without which its folder holds no run, or no other thing that `what` names.
+
+    Raises:
+        CheckpointError: there is no such file, or it cannot be read.
+    """
+    try:
+        record = json.loads(read_regular(path, most=_LARGEST).decode("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} holds no {what}: it has no {path.name}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path} is damaged: it is not JSON") from None
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path} is damaged: it is not a JSON object")
+    return record
+
+
+def read_config(folder: RunFolder) -> TrainConfig:
+    """The settings of an agent's run; raises CheckpointError as `read_settings`."""
+    return read_settings(folder, TrainConfig)
+
+
+def read_settings(folder: RunFolder, kind: type[C], *, section: str | None = None) -> C:
+    """The settings of a run, as `write_config` wrote them.
+
+    Raises:
+        CheckpointError: the folder holds no such run, or the file cannot be read or has settings unknown to this version.
+    """
+    record = read_record(folder)
+    names = [section] if section is not None else [part.name for part in fields(kind)]  # type: ignore[arg-type]
+    for name in names:
+        if name not in record:
+            raise CheckpointError(f"{folder.config} has no section {name!r}: it is damaged, or of another kind of run")
+    try:
+        return from_json(kind, record[section] if section is not None else {name: record[name] for name in names})
+    except SettingsError as error:
+        raise CheckpointError(f"{folder.config} has settings that this relax_rl cannot take: {error}") from None
+
+
+def settings_to_resume(resume: str, kind: type[C], *, section: str | None = None) -> C:
+    """The settings of the run in a folder, without those that belong to one call, as the defaults of another call.
+
+    Raises:
+        CheckpointError: as `read_settings`.
+    """
+    saved = read_settings(RunFolder(Path(resume)), kind, section=section)
+    # Code of the user's own that only the file names is not taken from there: see `resumed_config`.
+    own = {name: default for name, default in _OWN.items() if is_own(flat(saved).get(name))}
+    return with_settings(saved, {**of_the_call(saved), **own, "resume": resume, "run_dir": resume})
+
+
+def resumed_config(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
+    """The settings that an agent's run goes on with.
+
+    Raises:
+        CheckpointError: the environment differs.
+        SettingsError: another setting differs that is not resumable.
+    """
+    for name, default in _OWN.items():
+        before, now = flat(saved)[name], flat(wanted)[name]
+        if is_own(before) and now == default:
+            raise SettingsError(_named_by_a_file(name, before))
+    if wanted.env.env != saved.env.env:
+        raise CheckpointError(
+            f"cannot resume with --env {wanted.env.env}: the run was trained on {saved.env.env}; start a new run instead"
+        )
+    if wanted.run.estimator == "auto":
+        wanted = with_settings(wanted, {"estimator": saved.run.estimator})
+    return check_resumable(saved, wanted)
+
+
+def known_env(saved: EnvConfig, given: str | None) -> EnvConfig:
+    """The environments of a run, for looking at its agent. A module that only the run's file names is not imported.
+
+    Args:
+        saved: the run's.
+        given: the environment as the user names it; None if they do not.
+
+    Raises:
+        SettingsError: it is of a module that the user has not named, or they name another one.
+    """
+    if given is None and is_own(saved.env):
+        raise SettingsError(_named_by_a_file("env", saved.env))
+    if given is not None and given != saved.env:
+        raise SettingsError(f"env is {given!r}, but the run was trained on {saved.env!r}")
+    return replace(saved, vectorization="auto") if is_own(saved.vectorization) else saved
+
+
+def _named_by_a_file(name: str, value: str) -> str:
+    option = f"--{name.replace('_', '-')} {value}"
+    return f"{name} of this run is {value!r}, code that is not this package's; name it again if you trust it: {option}"
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of Python, of relax_rl, and of those packages that are installed."""
+    from relax_rl import __version__
+
+    found = {"python": platform.python_version(), "relax_rl": __version__}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,242 @@
+"""What an agent is given and handed on: states that do not fit, replaced parts, callbacks, threads, copies."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from relax_rl import A2C, LAX, RELAX, ActorCritic, make_envs
+from relax_rl.agents import UpdateInfo
+from relax_rl.envs import VectorEnvs
+from relax_rl.errors import CheckpointError, SettingsError
+from relax_rl.networks.space_json import space_from_json, space_to_json
+from relax_rl.runs.evaluation import evaluate
+from relax_rl.settings.fields import whole
+
+OBS = spaces.Box(-4, 4, (4,))
+SMALL: dict[str, Any] = {"hidden": (8,), "surrogate_hidden": (8,), "num_steps": 5}
+
+
+def cartpole(num_envs: int = 4) -> VectorEnvs:
+    return make_envs("CartPole-v1", num_envs=num_envs, seed=0)
+
+
+def made(kind: type[ActorCritic] = RELAX, actions: spaces.Space[Any] | None = None, **settings: Any) -> ActorCritic:
+    return kind(OBS, spaces.Discrete(4) if actions is None else actions, **{**SMALL, **settings})
+
+
+def of_cartpole(envs: VectorEnvs, **settings: Any) -> ActorCritic:
+    return RELAX(envs.single_observation_space, envs.single_action_space, **{**SMALL, **settings})
+
+
+def same(one: ActorCritic, other: ActorCritic) -> bool:
+    mine, theirs = one.state_dict()[0], other.state_dict()[0]
+    return mine.keys() == theirs.keys() and all(torch.equal(x, theirs[name]) for name, x in mine.items())
+
+
+# States
+
+MISFITS: dict[str, tuple[Callable[[], ActorCritic], Callable[[], ActorCritic]]] = {
+    "a normaliser too many": (lambda: made(normalize_obs=True), made),
+    "a normaliser too few": (made, lambda: made(normalize_obs=True)),
+    "another width": (made, lambda: made(hidden=(9,))),
+    "another activation": (made, lambda: made(activation="relu")),
+    "bits for choices": (lambda: made(A2C, spaces.MultiBinary(4)), lambda: made(A2C)),
+    "a squashed one": (
+        lambda: made(LAX, spaces.Box(-1, 1, (2,)), squash=True),
+        lambda: made(LAX, spaces.Box(-1, 1, (2,))),
+    ),
+    "another kind": (made, lambda: made(A2C)),
+    "another optimiser": (made, lambda: made(optimizer="rmsprop")),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(case: str) -> None:
+    theirs, ours = (make() for make in MISFITS[case])
+    before = copy.deepcopy(ours)
+    with pytest.raises(CheckpointError):
+        ours.load_state_dict(*theirs.state_dict())
+    assert same(ours, before) and ours.steps == before.steps
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda tensors, state: tensors.update(more=torch.zeros(2)),
+        lambda tensors, state: tensors.pop("value.head.weight"),
+        lambda tensors, state: tensors["policy.head.bias"].fill_(float("nan")),
+        lambda tensors, state: tensors["surrogate_optimizer.square"].fill_(float("inf")),
+        lambda tensors, state: state.update(steps=-1),
+        lambda tensors, state: state.update(steps=float("inf")),
+        lambda tensors, state: state.update(updates=10**400),
+        lambda tensors, state: state.update(episodes=None),
+        lambda tensors, state: state.pop("schedule_end"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_changes_nothing(damage: Callable[..., Any]) -> None:
+    agent, before = made(), made()
+    tensors, state = made(seed=1).state_dict()
+    tensors = {name: x.clone() for name, x in tensors.items()}
+    damage(tensors, state)
+    with pytest.raises(CheckpointError):
+        agent.load_state_dict(tensors, state)
+    assert same(agent, before) and agent.steps == 0
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.uint64, np.int64])
+@pytest.mark.parametrize(
+    "make", [lambda d: spaces.Discrete(3, start=d(1), dtype=d), lambda d: spaces.MultiDiscrete([[3, 4]], d)]
+)
+def test_spaces_of_whole_numbers_keep_their_type(make: Callable[[Any], spaces.Space[Any]], dtype: Any) -> None:
+    space = make(dtype)
+    back = space_from_json(json.loads(json.dumps(space_to_json(space))))
+    assert back == space and back.dtype == space.dtype
+    actions = make(dtype)
+    buffer = io.BytesIO()
+    A2C(space, actions, hidden=(4,)).save(buffer)
+    buffer.seek(0)
+    again = A2C.load(buffer)
+    assert again.observation_space == space and again.action_space == actions
+
+
+def test_saving_makes_the_folder_and_takes_open_files(tmp_path: Path) -> None:
+    agent = made(seed=3)
+    agent.save(tmp_path / "not" / "there" / "agent.safetensors")
+    assert same(ActorCritic.load(tmp_path / "not" / "there" / "agent.safetensors"), agent)
+    with open(tmp_path / "open", "w+b") as file:
+        agent.save(file)
+        file.seek(0)
+        assert same(RELAX.load(file), agent)
+
+
+@pytest.mark.parametrize("hand_on", [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy])
+def test_agents_are_handed_on(hand_on: Callable[[ActorCritic], ActorCritic]) -> None:
+    with cartpole() as envs:
+        agent = of_cartpole(envs, value_replay=2, normalize_obs=True).learn(envs, 100)
+        other = hand_on(agent)
+        assert type(other) is RELAX and same(agent, other) and other.steps == agent.steps
+        other.learn(envs, 40)
+        assert not same(agent, other)
+
+
+# Learning
+
+
+def test_replaced_parts_are_told() -> None:
+    with cartpole() as envs:
+        agent = of_cartpole(envs)
+        agent.policy.torso = nn.Linear(4, 8)  # type: ignore[assignment]
+        with pytest.raises(SettingsError, match="policy network were replaced"):
+            agent.learn(envs, 20)
+        agent = of_cartpole(envs)
+        agent.networks.surrogate = copy.deepcopy(agent.networks.surrogate)
+        with pytest.raises(SettingsError, match="surrogate network were replaced"):
+            agent.learn(envs, 20)
+
+
+def test_environments_of_another_kind_are_told() -> None:
+    agent = made()
+    with pytest.raises(SettingsError, match=r"are SyncVectorEnv, expected VectorEnvs; use relax_rl.envs.VectorEnvs"):
+        agent.learn(gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync"), 10)  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match=r"use relax_rl\.make_envs"):
+        agent.learn(gym.make("CartPole-v1"), 10)  # type: ignore[arg-type]
+    with cartpole() as envs, pytest.raises(SettingsError, match="the agent was made for the space"):
+        agent.learn(envs, 10)
+    with cartpole() as envs, pytest.raises(SettingsError, match="the agent was made for the space"):
+        evaluate(agent, envs, episodes=1, seed=0, deterministic=True)
+
+
+@pytest.mark.parametrize("answer", [False, np.bool_(False), torch.tensor(False)])
+def test_a_callback_ends_the_training_by_whatever_is_false(answer: Any) -> None:
+    with cartpole() as envs:
+        agent = of_cartpole(envs)
+        agent.learn(envs, 100, lambda agent, info: answer)
+        assert agent.updates == 1
+
+
+@pytest.mark.parametrize("answer", [None, True, np.bool_(True), 0, ""])
+def test_and_by_nothing_else(answer: Any) -> None:
+    with cartpole() as envs:
+        assert of_cartpole(envs).learn(envs, 100, [lambda agent, info: answer]).updates > 4
+        assert of_cartpole(envs).learn(envs, 100, None).updates > 4
+
+
+def test_callbacks_hear_plain_numbers() -> None:
+    heard: list[UpdateInfo] = []
+    with cartpole() as envs:
+        agent = of_cartpole(envs, surrogate_scale="fitted")
+        agent.learn(envs, 2_000, lambda agent, info: heard.append(info))
+    for info in heard:
+        assert all(type(x) is float for x in info.metrics.values())
+    assert {"return_mean", "losses/variance", "surrogate/gain", "surrogate/scale"} <= heard[-1].metrics.keys()
+    returns = [episode.return_ for info in heard for episode in info.episodes]
+    assert len(returns) > 20 and heard[-1].metrics["return_mean"] == pytest.approx(np.mean(returns[-100:]))
+    assert np.isnan(heard[0].metrics["return_mean"])
+
+
+def test_the_gain_that_is_told_is_that_of_the_estimate() -> None:
+    told: list[float] = []
+    with cartpole() as envs:
+        agent = of_cartpole(envs, surrogate_lr=0.1, compile="off")
+        gain = float(agent.networks.surrogate.gain.detach())  # type: ignore[union-attr, operator]
+        agent.learn(envs, 20, lambda agent, info: told.append(info.metrics["surrogate/gain"]))
+        assert told == [gain]
+
+
+def test_episodes_of_steps_by_hand_are_not_counted() -> None:
+    with cartpole() as envs:
+        agent = of_cartpole(envs)
+        for _ in range(200):
+            envs.step(envs.vector_env.action_space.sample())
+        agent.learn(envs, 20)
+        assert agent.episodes <= 4
+
+
+@pytest.mark.parametrize(("threads", "within"), [(1, 1), (2, 2), (None, 3)])
+def test_learning_limits_threads_and_gives_them_back(threads: int | None, within: int) -> None:
+    seen: list[int] = []
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with cartpole() as envs:
+            of_cartpole(envs).learn(envs, 20, lambda agent, info: seen.append(torch.get_num_threads()), threads=threads)
+        assert seen == [within] and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_agents_made_in_threads_are_those_made_alone() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda seed: made(seed=seed), range(48)))
+    assert all(same(agent, made(seed=seed)) for seed, agent in enumerate(together))
+
+
+@pytest.mark.parametrize("number", [np.int64(40), np.int32(40), 40.0, torch.tensor(40)])
+def test_numbers_of_every_library_are_taken(number: Any) -> None:
+    with cartpole() as envs:
+        agent = RELAX(envs.single_observation_space, envs.single_action_space, seed=number, num_steps=number)
+        assert agent.learn(envs, number).steps >= 40 and agent.seed == 40 and agent.config.num_steps == 40
+
+
+def str_of(value: Any) -> str:
+    return hex(value)[:9] if isinstance(value, int) else str(value)
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, float("nan"), float("inf"), 2**64, 10**400, "1", None, True], ids=str_of)
+def test_what_is_no_whole_number_is_told(value: Any) -> None:
+    with pytest.raises(SettingsError, match="seed is"):
+        whole("seed", value, least=0)

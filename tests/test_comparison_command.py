@@ -177,7 +177,7 @@ def test_a_comparison_goes_on_after_ctrl_c_and_after_a_kill(tmp_path, capsys, mo
 
 def test_a_run_that_diverges_is_told_and_does_not_stop_the_rest(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    args = ["--env", "CartPole-v1", "--estimators", "wild=a2c:policy_lr=1e38,normalize_obs=false", "a2c", *SMALL]
+    args = ["--env", "CartPole-v1", "--estimators", "wild=a2c:value_coef=1e38,normalize_obs=false", "a2c", *SMALL]
     assert (
         main(["compare", *args, "--seeds", "1", "--total-steps", "1000", "--num-workers", "1", "--run-dir", "d"]) == 1
     )

@@ -163,7 +163,7 @@ def test_a_run_is_written_once_and_goes_on_with_other_numbers_of_workers(tmp_pat
     assert one == other and one["stopped_by"] == "total_steps" and one["checkpoint"].exists()
     names = {entry.name for entry in path.iterdir()}
     tables = {"progress.csv", "episodes.csv", "evaluation.csv"}
-    assert names == {"config.json", *tables, "learning_curve.png", "checkpoints"}
+    assert names == {".lock", "config.json", *tables, "learning_curve.png", "checkpoints"}
     steps = [int(line.split(",")[0]) for line in (path / "progress.csv").read_text().splitlines()[1:]]
     assert steps == sorted(set(steps)) and steps[-1] == one["steps"]
     found = done(run_workers(3, partial(run_of, resume_config(path, total_steps=700, quiet=True), None)))

@@ -54,8 +54,14 @@ def lines(path: Path) -> list[str]:
 def go_on(run: Path, *more: str) -> int:
     """Resume a run for a few more steps; returns the step that it began at."""
     step = trained(run).steps
-    assert main(["--resume", str(run), "--total-steps", str(step + MORE), "--quiet", *more]) == 0
+    assert main(["--resume", str(run), "--total-steps", str(step + MORE), "--quiet", *named(run), *more]) == 0
     return step
+
+
+def named(run: Path) -> list[str]:
+    """The environment of a run, named again if a module of the tests registers it."""
+    env = json.loads((run / "config.json").read_text())["env"]["env"]
+    return ["--env", env] if ":" in env else []
 
 
 def assert_gone_on(run: Path, old: Path, step: int) -> None:
@@ -136,7 +142,7 @@ def test_a_loaded_agent_is_saved_with_all_it_had(name: str) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_is_evaluated(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = copy_of(FIXTURES / name)
-    assert main(["evaluate", str(run), "--episodes", "1"]) == 0
+    assert main(["evaluate", str(run), "--episodes", "1", *named(run)]) == 0
     told = json.loads((run / "evaluation.json").read_text())
     assert told["step"] == trained(run).steps and told["estimator"] == trained(run).name
     assert told["checkpoint"] == str(newest(run)) and len(told["returns"]) == told["episodes"] == 1

@@ -6,7 +6,6 @@ import ast
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -98,26 +97,6 @@ def test_public_names() -> None:
 
 def test_the_package_ships_its_types() -> None:
     assert (PACKAGE / "py.typed").exists()
-
-
-def python_blocks(path: str) -> list[str]:
-    """Python examples of a document, with fewer steps."""
-    text = (ROOT / path).read_text(encoding="utf-8")
-    return [block.replace("100_000", "1_000") for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
-
-
-@pytest.mark.parametrize("number", range(2))
-def test_the_examples_of_the_readme_work(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = python_blocks("README.md")
-    assert len(blocks) == 2
-    monkeypatch.chdir(tmp_path)
-    exec(compile(blocks[number], "README.md", "exec"), {})
-
-
-def test_the_examples_of_the_estimators_page_work() -> None:
-    namespace: dict[str, object] = {}
-    for number, block in enumerate(python_blocks("docs/estimators.md")):
-        exec(compile(block, f"docs/estimators.md, example {number}", "exec"), namespace)
 
 
 def test_documents_link_to_files_that_exist() -> None:

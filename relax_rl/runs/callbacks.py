@@ -287,22 +287,30 @@ class SaveCheckpoints:
     def named_in_errors(self, run_dir: Path) -> Iterator[None]:
         """Have errors that end the training in this block say what is left of the run, which is saved where it is good.
 
+        Args:
+            run_dir: the run's folder, as it is to be shown.
+
         Raises:
             TrainingDiverged, WorkerLost, EnvironmentFault: as raised inside, with the last checkpoint named.
         """
         try:
             yield
         except WorkerLost as error:
-            left = f"the last checkpoint is {self.last}; go on with --resume {run_dir}"
+            left = f"the last checkpoint is {self._told(run_dir)}; go on with --resume {run_dir}"
             raise WorkerLost(f"{error}; {left if self.last else _NONE_YET}") from error
         except TrainingDiverged as error:
-            left = f"the last good checkpoint is {self.last}"
+            left = f"the last good checkpoint is {self._told(run_dir)}"
             raise TrainingDiverged(f"{error}; {left if self.last else _NONE_YET}") from error
         except EnvironmentFault as error:
-            raise EnvironmentFault(f"{error}; saved as {self.save()}; go on with --resume {run_dir}") from error
+            self.save()
+            left = f"saved as {self._told(run_dir)}; go on with --resume {run_dir}"
+            raise EnvironmentFault(f"{error}; {left}") from error
         except RelaxRLError:
             raise
         except Exception:  # of an environment's or a callback's own: the agent is as it was before it
             with suppress(RelaxRLError):
                 self.save()
             raise
+
+    def _told(self, run_dir: Path) -> Path:
+        return RunFolder(run_dir).checkpoints / (self.last.name if self.last is not None else "")

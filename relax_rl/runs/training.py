@@ -219,7 +219,7 @@ class _Training:
         if settings.stop_at_return is not None:
             standing.append(stop_at_return(run, settings.stop_at_return))
         profile = self._profile() if settings.profile and session.first else None
-        with save.named_in_errors(session.folder.path):
+        with save.named_in_errors(Path(str(settings.run_dir))):
             if workers.count > 1:
                 save.save()  # so that there is something to go on from, whenever a worker is lost
             agent.learn(

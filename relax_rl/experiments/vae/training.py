@@ -76,7 +76,7 @@ def train_vae(config: VaeConfig, *, command: str = "") -> VaeResult:
     ) as process:
         session, run = open_session(config, command, process)
         loop = _Loop(session, run, process)
-        with loop.save.named_in_errors(session.folder.path):
+        with loop.save.named_in_errors(Path(str(session.config.run_dir))):
             return loop.learn()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 import shutil
@@ -203,6 +204,15 @@ def test_one_process_works_in_a_folder(tmp_path: Path) -> None:
     train(small_run(tmp_path / "run"))
     with folder.locked(), pytest.raises(SettingsError, match="is being worked on"):
         train(resume_config(tmp_path / "run", total_steps=10_000))
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with RunFolder(tmp_path / "run").locked() as held:
+        assert held is not None
 
 
 def test_a_checkpoint_that_is_not_damaged_is_never_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

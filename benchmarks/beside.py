@@ -134,10 +134,11 @@ def _line(process: subprocess.Popen[str]) -> str:
     return line
 
 
-def table(task: str, seconds: dict[str, dict[str, list[float]]]) -> str:
+def table(task: str, found: dict[str, Any]) -> str:
     """The Markdown section of one task: medians, and the median of the rounds' ratios."""
-    lines = [f"## {task}", "", "| case | ms, this tree | ms, the other | this : other |", "|---|---:|---:|---:|"]
-    for name, sides in seconds.items():
+    lines = [f"## {task}", "", f"This tree at `{found['this']}`, the other at `{found['other']}`.", ""]
+    lines += ["| case | ms, this tree | ms, the other | this : other |", "|---|---:|---:|---:|"]
+    for name, sides in found["seconds"].items():
         this, before = (sides[label] for label in SIDES)
         ratio = statistics.median(a / b for a, b in zip(this, before, strict=True))
         lines.append(
@@ -146,10 +147,11 @@ def table(task: str, seconds: dict[str, dict[str, list[float]]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def commit_of(tree: Path) -> str:
-    """The commit a tree stands on."""
-    command = ["git", "-C", str(tree), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+ABOUT = """# This tree beside an earlier one
+
+Milliseconds of the same work by this tree and by another, in turns: a turn of training, or an update of a VAE. Medians of the
+rounds; above 1 this tree is slower. `python -m benchmarks.beside CHECKOUT` writes this file.
+"""
 
 
 def main() -> None:
@@ -158,31 +160,32 @@ def main() -> None:
         serve(sys.argv[2])
         return
     from benchmarks import vae_speed
-    from benchmarks.tasks import RESULTS, write_json, write_text
+    from benchmarks.tasks import RESULTS, at_least_one, checkout, commit, commit_of, write_json, write_text
     from benchmarks.throughput import MATCHES
 
     tasks = [match.name for match in MATCHES] + list(_vae_tasks(vae_speed.MODELS))
     parser = argparse.ArgumentParser(description="This tree's training beside another checkout's.")
-    parser.add_argument("other", type=Path, help="a checkout of another commit")
-    parser.add_argument("--tasks", nargs="*", default=tasks, help=f"beginnings of names, of {tasks}")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of every case")
+    parser.add_argument("other", type=checkout, help="a checkout of another commit")
+    parser.add_argument("--tasks", nargs="+", default=tasks, help=f"beginnings of names, of {tasks}")
+    parser.add_argument("--rounds", type=at_least_one, default=ROUNDS, help="turns of every case")
     parser.add_argument("--dry-run", action="store_true", help="print the tables and write no files")
     arguments = parser.parse_args()
+    for beginning in arguments.tasks:
+        if not any(task.startswith(beginning) for task in tasks):
+            parser.error(f"no task begins with {beginning!r}, expected one of {tasks}")
     path = RESULTS / "beside.json"
-    found = json.loads(path.read_text())["tasks"] if path.exists() else {}
+    found = json.loads(path.read_text()) if path.exists() else {}
+    about = {"this": commit(), "other": commit_of(arguments.other)}
     for task in tasks:
         if task.startswith(tuple(arguments.tasks)):
-            found[task] = measure(task, arguments.other.resolve(), arguments.rounds)
+            found[task] = {**about, "seconds": measure(task, arguments.other, arguments.rounds)}
             print(table(task, found[task]), flush=True)
             if not arguments.dry_run:
-                write_json(path, {"other": commit_of(arguments.other), "tasks": found})
+                write_json(path, found)
     if not arguments.dry_run:
-        about = "Seconds of the same work by this tree and by an earlier commit, in turns, medians of the rounds; above 1 this tree is slower. "
-        about += (
-            f"`python -m benchmarks.beside CHECKOUT` writes this file; the other is `{commit_of(arguments.other)}`.\n"
+        write_text(
+            path.with_suffix(".md"), "\n".join([ABOUT, *(table(task, found[task]) for task in tasks if task in found)])
         )
-        sections = [table(task, found[task]) for task in tasks if task in found]
-        write_text(path.with_suffix(".md"), "\n".join(["# This tree beside an earlier one\n", about, *sections]))
 
 
 if __name__ == "__main__":

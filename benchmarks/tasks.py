@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 from relax_rl.compute.serialization import write_text_atomic
 
-__all__ = ["RESULTS", "TASKS", "Task", "commit", "write_json", "write_text"]
+__all__ = ["RESULTS", "TASKS", "Task", "at_least_one", "checkout", "commit", "commit_of", "write_json", "write_text"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -51,6 +52,27 @@ def commit() -> str:
 
     name = git("describe", "--always", "--abbrev=12", "--exclude=*")
     return f"{name} with changes" if git("status", "--porcelain", "--", "relax_rl") else name
+
+
+def commit_of(tree: Path) -> str:
+    """The commit that another checkout stands on."""
+    command = ["git", "-C", str(tree), "rev-parse", "--short=12", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def checkout(text: str) -> Path:
+    """An argument that is the folder of another checkout of this repository."""
+    tree = Path(text).resolve()
+    if not (tree / ".git").exists() or not (tree / "train_agent.py").is_file():
+        raise argparse.ArgumentTypeError(f"{text} is no checkout of this repository; make one by git worktree add")
+    return tree
+
+
+def at_least_one(text: str) -> int:
+    """An argument that is a whole number of 1 or more."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of at least 1")
+    return int(text)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tasks import RESULTS, commit, write_json, write_text
+from benchmarks.tasks import RESULTS, at_least_one, checkout, commit, commit_of, write_json, write_text
 from relax_rl.compute.serialization import write_bytes_atomic
 from relax_rl.runs.plotting import png
 
@@ -111,7 +111,7 @@ def draw(path: Path, found: Mapping[str, Mapping[str, Sequence[float]]]) -> None
         axes.barh(list(seconds), middle, xerr=[low, high], color=colours, error_kw={"elinewidth": 0.8})
         axes.invert_yaxis()
         axes.set_xlabel("seconds")
-        axes.set_title(f"{env}, {STEPS:,} steps")
+        axes.set_title(f"{env}, {STEPS:,} steps", fontsize="medium")
         axes.grid(axis="x", alpha=0.25)
         axes.set_axisbelow(True)
     write_bytes_atomic(path, png(figure))
@@ -120,15 +120,13 @@ def draw(path: Path, found: Mapping[str, Mapping[str, Sequence[float]]]) -> None
 def main() -> None:
     """Measure everyone in turns and write everything."""
     parser = argparse.ArgumentParser(description="Whole runs beside Stable-Baselines3's A2C.")
-    parser.add_argument("--rounds", type=int, default=5, help="processes of every contestant")
-    parser.add_argument("--other", type=Path, help="a checkout of another commit")
+    parser.add_argument("--rounds", type=at_least_one, default=5, help="processes of every contestant")
+    parser.add_argument("--other", type=checkout, help="a checkout of another commit")
     arguments = parser.parse_args()
-    other = None if arguments.other is None else arguments.other.resolve()
     about: dict[str, Any] = {"commit": commit(), "cores": os.cpu_count()}
-    if other is not None:
-        command = ["git", "-C", str(other), "rev-parse", "--short", "HEAD"]
-        about["other"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    found = {env: measure(env, arguments.rounds, other) for env in ENVS}
+    if arguments.other is not None:
+        about["other"] = commit_of(arguments.other)
+    found = {env: measure(env, arguments.rounds, arguments.other) for env in ENVS}
     path = RESULTS / "whole_runs.json"
     write_json(path, {**about, "steps": STEPS, "seconds": found})
     text = report(found, about)

@@ -31,6 +31,7 @@ __all__ = [
     "flat_surrogate",
     "low_level",
     "of_three",
+    "of_vector",
     "policy_and_observations",
     "quadratic",
     "relaxed_size",
@@ -128,6 +129,12 @@ def zero_mlp(inputs: int) -> MLP:
 def adversarial(z: Tensor) -> Tensor:
     """Unbounded, oscillating, coupled and unrelated to any f: the estimate must stay unbiased all the same."""
     return torch.sin(2 * z).sum(-1) - torch.tanh(z).sum(-1) + 0.3 * z[:, 0] * torch.tanh(z[:, -1])
+
+
+def of_vector(b: Tensor) -> Tensor:
+    """Of embedded outcomes `[..., F]`: nonlinear, not separable, differentiable, any number of leading dimensions."""
+    weights = torch.linspace(-1.0, 2.0, b.shape[-1], dtype=b.dtype)
+    return (b * weights).sum(-1) + torch.sin(2 * b[..., 0] + b[..., -1]) - 0.8 * (b[..., 1] - 0.3) ** 2 - 0.9
 
 
 def curved(z: Tensor) -> Tensor:

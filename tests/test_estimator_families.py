@@ -37,21 +37,10 @@ from relax_rl.estimators import (
     straight_through,
     vimco,
 )
+from tests.estimator_cases import of_vector, seeded
 from tests.oracles import assert_unbiased, collect, exact_gradient, gradient_by_quadrature, rejects, repeat
 
 MILLION = 1_000_000
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-# Objectives of embedded outcomes `[..., F]`: nonlinear, not separable, differentiable, any number of leading dimensions.
-
-
-def of_vector(b: Tensor) -> Tensor:
-    weights = torch.linspace(-1.0, 2.0, b.shape[-1], dtype=b.dtype)
-    return (b * weights).sum(-1) + torch.sin(2 * b[..., 0] + b[..., -1]) - 0.8 * (b[..., 1] - 0.3) ** 2 - 0.9
 
 
 def of_normal(z: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from relax_rl.estimators import (
     reinmax,
     relax,
 )
+from tests.estimator_cases import seeded
 
 ROWS = 6
 DISTS: dict[str, Any] = {
@@ -39,10 +40,6 @@ CONSTANTS: dict[str, Any] = {
     "trained": lambda x: torch.ones((), requires_grad=True).expand(x.shape[:-1]),
 }
 constant = pytest.mark.parametrize("c", CONSTANTS.values(), ids=CONSTANTS)
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def smooth(x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from relax_rl.estimators import (
     vimco,
 )
 from relax_rl.estimators.antithetic import stick_breaking_logits
+from tests.estimator_cases import of_vector, seeded
 from tests.oracles import repeat
 
 ROWS = 400_000
@@ -34,18 +35,9 @@ WAYS = Categorical(torch.tensor([[0.4, -0.3, 0.1, -0.8], [2.0, 0.3, -1.5, 0.0]],
 FACTORS = MultiCategorical(WAYS.params.repeat(1, 2)[:, :5], (2, 3), one_hot=True)
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def curved(b: Tensor) -> Tensor:
-    weights = torch.linspace(-1.0, 2.0, b.shape[-1], dtype=b.dtype)
-    return (b * weights).sum(-1) + torch.sin(2 * b[..., 0] + b[..., -1]) - 0.8 * (b[..., 1] - 0.3) ** 2 - 0.9
-
-
 def slope_of(b: Tensor) -> Tensor:
     leaf = b.clone().requires_grad_()
-    return torch.autograd.grad(curved(leaf).sum(), leaf)[0]
+    return torch.autograd.grad(of_vector(leaf).sum(), leaf)[0]
 
 
 def logistic(u: Tensor) -> Tensor:
@@ -104,7 +96,7 @@ def published_arms(u: Tensor, logits: Tensor) -> Tensor:
     exponential = -torch.log(u)
     copula = (1 - exponential / exponential.sum(0)) ** (count - 1)
     bits = torch.where(p < 0.5, copula < p, 1 - copula < p).double()
-    value = curved(bits)
+    value = of_vector(bits)
     for row, bit in itertools.product(range(len(logits)), range(logits.shape[1])):
         here = float(p[row, bit])
         if here < 0.5:
@@ -121,7 +113,7 @@ def published_arms(u: Tensor, logits: Tensor) -> Tensor:
 @pytest.mark.parametrize("count", [2, 3, 4, 6, 10])
 def test_arms_is_the_published_estimate_of_the_same_uniform_numbers(count: int) -> None:
     u = torch.rand(count, 2, 3, generator=seeded(2), dtype=torch.float64)
-    same(arms(curved, BITS, num_samples=count, noise=1 - u), published_arms(u, LOGITS))
+    same(arms(of_vector, BITS, num_samples=count, noise=1 - u), published_arms(u, LOGITS))
 
 
 @pytest.mark.parametrize("count", [2, 3, 6])
@@ -143,8 +135,8 @@ def test_the_variance_of_arms_is_that_of_the_copula_to_two_percent(p: float, cou
 def test_the_more_samples_repel_each_other_the_less_their_estimate_varies() -> None:
     dist = repeat(Bernoulli(LOGITS[:1]), ROWS // 4)
     for count in (2, 4, 10):
-        independent = rloo(curved, dist, num_samples=count, generator=seeded(4)).grad.var(0).sum()
-        assert arms(curved, dist, num_samples=count, generator=seeded(4)).grad.var(0).sum() < 0.9 * independent
+        independent = rloo(of_vector, dist, num_samples=count, generator=seeded(4)).grad.var(0).sum()
+        assert arms(of_vector, dist, num_samples=count, generator=seeded(4)).grad.var(0).sum() < 0.9 * independent
 
 
 # The others: the same samples, the same estimate
@@ -154,24 +146,24 @@ def test_arm_and_disarm_are_their_published_estimates_of_the_same_uniform_number
     u = torch.rand(2, 3, generator=seeded(5), dtype=torch.float64)
     p = torch.sigmoid(LOGITS)
     b, mirrored = (u > 1 - p).double(), (u < p).double()
-    difference = (curved(b) - curved(mirrored)).unsqueeze(-1)
-    found = arm(curved, BITS, noise=logistic(u))
+    difference = (of_vector(b) - of_vector(mirrored)).unsqueeze(-1)
+    found = arm(of_vector, BITS, noise=logistic(u))
     assert torch.equal(found.sample, torch.stack([b, mirrored]))
     same(found, difference * (u - 0.5))
     sign = (-1.0) ** mirrored * (b != mirrored)
-    same(disarm(curved, BITS, noise=logistic(u)), 0.5 * difference * sign * torch.sigmoid(LOGITS.abs()))
+    same(disarm(of_vector, BITS, noise=logistic(u)), 0.5 * difference * sign * torch.sigmoid(LOGITS.abs()))
 
 
 def test_disarm_of_categories_is_that_of_the_sticks_that_were_broken() -> None:
     u = torch.rand(2, 3, generator=seeded(6), dtype=torch.float64)
-    found = disarm(curved, WAYS, noise=logistic(u))
+    found = disarm(of_vector, WAYS, noise=logistic(u))
     for row, logits in enumerate(WAYS.params):
         leaf = logits.clone().requires_grad_()
         sticks = torch.stack([leaf[i] - torch.logsumexp(leaf[i + 1 :], 0) for i in range(3)])
         torch.testing.assert_close(sticks, stick_breaking_logits(leaf))
         pair = [(u[row] > 1 - torch.sigmoid(sticks)).tolist(), (u[row] < torch.sigmoid(sticks)).tolist()]
         first = [bits.index(True) if True in bits else 3 for bits in pair]
-        values = [float(curved(torch.eye(4, dtype=torch.float64)[i])) for i in first]
+        values = [float(of_vector(torch.eye(4, dtype=torch.float64)[i])) for i in first]
         expected = torch.zeros(4, dtype=torch.float64)
         for i in range(3):
             if i > max(first):
@@ -189,13 +181,13 @@ def test_disarm_of_categories_is_that_of_the_sticks_that_were_broken() -> None:
 @pytest.mark.parametrize("dist", [BITS, WAYS, FACTORS], ids=["bits", "ways", "factors"])
 @pytest.mark.parametrize("count", [2, 5])
 def test_rloo_and_vimco_are_their_published_estimates_of_the_same_samples(dist: Any, count: int) -> None:
-    found = rloo(curved, dist, num_samples=count, generator=seeded(7))
+    found = rloo(of_vector, dist, num_samples=count, generator=seeded(7))
     bound, arithmetic = (
-        vimco(curved, dist, num_samples=count, average=average, generator=seeded(7))
+        vimco(of_vector, dist, num_samples=count, average=average, generator=seeded(7))
         for average in ("geometric", "arithmetic")
     )
     assert torch.equal(found.sample, bound.sample) and torch.equal(found.sample, arithmetic.sample)
-    value, score = curved(found.sample), found.sample - dist.mean
+    value, score = of_vector(found.sample), found.sample - dist.mean
     of_rloo, of_vimco, of_arithmetic = (torch.zeros_like(dist.params) for _ in range(3))
     total = torch.logsumexp(value, 0) - math.log(count)
     for k in range(count):
@@ -216,7 +208,7 @@ def test_samples_come_one_by_one_or_as_mirrored_pairs(make: Any) -> None:
     """Independent ones are both 1 with probability p^2, mirrored ones with max(0, 2 p - 1)."""
     pair = make in (arm, disarm)
     options = {} if pair else {"num_samples": 3}
-    sample = make(curved, repeat(Bernoulli(LOGITS[:1]), ROWS), generator=seeded(13), **options).sample
+    sample = make(of_vector, repeat(Bernoulli(LOGITS[:1]), ROWS), generator=seeded(13), **options).sample
     p = torch.sigmoid(LOGITS[0])
     both = (2 * p - 1).clamp(min=0) if pair else p**2
     for i, j in itertools.combinations(range(len(sample)), 2):
@@ -225,7 +217,7 @@ def test_samples_come_one_by_one_or_as_mirrored_pairs(make: Any) -> None:
 
 
 def test_each_outcome_of_disarm_has_its_probability() -> None:
-    sample = disarm(curved, repeat(WAYS, ROWS), generator=seeded(14)).sample
+    sample = disarm(of_vector, repeat(WAYS, ROWS), generator=seeded(14)).sample
     p = WAYS.mean[0]
     for one in sample:
         assert ((one.mean(0) - p).abs() < 4.5 * (p * (1 - p) / ROWS).sqrt()).all()
@@ -233,9 +225,9 @@ def test_each_outcome_of_disarm_has_its_probability() -> None:
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_double_cv_is_its_published_estimate_of_the_same_samples(count: int) -> None:
-    found = double_cv(curved, BITS, num_samples=count, alpha=-0.7, generator=seeded(8))
+    found = double_cv(of_vector, BITS, num_samples=count, alpha=-0.7, generator=seeded(8))
     b, p = found.sample, torch.sigmoid(LOGITS)
-    value, slope, expected = curved(b), slope_of(b), torch.zeros_like(LOGITS)
+    value, slope, expected = of_vector(b), slope_of(b), torch.zeros_like(LOGITS)
     linear = []
     for k in range(count):
         others = sum(slope[j] for j in range(count) if j != k) / (count - 1)
@@ -252,9 +244,9 @@ def test_rodeo_is_its_published_estimate_of_the_same_samples(count: int) -> None
     """The paper's operator takes the mean over bits: its scales are ours times their number."""
     alpha, beta = 0.4, -0.3
     h = lambda f, x: torch.tanh(f + 0.5 * x)  # noqa: E731
-    found = rodeo(curved, BITS, num_samples=count, h=h, alpha=alpha, beta=beta, generator=seeded(9))
+    found = rodeo(of_vector, BITS, num_samples=count, h=h, alpha=alpha, beta=beta, generator=seeded(9))
     b, p, bits = found.sample, torch.sigmoid(LOGITS), LOGITS.shape[1]
-    value, slope = curved(b), slope_of(b)
+    value, slope = of_vector(b), slope_of(b)
 
     def control(k: int, x: Tensor) -> Tensor:
         others = [j for j in range(count) if j != k]
@@ -283,7 +275,9 @@ def test_rodeo_is_its_published_estimate_of_the_same_samples(count: int) -> None
 def test_gumbel_rao_is_its_published_estimate_of_the_same_exponentials(temperature: float) -> None:
     """Paulus et al. 2021: Gumbels given the outcome are held, and the mean of softened sums is differentiated."""
     count, noise = 4, WAYS.sample_noise(seeded(10)).double()
-    found = gumbel_rao(curved, WAYS, temperature=temperature, num_conditional=count, noise=noise, generator=seeded(11))
+    found = gumbel_rao(
+        of_vector, WAYS, temperature=temperature, num_conditional=count, noise=noise, generator=seeded(11)
+    )
     outcome, logits = found.sample, WAYS.params.clone().requires_grad_()
     fresh = WAYS.with_params(WAYS.params.expand(count, 2, 4)).sample_noise(seeded(11)).double()
     exponential = torch.exp(-fresh)
@@ -294,14 +288,16 @@ def test_gumbel_rao_is_its_published_estimate_of_the_same_exponentials(temperatu
     held = given - WAYS.params
     surrogate = torch.softmax((logits + held) / temperature, -1).mean(0)
     moving = outcome + surrogate - surrogate.detach()
-    torch.testing.assert_close(found.grad, torch.autograd.grad(curved(moving).sum(), logits)[0], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        found.grad, torch.autograd.grad(of_vector(moving).sum(), logits)[0], rtol=1e-5, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.3])
 @pytest.mark.parametrize("dist", [WAYS, BITS], ids=["ways", "bits"])
 def test_reinmax_is_its_published_estimate_of_the_same_samples(dist: Any, temperature: float) -> None:
     """Algorithm 2 of Liu et al. 2023: 2 J((p_t + b) / 2) f' - J(p) f' / 2 with J(q) = diag(q) - q q'; bit by bit q (1 - q)."""
-    found = reinmax(curved, dist, temperature=temperature, generator=seeded(12))
+    found = reinmax(of_vector, dist, temperature=temperature, generator=seeded(12))
     slope, probs = slope_of(found.sample), dist.mean
     halfway = 0.5 * (dist.with_params(dist.params / temperature).mean + found.sample)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from relax_rl.errors import RelaxRLError
@@ -101,8 +100,8 @@ def test_tensorboard_groups_and_resumption(tmp_path):
 
 def test_metrics_are_averaged_over_updates():
     history = [
-        {"a": torch.tensor(1.0), "b": 2.0, "c": torch.tensor(math.nan)},
-        {"a": torch.tensor(3.0, requires_grad=True), "b": 4.0, "c": torch.tensor(5.0), "d": 1.0},
+        {"a": 1.0, "b": 2.0, "c": math.nan},
+        {"a": 3.0, "b": 4.0, "c": 5.0, "d": 1.0},
     ]
     assert mean_metrics(history) == {"a": 2.0, "b": 3.0, "c": 5.0, "d": 1.0}
     assert mean_metrics([]) == {}

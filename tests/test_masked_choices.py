@@ -23,8 +23,9 @@ from relax_rl.estimators import (
     relax,
     relax_gradient,
 )
+from tests.estimator_cases import of_vector, seeded
 from tests.oracles import assert_unbiased, collect, repeat
-from tests.test_estimator_families import EVERYWHERE, FOR_BITS, FOR_WAYS, curved, of_vector
+from tests.test_estimator_families import EVERYWHERE, FOR_BITS, FOR_WAYS, curved
 
 INF, LEAST = math.inf, torch.finfo(torch.float32).min
 MASKS = {"-inf": -INF, "finfo.min": LEAST, "-1e4": -1e4, "-300": -300.0}
@@ -44,10 +45,6 @@ DTYPES = [torch.float32, torch.float64]
 every = pytest.mark.parametrize("kind", DISTS)
 masks = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 types = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def dist_of(kind: str, mask: float, dtype: torch.dtype = torch.float32) -> Any:

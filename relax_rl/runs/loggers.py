@@ -121,21 +121,16 @@ class TensorBoardLogger:
             self._writer.close()
 
 
-def mean_metrics(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean of every metric over several updates, leaving out NaN; tensors are fetched once per metric, not per update.
+def mean_metrics(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of every metric over several updates, leaving out NaN.
 
     Args:
-        history: one mapping per update, of 0-d tensors or floats; names are those of the last one.
+        history: one mapping per update; names are those of the last one.
     """
-    import torch
-
-    if not history:
-        return {}
     means = {}
-    for name in history[-1]:
-        values = [metrics[name] for metrics in history if name in metrics]
-        tensors = [v.detach() if isinstance(v, torch.Tensor) else torch.tensor(float(v)) for v in values]
-        means[name] = float(torch.stack([t.double().reshape(()) for t in tensors]).nanmean())
+    for name in history[-1] if history else ():
+        known = [value for metrics in history if not math.isnan(value := float(metrics.get(name, math.nan)))]
+        means[name] = math.fsum(known) / len(known) if known else math.nan
     return means
 
 

@@ -88,7 +88,7 @@ class Rule:
         """What is expected in place of a value that is not allowed, in words."""
         numbers = value if isinstance(value, tuple) else (value,)
         beyond = any(isinstance(number, (int, float)) and self._is_beyond(number) for number in numbers)
-        return f"at most {self.cap:,.15g}" if beyond else str(self)
+        return f"at most {self.cap:,.0f}" if beyond else str(self)
 
     def __str__(self) -> str:
         """What is expected, in words."""

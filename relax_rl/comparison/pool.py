@@ -12,7 +12,7 @@ from typing import IO, Any, Protocol
 
 from relax_rl.comparison.process import CommandProcess
 from relax_rl.comparison.task import Task, newest_step, outcome_of
-from relax_rl.runs.displays import Display, PlainDisplay, RichDisplay
+from relax_rl.runs.displays import Display, make_display
 from relax_rl.runs.interruption import Interruption
 
 __all__ = ["RESTARTS", "Pool", "Process", "ProcessLost", "Progress", "Start", "local"]
@@ -96,8 +96,7 @@ class Progress:
         self._done, self._total = len(done), len(done) + len(tasks)
         self._steps = sum(task.total_steps for task in done)
         self.end()
-        if not self._quiet:
-            self._display = RichDisplay(str) if sys.stdout.isatty() else PlainDisplay(str, interval=30.0)
+        self._display = make_display(str, quiet=self._quiet, interval=30.0)
         self._display.begin(title, step=self._steps, total=self._steps + sum(task.total_steps for task in tasks))
 
     def row(self, task: Task, row: Mapping[str, float]) -> None:

@@ -133,16 +133,20 @@ class RichDisplay(Display):
         )
 
 
-def make_display(describe: Callable[[Any], str] | None = None, *, quiet: bool = False) -> Display:
+def make_display(
+    describe: Callable[[Any], str] | None = None, *, quiet: bool = False, interval: float = 5.0
+) -> Display:
     """The display that fits where standard output goes.
 
     Args:
         describe: what `update` is given, in words; a mean return by default.
         quiet: show nothing.
+        interval: seconds from one line to the next where that is no terminal.
     """
     if quiet:
         return Display()
-    return (RichDisplay if _is_terminal() else PlainDisplay)(describe or describe_return)
+    describe = describe or describe_return
+    return RichDisplay(describe) if _is_terminal() else PlainDisplay(describe, interval=interval)
 
 
 @contextmanager

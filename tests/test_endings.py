@@ -206,6 +206,14 @@ def test_one_process_works_in_a_folder(tmp_path: Path) -> None:
         train(resume_config(tmp_path / "run", total_steps=10_000))
 
 
+def test_what_killed_writers_have_left_goes_when_a_run_is_gone_on_with(tmp_path: Path) -> None:
+    train(small_run(tmp_path / "run"))
+    for left in (".config.json.abcd.tmp", "checkpoints/.step_000000400.safetensors.abcd.tmp"):
+        (tmp_path / "run" / left).touch()
+    train(resume_config(tmp_path / "run", total_steps=500))
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
 def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "no locks available")

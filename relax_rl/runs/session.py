@@ -165,8 +165,8 @@ class Opening(Generic[C]):
         folder = RunFolder(path.absolute())  # wherever an environment moves this process
         if first:
             stack.enter_context(folder.locked())
+            folder.create(resumed=self.checkpoint is not None)
         if first and self.checkpoint is None:
-            folder.create()
             history: dict[str, Any] = {"command": command, "started": now(), "resumed": []}
         elif first and self.checkpoint is not None:
             for table in (folder.progress, folder.episodes, folder.evaluations):

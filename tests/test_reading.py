@@ -205,6 +205,24 @@ def test_a_module_that_only_a_run_names_is_not_imported(
     assert "payload" not in sys.modules
 
 
+def test_the_commands_that_are_printed_name_what_is_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The module lies in the working folder, where the launcher does not."""
+    (tmp_path / "mine_here.py").write_text(
+        "import gymnasium\nfrom tests.fakes import GoldenEnv\n"
+        "gymnasium.register('relax_rl_fakes/Here-v0', GoldenEnv, kwargs={'cycle': ((20, 'truncated'),)})\n"
+    )
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    env = "mine_here:relax_rl_fakes/Here-v0"
+    small = ["--total-steps", "100", "--hidden", "4", "--quiet", "--run-dir", "run", "--no-tensorboard"]
+    assert main(["--env", env, "--estimator", "a2c", *small]) == 0
+    told = next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("evaluate "))
+    words = told.split()
+    assert main([*words[words.index("evaluate", 1) :], "--episodes", "1"]) == 0
+
+
 def test_an_environment_of_ones_own_is_named_again(tmp_path: Path) -> None:
     run = train(small_run(tmp_path / "run", OWN_ENV, "a2c", total_steps=100)).run_dir
     assert main(["evaluate", str(run), "--episodes", "1", "--env", OWN_ENV]) == 0

@@ -81,7 +81,9 @@ def kind_of(cls: type[T], name: str, source: str) -> type[T]:
     kinds: dict[str, type[T]] = {known: kind for kind in _family(cls) if (known := getattr(kind, "name", ""))}
     if name not in kinds:
         expected = " or ".join(sorted(kinds))
-        raise CheckpointError(f"{source} holds a {name!r} agent, expected {expected}")
+        raise CheckpointError(
+            f"{source} holds a {name!r} agent, expected {expected}, or one of your own that is named: estimator module:name"
+        )
     return kinds[name]
 
 

@@ -19,7 +19,7 @@ from relax_rl.backends.workers import EnvironmentReport, shielded_from_signals
 from relax_rl.compute.host import usable_cores
 from relax_rl.errors import SettingsError
 from relax_rl.settings.fields import shown
-from relax_rl.settings.naming import is_own, named, require_call
+from relax_rl.settings.naming import find_here, is_own, named, require_call
 
 __all__ = ["AskedVectorization", "create_vector_env", "find_spec", "is_atari"]
 
@@ -230,6 +230,7 @@ def _of_the_users_own(
 def _import_module(module: str, env_id: str) -> None:
     if not all(part.isidentifier() for part in module.split(".")):
         raise SettingsError(f"environment {env_id!r}: {module!r} is no name of a module; expected module:EnvId")
+    find_here()
     try:
         import_module(module)
     except ImportError as missing:

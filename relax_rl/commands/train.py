@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from relax_rl.compute import distributed
 from relax_rl.runs.folder import RunFolder, refuse_used
 from relax_rl.runs.interruption import exit_code
-from relax_rl.runs.record import read_config, resumed_config, settings_to_resume
+from relax_rl.runs.record import named_again, read_config, resumed_config, settings_to_resume
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import with_settings
 from relax_rl.settings.options import parse
@@ -67,6 +67,7 @@ def train_config(args: Sequence[str], prog: str) -> TrainConfig:
 def _summary(result: TrainingResult, config: TrainConfig, prog: str, seconds: float) -> str:
     folder = RunFolder(result.run_dir)
     run_dir = shlex.quote(str(result.run_dir))
+    again = named_again(config)
     mean = "no episode has finished" if not result.episodes else f"mean return of the last 100 {result.return_mean:.1f}"
     if result.stopped_by in ENDS:
         end = ENDS[result.stopped_by].format(target=config.run.stop_at_return)
@@ -80,8 +81,8 @@ def _summary(result: TrainingResult, config: TrainConfig, prog: str, seconds: fl
         lines.append(f"  TensorBoard     tensorboard --logdir {run_dir}")
     lines += [
         f"  checkpoint      {result.checkpoint}",
-        f"  evaluate        {prog} evaluate {run_dir}",
+        f"  evaluate        {prog} evaluate {run_dir}{again}",
     ]
     if result.stopped_by not in ("total_steps", "return"):
-        lines.append(f"  go on           {prog} --resume {run_dir}")
+        lines.append(f"  go on           {prog} --resume {run_dir}{again}")
     return "\n".join(lines)

@@ -284,11 +284,12 @@ class SaveCheckpoints:
         return self.last
 
     @contextmanager
-    def named_in_errors(self, run_dir: Path) -> Iterator[None]:
+    def named_in_errors(self, run_dir: Path, again: str = "") -> Iterator[None]:
         """Have errors that end the training in this block say what is left of the run, which is saved where it is good.
 
         Args:
             run_dir: the run's folder, as it is to be shown.
+            again: further options that going on with it needs.
 
         Raises:
             TrainingDiverged, WorkerLost, EnvironmentFault: as raised inside, with the last checkpoint named.
@@ -296,14 +297,14 @@ class SaveCheckpoints:
         try:
             yield
         except WorkerLost as error:
-            left = f"the last checkpoint is {self._told(run_dir)}; go on with --resume {run_dir}"
+            left = f"the last checkpoint is {self._told(run_dir)}; go on with --resume {run_dir}{again}"
             raise WorkerLost(f"{error}; {left if self.last else _NONE_YET}") from error
         except TrainingDiverged as error:
             left = f"the last good checkpoint is {self._told(run_dir)}"
             raise TrainingDiverged(f"{error}; {left if self.last else _NONE_YET}") from error
         except EnvironmentFault as error:
             self.save()
-            left = f"saved as {self._told(run_dir)}; go on with --resume {run_dir}"
+            left = f"saved as {self._told(run_dir)}; go on with --resume {run_dir}{again}"
             raise EnvironmentFault(f"{error}; {left}") from error
         except RelaxRLError:
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
@@ -22,6 +23,7 @@ from relax_rl.settings.naming import is_own
 __all__ = [
     "PACKAGES",
     "known_env",
+    "named_again",
     "note",
     "now",
     "read_config",
@@ -164,6 +166,13 @@ def resumed_config(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
     if wanted.run.estimator == "auto":
         wanted = with_settings(wanted, {"estimator": saved.run.estimator})
     return check_resumable(saved, wanted)
+
+
+def named_again(config: TrainConfig) -> str:
+    """Options that a command on this run needs, since what only its file names is not imported: empty, or begun by a space."""
+    settings = flat(config)
+    own = [(name, settings[name]) for name in ("env", "estimator", "networks") if is_own(settings[name])]
+    return "".join(f" --{name} {shlex.quote(value)}" for name, value in own)
 
 
 def known_env(saved: EnvConfig, given: str | None) -> EnvConfig:

@@ -33,7 +33,7 @@ from relax_rl.runs.loggers import (
     TensorBoardLogger,
     read_csv,
 )
-from relax_rl.runs.record import resumed_config, settings_to_resume
+from relax_rl.runs.record import named_again, resumed_config, settings_to_resume
 from relax_rl.runs.session import Process, Session, open_run, training_process
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import with_settings
@@ -219,7 +219,7 @@ class _Training:
         if settings.stop_at_return is not None:
             standing.append(stop_at_return(run, settings.stop_at_return))
         profile = self._profile() if settings.profile and session.first else None
-        with save.named_in_errors(Path(str(settings.run_dir))):
+        with save.named_in_errors(Path(str(settings.run_dir)), named_again(session.config)):
             if workers.count > 1:
                 save.save()  # so that there is something to go on from, whenever a worker is lost
             agent.learn(

@@ -10,7 +10,7 @@ from typing import Any
 
 from relax_rl.errors import SettingsError, did_you_mean
 
-__all__ = ["is_own", "name_of", "named", "require_call"]
+__all__ = ["find_here", "is_own", "name_of", "named", "require_call"]
 
 
 def is_own(text: str | None) -> bool:
@@ -31,8 +31,7 @@ def named(text: str, what: str) -> Any:
         SettingsError: there is no such module or name, or the module cannot be imported.
     """
     module, _, name = text.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    find_here()
     try:
         home = importlib.import_module(module)
     except Exception as error:  # whatever a module of somebody's own does when it is imported
@@ -41,6 +40,12 @@ def named(text: str, what: str) -> Any:
     if not hasattr(home, name):
         raise SettingsError(f"{what} {text!r}: {module} has no {name!r}{did_you_mean(name, dir(home))}")
     return getattr(home, name)
+
+
+def find_here() -> None:
+    """Have modules of the working folder found, wherever the launcher lies."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def require_call(thing: Any, what: str, *args: Any, **kwargs: Any) -> None:

@@ -54,6 +54,11 @@ ESTIMATORS = (
 """Columns: those of the papers, then those that came after."""
 
 
+TABULATED = tuple(estimator for estimator in ESTIMATORS if estimator != "relax-published")
+"""Those that every row of the table has been run with."""
+
+ONE_LAYER = ("mnist-linear1", "omniglot-linear1")
+
 LEARNING_RATE = 1e-3
 """Of the published grid {5e-3, 1e-3, 5e-4, 1e-4, 5e-5}, for every run alike."""
 
@@ -82,6 +87,8 @@ SETS = {
     each.name: each
     for each in (
         Set("table", 50_000, ROWS, ESTIMATORS),
+        Set("seed-1", 50_000, ONE_LAYER, TABULATED, options=("--seed", "1")),
+        Set("seed-2", 50_000, ONE_LAYER, TABULATED, options=("--seed", "2")),
         Set("long", 300_000, ("mnist-linear1", "mnist-linear2"), ("relax", "rebar", "nvil")),
         Set(
             "variances",
@@ -115,7 +122,7 @@ SETS = {
         ),
     )
 }
-"""Equal steps on every row; three estimators six times as long; the variances of several on one model, which stands still
+"""Equal steps on every row; two more seeds of the rows with one layer; three estimators six times as long; the variances of several on one model, which stands still
 from half of the steps on; the other published learning rate of r, and of scales and baselines; more samples where
 the decoder is nonlinear; RELAX's default with a larger r, and without r; and the decoder that explains the published
 nonlinear rows."""

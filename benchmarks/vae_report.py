@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,9 @@ SECTIONS = {
     "variances": "Variances on one model",
 }
 
+SEEDS = ("table", "seed-1", "seed-2")
+"""Sets that differ in nothing but their seed."""
+
 OTHERS = {
     "two-samples": "2 samples of each image",
     "six-samples": "6 samples of each image",
@@ -127,6 +131,8 @@ def write_report(folder: Path) -> None:
             figure = f"{name}_{row}.png"
             _draw(folder / name, folder / figure, row, [e for e in COLUMNS if (row, e) in results], steps)
             parts.append(f"![{TITLES[row]}]({figure})\n")
+        if name == "table":
+            parts += _seeds(folder)
     parts += _others(folder)
     write_text(folder / "vae.md", "\n".join(parts))
 
@@ -158,6 +164,40 @@ def _tables(results: Mapping[tuple[str, str], Result]) -> list[str]:
         "takes two products with the second derivative of f):\n",
         _grid(results, _evaluations, digits=0),
     ]
+
+
+def _seeds(folder: Path) -> list[str]:
+    """Mean and spread of every estimator over the seeds of the rows that have several."""
+    sets = [_results(folder / name) for name in SEEDS]
+    cases = sorted(set.intersection(*(set(results) for results in sets)), key=lambda case: COLUMNS.index(case[1]))
+    if not cases:
+        return []
+    parts = [
+        f"## {len(SEEDS)} seeds\n",
+        "Mean and standard deviation over seeds 0, 1 and 2, of the rows that were run with all three. Seeds differ in the "
+        "weights at the start, the order of images and all noise. What stands in the tables from one seed alone is known no "
+        "better than this.\n",
+    ]
+    for row in _rows(dict.fromkeys(cases, {})):
+        lines = [f"{TITLES[row]}:\n", f"| estimator | {' | '.join(_SPREADS)} |", f"|---|{'---:|' * len(_SPREADS)}"]
+        for name in (estimator for here, estimator in cases if here == row):
+            runs = [results[row, name] for results in sets]
+            cells = [_spread([value(run) for run in runs]) for value in _SPREADS.values()]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        parts.append("\n".join(lines) + "\n")
+    return parts
+
+
+_SPREADS: Mapping[str, Callable[[Result], float]] = {
+    "training bound": lambda result: float(result["train_bound"]),
+    "validation bound, 1 sample": lambda result: float(result["bounds"]["valid_bound_1"]),
+    "validation bound, 100 samples": lambda result: float(result["bounds"]["valid_bound_100"]),
+    "log variance": lambda result: float(result["log_variance"]),
+}
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
 def _others(folder: Path) -> list[str]:

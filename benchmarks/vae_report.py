@@ -178,7 +178,7 @@ def _seeds(folder: Path) -> list[str]:
         "weights at the start, the order of images and all noise. What stands in the tables from one seed alone is known no "
         "better than this.\n",
     ]
-    for row in _rows(dict.fromkeys(cases, {})):
+    for row in _rows({case: {} for case in cases}):
         lines = [f"{TITLES[row]}:\n", f"| estimator | {' | '.join(_SPREADS)} |", f"|---|{'---:|' * len(_SPREADS)}"]
         for name in (estimator for here, estimator in cases if here == row):
             runs = [results[row, name] for results in sets]

@@ -167,6 +167,7 @@ class GroupedAdam:
             if group:
                 self._adams[f"{i}"] = Adam(FlatParameters(group.values()), lr=lr, betas=betas, decay=decay)
                 self._names[f"{i}"] = list(group)
+        self._sizes = [adam.mean.numel() for adam in self._adams.values()]
 
     @property
     def flats(self) -> list[FlatParameters]:
@@ -175,8 +176,7 @@ class GroupedAdam:
 
     def step(self, gradient: Tensor) -> None:
         """One step down the gradients of all groups, one after the other in one flat tensor."""
-        parts = gradient.split([adam.mean.numel() for adam in self._adams.values()])
-        for adam, part in zip(self._adams.values(), parts, strict=True):
+        for adam, part in zip(self._adams.values(), gradient.split(self._sizes), strict=True):
             adam.step(part)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -110,9 +111,12 @@ class LayeredEstimator(nn.Module):
 
     def move_moments(self, signals: Tensor) -> None:
         """Take in the signals `[n, 2]` of a step, which `Gradients` holds."""
-        moments = [module for module in self.modules() if isinstance(module, MovingMoments)]
-        for each, signal in zip(moments, signals, strict=True):
+        for each, signal in zip(self._moments, signals, strict=True):
             each.update(signal)
+
+    @cached_property
+    def _moments(self) -> list[MovingMoments]:
+        return [module for module in self.modules() if isinstance(module, MovingMoments)]
 
 
 @dataclass(frozen=True)

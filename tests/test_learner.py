@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal
+from relax_rl.agents import A2C, LAX, REINFORCE, RELAX, ActorCritic, Marginal
 from relax_rl.agents.batch import Batch
 from relax_rl.agents.shards import Shard
 from relax_rl.estimators import noise_behind
@@ -43,7 +43,9 @@ def agent_for(kind: type[ActorCritic], **settings: Any) -> ActorCritic:
     return agent
 
 
-def draws(agent: ActorCritic, old: Tensor, new: Tensor, value: Any, clip_range: float) -> Any:
+def draws(
+    agent: ActorCritic, old: Tensor, new: Tensor, value: Any, clip_range: float, *, advantage_sign: float = 1.0
+) -> Any:
     """Draws `[rows, P]` of what is applied at the parameters `new` in one state, where a policy at `old` acted."""
     generator = torch.Generator().manual_seed(11)
 
@@ -51,13 +53,13 @@ def draws(agent: ActorCritic, old: Tensor, new: Tensor, value: Any, clip_range: 
         acting = agent.policy.distribution(old.expand(rows, -1))
         noise = acting.sample_noise(generator)
         action = acting.threshold(acting.relax(noise))
-        state, advantage = torch.tensor([0.5, -1.0, 2.0]).expand(rows, -1), value(action)
+        state, return_ = torch.tensor([0.5, -1.0, 2.0]).expand(rows, -1), value(action)
         batch = Batch(
             obs=state,
             action=action,
             noise=noise,
-            advantage=advantage,
-            return_=advantage,
+            advantage=advantage_sign * return_,
+            return_=return_,
             weight=torch.ones(rows),
             shard=Shard(rows),
         )
@@ -67,17 +69,22 @@ def draws(agent: ActorCritic, old: Tensor, new: Tensor, value: Any, clip_range: 
     return draw
 
 
-def test_gradients_are_those_of_ppos_objective_for_discrete_actions() -> None:
-    agent: Any = RELAX(OBS, DISCRETE, seed=0)
+@pytest.mark.parametrize(("kind", "advantage_sign"), [(RELAX, 1.0), (REINFORCE, -1.0)])
+def test_gradients_are_those_of_ppos_objective_for_discrete_actions(
+    kind: type[ActorCritic], advantage_sign: float
+) -> None:
+    """Of what multiplies the score: REINFORCE's return, whatever the sign of the advantage."""
+    agent: Any = kind(OBS, DISCRETE, seed=0)
     shake(agent)
-    agent.surrogate.gain.data.fill_(0.3)
+    if kind is RELAX:
+        agent.surrogate.gain.data.fill_(0.3)
     old, new = torch.tensor([0.3, -0.8, 0.1]), torch.tensor([0.5, -1.1, 0.3]).requires_grad_()
     payoff = torch.tensor([2.0, -0.7, -1.0])
     ratio = new.softmax(-1) / old.softmax(-1)
     assert float(ratio[1].detach()) < 0.8 < 1.0 < float(ratio[0].detach()) < 1.2  # one clipped, two not
     objective = (old.softmax(-1) * torch.minimum(ratio * payoff, ratio.clamp(0.8, 1.2) * payoff)).sum()
     (exact,) = torch.autograd.grad(objective, new)
-    draw = draws(agent, old, new.detach(), payoff.__getitem__, 0.2)
+    draw = draws(agent, old, new.detach(), payoff.__getitem__, 0.2, advantage_sign=advantage_sign)
     assert_unbiased(collect(draw, 1_500_000), exact.double())
 
 

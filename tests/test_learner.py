@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from relax_rl.agents import A2C, LAX, REINFORCE, RELAX, ActorCritic, Marginal
+from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal, Reinforce
 from relax_rl.agents.batch import Batch
 from relax_rl.agents.shards import Shard
 from relax_rl.estimators import noise_behind
@@ -69,7 +69,7 @@ def draws(
     return draw
 
 
-@pytest.mark.parametrize(("kind", "advantage_sign"), [(RELAX, 1.0), (REINFORCE, -1.0)])
+@pytest.mark.parametrize(("kind", "advantage_sign"), [(RELAX, 1.0), (Reinforce, -1.0)])
 def test_gradients_are_those_of_ppos_objective_for_discrete_actions(
     kind: type[ActorCritic], advantage_sign: float
 ) -> None:

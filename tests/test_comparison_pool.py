@@ -22,6 +22,7 @@ from relax_rl.comparison.pool import RESTARTS, Pool, ProcessLost, Progress
 from relax_rl.comparison.process import CommandProcess, last_line, last_row
 from relax_rl.comparison.task import Task, has_ended, read_outcome
 from relax_rl.errors import SettingsError
+from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.interruption import Interruption
 from relax_rl.runs.loggers import read_csv
 
@@ -158,6 +159,15 @@ def test_a_folder_without_a_checkpoint_holds_nothing_to_go_on_from(root):
     (left / "config.json").write_text("{}")
     assert work(root, pretend("work", resume="leave"))["work"]["status"] == "finished"
     assert not (left / "config.json").exists()
+
+
+def test_a_folder_that_somebody_is_at_work_in_is_left_to_him(root):
+    left = root / "runs" / "work"
+    left.mkdir(parents=True)
+    (left / "config.json").write_text("{}")
+    with RunFolder(left).locked():
+        work(root, pretend("work", resume="leave"))
+    assert (left / "config.json").exists() and (left / ".lock").exists()
 
 
 def test_a_run_that_ended_while_nobody_was_there_is_not_repeated(root):

@@ -6,13 +6,16 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from relax_rl.comparison.process import CommandProcess
 from relax_rl.comparison.task import Task, newest_step, outcome_of
+from relax_rl.errors import SettingsError
 from relax_rl.runs.displays import Display, make_display
+from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.interruption import Interruption
 
 __all__ = ["RESTARTS", "Pool", "Process", "ProcessLost", "Progress", "Start", "local"]
@@ -197,8 +200,10 @@ class Pool:
             time.sleep(0.05)
 
     def _begin(self, task: Task, losses: int = 0) -> None:
-        if newest_step(self._root / task.folder) is None:  # nothing to go on from
-            shutil.rmtree(self._root / task.folder, ignore_errors=True)
+        folder = RunFolder(self._root / task.folder)
+        if newest_step(folder.path) is None and folder.path.exists():  # nothing to go on from
+            with suppress(SettingsError), folder.locked():  # unless somebody is at work in it, which the command tells
+                shutil.rmtree(folder.path, ignore_errors=True)
         process = self._start(task, self._log(task))
         self._running.append(_Running(task, process, time.monotonic(), losses))
         self._progress.row(task, {})

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from relax_rl.distributions.discrete import FAR, HIDDEN, every_combination, on_host
+from relax_rl.distributions.checks import on_host, require_alike, require_numbers, require_params
+from relax_rl.distributions.discrete import FAR, HIDDEN, divergence, every_combination
 from relax_rl.distributions.noise import logistic_noise
 
 __all__ = ["Bernoulli"]
@@ -24,6 +25,9 @@ class Bernoulli:
 
     params: Tensor
 
+    def __post_init__(self) -> None:
+        require_params(self)
+
     def with_params(self, params: Tensor) -> Bernoulli:
         return replace(self, params=params)
 
@@ -33,6 +37,7 @@ class Bernoulli:
         return self.params.clamp(-FAR, FAR)
 
     def sample_noise(self, generator: torch.Generator | None = None) -> Tensor:
+        require_numbers(self, finite=False)
         return logistic_noise(tuple(self.params.shape), generator, self.params.device)
 
     def relax(self, noise: Tensor) -> Tensor:
@@ -73,6 +78,21 @@ class Bernoulli:
         # -(1 - p) log(1 - p) - p log p: a sum of positive terms, so that nothing cancels where p is close to 0 or 1.
         x = self._locations
         return (torch.sigmoid(-x) * F.softplus(x) + torch.sigmoid(x) * F.softplus(-x)).sum(-1)
+
+    def kl_divergence(self, other: Bernoulli) -> Tensor:
+        """`[*]` KL(self || other) in nats; infinite where `other` fixes a bit that is not fixed alike here.
+
+        Raises:
+            ValueError: when the other is of another family or width.
+        """
+        require_alike(self, other)
+        ones, zeros = (divergence(F.logsigmoid(s * self.params), F.logsigmoid(s * other.params)) for s in (1, -1))
+        return (ones + zeros).sum(-1)
+
+    def cdf(self, sample: Tensor) -> Tensor:
+        """`[*, P]` the probability that each bit is at most what it is in `sample`."""
+        _check_bits(sample)
+        return torch.where(sample < 1, torch.sigmoid(-self.params), torch.ones_like(self.params))
 
     def mode(self) -> Tensor:
         return self.threshold(self.params)

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from relax_rl.distributions.discrete import FAR, broadcast_rows, check_possible, one_hot, visible
+from relax_rl.distributions.checks import require_alike, require_params
+from relax_rl.distributions.discrete import (
+    FAR,
+    broadcast_rows,
+    check_possible,
+    cumulative,
+    divergence,
+    one_hot,
+    visible,
+)
 from relax_rl.distributions.noise import (
     gumbel_log_density,
     gumbel_noise,
@@ -31,6 +40,9 @@ class Categorical:
 
     params: Tensor
     one_hot: bool = False
+
+    def __post_init__(self) -> None:
+        require_params(self)
 
     def with_params(self, params: Tensor) -> Categorical:
         return replace(self, params=params)
@@ -83,6 +95,21 @@ class Categorical:
     def entropy(self) -> Tensor:
         log_probs = self._locations
         return -(log_probs.exp() * log_probs).sum(-1)
+
+    def kl_divergence(self, other: Categorical) -> Tensor:
+        """`[*]` KL(self || other) in nats; infinite where `other` masks a choice that is possible here.
+
+        Raises:
+            ValueError: when the other is of another family or width, or a row of either leaves no choice.
+        """
+        require_alike(self, other)
+        self.require_possible()
+        other.require_possible()
+        return divergence(self.log_probs, other.log_probs).sum(-1)
+
+    def cdf(self, sample: Tensor) -> Tensor:
+        """`[*]` the probability of this choice or one before it."""
+        return cumulative(self.mean, self._index(sample))
 
     def mode(self) -> Tensor:
         return self._sample(self.params.argmax(-1))

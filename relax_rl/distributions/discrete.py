@@ -5,18 +5,22 @@ All but `check_possible` stays on the device of what it belongs to, without a va
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from relax_rl.distributions.checks import on_host
 
 __all__ = [
     "FAR",
     "HIDDEN",
     "broadcast_rows",
     "check_possible",
+    "cumulative",
+    "divergence",
     "every_combination",
-    "on_host",
     "one_hot",
     "visible",
 ]
@@ -44,19 +48,27 @@ def visible(slope: Tensor, z: Tensor) -> Tensor:
     return slope * (z > -HIDDEN)
 
 
+def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """p (log p - log q), outcome by outcome: 0 where p is 0, infinite where q alone is; both without derivatives."""
+    impossible = log_p == -math.inf
+    beyond = (log_q == -math.inf) & ~impossible
+    left_out = impossible | beyond
+    log_p, log_q = log_p.masked_fill(left_out, 0.0), log_q.masked_fill(left_out, 0.0)
+    return (log_p.exp() * (log_p - log_q)).masked_fill(beyond, math.inf)
+
+
+def cumulative(probs: Tensor, index: Tensor) -> Tensor:
+    """`[*]` the sum of probabilities `[*, P]` up to each index `[*]`, which counts."""
+    index, sums = broadcast_rows(index, probs.cumsum(-1).clamp(max=1.0))
+    return sums.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+
+
 def broadcast_rows(index: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """`[*]` indices and a table `[*, P]`, rows of one made to fit those of the other."""
     if index.shape != table.shape[:-1]:
         rows = torch.broadcast_shapes(index.shape, table.shape[:-1])
         index, table = index.expand(rows), table.expand(*rows, table.shape[-1])
     return index, table
-
-
-def on_host(x: Tensor) -> bool:
-    """Whether a look at the numbers is cheap and possible: on a CPU, and neither compiled, traced nor transformed."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return False
-    return not (torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack())
 
 
 def check_possible(logits: Tensor) -> None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from relax_rl.distributions.checks import require_alike, require_numbers, require_params
+
 __all__ = ["DiagGaussian", "TanhGaussian"]
 
 GaussianSelf = TypeVar("GaussianSelf", bound="DiagGaussian")
@@ -23,6 +25,9 @@ class DiagGaussian:
     """
 
     params: Tensor
+
+    def __post_init__(self) -> None:
+        require_params(self, even=True)
 
     def with_params(self: GaussianSelf, params: Tensor) -> GaussianSelf:
         return replace(self, params=params)
@@ -38,6 +43,7 @@ class DiagGaussian:
         return self.params.chunk(2, -1)[1]
 
     def sample_noise(self, generator: torch.Generator | None = None) -> Tensor:
+        require_numbers(self)
         mean = self.mean
         return torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
 
@@ -63,6 +69,21 @@ class DiagGaussian:
 
     def entropy(self) -> Tensor:
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def kl_divergence(self: GaussianSelf, other: GaussianSelf) -> Tensor:
+        """`[*]` KL(self || other) in nats; a squashing that both have changes nothing.
+
+        Raises:
+            ValueError: when the other is of another family or width.
+        """
+        require_alike(self, other)
+        log_ratio, shift = self.log_std - other.log_std, (self.mean - other.mean) * torch.exp(-other.log_std)
+        # Two terms that are never negative, so that nothing cancels where the two are close.
+        return 0.5 * (torch.expm1(2 * log_ratio) - 2 * log_ratio + shift.square()).sum(-1)
+
+    def cdf(self, sample: Tensor) -> Tensor:
+        """`[*, D]` for each dimension the probability of a sample of at most this much."""
+        return torch.special.ndtr((sample - self.mean) * torch.exp(-self.log_std))
 
     def mode(self) -> Tensor:
         return self.mean

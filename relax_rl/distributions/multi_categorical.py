@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from relax_rl.distributions.discrete import FAR, broadcast_rows, check_possible, every_combination, one_hot, visible
+from relax_rl.distributions.checks import require_alike, require_params
+from relax_rl.distributions.discrete import (
+    FAR,
+    broadcast_rows,
+    check_possible,
+    cumulative,
+    divergence,
+    every_combination,
+    one_hot,
+    visible,
+)
 from relax_rl.distributions.noise import (
     gumbel_log_density,
     gumbel_noise,
@@ -32,6 +42,9 @@ class MultiCategorical:
     params: Tensor
     nvec: tuple[int, ...]
     one_hot: bool = False
+
+    def __post_init__(self) -> None:
+        require_params(self, width=sum(self.nvec))
 
     def with_params(self, params: Tensor) -> MultiCategorical:
         return replace(self, params=params)
@@ -100,6 +113,21 @@ class MultiCategorical:
     def entropy(self) -> Tensor:
         log_probs = self._locations
         return -(log_probs.exp() * log_probs).sum((-2, -1))
+
+    def kl_divergence(self, other: MultiCategorical) -> Tensor:
+        """`[*]` KL(self || other) in nats, the sum over factors; infinite as for `Categorical`.
+
+        Raises:
+            ValueError: when the other is of another family or has other factors, or a factor of either leaves no choice.
+        """
+        require_alike(self, other, ("nvec",))
+        self.require_possible()
+        other.require_possible()
+        return divergence(self.log_probs, other.log_probs).sum((-2, -1))
+
+    def cdf(self, sample: Tensor) -> Tensor:
+        """`[*, K]` for each factor the probability of this choice or one before it."""
+        return cumulative(self.log_probs.exp(), self._index(sample))
 
     def mode(self) -> Tensor:
         return self.threshold(self.params)

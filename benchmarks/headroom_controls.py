@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from relax_rl.agents import ActorCritic, Experience
 from relax_rl.agents.batch import Batch, make_batch
 from relax_rl.agents.estimates import a2c
-from relax_rl.agents.rollouts import Rollout, gae
+from relax_rl.agents.returns import gae
+from relax_rl.agents.rollouts import Rollout
 from relax_rl.estimators import control_variate_gradient
 from relax_rl.estimators.exact import every_outcome
 from relax_rl.variance.fitting import Fit

@@ -7,7 +7,8 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
-from relax_rl.agents.rollouts import Collector, Rollout, gae, successor_values
+from relax_rl.agents.returns import gae, n_step_returns, successor_values, vtrace
+from relax_rl.agents.rollouts import Collector, Rollout
 from tests.fakes import golden_envs
 
 
@@ -48,6 +49,164 @@ def test_gae_is_the_sum_of_discounted_deltas_within_an_episode(
     )
     expected = by_definition(reward, value, next_value, terminated, truncated, valid, gamma, lambda_)
     np.testing.assert_allclose(got.numpy(), expected, atol=1e-12)
+
+
+def experience(seed: int = 1, *, steps: int = 12, envs: int = 4) -> dict[str, np.ndarray]:
+    """Rows with both endings and what NEXT_STEP autoreset makes up after them, whose numbers may be anything."""
+    rng = np.random.default_rng(seed)
+    terminated = rng.random((steps, envs)) < 0.15
+    truncated = (rng.random((steps, envs)) < 0.15) & ~terminated
+    valid = np.ones((steps, envs), bool)
+    valid[1:] = ~(terminated | truncated)[:-1]
+    terminated, truncated = terminated & valid, truncated & valid
+    reward, value, next_value = (rng.normal(size=(steps, envs)) for _ in range(3))
+    next_value[:-1] = np.where(truncated[:-1], next_value[:-1], value[1:])
+    next_value[terminated | ~valid] = np.nan
+    reward[~valid] = np.nan
+    named = {"reward": reward, "value": value, "next_value": next_value}
+    return named | {"terminated": terminated, "truncated": truncated, "valid": valid}
+
+
+def tensors(named: dict[str, np.ndarray], *names: str) -> list[torch.Tensor]:
+    return [torch.from_numpy(named[name]) for name in names]
+
+
+ROWS = ("reward", "value", "next_value", "terminated", "truncated", "valid")
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 12, 40])
+def test_n_step_returns_are_the_sums_that_they_stand_for(n: int) -> None:
+    x, gamma = experience(), 0.9
+    expected = np.zeros((12, 4))
+    for env in range(4):
+        for start in range(12):
+            for k in range(n):
+                t = start + k
+                if not x["valid"][start, env]:
+                    break
+                expected[start, env] += gamma**k * x["reward"][t, env]
+                over = x["terminated"][t, env]
+                if k == n - 1 or t == 11 or over or x["truncated"][t, env]:
+                    expected[start, env] += 0.0 if over else gamma ** (k + 1) * x["next_value"][t, env]
+                    break
+    found = n_step_returns(*tensors(x, *(name for name in ROWS if name != "value")), n=n, gamma=gamma)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
+
+
+def vtrace_by_definition(x, log_ratio, gamma, lambda_, clips):  # type: ignore[no-untyped-def]
+    """Sums over products of cut ratios, as in Espeholt et al. 2018, eq. 1, for the rows of one episode each."""
+    rho_bar, c_bar, pg_bar = clips
+    target, advantage = x["value"].copy(), np.zeros_like(x["value"])
+    ratio = np.exp(log_ratio)
+    steps, envs = target.shape
+
+    def after(t, env):  # type: ignore[no-untyped-def]
+        return 0.0 if x["terminated"][t, env] else x["next_value"][t, env]
+
+    for env in range(envs):
+        for start in range(steps):
+            product = 1.0
+            for t in range(start, steps):
+                if not x["valid"][start, env]:
+                    break
+                delta = x["reward"][t, env] + gamma * after(t, env) - x["value"][t, env]
+                target[start, env] += gamma ** (t - start) * product * min(rho_bar, ratio[t, env]) * delta
+                product *= lambda_ * min(c_bar, ratio[t, env])
+                if x["terminated"][t, env] or x["truncated"][t, env]:
+                    break
+        for t in range(steps):
+            if x["valid"][t, env]:
+                ends = t == steps - 1 or x["terminated"][t, env] or x["truncated"][t, env]
+                following = after(t, env) if ends else target[t + 1, env]
+                error = x["reward"][t, env] + gamma * following - x["value"][t, env]
+                advantage[t, env] = min(pg_bar, ratio[t, env]) * error
+    return target, advantage
+
+
+@pytest.mark.parametrize(("lambda_", "clips"), [(1.0, (1.0, 1.0, 1.0)), (0.8, (1.5, 0.9, 5.0)), (0.0, (1.0, 1.0, 1.0))])
+def test_v_trace_is_the_sum_of_the_paper(lambda_: float, clips: tuple[float, float, float]) -> None:
+    x = experience(2)
+    log_ratio = np.random.default_rng(3).normal(size=(12, 4))
+    log_ratio[~x["valid"]] = np.nan
+    named = dict(zip(("clip_rho", "clip_c", "clip_pg_rho"), clips, strict=True))
+    found = vtrace(torch.from_numpy(log_ratio), *tensors(x, *ROWS), gamma=0.9, gae_lambda=lambda_, **named)
+    target, advantage = vtrace_by_definition(x, log_ratio, 0.9, lambda_, clips)
+    np.testing.assert_allclose(found.target.numpy(), target, atol=1e-12)
+    np.testing.assert_allclose(found.advantage.numpy(), advantage, atol=1e-12)
+
+
+def test_v_trace_on_policy_is_generalised_advantage_estimation() -> None:
+    rows = tensors(experience(4), *ROWS)
+    for lambda_ in (0.7, 1.0):
+        advantage = gae(*rows, gamma=0.9, gae_lambda=lambda_)
+        found = vtrace(torch.zeros(12, 4), *rows, gamma=0.9, gae_lambda=lambda_)
+        torch.testing.assert_close(found.target, rows[1] + advantage)
+    torch.testing.assert_close(found.advantage, advantage)
+
+
+def columns(*rows: list[float]) -> torch.Tensor:
+    """`[T, N]` of one list an environment."""
+    return torch.tensor(rows, dtype=torch.float64).T
+
+
+NOWHERE = torch.zeros(5, 2, dtype=torch.bool)
+REWARD = columns([1.0, 0.0, -1.0, 0.0, 1.0], [0.5, 0.8, -0.7, 0.0, 2.1])
+DISCOUNT = columns([0.5, 0.9, 1.0, 0.5, 0.8], [0.9, 0.5, 0.3, 0.8, 0.7])
+NEXT = columns([3.0, 1.0, 5.0, -5.0, 3.0], [-1.7, 1.2, 2.3, 2.2, 2.7])
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"),
+    [
+        (3, ([2.8, -3.15, 0.7, 1.7, 3.4], [1.2155, 0.714, 0.2576, 3.192, 3.99])),
+        (5, ([1.315, 0.63, 0.7, 1.7, 3.4], [1.33592, 0.9288, 0.2576, 3.192, 3.99])),
+        (7, ([1.315, 0.63, 0.7, 1.7, 3.4], [1.33592, 0.9288, 0.2576, 3.192, 3.99])),
+    ],
+)
+def test_n_step_returns_have_the_numbers_that_rlax_publishes(
+    n: int, expected: tuple[list[float], list[float]]
+) -> None:
+    found = n_step_returns(REWARD, NEXT, NOWHERE, NOWHERE, ~NOWHERE, n=n, gamma=DISCOUNT)
+    torch.testing.assert_close(found, columns(*expected))
+
+
+def test_v_trace_has_the_numbers_that_rlax_publishes() -> None:
+    """Of its vtrace_test.py; a discount of 0 is what it has of terminations."""
+    acted = torch.tensor(
+        [
+            [[8.9, 0.7], [5.0, 1.0], [0.6, 0.1], [-0.9, -0.1]],
+            [[0.3, -5.0], [1.0, -8.0], [0.3, 1.7], [4.7, 3.3]],
+        ]
+    )
+    learns = torch.tensor(
+        [
+            [[0.4, 0.5], [9.2, 8.8], [0.7, 4.4], [7.9, 1.4]],
+            [[1.0, 0.9], [1.0, -1.0], [-4.3, 8.7], [0.8, 0.3]],
+        ]
+    )
+    action = torch.tensor([[0, 1, 0, 0], [1, 0, 0, 1]]).unsqueeze(-1)
+    log_ratio = (learns.log_softmax(-1) - acted.log_softmax(-1)).gather(-1, action).squeeze(-1).T.double()
+    reward = columns([-1.3, -1.3, 2.3, 42.0], [1.3, 5.3, -3.3, -5.0])
+    discount = columns([0.0, 0.89, 0.85, 0.99], [0.88, 1.0, 0.83, 0.95])
+    value = columns([2.1, 1.1, -3.1, 0.0], [3.1, 0.1, -1.1, 7.4])
+    following = torch.cat([value[1:], torch.tensor([[8.4, -1.2]]).double()])
+    nowhere = NOWHERE[:4]
+    found = vtrace(log_ratio, reward, value, following, nowhere, nowhere, ~nowhere, gamma=discount)
+    error = columns([-1.6155143, -3.4973226, 1.8670533, 50.316002], [1.4662437, 3.6116405, -8.3327293e-5, -13.54])
+    torch.testing.assert_close(found.target - value, error, rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(found.advantage, error, rtol=1e-3, atol=1e-7)
+
+
+def test_returns_take_values_with_a_graph_and_refuse_other_shapes() -> None:
+    rows = tensors(experience(5), *ROWS)
+    value = rows[1].clone().requires_grad_()
+    assert torch.equal(gae(rows[0], value, *rows[2:], gamma=0.9, gae_lambda=0.9), gae(*rows, gamma=0.9, gae_lambda=0.9))
+    found = vtrace(value * 0, rows[0], value, *rows[2:], gamma=0.9)
+    assert not found.target.requires_grad and found.target.dtype == torch.float64
+    with pytest.raises(ValueError, match=r"tensors of shapes .*, expected all of them \[T, N\]"):
+        vtrace(torch.zeros(12), *rows, gamma=0.9)
+    with pytest.raises(ValueError, match="n is 0, expected"):
+        n_step_returns(rows[0], *rows[2:], n=0, gamma=0.9)
 
 
 def test_successor_values_come_from_the_next_row_except_where_an_episode_was_cut_off() -> None:

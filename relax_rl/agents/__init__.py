@@ -10,6 +10,7 @@ from relax_rl.agents import estimates
 from relax_rl.agents.agent import ActorCritic, Callback
 from relax_rl.agents.estimates import AgentEstimator, Experience, check_estimator
 from relax_rl.agents.networks import NetworkParts
+from relax_rl.agents.returns import VTrace, gae, n_step_returns, vtrace
 from relax_rl.agents.statistics import UpdateInfo
 from relax_rl.errors import SettingsError, did_you_mean
 from relax_rl.networks.spaces import ActionEncoder
@@ -28,9 +29,13 @@ __all__ = [
     "NetworkParts",
     "Reinforce",
     "UpdateInfo",
+    "VTrace",
+    "gae",
     "learn_of",
+    "n_step_returns",
     "register",
     "resolve_estimator",
+    "vtrace",
 ]
 
 

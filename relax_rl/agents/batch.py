@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields, replace
 
 from torch import Tensor
 
-from relax_rl.agents.rollouts import Rollout, gae, successor_values
+from relax_rl.agents.returns import gae, successor_values
+from relax_rl.agents.rollouts import Rollout
 from relax_rl.agents.shards import Shard
 from relax_rl.settings.config import AgentConfig
 

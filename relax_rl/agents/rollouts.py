@@ -1,4 +1,4 @@
-"""Records of experience, how they are collected, and generalised advantage estimation."""
+"""Records of experience, and how they are collected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from relax_rl.compute.clocks import Watch, unwatched
 from relax_rl.envs import Episode, VectorEnvs
 from relax_rl.errors import EnvironmentFault, SettingsError, TrainingDiverged
 
-__all__ = ["Collector", "Rollout", "gae", "require_envs", "successor_values"]
+__all__ = ["Collector", "Rollout", "require_envs"]
 
 
 @dataclass(frozen=True)
@@ -198,59 +198,3 @@ def require_envs(envs: Any, observation_space: spaces.Space[Any], action_space: 
     ):
         if ours != theirs:
             raise SettingsError(f"the agent was made for the space {ours}, these environments have {theirs}")
-
-
-def successor_values(value: Tensor, final_value: Tensor, final_index: Tensor) -> Tensor:
-    """V of the true successor of every step.
-
-    Args:
-        value: `[T + 1, N]` V at the observations of a rollout.
-        final_value: `[K]` V at its `final_obs`.
-        final_index: `[K, 2]` where they belong.
-
-    Returns:
-        `[T, N]`
-    """
-    next_value = value[1:]
-    if final_index.shape[0] == 0:
-        return next_value
-    next_value = next_value.clone()
-    next_value[final_index[:, 0], final_index[:, 1]] = final_value
-    return next_value
-
-
-def gae(
-    reward: Tensor,
-    value: Tensor,
-    next_value: Tensor,
-    terminated: Tensor,
-    truncated: Tensor,
-    valid: Tensor,
-    *,
-    gamma: float,
-    gae_lambda: float,
-) -> Tensor:
-    """Generalised advantage estimation (Schulman et al. 2016, eq. 16), cut at the ends of episodes.
-
-        delta_t = r_t + gamma V(s_{t+1}) (1 - terminated_t) - V(s_t)
-        A_t     = delta_t + gamma lambda (1 - terminated_t)(1 - truncated_t) A_{t+1}
-
-    A truncated episode bootstraps from its true last observation; a row that is not valid has advantage 0.
-
-    Args:
-        reward, value, next_value: `[T, N]` r_t, V(s_t) and V of the true successor.
-        terminated, truncated, valid: `[T, N]` booleans.
-
-    Returns:
-        `[T, N]` advantages.
-    """
-    # On the host: for arrays as small as these NumPy's calls cost a third of torch's.
-    r, v, next_v, over, cut, ok = (x.cpu().numpy() for x in (reward, value, next_value, terminated, truncated, valid))
-    delta = np.where(ok, r + np.where(over, 0.0, gamma * next_v) - v, 0.0)
-    decay = (gamma * gae_lambda) * (ok & ~over & ~cut)
-    advantage = np.empty_like(v)
-    last = np.zeros_like(v[0])
-    for t in range(len(v) - 1, -1, -1):
-        last = delta[t] + decay[t] * last
-        advantage[t] = last
-    return torch.from_numpy(advantage).to(value.device)

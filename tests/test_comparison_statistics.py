@@ -9,13 +9,17 @@ import pytest
 from scipy import stats
 
 from relax_rl.comparison.statistics import (
+    aggregates,
     bootstrap,
     improvement,
     improvement_matrix,
     iqm,
     median,
+    normalised,
+    optimality_gap,
     performance_profile,
     solved_fraction,
+    stratified,
 )
 
 
@@ -124,3 +128,82 @@ def test_the_solved_share_reaches_a_half_at_the_median():
     times = [4.0, 1.0, math.inf, 9.0, 7.0]
     at, share = solved_fraction(times)
     assert at[next(k for k, value in enumerate(share) if value >= 0.5)] == median(np.array(times)) == 7.0
+
+
+def test_what_is_no_number_is_never_the_best():
+    scores = np.array([1.0, 2.0, math.nan, 4.0])
+    assert np.isnan(iqm(scores)) and np.isnan(median(scores))
+    table = np.array([[1.0, 1.0], [2.0, math.nan], [3.0, 3.0], [4.0, 4.0]])
+    assert iqm(table)[0] == 2.5 and np.isnan(iqm(table)[1])
+    found = bootstrap(iqm, table)
+    assert found.low[0] < 2.5 < found.high[0] and np.isnan([found.low[1], found.high[1]]).all()
+    matrix = improvement_matrix([math.nan, 3.0], [1.0, math.nan])
+    assert matrix[1, 0] == 1.0 and np.isnan(matrix).sum() == 3
+    assert np.isnan(improvement([([1.0, math.nan], [0.0])]).value)
+    assert np.isnan(performance_profile([1.0, math.nan], np.array([0.0])).value).all()
+
+
+# Over tasks
+
+
+def loops_of_rliable(table, statistic, draws):
+    """Runs resampled within each task, one draw after the other."""
+    rng = np.random.default_rng(11)
+    found = []
+    for _ in range(draws):
+        columns = [table[rng.integers(len(table), size=len(table)), task] for task in range(table.shape[1])]
+        found.append(statistic(np.stack(columns, axis=1)))
+    return np.quantile(found, [0.025, 0.975])
+
+
+AGGREGATES = {
+    "iqm": lambda x: stats.trim_mean(x, 0.25, axis=None),
+    "mean": np.mean,
+    "median": lambda x: np.median(np.mean(x, axis=0)),
+    "optimality_gap": lambda x: 1.0 - np.mean(np.minimum(x, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", AGGREGATES)
+def test_aggregates_over_tasks_are_those_of_loops(name):
+    table = np.random.default_rng(7).normal([0.2, 0.9, 2.0], [0.1, 0.3, 0.5], size=(10, 3))
+    found = aggregates(table)[name]
+    assert found.value == pytest.approx(AGGREGATES[name](table))
+    low, high = loops_of_rliable(table, AGGREGATES[name], 2_000)
+    width = high - low
+    assert found.low == pytest.approx(low, abs=0.15 * width) and found.high == pytest.approx(high, abs=0.15 * width)
+
+
+def test_runs_are_resampled_within_each_task():
+    """A run of one task has nothing to do with one of another: together they would give twice the variance."""
+    ups_and_downs = np.tile([[-1.0, -1.0], [1.0, 1.0]], (20, 1))
+    apart = stratified(lambda x: x.mean((-2, -1)), ups_and_downs)
+    together = bootstrap(lambda x, axis: x.mean(axis).mean(-1), ups_and_downs)
+    assert apart.high - apart.low == pytest.approx((together.high - together.low) / math.sqrt(2), rel=0.1)
+
+
+def test_the_optimality_gap_counts_no_more_than_the_optimum():
+    table = np.array([[0.5, 3.0], [1.0, 0.0]])
+    assert optimality_gap(table) == pytest.approx(1.5 / 4) and optimality_gap(table, optimum=0.5) == pytest.approx(0.5 / 4)
+    assert aggregates(table, optimum=0.5)["optimality_gap"].value == pytest.approx(0.5 / 4)
+
+
+def test_scores_are_put_on_one_scale():
+    table = np.array([[20.0, -500.0], [500.0, -80.0]])
+    assert normalised(table, [20.0, -500.0], [500.0, -80.0]).tolist() == [[0.0, 0.0], [1.0, 1.0]]
+    with pytest.raises(ValueError, match=r"expected above that of 0"):
+        normalised(table, [20.0, -500.0], [500.0, -500.0])
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([[1.0, math.nan], [2.0, math.nan]], "2 of 2 scores of task 1 are NaN"),
+        ([1.0, 2.0], r"expected \[runs, tasks\]"),
+        ([[1.0, 2.0], [3.0]], r"expected \[runs, tasks\], as many runs of every task"),
+        ([], r"expected \[runs, tasks\]"),
+    ],
+)
+def test_tables_that_cannot_be_summed_up_are_told(scores, expected):
+    with pytest.raises(ValueError, match=expected):
+        aggregates(scores)

@@ -186,6 +186,8 @@ def _interval(found: Mapping[str, float], form: str) -> str:
 
 
 def _finite(value: float, form: str) -> str:
+    if math.isnan(value):
+        return "unknown"
     return format(value, form) if math.isfinite(value) else "beyond"
 
 

@@ -29,7 +29,7 @@ from relax_rl.agents.statistics import UpdateInfo, absorb, as_callbacks, episode
 from relax_rl.compute.clocks import Watch
 from relax_rl.compute.distributed import Workers
 from relax_rl.compute.host import set_threads
-from relax_rl.envs import VectorEnvs
+from relax_rl.envs import Step, VectorEnvs
 from relax_rl.errors import TrainingDiverged
 from relax_rl.settings.config import AgentConfig
 from relax_rl.settings.fields import whole, with_settings
@@ -164,6 +164,7 @@ class ActorCritic(SavedActor):
         *,
         reset_schedule: bool = True,
         threads: int | None = 1,
+        on_step: Callable[[Step], object] | None = None,
     ) -> AgentT:
         """Train for `total_steps` more environment steps (at least: whole rollouts are used).
 
@@ -175,6 +176,8 @@ class ActorCritic(SavedActor):
             reset_schedule: start schedules anew; False goes on with those of the last call, as after a load.
             threads: CPU threads for tensor work until this returns, 0 for all cores, None for torch's present setting.
                 More than one pays only for images or wide networks, and costs much on cores that others use too.
+            on_step: called with the `Step` of all environments after each; after False the training ends with the update
+                on the rollout at hand.
 
         Raises:
             SettingsError: if the environments have other spaces, if a network was replaced, or if compiled code is asked
@@ -193,12 +196,21 @@ class ActorCritic(SavedActor):
             if threads is not None:
                 set_threads(threads, stack)
             self.learner.choose_compiled(total_steps, envs.num_envs, again=self.compiled_from is not None)
-            self._learn(envs, as_callbacks(callbacks))
+            self._learn(envs, as_callbacks(callbacks), on_step)
         return self
 
-    def _learn(self, envs: VectorEnvs, callbacks: list[Callable[..., Any]]) -> None:
+    def _learn(
+        self, envs: VectorEnvs, callbacks: list[Callable[..., Any]], on_step: Callable[[Step], object] | None
+    ) -> None:
         envs.drain_episodes()  # of steps that somebody else has taken
         collector, returns = self.collector(envs), deque[float](maxlen=100)
+        stopped = False
+
+        def hear(step: Step) -> None:
+            nonlocal stopped
+            stopped = stops(on_step(step)) or stopped  # type: ignore[misc]
+
+        collector.on_step = None if on_step is None else hear
         while self.steps < self.schedule_end:
             before = self.episodes
             rollout = self.collect(collector)
@@ -209,7 +221,7 @@ class ActorCritic(SavedActor):
             metrics["return_mean"] = math.fsum(returns) / len(returns) if returns else math.nan
             info = UpdateInfo(self.steps, self.updates, episodes, metrics)
             answers = [callback(self, info) for callback in callbacks]
-            if self.workers.any(any(map(stops, answers))):
+            if self.workers.any(stopped or any(map(stops, answers))):
                 break
 
     def collector(self, envs: VectorEnvs) -> Collector:

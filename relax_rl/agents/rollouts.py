@@ -13,7 +13,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from relax_rl.compute.clocks import Watch, unwatched
-from relax_rl.envs import Episode, VectorEnvs
+from relax_rl.envs import Episode, Step, VectorEnvs
 from relax_rl.errors import EnvironmentFault, SettingsError, TrainingDiverged
 
 __all__ = ["Collector", "Rollout", "require_envs"]
@@ -65,6 +65,7 @@ class Collector:
         num_steps: T.
         watch: told when acting and when stepping begins.
         leaf_at: names the leaf of the observations that an entry of an encoded one belongs to.
+        on_step: told of every step of the environments.
     """
 
     def __init__(
@@ -76,9 +77,10 @@ class Collector:
         *,
         watch: Watch = unwatched,
         leaf_at: Callable[[int], str] = lambda column: "obs",
+        on_step: Callable[[Step], object] | None = None,
     ) -> None:
         self.envs, self.encode, self.to_env, self.num_steps = envs, encode, to_env, num_steps
-        self.watch, self.leaf_at = watch, leaf_at
+        self.watch, self.leaf_at, self.on_step = watch, leaf_at, on_step
         self._steps = 0
 
     def collect(
@@ -119,6 +121,8 @@ class Collector:
                 raise
             self.watch("env")
             step = envs.step(taken)
+            if self.on_step is not None:
+                self.on_step(step)
             self.watch("act")
             if action is None:
                 action = np.empty((steps, *outcome.shape), outcome.dtype)

@@ -123,6 +123,41 @@ def test_saving_makes_the_folder_and_takes_open_files(tmp_path: Path) -> None:
         assert same(RELAX.load(file), agent)
 
 
+def test_weights_alone_are_saved_to_act_and_say_what_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    with cartpole() as envs:
+        agent = of_cartpole(envs, value_replay=2, normalize_obs=True, normalize_reward=True).learn(envs, 100)
+        agent.save(path, optimizer=False)
+        agent.save(tmp_path / "whole.safetensors")
+        assert path.stat().st_size < 0.8 * (tmp_path / "whole.safetensors").stat().st_size
+        missing = "policy_optimizer, surrogate_optimizer, value_optimizer, value_replay"
+        with pytest.raises(CheckpointError, match=f"saved without {missing}: load it with optimizer=False"):
+            RELAX.load(path)
+        for file in (path, tmp_path / "whole.safetensors"):
+            other = RELAX.load(file, optimizer=False)
+            assert other.steps == agent.steps and other.reward_unit == agent.reward_unit
+            assert np.array_equal(
+                other.predict(envs.obs, deterministic=True)[0], agent.predict(envs.obs, deterministic=True)[0]
+            )
+            assert not other.state_dict()[0]["policy_optimizer.square"].any()
+            assert other.learn(envs, 40).steps >= agent.steps + 40
+            other.save(path)  # whole again
+            assert same(RELAX.load(path), other)
+            agent.save(path, optimizer=False)
+
+
+def test_weights_alone_have_to_fit_too(tmp_path: Path) -> None:
+    agent, before = made(), made()
+    tensors, state = made(seed=1).state_dict()
+    for damage in ({**tensors, "more": torch.zeros(2)}, {**tensors, "policy.head.bias": torch.zeros(9)}):
+        with pytest.raises(CheckpointError):
+            agent.load_state_dict(damage, state, optimizer=False)
+    tensors.pop("value.head.weight")
+    with pytest.raises(CheckpointError):
+        agent.load_state_dict(tensors, state, optimizer=False)
+    assert same(agent, before)
+
+
 @pytest.mark.parametrize("hand_on", [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy])
 def test_agents_are_handed_on(hand_on: Callable[[ActorCritic], ActorCritic]) -> None:
     with cartpole() as envs:

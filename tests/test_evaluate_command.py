@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from relax_rl.agents import ActorCritic
 from relax_rl.cli import main
 from relax_rl.commands.evaluate import evaluate_config
 from relax_rl.runs import RunFolder, write_config
@@ -49,6 +50,14 @@ def test_the_agent_can_be_chosen(run, capsys):
     assert best["checkpoint"].endswith("best.safetensors")
     path = str(CheckpointFolder(run / "checkpoints").newest_first()[0])
     assert evaluate(run, "--episodes", "2", "--checkpoint", path) == latest
+
+
+def test_weights_alone_can_be_scored(run, tmp_path):
+    latest = evaluate(run, "--episodes", "2")
+    agent = ActorCritic.load(CheckpointFolder(run / "checkpoints").newest_first()[0])
+    agent.save(tmp_path / "weights.safetensors", optimizer=False)
+    found = evaluate(run, "--episodes", "2", "--checkpoint", str(tmp_path / "weights.safetensors"))
+    assert found["returns"] == latest["returns"]
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_and_left_alone(run, capsys):

@@ -134,9 +134,11 @@ class ActorCritic(SavedActor):
             return 1.0
         return max(0.0, (self.schedule_end - self.steps) / (self.schedule_end - self.schedule_start))
 
-    def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    def load_state_dict(
+        self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, optimizer: bool = True
+    ) -> None:
         self._acted = None  # what acted knows other parameters
-        super().load_state_dict(tensors, state)
+        super().load_state_dict(tensors, state, optimizer=optimizer)
 
     # Learning
 

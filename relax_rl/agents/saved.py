@@ -13,7 +13,15 @@ from torch import Tensor
 
 from relax_rl.agents.actor import Actor
 from relax_rl.agents.networks import NetworkFactory
-from relax_rl.agents.saving import check_fits, check_networks, described, kind_of, without_temperature
+from relax_rl.agents.saving import (
+    check_fits,
+    check_networks,
+    described,
+    for_learning,
+    kind_of,
+    without,
+    without_temperature,
+)
 from relax_rl.compute.serialization import load_state, pack, save_state, unpack
 from relax_rl.errors import CheckpointError, TrainingDiverged
 from relax_rl.networks.space_json import space_to_json
@@ -70,16 +78,30 @@ class SavedActor(Actor):
         }
         return tensors, state
 
-    def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    def load_state_dict(
+        self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, optimizer: bool = True
+    ) -> None:
         """Take back what `state_dict` gave, into an agent of the same kind, spaces and settings; all of it or nothing.
 
+        Args:
+            tensors, state: that.
+            optimizer: False leaves optimisers and the replay of V as they are, and need not find any.
+
         Raises:
-            CheckpointError: if it does not fit.
+            CheckpointError: if it does not fit, or holds no optimisers.
         """
         if state.get("estimator") != self.name:
             raise CheckpointError(f"the checkpoint holds a {state.get('estimator')!r} agent, not {self.name!r}")
         check_fits(described(state, "the checkpoint"), self.config, self.observation_space, self.action_space)
         components, drawn = self.components(), self.generator.get_state()
+        if optimizer and state.get("left_out"):
+            raise CheckpointError(
+                f"the checkpoint was saved without {', '.join(map(str, state['left_out']))}: load it with optimizer=False, to "
+                "act, or to learn on with fresh ones"
+            )
+        if not optimizer:
+            tensors = without(tensors, components)
+            components = {name: part for name, part in components.items() if not for_learning(name)}
         try:
             counters = {name: whole(name, state[name], least=0) for name in _COUNTERS}
             compiled_from = state.get("compiled_from")
@@ -107,9 +129,22 @@ class SavedActor(Actor):
         vars(copied).update({name: deepcopy(value, memo) for name, value in vars(self).items()})
         return copied
 
-    def save(self, path: str | os.PathLike[str] | BinaryIO) -> None:
-        """Write the whole agent to one safetensors file, atomically, or to an open one; its folder is made if need be."""
+    def save(self, path: str | os.PathLike[str] | BinaryIO, *, optimizer: bool = True) -> None:
+        """Write the agent to one safetensors file, atomically, or to an open one; its folder is made if need be.
+
+        Args:
+            path: of the file, or the file, open for writing.
+            optimizer: False leaves out what only learning needs, the optimisers' state and the replay of V; the file, a third
+                as large, says so.
+
+        Raises:
+            TrainingDiverged: if a weight is not finite.
+            RelaxRLError: if the file cannot be written.
+        """
         tensors, state = self.state_dict()
+        if not optimizer:
+            state["left_out"] = sorted(name for name in self.components() if for_learning(name))
+            tensors = without(tensors, self.components())
         save_state(path, tensors, {"agent": state})
 
     @classmethod
@@ -119,6 +154,7 @@ class SavedActor(Actor):
         *,
         device: str = "cpu",
         networks: NetworkFactory | None = None,
+        optimizer: bool = True,
     ) -> AgentT:
         """The agent saved at `path`; `ActorCritic.load` takes any kind, `RELAX.load` only its own.
 
@@ -126,13 +162,15 @@ class SavedActor(Actor):
             path: of the file, or the file, open for reading.
             device: where the networks go.
             networks: the factory that the agent was made with.
+            optimizer: False takes fresh optimisers in place of those in the file, and any file without them.
 
         Raises:
-            CheckpointError: if the file is unreadable, holds another kind of agent, or one of other networks.
+            CheckpointError: if the file is unreadable, holds another kind of agent, one of other networks, or no
+                optimisers.
         """
         tensors, saved = load_state(path)
         agent = cls.from_state(saved.get("agent", {}), device=device, networks=networks, source=str(path))
-        agent.load_state_dict(tensors, saved["agent"])
+        agent.load_state_dict(tensors, saved["agent"], optimizer=optimizer)
         return agent
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,7 +15,16 @@ from relax_rl.networks.space_json import space_from_json
 from relax_rl.settings.config import AgentConfig
 from relax_rl.settings.fields import from_json, whole
 
-__all__ = ["Description", "check_fits", "check_networks", "described", "kind_of", "without_temperature"]
+__all__ = [
+    "Description",
+    "check_fits",
+    "check_networks",
+    "described",
+    "for_learning",
+    "kind_of",
+    "without",
+    "without_temperature",
+]
 
 T = TypeVar("T")
 
@@ -97,6 +106,17 @@ def check_networks(saved: str | None, given: str | None, source: str) -> None:
 
 def _family(cls: type[T]) -> list[type[T]]:
     return [cls, *(kind for child in cls.__subclasses__() for kind in _family(child))]
+
+
+def for_learning(component: str) -> bool:
+    """Whether an agent asks for a component, by its name, only when it learns: an optimiser, or the replay of V."""
+    return component.endswith("_optimizer") or component == "value_replay"
+
+
+def without(tensors: Mapping[str, Tensor], components: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors of an agent without those of the components of these names that are for learning alone."""
+    left_out = tuple(f"{name}." for name in components if for_learning(name))
+    return {name: x for name, x in tensors.items() if not name.startswith(left_out)}
 
 
 def without_temperature(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -142,5 +142,8 @@ def load_agent(
     from relax_rl.agents import ActorCritic
     from relax_rl.compute.devices import resolve_device
 
-    path = CheckpointFolder(folder.checkpoints).find(which).path
-    return ActorCritic.load(path, device=str(resolve_device(device)), networks=networks), path
+    found = CheckpointFolder(folder.checkpoints).find(which)
+    agent = found.state.get("agent")
+    whole_agent = not (isinstance(agent, dict) and agent.get("left_out"))  # to be looked at, weights will do
+    where = str(resolve_device(device))
+    return ActorCritic.load(found.path, device=where, networks=networks, optimizer=whole_agent), found.path

@@ -144,6 +144,10 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "another length than the checkpoint's": ("agent.num_steps", 777),
     "another seed than the checkpoint's": ("run.seed", 5),
     "another estimator than the checkpoint's": ("run.estimator", "a2c"),
+    "another environment than the checkpoint's": ("env.env", "CartPole-v0"),
+    "another way of stepping than the checkpoint's": ("env.vectorization", "sync"),
+    "lives that end nothing": ("env.life_loss_terminal", False),
+    "networks of one's own": ("run.networks", "tests.test_your_own:networks"),
     "a section that is a list": ("agent", []),
     "a name that is none": ("agent.nonsense", 1),
 }

@@ -247,6 +247,19 @@ def test_a_damaged_checkpoint_is_passed_over():
     assert result.steps == 50 and newest.with_name(f"{newest.name}.damaged").exists()
 
 
+@pytest.mark.parametrize(("name", "value"), [("lr", 0.5), ("seed", 3), ("batch_size", 8), ("track_variances", ["nvil"])])
+def test_settings_that_were_changed_in_the_file_are_told(name, value):
+    train(run_dir="run", steps=20)
+    path = Path("run/config.json")
+    record = json.loads(path.read_text())
+    before, record["vae"][name] = record["vae"][name], value
+    path.write_text(json.dumps(record))
+    given = {name: tuple(value) if isinstance(value, list) else value}
+    with pytest.raises(CheckpointError, match=f"{name} is .* in run/.*safetensors, but .* in config.json") as error:
+        train(resume="run", steps=40, **given)
+    assert str(before) in str(error.value) and "\n" not in str(error.value)
+
+
 def test_other_settings_or_other_data_cannot_be_resumed(monkeypatch):
     train(run_dir="run")
     with pytest.raises(SettingsError, match="width is 6"):

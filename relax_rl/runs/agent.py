@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from relax_rl.errors import CheckpointError
 from relax_rl.runs.checkpoints import CheckpointFolder
 from relax_rl.runs.folder import RunFolder
+from relax_rl.runs.record import check_recorded
 from relax_rl.runs.session import Clock
 from relax_rl.settings.config import TrainConfig
-from relax_rl.settings.fields import flat, shown, whole
+from relax_rl.settings.fields import flat, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,7 @@ WINDOW = 100
 class AgentRun:
     """An agent, and what its run remembers beside it: the last episodes, the time it has taken, the best evaluation.
 
-    A checkpoint of it is a file that `ActorCritic.load` reads, with one more entry in its JSON.
+    A checkpoint of it is a file that `ActorCritic.load` reads, with more entries in its JSON.
 
     Args:
         agent: for counting, anything with `steps` and `episodes` will do.
@@ -100,7 +101,7 @@ class AgentRun:
 
 
 def check_same_run(config: TrainConfig, estimator: str, state: Mapping[str, Any], path: Path) -> None:
-    """Refuse a checkpoint that is not of the run that `config.json` tells of, or whose settings were changed there.
+    """Refuse a checkpoint whose agent is not that of the run that `config.json` tells of.
 
     Args:
         config: of the run.
@@ -115,13 +116,8 @@ def check_same_run(config: TrainConfig, estimator: str, state: Mapping[str, Any]
 
     found = described(state.get("agent", {}), str(path))
     theirs = {**flat(found.config), "seed": found.seed, "estimator": found.name}
-    ours = {**flat(config.agent), "seed": config.run.seed, "estimator": estimator}
-    for name, value in theirs.items():
-        if value != ours[name] and name != "device":
-            raise CheckpointError(
-                f"{name} is {shown(value)} in {path}, but {shown(ours[name])} in config.json: they are not of one run, or the "
-                "file was changed; put it right, or start a new run"
-            )
+    del theirs["device"]
+    check_recorded(theirs, {**flat(config.agent), "seed": config.run.seed, "estimator": estimator}, path)
 
 
 def load_agent(

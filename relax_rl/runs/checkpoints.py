@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -98,10 +99,14 @@ class CheckpointFolder:
         path: the folder.
         keep: how many, besides `best.safetensors`; 0 keeps all.
         writes: False where another process writes them, and only their names are given here.
+        settings: written into each, to be held against those of a run that goes on from it.
     """
 
-    def __init__(self, path: Path, *, keep: int = KEEP, writes: bool = True) -> None:
+    def __init__(
+        self, path: Path, *, keep: int = KEEP, writes: bool = True, settings: Mapping[str, Any] | None = None
+    ) -> None:
         self.path, self.keep, self.writes = path, keep, writes
+        self._entry = {} if settings is None else {"settings": dict(settings)}
 
     @property
     def best(self) -> Path:
@@ -122,14 +127,15 @@ class CheckpointFolder:
         path = self.path / f"step_{max(0, trained.steps):09d}.safetensors"
         tensors, state = trained.state()
         if self.writes:
-            save_state(path, tensors, state)
+            save_state(path, tensors, {**state, **self._entry})
             if self.keep:
                 remove_all_but(self.path, self.keep)
         return path
 
     def save_best(self, trained: Trainable) -> Path:
         """Write the present state as the best one so far."""
-        save_state(self.best, *trained.state())
+        tensors, state = trained.state()
+        save_state(self.best, tensors, {**state, **self._entry})
         return self.best
 
     def find(self, which: str) -> Checkpoint:

@@ -17,11 +17,20 @@ from relax_rl.compute.serialization import read_regular, write_json
 from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.runs.folder import RunFolder
 from relax_rl.settings.config import EnvConfig, TrainConfig
-from relax_rl.settings.fields import check_resumable, flat, from_json, of_the_call, to_json, with_settings
+from relax_rl.settings.fields import (
+    check_resumable,
+    flat,
+    from_json,
+    of_the_call,
+    shown,
+    to_json,
+    with_settings,
+)
 from relax_rl.settings.naming import is_own
 
 __all__ = [
     "PACKAGES",
+    "check_recorded",
     "known_env",
     "named_again",
     "note",
@@ -146,6 +155,28 @@ def settings_to_resume(resume: str, kind: type[C], *, section: str | None = None
     # Code of the user's own that only the file names is not taken from there: see `resumed_config`.
     own = {name: default for name, default in _OWN.items() if is_own(flat(saved).get(name))}
     return with_settings(saved, {**of_the_call(saved), **own, "resume": resume, "run_dir": resume})
+
+
+def check_recorded(theirs: Any, ours: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint that is not of the run that `config.json` tells of, or whose settings were changed there.
+
+    Args:
+        theirs: the checkpoint's settings by name; one that only one side has, of another version, is not compared.
+        ours: those in `config.json`.
+        path: of the checkpoint.
+
+    Raises:
+        CheckpointError: a setting differs.
+    """
+    if not isinstance(theirs, Mapping):
+        raise CheckpointError(f"{path} is damaged: its settings cannot be read")
+    for name in [name for name in theirs if name in ours]:
+        before, now = (list(x) if isinstance(x, tuple) else x for x in (theirs[name], ours[name]))
+        if before != now:
+            raise CheckpointError(
+                f"{name} is {shown(before)} in {path}, but {shown(now)} in config.json: they are not of one run, or the "
+                "file was changed; put it right, or start a new run"
+            )
 
 
 def resumed_config(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:

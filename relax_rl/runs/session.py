@@ -24,8 +24,8 @@ from relax_rl.runs.displays import Display, make_display
 from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.interruption import Interruption, interruptible
 from relax_rl.runs.loggers import CsvLogger, Logger, TensorBoardLogger, truncate_csv
-from relax_rl.runs.record import PACKAGES, now, read_record, read_settings, write_config
-from relax_rl.settings.fields import check_resumable, flat, to_json, with_settings
+from relax_rl.runs.record import PACKAGES, check_recorded, now, read_record, read_settings, write_config
+from relax_rl.settings.fields import check_resumable, flat, lasting, to_json, with_settings
 
 __all__ = ["Clock", "Opening", "Process", "Session", "open_run", "training_process"]
 
@@ -177,7 +177,7 @@ class Opening(Generic[C]):
             history["resumed"] = [*(record.get("resumed") or []), entry]
         if first:
             write_config(folder, config, {**(extra or {}), **history}, section=self.section, packages=packages)
-        checkpoints = CheckpointFolder(folder.checkpoints, keep=keep, writes=first)
+        checkpoints = CheckpointFolder(folder.checkpoints, keep=keep, writes=first, settings=lasting(config))
         last = self.checkpoint.path if self.checkpoint is not None else None
         return Session(config, folder, checkpoints, self.workers, steps, last)
 
@@ -261,6 +261,7 @@ def open_run(
     config = with_settings(resumed(saved, config), {"run_dir": resume})
     if first:
         checkpoint = CheckpointFolder(folder.checkpoints).newest(set_aside=True)
+        check_recorded(checkpoint.state.get("settings", {}), lasting(saved), checkpoint.path)
         workers.from_first([checkpoint.state, str(checkpoint.path)])
     else:
         state, path = workers.from_first(None)

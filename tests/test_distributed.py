@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from relax_rl.agents import AGENTS, ActorCritic
+from relax_rl.agents import A2C, AGENTS, ActorCritic
 from relax_rl.compute import distributed
 from relax_rl.compute.serialization import load_state
 from relax_rl.envs import make_envs
@@ -133,6 +133,36 @@ def test_the_cases_say_something(alone: Any) -> None:
     stopped = [alone[case]["epochs"] for case in ("relax, epochs", "lax, epochs")]
     assert all(min(epochs) >= 1.0 and max(epochs) <= 3.0 for epochs in stopped)
     assert any(len(set(epochs)) > 1 for epochs in stopped)  # the trust region ended some epochs early, and not all
+
+
+def alone_and_then_together(rank: int) -> dict[str, Any]:
+    """An agent whose steps were compiled as long as it was alone, after some steps with another one."""
+    with make_envs("CartPole-v1", num_envs=2, seed=rank, vectorization="sync") as envs:
+        agent = A2C(envs.single_observation_space, envs.single_action_space, seed=rank, hidden=(4,), num_steps=5)
+        agent.learn(envs, 30)
+        told: dict[str, Any] = {"compiled": [agent.learner.compiled is not None, agent.compiled_from]}
+        with distributed.joined(timeout=60.0) as workers:
+            agent.join(workers)
+            agent.learn(envs, 60)
+            told["compiled"] += [agent.learner.compiled is not None, agent.compiled_from]
+            told["steps"] = agent.steps
+            parameters = {name: x.detach().numpy().copy() for name, x in agent.networks.named_parameters()}
+        forced = A2C(envs.single_observation_space, envs.single_action_space, compile="on", num_steps=5)
+        forced.learner.workers = workers
+        with pytest.raises(SettingsError, match="it is for a single process"):
+            forced.learn(envs, 10)
+    return {**told, "parameters": parameters}
+
+
+def test_steps_that_were_compiled_alone_are_averaged_once_others_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relax_rl.compute.compilation._compile", lambda graph, inputs, key: graph)
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "g++")
+    monkeypatch.setattr("relax_rl.agents.compiled._COST", 0.0)
+    one, other = done(run_workers(2, alone_and_then_together))
+    assert one["compiled"] == other["compiled"] == [True, 0, False, None]
+    assert one["steps"] == other["steps"] >= 90
+    for name, x in one["parameters"].items():
+        np.testing.assert_array_equal(x, other["parameters"][name], name)
 
 
 # Runs

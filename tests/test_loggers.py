@@ -6,6 +6,7 @@ import math
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from relax_rl.errors import RelaxRLError
 from relax_rl.runs.loggers import (
@@ -82,7 +83,7 @@ def scalars(folder):
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_tensorboard_groups_and_resumption(tmp_path):
+def test_tensorboard_has_the_names_of_the_columns_and_is_gone_on_with(tmp_path):
     first = TensorBoardLogger(tmp_path, settings={"gamma": 0.9})
     for step in (10, 20, 30):
         first.log({"step": step, "return_mean": float(step), "losses/value": 1.0, "seconds": math.nan})
@@ -91,11 +92,54 @@ def test_tensorboard_groups_and_resumption(tmp_path):
     second = TensorBoardLogger(tmp_path, from_step=21)
     second.log({"step": 25, "return_mean": -1.0})
     second.close()
+    assert scalars(tmp_path) == {
+        "return_mean": [(10, 10.0), (20, 20.0), (25, -1.0)],
+        "evaluation/return_mean": [(20, 5.0)],
+        "losses/value": [(10, 1.0), (20, 1.0)],
+    }
+
+
+def hparams_of(folder):
+    """What TensorBoard's plug-in finds: settings, the metrics it shows, and how many sessions have ended."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    found = events.PluginTagToContent("hparams")
+    content = {tag: HParamsPluginData.FromString(data) for tag, data in found.items()}
+    settings = content["_hparams_/session_start_info"].session_start_info.hparams
+    metrics = content["_hparams_/experiment"].experiment.metric_infos
+    named = {name: getattr(value, value.WhichOneof("kind")) for name, value in settings.items()}
+    return named, {metric.name.tag for metric in metrics}, "_hparams_/session_end_info" in content
+
+
+def test_settings_and_the_outcome_stand_under_hparams_in_the_same_file(tmp_path):
+    settings = {"gamma": 0.9, "seed": 3, "squash": True, "hidden": (64, 64), "clip_range": math.inf, "run_dir": None}
+    logger = TensorBoardLogger(tmp_path, settings=settings, outcome="return_mean", best=2.0)
+    for step, value in ((10, math.nan), (20, 5.0), (30, 4.0)):
+        logger.log({"step": step, "return_mean": value})
+    logger.log({"step": 30, "return_mean": 9.0}, group="evaluation")
+    logger.close()
+    (events,) = tmp_path.iterdir()
+    assert events.name.startswith("events.out.tfevents.")
+    named, metrics, ended = hparams_of(tmp_path)
+    assert named == {
+        "gamma": 0.9,
+        "seed": 3.0,
+        "squash": True,
+        "hidden": "(64, 64)",
+        "clip_range": "inf",
+        "run_dir": "None",
+    }
+    assert metrics == {"final/return_mean", "best/return_mean"} and ended
     found = scalars(tmp_path)
-    assert found["charts/return_mean"] == [(10, 10.0), (20, 20.0), (25, -1.0)]
-    assert found["evaluation/return_mean"] == [(20, 5.0)]
-    assert found["losses/value"] == [(10, 1.0), (20, 1.0)]
-    assert "charts/seconds" not in found and "charts/step" not in found
+    assert found["final/return_mean"] == [(30, 4.0)] and found["best/return_mean"] == [(30, 5.0)]
+
+
+def test_the_best_of_an_earlier_part_of_the_run_counts(tmp_path):
+    for number, best, expected in ((1, 7.0, 7.0), (2, math.nan, 4.0)):
+        logger = TensorBoardLogger(tmp_path / str(number), from_step=20, outcome="return_mean", best=best)
+        logger.log({"step": 30, "return_mean": 4.0})
+        logger.close()
+        assert scalars(tmp_path / str(number))["best/return_mean"] == [(30, expected)]
 
 
 def test_metrics_are_averaged_over_updates():

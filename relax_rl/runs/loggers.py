@@ -85,40 +85,73 @@ class CsvLogger:
 
 
 class TensorBoardLogger:
-    """Rows of numbers as TensorBoard scalars: metrics under their own names, all others under `charts/`.
+    """Rows of numbers as TensorBoard scalars, each under the name of its column; settings and outcome under HPARAMS.
 
     Args:
         folder: where the event file goes.
         from_step: points of an earlier part of the run from this step on are hidden: it is being gone over again.
-        settings: shown under TEXT.
+        settings: shown under TEXT, and under HPARAMS.
+        outcome: the column whose last and highest numbers stand under HPARAMS, as `final/NAME` and `best/NAME`.
+        best: the highest of an earlier part of the run.
 
     Raises:
         RelaxRLError: the event file cannot be written.
     """
 
     def __init__(
-        self, folder: Path, *, from_step: int | None = None, settings: Mapping[str, Any] | None = None
+        self,
+        folder: Path,
+        *,
+        from_step: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+        outcome: str | None = None,
+        best: float = math.nan,
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder = folder
+        self.folder, self._outcome = folder, outcome
+        self._best, self._last = best, (0, math.nan)
         with writing(folder):
             self._writer = SummaryWriter(str(folder), purge_step=from_step)
             if settings is not None:
                 table = "".join(f"|{name}|{value}|\n" for name, value in settings.items())
                 self._writer.add_text("settings", f"|setting|value|\n|-|-|\n{table}", from_step or 0)
+                self._write_hparams(settings)
 
-    def log(self, row: Mapping[str, float], *, group: str = "charts") -> None:
-        """Record one row, with `group/` before the names that have no group."""
+    def log(self, row: Mapping[str, float], *, group: str | None = None) -> None:
+        """Record one row, with `group/` before every name if there is a group."""
         step = int(row["step"])
         with writing(self.folder):
             for name, value in row.items():
                 if name != "step" and not math.isnan(value):
-                    self._writer.add_scalar(name if "/" in name else f"{group}/{name}", value, step)
+                    self._writer.add_scalar(name if group is None else f"{group}/{name}", value, step)
+        value = float(row.get(self._outcome or "", math.nan))
+        if group is None and not math.isnan(value):
+            self._last, self._best = (step, value), max(value, value if math.isnan(self._best) else self._best)
 
     def close(self) -> None:
+        """Write the outcome, and what is pending."""
         with writing(self.folder):
+            step, value = self._last
+            if self._outcome is not None and not math.isnan(value):
+                self._writer.add_scalar(f"final/{self._outcome}", value, step)
+                self._writer.add_scalar(f"best/{self._outcome}", self._best, step)
             self._writer.close()
+
+    def _write_hparams(self, settings: Mapping[str, Any]) -> None:
+        """The summaries of TensorBoard's plug-in, into this event file: `add_hparams` would make a run of its own."""
+        from torch.utils.tensorboard.summary import hparams
+
+        named = {name: _for_hparams(value) for name, value in settings.items()}
+        outcome = () if self._outcome is None else (f"final/{self._outcome}", f"best/{self._outcome}")
+        for summary in hparams(named, dict.fromkeys(outcome, 0.0)):
+            self._writer._get_file_writer().add_summary(summary)
+
+
+def _for_hparams(value: Any) -> bool | float | str:
+    """A setting as TensorBoard takes it: what is no finite number becomes text."""
+    plain = isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value))
+    return value if plain else str(value)
 
 
 def mean_metrics(history: Sequence[Mapping[str, float]]) -> dict[str, float]:

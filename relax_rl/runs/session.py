@@ -5,6 +5,7 @@ Two steps, with the making of what is trained between them: `open_run` reads, an
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,7 +24,7 @@ from relax_rl.runs.checkpoints import KEEP, Checkpoint, CheckpointFolder
 from relax_rl.runs.displays import Display, make_display
 from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.interruption import Interruption, interruptible
-from relax_rl.runs.loggers import CsvLogger, Logger, TensorBoardLogger, truncate_csv
+from relax_rl.runs.loggers import CsvLogger, Logger, TensorBoardLogger, read_csv, truncate_csv
 from relax_rl.runs.record import PACKAGES, check_recorded, now, read_record, read_settings, write_config
 from relax_rl.settings.fields import check_resumable, flat, lasting, to_json, with_settings
 
@@ -209,22 +210,31 @@ class Session(Generic[C]):
         line = f"{what} · {flat(self.config)['run_dir']}"
         return line if self.resumed_from is None else f"{line} · resumed at step {self.start_step:,}"
 
-    def loggers(self, columns: Iterable[str], stack: ExitStack, theirs: Iterable[Logger] = ()) -> list[Logger]:
+    def loggers(
+        self, columns: Iterable[str], stack: ExitStack, theirs: Iterable[Logger] = (), *, outcome: str
+    ) -> list[Logger]:
         """`progress.csv` with these first columns, TensorBoard if the settings ask for it, and the caller's loggers.
 
-        They are for the first worker, the others have none; the stack closes them all.
+        They are for the first worker, the others have none; the stack closes them all. `outcome` is the column that says
+        how good the run is.
         """
         found: list[Logger] = []
         if self.first:
             found.append(CsvLogger(self.folder.progress, tuple(columns)))
-            settings = flat(self.config)
-            if settings["tensorboard"]:
-                from_step = None if self.resumed_from is None else self.start_step + 1
-                found.append(TensorBoardLogger(self.folder.path, from_step=from_step, settings=settings))
+            if flat(self.config)["tensorboard"]:
+                found.append(self._tensorboard(outcome))
         found += theirs
         for logger in found:
             stack.callback(logger.close)
         return found if self.first else []
+
+    def _tensorboard(self, outcome: str) -> TensorBoardLogger:
+        settings: dict[str, Any] = flat(self.config)
+        if self.resumed_from is None:
+            return TensorBoardLogger(self.folder.path, settings=settings, outcome=outcome)
+        before = [value for value in read_csv(self.folder.progress).get(outcome, []) if not math.isnan(value)]
+        best, start = max(before, default=math.nan), self.start_step + 1
+        return TensorBoardLogger(self.folder.path, from_step=start, settings=settings, outcome=outcome, best=best)
 
 
 def open_run(

@@ -199,7 +199,7 @@ class _Training:
         """Take all steps that are left, or as many as anything lets it."""
         session, run, process = self.session, self.run, self.process
         settings, agent, workers = session.config.run, run.agent, session.workers
-        rows = session.loggers(PROGRESS_COLUMNS, process.stack, loggers)
+        rows = session.loggers(PROGRESS_COLUMNS, process.stack, loggers, outcome="return_mean")
         process.display.begin(self._headline(), step=agent.steps, total=settings.total_steps)
         log = LogProgress(run, rows, interval=settings.log_interval, workers=workers)
         save = SaveCheckpoints(

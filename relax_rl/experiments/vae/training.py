@@ -92,7 +92,7 @@ class _Loop:
     def __init__(self, session: Session[VaeConfig], run: VaeRun, process: Process) -> None:
         self.session, self.run, self.process = session, run, process
         self.config, self.trainer, self.workers = session.config, run.trainer, session.workers
-        self.loggers = session.loggers(COLUMNS, process.stack)
+        self.loggers = session.loggers(COLUMNS, process.stack, outcome="valid_bound")
         self.bounds = math.nan, math.nan
         self.save = SaveCheckpoints(
             run, session.checkpoints, interval=self.config.checkpoint_interval, last=session.resumed_from

@@ -73,6 +73,10 @@ class Actor:
         """Encoded observations `[B, ...]` as the networks take them."""
         return self.obs_normalizer(obs) if self.obs_normalizer is not None else obs
 
+    def unnormalized(self, obs: Tensor) -> Tensor:
+        """Encoded observations `[B, ...]` from what `normalized` made of them, as far as nothing was clipped."""
+        return self.obs_normalizer.inverse(obs) if self.obs_normalizer is not None else obs
+
     def sample_noise(self, *shape: int) -> Tensor:
         """`[*shape, ...]` base noise for that many actions, from the agent's generator."""
         blank = torch.zeros((math.prod(shape), self.policy.num_params), device=self.device)

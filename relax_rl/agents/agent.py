@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
@@ -20,7 +21,7 @@ from relax_rl.agents.control_scale import ControlScale
 from relax_rl.agents.estimates import AgentEstimator, check_estimator
 from relax_rl.agents.learner import Learner, Metrics
 from relax_rl.agents.networks import NetworkFactory, Outputs, make_networks
-from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler
+from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler, chosen_columns
 from relax_rl.agents.replay import ValueReplay
 from relax_rl.agents.rollouts import Collector, Rollout, require_envs
 from relax_rl.agents.saved import SavedActor
@@ -88,8 +89,10 @@ class ActorCritic(SavedActor):
             made = make_networks(self.observations, self.actions, config, surrogate=learned, factory=networks)
         self.networks, self.networks_from = made.to(self.device), None if networks is None else name_of(networks)
         self.learner = Learner(self.networks, self.estimator, config, self.generator, own_networks=networks is not None)
-        if config.normalize_obs and not any(leaf.kind == "image" for leaf in self.observations.leaves):
-            self.obs_normalizer = ObservationNormalizer(self.observations.shape, self.device)
+        leaves = self.observations.leaves
+        if config.normalize_obs and (config.normalize_keys or not any(leaf.kind == "image" for leaf in leaves)):
+            chosen = chosen_columns(leaves, config.normalize_keys) if config.normalize_keys else None
+            self.obs_normalizer = ObservationNormalizer(self.observations.shape, self.device, chosen=chosen)
         self.reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
         fitted = self.estimator.uses_surrogate and config.surrogate_scale == "fitted"
         self.control_scale = ControlScale() if fitted else None
@@ -127,6 +130,21 @@ class ActorCritic(SavedActor):
     def reward_unit(self) -> float:
         """What raw rewards are multiplied by at present."""
         return self.reward_scaler.scale if self.reward_scaler is not None else 1.0
+
+    def predict_values(self, obs: Any) -> np.ndarray:
+        """`[N]` V of raw observations, in the unit of raw rewards (as they are after `reward_clip`), whatever the normalisers.
+
+        Args:
+            obs: a batch of observations, or a single one, for which a single number comes back.
+
+        Raises:
+            SettingsError: if that is no observation of the agent's space, or one with a number that is not finite.
+        """
+        batch, single = self.observations.as_batch(obs)
+        encoded = torch.from_numpy(np.ascontiguousarray(self.observations.encode(batch))).to(self.device)
+        with torch.inference_mode():
+            values = self.value(self.normalized(encoded)).cpu().numpy() / np.float32(self.reward_unit)
+        return np.asarray(values[0] if single else values)
 
     def schedule_factor(self, schedule: str) -> float:
         """What a setting on the schedule "constant" or "linear" is multiplied by at the present step."""

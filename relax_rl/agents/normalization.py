@@ -10,13 +10,16 @@ a vector of the data, `merge` takes in one vector or several. `update` does both
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["ObservationNormalizer", "RewardScaler", "RunningMoments"]
+from relax_rl.errors import SettingsError
+from relax_rl.networks.spaces import Leaf
+
+__all__ = ["ObservationNormalizer", "RewardScaler", "RunningMoments", "chosen_columns"]
 
 
 class RunningMoments:
@@ -67,27 +70,46 @@ class RunningMoments:
 
 
 class ObservationNormalizer:
-    """(obs - mean) / std, clipped to [-10, 10]; the identity until it has seen a batch."""
+    """(obs - mean) / std, clipped to [-10, 10]; the identity until it has seen a batch.
+
+    Args:
+        shape: of one encoded observation.
+        device: of the tensors that are normalised.
+        chosen: `shape` booleans, which entries are normalised; the others stay what they are. None for all.
+    """
 
     clip = 10.0
 
-    def __init__(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> None:
-        self.moments, self.device = RunningMoments(shape), device
+    def __init__(
+        self, shape: tuple[int, ...], device: torch.device | str = "cpu", *, chosen: np.ndarray | None = None
+    ) -> None:
+        self.moments, self.device, self.chosen = RunningMoments(shape), device, chosen
+        self._limit: float | np.ndarray = self.clip
+        if chosen is not None:
+            self._limit = np.where(chosen, np.float32(self.clip), np.float32(np.inf))
+        self._device_limit = torch.as_tensor(self._limit, dtype=torch.float32).to(device)
         self._refresh()
 
     def __call__(self, obs: Tensor) -> Tensor:
         """`[..., *shape]` float32 -> the same, normalised."""
         if not self.moments.count:
             return obs
-        return torch.clamp((obs - self._mean) * self._inverse_std, -self.clip, self.clip)
+        scaled = (obs - self._mean) * self._inverse_std
+        if self.chosen is None:
+            return torch.clamp(scaled, -self.clip, self.clip)
+        return torch.clamp(scaled, -self._device_limit, self._device_limit)
+
+    def inverse(self, scaled: Tensor) -> Tensor:
+        """`[..., *shape]` the observations that are normalised to these, as far as they were not clipped."""
+        return scaled / self._inverse_std + self._mean if self.moments.count else scaled
 
     def on_host(self, obs: np.ndarray) -> np.ndarray:
-        """The same in NumPy, as a new array (the very same one until it has seen a batch)."""
+        """What a call gives, in NumPy, as a new array (the very same one until it has seen a batch)."""
         if not self.moments.count:
             return obs
         scaled: np.ndarray = (obs - self._host_mean) * self._host_inverse_std
-        np.maximum(scaled, -self.clip, out=scaled)
-        np.minimum(scaled, self.clip, out=scaled)
+        np.maximum(scaled, -self._limit, out=scaled)
+        np.minimum(scaled, self._limit, out=scaled)
         return scaled
 
     def summary(self, obs: Tensor, valid: Tensor) -> np.ndarray:
@@ -107,6 +129,8 @@ class ObservationNormalizer:
     def _refresh(self) -> None:
         self._host_mean = self.moments.mean.astype(np.float32)
         self._host_inverse_std = (1.0 / np.sqrt(self.moments.var + 1e-8)).astype(np.float32)
+        if self.chosen is not None:
+            self._host_mean[~self.chosen], self._host_inverse_std[~self.chosen] = 0.0, 1.0
         on_device = (torch.from_numpy(x).to(self.device) for x in (self._host_mean, self._host_inverse_std))
         self._mean, self._inverse_std = on_device
 
@@ -163,3 +187,19 @@ class RewardScaler:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.moments.load_state_dict(state)
         self.returns = np.zeros(0)
+
+
+def chosen_columns(leaves: Sequence[Leaf], keys: Iterable[str]) -> np.ndarray:
+    """`[D]` which entries of an encoded observation belong to the leaves of these names, or to leaves beneath them.
+
+    Raises:
+        SettingsError: there is no such leaf, or it is an image.
+    """
+    names = [leaf.name for leaf in leaves if leaf.kind != "image"]
+    wanted: set[str] = set()
+    for key in keys:
+        found = {name for name in names if name == key or name.startswith(f"{key}.")}
+        if not found:
+            raise SettingsError(f"normalize_keys names {key!r}, expected vectors of the observation: {', '.join(names)}")
+        wanted |= found
+    return np.concatenate([np.full(leaf.size, leaf.name in wanted) for leaf in leaves])

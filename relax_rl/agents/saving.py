@@ -64,7 +64,7 @@ def described(state: Mapping[str, Any], source: str) -> Description:
         raise CheckpointError(f"{source} does not describe an agent ({error})") from None
 
 
-_SHAPE_NO_TENSOR = ("activation", "surrogate_activation", "squash", "state_dependent_std")
+_SHAPE_NO_TENSOR = ("activation", "surrogate_activation", "squash", "state_dependent_std", "normalize_keys")
 """Settings that say what the numbers of a network mean."""
 
 

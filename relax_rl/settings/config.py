@@ -117,6 +117,8 @@ class AgentConfig:
     """Continuous actions: squash by tanh onto the bounds instead of clipping to them."""
     normalize_obs: bool = False
     """Normalise vector observations by their running mean and standard deviation."""
+    normalize_keys: tuple[str, ...] = ()
+    """With --normalize-obs, of Dict or Tuple observations: the parts that are normalised, such as speed or arm.speed; all vectors if none is named."""
     normalize_reward: bool = False
     """Scale rewards by the running standard deviation of the discounted return."""
     reward_clip: float = setting(math.inf, above=0.0, finite=False)
@@ -131,6 +133,8 @@ class AgentConfig:
         trusted = math.isfinite(self.clip_range) or math.isfinite(self.target_kl)
         if self.epochs > 1 and not trusted:
             raise SettingsError(f"epochs is {self.epochs}, expected 1, or a finite clip_range or target_kl beside it")
+        if self.normalize_keys and not self.normalize_obs:
+            raise SettingsError(f"normalize_keys is {self.normalize_keys}, expected normalize_obs beside it")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -189,7 +189,7 @@ def from_text(kind: Any, text: str) -> Any:
         raise ValueError(f"one of {', '.join(map(str, inner))}")
     try:
         if origin is tuple:
-            return tuple(inner[0](part) for part in text.split("x"))
+            return tuple(inner[0](part) for part in text.split("x" if inner[0] is int else "+"))
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         if kind is int and not text.lstrip("+-").isdigit() and float(text).is_integer():

@@ -184,7 +184,9 @@ def test_runs_are_resampled_within_each_task():
 
 def test_the_optimality_gap_counts_no_more_than_the_optimum():
     table = np.array([[0.5, 3.0], [1.0, 0.0]])
-    assert optimality_gap(table) == pytest.approx(1.5 / 4) and optimality_gap(table, optimum=0.5) == pytest.approx(0.5 / 4)
+    assert optimality_gap(table) == pytest.approx(1.5 / 4) and optimality_gap(table, optimum=0.5) == pytest.approx(
+        0.5 / 4
+    )
     assert aggregates(table, optimum=0.5)["optimality_gap"].value == pytest.approx(0.5 / 4)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import signal
 import time
 
 import cloudpickle
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import SyncVectorEnv
@@ -68,6 +70,32 @@ def test_workers_can_be_closed_when_a_step_was_interrupted():
     envs.vector_env.parent_pipes[0].recv()
     envs.close()
     assert not any(process.is_alive() for process in envs.vector_env.processes)
+
+
+class GlobalDrawsEnv(GoldenEnv):
+    """A golden environment that pays what NumPy's and Python's global generators say."""
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, np.random.random() + 10 * random.random(), *rest
+
+
+gym.register("relax_rl_fakes/GlobalDraws-v0", GlobalDrawsEnv, kwargs={"cycle": ((20, "truncated"),)})
+
+
+def test_workers_draw_their_own_numbers_from_global_generators():
+    """Forked, they would all begin with those of the main process."""
+
+    def rewards(seed):
+        np.random.seed(0)
+        random.seed(0)
+        with make_envs("relax_rl_fakes/GlobalDraws-v0", num_envs=3, vectorization="async", seed=seed) as envs:
+            return np.stack([envs.step(np.zeros(3, int)).reward for _ in range(4)])
+
+    first = rewards(1)
+    assert len(np.unique(first)) == first.size
+    np.testing.assert_array_equal(rewards(1), first)
+    assert not (rewards(2) == first).any()
 
 
 def test_an_error_inside_an_environment_keeps_its_own_name():

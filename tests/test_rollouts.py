@@ -163,9 +163,7 @@ NEXT = columns([3.0, 1.0, 5.0, -5.0, 3.0], [-1.7, 1.2, 2.3, 2.2, 2.7])
         (7, ([1.315, 0.63, 0.7, 1.7, 3.4], [1.33592, 0.9288, 0.2576, 3.192, 3.99])),
     ],
 )
-def test_n_step_returns_have_the_numbers_that_rlax_publishes(
-    n: int, expected: tuple[list[float], list[float]]
-) -> None:
+def test_n_step_returns_have_the_numbers_that_rlax_publishes(n: int, expected: tuple[list[float], list[float]]) -> None:
     found = n_step_returns(REWARD, NEXT, NOWHERE, NOWHERE, ~NOWHERE, n=n, gamma=DISCOUNT)
     torch.testing.assert_close(found, columns(*expected))
 

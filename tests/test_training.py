@@ -210,11 +210,30 @@ def test_a_signal_saves_and_leaves(tmp_path, number):
         if info.updates == 4:
             os.kill(os.getpid(), number)
 
-    result = train(small_run(tmp_path / "run", total_steps=100_000), callbacks=[send])
-    assert result.stopped_by == number.name
+    with pytest.warns(UserWarning, match=f"{number.name} has ended this run and nothing else: the script goes on"):
+        result = train(small_run(tmp_path / "run", total_steps=100_000), callbacks=[send])
+    assert result.stopped_by == number.name and result.interrupted
     assert result.steps <= 120
     assert result.checkpoint == RunFolder(result.run_dir).checkpoints / f"step_{result.steps:09d}.safetensors"
     assert train(resume_config(result.run_dir, total_steps=result.steps + 50)).steps >= result.steps + 50
+
+
+def test_a_loop_over_runs_ends_where_it_looks_at_the_result(tmp_path, recwarn):
+    def send(agent, info):
+        if info.updates == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    begun = []
+    for seed in range(3):
+        begun.append(seed)
+        callbacks = [send] if seed == 1 else []
+        result = train(small_run(tmp_path / str(seed), seed=seed, total_steps=100), callbacks=callbacks)
+        if result.interrupted:
+            break
+    assert begun == [0, 1] and [warning.category for warning in recwarn] == [UserWarning]
+    recwarn.clear()
+    train(small_run(tmp_path / "command", total_steps=100), callbacks=[send], command="the command")
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("interval", [100, 50_000])

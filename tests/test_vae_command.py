@@ -247,7 +247,9 @@ def test_a_damaged_checkpoint_is_passed_over():
     assert result.steps == 50 and newest.with_name(f"{newest.name}.damaged").exists()
 
 
-@pytest.mark.parametrize(("name", "value"), [("lr", 0.5), ("seed", 3), ("batch_size", 8), ("track_variances", ["nvil"])])
+@pytest.mark.parametrize(
+    ("name", "value"), [("lr", 0.5), ("seed", 3), ("batch_size", 8), ("track_variances", ["nvil"])]
+)
 def test_settings_that_were_changed_in_the_file_are_told(name, value):
     train(run_dir="run", steps=20)
     path = Path("run/config.json")

@@ -200,6 +200,8 @@ def chosen_columns(leaves: Sequence[Leaf], keys: Iterable[str]) -> np.ndarray:
     for key in keys:
         found = {name for name in names if name == key or name.startswith(f"{key}.")}
         if not found:
-            raise SettingsError(f"normalize_keys names {key!r}, expected vectors of the observation: {', '.join(names)}")
+            raise SettingsError(
+                f"normalize_keys names {key!r}, expected vectors of the observation: {', '.join(names)}"
+            )
         wanted |= found
     return np.concatenate([np.full(leaf.size, leaf.name in wanted) for leaf in leaves])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import threading
 import warnings
@@ -12,7 +13,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-from gymnasium import Env
+import numpy as np
+from gymnasium import Env, Wrapper
 from gymnasium.vector import AsyncVectorEnv, VectorEnv
 
 from relax_rl.errors import EnvironmentFault
@@ -25,8 +27,22 @@ SECONDS_TO_DIE = 5.0
 _PR_SET_PDEATHSIG = 1
 
 
+class _OwnStreams(Wrapper[Any, Any, Any, Any]):
+    """Seeds NumPy's and Python's global generators with the environment, for those that draw from them.
+
+    Forked processes begin with the same state of both, and would draw the same numbers in every environment.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+        return super().reset(seed=seed, options=options)
+
+
 def shielded_from_signals() -> Callable[[Env[Any, Any]], Env[Any, Any]]:
-    """A sub-environment wrapper that leaves the handling of signals to the process that calls this function.
+    """A sub-environment wrapper for worker processes: signals are handled by the process that calls this function, and
+    each worker has random streams of its own.
 
     Ctrl-C reaches every process of the terminal, and what stops a job often every process of its group: a worker that died
     of it would take down the run while the main process still wants to save a checkpoint. Workers leave with the main
@@ -44,6 +60,7 @@ def shielded_from_signals() -> Callable[[Env[Any, Any]], Env[Any, Any]]:
             if tied:
                 with suppress(OSError, AttributeError):  # no Linux
                     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            return _OwnStreams(env)
         return env
 
     return shield

@@ -83,7 +83,8 @@ class DiagGaussian:
 
     def cdf(self, sample: Tensor) -> Tensor:
         """`[*, D]` for each dimension the probability of a sample of at most this much."""
-        return torch.special.ndtr((sample - self.mean) * torch.exp(-self.log_std))
+        below: Tensor = torch.special.ndtr((sample - self.mean) * torch.exp(-self.log_std))
+        return below
 
     def mode(self) -> Tensor:
         return self.mean

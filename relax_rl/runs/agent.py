@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from relax_rl.agents.networks import NetworkFactory
     from relax_rl.envs import Episode
 
-__all__ = ["WINDOW", "AgentRun", "check_same_run", "load_agent"]
+__all__ = ["WINDOW", "AgentRun", "check_same_run", "load_agent", "steps_of"]
 
 WINDOW = 100
 """Episodes that the reported mean return is taken over."""
@@ -98,6 +98,14 @@ class AgentRun:
         self.episodes.extend(episodes)
         if tensors:
             self.agent.load_state_dict(tensors, agent)
+
+
+def steps_of(state: Mapping[str, Any], path: Path) -> int:
+    """The steps that a checkpoint's agent has learned from; raises CheckpointError if it holds none."""
+    try:
+        return int(state["agent"]["steps"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise CheckpointError(f"{path} does not describe an agent") from None
 
 
 def check_same_run(config: TrainConfig, estimator: str, state: Mapping[str, Any], path: Path) -> None:

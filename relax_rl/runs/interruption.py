@@ -6,11 +6,12 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Interruption", "exit_code", "interruptible"]
+__all__ = ["Interruption", "exit_code", "interruptible", "warn_script"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 _PATIENCE = 3.0
@@ -20,6 +21,12 @@ _PATIENCE = 3.0
 def exit_code(stopped_by: str) -> int:
     """Of a process whose run was ended by what has this name: 128 and its number after a signal, else 0."""
     return next((128 + number for number in SIGNALS if number.name == stopped_by), 0)
+
+
+def warn_script(name: str) -> None:
+    """Warn whoever called `train` in a script that a signal of this name has ended the run alone."""
+    line = f"{name} has ended this run and nothing else: the script goes on; let a loop end where train(...).interrupted holds"
+    warnings.warn(line, UserWarning, stacklevel=3)
 
 
 class Interruption:

@@ -43,7 +43,7 @@ def at_intervals(steps: int, callbacks: Iterable[Callback] | Callback) -> Callba
         nonlocal every
         if every is None:
             every = Every(interval, 0 if info.updates == 1 else info.steps)
-        return not (every.due(info.steps) and any([stops(callback(agent, info)) for callback in heard]))
+        return not (every.due(info.steps) and _any_stops(heard, agent, info))
 
     return listen
 
@@ -79,7 +79,7 @@ def evaluating(
         told = {EVALUATED: scores.mean, "evaluation/return_std": scores.std}
         told["evaluation/length_mean"] = scores.length_mean
         info = replace(info, metrics={**info.metrics, **told})
-        return not any([stops(callback(agent, info)) for callback in heard])
+        return not _any_stops(heard, agent, info)
 
     return at_intervals(every, play)
 
@@ -132,3 +132,9 @@ def stop_without_progress(patience: int, *, metric: str = _TRAINED, by: float = 
         return waited < patience
 
     return look
+
+
+def _any_stops(callbacks: Iterable[Callback], agent: ActorCritic, info: UpdateInfo) -> bool:
+    """Whether any of the callbacks, all of which are called, ends the training."""
+    answers = [callback(agent, info) for callback in callbacks]
+    return any(map(stops, answers))

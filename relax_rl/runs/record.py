@@ -22,6 +22,7 @@ from relax_rl.settings.fields import (
     flat,
     from_json,
     of_the_call,
+    settings_of,
     shown,
     to_json,
     with_settings,
@@ -32,6 +33,7 @@ __all__ = [
     "PACKAGES",
     "check_recorded",
     "known_env",
+    "lasting",
     "named_again",
     "note",
     "now",
@@ -155,6 +157,12 @@ def settings_to_resume(resume: str, kind: type[C], *, section: str | None = None
     # Code of the user's own that only the file names is not taken from there: see `resumed_config`.
     own = {name: default for name, default in _OWN.items() if is_own(flat(saved).get(name))}
     return with_settings(saved, {**of_the_call(saved), **own, "resume": resume, "run_dir": resume})
+
+
+def lasting(config: Any) -> dict[str, Any]:
+    """Settings that stay what they are when a run is gone on with."""
+    rules = {name: known.rule for name, known in settings_of(type(config)).items()}
+    return {name: x for name, x in flat(config).items() if not (rules[name].resumable or rules[name].of_the_call)}
 
 
 def check_recorded(theirs: Any, ours: Mapping[str, Any], path: Path) -> None:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relax_rl.errors import CheckpointError
-from relax_rl.runs.agent import AgentRun, check_same_run
+from relax_rl.runs.agent import AgentRun, check_same_run, steps_of
 from relax_rl.runs.callbacks import (
     LogProgress,
     PeriodicEvaluation,
@@ -24,6 +23,7 @@ from relax_rl.runs.callbacks import (
 )
 from relax_rl.runs.evaluation import Scores, envs_of, evaluate, evaluation_envs
 from relax_rl.runs.folder import RunFolder, default_run_dir
+from relax_rl.runs.interruption import warn_script
 from relax_rl.runs.loggers import (
     EPISODE_COLUMNS,
     EVALUATION_COLUMNS,
@@ -64,7 +64,7 @@ class TrainingResult:
         solved: whether that mean is over 100 episodes and reaches `stop_at_return`, or what the environment's
             registration calls solved.
         checkpoint: the last one.
-        stopped_by: "total_steps", "return", "SIGINT", "SIGTERM", or "callback".
+        stopped_by: "total_steps", "return", "callback", or the signal that asked for it: "SIGINT", "SIGTERM", "SIGHUP".
     """
 
     run_dir: Path
@@ -75,6 +75,11 @@ class TrainingResult:
     solved: bool
     checkpoint: Path
     stopped_by: str
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal has ended the run; a script goes on."""
+        return self.stopped_by.startswith("SIG")
 
 
 def train(
@@ -88,7 +93,8 @@ def train(
 ) -> TrainingResult:
     """Train an agent and leave a run folder.
 
-    Ctrl-C and SIGTERM end the run after the update at hand, with a checkpoint, when this runs in the main thread.
+    Ctrl-C and SIGTERM end the run, and nothing else, after the update at hand, with a checkpoint, when this runs in the main
+    thread; a loop over several runs has to look at `TrainingResult.interrupted`.
 
     Processes that torchrun started learn together, each with `num_envs` environments; the first of them logs,
     evaluates and saves. Where torchrun starts them anew after a failure (`--max-restarts`), a run that is found in
@@ -120,7 +126,10 @@ def train(
     with training_process(
         config.agent.device, threads=run.threads, quiet=run.quiet, timeout=run.worker_timeout
     ) as process:
-        return _open(config, command, process, networks).learn(callbacks, loggers)
+        result = _open(config, command, process, networks).learn(callbacks, loggers)
+    if result.interrupted and not command:
+        warn_script(result.stopped_by)
+    return result
 
 
 def resume_config(run_dir: str | os.PathLike[str], **changes: Any) -> TrainConfig:
@@ -148,7 +157,7 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
     seed: int | tuple[int, int] = config.run.seed
     if checkpoint is not None:
         # Native environments cannot be put back into the middle of an episode: new ones begin, from recorded seeds.
-        steps = _steps(checkpoint.state, checkpoint.path)
+        steps = steps_of(checkpoint.state, checkpoint.path)
         seed = (config.run.seed, steps)
         opening.check_steps(steps, "total_steps")
     first_env = workers.rank * config.env.num_envs
@@ -177,13 +186,6 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
     )
     agent.join(workers)
     return _Training(session, run, envs, process)
-
-
-def _steps(state: dict[str, Any], path: Path) -> int:
-    try:
-        return int(state["agent"]["steps"])
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise CheckpointError(f"{path} does not describe an agent") from None
 
 
 @dataclass(frozen=True)

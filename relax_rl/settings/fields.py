@@ -31,7 +31,6 @@ __all__ = [
     "flat",
     "from_json",
     "from_text",
-    "lasting",
     "of_the_call",
     "setting",
     "settings_of",
@@ -277,12 +276,6 @@ def flat(config: Any) -> dict[str, Any]:
 def of_the_call(config: Any) -> dict[str, Any]:
     """Settings that belong to one call, at their plain defaults: what a resumed run does not take over."""
     return {name: known.default for name, known in settings_of(type(config)).items() if known.rule.of_the_call}
-
-
-def lasting(config: Any) -> dict[str, Any]:
-    """Settings that stay what they are when a run is gone on with."""
-    rules = {name: known.rule for name, known in settings_of(type(config)).items()}
-    return {name: x for name, x in flat(config).items() if not (rules[name].resumable or rules[name].of_the_call)}
 
 
 def check_resumable(saved: T, wanted: T, *, what: str = "run to resume") -> T:

@@ -50,7 +50,7 @@ OTHERS = {
         "--data-dir",
     ),
     *("--other", "--algo", "--help", "--version", "--backend", "--index-url", "--extra-index-url"),
-    "--env",
+    *("--env", "--busy"),
 }
 
 

@@ -96,10 +96,10 @@ def why_not_envpool(
     if not known or not str(spec.entry_point).startswith(("gymnasium.envs.", "ale_py")) or spec.additional_wrappers:
         return f"{spec.id} is not known to be the same task in EnvPool; use vectorization 'auto'"
     if find_module("envpool") is None:
-        return f'{spec.id} needs EnvPool for this; pip install "relax-rl[envpool]"'
+        return f"{spec.id} needs EnvPool for this; {install_line('envpool')}"
     found = version("envpool")
     if _numbers(found) < _numbers(OLDEST):
-        return f"EnvPool {found} has other tasks than {OLDEST}, which is needed; pip install --upgrade envpool"
+        return f"EnvPool {found} has other tasks than {OLDEST}, which is needed; {typed('pip')} install --upgrade envpool"
     return None
 
 

@@ -56,7 +56,7 @@ def _summary(result: VaeResult, config: VaeConfig, prog: str) -> str:
         lines.append(f"  evaluation      {folder.evaluation}")
     lines += [f"  curves          {folder.curve}", f"  images          {folder.path / 'images.png'}"]
     if config.tensorboard:
-        lines.append(f"  TensorBoard     tensorboard --logdir {run_dir}")
+        lines.append(f"  TensorBoard     {typed('tensorboard')} --logdir {run_dir}")
     lines.append(f"  checkpoint      {result.checkpoint}")
     if exit_code(result.stopped_by):
         lines.append(f"  go on           {prog} --resume {run_dir}")

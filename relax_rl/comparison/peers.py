@@ -144,7 +144,7 @@ def check_installed() -> None:
     SettingsError: Stable-Baselines3 is missing.
     """
     if find_spec("stable_baselines3") is None:
-        raise SettingsError("--peers needs Stable-Baselines3, which is missing: pip install 'relax-rl[compare]'")
+        raise SettingsError(f"--peers needs Stable-Baselines3, which is missing: {install_line('compare')}")
 
 
 def _noted(peer: Peer, note: str) -> str:

@@ -41,7 +41,7 @@ def check_installed(config: CompareConfig) -> None:
     SettingsError: Optuna is missing, or the seeds of trials would be among those of the comparison.
     """
     if find_spec("optuna") is None:
-        raise SettingsError("--tune needs Optuna, which is missing: pip install 'relax-rl[compare]'")
+        raise SettingsError(f"--tune needs Optuna, which is missing: {install_line('compare')}")
     if config.seed_range.stop > FIRST_TUNING_SEED:
         raise SettingsError(f"first_seed is {config.first_seed}, expected seeds below {FIRST_TUNING_SEED} with --tune")
 

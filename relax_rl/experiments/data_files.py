@@ -132,7 +132,7 @@ def needs_extra(what: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise SettingsError(f'{what} needs {error.name}: pip install "relax-rl[experiments]"') from None
+        raise SettingsError(f"{what} needs {error.name}: {install_line('experiments')}") from None
 
 
 def _download(url: str, file: DataFile, target: Path) -> bytes:

@@ -81,5 +81,5 @@ def _video_writer() -> Any:
     try:
         from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
     except ImportError:
-        raise SettingsError('recording video needs the extra video; pip install "relax-rl[video]"') from None
+        raise SettingsError(f"recording video needs the extra video; {install_line('video')}") from None
     return FFMPEG_VideoWriter

@@ -61,4 +61,6 @@ def _as_list(drawing: str) -> str:
     if len({start for start, _ in arrows}) == len(arrows):  # one thing after the other
         return "".join(f"{k}. {name}\n" for k, name in enumerate(names.values(), 1))
     uses = {box: [names[end] for start, end in arrows if start == box] for box in names}
-    return "".join(f"- `{names[box]}` uses {', '.join(f'`{end}`' for end in ends)}\n" for box, ends in uses.items() if ends)
+    return "".join(
+        f"- `{names[box]}` uses {', '.join(f'`{end}`' for end in ends)}\n" for box, ends in uses.items() if ends
+    )

@@ -16,6 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from relax_rl.compute.installation import install_line, typed
 from relax_rl.errors import SettingsError
 
 __all__ = ["EnvPoolVectorEnv", "faster_in_envpool", "why_not_envpool"]
@@ -99,7 +100,9 @@ def why_not_envpool(
         return f"{spec.id} needs EnvPool for this; {install_line('envpool')}"
     found = version("envpool")
     if _numbers(found) < _numbers(OLDEST):
-        return f"EnvPool {found} has other tasks than {OLDEST}, which is needed; {typed('pip')} install --upgrade envpool"
+        return (
+            f"EnvPool {found} has other tasks than {OLDEST}, which is needed; {typed('pip')} install --upgrade envpool"
+        )
     return None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from relax_rl.compute import distributed
+from relax_rl.compute.installation import typed
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.presets import preset_config
 from relax_rl.runs.folder import RunFolder, refuse_used

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from relax_rl.compute.installation import install_line
 from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.settings.presets import is_atari
 

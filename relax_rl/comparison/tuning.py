@@ -20,6 +20,7 @@ from relax_rl.comparison.plan import Environment, Folder, own_config, run_task
 from relax_rl.comparison.results import POINTS, read_run
 from relax_rl.comparison.search_space import Dimension, dimensions, searched_values
 from relax_rl.comparison.task import Task, has_ended
+from relax_rl.compute.installation import install_line
 from relax_rl.compute.serialization import writing
 from relax_rl.errors import SettingsError
 from relax_rl.runs import write_json

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from relax_rl.compute.installation import install_line
 from relax_rl.compute.serialization import replacing, writing
 from relax_rl.errors import RelaxRLError, SettingsError
 

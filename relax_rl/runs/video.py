@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from relax_rl.compute.installation import install_line
 from relax_rl.compute.serialization import replacing, writing
 from relax_rl.errors import SettingsError
 from relax_rl.runs.evaluation import Scores, evaluate, evaluation_envs

@@ -154,7 +154,7 @@ def shortened(command: str, arguments: Sequence[str]) -> list[str]:
     if command == "train" and "--minibatch-size" in words:
         short["minibatch-size"] = "8"
     if any(word.startswith("ALE/") for word in words):
-        short["total-steps"] = "16"
+        short |= {"total-steps": "4", "num-steps": "2", "cnn-features": "8"}
     if "--tune" in words:
         short |= {"tune": "1", "tune-steps": "40", "tune-seeds": "1"}
     for name in [*short, "ray-address"]:

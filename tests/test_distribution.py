@@ -44,7 +44,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     (folder / "source" / "tests" / "left.pyc").touch()
     sdist = folder / build("build_sdist", folder / "source", folder)
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder)
+        archive.extractall(folder, filter="data")
     return sdist, folder / build("build_wheel", folder / sdist.name.removesuffix(".tar.gz"), folder)
 
 

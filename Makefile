@@ -5,10 +5,10 @@ ARGS ?=
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# What the environments of the examples need; `make train` installs the small set, `make test` all of it.
-EXTRAS ?= box2d,mujoco,atari-wrappers
+# All that a user needs, so that what the README shows works after `make train` too; EXTRAS= installs none of it.
+EXTRAS ?= all
 
-.PHONY: train test lint bench docs-tables install clean
+.PHONY: train test lint site bench docs-tables install clean
 
 train: $(VENV)/.installed
 	$(BIN)/python train_agent.py train --env $(ENV) --estimator $(ESTIMATOR) \
@@ -21,6 +21,10 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documents as a site, in build/site; `make test` builds it too.
+site: $(VENV)/.installed-test
+	$(BIN)/mkdocs build --strict --site-dir build/site
 
 # Speeds beside the peers', in turns; the machine must be otherwise idle.
 bench: $(VENV)/.installed-bench

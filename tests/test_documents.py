@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import relax_rl
 from relax_rl.commands.evaluate import EvaluateConfig
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.experiments.toy.config import ToyConfig
@@ -18,10 +17,9 @@ from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.options import parse
 from relax_rl.variance.measure import VarianceConfig
+from tests.shown import DOCUMENTS, LANGUAGES, NOT_RUN, ROOT, Shell, blocks, commands, program_words, would_start
 from tests.surface import options
 
-ROOT = Path(relax_rl.__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS: dict[str, Any] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
@@ -32,7 +30,6 @@ COMMANDS: dict[str, Any] = {
 }
 _STEPS = re.compile(r"(?<=[( =])\d{1,3}(_\d{3})+(?=[,)])")
 """Numbers such as 100_000, which documents write for steps alone."""
-_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 OTHERS = {
     *("--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"),  # torchrun
@@ -54,13 +51,19 @@ OTHERS = {
 }
 
 
-def blocks(document: Path, *languages: str) -> list[str]:
-    return [body for language, body in _BLOCK.findall(document.read_text(encoding="utf-8")) if language in languages]
+def test_every_block_says_what_it_is() -> None:
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        found = len(blocks(document, *LANGUAGES))
+        assert 2 * found == len(re.findall(r"^ *```", text, re.MULTILINE)), (
+            f"{document.name} has a block of no language"
+        )
 
 
-def test_blocks_are_found() -> None:
+def test_blocks_and_commands_are_found() -> None:
     found = {str(document.relative_to(ROOT)): len(blocks(document, "python")) for document in DOCUMENTS}
     assert sum(found.values()) >= 19 and found["README.md"] == 2 and found["docs/estimators.md"] == 9
+    assert sum(len(commands(document)) for document in DOCUMENTS) >= 45
 
 
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d, "python")], ids=lambda d: d.name)
@@ -77,23 +80,59 @@ def test_code_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         exec(compile(code, f"{document.name}, block {number}", "exec"), namespace)
 
 
-def command_lines(document: Path) -> Iterator[list[str]]:
-    """What stands behind `train_agent.py`, with its first word, the command."""
-    for block in blocks(document, "", "bash", "sh"):
-        for line in block.replace("\\\n", " ").splitlines():
-            _, found, rest = line.partition("train_agent.py ")
-            if found and "..." not in rest:
-                words = shlex.split(rest, comments=True)
-                yield words if words[0] in COMMANDS else ["train", *words]
+MY_ENVS = """
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+gymnasium.register("MyEnv-v0", CartPoleEnv, max_episode_steps=20)
+"""
 
 
-def test_command_lines_are_found() -> None:
-    assert sum(len(list(command_lines(document))) for document in DOCUMENTS) >= 30
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if commands(d)], ids=lambda d: d.name)
+def test_commands_run(document: Path, tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All commands of a document, one after the other, shortened, but for those with a reason in `NOT_RUN`."""
+    for module in ("Box2D", "mujoco", "stable_baselines3", "optuna", "moviepy"):
+        pytest.importorskip(module, reason="needs the extra all")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "envs.py").write_text(MY_ENVS)
+    shell = Shell(finished_run, monkeypatch)
+    found = commands(document)
+    left_out = [line for line in found if line.startswith((*NOT_RUN, ". "))]
+    for line in found:
+        if line not in left_out:
+            shell(line)
+    assert len(shell.ran) + len(left_out) == len(found)
 
 
-@pytest.mark.parametrize("document", [d for d in DOCUMENTS if list(command_lines(d))], ids=lambda d: d.name)
+def test_what_is_installed_exists() -> None:
+    lines = [line for document in DOCUMENTS for line in commands(document) if line.startswith("pip install")]
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert len(lines) >= 4
+    for words in map(shlex.split, lines):
+        assert (ROOT / words[words.index("-c") + 1]).is_file()
+        named = re.fullmatch(r"\.\[(.*)\]", words[-1])
+        assert words[-1] == "torch" or named is not None
+        for extra in named[1].split(",") if named is not None else ():
+            assert re.search(rf"^{extra} = \[", settings, re.MULTILINE), extra
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_what_make_would_start() -> None:
+    targets = {line for document in DOCUMENTS for line in commands(document) if line.startswith("make")}
+    assert {"make train", "make test", "make site"} <= targets
+    for target in [*targets, "make train ENV=LunarLander-v3 ESTIMATOR=a2c"]:
+        would_start(target)
+    (line,) = would_start("make train ENV=LunarLander-v3 ESTIMATOR=a2c")
+    command, *arguments = program_words(line) or [""]
+    config = parse(COMMANDS[command], arguments, prog="prog", description="")
+    assert (config.env.env, config.run.estimator) == ("LunarLander-v3", "a2c")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
 def test_command_lines_are_understood(document: Path) -> None:
-    for command, *arguments in command_lines(document):
+    """As they stand, not shortened."""
+    for command, *arguments in filter(None, map(program_words, commands(document))):
         parse(COMMANDS[command], arguments, prog=f"prog {command}", description="")
 
 

@@ -10,6 +10,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from relax_rl.backends.creation import find_spec
+from relax_rl.compute.installation import install_line, typed
 from relax_rl.envs import Episode, VectorEnvs, make_envs
 from relax_rl.errors import SettingsError
 
@@ -119,10 +120,15 @@ def test_a_registration_that_only_says_it_is_gone_names_its_successor():
 @pytest.mark.parametrize(
     ("env", "entry", "reason", "advice"),
     [
-        ("LunarLander-v3", "entry_point", "Box2D is not installed", 'pip install "relax-rl[box2d]"'),
-        ("InvertedPendulum-v5", "entry_point", "No module named 'mujoco'", 'pip install "relax-rl[mujoco]"'),
-        ("PongNoFrameskip-v4", "entry_point", "No module named 'cv2'", 'pip install "relax-rl[atari-wrappers]"'),
-        ("phys2d/CartPole-v1", "vector_entry_point", "No module named 'jax'", 'pip install "gymnasium[jax]"'),
+        ("LunarLander-v3", "entry_point", "Box2D is not installed", install_line("box2d")),
+        ("InvertedPendulum-v5", "entry_point", "No module named 'mujoco'", install_line("mujoco")),
+        ("PongNoFrameskip-v4", "entry_point", "No module named 'cv2'", install_line("atari-wrappers")),
+        (
+            "phys2d/CartPole-v1",
+            "vector_entry_point",
+            "No module named 'jax'",
+            f'{typed("pip")} install "gymnasium[jax]"',
+        ),
         ("Acrobot-v1", "entry_point", "No module named 'odd'", "No module named 'odd'"),
     ],
 )

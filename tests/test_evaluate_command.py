@@ -12,6 +12,7 @@ import pytest
 from relax_rl.agents import ActorCritic
 from relax_rl.cli import main
 from relax_rl.commands.evaluate import evaluate_config
+from relax_rl.compute.installation import install_line
 from relax_rl.runs import RunFolder, write_config
 from relax_rl.runs.checkpoints import CheckpointFolder
 from relax_rl.settings.presets import preset_config
@@ -97,7 +98,7 @@ def test_a_video(run, capsys):
 
 def test_a_missing_extra_costs_no_time(run, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "moviepy.video.io.ffmpeg_writer", None)
-    assert 'pip install "relax-rl[video]"' in refused("evaluate", str(run), "--video")
+    assert install_line("video") in refused("evaluate", str(run), "--video")
     assert not (run / "evaluation.json").exists()
 
 

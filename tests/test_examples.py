@@ -25,6 +25,12 @@ def run(script: str, *arguments: str, folder: Path) -> str:
     return done.stdout
 
 
+def test_every_example_is_run() -> None:
+    text = Path(__file__).read_text(encoding="utf-8")
+    scripts = {path.name for path in EXAMPLES.glob("*.py")}
+    assert len(scripts) >= 7 and all(f'"{name}"' in text for name in scripts)
+
+
 def test_train_and_save(tmp_path: Path) -> None:
     run("train_and_save.py", "--steps", "1000", "--path", "agent.safetensors", folder=tmp_path)
     assert (tmp_path / "agent.safetensors").exists()

@@ -26,6 +26,7 @@ from relax_rl.comparison.pool import ProcessLost
 from relax_rl.comparison.ray_cluster import RayCluster, RayProcess, describe
 from relax_rl.comparison.ray_node import PREFIX, NodeRun, write_files
 from relax_rl.comparison.task import Task
+from relax_rl.compute.installation import install_line
 from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.runs.loggers import read_csv
 
@@ -46,7 +47,7 @@ def test_addresses(address):
 def test_missing_ray_is_told(capsys, monkeypatch):
     monkeypatch.setattr(ray_cluster, "find_spec", lambda name: None)
     assert main(["compare", "--ray-address", "auto"]) == 2
-    expected = "error: --ray-address needs Ray, which is missing: pip install 'relax-rl[ray]'\n"
+    expected = f"error: --ray-address needs Ray, which is missing: {install_line('ray')}\n"
     assert capsys.readouterr().err == expected
 
 
@@ -207,7 +208,7 @@ SMALL = "--env CartPole-v1 --estimators a2c relax --seeds 1 --total-steps 8000 -
 SMALL += " log_interval=500 checkpoint_interval=500 keep_checkpoints=0 --num-workers 2 --quiet"
 
 
-@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is missing: pip install 'relax-rl[ray]'")
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
 @pytest.mark.skipif(not Path("/proc").exists(), reason="processes are found in /proc")
 def test_two_nodes_one_of_which_is_killed_half_way(tmp_path, monkeypatch, capsys):
     """Both runs equal those of this machine: one as it is, one as resumed from the checkpoint that had come back."""

@@ -17,6 +17,7 @@ from relax_rl.backends.envpool import EnvPoolVectorEnv, faster_in_envpool, why_n
 from relax_rl.backends.traits import Vectorization, declared_autoreset_mode
 from relax_rl.backends.workers import EnvironmentReport, shielded_from_signals
 from relax_rl.compute.host import usable_cores
+from relax_rl.compute.installation import install_line, typed
 from relax_rl.errors import SettingsError
 from relax_rl.settings.fields import shown
 from relax_rl.settings.naming import find_here, is_own, named, require_call
@@ -27,15 +28,8 @@ AskedVectorization = Literal["auto", "native", "envpool", "sync", "async"]
 
 SubEnvWrapper = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
 
-INSTALL = {
-    "box2d": 'pip install "relax-rl[box2d]"',
-    "mujoco": 'pip install "relax-rl[mujoco]"',
-    "cv2": 'pip install "relax-rl[atari-wrappers]"',
-    "opencv": 'pip install "relax-rl[atari-wrappers]"',
-    "jax": 'pip install "gymnasium[jax]"',
-    "pygame": 'pip install "gymnasium[classic-control]"',
-}
-"""What to install when one of these words stands in the reason why an environment cannot be made."""
+EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "cv2": "atari-wrappers", "opencv": "atari-wrappers", "pygame": "video"}
+"""The extra to install when one of these words stands in the reason why an environment cannot be made."""
 
 SET_ELSEWHERE = {
     "reward_clipping": "clip rewards in the agent with reward_clip, so that scores stay raw",
@@ -245,7 +239,7 @@ def _register_atari(name: str) -> None:
         import ale_py
     except ImportError as missing:
         if name.startswith("ALE/"):
-            raise SettingsError(f"{name} needs ale-py; pip install ale-py") from missing
+            raise SettingsError(f"{name} needs ale-py; {typed('pip')} install ale-py") from missing
     else:
         gym.register_envs(ale_py)
 
@@ -294,7 +288,8 @@ def _missing_line(spec: EnvSpec, missing: Exception) -> str:
     newest = find_spec(_base(spec.id)).id
     if newest != spec.id and "moved" in reason:  # the registrations of MuJoCo v2 and v3 only say so
         return f"{spec.id} is gone; use {newest}"
-    for word, command in INSTALL.items():
+    commands = {word: install_line(extra) for word, extra in EXTRAS.items()}
+    for word, command in {**commands, "jax": f'{typed("pip")} install "gymnasium[jax]"'}.items():
         if word in where:
             return f"{spec.id} needs a package that is not installed ({reason}); {command}"
     return f"{spec.id} needs a package that is not installed: {reason}"

@@ -16,6 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from relax_rl.compute.installation import install_line, typed
 from relax_rl.errors import SettingsError
 
 __all__ = ["EnvPoolVectorEnv", "faster_in_envpool", "why_not_envpool"]
@@ -96,10 +97,12 @@ def why_not_envpool(
     if not known or not str(spec.entry_point).startswith(("gymnasium.envs.", "ale_py")) or spec.additional_wrappers:
         return f"{spec.id} is not known to be the same task in EnvPool; use vectorization 'auto'"
     if find_module("envpool") is None:
-        return f'{spec.id} needs EnvPool for this; pip install "relax-rl[envpool]"'
+        return f"{spec.id} needs EnvPool for this; {install_line('envpool')}"
     found = version("envpool")
     if _numbers(found) < _numbers(OLDEST):
-        return f"EnvPool {found} has other tasks than {OLDEST}, which is needed; pip install --upgrade envpool"
+        return (
+            f"EnvPool {found} has other tasks than {OLDEST}, which is needed; {typed('pip')} install --upgrade envpool"
+        )
     return None
 
 

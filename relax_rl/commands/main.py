@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from relax_rl.compute.installation import typed
 from relax_rl.errors import RelaxRLError, SettingsError, did_you_mean
 
 __all__ = ["COMMANDS", "Command", "main"]
@@ -122,11 +123,12 @@ def _overview(prog: str) -> str:
 
 
 def _program() -> str:
-    """How the program was called, as a user would type it again."""
+    """How the program was called, as a user would type it again; with the path of a Python that the shell does not find."""
     path = Path(sys.argv[0])
-    if path.name == "__main__.py":
-        return "python -m relax_rl"
-    return f"python {path}" if path.suffix == ".py" else path.name
+    if path.suffix != ".py":
+        return typed(path.name)
+    python = typed("python")
+    return f"{python} -m relax_rl" if path.name == "__main__.py" else f"{python} {path}"
 
 
 def _thread_failed(args: threading.ExceptHookArgs) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from relax_rl.compute import distributed
+from relax_rl.compute.installation import typed
 from relax_rl.runs.folder import RunFolder, refuse_used
 from relax_rl.runs.interruption import exit_code
 from relax_rl.runs.record import named_again, read_config, resumed_config, settings_to_resume
@@ -78,7 +79,7 @@ def _summary(result: TrainingResult, config: TrainConfig, prog: str, seconds: fl
         f"  learning curve  {folder.curve}",
     ]
     if config.run.tensorboard:
-        lines.append(f"  TensorBoard     tensorboard --logdir {run_dir}")
+        lines.append(f"  TensorBoard     {typed('tensorboard')} --logdir {run_dir}")
     lines += [
         f"  checkpoint      {result.checkpoint}",
         f"  evaluate        {prog} evaluate {run_dir}{again}",

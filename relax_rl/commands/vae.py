@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from relax_rl.compute import distributed
+from relax_rl.compute.installation import typed
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.presets import preset_config
 from relax_rl.runs.folder import RunFolder, refuse_used
@@ -56,7 +57,7 @@ def _summary(result: VaeResult, config: VaeConfig, prog: str) -> str:
         lines.append(f"  evaluation      {folder.evaluation}")
     lines += [f"  curves          {folder.curve}", f"  images          {folder.path / 'images.png'}"]
     if config.tensorboard:
-        lines.append(f"  TensorBoard     tensorboard --logdir {run_dir}")
+        lines.append(f"  TensorBoard     {typed('tensorboard')} --logdir {run_dir}")
     lines.append(f"  checkpoint      {result.checkpoint}")
     if exit_code(result.stopped_by):
         lines.append(f"  go on           {prog} --resume {run_dir}")

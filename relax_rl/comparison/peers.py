@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from relax_rl.compute.installation import install_line
 from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.settings.presets import is_atari
 
@@ -144,7 +145,7 @@ def check_installed() -> None:
     SettingsError: Stable-Baselines3 is missing.
     """
     if find_spec("stable_baselines3") is None:
-        raise SettingsError("--peers needs Stable-Baselines3, which is missing: pip install 'relax-rl[compare]'")
+        raise SettingsError(f"--peers needs Stable-Baselines3, which is missing: {install_line('compare')}")
 
 
 def _noted(peer: Peer, note: str) -> str:

@@ -26,6 +26,7 @@ from relax_rl.comparison.pool import ProcessLost
 from relax_rl.comparison.ray_node import NodeRun, read_files, write_files
 from relax_rl.comparison.task import Task
 from relax_rl.compute.host import usable_cores
+from relax_rl.compute.installation import install_line
 from relax_rl.compute.serialization import writing
 from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.runs import versions
@@ -56,7 +57,7 @@ def check(address: str) -> None:
         RelaxRLError: nothing answers.
     """
     if find_spec("ray") is None:
-        raise SettingsError("--ray-address needs Ray, which is missing: pip install 'relax-rl[ray]'")
+        raise SettingsError(f"--ray-address needs Ray, which is missing: {install_line('ray')}")
     if ":" in address:
         try:
             socket.create_connection(_endpoint(address), timeout=_ANSWER).close()

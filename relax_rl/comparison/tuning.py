@@ -20,6 +20,7 @@ from relax_rl.comparison.plan import Environment, Folder, own_config, run_task
 from relax_rl.comparison.results import POINTS, read_run
 from relax_rl.comparison.search_space import Dimension, dimensions, searched_values
 from relax_rl.comparison.task import Task, has_ended
+from relax_rl.compute.installation import install_line
 from relax_rl.compute.serialization import writing
 from relax_rl.errors import SettingsError
 from relax_rl.runs import write_json
@@ -41,7 +42,7 @@ def check_installed(config: CompareConfig) -> None:
     SettingsError: Optuna is missing, or the seeds of trials would be among those of the comparison.
     """
     if find_spec("optuna") is None:
-        raise SettingsError("--tune needs Optuna, which is missing: pip install 'relax-rl[compare]'")
+        raise SettingsError(f"--tune needs Optuna, which is missing: {install_line('compare')}")
     if config.seed_range.stop > FIRST_TUNING_SEED:
         raise SettingsError(f"first_seed is {config.first_seed}, expected seeds below {FIRST_TUNING_SEED} with --tune")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from relax_rl.compute.installation import install_line
 from relax_rl.compute.serialization import replacing, writing
 from relax_rl.errors import RelaxRLError, SettingsError
 
@@ -132,7 +133,7 @@ def needs_extra(what: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise SettingsError(f'{what} needs {error.name}: pip install "relax-rl[experiments]"') from None
+        raise SettingsError(f"{what} needs {error.name}: {install_line('experiments')}") from None
 
 
 def _download(url: str, file: DataFile, target: Path) -> bytes:

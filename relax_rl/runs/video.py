@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from relax_rl.compute.installation import install_line
 from relax_rl.compute.serialization import replacing, writing
 from relax_rl.errors import SettingsError
 from relax_rl.runs.evaluation import Scores, evaluate, evaluation_envs
@@ -81,5 +82,5 @@ def _video_writer() -> Any:
     try:
         from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
     except ImportError:
-        raise SettingsError('recording video needs the extra video; pip install "relax-rl[video]"') from None
+        raise SettingsError(f"recording video needs the extra video; {install_line('video')}") from None
     return FFMPEG_VideoWriter

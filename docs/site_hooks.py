@@ -1,0 +1,66 @@
+"""Hooks of MkDocs: the result pages that documents link to become pages of the site, drawings in Mermaid become lists.
+
+Documents link to results beside the folder of documents, `../benchmarks/results/...`, which a reader of the repository can
+follow. On the site the same files stand at `benchmarks/...`; nothing is copied within the repository.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mkdocs.structure.files import File, Files
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.pages import Page
+
+RESULTS = "benchmarks/results/"
+_OUTSIDE = re.compile(r"(\]\()\.\./(benchmarks/)")
+_LINK = re.compile(r"\]\(([^)\s#:]+)(?:#[^)]*)?\)")
+_MERMAID = re.compile(r"^```mermaid\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
+_BOX = re.compile(r'(\w+)\["?(.+?)"?\]$')
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the benchmarks' own page, and what can be reached from the documents by links."""
+    root = Path(config.config_file_path).parent
+    waiting = {(root / "benchmarks" / "README.md").resolve()}
+    for file in files.documentation_pages():
+        waiting |= _linked(Path(file.abs_src_path or ""), root)
+    added: set[Path] = set()
+    while waiting:
+        path = waiting.pop()
+        added.add(path)
+        files.append(File.generated(config, path.relative_to(root).as_posix(), abs_src_path=str(path)))
+        if path.suffix == ".md":
+            waiting |= _linked(path, root) - added
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Lead links to results to their place on the site, and leave single results out of the search."""
+    if page.file.src_uri.startswith(RESULTS):
+        page.meta["search"] = {"exclude": True}
+        return markdown
+    return _MERMAID.sub(lambda drawing: _as_list(drawing[1]), _OUTSIDE.sub(r"\1\2", markdown))
+
+
+def _linked(page: Path, root: Path) -> set[Path]:
+    """Files under `benchmarks/` that a page links to."""
+    targets = {(page.parent / link).resolve() for link in _LINK.findall(page.read_text(encoding="utf-8"))}
+    return {target for target in targets if target.is_relative_to(root / "benchmarks") and target.is_file()}
+
+
+def _as_list(drawing: str) -> str:
+    """A flow chart as a list, a line for each box that arrows leave: the site draws nothing, which would need a script from elsewhere."""
+    lines = [line.strip() for line in drawing.splitlines()]
+    names = {found[1]: found[2].replace("<br/>", ": ") for line in lines if (found := _BOX.match(line))}
+    arrows = [line.split(" --> ") for line in lines if " --> " in line]
+    if len({start for start, _ in arrows}) == len(arrows):  # one thing after the other
+        return "".join(f"{k}. {name}\n" for k, name in enumerate(names.values(), 1))
+    uses = {box: [names[end] for start, end in arrows if start == box] for box in names}
+    return "".join(
+        f"- `{names[box]}` uses {', '.join(f'`{end}`' for end in ends)}\n" for box, ends in uses.items() if ends
+    )

@@ -1,0 +1,106 @@
+"""The site that MkDocs builds of the documents: no warning, and everything that a page leads to is there."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+import relax_rl
+
+pytest.importorskip("material", reason="needs the extra docs")
+
+ROOT = Path(relax_rl.__file__).parent.parent
+
+
+class Page(HTMLParser):
+    """What a page leads to, what it loads to be shown, the anchors in it, and its text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.anchors: set[str] = set()
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        self.anchors |= {given[name] for name in ("id", "name") if name in given}
+        if tag == "a" and "href" in given:
+            self.links.append(given["href"])
+        self.loads += [given["src"]] if "src" in given else []
+        self.loads += [given["href"]] if tag == "link" and given.get("rel") != "canonical" else []
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as by `mkdocs build --strict`, which ends with an error after the first warning."""
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    folder = tmp_path_factory.mktemp("site")
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=True))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[Path, Page]:
+    return {path: Page(path) for path in site.rglob("*.html")}
+
+
+def test_every_link_anchor_and_image_resolves(site: Path, pages: dict[Path, Page]) -> None:
+    found: dict[str, int] = defaultdict(int)
+    for path, page in pages.items():
+        for link in [*page.links, *page.loads]:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            start = site if parts.path.startswith("/") else path.parent
+            target = (start / unquote(parts.path).lstrip("/")).resolve() if parts.path else path
+            target = target / "index.html" if target.is_dir() else target
+            assert target.is_relative_to(site) and target.is_file(), f"{path.relative_to(site)} leads to {link}"
+            if parts.fragment and target in pages:
+                known = pages[target].anchors | {"__toc"}
+                assert unquote(parts.fragment) in known, f"{path.relative_to(site)} leads to {link}"
+            found[target.suffix] += 1
+    assert found[".html"] > 1_000 and found[".png"] > 50, "pages and images were looked at"
+
+
+def test_results_are_pages_of_the_site(site: Path, pages: dict[Path, Page]) -> None:
+    surrogate = pages[site / "surrogate" / "index.html"]
+    assert "../benchmarks/results/against_ppo/LunarLander-v3-further-seeds/report/" in surrogate.links
+    assert "../benchmarks/results/larger_batches.png" in surrogate.loads
+    assert (site / "benchmarks" / "results" / "larger_batches.png").is_file()
+    assert (site / "benchmarks" / "index.html").is_file()
+
+
+def test_nothing_is_fetched_from_elsewhere(pages: dict[Path, Page]) -> None:
+    for path, page in pages.items():
+        assert not [load for load in page.loads if urlsplit(load).netloc], path
+        assert "mermaid" not in path.read_text(encoding="utf-8"), "drawings load a script from elsewhere"
+
+
+def test_nothing_but_documents_and_results_is_published(site: Path) -> None:
+    beside = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.suffix in (".py", ".csv", ".json")}
+    assert beside == {"search/search_index.json"}
+
+
+def test_pages_come_with_what_readers_expect(site: Path, pages: dict[Path, Page]) -> None:
+    text = (site / "library" / "index.html").read_text(encoding="utf-8")
+    assert '<span class="kn">from</span>' in text, "code is highlighted"
+    assert "content.code.copy" in text and 'data-md-color-scheme="slate"' in text and "md-search" in text
+
+
+def test_markdown_comes_out_as_on_the_forge(pages: dict[Path, Page]) -> None:
+    """Lists need an empty line before them and tables their pipes, which not every renderer asks for."""
+    for path, page in pages.items():
+        stray = re.findall(r"^(?:[-*] |\d\. ).*\S|^\|.*\||^#+ .*|^```.*|!\[.*?\]\(.*?\)", page.text, re.MULTILINE)
+        assert not [line for line in stray if "results" not in path.parts], (path, stray)

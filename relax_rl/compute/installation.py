@@ -37,8 +37,8 @@ def typed(program: str) -> str:
     paths = [path for name in names if (path := shutil.which(name, path=str(beside))) is not None]
     if not paths:
         return program
-    path, here = Path(paths[0]), _here()
-    return shlex.quote(str(path.relative_to(here) if here is not None and path.is_relative_to(here) else path))
+    whole, here = Path(paths[0]), _here()
+    return shlex.quote(str(whole.relative_to(here) if here is not None and whole.is_relative_to(here) else whole))
 
 
 def _here() -> Path | None:

@@ -95,6 +95,12 @@ def test_public_names() -> None:
         _ = relax_rl.nonsense  # type: ignore[attr-defined]
 
 
+def test_class_variables_have_a_type() -> None:
+    """Python 3.10 cannot evaluate the hints of a class with a bare `ClassVar`."""
+    for path in PACKAGE.rglob("*.py"):
+        assert not re.search(r": (?:ClassVar|Final)(?!\[)\b", path.read_text(encoding="utf-8")), path
+
+
 def test_the_package_ships_its_types() -> None:
     assert (PACKAGE / "py.typed").exists()
 

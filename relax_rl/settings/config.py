@@ -51,7 +51,7 @@ class EnvConfig:
 class AgentConfig:
     """How the agent learns: the same settings for every estimator."""
 
-    DROPPED: ClassVar = {"surrogate_regression": 0.0, "surrogate_replay": 0, "advantage_scale": "none"}
+    DROPPED: ClassVar[dict[str, Any]] = {"surrogate_regression": 0.0, "surrogate_replay": 0, "advantage_scale": "none"}
 
     num_steps: int = setting(5, least=1, cap=2**20)
     """Steps each environment takes between two updates."""

@@ -29,7 +29,7 @@ from relax_rl.settings.fields import (
 class Inner:
     """Inside."""
 
-    DROPPED: ClassVar[dict[str, Any]] = {"gain": 1.0, "memory": 0, "norm": math.inf}
+    DROPPED: ClassVar[dict[str, object]] = {"gain": 1.0, "memory": 0, "norm": math.inf}
 
     count: int = setting(3, least=1, resumable=True)
     share: float = setting(0.5, least=0.0, most=1.0)

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal, Reinforce
+    from relax_rl.backends.checks import check_env
     from relax_rl.envs import make_envs
     from relax_rl.runs.training import train
     from relax_rl.settings.config import AgentConfig, EnvConfig, RunConfig, TrainConfig
@@ -28,6 +29,7 @@ _HOMES = {
     "EnvConfig": "relax_rl.settings.config",
     "RunConfig": "relax_rl.settings.config",
     "TrainConfig": "relax_rl.settings.config",
+    "check_env": "relax_rl.backends.checks",
     "make_envs": "relax_rl.envs",
     "settings_for": "relax_rl.settings.presets",
     "train": "relax_rl.runs.training",
@@ -44,6 +46,7 @@ __all__ = [
     "Reinforce",
     "RunConfig",
     "TrainConfig",
+    "check_env",
     "make_envs",
     "settings_for",
     "train",

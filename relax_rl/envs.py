@@ -18,9 +18,12 @@ from relax_rl.backends.batches import (
     copied,
     put_row,
     share_memory,
+    without_broken,
 )
+from relax_rl.backends.checks import FirstLook
 from relax_rl.backends.creation import AskedVectorization, create_vector_env, find_spec, is_atari
 from relax_rl.backends.records import Episode, Step
+from relax_rl.backends.single import heed, vector_reward
 from relax_rl.backends.traits import (
     Vectorization,
     autoreset_mode_named,
@@ -107,6 +110,7 @@ class VectorEnvs:
         self._lives: np.ndarray | None = None
         self._resetting, self._some_resetting = np.zeros(self.num_envs, dtype=bool), False
         self._episodes: list[Episode] = []
+        self._look: FirstLook | None = FirstLook(self.single_observation_space, self.env_id)
         self.reset(seed)
 
     def reset(self, seed: int | Sequence[int] | None = None) -> Any:
@@ -127,6 +131,7 @@ class VectorEnvs:
         seeds = None if seed is None else self._derived_seeds(seed)
         with self._report:
             obs, infos = self.vector_env.reset(seed=seeds)
+        heed(infos)
         # Workers without shared memory do not take back a pending autoreset: theirs still makes up the next row.
         inner = self.vector_env.unwrapped
         if not (isinstance(inner, AsyncVectorEnv) and not inner.shared_memory):
@@ -135,6 +140,7 @@ class VectorEnvs:
         self._returns = np.zeros(self.num_envs, dtype=np.float64)
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
         self.obs = self._owned(obs)
+        self._look_at(self.obs)
         return self.obs
 
     def step(self, action: Any) -> Step:
@@ -153,13 +159,19 @@ class VectorEnvs:
         with self._report:
             found, rewards, terminations, truncations, infos = self.vector_env.step(taken)
         next_obs = self._owned(found)
+        if infos:
+            heed(infos)
         reward = np.asarray(rewards).astype(np.float64)
+        if reward.shape != (self.num_envs,):
+            raise SettingsError(vector_reward(self.env_id, reward.shape[1:]))
         terminated = np.array(terminations, dtype=bool)
         truncated = np.array(truncations, dtype=bool)
         if self._some_resetting:
             reward[self._resetting] = 0.0
             terminated &= valid
             truncated &= valid
+        if self._look is not None:
+            self._look_at(next_obs)
         done = terminated | truncated
         some_done = bool(done.any())
         self._returns += reward
@@ -174,7 +186,7 @@ class VectorEnvs:
             self._finish_episodes(done)
             if self.autoreset_mode is AutoresetMode.NEXT_STEP and terminated.any():
                 # Nothing starts from such an observation, and nothing is bootstrapped from it: it may be anything.
-                self.obs = next_obs = _without_broken(next_obs, terminated)
+                self.obs = next_obs = without_broken(next_obs, terminated)
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
                 next_obs = self._with_last_observations(next_obs, infos, done)
             elif self.autoreset_mode is AutoresetMode.DISABLED:
@@ -193,12 +205,15 @@ class VectorEnvs:
         """One RGB frame `[H, W, 3]` per environment; they must have been made with `render_mode="rgb_array"`.
 
         Raises:
-            SettingsError: if the environments render nothing.
+            SettingsError: if the environments render nothing, or fail to.
         """
         try:
             frames = self.vector_env.render()
         except NotImplementedError:
             frames = None
+        except Exception as error:  # whatever an environment's drawing misses
+            line = (str(error).splitlines() or [""])[0]
+            raise SettingsError(f"{self.env_id} cannot be drawn: {type(error).__name__}: {line}") from error
         if frames is None or any(frame is None for frame in frames):
             raise SettingsError(
                 f"{self.env_id} ({self.vectorization}) renders no frames; "
@@ -220,6 +235,10 @@ class VectorEnvs:
 
     def _derived_seeds(self, seed: int | Sequence[int]) -> Any:
         return derived_seeds(self.vector_env, seed, self.first_env, (self.single_action_space,))
+
+    def _look_at(self, obs: Any) -> None:
+        if self._look is not None and not self._look(obs):
+            self._look = None
 
     def _owned(self, obs: Any) -> Any:
         return copied(obs) if self._copies else obs
@@ -280,6 +299,7 @@ def make_envs(
     bins: int = 0,
     autoreset_mode: AutoresetMode | str | None = None,
     first_env: int = 0,
+    drop_keys: Sequence[str] = (),
     **env_kwargs: Any,
 ) -> VectorEnvs:
     """Environments of one kind, stepped together, reset and ready.
@@ -297,20 +317,23 @@ def make_envs(
             take choices among them (MultiDiscrete) instead; 0 leaves the actions as they are.
         autoreset_mode: "NEXT_STEP" (the default, right for every environment), "SAME_STEP" or "DISABLED".
         first_env: how many environments of other processes stand before these: the seeds are those that follow theirs.
-        env_kwargs: for the environment itself.
+        drop_keys: leaves of the observations to leave out, by name: keys and indices on the way to them, joined by dots.
+            Leaves that no network reads, such as text, are left out anyway, with a warning.
+        env_kwargs: for the environment itself, one by one, or as a dictionary `env_kwargs={...}`.
 
     Raises:
         SettingsError: for an unknown environment (naming near ones), a missing package (naming what to install), or
             settings that do not go together.
     """
-    spec = find_spec(env)
+    spec, given = find_spec(env), env_kwargs.pop("env_kwargs", None) or {}
     vector_env, chosen = create_vector_env(
         spec,
         num_envs=num_envs,
         vectorization=vectorization,
         autoreset_mode=autoreset_mode_named(autoreset_mode),
         sticky_actions=sticky_actions,
-        env_kwargs=env_kwargs,
+        env_kwargs={**given, **env_kwargs},
+        drop_keys=drop_keys,
     )
     try:
         return VectorEnvs(
@@ -325,21 +348,3 @@ def make_envs(
     except BaseException:
         close_vector_env(vector_env)
         raise
-
-
-def _without_broken(obs: Any, rows: np.ndarray) -> Any:
-    """The observations, with 0 for what is not finite in some rows.
-
-    Args:
-        obs: arrays `[N, ...]`, nested; none of them is written to.
-        rows: `[N]` bool, which rows to look at.
-    """
-    if isinstance(obs, Mapping):
-        return {key: _without_broken(part, rows) for key, part in obs.items()}
-    if isinstance(obs, tuple):
-        return tuple(_without_broken(part, rows) for part in obs)
-    if obs.dtype.kind != "f" or np.isfinite(obs[rows]).all():
-        return obs
-    broken = ~np.isfinite(obs)
-    broken[~rows] = False
-    return np.where(broken, np.zeros((), obs.dtype), obs)

@@ -57,8 +57,8 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-ASIDE = "agents/acting.py"
-"""Where an observation becomes an action, which is no part of its way to the optimiser."""
+ASIDE = {"agents/acting.py", "backends/batches.py", "backends/checks.py"}
+"""Where an observation becomes an action, is copied, and is looked at: no part of its way to the optimiser."""
 END = "compute/optimizers.py"
 WIDTH = 4
 """Of CartPole's observations; nothing else in this run is as wide but the weights of the first layers."""
@@ -136,9 +136,9 @@ def file_of(frame: FrameType) -> str | None:
 
 
 def aside(frame: FrameType | None) -> bool:
-    """Whether this is part of acting."""
+    """Whether this is such a place, or called from one."""
     while frame is not None:
-        if file_of(frame) == ASIDE:
+        if file_of(frame) in ASIDE:
             return True
         frame = frame.f_back
     return False

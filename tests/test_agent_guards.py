@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import pickle
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,15 +17,19 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv
 from torch import nn
 
+import relax_rl
 from relax_rl import A2C, LAX, RELAX, ActorCritic, make_envs
 from relax_rl.agents import UpdateInfo
 from relax_rl.envs import VectorEnvs
 from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.networks.space_json import space_from_json, space_to_json
+from relax_rl.networks.spaces import ObservationEncoder
 from relax_rl.runs.evaluation import evaluate
 from relax_rl.settings.fields import whole
+from tests.fakes import ImageEnv
 
 OBS = spaces.Box(-4, 4, (4,))
 SMALL: dict[str, Any] = {"hidden": (8,), "surrogate_hidden": (8,), "num_steps": 5}
@@ -275,3 +280,91 @@ def str_of(value: Any) -> str:
 def test_what_is_no_whole_number_is_told(value: Any) -> None:
     with pytest.raises(SettingsError, match="seed is"):
         whole("seed", value, least=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "env", "settings"),
+    [
+        (RELAX, "CartPole-v1", {"normalize_obs": True, "surrogate_scale": "fitted"}),
+        (LAX, "Pendulum-v1", {"epochs": 2, "clip_range": 0.2, "minibatch_size": 16, "surrogate_steps": 2}),
+    ],
+)
+def test_another_default_dtype_changes_nothing(kind: Any, env: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    states, before = [], torch.get_default_dtype()
+    for dtype in (torch.float32, torch.float64):
+        with make_envs(env, num_envs=2, seed=0) as envs:
+            agent = kind(envs.single_observation_space, envs.single_action_space, hidden=(4,), num_steps=20, **settings)
+            try:
+                torch.set_default_dtype(dtype)
+                agent.learn(envs, 100).save(tmp_path / "agent")
+                loaded = relax_rl.ActorCritic.load(tmp_path / "agent")
+                np.testing.assert_array_equal(loaded.act(envs.obs), agent.act(envs.obs))
+                assert loaded.policy.head.weight.dtype == torch.float32 and torch.get_default_dtype() == dtype
+            finally:
+                torch.set_default_dtype(before)
+        states.append(agent.state_dict()[0])
+    for name, x in states[0].items():
+        assert torch.equal(x, states[1][name]) and x.dtype == states[1][name].dtype, name
+
+
+def test_a_run_under_another_default_dtype_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relax_rl.runs.plotting.plot_curves", lambda *_, **__: None)
+    found, before = [], torch.get_default_dtype()
+    for dtype in (torch.float32, torch.float64):
+        config = relax_rl.TrainConfig(
+            run=relax_rl.RunConfig(total_steps=60, run_dir=str(tmp_path / str(dtype)), tensorboard=False, quiet=True),
+            agent=relax_rl.AgentConfig(hidden=(4,)),
+        )
+        try:
+            torch.set_default_dtype(dtype)
+            found.append(relax_rl.train(config).agent.state_dict()[0])
+            assert torch.get_default_dtype() == dtype
+        finally:
+            torch.set_default_dtype(before)
+    assert all(torch.equal(x, found[1][name]) for name, x in found[0].items())
+
+
+def test_an_agent_made_under_another_default_dtype_is_refused() -> None:
+    before = torch.get_default_dtype()
+    with make_envs("CartPole-v1", num_envs=2, seed=0) as envs:
+        try:
+            torch.set_default_dtype(torch.float64)
+            agent = RELAX(envs.single_observation_space, envs.single_action_space)
+        finally:
+            torch.set_default_dtype(before)
+        for call in (lambda: agent.learn(envs, 100), lambda: agent.act(envs.obs), lambda: agent.predict(envs.obs)):
+            with pytest.raises(SettingsError, match=r"networks are torch.float64.*set_default_dtype\(torch.float32\)"):
+                call()
+
+
+@pytest.mark.parametrize(
+    ("space", "told"),
+    [
+        (spaces.Box(0, 255, (7, 7, 3), np.uint8), "'obs' (uint8, 7x7x3)"),
+        (spaces.Box(0, 1, (10, 10, 4), np.bool_), "'obs' (bool, 10x10x4)"),
+        (spaces.Box(0, 1, (84, 84), np.float32), "'obs' (float32, 84x84)"),
+        (spaces.Box(0, 1, (3, 84, 84), np.float32), "'obs' (float32, 3x84x84)"),
+        (spaces.Box(0, 255, (84, 84), np.uint8), ""),
+        (spaces.Box(0, 1, (5, 7), np.float32), ""),
+        (spaces.Dict({"eye": spaces.Box(0, 255, (9, 9), np.uint8), "x": spaces.Box(0, 1, (3,))}), "'eye' (uint8, 9x9)"),
+    ],
+)
+def test_images_that_go_to_an_mlp_are_named(space: Any, told: str) -> None:
+    assert ", ".join(ObservationEncoder(space).small_images()) == told
+
+
+def test_and_said_once_when_learning_begins() -> None:
+    class Small(ImageEnv):
+        def __init__(self) -> None:
+            super().__init__(spaces.Discrete(2))
+            self.observation_space = spaces.Box(0, 255, (7, 7, 3), np.uint8)
+
+    with VectorEnvs(SyncVectorEnv([Small])) as envs:
+        agent = A2C(envs.single_observation_space, envs.single_action_space, hidden=(4,))
+        with pytest.warns(
+            UserWarning, match="goes to an MLP as plain numbers; the CNN is for uint8 images of at least 36"
+        ):
+            agent.learn(envs, 10)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            agent.learn(envs, 10)

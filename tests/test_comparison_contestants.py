@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import gymnasium as gym
 import pytest
@@ -18,7 +19,7 @@ from relax_rl.comparison.contestants import (
     safe_name,
 )
 from relax_rl.comparison.peers import planned_steps, published, read_published, with_overrides
-from relax_rl.comparison.plan import check_contestants, make_environments, options, run_task
+from relax_rl.comparison.plan import check_contestants, make_environments, options, own_config, run_task
 from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError
 
 
@@ -247,3 +248,26 @@ def test_a_schedule_ends_where_it_was_published_to_end():
     )
     peer, steps = planned_steps(published("Hopper-v5", "sb3-ppo"), 2_000_000)
     assert steps == 2_000_000 and peer.departure.startswith("published for version 4 of the environment; 2,000,000")
+
+
+def test_settings_of_the_environments_reach_every_contestant():
+    config = CompareConfig(env=("Pendulum-v1",), env_kwargs={"g": 5.0}, set=("drop_keys=",))
+    (env,), _ = make_environments(config)
+    own, peer = read_contestant("a2c"), Contestant("sb3-ppo", "sb3-ppo", peer=True)
+    for contestant in (own, peer):
+        assert '--env-kwargs={"g": 5.0}' in run_task(config, env, contestant, 0, "runs/x", name="x").begin
+    given = _train_config([*run_task(config, env, own, 0, "x", name="x").begin[2:]], "train")
+    assert given.env.env_kwargs == {"g": 5.0} and own_config(env, own).env.env_kwargs == {"g": 5.0}
+    plain = run_task(CompareConfig(), replace(env, kwargs=None), own, 0, "x", name="x")
+    assert "--env-kwargs" not in " ".join(plain.begin)
+    with pytest.raises(SettingsError, match=r"does not take these settings.*wings"):
+        make_environments(CompareConfig(env_kwargs={"wings": 2}))
+
+
+def test_peers_make_their_environments_with_settings():
+    pytest.importorskip("stable_baselines3")
+    from relax_rl.comparison.peer_training import make_peer_envs
+
+    envs = make_peer_envs(published("Pendulum-v1", "sb3-ppo"), 0, 0, {"g": 5.0})
+    assert set(envs.get_attr("g")) == {5.0}
+    envs.close()

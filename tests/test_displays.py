@@ -8,7 +8,15 @@ import sys
 
 import pytest
 
-from relax_rl.runs.displays import Display, PlainDisplay, RichDisplay, counting, describe_duration, make_display
+from relax_rl.runs.displays import (
+    Display,
+    PlainDisplay,
+    RichDisplay,
+    counting,
+    describe_duration,
+    describe_number,
+    make_display,
+)
 
 
 def run(display):
@@ -104,3 +112,13 @@ def test_what_is_counted_has_a_bar_in_a_terminal_alone(monkeypatch, capsys):
 def test_durations():
     told = [describe_duration(seconds) for seconds in (None, -3.0, 59.6, 3_725.0)]
     assert told == ["?", "0:00", "1:00", "1:02:05"]
+
+
+def test_numbers_have_the_digits_that_their_size_asks_for():
+    told = [describe_number(x) for x in (321.46, -21.24, 4.254, 0.9534, -0.5, 0.0123, 0.00123, 0.0)]
+    assert told == ["321.5", "-21.2", "4.25", "0.953", "-0.500", "0.012", "0.0012", "0.000"]
+    file = io.StringIO()
+    display = PlainDisplay(file=file, interval=0.0)
+    display.begin("", total=10)
+    display.update(5, 0.9534)
+    assert "| mean return 0.953 |" in file.getvalue()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from relax_rl.agents import A2C, RELAX
+from relax_rl.cli import main
+from relax_rl.commands.evaluate import EvaluateConfig
 from relax_rl.envs import VectorEnvs, make_envs
-from relax_rl.runs.evaluation import Scores, evaluate, evaluation_envs
-from relax_rl.settings.config import EnvConfig
+from relax_rl.runs.evaluation import Scores, evaluate, evaluation_envs, now_and_then
+from relax_rl.settings.config import EnvConfig, TrainConfig
 from tests.fakes import LivesEnv
 
 
@@ -97,3 +101,48 @@ def test_a_lost_life_ends_nothing():
                 break
         game = envs.drain_episodes()
         assert len(game) == sum(lives)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_endless_episodes_are_cut_off_and_count_with_what_they_had(agent, mode):
+    endless = 10**9
+    scores = evaluate(agent, fixed_envs(3, endless, mode=mode), episodes=5, seed=0, deterministic=True, step_limit=20)
+    assert scores == Scores((3.0, 3.0, 3.0, 20.0, 20.0), (3, 3, 3, 20, 20), cut_off=2, step_limit=20)
+    told = scores.cut_off_told("--step-limit")
+    assert told == (
+        "2 of 5 episodes were cut off after 20 steps, and count with the return and length they had by then; "
+        "--step-limit changes that"
+    )
+    whole = evaluate(agent, fixed_envs(3, 20, mode=mode), episodes=5, seed=0, deterministic=True, step_limit=21)
+    assert whole.cut_off == 0 and whole.cut_off_told("--step-limit") == "" and whole.returns == scores.returns
+    assert evaluate(agent, fixed_envs(30), episodes=1, seed=0, deterministic=True, step_limit=0).lengths == (30,)
+
+
+def test_an_episode_that_was_cut_off_and_then_ends_counts_once(agent):
+    scores = evaluate(agent, fixed_envs(30, 7), episodes=14, seed=0, deterministic=True, step_limit=10)
+    assert scores.lengths == (10,) * 7 + (7,) * 7 and scores.cut_off == 7
+
+
+def test_a_long_evaluation_tells_how_far_it_is(agent):
+    seen, lines = [], []
+    evaluate(agent, fixed_envs(4, 2), episodes=4, seed=0, deterministic=True, progress=lambda *at: seen.append(at))
+    assert seen[0] == (0, 2) and seen[-1][0] == 4 and sorted(seen) == seen
+    tell = now_and_then(lines.append, 20, interval=0.0)
+    tell(3, 12_000)
+    assert lines == ["evaluating: 3 of 20 episodes so far, 12,000 steps"]
+    now_and_then(lines.append, 20, interval=60.0)(4, 13_000)
+    assert len(lines) == 1
+
+
+def test_runs_and_the_command_have_a_limit(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("relax_rl.runs.plotting.plot_curves", lambda *_, **__: None)
+    walk = ["--env", "CliffWalking-v1", "--total-steps", "40", "--num-envs", "2", "--hidden", "4", "--no-tensorboard"]
+    few = ["--estimator", "a2c", "--eval-interval", "20", "--eval-episodes", "2", "--eval-step-limit", "30"]
+    assert main([*walk, *few, "--num-steps", "10", "--run-dir", "run"]) == 0
+    assert "2 of 2 episodes were cut off after 30 steps" in capsys.readouterr().out
+    assert main(["evaluate", "run", "--episodes", "3", "--step-limit", "40"]) == 0
+    assert "3 of 3 episodes were cut off after 40 steps" in capsys.readouterr().out
+    told = json.loads((tmp_path / "run/evaluation.json").read_text())
+    assert told["cut_off"] == 3 and told["lengths"] == [40, 40, 40]
+    assert EvaluateConfig(run="run").step_limit == TrainConfig().run.eval_step_limit == 27_000

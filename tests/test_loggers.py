@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -150,3 +151,19 @@ def test_metrics_are_averaged_over_updates():
     assert mean_metrics(history) == {"a": 2.0, "b": 3.0, "c": 5.0, "d": 1.0}
     assert mean_metrics([]) == {}
     assert math.isnan(mean_metrics([{"a": math.nan}])["a"])
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("Descriptors cannot be created directly.\nIf this call"), ImportError("no")]
+)
+def test_tensorboard_that_cannot_be_imported_can_be_left_out(tmp_path, monkeypatch, error):
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "torch.utils.tensorboard":
+                raise error
+
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(RelaxRLError, match=rf"{type(error).__name__}: .*; leave it out: --no-tensorboard") as caught:
+        TensorBoardLogger(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from relax_rl import A2C
+from relax_rl import A2C, ActorCritic
 from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler, RunningMoments
 from relax_rl.envs import VectorEnvs
 from relax_rl.errors import CheckpointError, SettingsError
+from relax_rl.networks.spaces import ObservationEncoder
 from tests.fakes import DictEnv, golden_envs
 from tests.steps import DISCRETE, target_envs
 
@@ -88,7 +91,8 @@ def test_the_parts_that_are_named_are_normalised_and_the_others_stay() -> None:
         torch.testing.assert_close(agent.unnormalized(seen), encoded, rtol=1e-4, atol=1e-4)
         chosen = of_dicts(envs, normalize_keys=("inner",)).obs_normalizer
         assert chosen is not None and chosen.chosen is not None and int(chosen.chosen.sum()) == 13
-        assert of_dicts(envs).obs_normalizer is None  # as long as there is an image and nothing is named
+        every = of_dicts(envs).obs_normalizer
+        assert every is not None and every.chosen is not None and int(every.chosen.sum()) == 16  # all but the image
 
 
 @pytest.mark.parametrize(
@@ -144,3 +148,131 @@ def test_values_in_raw_units_learn_the_raw_return() -> None:
     agent = A2C(envs.single_observation_space, DISCRETE, hidden=(8,), gamma=0.5, value_lr=0.05, normalize_reward=True)
     agent.learn(envs, 2_400)
     assert agent.predict_values(np.eye(2, dtype=np.float32)) == pytest.approx([100.0, 100.0], rel=0.1)
+
+
+def test_a_feature_that_was_constant_jumps_to_the_clip_when_it_moves() -> None:
+    """The definition of VecNormalize and Gymnasium, and of every result here: nothing but 1e-8 is added to a variance."""
+    normalizer = ObservationNormalizer((1,))
+    normalizer.update(torch.full((1, 8, 1), 3.0), torch.ones((1, 8), dtype=torch.bool))
+    assert normalizer(torch.full((1, 1), 3.01))[0, 0] == 10.0
+    normalizer.update(torch.full((1, 8, 1), 3.01), torch.ones((1, 8), dtype=torch.bool))
+    assert 0.9 < normalizer(torch.full((1, 1), 3.01))[0, 0] < 1.1
+
+
+def test_vectors_are_normalised_and_images_beside_them_are_not() -> None:
+    normalizer = ObservationNormalizer((4,), chosen=np.array([True, False, False, True]))
+    data = torch.tensor([[1.0, 200.0, 7.0, -5.0], [3.0, 100.0, 9.0, -9.0]])
+    torch.testing.assert_close(normalizer(data), data)
+    normalizer.update(data[None], torch.tensor([[True, True]]))
+    assert normalizer.moments.mean[[0, 3]].tolist() == [2.0, -7.0]
+    expected = torch.tensor([[-1.0, 200.0, 7.0, 1.0], [1.0, 100.0, 9.0, -1.0]])
+    torch.testing.assert_close(normalizer(data), expected)
+    torch.testing.assert_close(torch.from_numpy(normalizer.on_host(data.numpy())), expected)
+    far = torch.tensor([[1e9, 1e9, -1e9, -1e9]])
+    assert normalizer(far).tolist() == [[10.0, 1e9, -1e9, -10.0]]
+
+
+class Clock(gym.Env):
+    """Observes the time since an offset, in one of two states, and asks for the action of that name.
+
+    Args:
+        offset: of the time.
+        dtype: of the observation.
+        image: whether there is one beside it.
+    """
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, offset: float, dtype: type = np.float64, image: bool = False) -> None:
+        self.offset, self.dtype, self.image, self.t = offset, dtype, image, 0
+        clock = spaces.Box(-np.inf, np.inf, (2,), dtype)
+        self.observation_space = spaces.Dict({"clock": clock, "image": IMAGE}) if image else clock
+
+    def see(self) -> object:
+        self.state = int(self.np_random.integers(2))
+        clock = np.array([self.offset + 0.5 * self.state, self.state], self.dtype)
+        return {"clock": clock, "image": np.full((36, 36, 1), 9, np.uint8)} if self.image else clock * [1, 0]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.see(), {}
+
+    def step(self, action):
+        self.t += 1
+        reward = float(action == self.state)
+        return self.see(), reward, False, self.t == 20, {}
+
+
+IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
+
+
+def clocks(*of: object) -> VectorEnvs:
+    return VectorEnvs(SyncVectorEnv([lambda: Clock(*of)] * 4), seed=0)
+
+
+def learned(envs: VectorEnvs, steps: int, **settings: object) -> ActorCritic:
+    found = envs.single_observation_space, envs.single_action_space
+    agent = A2C(*found, hidden=(8,), num_steps=10, normalize_obs=True, cnn_features=4, **settings)
+    return agent.learn(envs, steps)
+
+
+def test_digits_far_from_zero_are_kept(tmp_path) -> None:
+    offset = 1.7e9
+    agent = learned(clocks(offset), 2_000, gamma=0.0, policy_lr=3e-2)
+    told = np.array([[offset, 0.0], [offset + 0.5, 0.0]])
+    agent.save(tmp_path / "agent")
+    for each in (agent, ActorCritic.load(tmp_path / "agent")):
+        assert each.predict(told, deterministic=True)[0].tolist() == [0, 1]
+
+
+def test_what_float32_holds_is_not_shifted() -> None:
+    space = spaces.Dict({"clock": spaces.Box(-np.inf, np.inf, (2,), np.float64), "small": spaces.Box(0, 9e9, (1,))})
+    encoder = ObservationEncoder(space)
+    batch = {"clock": np.array([[1.7e9, 60_000.0]]), "small": np.array([[8e9]], np.float32)}
+    shift = encoder.shift_for(batch)
+    assert shift is not None and shift.tolist() == [1.7e9, 0.0, 0.0]
+    later = {"clock": np.array([[1.7e9 + 0.25, 1.0]]), "small": np.array([[8e9]], np.float32)}
+    np.testing.assert_array_equal(encoder.encode(later, shift=shift), np.array([[0.25, 1.0, 8e9]], np.float32))
+    assert encoder.shift_for({**batch, "clock": np.array([[3.0, -100.0]])}) is None
+    with clocks(3.0) as envs:
+        agent = learned(envs, 100)
+    assert agent.obs_normalizer is not None and agent.obs_normalizer.shift is None
+    assert "obs_shift" not in agent.state_dict()[1]
+
+
+def test_a_shift_that_makes_no_sense_is_refused() -> None:
+    with clocks(1.7e9) as envs:
+        agent = learned(envs, 100)
+    tensors, state = agent.state_dict()
+    assert len(state["obs_shift"]) == 2
+    for wrong in ([1.0], [1.0, math.inf], "x", {}, [[1.0, 2.0]]):
+        with pytest.raises(CheckpointError, match="does not fit this agent"):
+            agent.load_state_dict(tensors, {**state, "obs_shift": wrong})
+
+
+def test_an_agent_says_whether_it_normalises() -> None:
+    with clocks(3.0, np.float32, True) as envs:
+        agent = learned(envs, 100)
+        mean = agent.obs_normalizer.moments.mean
+        assert mean.shape == (2 + 36 * 36,) and 3.0 < mean[0] < 3.5 and agent.config.normalize_obs
+    alone = A2C(IMAGE, spaces.Discrete(2), normalize_obs=True, cnn_features=4)
+    assert alone.obs_normalizer is None and not alone.config.normalize_obs
+    assert not alone.state_dict()[1]["config"]["normalize_obs"]
+
+
+def test_one_of_a_time_when_nothing_beside_an_image_was_normalised_stays_so(tmp_path) -> None:
+    from relax_rl.compute.serialization import load_state, save_state
+
+    with clocks(3.0, np.float32, True) as envs:
+        found = envs.single_observation_space, envs.single_action_space
+        agent = A2C(*found, hidden=(8,), cnn_features=4).learn(envs, 40)
+        agent.save(tmp_path / "agent")
+        tensors, state = load_state(tmp_path / "agent")
+        del state["agent"]["normalizes"]
+        state["agent"]["config"]["normalize_obs"] = True  # as it was asked for then
+        save_state(tmp_path / "old", tensors, state)
+        old = ActorCritic.load(tmp_path / "old")
+        assert old.obs_normalizer is None and not old.config.normalize_obs
+        np.testing.assert_array_equal(*(each.act(envs.obs, deterministic=True) for each in (old, agent)))
+        old.learn(envs, 40)

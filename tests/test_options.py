@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from relax_rl.errors import SettingsError
-from relax_rl.settings.config import TrainConfig
-from relax_rl.settings.fields import check, with_settings
+from relax_rl.settings.config import EnvConfig, TrainConfig
+from relax_rl.settings.fields import check, from_json, from_text, to_json, with_settings
 from relax_rl.settings.options import parse
 
 
@@ -126,3 +127,41 @@ def test_what_has_to_be_given(capsys):
         parsed("--help")
     out = " ".join(capsys.readouterr().out.split())
     assert "usage: p [-h] [OPTIONS] RUN" in out and "50% say. (default: None)" in out and "{x,y}" in out
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (
+            ["gap=100", "lidar=false", "name=two words", "path=a=b"],
+            {"gap": 100, "lidar": False, "name": "two words", "path": "a=b"},
+        ),
+        (
+            ["on=True", "off=False", "none=None", "size=[1, 2.5]"],
+            {"on": True, "off": False, "none": None, "size": [1, 2.5]},
+        ),
+        (['{"a": {"b": [1, null]}}'], {"a": {"b": [1, None]}}),
+        (['{"a": 1}', "b=2"], {"a": 1, "b": 2}),
+    ],
+)
+def test_settings_of_somebody_elses_are_pairs_or_json(given: list[str], expected: dict[str, Any]) -> None:
+    assert parse(TrainConfig, ["--env-kwargs", *given, "--seed", "3"], prog="train").env.env_kwargs == expected
+    written = json.dumps(to_json(TrainConfig(env=EnvConfig(env_kwargs=expected))))
+    assert from_json(TrainConfig, json.loads(written)).env.env_kwargs == expected
+
+
+@pytest.mark.parametrize("wrong", ["gap", "=1", '{"a": 1', "{1}"])
+def test_what_is_neither_is_refused(wrong: str) -> None:
+    with pytest.raises(SettingsError, match="is not name=value, or JSON"):
+        parse(TrainConfig, ["--env-kwargs", wrong], prog="train")
+
+
+@pytest.mark.parametrize("wrong", [{"df": object()}, {1: 2}, {"x": float("nan")}, "x=1", 3])
+def test_only_what_json_has_words_for_is_kept(wrong: Any) -> None:
+    with pytest.raises(SettingsError, match="expected a dictionary of values that JSON has words for"):
+        EnvConfig(env_kwargs=wrong)
+
+
+def test_names_of_leaves_stand_side_by_side() -> None:
+    assert parse(TrainConfig, ["--drop-keys", "text", "inner.x"], prog="train").env.drop_keys == ("text", "inner.x")
+    assert from_text(tuple[str, ...], "text+inner.x") == ("text", "inner.x")

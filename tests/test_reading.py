@@ -24,7 +24,7 @@ from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.runs import RunFolder
 from relax_rl.runs.record import read_record
 from relax_rl.runs.training import resume_config, train
-from tests.fakes import GoldenEnv
+from tests.fakes import DictEnv, GoldenEnv
 from tests.steps import small_run
 
 OWN_ENV = "tests.test_reading:relax_rl_fakes/Read-v0"
@@ -271,3 +271,34 @@ def test_command_lines_that_cannot_work(
 def test_what_is_whole_is_read(make: Callable[[Path], ActorCritic], run: Path) -> None:
     agent = make(run)
     assert agent.steps > 0 and np.isfinite(agent.predict(np.zeros(4))[0])
+
+
+def test_a_run_that_normalised_nothing_beside_an_image_goes_on_so_and_says_it(tmp_path: Path) -> None:
+    gym.register("relax_rl_tests/Camera-v0", DictEnv)
+    settings = {
+        "num_envs": 2,
+        "num_steps": 5,
+        "cnn_features": 4,
+        "hidden": (4,),
+        "estimator": "a2c",
+        "log_interval": 10,
+    }
+    plain = {**settings, "normalize_obs": False}
+    run = train(small_run(tmp_path / "run", env="relax_rl_tests/Camera-v0", total_steps=20, **plain)).run_dir
+    (path,) = (run / "checkpoints").glob("step_*")
+    tensors, state = load_state(path)
+    assert not state["agent"].pop("normalizes")
+    state["agent"]["config"]["normalize_obs"] = True  # as version 0.1 wrote it
+    save_state(path, tensors, state)
+    record = json.loads((run / "config.json").read_text())
+    record["agent"]["normalize_obs"] = True
+    (run / "config.json").write_text(json.dumps(record))
+    done = train(resume_config(run, total_steps=40))
+    assert done.steps >= 40 and done.agent.obs_normalizer is None
+    assert not json.loads((run / "config.json").read_text())["agent"]["normalize_obs"]
+    again = train(resume_config(run, total_steps=60))
+    assert again.agent.obs_normalizer is None
+    fresh = {**settings, "normalize_obs": True}
+    new = train(small_run(tmp_path / "new", env="relax_rl_tests/Camera-v0", total_steps=20, **fresh))
+    assert json.loads((new.run_dir / "config.json").read_text())["agent"]["normalize_obs"]
+    assert new.agent.obs_normalizer is not None and new.agent.obs_normalizer.chosen.sum() == 16

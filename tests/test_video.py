@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.vector import SyncVectorEnv
 
 from relax_rl.agents import A2C
-from relax_rl.errors import RelaxRLError
+from relax_rl.envs import VectorEnvs
+from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.runs.video import record_video, rendering_env
 from relax_rl.settings.config import EnvConfig
+from tests.fakes import GoldenEnv
 
 CARTPOLE = EnvConfig(env="CartPole-v1", num_envs=8)
 
@@ -59,3 +63,26 @@ def test_a_recording_that_fails_leaves_no_file(env, agent, tmp_path, monkeypatch
     with pytest.raises(RelaxRLError, match="No space left"):
         record_video(agent, env, tmp_path / "a.mp4", seed=0, deterministic=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_renders_for_humans_alone_cannot_be_recorded():
+    pytest.importorskip("moviepy")
+    for modes, told in (
+        (["human"], "renders human only, expected rgb_array"),
+        ([], "renders nothing, expected rgb_array"),
+    ):
+        kind = type("ForHumans", (GoldenEnv,), {"metadata": {"render_modes": modes}})
+        gym.register("relax_rl_tests/ForHumans-v0", kind)
+        with pytest.raises(SettingsError, match=f"{told}; no video can be recorded"):
+            rendering_env(EnvConfig(env="relax_rl_tests/ForHumans-v0"), seed=0)
+        del gym.registry["relax_rl_tests/ForHumans-v0"]
+
+
+def test_drawing_that_fails_is_told_in_one_line():
+    class Undrawn(GoldenEnv):
+        def render(self):
+            raise NameError("name 'sns' is not defined\nand so on")
+
+    told = r".* cannot be drawn: NameError: name 'sns' is not defined$"
+    with VectorEnvs(SyncVectorEnv([Undrawn])) as envs, pytest.raises(SettingsError, match=told):
+        envs.render()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from relax_rl.agents.networks import Networks
 from relax_rl.agents.normalization import ObservationNormalizer
 from relax_rl.compute.devices import resolve_device
 from relax_rl.critics import ValueFunction
+from relax_rl.errors import SettingsError
 from relax_rl.networks.policies import Policy
 from relax_rl.networks.spaces import ActionEncoder, ObservationEncoder
 from relax_rl.settings.config import AgentConfig
@@ -31,6 +35,7 @@ class Actor:
         seed: of the noise.
 
     Attributes:
+        config: the settings, `normalize_obs` being off where there are only images.
         observations, actions: between the environment's spaces and the networks.
         networks: set by whoever inherits this.
         obs_normalizer: of encoded observations, None for none.
@@ -45,9 +50,12 @@ class Actor:
     def __init__(
         self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], config: AgentConfig, seed: int
     ) -> None:
-        self.config, self.seed = config, whole("seed", seed, least=0)
+        self.seed = whole("seed", seed, least=0)
         self.observation_space, self.action_space = observation_space, action_space
         self.observations, self.actions = ObservationEncoder(observation_space), ActionEncoder(action_space)
+        if config.normalize_obs and not len(self.observations.vector_columns()):
+            config = replace(config, normalize_obs=False)  # images are not normalised
+        self.config = config
         if config.squash:
             self.actions.require_bounded()
         self.device = resolve_device(config.device)
@@ -69,6 +77,21 @@ class Actor:
         """c^, of a description of the state and a relaxed action; None for estimators without one."""
         return self.networks.surrogate
 
+    @property
+    def encode(self) -> Callable[[Any], np.ndarray]:
+        """From a batch of raw observations to the array that is normalised."""
+        shift = None if self.obs_normalizer is None else self.obs_normalizer.shift
+        return self.observations.encode if shift is None else partial(self.observations.encode, shift=shift)
+
+    def check_precision(self) -> None:
+        """Raises SettingsError if the networks are not of float32, as observations are."""
+        found = self.policy.head.weight.dtype
+        if found != torch.float32:
+            raise SettingsError(
+                f"the agent's networks are {found}, torch's default dtype when they were made, expected torch.float32; "
+                "call torch.set_default_dtype(torch.float32) before making the agent"
+            )
+
     def normalized(self, obs: Tensor) -> Tensor:
         """Encoded observations `[B, ...]` as the networks take them."""
         return self.obs_normalizer(obs) if self.obs_normalizer is not None else obs
@@ -79,7 +102,9 @@ class Actor:
 
     def sample_noise(self, *shape: int) -> Tensor:
         """`[*shape, ...]` base noise for that many actions, from the agent's generator."""
-        blank = torch.zeros((math.prod(shape), self.policy.num_params), device=self.device)
+        blank = torch.zeros(
+            (math.prod(shape), self.policy.num_params), dtype=self.policy.head.weight.dtype, device=self.device
+        )
         noise = self.policy.distribution(blank).sample_noise(self.generator)
         return noise.reshape(*shape, *noise.shape[1:])
 
@@ -97,7 +122,8 @@ class Actor:
 
     def act(self, obs: Any, *, deterministic: bool = False) -> np.ndarray:
         """Actions for a batch of raw observations, ready for `envs.step`; the mode of the policy if `deterministic`."""
-        encoded = torch.from_numpy(np.ascontiguousarray(self.observations.encode(obs)))
+        self.check_precision()
+        encoded = torch.from_numpy(np.ascontiguousarray(self.encode(obs)))
         if deterministic:
             with torch.inference_mode():
                 outcome = self.policy.distribution(self.policy(self.normalized(encoded.to(self.device)))).mode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -32,6 +33,7 @@ from relax_rl.compute.distributed import Workers
 from relax_rl.compute.host import set_threads
 from relax_rl.envs import Step, VectorEnvs
 from relax_rl.errors import TrainingDiverged
+from relax_rl.networks.images import SMALLEST_IMAGE_SIDE
 from relax_rl.settings.config import AgentConfig
 from relax_rl.settings.fields import whole, with_settings
 from relax_rl.settings.naming import name_of
@@ -80,8 +82,8 @@ class ActorCritic(SavedActor):
         networks: NetworkFactory | None = None,
         **settings: Any,
     ) -> None:
-        config = with_settings(config or AgentConfig(), settings)
-        super().__init__(observation_space, action_space, config, seed)
+        super().__init__(observation_space, action_space, with_settings(config or AgentConfig(), settings), seed)
+        config = self.config
         check_estimator(self.estimator, self.actions)
         with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -89,9 +91,13 @@ class ActorCritic(SavedActor):
             made = make_networks(self.observations, self.actions, config, surrogate=learned, factory=networks)
         self.networks, self.networks_from = made.to(self.device), None if networks is None else name_of(networks)
         self.learner = Learner(self.networks, self.estimator, config, self.generator, own_networks=networks is not None)
-        leaves = self.observations.leaves
-        if config.normalize_obs and (config.normalize_keys or not any(leaf.kind == "image" for leaf in leaves)):
-            chosen = chosen_columns(leaves, config.normalize_keys) if config.normalize_keys else None
+        if config.normalize_obs:
+            columns = self.observations.vector_columns()
+            chosen = None
+            if config.normalize_keys:
+                chosen = chosen_columns(self.observations.leaves, config.normalize_keys)
+            elif len(columns) < self.observations.shape[0]:
+                chosen = np.isin(np.arange(self.observations.shape[0]), columns)
             self.obs_normalizer = ObservationNormalizer(self.observations.shape, self.device, chosen=chosen)
         self.reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
         fitted = self.estimator.uses_surrogate and config.surrogate_scale == "fitted"
@@ -208,6 +214,14 @@ class ActorCritic(SavedActor):
         """
         require_envs(envs, self.observation_space, self.action_space)
         self.learner.check_networks()
+        self.check_precision()
+        if not self.steps and (small := self.observations.small_images()):
+            warnings.warn(
+                f"{', '.join(small)} of the observations goes to an MLP as plain numbers; the CNN is for uint8 images of "
+                f"at least {SMALLEST_IMAGE_SIDE} pixels a side",
+                UserWarning,
+                stacklevel=2,
+            )
         total_steps = whole("total_steps", total_steps, least=0)
         if reset_schedule:
             self.schedule_start = self.steps
@@ -246,10 +260,14 @@ class ActorCritic(SavedActor):
 
     def collector(self, envs: VectorEnvs) -> Collector:
         """What steps these environments, `num_steps` at a time, with this agent's view of them."""
-        seen = self.observations
+        seen, normalizer = self.observations, self.obs_normalizer
+        if normalizer is not None and not normalizer.moments.count and normalizer.shift is None:
+            shift = seen.shift_for(envs.obs)
+            shift = self.workers.from_first(None if shift is None else shift.tolist())
+            normalizer.shift = None if shift is None else np.array(shift)
         return Collector(
             envs,
-            seen.encode,
+            self.encode,
             self.to_env,
             self.config.num_steps,
             watch=self.watch,

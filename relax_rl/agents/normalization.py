@@ -76,6 +76,9 @@ class ObservationNormalizer:
         shape: of one encoded observation.
         device: of the tensors that are normalised.
         chosen: `shape` booleans, which entries are normalised; the others stay what they are. None for all.
+
+    Attributes:
+        shift: `[D]` float64, what has been taken off observations before they get here; None for nothing.
     """
 
     clip = 10.0
@@ -84,6 +87,7 @@ class ObservationNormalizer:
         self, shape: tuple[int, ...], device: torch.device | str = "cpu", *, chosen: np.ndarray | None = None
     ) -> None:
         self.moments, self.device, self.chosen = RunningMoments(shape), device, chosen
+        self.shift: np.ndarray | None = None
         self._limit: float | np.ndarray = self.clip
         if chosen is not None:
             self._limit = np.where(chosen, np.float32(self.clip), np.float32(np.inf))

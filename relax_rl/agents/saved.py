@@ -19,9 +19,11 @@ from relax_rl.agents.saving import (
     described,
     for_learning,
     kind_of,
+    obs_shift,
     without,
     without_temperature,
 )
+from relax_rl.compute.host import single_precision
 from relax_rl.compute.serialization import load_state, pack, save_state, unpack
 from relax_rl.errors import CheckpointError, TrainingDiverged
 from relax_rl.networks.space_json import space_to_json
@@ -75,7 +77,10 @@ class SavedActor(Actor):
             **{name: getattr(self, name) for name in _COUNTERS},
             "compiled_from": self.compiled_from,
             "networks": self.networks_from,
+            "normalizes": self.obs_normalizer is not None,
         }
+        if self.obs_normalizer is not None and self.obs_normalizer.shift is not None:
+            state["obs_shift"] = self.obs_normalizer.shift.tolist()
         return tensors, state
 
     def load_state_dict(
@@ -106,6 +111,7 @@ class SavedActor(Actor):
             counters = {name: whole(name, state[name], least=0) for name in _COUNTERS}
             compiled_from = state.get("compiled_from")
             compiled_from = None if compiled_from is None else whole("compiled_from", compiled_from, least=0)
+            shift = obs_shift(state, self.observations.shape)
             kept = {name: x for name, x in without_temperature(tensors).items() if name != "generator"}
             if "value_replay" not in components and self.config.value_replay:  # saved by a single worker
                 kept = {name: x for name, x in kept.items() if not name.startswith("value_replay.")}
@@ -118,6 +124,8 @@ class SavedActor(Actor):
                 f"the checkpoint does not fit this agent ({reason}); was it made with other settings?"
             ) from None
         vars(self).update(counters, compiled_from=compiled_from)
+        if self.obs_normalizer is not None:
+            self.obs_normalizer.shift = shift
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For other processes: what `save` writes, as `multiprocessing` and Ray hand it on."""
@@ -196,9 +204,10 @@ class SavedActor(Actor):
         kind: Any = kind_of(cls, saved.name, source)
         check_networks(saved.networks, None if networks is None else name_of(networks), source)
         config = replace(saved.config, device=device)
-        made: AgentT = kind(
-            saved.observation_space, saved.action_space, seed=saved.seed, config=config, networks=networks
-        )
+        with single_precision():
+            made: AgentT = kind(
+                saved.observation_space, saved.action_space, seed=saved.seed, config=config, networks=networks
+            )
         return made
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
 from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.networks.space_json import space_from_json
+from relax_rl.networks.spaces import ObservationEncoder
 from relax_rl.settings.config import AgentConfig
 from relax_rl.settings.fields import from_json, whole
 
@@ -22,6 +24,7 @@ __all__ = [
     "described",
     "for_learning",
     "kind_of",
+    "obs_shift",
     "without",
     "without_temperature",
 ]
@@ -52,11 +55,18 @@ def described(state: Mapping[str, Any], source: str) -> Description:
         CheckpointError: if it describes no agent, or one with settings that there are no longer.
     """
     try:
+        config, observed = from_json(AgentConfig, state["config"]), space_from_json(state["observation_space"])
+        if (
+            "normalizes" not in state
+            and not config.normalize_keys
+            and any(leaf.kind == "image" for leaf in ObservationEncoder(observed).leaves)
+        ):
+            config = replace(config, normalize_obs=False)  # version 0.1 normalised nothing beside an image
         return Description(
             str(state["estimator"]),
             whole("seed", state["seed"], least=0),
-            from_json(AgentConfig, state["config"]),
-            space_from_json(state["observation_space"]),
+            config,
+            observed,
             space_from_json(state["action_space"]),
             None if state.get("networks") is None else str(state["networks"]),
         )
@@ -102,6 +112,20 @@ def check_networks(saved: str | None, given: str | None, source: str) -> None:
         raise CheckpointError(f"the networks of {source} are those of {saved}; name them again: networks {saved}")
     if saved != given:
         raise CheckpointError(f"the networks of {source} are {saved or 'those of the settings'}, not those of {given}")
+
+
+def obs_shift(state: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray | None:
+    """What an agent takes off its observations, `shape`; None for nothing.
+
+    Raises:
+        ValueError, TypeError, OverflowError: that is something else.
+    """
+    if state.get("obs_shift") is None:
+        return None
+    shift = np.array(state["obs_shift"], dtype=np.float64)
+    if shift.shape != shape or not np.isfinite(shift).all():
+        raise ValueError(f"obs_shift has shape {shift.shape}, expected finite numbers {shape}")
+    return shift
 
 
 def _family(cls: type[T]) -> list[type[T]]:

@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from relax_rl.errors import SettingsError
 
-__all__ = ["CheckedActions", "action_checker", "copied", "put_row", "share_memory"]
+__all__ = ["CheckedActions", "action_checker", "copied", "put_row", "share_memory", "without_broken"]
 
 
 class CheckedActions(spaces.MultiDiscrete):
@@ -80,3 +80,21 @@ def share_memory(left: Any, right: Any) -> bool:
     if isinstance(left, tuple):
         return any(share_memory(one, other) for one, other in zip(left, right, strict=True))
     return isinstance(left, np.ndarray) and isinstance(right, np.ndarray) and np.may_share_memory(left, right)
+
+
+def without_broken(obs: Any, rows: np.ndarray) -> Any:
+    """The observations, with 0 for what is not finite in some rows.
+
+    Args:
+        obs: arrays `[N, ...]`, nested; none of them is written to.
+        rows: `[N]` bool, which rows to look at.
+    """
+    if isinstance(obs, Mapping):
+        return {key: without_broken(part, rows) for key, part in obs.items()}
+    if isinstance(obs, tuple):
+        return tuple(without_broken(part, rows) for part in obs)
+    if obs.dtype.kind != "f" or np.isfinite(obs[rows]).all():
+        return obs
+    broken = ~np.isfinite(obs)
+    broken[~rows] = False
+    return np.where(broken, np.zeros((), obs.dtype), obs)

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from importlib import import_module
 from typing import Any, Literal, cast, get_args
 
 import gymnasium as gym
-from gymnasium.envs.registration import EnvSpec, parse_env_id
+from gymnasium.envs.registration import EnvSpec, load_env_creator, parse_env_id
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from relax_rl.backends.envpool import EnvPoolVectorEnv, faster_in_envpool, why_not_envpool
+from relax_rl.backends.single import prepared
 from relax_rl.backends.traits import Vectorization, declared_autoreset_mode
 from relax_rl.backends.workers import EnvironmentReport, shielded_from_signals
 from relax_rl.compute.host import usable_cores
 from relax_rl.compute.installation import install_line, typed
-from relax_rl.errors import SettingsError
+from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.settings.fields import shown
 from relax_rl.settings.naming import find_here, is_own, named, require_call
 
-__all__ = ["AskedVectorization", "create_vector_env", "find_spec", "is_atari"]
+__all__ = ["AskedVectorization", "create_vector_env", "find_spec", "is_atari", "one_line_errors"]
 
 AskedVectorization = Literal["auto", "native", "envpool", "sync", "async"]
 
@@ -30,6 +31,9 @@ SubEnvWrapper = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
 
 EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "cv2": "atari-wrappers", "opencv": "atari-wrappers", "pygame": "video"}
 """The extra to install when one of these words stands in the reason why an environment cannot be made."""
+
+_LONGEST = 300
+"""Characters of somebody else's message."""
 
 SET_ELSEWHERE = {
     "reward_clipping": "clip rewards in the agent with reward_clip, so that scores stay raw",
@@ -49,6 +53,7 @@ def create_vector_env(
     autoreset_mode: AutoresetMode | None = None,
     sticky_actions: float = 0.25,
     env_kwargs: Mapping[str, Any] | None = None,
+    drop_keys: Sequence[str] = (),
 ) -> tuple[VectorEnv[Any, Any, Any], Vectorization]:
     """`num_envs` environments of one kind, stepped together, and how they are.
 
@@ -59,21 +64,23 @@ def create_vector_env(
         autoreset_mode: None takes NEXT_STEP, the mode in which Gymnasium itself copies every observation.
         sticky_actions: Atari only.
         env_kwargs: passed on to the environment.
+        drop_keys: leaves of the observations to leave out, which needs one process or one each.
 
     Raises:
         SettingsError: if the environment cannot be made like this; the line says why and what to do.
     """
     if num_envs < 1:
         raise SettingsError(f"num_envs is {num_envs}, expected at least 1")
+    if drop_keys and vectorization not in ("auto", "sync", "async"):
+        raise SettingsError(f"drop_keys needs vectorization 'sync' or 'async', not {vectorization!r}")
+    vectorization = "sync" if drop_keys and vectorization == "auto" else vectorization
     if is_own(vectorization):
         return _of_the_users_own(spec, vectorization, {"num_envs": num_envs, **(env_kwargs or {})})
     if vectorization not in get_args(AskedVectorization):
         raise SettingsError(f"vectorization is {vectorization!r}, expected auto, native, envpool, sync or async")
     kwargs = dict(env_kwargs or {})
-    if is_atari(spec):
-        for name in SET_ELSEWHERE.keys() & kwargs.keys():
-            raise SettingsError(f"{spec.id} does not take {name!r} here: {SET_ELSEWHERE[name]}")
-    with _one_line_errors(spec):
+    with one_line_errors(spec):
+        _check_settings(spec, kwargs)
         if vectorization == "native" or (vectorization == "auto" and _prefers_native(spec, kwargs)):
             env = _native(spec, num_envs, autoreset_mode, sticky_actions, kwargs)
             declared = declared_autoreset_mode(env)
@@ -93,7 +100,7 @@ def create_vector_env(
                 raise SettingsError(refusal)
         mode = autoreset_mode or AutoresetMode.NEXT_STEP
         chosen: Vectorization = "async" if vectorization == "async" else "sync"
-        return _one_by_one(spec, num_envs, chosen, mode, sticky_actions, kwargs), chosen
+        return _one_by_one(spec, num_envs, chosen, mode, sticky_actions, kwargs, drop_keys), chosen
 
 
 def find_spec(env_id: str) -> EnvSpec:
@@ -104,7 +111,7 @@ def find_spec(env_id: str) -> EnvSpec:
     """
     module, _, name = env_id.rpartition(":")
     if module:
-        _import_module(module, env_id)
+        _register_by(module, name, env_id)
     if name.startswith("ALE/") or name not in gym.registry:
         _register_atari(name)
     spec = gym.registry.get(name)
@@ -166,6 +173,7 @@ def _one_by_one(
     mode: AutoresetMode,
     sticky_actions: float,
     kwargs: Mapping[str, Any],
+    drop_keys: Sequence[str],
 ) -> VectorEnv[Any, Any, Any]:
     if spec.entry_point is None:
         raise SettingsError(f"{spec.id} exists as native vector code only; use vectorization 'auto' or 'native'")
@@ -173,6 +181,7 @@ def _one_by_one(
     wrappers: list[Any] = []
     if is_atari(spec):
         settings, wrappers = _atari_classic(sticky_actions, settings)
+    wrappers.append(prepared(spec.id, drop_keys))
     if mode is AutoresetMode.SAME_STEP:
         wrappers.append(_OwnObservation)
     if vectorization == "async":
@@ -184,7 +193,7 @@ def _one_by_one(
             vectorization_mode=vectorization,
             vector_kwargs={"autoreset_mode": mode},
             wrappers=wrappers,
-            **settings,
+            **{"disable_env_checker": True, **settings},  # observations are checked in one line
         )
 
 
@@ -221,15 +230,27 @@ def _of_the_users_own(
     return made, cast(Vectorization, name)
 
 
-def _import_module(module: str, env_id: str) -> None:
+def _register_by(module: str, name: str, env_id: str) -> None:
+    """Import a module, and call its `register_envs`, or that of its `gym`, if that has not registered a name."""
+    home = _import_module(module, env_id)
+    if name in gym.registry:
+        return
+    if not hasattr(home, "register_envs"):
+        with suppress(ImportError):
+            home = import_module(f"{module}.gym")
+    if callable(register := getattr(home, "register_envs", None)):
+        register()
+
+
+def _import_module(module: str, env_id: str) -> Any:
     if not all(part.isidentifier() for part in module.split(".")):
         raise SettingsError(f"environment {env_id!r}: {module!r} is no name of a module; expected module:EnvId")
     find_here()
     try:
-        import_module(module)
-    except ImportError as missing:
+        return import_module(module)
+    except Exception as missing:  # whatever a module of somebody's own does when it is imported
         raise SettingsError(
-            f"environment {env_id!r}: cannot import {module!r} ({_first_line(missing)}); "
+            f"environment {env_id!r}: cannot import {module!r} ({_told(missing)}); "
             "install it, or put its folder on PYTHONPATH"
         ) from missing
 
@@ -268,18 +289,38 @@ def _near_names(env_id: str, count: int = 3) -> list[str]:
     return list(dict.fromkeys(same + [spelled[name] for name in similar]))[:count]
 
 
+def _check_settings(spec: EnvSpec, kwargs: Mapping[str, Any]) -> None:
+    """Raises SettingsError for what is set elsewhere, or where an environment's class says that it renders no frames."""
+    if is_atari(spec):
+        for name in SET_ELSEWHERE.keys() & kwargs.keys():
+            raise SettingsError(f"{spec.id} does not take {name!r} here: {SET_ELSEWHERE[name]}")
+    mode = kwargs.get("render_mode")
+    if mode != "rgb_array" or spec.entry_point is None:  # other modes may be made of it by Gymnasium
+        return
+    kind = spec.entry_point if callable(spec.entry_point) else load_env_creator(spec.entry_point)
+    modes = (getattr(kind, "metadata", None) or {}).get("render_modes")
+    if modes is not None and mode not in modes:
+        only = f"renders {', '.join(modes)} only" if modes else "renders nothing"
+        raise SettingsError(f"{spec.id} {only}, expected {mode}; no video can be recorded of it")
+
+
 @contextmanager
-def _one_line_errors(spec: EnvSpec) -> Iterator[None]:
+def one_line_errors(spec: EnvSpec) -> Iterator[None]:
+    """A context in which whatever goes wrong in making an environment becomes a SettingsError of one line."""
     try:
         yield
+    except RelaxRLError:
+        raise
     except (ImportError, gym.error.DependencyNotInstalled) as missing:
         raise SettingsError(_missing_line(spec, missing)) from missing
     except gym.error.Error as wrong:
         raise SettingsError(f"{spec.id} cannot be made: {_first_line(wrong)}") from wrong
-    except TypeError as wrong:
-        if "keyword argument" not in str(wrong):
-            raise
-        raise SettingsError(f"{spec.id} does not take these settings: {_first_line(wrong)}") from wrong
+    except Exception as wrong:  # whatever an environment of somebody's own does when it is made
+        if isinstance(wrong, TypeError) and "keyword argument" in str(wrong):
+            raise SettingsError(f"{spec.id} does not take these settings: {_first_line(wrong)}") from wrong
+        # stable-retro's emulator
+        advice = "; use vectorization 'async'" if "per process" in str(wrong) else ""
+        raise SettingsError(f"{spec.id} cannot be made: {_told(wrong)}{advice}") from wrong
 
 
 def _missing_line(spec: EnvSpec, missing: Exception) -> str:
@@ -296,4 +337,10 @@ def _missing_line(spec: EnvSpec, missing: Exception) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).splitlines() or [type(error).__name__])[0][:_LONGEST]
+
+
+def _told(error: BaseException) -> str:
+    """The first line of an error behind its type, which says more than many a message."""
+    kind, line = type(error).__name__, _first_line(error)
+    return line if isinstance(error, ImportError) or line == kind else f"{kind}: {line}"

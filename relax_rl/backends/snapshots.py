@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -10,6 +11,7 @@ import numpy as np
 
 from relax_rl.backends.actions import BinnedActions
 from relax_rl.backends.creation import find_spec, is_atari
+from relax_rl.backends.single import SingleEnv
 from relax_rl.errors import SettingsError
 
 __all__ = ["ForkableEnv"]
@@ -27,7 +29,8 @@ class ForkableEnv:
     Args:
         env_id: Gymnasium id, or `module:EnvId`.
         bins: cut continuous actions into this many values per dimension, as `make_envs` does; 0 leaves them.
-        env_kwargs: for the environment.
+        drop_keys: leaves of the observations to leave out, as there.
+        env_kwargs: for the environment, as there.
 
     Attributes:
         obs: the last observation.
@@ -37,8 +40,10 @@ class ForkableEnv:
         SettingsError: the environment cannot be made, or its state cannot be had again.
     """
 
-    def __init__(self, env_id: str, *, bins: int = 0, **env_kwargs: Any) -> None:
-        self._spec, self._kwargs, self._bins = find_spec(env_id), env_kwargs, bins
+    def __init__(self, env_id: str, *, bins: int = 0, drop_keys: Sequence[str] = (), **env_kwargs: Any) -> None:
+        given = env_kwargs.pop("env_kwargs", None) or {}
+        self._spec, self._kwargs, self._bins = find_spec(env_id), {**given, **env_kwargs}, bins
+        self._drop = tuple(drop_keys)
         if is_atari(self._spec):
             raise SettingsError(f"the state of {self._spec.id} cannot be had again with a random future of its own")
         self._env = self._make()
@@ -76,7 +81,7 @@ class ForkableEnv:
         self._env.close()
 
     def _make(self) -> gym.Env[Any, Any]:
-        env = gym.make(self._spec, **self._kwargs)
+        env = SingleEnv(gym.make(self._spec, disable_env_checker=True, **self._kwargs), self._drop, self._spec.id)
         return BinnedActions(env, self._bins) if self._bins else env
 
     def _replayed(self) -> gym.Env[Any, Any]:

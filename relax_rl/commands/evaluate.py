@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from relax_rl.compute.host import set_threads
 from relax_rl.compute.serialization import write_json
+from relax_rl.runs.displays import describe_number, say
 from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.record import known_env, read_config
+from relax_rl.settings.config import STEP_LIMIT
 from relax_rl.settings.fields import check, setting
 from relax_rl.settings.naming import named
 from relax_rl.settings.options import parse
@@ -38,6 +42,8 @@ class EvaluateConfig:
     """Seed of the environments and of sampled actions."""
     num_envs: int = setting(8, least=1)
     """Environments stepped side by side."""
+    step_limit: int = setting(STEP_LIMIT, least=0)
+    """Steps after which an episode is cut off, and counts with the return it has by then; 0 for no limit."""
     device: str = "cpu"
     """Device of the networks: cpu, cuda, cuda:1, mps, or auto."""
     env: str | None = None
@@ -58,9 +64,11 @@ def evaluate_command(args: Sequence[str], prog: str) -> int:
     how = "deterministic" if result["deterministic"] else "sampled"
     print(f"{result['env']} · {result['estimator']} · {result['checkpoint']}")
     print(
-        f"return {result['return_mean']:.2f} ± {result['return_std']:.2f} (mean ± standard deviation of "
+        f"return {describe_number(result['return_mean'])} ± {describe_number(result['return_std'])} (mean ± standard deviation of "
         f"{result['episodes']} episodes, {how} actions, mean length {result['length_mean']:.0f})"
     )
+    if result["cut_off"]:
+        print(f"  cut off     {result['cut_off_told']}")
     print(f"  written to  {RunFolder(Path(config.run)).evaluation}")
     if result["video"] is not None:
         print(f"  video       {result['video']} (return {result['video_return']:g})")
@@ -77,7 +85,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     """
     from relax_rl.agents import learn_of
     from relax_rl.runs.agent import load_agent
-    from relax_rl.runs.evaluation import evaluate, evaluation_envs
+    from relax_rl.runs.evaluation import evaluate, evaluation_envs, now_and_then
     from relax_rl.runs.video import record_video, rendering_env
 
     folder = RunFolder(Path(config.run))
@@ -92,12 +100,18 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
         # Before anything is played, so that a missing extra costs no time.
         camera = stack.enter_context(rendering_env(settings, seed=config.seed)) if config.video else None
         envs = stack.enter_context(evaluation_envs(settings, episodes=config.episodes, seed=config.seed))
-        scores = evaluate(agent, envs, episodes=config.episodes, seed=config.seed, deterministic=config.deterministic)
+        how: dict[str, Any] = {
+            "seed": config.seed,
+            "deterministic": config.deterministic,
+            "step_limit": config.step_limit,
+        }
+        shown = now_and_then(partial(say, file=sys.stderr), config.episodes)
+        scores = evaluate(agent, envs, episodes=config.episodes, progress=shown, **how)
         assert scores is not None  # nothing breaks it off
         video, seen = None, None
         if camera is not None:
             video = folder.videos / f"step_{agent.steps:09d}-seed_{config.seed}.mp4"
-            seen = record_video(agent, camera, video, seed=config.seed, deterministic=config.deterministic)
+            seen = record_video(agent, camera, video, **how)
     result = {
         "env": settings.env,
         "estimator": agent.name,
@@ -111,6 +125,8 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
         "return_min": min(scores.returns),
         "return_max": max(scores.returns),
         "length_mean": scores.length_mean,
+        "cut_off": scores.cut_off,
+        "cut_off_told": scores.cut_off_told("--step-limit"),
         "returns": list(scores.returns),
         "lengths": list(scores.lengths),
         "video": video,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from relax_rl.compute import distributed
 from relax_rl.compute.installation import typed
+from relax_rl.runs.displays import describe_number
 from relax_rl.runs.folder import RunFolder, refuse_used
 from relax_rl.runs.interruption import exit_code
 from relax_rl.runs.record import named_again, read_config, resumed_config, settings_to_resume
@@ -69,7 +70,11 @@ def _summary(result: TrainingResult, config: TrainConfig, prog: str, seconds: fl
     folder = RunFolder(result.run_dir)
     run_dir = shlex.quote(str(result.run_dir))
     again = named_again(config)
-    mean = "no episode has finished" if not result.episodes else f"mean return of the last 100 {result.return_mean:.1f}"
+    mean = (
+        "no episode has finished"
+        if not result.episodes
+        else f"mean return of the last 100 {describe_number(result.return_mean)}"
+    )
     if result.stopped_by in ENDS:
         end = ENDS[result.stopped_by].format(target=config.run.stop_at_return)
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from relax_rl.compute.host import usable_cores
 from relax_rl.compute.serialization import write_json
@@ -30,6 +30,8 @@ class CompareConfig:
 
     env: tuple[str, ...] = setting(("CartPole-v1",), fits=bool, expected="the id of an environment")
     """Gymnasium ids; ID,bins=7 cuts continuous actions into 7 values per dimension."""
+    env_kwargs: dict[str, Any] | None = None
+    """Settings of the environments themselves, for all contestants: name=value pairs, values in JSON, or one JSON object."""
     estimators: tuple[str, ...] = ("auto", "a2c")
     """Contestants: an estimator, with settings of its own (relax:surrogate_steps=4,hidden=64x64), and with a label (best=relax:policy_lr=2e-3)."""
     peers: tuple[PeerName, ...] = ()

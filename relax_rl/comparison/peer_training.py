@@ -13,7 +13,7 @@ import json
 import signal
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -67,6 +67,8 @@ class PeerConfig:
     """Stop once the mean return of the last 100 episodes reaches this."""
     bins: int = 0
     """Cut each dimension of continuous actions into this many values; 0 leaves them as they are."""
+    env_kwargs: dict[str, Any] | None = None
+    """Settings of the environment itself: name=value pairs, values in JSON, or one JSON object."""
     set: tuple[str, ...] = ()
     """Keyword arguments of the algorithm over the published ones: name=value, values in JSON."""
     log_interval: int = setting(2_000, least=1)
@@ -130,7 +132,7 @@ def train_peer(config: PeerConfig) -> signal.Signals | None:
             earlier = read_record(folder).get("resumed", [])
             note(folder, resumed=[*earlier, {"step": state["step"], "time": now()}])
             seed = int(np.random.SeedSequence([config.seed, state["step"]]).generate_state(1)[0] % 2**31)
-        envs = make_peer_envs(peer, seed, config.bins)
+        envs = make_peer_envs(peer, seed, config.bins, config.env_kwargs)
         try:
             model = make_peer(peer, envs, seed)
             run = _Run(config, folder, interruption)
@@ -222,14 +224,16 @@ class _Run(BaseCallback):
         remove_all_but(self.folder.checkpoints)
 
 
-def make_peer_envs(peer: Peer, seed: int, bins: int = 0) -> VecEnv:
+def make_peer_envs(peer: Peer, seed: int, bins: int = 0, env_kwargs: Mapping[str, Any] | None = None) -> VecEnv:
     """The peer's environments, seeded, each with a Monitor, normalised if its setting says so."""
     if peer.atari:
         gymnasium.register_envs(ale_py)
-        skipping = {"frameskip": 1} if peer.env.startswith("ALE/") else None
-        return VecFrameStack(make_atari_env(peer.env, n_envs=peer.num_envs, seed=seed, env_kwargs=skipping), n_stack=4)
+        skipping = {"frameskip": 1} if peer.env.startswith("ALE/") else {}
+        kwargs = {**skipping, **(env_kwargs or {})}
+        return VecFrameStack(make_atari_env(peer.env, n_envs=peer.num_envs, seed=seed, env_kwargs=kwargs), n_stack=4)
     cut: dict[str, Any] = {"wrapper_class": BinnedActions, "wrapper_kwargs": {"bins": bins}} if bins else {}
-    envs: VecEnv = make_vec_env(peer.env, n_envs=peer.num_envs, seed=seed, **cut)
+    kwargs = dict(env_kwargs or {})
+    envs: VecEnv = make_vec_env(peer.env, n_envs=peer.num_envs, seed=seed, env_kwargs=kwargs, **cut)
     return VecNormalize(envs, gamma=peer.settings.get("gamma", 0.99)) if peer.normalize else envs
 
 

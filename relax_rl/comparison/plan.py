@@ -43,6 +43,7 @@ class Environment:
         threshold: mean return of 100 episodes that counts as solved, if there is one.
         id: Gymnasium's.
         bins: values that each dimension of its actions is cut into; 0 leaves them as they are.
+        kwargs: settings of its own, if any.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Environment:
     threshold: float | None
     id: str
     bins: int = 0
+    kwargs: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,12 @@ def make_environments(config: CompareConfig) -> tuple[list[Environment], dict[st
     found, spaces = [], {}
     for name in config.env:
         env, bins = _parse_env(name)
-        with make_envs(env, num_envs=1, seed=0) as envs:
+        with make_envs(env, num_envs=1, seed=0, env_kwargs=config.env_kwargs) as envs:
             spaces[name] = (envs.single_observation_space, envs.single_action_space)
             threshold = given.get(name, given.get("", envs.solve_threshold))
         _cut(spaces[name][1], bins)
         steps = config.total_steps or preset_config(env).run.total_steps
-        found.append(Environment(name, steps, threshold, env, bins))
+        found.append(Environment(name, steps, threshold, env, bins, config.env_kwargs))
         if config.stop_when_solved and threshold is None:
             raise SettingsError(f"{name} has no registered threshold to stop at; give one by --threshold {name}=VALUE")
     return found, spaces
@@ -153,7 +155,7 @@ def own_config(env: Environment, contestant: Contestant) -> TrainConfig:
     """
     from relax_rl.settings.presets import preset_config
 
-    settings = {"bins": env.bins, **contestant.settings}
+    settings = {"bins": env.bins, "env_kwargs": env.kwargs, **contestant.settings}
     return preset_config(env.id, contestant.kind, preset=settings.pop("preset", "auto"), **settings)
 
 
@@ -183,6 +185,7 @@ def run_task(
     changes = {**contestant.settings, **(settings or {})}
     given: dict[str, Any] = {"env": env.id, "seed": seed, "total_steps": steps, "run_dir": folder}
     given |= {} if stop is None else {"stop_at_return": stop}
+    given |= {} if env.kwargs is None else {"env_kwargs": env.kwargs}
     if contestant.peer:
         texts = tuple(f"{name}={json.dumps(value)}" for name, value in changes.items())
         ours: dict[str, Any] = {"bins": env.bins, "algo": contestant.kind, **given, **({"set": texts} if texts else {})}
@@ -216,6 +219,8 @@ def options(settings: Mapping[str, Any]) -> list[str]:
             found.append(option if value else f"--no-{option[2:]}")
         elif isinstance(value, tuple):
             found += [option, *map(str, value)]
+        elif isinstance(value, Mapping):
+            found.append(f"{option}={json.dumps(dict(value))}")
         else:
             found.append(f"{option}={value}")
     return found

@@ -5,14 +5,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import IO
 
 from relax_rl.compute import distributed
 
-__all__ = ["lock", "retire_threads", "set_threads", "usable_cores"]
+__all__ = ["lock", "retire_threads", "set_threads", "single_precision", "usable_cores"]
 
 _PAUSE_SOFT = 1
 
@@ -32,6 +32,19 @@ def set_threads(threads: int, stack: ExitStack) -> None:
 
     stack.callback(torch.set_num_threads, torch.get_num_threads())
     torch.set_num_threads(threads or usable_cores())
+
+
+@contextmanager
+def single_precision() -> Iterator[None]:
+    """Makes float32 torch's default, whatever a user has made it, until the end of the block."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def retire_threads() -> None:

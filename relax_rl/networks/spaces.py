@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from gymnasium import spaces
 
 from relax_rl.errors import SettingsError, TrainingDiverged
+from relax_rl.networks.images import image_encoder, looks_like_image
 
-__all__ = ["ActionEncoder", "Leaf", "ObservationEncoder"]
+__all__ = ["ActionEncoder", "Leaf", "ObservationEncoder", "leaf_spaces"]
+
+_FAR = 2.0**16
+"""Size of a number from which float32 may cut digits that matter: its steps are 1/128 there."""
 
 ActionKind = Literal["categorical", "multi_categorical", "bernoulli", "gaussian"]
-
-SMALLEST_IMAGE_SIDE = 36
-"""Shortest side that the three convolutions of the Nature CNN (8/4, 4/2, 3/1) leave a pixel of."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class _LeafEncoder:
 
     def find(self, observation: Any) -> np.ndarray:
         for key in self.path:
-            observation = observation[key]
+            observation = observation[int(key) if isinstance(observation, tuple) else key]
         return np.asarray(observation)
 
 
@@ -76,7 +77,10 @@ class ObservationEncoder:
 
     def __init__(self, space: spaces.Space[Any]) -> None:
         self.space = space
-        self._encoders = tuple(_leaf_encoder(path, part) for path, part in _walk(space, ()))
+        # A Tuple of which parts are left out is a Dict by their places.
+        left = space.spaces if isinstance(space, spaces.Dict) else ()
+        self._by_place = isinstance(space, spaces.Tuple) or (bool(left) and all(str(key).isdecimal() for key in left))
+        self._encoders = tuple(_leaf_encoder(path, part) for path, part in leaf_spaces(space))
         self.leaves: tuple[Leaf, ...] = tuple(encoder.leaf for encoder in self._encoders)
         size = sum(leaf.size for leaf in self.leaves)
         if size == 0:
@@ -85,11 +89,12 @@ class ObservationEncoder:
         self.shape: tuple[int, ...] = self.leaves[0].shape if self.is_image else (size,)
         self.dtype: np.dtype[Any] = np.dtype(np.uint8 if self.is_image else np.float32)
 
-    def encode(self, batch: Any) -> np.ndarray:
+    def encode(self, batch: Any, *, shift: np.ndarray | None = None) -> np.ndarray:
         """A batch of observations as one array `[N, *shape]` of `dtype`.
 
         Args:
             batch: arrays `[N, ...]`, nested like the space, as a vector environment returns them.
+            shift: `[D]` float64, taken off flat encodings before their digits are cut to float32.
 
         Returns:
             A new array, or a view of the batch where nothing had to change.
@@ -97,17 +102,52 @@ class ObservationEncoder:
         if len(self._encoders) == 1:
             only = self._encoders[0]
             encoded = only.encode(only.find(batch))
-            return (
-                encoded if self.is_image else encoded.reshape(len(encoded), *self.shape).astype(np.float32, copy=False)
-            )
+            if self.is_image:
+                return encoded
+            encoded = encoded.reshape(len(encoded), *self.shape)
+            return (encoded if shift is None else encoded - shift).astype(np.float32, copy=False)
         arrays = [encoder.find(batch) for encoder in self._encoders]
         out = np.empty((len(arrays[0]), *self.shape), dtype=np.float32)
         begin = 0
         for encoder, array in zip(self._encoders, arrays, strict=True):
             end = begin + encoder.leaf.size
-            out[:, begin:end] = encoder.encode(array).reshape(len(array), encoder.leaf.size)
+            part = encoder.encode(array).reshape(len(array), encoder.leaf.size)
+            out[:, begin:end] = part if shift is None else part - shift[begin:end]
             begin = end
         return out
+
+    def shift_for(self, batch: Any) -> np.ndarray | None:
+        """What to take off observations of which float32 would lose digits, such as the seconds since 1970.
+
+        Args:
+            batch: `[N, ...]` the first ones.
+
+        Returns:
+            `[D]` float64, 0 where float32 will do; None where it does everywhere.
+        """
+        if self.is_image:
+            return None
+        shift, begin = np.zeros(self.shape), 0
+        for encoder in self._encoders:
+            array, end = encoder.find(batch), begin + encoder.leaf.size
+            if encoder.encode is _as_it_is and array.dtype.itemsize >= 4 and array.dtype != np.float32:
+                first = array[0].reshape(-1).astype(np.float64)
+                shift[begin:end] = np.where(np.isfinite(first) & (np.abs(first) >= _FAR), first, 0.0)
+            begin = end
+        return shift if shift.any() else None
+
+    def vector_columns(self) -> np.ndarray:
+        """`[K]` the entries of an encoding that are none of an image."""
+        kinds = np.repeat([leaf.kind for leaf in self.leaves], [leaf.size for leaf in self.leaves])
+        return np.flatnonzero(kinds == "vector")
+
+    def small_images(self) -> list[str]:
+        """Names and shapes of leaves that may be meant as images, and go to an MLP as plain numbers."""
+        return [
+            f"{leaf.name!r} ({space.dtype}, {'x'.join(map(str, space.shape))})"
+            for leaf, (_, space) in zip(self.leaves, leaf_spaces(self.space), strict=True)
+            if leaf.kind == "vector" and looks_like_image(space)
+        ]
 
     def leaf_at(self, column: int) -> Leaf:
         """The leaf that an entry of a flat encoding belongs to."""
@@ -121,7 +161,7 @@ class ObservationEncoder:
             SettingsError: if the observation fits neither.
         """
         expected = f"expected one of {self.space}, or a batch of them"
-        if isinstance(observation, tuple) and not isinstance(self.space, spaces.Tuple):
+        if isinstance(observation, tuple) and not self._by_place:
             raise SettingsError(
                 f"an observation is a tuple; {expected}; give the first part of what env.reset() returns"
             )
@@ -235,21 +275,26 @@ class ActionEncoder:
         return whole.astype(self.space.dtype, copy=False)
 
 
-def _walk(space: spaces.Space[Any], path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+def leaf_spaces(
+    space: spaces.Space[Any], path: tuple[str | int, ...] = ()
+) -> Iterator[tuple[tuple[str | int, ...], Any]]:
     """Every leaf space with the keys that lead to it, in the order of the space."""
     if isinstance(space, spaces.Dict):
         for key, part in space.spaces.items():
-            yield from _walk(part, (*path, key))
+            yield from leaf_spaces(part, (*path, key))
     elif isinstance(space, spaces.Tuple):
         for index, part in enumerate(space.spaces):
-            yield from _walk(part, (*path, index))
+            yield from leaf_spaces(part, (*path, index))
     else:
         yield path, space
 
 
 def _map_leaves(function: Callable[[Any], np.ndarray], space: spaces.Space[Any], observation: Any) -> Any:
-    if isinstance(space, spaces.Dict) and isinstance(observation, Mapping):
-        return {key: _map_leaves(function, part, observation[key]) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Dict) and isinstance(observation, Mapping | tuple):
+        by_place, held = isinstance(observation, tuple), cast(Any, observation)
+        return {
+            key: _map_leaves(function, part, held[int(key) if by_place else key]) for key, part in space.spaces.items()
+        }
     if isinstance(space, spaces.Tuple):
         return tuple(_map_leaves(function, part, observation[i]) for i, part in enumerate(space.spaces))
     return function(observation)
@@ -259,7 +304,7 @@ def _leaf_encoder(path: tuple[str | int, ...], space: spaces.Space[Any]) -> _Lea
     name = ".".join(str(key) for key in path) or "obs"
     shape: tuple[int, ...] = space.shape or ()
     if isinstance(space, spaces.Box):
-        image = _image_encoder(space)
+        image = image_encoder(space)
         if image is not None:
             (channels, height, width), encode = image
             leaf = Leaf(name, "image", channels * height * width, (channels, height, width))
@@ -301,28 +346,3 @@ def _one_hot_encoder(name: str, choices: np.ndarray, start: np.ndarray) -> Calla
         return out
 
     return encode
-
-
-def _image_encoder(space: spaces.Box) -> tuple[tuple[int, int, int], Callable[[np.ndarray], np.ndarray]] | None:
-    """Shape `(C, H, W)` and the way `[N, *space.shape]` becomes `[N, C, H, W]`, or None if it is no image."""
-    shape = space.shape
-    if space.dtype != np.uint8 or len(shape) not in (2, 3, 4):
-        return None
-    if len(shape) == 2:
-        height, width = shape
-        frames, channels, last = 1, 1, False
-    else:
-        frames = shape[0] if len(shape) == 4 else 1
-        last = shape[-1] <= shape[-3]
-        height, width = shape[-3:-1] if last else shape[-2:]
-        channels = shape[-1] if last else shape[-3]
-    if min(height, width) < SMALLEST_IMAGE_SIDE or frames * channels == 0:
-        return None
-    chw = (frames * channels, height, width)
-
-    def encode(batch: np.ndarray) -> np.ndarray:
-        if last:
-            batch = np.moveaxis(batch, -1, -3)
-        return batch.reshape(len(batch), *chw)
-
-    return chw, encode

@@ -14,7 +14,7 @@ from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.record import check_recorded
 from relax_rl.runs.session import Clock
 from relax_rl.settings.config import TrainConfig
-from relax_rl.settings.fields import flat, whole
+from relax_rl.settings.fields import flat, whole, with_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,8 +108,10 @@ def steps_of(state: Mapping[str, Any], path: Path) -> int:
         raise CheckpointError(f"{path} does not describe an agent") from None
 
 
-def check_same_run(config: TrainConfig, estimator: str, state: Mapping[str, Any], path: Path) -> None:
+def check_same_run(config: TrainConfig, estimator: str, state: Mapping[str, Any], path: Path) -> TrainConfig:
     """Refuse a checkpoint whose agent is not that of the run that `config.json` tells of.
+
+    Returns the settings; those of a run of version 0.1 may say that it normalises, and are put right.
 
     Args:
         config: of the run.
@@ -124,8 +126,10 @@ def check_same_run(config: TrainConfig, estimator: str, state: Mapping[str, Any]
 
     found = described(state.get("agent", {}), str(path))
     theirs = {**flat(found.config), "seed": found.seed, "estimator": found.name}
-    del theirs["device"]
+    for name in {"device"} | ({"normalize_obs"} if "normalizes" not in state["agent"] else set()):
+        del theirs[name]
     check_recorded(theirs, {**flat(config.agent), "seed": config.run.seed, "estimator": estimator}, path)
+    return with_settings(config, {"normalize_obs": found.config.normalize_obs})
 
 
 def load_agent(

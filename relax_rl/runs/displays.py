@@ -12,12 +12,22 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["Display", "PlainDisplay", "RichDisplay", "counting", "describe_duration", "make_display"]
+__all__ = ["Display", "PlainDisplay", "RichDisplay", "counting", "describe_duration", "describe_number", "make_display"]
 
 
 def describe_return(mean: float) -> str:
     """`mean return 21.2`."""
-    return "mean return none yet" if math.isnan(mean) else f"mean return {mean:.1f}"
+    return "mean return none yet" if math.isnan(mean) else f"mean return {describe_number(mean)}"
+
+
+def describe_number(x: float) -> str:
+    """With as many digits as its size asks for: `321.5`, `21.2`, `4.25`, `0.953`, `0.0012`."""
+    size = abs(x)
+    if size >= 10:
+        return f"{x:.1f}"
+    if size >= 1:
+        return f"{x:.2f}"
+    return f"{x:.3f}" if size >= 0.01 or not size else f"{x:.2g}"
 
 
 class Display:

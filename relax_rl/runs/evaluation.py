@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from relax_rl.settings.config import STEP_LIMIT
 from relax_rl.settings.fields import to_json
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from relax_rl.envs import VectorEnvs
     from relax_rl.settings.config import EnvConfig
 
-__all__ = ["EVALUATION_STREAM", "Scores", "envs_of", "evaluate", "evaluation_envs"]
+__all__ = ["EVALUATION_STREAM", "Scores", "envs_of", "evaluate", "evaluation_envs", "now_and_then"]
 
 EVALUATION_STREAM = 10**12
 """Second word of the seed of environments for evaluation; a step count, the second word on resuming, never gets there."""
@@ -24,10 +26,17 @@ EVALUATION_STREAM = 10**12
 
 @dataclass(frozen=True)
 class Scores:
-    """Raw returns and lengths of the episodes of one evaluation, `returns[i]` with `lengths[i]`."""
+    """Raw returns and lengths of the episodes of one evaluation, `returns[i]` with `lengths[i]`.
+
+    Attributes:
+        cut_off: how many of the episodes reached the step limit, and count with what they had by then.
+        step_limit: that limit; 0 if none did.
+    """
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
+    cut_off: int = 0
+    step_limit: int = 0
 
     @property
     def mean(self) -> float:
@@ -43,6 +52,34 @@ class Scores:
     def length_mean(self) -> float:
         """Mean number of steps."""
         return sum(self.lengths) / len(self.lengths)
+
+    def cut_off_told(self, option: str) -> str:
+        """The line that is said of episodes that were cut off, naming the option of their limit; empty if there are none."""
+        if not self.cut_off:
+            return ""
+        return (
+            f"{self.cut_off:,} of {len(self.returns):,} episodes were cut off after {self.step_limit:,} steps, and count "
+            f"with the return and length they had by then; {option} changes that"
+        )
+
+
+def now_and_then(say: Callable[[str], object], episodes: int, *, interval: float = 10.0) -> Callable[[int, int], None]:
+    """For `progress` of `evaluate`: a line every few seconds of an evaluation that takes longer.
+
+    Args:
+        say: shows a line.
+        episodes: of the evaluation.
+        interval: seconds.
+    """
+    last = time.monotonic()
+
+    def told(done: int, steps: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= interval:
+            last = time.monotonic()
+            say(f"evaluating: {done:,} of {episodes:,} episodes so far, {steps:,} steps")
+
+    return told
 
 
 def envs_of(config: EnvConfig, *, seed: int | Sequence[int], **changes: Any) -> VectorEnvs:
@@ -81,8 +118,10 @@ def evaluate(
     episodes: int,
     seed: int,
     deterministic: bool,
+    step_limit: int = STEP_LIMIT,
     should_stop: Callable[[], bool] | None = None,
     after_step: Callable[[], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Scores | None:
     """Returns of whole episodes, without learning anything.
 
@@ -95,8 +134,10 @@ def evaluate(
         episodes: how many in all.
         seed: of the environments and of the agent's actions.
         deterministic: take the mode of the policy instead of a sample.
+        step_limit: steps after which an episode is cut off, and counts with what it has by then; 0 for none.
         should_stop: asked after every step; True breaks off.
         after_step: called after every step (to take a picture, say).
+        progress: called after every step with the number of episodes that are done, and of steps.
 
     Returns:
         The scores, ordered by environment; None if broken off.
@@ -111,20 +152,32 @@ def evaluate(
         finished: list[list[tuple[float, int]]] = [[] for _ in quota]
         returns = np.zeros(envs.num_envs)
         lengths = np.zeros(envs.num_envs, dtype=np.int64)
+        stuck, cut_off, steps = np.zeros(envs.num_envs, dtype=bool), 0, 0
         envs.reset((seed, EVALUATION_STREAM))
-        while any(len(done) < wanted for done, wanted in zip(finished, quota, strict=True)):
+        while any(wanting := [len(done) < wanted for done, wanted in zip(finished, quota, strict=True)]):
+            if stuck[wanting].all():  # only all environments can be reset together, whatever steps them
+                envs.reset()
+                stuck[:] = returns[:] = lengths[:] = 0
             step = envs.step(agent.act(envs.obs, deterministic=deterministic))
             returns += step.reward
             lengths += step.valid
-            for row in np.flatnonzero(step.terminated | step.truncated):
+            steps += int(np.count_nonzero(step.valid))
+            ends = step.terminated | step.truncated
+            cut = ~(ends | stuck) & (lengths >= (step_limit or np.inf))
+            for row in np.flatnonzero((ends & ~stuck) | cut):
                 if len(finished[row]) < quota[row]:
                     finished[row].append((float(returns[row]), int(lengths[row])))
-                returns[row] = lengths[row] = 0
+                    cut_off += int(cut[row])
+            stuck = (stuck | cut) & ~ends
+            returns[ends] = lengths[ends] = 0
             if after_step is not None:
                 after_step()
+            if progress is not None:
+                progress(sum(map(len, finished)), steps)
             if should_stop is not None and should_stop():
                 return None
         scores = [score for done in finished for score in done]
-        return Scores(tuple(r for r, _ in scores), tuple(length for _, length in scores))
+        returned, lasted = tuple(r for r, _ in scores), tuple(length for _, length in scores)
+        return Scores(returned, lasted, cut_off=cut_off, step_limit=step_limit if cut_off else 0)
     finally:
         agent.generator.set_state(saved)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from relax_rl.compute.serialization import read_regular, write_text_atomic, writing
+from relax_rl.errors import SettingsError
 
 __all__ = [
     "EPISODE_COLUMNS",
@@ -95,6 +96,7 @@ class TensorBoardLogger:
         best: the highest of an earlier part of the run.
 
     Raises:
+        SettingsError: TensorBoard cannot be imported.
         RelaxRLError: the event file cannot be written.
     """
 
@@ -107,12 +109,10 @@ class TensorBoardLogger:
         outcome: str | None = None,
         best: float = math.nan,
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self.folder, self._outcome = folder, outcome
         self._best, self._last = best, (0, math.nan)
         with writing(folder):
-            self._writer = SummaryWriter(str(folder), purge_step=from_step)
+            self._writer = _summary_writer()(str(folder), purge_step=from_step)
             if settings is not None:
                 table = "".join(f"|{name}|{value}|\n" for name, value in settings.items())
                 self._writer.add_text("settings", f"|setting|value|\n|-|-|\n{table}", from_step or 0)
@@ -152,6 +152,17 @@ def _for_hparams(value: Any) -> bool | float | str:
     """A setting as TensorBoard takes it: what is no finite number becomes text."""
     plain = isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value))
     return value if plain else str(value)
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except Exception as error:  # two protobufs, say, raise errors of their own
+        line = (str(error).splitlines() or [""])[0][:200]
+        raise SettingsError(
+            f"TensorBoard cannot be imported ({type(error).__name__}: {line}); leave it out: --no-tensorboard"
+        ) from error
+    return SummaryWriter
 
 
 def mean_metrics(history: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from relax_rl.compute import distributed
 from relax_rl.compute.distributed import ALONE, Workers
-from relax_rl.compute.host import set_threads
+from relax_rl.compute.host import set_threads, single_precision
 from relax_rl.errors import SettingsError
 from relax_rl.runs.checkpoints import KEEP, Checkpoint, CheckpointFolder
 from relax_rl.runs.displays import Display, make_display
@@ -95,6 +95,7 @@ def training_process(
         display = make_display(describe, quiet=quiet or workers.rank > 0)
         stack.callback(display.end)
         set_threads(threads, stack)
+        stack.enter_context(single_precision())
         yield Process(local, workers, interruption, display, stack)
 
 

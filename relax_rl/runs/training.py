@@ -21,7 +21,7 @@ from relax_rl.runs.callbacks import (
     stop_at_return,
     stop_when_interrupted,
 )
-from relax_rl.runs.evaluation import Scores, envs_of, evaluate, evaluation_envs
+from relax_rl.runs.evaluation import Scores, envs_of, evaluate, evaluation_envs, now_and_then
 from relax_rl.runs.folder import RunFolder, default_run_dir
 from relax_rl.runs.interruption import warn_script
 from relax_rl.runs.loggers import (
@@ -164,7 +164,7 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
     envs = process.stack.enter_context(envs_of(config.env, seed=seed, first_env=first_env))
     estimator = resolve_estimator(config.run.estimator, envs.single_action_space)
     if checkpoint is not None:
-        check_same_run(config, estimator, checkpoint.state, checkpoint.path)
+        config = check_same_run(config, estimator, checkpoint.state, checkpoint.path)
     agent = AGENTS[estimator](
         envs.single_observation_space,
         envs.single_action_space,
@@ -178,8 +178,9 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
     if checkpoint is not None:
         run.load(checkpoint.tensors, checkpoint.state)
     names = config.env.env, estimator, f"s{config.run.seed}"
-    if not is_own(config.run.estimator):
-        opening = replace(opening, config=with_settings(config, {"estimator": estimator}))
+    found: dict[str, Any] = {"normalize_obs": agent.config.normalize_obs}  # nothing is where there are only images
+    found |= {} if is_own(config.run.estimator) else {"estimator": estimator}
+    opening = replace(opening, config=with_settings(config, found))
     keep, extra = config.run.keep_checkpoints, {"compiled_from": agent.compiled_from}
     session = opening.start(
         lambda: default_run_dir(*names), process.stack, steps=steps, command=command, keep=keep, extra=extra
@@ -300,14 +301,19 @@ class _Training:
         table = self._table(self.session.folder.evaluations, EVALUATION_COLUMNS)
 
         def play() -> Scores | None:
-            return evaluate(
+            scores = evaluate(
                 self.run.agent,
                 envs,
                 episodes=settings.eval_episodes,
                 seed=settings.seed,
                 deterministic=not is_atari(config.env.env),  # the mode of a policy gets stuck in Atari games
+                step_limit=settings.eval_step_limit,
                 should_stop=lambda: bool(process.interruption),
+                progress=now_and_then(process.display.say, settings.eval_episodes),
             )
+            if told := "" if scores is None else scores.cut_off_told("--eval-step-limit"):
+                process.display.say(f"step {self.run.steps:,}: {told}")
+            return scores
 
         def log(row: Mapping[str, float]) -> None:
             table.log(row)

@@ -12,6 +12,7 @@ from relax_rl.compute.installation import install_line
 from relax_rl.compute.serialization import replacing, writing
 from relax_rl.errors import SettingsError
 from relax_rl.runs.evaluation import Scores, evaluate, evaluation_envs
+from relax_rl.settings.config import STEP_LIMIT
 
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic
@@ -33,7 +34,9 @@ def rendering_env(config: EnvConfig, *, seed: int) -> VectorEnvs:
     return evaluation_envs(config, episodes=1, seed=seed, vectorization="sync", render_mode="rgb_array")
 
 
-def record_video(agent: ActorCritic, env: VectorEnvs, path: Path, *, seed: int, deterministic: bool) -> Scores:
+def record_video(
+    agent: ActorCritic, env: VectorEnvs, path: Path, *, seed: int, deterministic: bool, step_limit: int = STEP_LIMIT
+) -> Scores:
     """Play one episode and write it as an MP4 file; returns its score.
 
     Args:
@@ -42,6 +45,7 @@ def record_video(agent: ActorCritic, env: VectorEnvs, path: Path, *, seed: int, 
         path: the file; its folder is made if need be. It appears when it is complete.
         seed: of the environment and of the agent's actions.
         deterministic: take the mode of the policy instead of a sample.
+        step_limit: steps after which the episode is cut off; 0 for none.
 
     Raises:
         SettingsError: the extra `video` is missing, or the environment renders no frames.
@@ -52,7 +56,13 @@ def record_video(agent: ActorCritic, env: VectorEnvs, path: Path, *, seed: int, 
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, suffix=".tmp.mp4") as unfinished, closing(_Recorder(env, unfinished, fps)) as recorder:
             scores = evaluate(
-                agent, env, episodes=1, seed=seed, deterministic=deterministic, after_step=recorder.take_frame
+                agent,
+                env,
+                episodes=1,
+                seed=seed,
+                deterministic=deterministic,
+                step_limit=step_limit,
+                after_step=recorder.take_frame,
             )
     assert scores is not None  # nothing breaks it off
     return scores

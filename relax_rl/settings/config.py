@@ -12,12 +12,16 @@ from typing import Any, ClassVar, Literal
 from relax_rl.errors import SettingsError
 from relax_rl.settings.fields import check, setting, to_json
 
-__all__ = ["ESTIMATORS", "AgentConfig", "EnvConfig", "RunConfig", "TrainConfig"]
+__all__ = ["ESTIMATORS", "STEP_LIMIT", "AgentConfig", "EnvConfig", "RunConfig", "TrainConfig"]
 
 Estimator = Literal["auto", "relax", "lax", "marginal", "a2c", "reinforce"]
 Precision = Literal["float32", "bfloat16"]
 Activation = Literal["tanh", "relu", "silu", "elu"]
 ESTIMATORS: tuple[str, ...] = ("relax", "lax", "marginal", "a2c", "reinforce")
+
+
+STEP_LIMIT = 27_000
+"""Steps of an episode that is scored: as many as Atari's games last at most."""
 
 
 def _few(widths: tuple[int, ...]) -> bool:
@@ -42,6 +46,10 @@ class EnvConfig:
         0, cap=2**16, fits=lambda n: n == 0 or n >= 2, expected="at least 2, or 0 to leave actions continuous"
     )
     """Continuous actions: cut each dimension into this many equally spaced values, bounds included, and choose among them; 0 leaves them continuous."""
+    env_kwargs: dict[str, Any] | None = None
+    """Settings of the environment itself: name=value pairs, values in JSON, or one JSON object: --env-kwargs use_lidar=false gap=100."""
+    drop_keys: tuple[str, ...] = ()
+    """Leaves of Dict observations to leave out, by name: keys joined by dots; text and whatever else no network reads is left out anyway."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -161,6 +169,8 @@ class RunConfig:
     """Steps between evaluations on separate environments; 0 evaluates never."""
     eval_episodes: int = setting(10, least=1, cap=10**6, resumable=True)
     """Episodes per evaluation."""
+    eval_step_limit: int = setting(STEP_LIMIT, least=0, resumable=True)
+    """Steps after which an episode of an evaluation is cut off, and counts with the return it has by then; 0 for no limit."""
     checkpoint_interval: int = setting(50_000, least=1, resumable=True)
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: int = setting(2, least=0, resumable=True)

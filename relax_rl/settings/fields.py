@@ -23,6 +23,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from relax_rl.errors import SettingsError, did_you_mean
+from relax_rl.settings.dictionaries import pairs, plain
 
 __all__ = [
     "Setting",
@@ -187,6 +188,8 @@ def from_text(kind: Any, text: str) -> Any:
     if origin is Literal and text not in inner:
         raise ValueError(f"one of {', '.join(map(str, inner))}")
     try:
+        if origin is dict:
+            return pairs(text)
         if origin is tuple:
             return tuple(inner[0](part) for part in text.split("x" if inner[0] is int else "+"))
         if kind is bool:
@@ -195,8 +198,8 @@ def from_text(kind: Any, text: str) -> Any:
             return int(float(text))
         return text if origin is Literal else kind(text)
     except (ValueError, KeyError, OverflowError):
-        expected = {bool: "true or false", int: "a whole number", float: "a number"}
-        raise ValueError(expected.get(kind, "widths such as 64x64")) from None
+        expected = {bool: "true or false", int: "a whole number", float: "a number", dict: "name=value, or JSON"}
+        raise ValueError(expected.get(origin or kind, "widths such as 64x64")) from None
 
 
 def whole(name: str, value: Any, *, least: int, below: int = 2**63) -> int:
@@ -325,8 +328,8 @@ def _typed(name: str, kind: Any, value: Any, rule: Rule) -> Any:
         if value is None and NoneType in inner:
             return None
         return _typed(name, next(part for part in inner if part is not NoneType), value, rule)
-    if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(_typed(name, inner[0], entry, rule) for entry in value)
+    if origin is dict or (origin is tuple and isinstance(value, (list, tuple))):
+        return plain(name, value) if origin is dict else tuple(_typed(name, inner[0], part, rule) for part in value)
     if origin is Literal:
         if value in inner or (rule.open and isinstance(value, str)):
             return value

@@ -106,6 +106,8 @@ def _add(option: Setting, parser: Any, help_: str | None) -> None:
     if get_origin(plain) is Literal:
         choices = get_args(plain)
         how = {"choices": _OrOwn(choices) if option.rule.open else choices}
+    elif get_origin(plain) is dict:
+        how, several = {"type": _reader(plain), "metavar": "NAME=VALUE"}, True
     elif plain is not bool:
         how = {"type": _reader(plain | None if optional else plain), "metavar": plain.__name__.upper()}
     if several:

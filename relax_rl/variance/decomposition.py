@@ -176,11 +176,13 @@ def _advantages(
         horizon: steps until the rollout ends and V takes over.
     """
     config = agent.config
-    advantage = torch.zeros(len(forks), device=agent.device)
+    advantage = torch.zeros(len(forks), dtype=torch.float32, device=agent.device)
     alive, value, weight = torch.arange(len(forks)), value.expand(len(forks)), 1.0
     for _ in range(horizon):
         steps = [forks[i].step(a) for i, a in zip(alive.tolist(), agent.to_env(outcome.cpu().numpy()), strict=True)]
-        reward, terminated, truncated = (torch.tensor([float(step[k]) for step in steps]) for k in (1, 2, 3))
+        reward, terminated, truncated = (
+            torch.tensor([float(step[k]) for step in steps], dtype=torch.float32) for k in (1, 2, 3)
+        )
         obs = torch.cat([_encoded(agent, step[0]) for step in steps])
         with torch.no_grad():
             following = agent.value(agent.normalized(obs))
@@ -198,4 +200,4 @@ def _advantages(
 
 def _encoded(agent: ActorCritic, obs: Any) -> Tensor:
     batch, _ = agent.observations.as_batch(obs)
-    return torch.from_numpy(np.ascontiguousarray(agent.observations.encode(batch))).to(agent.device)
+    return torch.from_numpy(np.ascontiguousarray(agent.encode(batch))).to(agent.device)

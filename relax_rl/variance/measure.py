@@ -124,7 +124,9 @@ def _parts(
     if config.states == 0:
         return None, "not asked for"
     try:
-        env = ForkableEnv(env_config.env, bins=env_config.bins)
+        env = ForkableEnv(
+            env_config.env, bins=env_config.bins, drop_keys=env_config.drop_keys, env_kwargs=env_config.env_kwargs
+        )
         stack.callback(env.close)
         with counting("states", config.states) as progress:
             parts = decompose(

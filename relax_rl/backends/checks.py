@@ -1,0 +1,175 @@
+"""Whether an environment keeps to its own spaces, and to what agents need."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env as check_by_gymnasium
+
+from relax_rl.backends.creation import find_spec, one_line_errors
+from relax_rl.backends.single import kept_space, misfit, vector_reward
+from relax_rl.errors import SettingsError
+from relax_rl.networks.spaces import ActionEncoder, ObservationEncoder, leaf_spaces
+
+__all__ = ["FirstLook", "check_env"]
+
+LOOKS = 32
+"""Batches that are compared with the bounds of their space."""
+_ROUNDING = 1e-5
+"""Of a bound's size that a number may lie beyond it."""
+
+
+class FirstLook:
+    """Compares the first batches of observations with the bounds of their space, and warns once.
+
+    Args:
+        space: of a single environment.
+        env_id: its name.
+    """
+
+    def __init__(self, space: spaces.Space[Any], env_id: str) -> None:
+        self._id, self._left = env_id, LOOKS
+        self._bounds = list(_bounds(space))
+
+    def __call__(self, obs: Any) -> bool:
+        """Look at a batch `[N, ...]`; returns whether to go on looking."""
+        self._left -= 1
+        for bounds in self._bounds:
+            if line := bounds.beyond(obs):
+                warnings.warn(f"{self._id}: {line}; mend the environment or its space", UserWarning, stacklevel=4)
+                return False
+        return self._left > 0 and bool(self._bounds)
+
+
+class _Bounds:
+    """Of one leaf, `path` to it."""
+
+    def __init__(self, path: tuple[str | int, ...], leaf: spaces.Box) -> None:
+        self._path, self._low, self._high = path, leaf.low, leaf.high
+        sizes = (np.abs(np.where(np.isfinite(x), x, 0.0)) for x in (leaf.low, leaf.high))
+        below, above = (_ROUNDING * np.maximum(1.0, size) for size in sizes)
+        self._least, self._most = leaf.low - below, leaf.high + above
+
+    def beyond(self, obs: Any) -> str:
+        """What is said of a number in an observation, or a batch of them, that lies beyond; nothing if none does."""
+        for key in self._path:
+            obs = obs[key]
+        array = np.asarray(obs)
+        finite = np.isfinite(array)  # what is no number is told of elsewhere
+        below, above = (array < self._least) & finite, (array > self._most) & finite
+        for beyond, bound, side in ((below, self._low, "least"), (above, self._high, "most")):
+            if beyond.any():
+                which = np.unravel_index(int(np.argmax(beyond)), beyond.shape)
+                name, limit = ".".join(map(str, self._path)) or "obs", np.broadcast_to(bound, beyond.shape)[which]
+                return f"the observation {name!r} leaves its space: {array[which]:g}, where at {side} {limit:g} was declared"
+        return ""
+
+
+def _bounds(space: spaces.Space[Any]) -> Iterator[_Bounds]:
+    """Of every leaf that has numbers beyond its bounds."""
+    for path, leaf in leaf_spaces(space):
+        if isinstance(leaf, spaces.Box) and leaf.dtype != np.uint8 and (leaf.bounded_below | leaf.bounded_above).any():
+            yield _Bounds(path, leaf)
+
+
+def check_env(env: gym.Env[Any, Any] | str, *, steps: int = 200, seed: int = 0) -> list[str]:
+    """What is wrong with an environment: one line each, none where an agent can learn in it as it is.
+
+    Gymnasium's own checker (`gymnasium.utils.env_checker`) comes first, then what agents need beyond it: spaces that
+    networks read, and observations inside their space and rewards of one finite number over an episode or more of random
+    actions.
+
+    Args:
+        env: a Gymnasium environment, or an id; one that is given is stepped, and left open.
+        steps: how many are taken.
+        seed: of the environment and the actions.
+
+    Raises:
+        SettingsError: an unknown id, or an environment that cannot be made.
+    """
+    if isinstance(env, str):
+        spec = find_spec(env)
+        with one_line_errors(spec):
+            made = gym.make(spec, disable_env_checker=True)
+        try:
+            return check_env(made.unwrapped, steps=steps, seed=seed)
+        finally:
+            made.close()
+    found: list[str] = []
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            check_by_gymnasium(env, skip_render_check=True, skip_close_check=True)
+        except Exception as error:  # whatever an environment does
+            found.append(_line(error))
+    # Observations without bounds are nothing to mend: they are normalised.
+    found += [line for each in told if "This is probably too" not in (line := _plain(str(each.message)))]
+    try:
+        found += [*_of_spaces(env), *_of_steps(env, steps, seed)]
+    except Exception as error:
+        found.append(_line(error))
+    return list(dict.fromkeys(found))
+
+
+def _of_spaces(env: gym.Env[Any, Any]) -> Iterator[str]:
+    for name, read in (("observation", _read), ("action", ActionEncoder)):
+        try:
+            read(getattr(env, f"{name}_space"))
+        except SettingsError as error:
+            yield str(error)
+
+
+def _read(space: spaces.Space[Any]) -> None:
+    kept, unread = kept_space(space, (), "the environment")
+    ObservationEncoder(kept)
+    if unread:
+        raise SettingsError(f"no network here reads {', '.join(unread)} of the observations: left out")
+
+
+def _of_steps(env: gym.Env[Any, Any], steps: int, seed: int) -> Iterator[str]:
+    """What is wrong with observations and rewards, the first line of each kind."""
+    space, bounds = env.observation_space, list(_bounds(env.observation_space))
+    env.action_space.seed(seed)
+    obs = env.reset(seed=seed)[0]
+    reward: Any = 0.0
+    said: set[str] = set()
+    for step in range(steps + 1):
+        wrong, fatal = misfit(space, obs)
+        lines = {
+            "space": wrong,
+            "bounds": "" if fatal else next(filter(None, (each.beyond(obs) for each in bounds)), ""),
+            "reward": _of_reward(reward),
+        }
+        for kind, line in lines.items():
+            if line and kind not in said:
+                said.add(kind)
+                yield f"{line} (in step {step})"
+        if fatal:
+            return
+        obs, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        if terminated or truncated:
+            obs, _ = env.reset()
+
+
+def _of_reward(reward: Any) -> str:
+    if np.size(reward) != 1:
+        return vector_reward("the environment", np.shape(reward))
+    number = np.asarray(reward).item()
+    finite = isinstance(number, bool | int | float) and bool(np.isfinite(number))
+    return "" if finite else f"a reward is {number!r}, expected a finite number"
+
+
+def _line(error: BaseException) -> str:
+    first = _plain(str(error))
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def _plain(text: str) -> str:
+    """One line, without the colours and the level that Gymnasium's logger puts around it."""
+    text = text.replace("\x1b[33m", "").replace("\x1b[0m", "").removeprefix("WARN: ")
+    return " ".join(text.split())

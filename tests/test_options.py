@@ -125,4 +125,4 @@ def test_what_has_to_be_given(capsys):
     with pytest.raises(SystemExit):
         parsed("--help")
     out = " ".join(capsys.readouterr().out.split())
-    assert "usage: p [-h] [OPTIONS] RUN" in out and "50% say. (default: None)" in out and "{x,y}" in out
+    assert "usage: p [-h] [OPTIONS] RUN" in out and "50% say. --kinds" in out and "None" not in out and "{x,y}" in out

@@ -24,7 +24,7 @@ def evaluate(run, *args):
 
 
 def test_it_prints_and_writes_mean_and_standard_deviation(run, capsys):
-    result = evaluate(run, "--episodes", "7")
+    result = evaluate(run, "--episodes", "7", "--checkpoint", "latest")
     out, err = capsys.readouterr()
     assert err == ""
     assert len(result["returns"]) == len(result["lengths"]) == result["episodes"] == 7

@@ -58,7 +58,9 @@ def evaluate_command(args: Sequence[str], prog: str) -> int:
     how = "deterministic" if result["deterministic"] else "sampled"
     print(f"{result['env']} · {result['estimator']} · {result['checkpoint']}")
     if config.checkpoint == "auto" and Path(result["checkpoint"]).stem == "best":
-        print(f"the best agent that the run has kept, of step {result['step']:,}; --checkpoint latest plays the last one")
+        print(
+            f"the best agent that the run has kept, of step {result['step']:,}; --checkpoint latest plays the last one"
+        )
     print(
         f"return {result['return_mean']:.2f} ± {result['return_std']:.2f} (mean ± standard deviation of "
         f"{result['episodes']} episodes, {how} actions, mean length {result['length_mean']:.0f})"

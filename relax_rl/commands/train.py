@@ -75,7 +75,9 @@ def _with_version(env: str) -> str:
 
     full = "".join([*env.rpartition(":")[:2], find_spec(env).id])
     if full != env:
-        warnings.warn(f"env {env!r} names no version; did you mean {full}? That is what is taken", UserWarning, stacklevel=2)
+        warnings.warn(
+            f"env {env!r} names no version; did you mean {full}? That is what is taken", UserWarning, stacklevel=2
+        )
     return full
 
 

@@ -218,7 +218,9 @@ def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     rule = ["-" * width for width in widths]
     lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
         for row in (cells[0], rule, *cells[1:])
     ]
     return "\n".join([title, *(line.rstrip() for line in lines)])

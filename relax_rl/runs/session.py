@@ -106,7 +106,10 @@ def _compiling(display: Display, interruption: Interruption) -> Iterator[None]:
     from relax_rl.compute.compilation import NotKept
 
     try:
-        with display.busy("compiling the update, once for many runs (--compile off leaves it out)"), interruption.at_once():
+        with (
+            display.busy("compiling the update, once for many runs (--compile off leaves it out)"),
+            interruption.at_once(),
+        ):
             yield
     except Leaving:
         raise NotKept("a signal has asked to leave") from None

@@ -33,6 +33,7 @@ from relax_rl.runs.loggers import (
     Logger,
     TensorBoardLogger,
 )
+from relax_rl.runs.profile import profile_of
 from relax_rl.runs.record import named_again, resumed_config, settings_to_resume
 from relax_rl.runs.session import Process, Session, open_run, training_process
 from relax_rl.settings.config import TrainConfig
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic, AgentEstimator, Callback
     from relax_rl.agents.networks import NetworkFactory
     from relax_rl.envs import VectorEnvs
-    from relax_rl.runs.profile import Profile
 
 __all__ = ["TrainingResult", "resume_config", "train"]
 
@@ -233,7 +233,10 @@ class _Training:
         standing += [save, stop_when_interrupted(process.interruption, process.display)]
         if settings.stop_at_return is not None:
             standing.append(stop_at_return(run, settings.stop_at_return))
-        profile = self._profile() if settings.profile and session.first else None
+        profile = None
+        if settings.profile and session.first:
+            name = session.config.env.env
+            profile = profile_of(agent, session.folder.path, env=name, num_envs=self.envs.num_envs)
         with save.named_in_errors(Path(str(settings.run_dir)), named_again(session.config)):
             if workers.count > 1:
                 save.save()  # so that there is something to go on from, whenever a worker is lost
@@ -300,26 +303,6 @@ class _Training:
             return None
         interval = max(settings.log_interval, settings.total_steps // LOOKS)
         return KeepBest(run, interval=interval, save_best=lambda: session.checkpoints.save_best(run))
-
-    def _profile(self) -> Profile:
-        """Have the agent's sections measured."""
-        import torch
-
-        from relax_rl.compute.clocks import Stopwatch
-        from relax_rl.runs.profile import Profile
-
-        agent, workers = self.run.agent, self.session.workers
-        watch = Stopwatch(torch.cuda.synchronize if agent.device.type == "cuda" else None)
-        agent.watch = watch
-        about = {
-            "environment": self.session.config.env.env,
-            "estimator": agent.name,
-            "batch": f"{workers.count * self.envs.num_envs} x {agent.config.num_steps}",
-            "workers": workers.count,
-            "device": str(agent.device),
-            "threads": torch.get_num_threads(),
-        }
-        return Profile(watch, self.session.folder.path, about=about)
 
     def _evaluation(self, loggers: list[Logger]) -> PeriodicEvaluation:
         config, settings, process = self.session.config, self.session.config.run, self.process

@@ -104,7 +104,9 @@ def _parser(
 
 def _sections(kind: type, options: Mapping[str, Setting]) -> dict[str, list[Setting]]:
     """Options by the heading that they stand under: those of `SECTIONS` first, then whatever that leaves out."""
-    found = {heading: [options[name] for name in names.split()] for heading, names in getattr(kind, "SECTIONS", {}).items()}
+    found = {
+        heading: [options[name] for name in names.split()] for heading, names in getattr(kind, "SECTIONS", {}).items()
+    }
     named = {option.name for listed in found.values() for option in listed}
     for name, option in options.items():
         if name not in named:

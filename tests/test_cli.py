@@ -80,7 +80,7 @@ def test_training_says_where_everything_lies(capsys, tmp_path):
 
 def test_tensorboard_is_named_where_it_is_written(capsys, tmp_path):
     args = [arg for arg in SMALL if arg != "--no-tensorboard"]
-    assert main([*args, "--total-steps", "20", "--run-dir", "r", "--quiet"]) == 0
+    assert main([*args, "--total-steps", "20", "--run-dir", "r"]) == 0
     assert "tensorboard --logdir r" in capsys.readouterr().out
     assert list((tmp_path / "r").glob("events*"))
 

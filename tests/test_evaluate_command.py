@@ -64,7 +64,7 @@ def test_weights_alone_can_be_scored(run, tmp_path):
 def test_a_damaged_newest_checkpoint_is_passed_over_and_left_alone(run, capsys):
     newest = run / "checkpoints" / "step_000000999.safetensors"
     newest.write_bytes(b"half")
-    evaluate(run, "--episodes", "1")
+    evaluate(run, "--episodes", "1", "--checkpoint", "latest")
     (warning,) = capsys.readouterr().err.splitlines()
     assert warning.startswith("warning: ") and newest.name in warning
     assert newest.exists()

@@ -31,6 +31,7 @@ __all__ = [
     "plot_curves",
     "plot_learning",
     "png",
+    "say_nothing_yet",
     "write_figure",
 ]
 
@@ -156,9 +157,10 @@ def finish_steps(axes: Axes, label: str, *, last: float) -> None:
 
 
 def say_nothing_yet(axes: Axes, text: str) -> None:
-    """Where nothing can be drawn yet, say why instead of inventing numbers along y."""
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.4")
-    axes.set_yticks([])
+    """Where no line has a point yet, say so; without any line that spans the axes, there are no numbers along y."""
+    axes.text(0.5, 0.4, text, transform=axes.transAxes, ha="center", va="center", color="0.4")
+    if not any(len(line.get_xdata()) for line in axes.get_lines()):
+        axes.set_yticks([])
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def _compiling(display: Display, interruption: Interruption) -> Iterator[None]:
 
     try:
         with (
-            display.busy("compiling the update, once for many runs (--compile off leaves it out)"),
+            display.busy("compiling the update, about half a minute (--compile off leaves it out)"),
             interruption.at_once(),
         ):
             yield

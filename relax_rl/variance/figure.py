@@ -73,9 +73,8 @@ def _plot_parts(axes: Any, parts: Mapping[str, VarianceParts]) -> None:
         axes.plot([low, high], [place, place], color="0.3", linewidth=1.5)
         if left > limit:
             beside = {"textcoords": "offset points", "ha": "right", "va": "center"}
-            axes.annotate(f"{found.total.value / unit:,.3g} →", (limit / unit, place), (-4, 0), **beside)
+            axes.annotate(f"{found.total.value / unit:,.0f} →", (limit / unit, place), (-4, 0), **beside)
     axes.set_xlim(0, limit / unit)
     name_rows(axes, parts)
-    scale = "" if unit == 1.0 else f", in units of {unit:g}"
-    axes.set_xlabel(f"variance of one row's gradient, by origin{scale}\n(line: 95% interval of the total)")
+    axes.set_xlabel(f"variance of one row's gradient, by origin\n(in units of {unit:g}; line: 95% interval)")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)

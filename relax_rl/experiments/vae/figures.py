@@ -16,11 +16,11 @@ from relax_rl.experiments.vae.evaluation import EVALUATION_SEED
 from relax_rl.experiments.vae.noise import Noise
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 from relax_rl.runs.loggers import read_csv
-from relax_rl.runs.plotting import draw_line, finish_steps, make_figure, write_figure
+from relax_rl.runs.plotting import draw_line, finish_steps, make_figure, say_nothing_yet, write_figure
 
 __all__ = ["draw_curves", "draw_images", "image_rows", "log_images", "write_images"]
 
-_WIDTH, _NAMES = 9.0, 1.7
+_WIDTH, _NAMES = 9.0, 2.0
 """Inches of the picture with the images, and those of them that the names of its rows take."""
 
 
@@ -47,11 +47,14 @@ def draw_curves(progress: Path, path: Path, title: str, estimator: str) -> None:
     bounds.set_ylabel("evidence lower bound (nats per image)")
     low = [value for value in columns["train_bound"] + columns["valid_bound"] if math.isfinite(value)]
     if len(low) > 8:  # the first rows lie so far below that the rest would be flat
-        bounds.set_ylim(bottom=float(np.quantile(low, 0.08)))
-    draw_line(variances, steps, columns["log_variance"], f"{estimator} (trains the model)")
+        bottom = float(np.quantile(low, 0.08))
+        bounds.set_ylim(bottom, max(low) + 0.05 * (max(low) - bottom))
+    measured = draw_line(variances, steps, columns["log_variance"], f"{estimator} (trains the model)")
     for name, values in columns.items():
         if name.startswith("log_variance/"):
-            draw_line(variances, steps, values, name.partition("/")[2])
+            measured += draw_line(variances, steps, values, name.partition("/")[2])
+    if not measured:
+        say_nothing_yet(variances, "no variance has been measured yet")
     variances.set_ylabel("log mean variance of the encoder's gradient")
     for axes in (bounds, variances):
         finish_steps(axes, "steps", last=max(steps))

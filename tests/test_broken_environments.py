@@ -93,7 +93,7 @@ def learned(envs: VectorEnvs, steps: int = 300, **settings: Any) -> ActorCritic:
 )
 @pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value")
 def test_a_broken_number_has_a_name(broken: dict[str, Any], named: str, continuous: bool, normalize_obs: bool) -> None:
-    with pytest.raises(EnvironmentFault, match=f"environment 1 of Twenty gave {named} of this training"):
+    with pytest.raises(EnvironmentFault, match=f"environment 1 of Twenty gave {named} of its episode"):
         learned(envs_with(continuous=continuous, at=7, **broken), normalize_obs=normalize_obs)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -59,3 +61,12 @@ def test_a_recording_that_fails_leaves_no_file(env, agent, tmp_path, monkeypatch
     with pytest.raises(RelaxRLError, match="No space left"):
         record_video(agent, env, tmp_path / "a.mp4", seed=0, deterministic=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("screen", "expected"), [(None, "dummy"), (":0", None)])
+def test_without_a_screen_none_is_looked_for(screen, expected, monkeypatch):
+    pytest.importorskip("moviepy")
+    monkeypatch.setattr("os.environ", {} if screen is None else {"DISPLAY": screen})
+    monkeypatch.setattr("relax_rl.runs.video.evaluation_envs", lambda *_, **__: None)
+    rendering_env(CARTPOLE, seed=0)
+    assert os.environ.get("SDL_VIDEODRIVER") == expected

@@ -32,7 +32,9 @@ def rendering_env(config: EnvConfig, *, seed: int) -> VectorEnvs:
     """
     _video_writer()
     if not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))):
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # else pygame looks for a screen, and something else complains
+        os.environ.setdefault(
+            "SDL_VIDEODRIVER", "dummy"
+        )  # else pygame looks for a screen, and something else complains
     return evaluation_envs(config, episodes=1, seed=seed, vectorization="sync", render_mode="rgb_array")
 
 

@@ -187,7 +187,7 @@ class VectorEnvs:
     @property
     def episode_steps(self) -> np.ndarray:
         """`[N]` steps taken in the present episodes."""
-        return self._lengths.copy()
+        return np.array(self._lengths)
 
     def drain_episodes(self) -> list[Episode]:
         """The episodes that finished since the last call, oldest first."""

@@ -358,11 +358,11 @@ def test_the_names_of_the_estimators_are_those_of_the_registry():
 def test_the_rows_of_the_images_are_named(task, shape, monkeypatch):
     drawn = []
     monkeypatch.setattr(figures, "write_figure", lambda path, figure: drawn.append(figure))
-    model = SigmoidBeliefNetwork(replace(SMALL, task=task), torch.full((math.prod(shape),), 0.5))
+    model = SigmoidBeliefNetwork(torch.full((math.prod(shape),), 0.5), layers=(3,), task=task)
     picture = figures.draw_images(model, torch.ones(12, math.prod(shape)), shape)
     figures.write_images(picture, Path("images.png"), figures.image_rows(task), "title")
     (figure,) = drawn
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     (axes,) = figure.axes
     named = [label.get_text() for label in axes.get_yticklabels()]
     assert len(named) == 4 and named[0] == "validation images"
@@ -388,6 +388,6 @@ def test_curves_of_any_number_of_rows(rows, monkeypatch):
 
 
 def test_a_run_that_is_told_to_be_quiet_says_one_line(capsys):
-    assert main(["vae", *"--width 5 --steps 2 --valid-images 6 --eval-samples 0 --quiet --run-dir r".split()]) == 0
+    assert main(["vae", "--width", "5", "--steps", "2", "--eval-samples", "0", "--quiet", "--run-dir", "r"]) == 0
     out, err = capsys.readouterr()
     assert err == "" and out.count("\n") == 1 and out.startswith("all steps taken: 2 steps") and out.endswith(" · r\n")

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from relax_rl.compute.serialization import write_bytes_atomic
 from relax_rl.runs.loggers import read_csv
 
@@ -159,7 +161,7 @@ def finish_steps(axes: Axes, label: str, *, last: float) -> None:
 def say_nothing_yet(axes: Axes, text: str) -> None:
     """Where no line has a point yet, say so; without any line that spans the axes, there are no numbers along y."""
     axes.text(0.5, 0.4, text, transform=axes.transAxes, ha="center", va="center", color="0.4")
-    if not any(len(line.get_xdata()) for line in axes.get_lines()):
+    if not any(np.size(line.get_xdata()) for line in axes.get_lines()):
         axes.set_yticks([])
 
 

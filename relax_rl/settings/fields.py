@@ -24,13 +24,12 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from relax_rl.errors import SettingsError
-from relax_rl.settings.synonyms import meant
+from relax_rl.settings.synonyms import flag, meant
 
 __all__ = [
     "Setting",
     "check",
     "check_resumable",
-    "flag",
     "flat",
     "from_json",
     "from_text",
@@ -222,11 +221,6 @@ def shown(value: Any, *, longest: int = _LONGEST) -> str:
     except ValueError:  # a number of more digits than Python writes
         text = f"{'-' if value < 0 else ''}{hex(abs(value))}"
     return text if len(text) <= longest else f"{text[:longest]}..."
-
-
-def flag(name: str) -> str:
-    """What a setting is called on the command line."""
-    return f"--{name.replace('_', '-')}"
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from relax_rl.errors import SettingsError
-from relax_rl.settings.fields import Setting, flag, flat, from_text, settings_of, with_settings
+from relax_rl.settings.fields import Setting, flat, from_text, settings_of, with_settings
 from relax_rl.settings.naming import is_own
-from relax_rl.settings.synonyms import meant
+from relax_rl.settings.synonyms import flag, meant
 
 __all__ = ["ALIASES", "parse"]
 

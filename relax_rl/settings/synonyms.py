@@ -1,4 +1,4 @@
-"""What Stable-Baselines3, its zoo and CleanRL call the settings of this package, so that their words get the right answer."""
+"""What settings are called: on the command line, and by Stable-Baselines3, its zoo and CleanRL, whose words get an answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 
 from relax_rl.errors import did_you_mean
 
-__all__ = ["SYNONYMS", "meant"]
+__all__ = ["SYNONYMS", "flag", "meant"]
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "activation_fn": ("activation",),
@@ -52,6 +52,11 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "vf_coef": ("value_coef",),
 }
 """From their names to the settings that answer to them, the first of which that a command has is meant."""
+
+
+def flag(name: str) -> str:
+    """What a setting is called on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def meant(name: str, known: Collection[str], *, called: Callable[[str], str] = str) -> str:

@@ -96,7 +96,7 @@ class RichDisplay(Display):
         self._describe, self._refresh, self._time = describe, refresh, 0.0
         self._step = 0
         self._status: Any = None
-        self._known, self._how = False, ""
+        self._known, self._how, self._speed = False, "", "?"
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
@@ -121,7 +121,7 @@ class RichDisplay(Display):
             )
         if line:
             self.say(line)
-        self._step, self._known, self._how = step, False, ""
+        self._step, self._known, self._how, self._speed = step, False, "", "?"
         self._task = self._progress.add_task(name, total=total, completed=step, of=total, status="", speed="?")
         self._progress.start()
 
@@ -163,13 +163,14 @@ class RichDisplay(Display):
         if self._progress is None or self._task is None:
             return
         speed = self._progress.tasks[-1].speed
+        self._speed = self._speed if speed is None else f"{speed:,.0f}"
         known = self._describe(self._status) if self._known else ""
         self._progress.update(
             self._task,
             completed=self._step,
             total=self._step if self._how else None,
             status=note or ", ".join(filter(None, (known, self._how))),
-            speed="?" if speed is None else f"{speed:,.0f}",
+            speed=self._speed,
             refresh=True,
         )
 

@@ -196,6 +196,11 @@ class VectorEnvs:
             truncated &= ~lost
         return Step(obs, action, reward, next_obs, terminated, truncated, valid)
 
+    @property
+    def episode_steps(self) -> np.ndarray:
+        """`[N]` steps taken in the present episodes."""
+        return np.array(self._lengths)
+
     def drain_episodes(self) -> list[Episode]:
         """The episodes that finished since the last call, oldest first."""
         episodes, self._episodes = self._episodes, []
@@ -215,10 +220,10 @@ class VectorEnvs:
             line = (str(error).splitlines() or [""])[0]
             raise SettingsError(f"{self.env_id} cannot be drawn: {type(error).__name__}: {line}") from error
         if frames is None or any(frame is None for frame in frames):
-            raise SettingsError(
-                f"{self.env_id} ({self.vectorization}) renders no frames; "
-                'make it with render_mode="rgb_array" and vectorization "sync"'
-            )
+            how = 'make it with render_mode="rgb_array" and vectorization "sync"'
+            if self.vectorization == "sync" and self.vector_env.render_mode == "rgb_array":
+                how = "render_mode 'rgb_array' gives none, and render_modes of its metadata should say so"
+            raise SettingsError(f"{self.env_id} ({self.vectorization}) renders no frames; {how}")
         return tuple(np.asarray(frame) for frame in frames)
 
     def close(self) -> None:

@@ -225,6 +225,19 @@ class PoisonedEnv(TargetEnv):
         return obs, math.nan if self.taken > 100 else reward, terminated, truncated, infos
 
 
+class FadingEnv(TargetEnv):
+    """A target environment of episodes of two steps, each worth 1 in its first 150 steps and nothing afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__(spaces.Discrete(2), length=2)
+        self.taken = 0
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, _, *ends = super().step(action)
+        self.taken += 1
+        return obs, float(self.taken <= 150), *ends
+
+
 class WordyEnv(GoldenEnv):
     """A golden environment that observes text, which no policy here reads."""
 
@@ -287,5 +300,6 @@ gym.register("relax_rl_fakes/Keyword-v0", KeywordEnv)
 gym.register("relax_rl_fakes/Dying-v0", DyingEnv)
 gym.register("relax_rl_fakes/BufferReusing-v0", BufferReusingEnv)
 gym.register("relax_rl_fakes/Poisoned-v0", PoisonedEnv)
+gym.register("relax_rl_fakes/Fading-v0", FadingEnv)
 gym.register("relax_rl_fakes/Wordy-v0", WordyEnv)
 gym.register("relax_rl_fakes/Lives-v0", LivesEnv)

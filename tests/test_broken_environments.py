@@ -93,7 +93,7 @@ def learned(envs: VectorEnvs, steps: int = 300, **settings: Any) -> ActorCritic:
 )
 @pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value")
 def test_a_broken_number_has_a_name(broken: dict[str, Any], named: str, continuous: bool, normalize_obs: bool) -> None:
-    with pytest.raises(EnvironmentFault, match=f"environment 1 of Twenty gave {named} of this training"):
+    with pytest.raises(EnvironmentFault, match=f"environment 1 of Twenty gave {named} of its episode"):
         learned(envs_with(continuous=continuous, at=7, **broken), normalize_obs=normalize_obs)
 
 
@@ -168,3 +168,14 @@ def test_predict_takes_the_keyword_of_stable_baselines3_and_gives_arrays() -> No
     assert isinstance(action, np.ndarray) and action.shape == () and state == "kept"
     many, _ = agent.predict(np.array([1, 2]), deterministic=True)
     assert many.shape == (2,) and many[0] == action
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("broken", [{"reward": NAN}, {"obs": NAN}], ids=["reward", "obs"])
+@pytest.mark.parametrize(("at", "step"), [(1, 1), (20, 20), (47, 7), (61, 1), (79, 19)])
+def test_a_broken_number_is_of_the_step_that_the_environment_itself_counts(
+    at: int, step: int, broken: dict[str, Any], mode: AutoresetMode
+) -> None:
+    """Whatever rows autoreset makes up, and wherever rollouts begin."""
+    with pytest.raises(EnvironmentFault, match=f"nan .*in step {step} of its episode, expected"):
+        learned(envs_with(mode, at=at, truncates=True, **broken))

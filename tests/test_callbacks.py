@@ -14,6 +14,7 @@ from relax_rl.envs import Episode
 from relax_rl.runs.agent import AgentRun
 from relax_rl.runs.callbacks import (
     Every,
+    KeepBest,
     LogProgress,
     PeriodicEvaluation,
     SaveCheckpoints,
@@ -216,3 +217,20 @@ def test_the_record_tells_since_when_code_was_compiled(tmp_path, monkeypatch):
         assert read_record(folder) == {"agent": {}, "compiled_from": compiled_from}
     monkeypatch.setattr("relax_rl.runs.callbacks.note", lambda *_, **__: pytest.fail("nothing has changed"))
     updates(agent, [look], 2)
+
+
+def test_the_best_agent_by_its_training_is_kept_once_a_hundred_episodes_tell():
+    agent, saved = Counter(), []
+    run = AgentRun(agent)
+    keep = KeepBest(run, interval=20, save_best=lambda: saved.append((agent.steps, run.best_return)))
+    callbacks = [count_episodes(run), keep]
+    updates(agent, callbacks, 4, returns=[9.0] * 20)
+    assert saved == [] and run.best is None
+    updates(agent, callbacks, 2, returns=[9.0] * 10)
+    assert saved == [(60, 9.0)]
+    updates(agent, callbacks, 2, returns=[9.0] * 10)
+    updates(agent, callbacks, 6, returns=[3.0] * 20)
+    assert saved == [(60, 9.0)] and (run.best, run.best_step) == (9.0, 60)
+    updates(agent, callbacks, 5, returns=[11.0] * 20)
+    keep.look()
+    assert saved[1:] == [(180, pytest.approx(9.4)), (190, 11.0)] and run.best_step == 190

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def test_training_says_where_everything_lies(capsys, tmp_path):
 
 def test_tensorboard_is_named_where_it_is_written(capsys, tmp_path):
     args = [arg for arg in SMALL if arg != "--no-tensorboard"]
-    assert main([*args, "--total-steps", "20", "--run-dir", "r", "--quiet"]) == 0
+    assert main([*args, "--total-steps", "20", "--run-dir", "r"]) == 0
     assert "tensorboard --logdir r" in capsys.readouterr().out
     assert list((tmp_path / "r").glob("events*"))
 
@@ -277,3 +278,62 @@ def test_the_program_is_named_as_it_was_called(monkeypatch, capsys, argv0, expec
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     assert main([]) == 0
     assert capsys.readouterr().out.startswith(f"usage: {expected} COMMAND")
+
+
+def test_quiet_leaves_one_line(capsys):
+    assert main([*SMALL, "--run-dir", "r", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and re.fullmatch(r"all steps taken: 2\d\d steps, \d+ episodes, .* s · r\n", out)
+
+
+def test_an_id_without_a_version_is_told_and_gets_its_preset(capsys):
+    assert main(["--env", "CartPole", *SMALL, "--total-steps", "20", "--run-dir", "r", "--quiet"]) == 0
+    assert capsys.readouterr().err == (
+        "warning: env 'CartPole' names no version; did you mean CartPole-v1? That is what is taken\n"
+    )
+    config = read_config(RunFolder(Path("r")))
+    assert (config.env.env, config.run.preset, config.agent.gamma) == ("CartPole-v1", "classic-control", 0.98)
+
+
+def test_the_summary_names_the_best_agent(capsys):
+    assert main([*SMALL, "--stop-at-return", "5", "--num-envs", "16", "--total-steps", "9000", "--run-dir", "r"]) == 0
+    out, best = capsys.readouterr().out, Path("r/checkpoints/best.safetensors")
+    found = re.search(
+        rf"^  best            {best} \(the last agent, mean return in 100 episodes (\S+)\)$", out, re.MULTILINE
+    )
+    assert best.exists() and found and f"mean return of the last 100 {found[1]}," in out
+
+
+def test_a_refused_resumption_names_options(run, refused):
+    line = refused("--resume", str(run), "--total-steps", "300", "--policy-lr", "0.5")
+    assert "--policy-lr is 0.5, but the run to resume has 0.001, and only" in line
+    assert "--eval-interval" in line and "_" not in line.partition("and only")[2]
+
+
+def test_fewer_steps_than_a_run_was_to_take_are_told(run, refused, capsys):
+    assert main(["--resume", str(run), "--total-steps", "400", "--quiet"]) == 0
+    assert "already taken 4" in refused("--resume", str(run), "--total-steps", "400")
+    config = json.loads((run / "config.json").read_text())
+    config["run"]["total_steps"] = 9000
+    (run / "config.json").write_text(json.dumps(config))
+    assert main(["--resume", str(run), "--total-steps", "500", "--quiet"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "warning: --total-steps 500 is less than the 9000 that the run was to take"
+
+
+def test_warnings_of_others_come_without_colours(monkeypatch, capsys):
+    def warn(*_: object) -> int:
+        warnings.warn("\x1b[33mWARN: something\n is off\x1b[0m", UserWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(train, "train_command", warn)
+    assert main(["train"]) == 0
+    assert capsys.readouterr().err == "warning: something is off\n"
+
+
+def test_printed_paths_stand_whole_in_a_narrow_pipe(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    run = "a-folder-with-a-long-name/and-another-one-in-it/run"
+    assert main([*SMALL, "--total-steps", "20", "--run-dir", run]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(run) and any(line.endswith(f"{run}/learning_curve.png") for line in lines)

@@ -278,6 +278,10 @@ def test_wrong_settings_are_told(tmp_path):
         load_data("digits", binarization="static")  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="which is no folder"):
         load_data("mnist", data_dir=str(tmp_path / "absent"))
+    with pytest.raises(
+        SettingsError, match="data_dir is '/absent', but the digits come with scikit-learn; leave --data"
+    ):
+        load_data("digits", data_dir="/absent")
 
 
 def test_a_missing_extra_is_told(tmp_path, monkeypatch, drawings):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import math
 import sys
+import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -16,6 +18,7 @@ from relax_rl.runs.displays import (
     describe_duration,
     describe_number,
     make_display,
+    text_table,
 )
 
 
@@ -122,3 +125,71 @@ def test_numbers_have_the_digits_that_their_size_asks_for():
     display.begin("", total=10)
     display.update(5, 0.9534)
     assert "| mean return 0.953 |" in file.getvalue()
+
+
+def test_what_takes_a_while_is_told_with_its_time(monkeypatch, capsys):
+    file = io.StringIO()
+    plain = PlainDisplay(file=file, interval=0.02)
+    with plain.busy("compiling"):
+        time.sleep(0.1)
+    first, *between, last = file.getvalue().splitlines()
+    assert first == "compiling ..." and last == "  done in 0:00"
+    assert between and set(between) == {"  0:00 so far"}
+    rich = RichDisplay()
+    rich.begin("a run", total=10)
+    monkeypatch.setattr("relax_rl.runs.displays._ticking", ticking_once)
+    with rich.busy("compiling"):
+        pass
+    rich.end()
+    out = capsys.readouterr().out
+    assert "compiling ..." in out and "  done in 0:00" in out
+    with Display().busy("compiling"):
+        pass
+    assert capsys.readouterr().out == ""
+
+
+@contextmanager
+def ticking_once(seconds, call):
+    call(65.0)
+    yield
+
+
+@pytest.mark.parametrize("how", ["solved", ""])
+def test_the_bar_of_a_run_that_is_solved_is_full(how, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")
+    display = RichDisplay()
+    display.begin("a run", total=500_000)
+    display.update(110_908, 475.25)
+    if how:
+        display.done(how)
+    task = display._progress.tasks[0]
+    assert task.finished == bool(how) and task.completed == 110_908
+    display.end()
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith("step 110,908 of 500,000 ") and ("mean return 475.2, solved" in last) == bool(how)
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_the_live_line_and_its_numbers_stand_whole(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    display = RichDisplay()
+    display.begin("a run", total=500_000)
+    display.update(142_345, 475.25)
+    display.say("runs/" + 30 * "long" + "/name")
+    display.end()
+    lines = capsys.readouterr().out.splitlines()
+    assert "runs/" + 30 * "long" + "/name" in lines
+    last = lines[-1].rstrip()
+    assert len(last) <= columns and "\u2026" not in last
+    assert all(part in last for part in ("step 142,345 of 500,000", "mean return 475.2", "steps/s", "left"))
+
+
+def test_a_table_of_text():
+    table = text_table("Title", ("name", "a", "long column"), [("first one", "0.07 ± 0.01", "1"), ("b", "2", "")])
+    assert table.splitlines() == [
+        "Title",
+        "name                 a  long column",
+        "---------  -----------  -----------",
+        "first one  0.07 ± 0.01            1",
+        "b                    2",
+    ]

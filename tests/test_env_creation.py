@@ -176,3 +176,14 @@ def test_native_only_environments_cannot_be_stepped_one_by_one(monkeypatch):
     monkeypatch.setitem(gym.registry, spec.id, spec)
     with pytest.raises(SettingsError, match="native vector code only"):
         make_envs(spec.id, vectorization="sync")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"), [("Golden-v1", "Golden-v0"), ("golden-v0", "Golden-v0"), ("Pioson-v0", "Poisoned-v0")]
+)
+def test_a_mistyped_id_of_a_module_is_answered_with_what_the_module_registers(wrong, near):
+    with pytest.raises(SettingsError, match="unknown environment") as caught:
+        make_envs(f"tests.fakes:relax_rl_fakes/{wrong}")
+    named = str(caught.value).split("did you mean ")[1].rstrip("?").split(", ")
+    assert named[0] == f"tests.fakes:relax_rl_fakes/{near}"
+    assert all(name.startswith("tests.fakes:relax_rl_fakes/") for name in named)

@@ -279,3 +279,16 @@ def test_frames_come_from_environments_made_for_it():
         assert envs.render()[0].shape == (210, 160, 3)
     with make_envs("ALE/Pong-v5", num_envs=1) as envs, pytest.raises(SettingsError, match="renders no frames"):
         envs.render()
+
+
+def test_where_nothing_renders_the_advice_is_not_what_was_done():
+    id_ = "tests.fakes:relax_rl_fakes/Golden-v0"
+    with make_envs(id_, num_envs=1, vectorization="sync") as envs:
+        with pytest.raises(SettingsError, match='make it with render_mode="rgb_array" and vectorization "sync"'):
+            envs.render()
+        envs.vector_env.envs[0].unwrapped.render_mode = envs.vector_env.render_mode = "rgb_array"
+        envs.vector_env.render = lambda: (None,)
+        with pytest.raises(
+            SettingsError, match="renders no frames; render_mode 'rgb_array' gives none, and render_modes"
+        ):
+            envs.render()

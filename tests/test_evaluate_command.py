@@ -24,7 +24,7 @@ def evaluate(run, *args):
 
 
 def test_it_prints_and_writes_mean_and_standard_deviation(run, capsys):
-    result = evaluate(run, "--episodes", "7")
+    result = evaluate(run, "--episodes", "7", "--checkpoint", "latest")
     out, err = capsys.readouterr()
     assert err == ""
     assert len(result["returns"]) == len(result["lengths"]) == result["episodes"] == 7
@@ -64,7 +64,7 @@ def test_weights_alone_can_be_scored(run, tmp_path):
 def test_a_damaged_newest_checkpoint_is_passed_over_and_left_alone(run, capsys):
     newest = run / "checkpoints" / "step_000000999.safetensors"
     newest.write_bytes(b"half")
-    evaluate(run, "--episodes", "1")
+    evaluate(run, "--episodes", "1", "--checkpoint", "latest")
     (warning,) = capsys.readouterr().err.splitlines()
     assert warning.startswith("warning: ") and newest.name in warning
     assert newest.exists()

@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
-from relax_rl.runs.interruption import interruptible
+from relax_rl.runs.interruption import Leaving, interruptible
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -49,3 +50,13 @@ def test_another_thread_handles_no_signals():
     thread.start()
     thread.join()
     assert found == [False]
+
+
+def test_what_can_be_left_anywhere_is_left_at_once():
+    with interruptible() as interruption:
+        with pytest.raises(Leaving), interruption.at_once():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        assert interruption.signal is signal.SIGTERM
+        with pytest.raises(Leaving), interruption.at_once():
+            pytest.fail("a signal had asked to leave before")

@@ -8,10 +8,13 @@ from typing import Any, Literal
 
 import pytest
 
+from relax_rl.commands.evaluate import EvaluateConfig
 from relax_rl.errors import SettingsError
+from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.settings.config import EnvConfig, TrainConfig
-from relax_rl.settings.fields import check, from_json, from_text, to_json, with_settings
+from relax_rl.settings.fields import check, from_json, from_text, settings_of, to_json, with_settings
 from relax_rl.settings.options import parse
+from relax_rl.settings.synonyms import SYNONYMS
 
 
 def read(*args, default=None):
@@ -126,7 +129,7 @@ def test_what_has_to_be_given(capsys):
     with pytest.raises(SystemExit):
         parsed("--help")
     out = " ".join(capsys.readouterr().out.split())
-    assert "usage: p [-h] [OPTIONS] RUN" in out and "50% say. (default: None)" in out and "{x,y}" in out
+    assert "usage: p [-h] [OPTIONS] RUN" in out and "50% say. --kinds" in out and "None" not in out and "{x,y}" in out
 
 
 @pytest.mark.parametrize(
@@ -165,3 +168,71 @@ def test_only_what_json_has_words_for_is_kept(wrong: Any) -> None:
 def test_names_of_leaves_stand_side_by_side() -> None:
     assert parse(TrainConfig, ["--drop-keys", "text", "inner.x"], prog="train").env.drop_keys == ("text", "inner.x")
     assert from_text(tuple[str, ...], "text+inner.x") == ("text", "inner.x")
+
+
+def help_at(columns, kind, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        parse(kind, ["--help"], prog="prog train")
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, VaeConfig])
+def test_every_option_stands_in_one_section(kind, monkeypatch, capsys):
+    listed = [name for names in kind.SECTIONS.values() for name in names.split()]
+    assert sorted(listed) == sorted(settings_of(kind))
+    out = help_at(80, kind, monkeypatch, capsys)
+    headings = [line.rstrip(":") for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == list(kind.SECTIONS)
+    assert max(len(names.split()) for names in kind.SECTIONS.values()) <= 13
+
+
+def test_what_everyone_sets_comes_first(monkeypatch, capsys):
+    first = help_at(80, TrainConfig, monkeypatch, capsys).split("rollouts and returns:")[0]
+    told = [line.split()[0] for line in first.splitlines() if line.startswith("  --")]
+    named = "env estimator total-steps seed num-envs stop-at-return preset resume run-dir device"
+    assert told == [f"--{name}" for name in named.split()]
+
+
+@pytest.mark.parametrize(("columns", "widest"), [(80, 78), (100, 98), (200, 110)])
+def test_help_is_as_wide_as_reads_well_and_breaks_no_option(columns, widest, monkeypatch, capsys):
+    out = help_at(columns, TrainConfig, monkeypatch, capsys)
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= widest
+    assert not [line for line in lines if line.endswith("-") and line.rpartition(" ")[2].startswith("--")]
+    assert "over, --total-steps may" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("--learning-rate", "--policy-lr"),
+        ("--algo=ppo", "--estimator"),
+        ("--n_envs", "--num-envs"),
+        ("--n-steps", "--num-steps"),
+        ("--n-epochs", "--epochs"),
+        ("--update-epochs", "--epochs"),
+        ("--ent-coef", "--entropy-coef"),
+        ("--vf-coef", "--value-coef"),
+        ("--clip-coef", "--clip-range"),
+        ("--total-timesteps", "--total-steps"),
+        ("--env-id", "--env"),
+        ("--no-track", "--tensorboard"),
+        ("--cuda", "--device"),
+        ("--num-minibatches", "--minibatch-size"),
+        ("--batch-size", "--minibatch-size"),
+    ],
+)
+def test_names_of_others_get_the_option_that_answers_to_them(theirs, ours):
+    with pytest.raises(SettingsError, match=f"^unknown option --[a-z-]+; did you mean {ours}\\?$"):
+        read(theirs, "3")
+
+
+def test_every_name_of_others_leads_somewhere():
+    known = {**settings_of(TrainConfig), **settings_of(VaeConfig), **settings_of(EvaluateConfig)}
+    for theirs, ours in SYNONYMS.items():
+        assert set(ours) <= known.keys() and theirs not in settings_of(TrainConfig)
+    with pytest.raises(SettingsError, match="did you mean --lr"):
+        parse(VaeConfig, ["--learning-rate", "1"], prog="p")
+    with pytest.raises(SettingsError, match="unknown setting 'learning_rate'; did you mean policy_lr"):
+        with_settings(TrainConfig(), {"learning_rate": 1.0})

@@ -49,3 +49,25 @@ def test_a_single_point_and_none_at_all_can_be_drawn(tmp_path, axes):
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(RelaxRLError, match="cannot write"):
         plot_curves(tmp_path / "none" / "a.png", [Curve(steps=[1], returns=[1.0], label="x")], title="t")
+
+
+@pytest.mark.parametrize("steps", [[40], [2_000], [5, 10, 15], [2_000 * i for i in range(1, 1_001)]])
+@pytest.mark.parametrize("finished", [False, True])
+def test_the_axis_of_steps_is_that_of_the_run(tmp_path, axes, steps, finished):
+    returns = [float(i) if finished else math.nan for i in range(len(steps))]
+    plot_curves(tmp_path / "a.png", [Curve(steps=steps, returns=returns, label="x")], title="t")
+    (drawn,) = axes
+    low, high = drawn.get_xlim()
+    assert low == 0 and steps[-1] <= high <= 1.1 * steps[-1]
+    ticks = [tick.get_text() for tick in drawn.get_xticklabels()]
+    assert len(ticks) >= 3 and not any(text.endswith("m") for text in ticks)
+    told = [text.get_text() for text in drawn.texts]
+    assert told == ([] if finished else ["no episode has finished yet"])
+    assert len(drawn.get_yticks()) > 0 or not finished
+
+
+def test_a_threshold_keeps_its_number_where_nothing_has_finished(tmp_path, axes):
+    curve = Curve(steps=[40], returns=[math.nan], label="x")
+    plot_curves(tmp_path / "a.png", [curve], title="t", threshold=475.0)
+    (drawn,) = axes
+    assert drawn.texts and len(drawn.get_yticks()) > 2

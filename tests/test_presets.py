@@ -24,7 +24,10 @@ from relax_rl.settings.presets import PRESETS, Override, Preset, find_preset, is
         ("ALE/Pong-v5", "atari"),
         ("BreakoutNoFrameskip-v4", "atari"),
         ("my_module:CartPole-v1", "classic-control"),
+        ("CartPole", "classic-control"),
+        ("my_module:Pendulum", "classic-control"),
         ("CartPoleLike-v1", "default"),
+        ("CartPoleLike", "default"),
         ("Unheard-Of-v0", "default"),
     ],
 )

@@ -182,7 +182,7 @@ def test_only_regular_files_are_read(file: str, kind: str, run: Path, capsys: py
             hole.truncate(2**36)
     else:
         path.mkdir()
-    assert "cannot be read" in refused(["evaluate", str(run), "--episodes", "1"], capsys)
+    assert "cannot be read" in refused(["evaluate", str(run), "--episodes", "1", "--checkpoint", "latest"], capsys)
 
 
 def test_a_file_over_the_size_is_not_read(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_the_commands_that_are_printed_name_what_is_ones_own(
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     monkeypatch.chdir(tmp_path)
     env = "mine_here:relax_rl_fakes/Here-v0"
-    small = ["--total-steps", "100", "--hidden", "4", "--quiet", "--run-dir", "run", "--no-tensorboard"]
+    small = ["--total-steps", "100", "--hidden", "4", "--run-dir", "run", "--no-tensorboard"]
     assert main(["--env", env, "--estimator", "a2c", *small]) == 0
     told = next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("evaluate "))
     words = told.split()

@@ -110,7 +110,7 @@ def test_only_some_settings_may_change_on_resuming():
     wanted = {**changed, "resume": "x", "run_dir": "x"}
     assert resumed_config(saved, with_settings(saved, {**wanted, "estimator": "auto"})) == with_settings(saved, wanted)
     for name, value in {"gamma": 0.5, "num_steps": 3, "estimator": "a2c", "seed": 1, "hidden": (8,)}.items():
-        with pytest.raises(SettingsError, match=f"{name} is .* may change"):
+        with pytest.raises(SettingsError, match=f"--{name.replace('_', '-')} is .* may change"):
             resumed_config(saved, with_settings(saved, {name: value}))
     with pytest.raises(CheckpointError, match="trained on CartPole-v1"):
         resumed_config(saved, with_settings(saved, {"env": "Acrobot-v1"}))

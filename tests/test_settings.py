@@ -141,7 +141,9 @@ def test_settings_are_replaced_by_name_in_whichever_section():
 def test_what_may_change_when_a_run_goes_on():
     saved = Outer(inner=Inner(folder="old", target=0.5))
     check_resumable(saved, with_settings(saved, {"count": 9, "quiet": True, "folder": "new", "target": None}))
-    expected = "mode is 'b', but the run to resume has 'a', and only count, quiet, target may change; start a new run"
+    expected = (
+        "--mode is 'b', but the run to resume has 'a', and only --count, --quiet, --target may change; start a new"
+    )
     with pytest.raises(SettingsError, match=expected):
         check_resumable(saved, with_settings(saved, {"mode": "b"}))
     with pytest.raises(SettingsError, match=r"the comparison to go on with has .* start a new comparison"):

@@ -8,13 +8,15 @@ import math
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from relax_rl.compute.serialization import load_state
+from relax_rl.commands.main import main
+from relax_rl.compute.serialization import load_state, save_state
 from relax_rl.errors import CheckpointError, EnvironmentFault, SettingsError, TrainingDiverged
 from relax_rl.runs import RunFolder, read_config
 from relax_rl.runs.training import resume_config, train
@@ -302,3 +304,100 @@ def test_auto_takes_lax_for_continuous_actions(tmp_path):
     assert read_config(RunFolder(result.run_dir)).run.estimator == "lax"
     assert math.isnan(result.return_mean)
     assert rows_of(result.run_dir / "progress.csv")[0]["return_mean"] == ""
+
+
+FADING = "tests.fakes:relax_rl_fakes/Fading-v0"
+
+
+@pytest.fixture(scope="module")
+def faded(tmp_path_factory):
+    """A run whose returns fall from 2 to 0, and its result. Tests must not write to it."""
+    return train(small_run(tmp_path_factory.mktemp("faded") / "run", FADING, "a2c", total_steps=1500, log_interval=50))
+
+
+def test_the_agent_that_did_best_is_kept(faded):
+    assert faded.return_mean == 0.0 and faded.best_return == 2.0
+    assert faded.best == faded.run_dir / "checkpoints" / "best.safetensors"
+    assert 200 <= faded.best_step <= 600 < faded.steps
+    _, state = load_state(faded.best)
+    assert state["agent"]["steps"] == faded.best_step and state["run"]["best_return"] == 2.0
+    _, last = load_state(faded.checkpoint)
+    assert (last["run"]["best_return"], last["run"]["best_step"]) == (2.0, faded.best_step)
+
+
+def test_evaluate_takes_the_agent_that_did_best(faded, tmp_path, capsys):
+    shutil.copytree(faded.run_dir, tmp_path / "copy")
+    args = ["evaluate", str(tmp_path / "copy"), "--env", FADING, "--episodes", "1"]
+    assert main(args) == 0
+    out = capsys.readouterr().out
+    assert "best.safetensors" in out and f"of step {faded.best_step:,}; --checkpoint latest" in out
+    assert main([*args, "--checkpoint", "latest"]) == 0
+    assert faded.checkpoint.name in capsys.readouterr().out
+    (tmp_path / "copy" / "checkpoints" / "best.safetensors").write_bytes(b"half")
+    assert main(args) == 0
+    out, err = capsys.readouterr()
+    assert faded.checkpoint.name in out and "taking the latest" in err
+
+
+def test_a_resumed_run_replaces_the_best_agent_by_a_better_one_alone(faded, tmp_path):
+    shutil.copytree(faded.run_dir, tmp_path / "copy")
+    config = resume_config(tmp_path / "copy", total_steps=3000, env=FADING)
+    result = train(config)  # new environments: their first 150 steps are worth something again
+    assert (result.best_return, result.best_step) == (2.0, faded.best_step)
+    assert (tmp_path / "copy/checkpoints/best.safetensors").read_bytes() == faded.best.read_bytes()
+
+
+def test_what_was_kept_after_the_checkpoint_of_a_killed_run_stands(faded, tmp_path):
+    for name in ("kept", "gone"):
+        shutil.copytree(faded.run_dir, tmp_path / name)
+        tensors, state = load_state(faded.checkpoint)
+        state["run"] |= {"best_return": 0.5, "best_step": 10}
+        save_state(tmp_path / name / "checkpoints" / faded.checkpoint.name, tensors, state)
+    (tmp_path / "gone/checkpoints/best.safetensors").unlink()
+    found = [train(resume_config(tmp_path / name, total_steps=1520, env=FADING)) for name in ("kept", "gone")]
+    assert (found[0].best_return, found[0].best_step) == (2.0, faded.best_step)
+    assert (found[1].best_return, found[1].best_step) == (found[1].return_mean, found[1].steps) and found[
+        1
+    ].best.exists()
+
+
+def test_keeping_the_best_agent_changes_nothing(tmp_path, monkeypatch):
+    for name in ("with", "without"):
+        if name == "without":
+            monkeypatch.setattr("relax_rl.runs.callbacks.KeepBest.look", lambda self: None)
+        train(small_run(tmp_path / name, FADING, total_steps=600, log_interval=50))
+    (one, state), (other, other_state) = final_state(tmp_path / "with"), final_state(tmp_path / "without")
+    assert state["agent"] == other_state["agent"] and state["run"]["best_return"] == 2.0
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_code_is_compiled_takes_effect_at_once(tmp_path, monkeypatch, capsys, number):
+    def slow(*_, **__):
+        os.kill(os.getpid(), number)
+        time.sleep(30)
+
+    monkeypatch.setattr("relax_rl.compute.compilation.compile_function", slow)
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "g++")
+    started = time.monotonic()
+    result = train(small_run(tmp_path / "run", compile="on", quiet=False))
+    assert time.monotonic() - started < 15 and result.stopped_by == number.name
+    assert 0 < result.steps <= 20 and result.checkpoint.exists() and result.agent.compiled_from is None
+    out = capsys.readouterr().out
+    assert "compiling the update" in out and f"{number.name} received: saving" in out
+
+
+def test_compiling_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("relax_rl.compute.compilation._compile", lambda graph, inputs, key: graph)
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "g++")
+    for quiet in (False, True):
+        train(small_run(tmp_path / str(quiet), compile="on", quiet=quiet, total_steps=20))
+        out = capsys.readouterr().out
+        assert (out == "") == quiet and ("compiling the update" in out and "done in 0:0" in out) != quiet
+
+
+def test_a_broken_number_is_of_the_same_step_after_a_resumption(tmp_path):
+    config = small_run(tmp_path / "run", POISONED, "a2c", total_steps=4000, num_steps=3)
+    for again in (False, True):
+        with pytest.raises(EnvironmentFault, match="of nan in step 1 of its episode, expected"):
+            train(resume_config(tmp_path / "run", env=POISONED) if again else config)

@@ -19,11 +19,12 @@ from relax_rl.errors import CheckpointError, SettingsError, TrainingDiverged
 from relax_rl.estimators import ESTIMATORS
 from relax_rl.experiments.batches import Batches
 from relax_rl.experiments.data import Dataset
+from relax_rl.experiments.vae import figures, training
 from relax_rl.experiments.vae import session as sessions
-from relax_rl.experiments.vae import training
 from relax_rl.experiments.vae.config import ESTIMATOR_NAMES, VaeConfig
 from relax_rl.experiments.vae.estimators import LAYERED
 from relax_rl.experiments.vae.presets import preset_config, preset_names
+from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 from relax_rl.experiments.vae.trainer import Trainer
 from relax_rl.experiments.vae.training import train_vae
 from relax_rl.runs.loggers import read_csv
@@ -350,3 +351,43 @@ def test_presets_are_the_rows_of_the_tables():
 
 def test_the_names_of_the_estimators_are_those_of_the_registry():
     assert set(ESTIMATOR_NAMES) == set(LAYERED) <= set(ESTIMATORS)
+
+
+@pytest.mark.parametrize("task", ["generative", "structured"])
+@pytest.mark.parametrize("shape", [(4, 3), (28, 28)])
+def test_the_rows_of_the_images_are_named(task, shape, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "write_figure", lambda path, figure: drawn.append(figure))
+    model = SigmoidBeliefNetwork(torch.full((math.prod(shape),), 0.5), layers=(3,), task=task)
+    picture = figures.draw_images(model, torch.ones(12, math.prod(shape)), shape)
+    figures.write_images(picture, Path("images.png"), figures.image_rows(task), "title")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    named = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(named) == 4 and named[0] == "validation images"
+    assert named[1] == ("lower half predicted" if task == "structured" else "reconstructed")
+    box, (width, height) = axes.get_tightbbox(), figure.bbox.size
+    assert width >= 1000 and box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height
+    assert axes.get_window_extent().width > 0.7 * width
+
+
+@pytest.mark.parametrize("rows", [1, 300])
+def test_curves_of_any_number_of_rows(rows, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "write_figure", lambda path, figure: drawn.append(figure))
+    lines = [f"{i},1,{-100 - 100 / i},{'' if rows == 1 else 5},{-99 - 100 / i}" for i in range(1, rows + 1)]
+    Path("progress.csv").write_text("\n".join(["step,seconds,train_bound,log_variance,valid_bound", *lines, ""]))
+    figures.draw_curves(Path("progress.csv"), Path("curve.png"), "title", "relax")
+    bounds, variances = drawn[0].axes
+    assert bounds.get_xlim() == variances.get_xlim() == (0, 1.02 * rows)
+    assert [text.get_text() for text in variances.texts] == ([] if rows > 1 else ["no variance has been measured yet"])
+    if rows > 1:  # the first rows lie so far below that the rest would be flat
+        low, high = bounds.get_ylim()
+        assert -110 < low < -100 and -99.4 < high < -98
+
+
+def test_a_run_that_is_told_to_be_quiet_says_one_line(capsys):
+    assert main(["vae", "--width", "5", "--steps", "2", "--eval-samples", "0", "--quiet", "--run-dir", "r"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and out.count("\n") == 1 and out.startswith("all steps taken: 2 steps") and out.endswith(" · r\n")

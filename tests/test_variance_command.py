@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from relax_rl.cli import main
+from relax_rl.commands.variance import _show
+from relax_rl.estimators.diagnostics import Interval, VarianceParts
 from relax_rl.runs.training import train
+from relax_rl.variance.figure import plot_variances
+from relax_rl.variance.gradient import AppliedVariance
 from tests.steps import small_run
 
 QUICK = ("--batches", "4", "--fit-batches", "3", "--states", "4")
@@ -71,3 +76,40 @@ def test_games_have_no_parts(tmp_path, capsys):
 def test_mistakes_are_told_in_one_line(run, args, message, refused):
     assert message in refused("variance", str(run), *args)
     assert not (run / "variance.json").exists()
+
+
+def made_up(scale):
+    interval = lambda value: Interval(value * scale, 0.8 * value * scale, 1.3 * value * scale)  # noqa: E731
+    names = ["reinforce", "a2c", "relax, fitted", "marginal, fitted, state part"]
+    applied = {name: AppliedVariance(interval(1.0), interval(1.0)) for name in names}
+    parts = {
+        name: VarianceParts(*map(interval, (0.1, 0.4, 0.5, 1.0) if name != "reinforce" else (1e4, 1e4, 1e4, 3e4)))
+        for name in names
+    }
+    return applied, parts
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-7, 1e9])
+def test_every_label_of_the_figure_stands_whole(tmp_path, monkeypatch, scale):
+    drawn = []
+    monkeypatch.setattr("relax_rl.variance.figure.write_figure", lambda path, figure: drawn.append(figure))
+    plot_variances(tmp_path / "a.png", *made_up(scale), title="CartPole-v1 · relax · 12,003 steps")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    width, height = figure.bbox.size
+    panels = [axes.get_tightbbox() for axes in figure.axes]
+    for box in panels:
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+    assert panels[0].x1 <= panels[1].x0
+    assert all(axes.xaxis.get_offset_text().get_text() in ("", "1e0") for axes in figure.axes[1:])
+
+
+def test_no_number_of_the_tables_is_cut_in_a_narrow_pipe(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    applied, parts = ({name: asdict(each) for name, each in found.items()} for found in made_up(1e-3))
+    few = {"env": "E", "estimator": "relax", "checkpoint": "c", "batches": 3, "rows_per_batch": 4, "states": 2}
+    _show({**few, "actions": 3, "squared_gradient_norm": 0.1, "applied": applied, "parts": parts})
+    out = capsys.readouterr().out
+    assert "\u2026" not in out and "marginal, fitted, state part" in out
+    row = next(line for line in out.splitlines() if line.startswith("a2c ") and "±" in line)
+    assert row.split("  ")[-1].strip() == "1.00 ± 0.25"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -86,3 +88,12 @@ def test_drawing_that_fails_is_told_in_one_line():
     told = r".* cannot be drawn: NameError: name 'sns' is not defined$"
     with VectorEnvs(SyncVectorEnv([Undrawn])) as envs, pytest.raises(SettingsError, match=told):
         envs.render()
+
+
+@pytest.mark.parametrize(("screen", "expected"), [(None, "dummy"), (":0", None)])
+def test_without_a_screen_none_is_looked_for(screen, expected, monkeypatch):
+    pytest.importorskip("moviepy")
+    monkeypatch.setattr("os.environ", {} if screen is None else {"DISPLAY": screen})
+    monkeypatch.setattr("relax_rl.runs.video.evaluation_envs", lambda *_, **__: None)
+    rendering_env(CARTPOLE, seed=0)
+    assert os.environ.get("SDL_VIDEODRIVER") == expected

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from relax_rl.compute.clocks import Watch, unwatched
@@ -81,7 +81,6 @@ class Collector:
     ) -> None:
         self.envs, self.encode, self.to_env, self.num_steps = envs, encode, to_env, num_steps
         self.watch, self.leaf_at, self.on_step = watch, leaf_at, on_step
-        self._steps = 0
 
     def collect(
         self,
@@ -106,6 +105,7 @@ class Collector:
         obs[0] = first
         reward = np.empty((steps, num_envs), np.float32)
         terminated, truncated, valid = (np.empty((steps, num_envs), np.bool_) for _ in range(3))
+        count = _EpisodeSteps(envs.episode_steps, valid, terminated, truncated, envs.autoreset_mode)
         action: np.ndarray | None = None
         final_obs, final_index = [], []
         obs_tensor = torch.from_numpy(obs)
@@ -117,7 +117,7 @@ class Collector:
             try:
                 taken = self.to_env(outcome)
             except TrainingDiverged:
-                self._require_finite(reward[:t], obs[: t + 1])  # what is no number makes no action
+                self._require_finite(count, reward[:t], obs[: t + 1])  # what is no number makes no action
                 raise
             self.watch("env")
             step = envs.step(taken)
@@ -133,8 +133,7 @@ class Collector:
                 ends = np.flatnonzero(step.truncated)
                 final_obs.append(self.encode(step.next_obs)[ends])
                 final_index.append(np.stack([np.full_like(ends, t), ends], 1))
-        self._require_finite(reward, obs, zip(final_obs, final_index, strict=True))
-        self._steps += steps
+        self._require_finite(count, reward, obs, zip(final_obs, final_index, strict=True))
         return Rollout(
             obs=obs_tensor,
             action=torch.from_numpy(action),
@@ -149,11 +148,16 @@ class Collector:
         )
 
     def _require_finite(
-        self, reward: np.ndarray, obs: np.ndarray, final: Iterable[tuple[np.ndarray, np.ndarray]] = ()
+        self,
+        count: _EpisodeSteps,
+        reward: np.ndarray,
+        obs: np.ndarray,
+        final: Iterable[tuple[np.ndarray, np.ndarray]] = (),
     ) -> None:
         """Name the first number that is not finite.
 
         Args:
+            count: which steps of their episodes the rows are.
             reward: `[t, N]`.
             obs: `[t + 1, N, ...]` encoded, flat if they are floats; rows that nothing depends on hold zeros.
             final: last observations `[k, ...]` of truncated episodes, and `[k, 2]` which.
@@ -163,24 +167,51 @@ class Collector:
         """
         if not np.isfinite(reward).all():
             t, n = np.argwhere(~np.isfinite(reward))[0]
-            raise self._fault(f"a reward of {reward[t, n]}", t + 1, n)
+            raise self._fault(f"a reward of {reward[t, n]}", count.before(t, n) + 1, n)
         if obs.dtype.kind != "f":
             return
         if not np.isfinite(obs).all():
             t, n, column = np.argwhere(~np.isfinite(obs))[0]
-            raise self._fault(f"{obs[t, n, column]} in the observation {self.leaf_at(int(column))!r}", t, n)
+            raise self._fault(
+                f"{obs[t, n, column]} in the observation {self.leaf_at(int(column))!r}", count.before(t, n), n
+            )
         for last, index in final:
             if not np.isfinite(last).all():
                 k, column = np.argwhere(~np.isfinite(last))[0]
                 told = f"{last[k, column]} in the last observation {self.leaf_at(int(column))!r} of a truncated episode"
-                raise self._fault(told, index[k, 0] + 1, index[k, 1])
+                raise self._fault(told, count.before(*index[k]) + 1, index[k, 1])
 
     def _fault(self, what: str, step: int, env: int) -> EnvironmentFault:
-        when = f"in step {self._steps + step}" if self._steps + step else "at its reset"
+        when = f"in step {step} of its episode" if step else "at its reset"
         return EnvironmentFault(
-            f"environment {self.envs.first_env + env} of {self.envs.env_id} gave {what} {when} of this training, "
-            "expected a finite number in float32; mend the environment"
+            f"environment {self.envs.first_env + env} of {self.envs.env_id} gave {what} {when}, expected a finite number "
+            "in float32; mend the environment"
         )
+
+
+@dataclass(frozen=True)
+class _EpisodeSteps:
+    """Which steps of their episodes the rows of a rollout are, as the environments count them.
+
+    Attributes:
+        first: `[N]` steps taken before the first row.
+        valid, terminated, truncated: `[T, N]` of the rollout.
+        mode: how the environments reset.
+    """
+
+    first: np.ndarray
+    valid: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    mode: AutoresetMode
+
+    def before(self, t: int, n: int) -> int:
+        """Steps that an environment had taken in its episode when the observation of row t was made; 0 at a reset."""
+        taken = int(self.first[n])
+        for row in range(t):
+            over = self.mode is not AutoresetMode.NEXT_STEP and (self.terminated[row, n] or self.truncated[row, n])
+            taken = taken + 1 if self.valid[row, n] and not over else 0
+        return taken
 
 
 def _on_host(sample: Callable[[Tensor, Tensor], Tensor], obs: Tensor, noise: Tensor) -> Iterator[np.ndarray]:

@@ -119,7 +119,7 @@ def find_spec(env_id: str) -> EnvSpec:
         versions = [other for other in gym.registry.values() if _base(other.id) == name]
         spec = max(versions, key=lambda other: other.version or 0, default=None)
     if spec is None:
-        near = _near_names(name)
+        near = _near_names(name) if not module else _near_names_of(module, name)
         advice = (
             f"did you mean {', '.join(near)}?"
             if near
@@ -302,6 +302,21 @@ def _check_settings(spec: EnvSpec, kwargs: Mapping[str, Any]) -> None:
     if modes is not None and mode not in modes:
         only = f"renders {', '.join(modes)} only" if modes else "renders nothing"
         raise SettingsError(f"{spec.id} {only}, expected {mode}; no video can be recorded of it")
+
+
+def _near_names_of(module: str, name: str) -> list[str]:
+    """Ids like this one as `module:EnvId`: of those that the module's package registers, else of all."""
+    registered = [spec.id for spec in gym.registry.values() if _home(spec) == module.partition(".")[0]]
+    close = difflib.get_close_matches(name, registered, cutoff=0.5) or _near_names(name)
+    return [f"{module}:{each}" for each in close]
+
+
+def _home(spec: EnvSpec) -> str:
+    """The package that an environment's class lies in."""
+    place = spec.entry_point
+    return (
+        str(place if isinstance(place, str) else getattr(place, "__module__", "")).partition(":")[0].partition(".")[0]
+    )
 
 
 @contextmanager

@@ -34,8 +34,8 @@ class EvaluateConfig:
     """Episodes to play."""
     deterministic: bool = True
     """Take the most likely action instead of a sample; Atari games are sampled unless this is asked for."""
-    checkpoint: str = "latest"
-    """Which agent: latest, best (by the evaluations during training), or a checkpoint file."""
+    checkpoint: str = "auto"
+    """Which agent: auto (the best that the run has kept, else the latest), latest, best (by the evaluations during training, else by its episodes), or a checkpoint file."""
     video: bool = False
     """Record a video of one more episode; needs the extra video."""
     seed: int = setting(0, least=0)
@@ -63,6 +63,10 @@ def evaluate_command(args: Sequence[str], prog: str) -> int:
     result = evaluate_run(config)
     how = "deterministic" if result["deterministic"] else "sampled"
     print(f"{result['env']} · {result['estimator']} · {result['checkpoint']}")
+    if config.checkpoint == "auto" and Path(result["checkpoint"]).stem == "best":
+        print(
+            f"the best agent that the run has kept, of step {result['step']:,}; --checkpoint latest plays the last one"
+        )
     print(
         f"return {describe_number(result['return_mean'])} ± {describe_number(result['return_std'])} (mean ± standard deviation of "
         f"{result['episodes']} episodes, {how} actions, mean length {result['length_mean']:.0f})"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -138,4 +139,5 @@ def _thread_failed(args: threading.ExceptHookArgs) -> None:
 
 
 def _show_warning(message: Any, *_: Any, **__: Any) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    plain = re.sub(r"\x1b\[[0-9;]*m|WARN: ", "", str(message))  # Gymnasium's are coloured
+    print(f"warning: {' '.join(plain.split())}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from relax_rl.runs.record import named_again, read_config, resumed_config, setti
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import with_settings
 from relax_rl.settings.options import parse
-from relax_rl.settings.presets import find_preset, preset_config
+from relax_rl.settings.presets import find_preset, has_version, preset_config
 
 if TYPE_CHECKING:
     from relax_rl.runs.training import TrainingResult
@@ -59,11 +60,31 @@ def train_config(args: Sequence[str], prog: str) -> TrainConfig:
     automatic = with_settings(TrainConfig(), {"preset": "auto"})
     config = parse(TrainConfig, args, default=automatic, base=base, prog=prog)
     if saved is None:
-        return with_settings(config, {"preset": find_preset(config.env.env, config.run.preset).name})
+        preset = find_preset(config.env.env, config.run.preset).name
+        return with_settings(config, {"preset": preset, "env": _with_version(config.env.env)})
     if config.run.preset == "auto":
         config = with_settings(config, {"preset": saved.run.preset})
     assert config.run.resume is not None
+    if config.run.total_steps < saved.run.total_steps:
+        less = (
+            f"--total-steps {config.run.total_steps} is less than the {saved.run.total_steps} that the run was to take"
+        )
+        warnings.warn(less, UserWarning, stacklevel=2)
     return resumed_config(read_config(RunFolder(Path(config.run.resume))), config)
+
+
+def _with_version(env: str) -> str:
+    """The id of an environment, with the newest version told where a user has named none; as it is if it has none."""
+    if has_version(env):
+        return env
+    from relax_rl.backends.creation import find_spec
+
+    full = "".join([*env.rpartition(":")[:2], find_spec(env).id])
+    if full != env:
+        warnings.warn(
+            f"env {env!r} names no version; did you mean {full}? That is what is taken", UserWarning, stacklevel=2
+        )
+    return full
 
 
 def _summary(result: TrainingResult, config: TrainConfig, prog: str, seconds: float) -> str:
@@ -79,16 +100,18 @@ def _summary(result: TrainingResult, config: TrainConfig, prog: str, seconds: fl
         end = ENDS[result.stopped_by].format(target=config.run.stop_at_return)
     else:
         end = f"interrupted by {result.stopped_by}"
-    lines = [
-        f"{end}: {result.steps:,} steps, {result.episodes:,} episodes, {mean}, {seconds:.0f} s",
-        f"  learning curve  {folder.curve}",
-    ]
+    line = f"{end}: {result.steps:,} steps, {result.episodes:,} episodes, {mean}, {seconds:.0f} s"
+    if config.run.quiet:
+        return f"{line} · {result.run_dir}"
+    lines = [line, f"  learning curve  {folder.curve}"]
     if config.run.tensorboard:
         lines.append(f"  TensorBoard     {typed('tensorboard')} --logdir {run_dir}")
-    lines += [
-        f"  checkpoint      {result.checkpoint}",
-        f"  evaluate        {prog} evaluate {run_dir}{again}",
-    ]
+    lines.append(f"  checkpoint      {result.checkpoint}")
+    if result.best is not None:
+        over = "evaluation" if config.run.eval_interval else "100 episodes"
+        of = "the last agent" if result.best_step == result.steps else f"the agent of step {result.best_step or 0:,}"
+        lines.append(f"  best            {result.best} ({of}, mean return in {over} {result.best_return:.1f})")
+    lines.append(f"  evaluate        {prog} evaluate {run_dir}{again}")
     if result.stopped_by not in ("total_steps", "return"):
         lines.append(f"  go on           {prog} --resume {run_dir}{again}")
     return "\n".join(lines)

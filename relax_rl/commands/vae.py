@@ -48,6 +48,8 @@ def _summary(result: VaeResult, config: VaeConfig, prog: str) -> str:
         result.stopped_by, f"interrupted by {result.stopped_by}"
     )
     lines = [f"{end}: {result.steps:,} steps, {result.seconds:.0f} s"]
+    if config.quiet:
+        return f"{lines[0]} · {result.run_dir}"
     if result.evaluation is not None:
         lines.append(f"  {result.evaluation['data']}, nats per image:")
         for name, value in result.evaluation["bounds"].items():

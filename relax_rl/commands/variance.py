@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from relax_rl.runs.displays import text_table
 from relax_rl.runs.folder import RunFolder
 from relax_rl.settings.options import parse
 from relax_rl.variance.measure import VarianceConfig, variance_run
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 __all__ = ["variance_command"]
 
@@ -32,20 +30,14 @@ def variance_command(args: Sequence[str], prog: str) -> int:
 
 
 def _show(result: Mapping[str, Any]) -> None:
-    from rich.console import Console
-
-    console = Console()
     print(f"{result['env']} · {result['estimator']} · {result['checkpoint']}")
-    table = _table("Gradient of one update at frozen parameters", ("variance", "times A2C's", "95% interval"))
+    rows = []
     for name, found in result["applied"].items():
         ratio = found["ratio"]
-        table.add_row(
-            name,
-            f"{found['variance']['value']:.3g}",
-            f"{ratio['value']:.3g}",
-            f"{ratio['low']:.3g} to {ratio['high']:.3g}",
-        )
-    console.print(table)
+        interval = f"{ratio['low']:.3g} to {ratio['high']:.3g}"
+        rows.append((name, f"{found['variance']['value']:.3g}", f"{ratio['value']:.3g}", interval))
+    columns = ("estimator", "variance", "times A2C's", "95% interval")
+    print(text_table("Gradient of one update at frozen parameters", columns, rows))
     print(
         f"over {result['batches']} rollouts of {result['rows_per_batch']} rows; the squared norm of the gradient itself "
         f"is {result['squared_gradient_norm']:.3g}"
@@ -53,32 +45,20 @@ def _show(result: Mapping[str, Any]) -> None:
     if result["parts"] is None:
         print(f"no parts: {result['parts_left_out']}")
         return
-    print()
-    console.print(_table_of_parts(result["parts"]))
+    print(f"\n{_table_of_parts(result['parts'])}")
     print(f"over {result['states']} states with {result['actions']} actions each (value ± half the 95% interval)")
 
 
-def _table_of_parts(parts: Mapping[str, Any]) -> Table:
+def _table_of_parts(parts: Mapping[str, Any]) -> str:
     unit = 10.0 ** math.floor(math.log10(max(parts["a2c"]["total"]["value"], 1e-30)))
     columns = ("trajectory", "action", "state", "total")
-    table = _table(f"Parts of the variance of one row, in units of {unit:g}", columns)
+    rows = []
     for name, found in parts.items():
         cells = [
             (found[part]["value"] / unit, (found[part]["high"] - found[part]["low"]) / 2 / unit) for part in columns
         ]
-        table.add_row(name, *(f"{_short(value)} ± {_short(half)}" for value, half in cells))
-    return table
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    """A table of numbers with a row for each estimator."""
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    table.add_column("estimator", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
+        rows.append((name, *(f"{_short(value)} ± {_short(half)}" for value, half in cells)))
+    return text_table(f"Parts of the variance of one row, in units of {unit:g}", ("estimator", *columns), rows)
 
 
 def _short(number: float) -> str:

@@ -9,7 +9,9 @@ import hashlib
 import platform
 import sysconfig
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,7 @@ __all__ = [
     "Compiled",
     "NotKept",
     "agree",
+    "announced",
     "compile_function",
     "has_compiler",
     "record",
@@ -41,6 +44,8 @@ NO_COMPILER = "it needs a C++ compiler and Python's headers, and one of them is 
 _TOLERANCE = 0.01
 """Of the norm of an output, far above the rounding of sums in another order."""
 
+_around: ContextVar[Callable[[], AbstractContextManager[object]]] = ContextVar("around", default=nullcontext)
+
 Function = Callable[..., "tuple[Tensor, ...]"]
 
 
@@ -50,6 +55,19 @@ class CompilationError(SettingsError):
 
 class NotKept(Exception):
     """There is no machine code yet, and none is to be made."""
+
+
+@contextmanager
+def announced(around: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+    """Within the block, machine code is made within `around()`, which may say so: it takes from seconds to a minute.
+
+    What is entered may end it early by raising NotKept; then there is no code.
+    """
+    token = _around.set(around)
+    try:
+        yield
+    finally:
+        _around.reset(token)
 
 
 @cache
@@ -130,7 +148,8 @@ class Compiled:
             return kept, tuple(outputs)
         if self._only_kept:
             raise NotKept("no code is kept for this function")
-        run = compile_function(function, tensors, key=key)
+        with _around.get()():
+            run = compile_function(function, tensors, key=key)
         if not agree(_call(run, tensors), expected):
             raise CompilationError("compiled code gives other numbers than eager code; take --compile off")
         return run, tuple(outputs)

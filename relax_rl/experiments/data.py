@@ -117,6 +117,8 @@ def load_data(
         raise SettingsError(f"data is {name!r}, expected one of {', '.join(DATA)}{did_you_mean(name, DATA)}")
     if binarization not in ("fixed", "dynamic"):
         raise SettingsError(f"binarization is {binarization!r}, expected fixed or dynamic")
+    if name == "digits" and data_dir is not None:
+        raise SettingsError(f"data_dir is {data_dir!r}, but the digits come with scikit-learn; leave --data-dir out")
     dynamic = binarization == "dynamic"
     called, parts, shape = DATA[name](data_dir, dynamic, show)
     return Dataset(f"{called}, {binarization} binarisation", *parts, shape, dynamic)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relax_rl.errors import CheckpointError
-from relax_rl.runs.checkpoints import CheckpointFolder
+from relax_rl.runs.checkpoints import Checkpoint, CheckpointFolder
 from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.record import check_recorded
 from relax_rl.runs.session import Clock
@@ -30,18 +31,25 @@ WINDOW = 100
 
 
 class AgentRun:
-    """An agent, and what its run remembers beside it: the last episodes, the time it has taken, the best evaluation.
+    """An agent, and what its run remembers beside it: the last episodes, the time it has taken, the best so far.
 
     A checkpoint of it is a file that `ActorCritic.load` reads, with more entries in its JSON.
 
     Args:
         agent: for counting, anything with `steps` and `episodes` will do.
+
+    Attributes:
+        best_evaluation: mean return of the best evaluation, by which the best agent is kept once there is one.
+        best_return: the highest mean return of 100 training episodes, by which it is kept else.
+        best_step: the step of the agent that is kept as the best.
     """
 
     def __init__(self, agent: ActorCritic) -> None:
         self.agent = agent
         self.episodes: deque[tuple[float, int]] = deque(maxlen=WINDOW)
         self.best_evaluation: float | None = None
+        self.best_return: float | None = None
+        self.best_step: int | None = None
         self.clock = Clock()
 
     @property
@@ -63,9 +71,24 @@ class AgentRun:
         """Whether 100 episodes have finished with at least this mean return; nothing reaches None."""
         return target is not None and len(self.episodes) == WINDOW and self.return_mean >= target
 
+    @property
+    def best(self) -> float | None:
+        """Mean return of the agent that is kept as the best, in evaluation or in training; None if none is."""
+        return self.best_return if self.best_evaluation is None else self.best_evaluation
+
     def add(self, episodes: Iterable[Episode]) -> None:
         """Take in finished episodes, oldest first."""
         self.episodes.extend((float(episode.return_), int(episode.length)) for episode in episodes)
+
+    def recall_best(self, folder: CheckpointFolder) -> None:
+        """Go by the best agent on disk: it may have been kept after the checkpoint, or be there no longer."""
+        if not folder.best.exists():
+            self.best_return = self.best_step = None
+        with suppress(CheckpointError, KeyError, TypeError, ValueError, OverflowError):
+            run = Checkpoint.read(folder.best).state["run"]
+            found, step = float(run["best_return"]), whole("best_step", run["best_step"], least=0)
+            if math.isfinite(found) and (self.best_return is None or found > self.best_return):
+                self.best_return, self.best_step = found, step
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a checkpoint holds.
@@ -75,8 +98,8 @@ class AgentRun:
         """
         tensors, agent = self.agent.state_dict()
         episodes = [list(episode) for episode in self.episodes]
-        run = {"seconds": self.clock.seconds, "best_evaluation": self.best_evaluation, "episodes": episodes}
-        return tensors, {"agent": agent, "run": run}
+        best = {name: getattr(self, name) for name in ("best_evaluation", "best_return", "best_step")}
+        return tensors, {"agent": agent, "run": {"seconds": self.clock.seconds, "episodes": episodes, **best}}
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Take back what `state` gave; without tensors, the agent is left to take those of another worker.
@@ -86,15 +109,18 @@ class AgentRun:
         """
         try:
             run = state["run"]
-            seconds, best = float(run["seconds"]), run["best_evaluation"]
+            seconds = float(run["seconds"])
+            best, highest, step = run["best_evaluation"], run.get("best_return"), run.get("best_step")
             episodes = [(float(r), whole("length", length, least=0)) for r, length in run["episodes"]]
-            best = None if best is None else float(best)
-            if not all(map(math.isfinite, [seconds, best or 0.0, *(r for r, _ in episodes)])):
+            best, highest = (None if each is None else float(each) for each in (best, highest))
+            step = None if step is None else whole("best_step", step, least=0)
+            if not all(map(math.isfinite, [seconds, best or 0.0, highest or 0.0, *(r for r, _ in episodes)])):
                 raise ValueError("a number is not finite")
             agent = state["agent"]
         except (KeyError, TypeError, ValueError, OverflowError):
             raise CheckpointError("the checkpoint is damaged: the state of its run cannot be read") from None
-        self.clock, self.best_evaluation = Clock(seconds), best
+        self.clock = Clock(seconds)
+        self.best_evaluation, self.best_return, self.best_step = best, highest, step
         self.episodes.extend(episodes)
         if tensors:
             self.agent.load_state_dict(tensors, agent)
@@ -139,7 +165,7 @@ def load_agent(
 
     Args:
         folder: of the run.
-        which: "latest" (the newest that can be read), "best", or the path of a checkpoint.
+        which: "latest" (the newest that can be read), "best", "auto" (see `CheckpointFolder.find`), or the path of one.
         device: of the networks, by name.
         networks: the factory that the agent was made with, if that is the user's own.
 

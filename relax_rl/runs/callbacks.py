@@ -6,6 +6,7 @@ can stand beside these.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Every",
+    "KeepBest",
     "LogProgress",
     "PeriodicEvaluation",
     "SaveCheckpoints",
@@ -236,7 +238,34 @@ class PeriodicEvaluation:
         }
         self._log(row)
         if self._run.best_evaluation is None or scores.mean > self._run.best_evaluation:
-            self._run.best_evaluation = scores.mean
+            self._run.best_evaluation, self._run.best_step = scores.mean, self._run.steps
+            self._save_best()
+
+
+class KeepBest:
+    """Keeps the agent with the highest mean return of the last 100 training episodes; looks once per interval.
+
+    Args:
+        run: of the agent.
+        interval: steps between two looks.
+        save_best: called when the mean is the highest so far.
+    """
+
+    def __init__(self, run: AgentRun, *, interval: int, save_best: Callable[[], object]) -> None:
+        self._run, self._save_best = run, save_best
+        self._every = Every(interval, run.steps)
+
+    def __call__(self, agent: ActorCritic, info: UpdateInfo) -> None:
+        if self._every.due(info.steps):
+            agent.watch("checkpoints")
+            self.look()
+            agent.watch("logging")
+
+    def look(self) -> None:
+        """Save the agent, if it is the best so far and 100 episodes tell."""
+        run = self._run
+        if run.reaches(-math.inf) and (run.best_return is None or run.return_mean > run.best_return):
+            run.best_return, run.best_step = run.return_mean, run.steps
             self._save_best()
 
 

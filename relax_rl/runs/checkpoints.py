@@ -110,7 +110,7 @@ class CheckpointFolder:
 
     @property
     def best(self) -> Path:
-        """The state that did best in an evaluation during training."""
+        """The state that did best: in an evaluation during training, or else over 100 training episodes."""
         return self.path / "best.safetensors"
 
     def newest_first(self) -> list[Path]:
@@ -139,18 +139,36 @@ class CheckpointFolder:
         return self.best
 
     def find(self, which: str) -> Checkpoint:
-        """The checkpoint that a user asks for: "latest" (the newest that can be read), "best", or a file's path.
+        """The checkpoint that a user asks for.
+
+        Args:
+            which: "latest" (the newest that can be read), "best", the path of a file, or "auto": the best, if the run
+                says of which step that is, as runs of 0.1.0 do not, and the latest else.
 
         Raises:
             CheckpointError: there is no such checkpoint, or none that can be read.
         """
+        if which == "auto":
+            return self._best_of_now() or self.newest()
         if which == "latest":
             return self.newest()
         if which == "best" and not self.best.exists():
             raise CheckpointError(
-                f"{self.path.parent} has no best checkpoint: it was trained without --eval-interval; use latest"
+                f"{self.path.parent} has no best checkpoint, which takes --eval-interval or 100 finished episodes; use latest"
             )
         return Checkpoint.read(self.best if which == "best" else Path(which))
+
+    def _best_of_now(self) -> Checkpoint | None:
+        """The best one, if there is one that can be read and that tells its step."""
+        if not self.best.exists():
+            return None
+        try:
+            found = Checkpoint.read(self.best)
+        except DamagedCheckpoint as error:
+            warnings.warn(f"{error}; taking the latest", UserWarning, stacklevel=3)
+            return None
+        run = found.state.get("run")
+        return found if isinstance(run, dict) and run.get("best_step") is not None else None
 
     def newest(self, *, set_aside: bool = False) -> Checkpoint:
         """The newest checkpoint that is whole, with a warning for each damaged one that is passed over.

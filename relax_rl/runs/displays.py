@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["Display", "PlainDisplay", "RichDisplay", "counting", "describe_duration", "describe_number", "make_display"]
+__all__ = [
+    "Display",
+    "PlainDisplay",
+    "RichDisplay",
+    "counting",
+    "describe_duration",
+    "describe_number",
+    "make_display",
+    "text_table",
+]
+
+_FIXED = 74
+"""Columns of a live line that its bar cannot have."""
 
 
 def describe_return(mean: float) -> str:
@@ -41,6 +54,14 @@ class Display:
 
     def say(self, line: str) -> None:
         """Show a line of its own."""
+
+    @contextmanager
+    def busy(self, what: str) -> Iterator[None]:
+        """Say what is done in the block, which takes a while and gives no numbers, and how long it has taken."""
+        yield
+
+    def done(self, how: str) -> None:
+        """Say that what began has come to its end, before all steps were taken."""
 
     def end(self) -> None:
         """Leave the terminal as it was."""
@@ -77,6 +98,15 @@ class PlainDisplay(Display):
     def say(self, line: str) -> None:
         say(line, self._file)
 
+    @contextmanager
+    def busy(self, what: str) -> Iterator[None]:
+        self.say(f"{what} ...")
+        started = time.perf_counter()
+        with _ticking(2 * self._interval, lambda seconds: self.say(f"  {describe_duration(seconds)} so far")):
+            yield
+        self._time = time.perf_counter()
+        self.say(f"  done in {describe_duration(self._time - started)}")
+
 
 class RichDisplay(Display):
     """A live line with a bar: steps, status, speed, time left."""
@@ -85,30 +115,33 @@ class RichDisplay(Display):
         self._describe, self._refresh, self._time = describe, refresh, 0.0
         self._step = 0
         self._status: Any = None
-        self._known = False
+        self._known, self._how, self._speed = False, "", "?"
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
     def begin(self, line: str, *, total: int, step: int = 0, name: str = "") -> None:
+        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._show()
         if self._progress is None:
+            console = Console()
             # Refreshed by hand: a refreshing thread would take its time slices from training.
             self._progress = Progress(
                 *([TextColumn("{task.description}")] if name else []),
-                TextColumn("step {task.completed:,} of {task.total:,}"),
-                BarColumn(bar_width=24),
+                TextColumn("step {task.completed:,} of {task.fields[of]:,}"),
+                BarColumn(bar_width=min(24, max(4, console.width - _FIXED))),
                 TextColumn("[bold]{task.fields[status]}[/]"),
                 TextColumn("{task.fields[speed]} steps/s"),
                 TimeRemainingColumn(),
                 TextColumn("left"),
                 auto_refresh=False,
+                console=console,
             )
         if line:
             self.say(line)
-        self._step, self._known = step, False
-        self._task = self._progress.add_task(name, total=total, completed=step, status="", speed="?")
+        self._step, self._known, self._how, self._speed = step, False, "", "?"
+        self._task = self._progress.add_task(name, total=total, completed=step, of=total, status="", speed="?")
         self._progress.start()
 
     def update(self, step: int, status: Any) -> None:
@@ -124,21 +157,39 @@ class RichDisplay(Display):
         else:
             self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    @contextmanager
+    def busy(self, what: str) -> Iterator[None]:
+        self.say(f"{what} ...")
+        started = time.perf_counter()
+        try:
+            with _ticking(1.0, lambda seconds: self._show(f"{describe_duration(seconds)} so far")):
+                yield
+        finally:
+            self._show()
+        self.say(f"  done in {describe_duration(time.perf_counter() - started)}")
+
+    def done(self, how: str) -> None:
+        self._how = how
+        self._show()
+
     def end(self) -> None:
         if self._progress is not None:
             self._show()
             self._progress.stop()
             self._progress = None
 
-    def _show(self) -> None:
+    def _show(self, note: str = "") -> None:
         if self._progress is None or self._task is None:
             return
         speed = self._progress.tasks[-1].speed
+        self._speed = self._speed if speed is None else f"{speed:,.0f}"
+        known = self._describe(self._status) if self._known else ""
         self._progress.update(
             self._task,
             completed=self._step,
-            status=self._describe(self._status) if self._known else "",
-            speed="?" if speed is None else f"{speed:,.0f}",
+            total=self._step if self._how else None,
+            status=note or ", ".join(filter(None, (known, self._how))),
+            speed=self._speed,
             refresh=True,
         )
 
@@ -179,6 +230,38 @@ def say(line: str, file: IO[str] | None = None) -> None:
     if stream is not None:
         encoding = getattr(stream, "encoding", None) or "utf-8"
         print(line.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+
+
+def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose numbers stand whole, however narrow the terminal: the first column to the left, the others to the right."""
+    cells = [list(columns), *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rule = ["-" * width for width in widths]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in (cells[0], rule, *cells[1:])
+    ]
+    return "\n".join([title, *(line.rstrip() for line in lines)])
+
+
+@contextmanager
+def _ticking(seconds: float, call: Callable[[float], object]) -> Iterator[None]:
+    """Within the block, call every so many seconds, from another thread, with how long it has taken."""
+    over, started = threading.Event(), time.perf_counter()
+
+    def tick() -> None:
+        while not over.wait(seconds):
+            call(time.perf_counter() - started)
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _is_terminal() -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Interruption", "exit_code", "interruptible", "warn_script"]
+__all__ = ["Interruption", "Leaving", "exit_code", "interruptible", "warn_script"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 _PATIENCE = 3.0
@@ -29,12 +29,17 @@ def warn_script(name: str) -> None:
     warnings.warn(line, UserWarning, stacklevel=3)
 
 
+class Leaving(BaseException):
+    """A signal has asked to leave what could not be asked about it; see `Interruption.at_once`."""
+
+
 class Interruption:
     """Which signal has asked to leave, if any; asking whether one has shows that it is heard."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._heard = threading.Event()
+        self._at_once = False
 
     def __bool__(self) -> bool:
         if self.signal is not None:
@@ -45,6 +50,23 @@ class Interruption:
         """Take in a signal; where nobody hears of it for a while, say so."""
         self.signal = signal.Signals(number)
         threading.Thread(target=self._wait, args=(self.signal.name,), daemon=True).start()
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within the block, which can be left anywhere, a signal that asks to leave raises Leaving."""
+        if self:
+            raise Leaving
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+
+    def leave(self) -> None:
+        """Raises Leaving where that is wanted."""
+        if self._at_once:
+            self._heard.set()
+            raise Leaving
 
     def _wait(self, name: str) -> None:
         if not self._heard.wait(_PATIENCE) and sys.stderr is not None:
@@ -68,6 +90,7 @@ def interruptible() -> Iterator[Interruption]:
         for each in before:
             signal.signal(each, signal.SIG_DFL)
         interruption.note(number)
+        interruption.leave()
 
     taken = [each for each in SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
     before = {each: signal.signal(each, note) for each in taken}

@@ -11,11 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from relax_rl.compute.serialization import write_bytes_atomic
+from relax_rl.runs.loggers import read_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from relax_rl.runs.folder import RunFolder
 
 __all__ = [
     "Curve",
@@ -26,7 +31,9 @@ __all__ = [
     "name_rows",
     "never_fatal",
     "plot_curves",
+    "plot_learning",
     "png",
+    "say_nothing_yet",
     "write_figure",
 ]
 
@@ -47,6 +54,30 @@ class Curve:
     points: bool = False
 
 
+def plot_learning(folder: RunFolder, title: str, *, episodes: int, threshold: float | None) -> None:
+    """Draw the learning curve of a run as it stands in its tables; without a row there is nothing to draw.
+
+    Args:
+        folder: of the run.
+        title: above the figure.
+        episodes: of an evaluation.
+        threshold: as in `plot_curves`.
+
+    Raises:
+        RelaxRLError: a file cannot be read or written.
+    """
+    progress = read_csv(folder.progress)
+    if not progress.get("step"):
+        return
+    training = "training, mean of 100 episodes"
+    curves = [Curve(steps=progress["step"], returns=progress["return_mean"], label=training)]
+    evaluations = read_csv(folder.evaluations) if folder.evaluations.exists() else {}
+    if evaluations:
+        label, scores = f"evaluation, mean of {episodes} episodes", evaluations["return_mean"]
+        curves.append(Curve(steps=evaluations["step"], returns=scores, label=label, points=True))
+    plot_curves(folder.curve, curves, title=title, threshold=threshold)
+
+
 def plot_curves(path: Path, curves: Sequence[Curve], *, title: str, threshold: float | None = None) -> None:
     """Write learning curves as a PNG, atomically.
 
@@ -61,13 +92,14 @@ def plot_curves(path: Path, curves: Sequence[Curve], *, title: str, threshold: f
     """
     figure = make_figure(8, 4.5)
     axes = figure.subplots()
-    for curve in curves:
-        draw_line(axes, curve.steps, curve.returns, curve.label, points=curve.points)
+    drawn = [draw_line(axes, curve.steps, curve.returns, curve.label, points=curve.points) for curve in curves]
     if threshold is not None:
         axes.axhline(threshold, color="0.4", linestyle="--", linewidth=1, label=f"solved at {threshold:g}")
     axes.set_title(title)
     axes.set_ylabel("return (sum of raw rewards per episode)")
-    finish_steps(axes, "environment steps")
+    finish_steps(axes, "environment steps", last=max((step for curve in curves for step in curve.steps), default=0))
+    if not any(drawn):
+        say_nothing_yet(axes, "no episode has finished yet")
     axes.legend(loc="best", frameon=False)
     write_figure(path, figure)
 
@@ -103,19 +135,34 @@ def write_figure(path: Path, figure: Figure) -> None:
     write_bytes_atomic(path, png(figure))
 
 
-def draw_line(axes: Axes, steps: Sequence[float], values: Sequence[float], label: str, *, points: bool = False) -> None:
-    """Values against steps, without those that are not finite; as points too where asked for, or where it is only one."""
+def draw_line(axes: Axes, steps: Sequence[float], values: Sequence[float], label: str, *, points: bool = False) -> int:
+    """Values against steps, without those that are not finite; as points too where asked for, or where it is only one.
+
+    Returns:
+        how many there are.
+    """
     known = [(step, value) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
     marker = "o" if points or len(known) == 1 else None
     axes.plot([step for step, _ in known], [value for _, value in known], label=label, marker=marker, markersize=3)
+    return len(known)
 
 
-def finish_steps(axes: Axes, label: str) -> None:
-    """An axis of steps from 0 on, with round numbers, and a grid."""
+def finish_steps(axes: Axes, label: str, *, last: float) -> None:
+    """An axis of steps from 0 to the last one, with round numbers, and a grid."""
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_xlabel(label)
     count_in_thousands(axes)
-    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], nbins=9))
+    axes.set_xlim(0, 1.02 * last if last > 0 else 1)
     axes.grid(alpha=0.25)
+
+
+def say_nothing_yet(axes: Axes, text: str) -> None:
+    """Where no line has a point yet, say so; without any line that spans the axes, there are no numbers along y."""
+    axes.text(0.5, 0.4, text, transform=axes.transAxes, ha="center", va="center", color="0.4")
+    if not any(np.size(line.get_xdata()) for line in axes.get_lines()):
+        axes.set_yticks([])
 
 
 @contextmanager

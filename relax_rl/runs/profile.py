@@ -15,7 +15,7 @@ from relax_rl.compute.serialization import replacing, write_json, write_text_ato
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic, UpdateInfo
 
-__all__ = ["SECTIONS", "Profile"]
+__all__ = ["SECTIONS", "Profile", "profile_of"]
 
 SECTIONS: Mapping[str, str] = {
     "act": "noise, policy and actions for the environments",
@@ -156,3 +156,27 @@ def _silent_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def profile_of(agent: ActorCritic, folder: Path, *, env: str, num_envs: int) -> Profile:
+    """Have the sections of an agent's updates measured.
+
+    Args:
+        agent: which learns.
+        folder: of its run.
+        env, num_envs: the environments of this process.
+    """
+    import torch
+
+    watch = Stopwatch(torch.cuda.synchronize if agent.device.type == "cuda" else None)
+    agent.watch = watch
+    workers = agent.workers.count
+    about = {
+        "environment": env,
+        "estimator": agent.name,
+        "batch": f"{workers * num_envs} x {agent.config.num_steps}",
+        "workers": workers,
+        "device": str(agent.device),
+        "threads": torch.get_num_threads(),
+    }
+    return Profile(watch, folder, about=about)

@@ -23,7 +23,7 @@ from relax_rl.errors import SettingsError
 from relax_rl.runs.checkpoints import KEEP, Checkpoint, CheckpointFolder
 from relax_rl.runs.displays import Display, make_display
 from relax_rl.runs.folder import RunFolder
-from relax_rl.runs.interruption import Interruption, interruptible
+from relax_rl.runs.interruption import Interruption, Leaving, interruptible
 from relax_rl.runs.loggers import CsvLogger, Logger, TensorBoardLogger, read_csv, truncate_csv
 from relax_rl.runs.record import PACKAGES, check_recorded, lasting, now, read_record, read_settings, write_config
 from relax_rl.settings.fields import check_resumable, flat, to_json, with_settings
@@ -86,6 +86,7 @@ def training_process(
         SettingsError: there is no such device.
         WorkerLost: not all workers join in time.
     """
+    from relax_rl.compute import compilation
     from relax_rl.compute.devices import resolve_device
 
     with ExitStack() as stack:
@@ -96,7 +97,23 @@ def training_process(
         stack.callback(display.end)
         set_threads(threads, stack)
         stack.enter_context(single_precision())
+        stack.enter_context(compilation.announced(lambda: _compiling(display, interruption)))
         yield Process(local, workers, interruption, display, stack)
+
+
+@contextmanager
+def _compiling(display: Display, interruption: Interruption) -> Iterator[None]:
+    """Say that code is compiled in the block, which a signal ends at once: the step at hand is then taken by eager code."""
+    from relax_rl.compute.compilation import NotKept
+
+    try:
+        with (
+            display.busy("compiling the update, about half a minute (--compile off leaves it out)"),
+            interruption.at_once(),
+        ):
+            yield
+    except Leaving:
+        raise NotKept("a signal has asked to leave") from None
 
 
 @dataclass(frozen=True)

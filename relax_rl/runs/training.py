@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from relax_rl.runs.agent import AgentRun, check_same_run, steps_of
 from relax_rl.runs.callbacks import (
+    KeepBest,
     LogProgress,
     PeriodicEvaluation,
     SaveCheckpoints,
@@ -31,8 +32,8 @@ from relax_rl.runs.loggers import (
     CsvLogger,
     Logger,
     TensorBoardLogger,
-    read_csv,
 )
+from relax_rl.runs.profile import profile_of
 from relax_rl.runs.record import named_again, resumed_config, settings_to_resume
 from relax_rl.runs.session import Process, Session, open_run, training_process
 from relax_rl.settings.config import TrainConfig
@@ -44,12 +45,13 @@ if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic, AgentEstimator, Callback
     from relax_rl.agents.networks import NetworkFactory
     from relax_rl.envs import VectorEnvs
-    from relax_rl.runs.profile import Profile
 
 __all__ = ["TrainingResult", "resume_config", "train"]
 
 REDRAW = 30.0
 """Seconds from one drawing of the curve to the next while a run goes on: each takes as long as many updates."""
+LOOKS = 50
+"""How often in a run, at most, it is asked whether the agent is the best so far."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,9 @@ class TrainingResult:
             registration calls solved.
         checkpoint: the last one.
         stopped_by: "total_steps", "return", "callback", or the signal that asked for it: "SIGINT", "SIGTERM", "SIGHUP".
+        best: the checkpoint of the agent with the highest mean return: of an evaluation, where there were any, else of 100
+            training episodes; None if none has been kept.
+        best_return, best_step: that mean, and the step of that agent.
     """
 
     run_dir: Path
@@ -75,6 +80,9 @@ class TrainingResult:
     solved: bool
     checkpoint: Path
     stopped_by: str
+    best: Path | None = None
+    best_return: float | None = None
+    best_step: int | None = None
 
     @property
     def interrupted(self) -> bool:
@@ -185,6 +193,8 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
     session = opening.start(
         lambda: default_run_dir(*names), process.stack, steps=steps, command=command, keep=keep, extra=extra
     )
+    if session.first and checkpoint is not None:
+        run.recall_best(session.checkpoints)
     agent.join(workers)
     return _Training(session, run, envs, process)
 
@@ -216,12 +226,18 @@ class _Training:
         if session.first:
             standing.append(log_episodes(self._table(session.folder.episodes, EPISODE_COLUMNS)))
             standing.append(note_compiled(session.folder, agent))
+        best = self._best()
         if settings.eval_interval and session.first:
             standing.append(self._evaluation(rows))
+        elif best is not None:
+            standing.append(best)
         standing += [save, stop_when_interrupted(process.interruption, process.display)]
         if settings.stop_at_return is not None:
             standing.append(stop_at_return(run, settings.stop_at_return))
-        profile = self._profile() if settings.profile and session.first else None
+        profile = None
+        if settings.profile and session.first:
+            name = session.config.env.env
+            profile = profile_of(agent, session.folder.path, env=name, num_envs=self.envs.num_envs)
         with save.named_in_errors(Path(str(settings.run_dir)), named_again(session.config)):
             if workers.count > 1:
                 save.save()  # so that there is something to go on from, whenever a worker is lost
@@ -235,8 +251,12 @@ class _Training:
             if profile is not None:
                 profile.close()
             log.write()
+            if best is not None:
+                best.look()
             checkpoint = save.save()
             result = self._result(checkpoint)
+        if result.stopped_by == "return":
+            process.display.done("solved")
         self._draw_curve()
         return result
 
@@ -260,6 +280,9 @@ class _Training:
             solved=run.reaches(self._target()),
             checkpoint=RunFolder(run_dir).checkpoints / checkpoint.name,
             stopped_by=stopped_by or ("total_steps" if agent.steps >= settings.total_steps else "callback"),
+            best=None if run.best is None else RunFolder(run_dir).checkpoints / self.session.checkpoints.best.name,
+            best_return=run.best,
+            best_step=run.best_step,
         )
 
     def _target(self) -> float | None:
@@ -274,25 +297,13 @@ class _Training:
             how = f"{workers.count} workers of {how}"
         return self.session.headline(f"{config.env.env} · {self.run.agent.name} · preset {config.run.preset} · {how}")
 
-    def _profile(self) -> Profile:
-        """Have the agent's sections measured."""
-        import torch
-
-        from relax_rl.compute.clocks import Stopwatch
-        from relax_rl.runs.profile import Profile
-
-        agent, workers = self.run.agent, self.session.workers
-        watch = Stopwatch(torch.cuda.synchronize if agent.device.type == "cuda" else None)
-        agent.watch = watch
-        about = {
-            "environment": self.session.config.env.env,
-            "estimator": agent.name,
-            "batch": f"{workers.count * self.envs.num_envs} x {agent.config.num_steps}",
-            "workers": workers.count,
-            "device": str(agent.device),
-            "threads": torch.get_num_threads(),
-        }
-        return Profile(watch, self.session.folder.path, about=about)
+    def _best(self) -> KeepBest | None:
+        """What keeps the best agent by its training episodes, where no evaluation does."""
+        settings, session, run = self.session.config.run, self.session, self.run
+        if settings.eval_interval or run.best_evaluation is not None or not session.first:
+            return None
+        interval = max(settings.log_interval, settings.total_steps // LOOKS)
+        return KeepBest(run, interval=interval, save_best=lambda: session.checkpoints.save_best(run))
 
     def _evaluation(self, loggers: list[Logger]) -> PeriodicEvaluation:
         config, settings, process = self.session.config, self.session.config.run, self.process
@@ -330,22 +341,12 @@ class _Training:
         )
 
     def _draw_curve(self) -> None:
-        """The learning curve so far, by the first worker; without a single row there is nothing to draw."""
-        from relax_rl.runs.plotting import Curve, never_fatal, plot_curves
+        """The learning curve so far, by the first worker."""
+        from relax_rl.runs.plotting import never_fatal, plot_learning
 
-        if not self.session.first:
+        session = self.session
+        if not session.first:
             return
-        folder, settings = self.session.folder, self.session.config.run
+        title = f"{session.config.env.env} · {self.run.agent.name} · seed {session.config.run.seed}"
         with never_fatal("the learning curve"):
-            progress = read_csv(folder.progress)
-            if not progress.get("step"):
-                return
-            training = "training, mean of 100 episodes"
-            curves = [Curve(steps=progress["step"], returns=progress["return_mean"], label=training)]
-            evaluations = read_csv(folder.evaluations) if folder.evaluations.exists() else {}
-            if evaluations:
-                label = f"evaluation, mean of {settings.eval_episodes} episodes"
-                scores = evaluations["return_mean"]
-                curves.append(Curve(steps=evaluations["step"], returns=scores, label=label, points=True))
-            title = f"{self.session.config.env.env} · {self.run.agent.name} · seed {settings.seed}"
-            plot_curves(folder.curve, curves, title=title, threshold=self._target())
+            plot_learning(session.folder, title, episodes=session.config.run.eval_episodes, threshold=self._target())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,10 @@ def rendering_env(config: EnvConfig, *, seed: int) -> VectorEnvs:
         SettingsError: the extra `video` is missing, or the environment cannot be made so.
     """
     _video_writer()
+    if not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))):
+        os.environ.setdefault(
+            "SDL_VIDEODRIVER", "dummy"
+        )  # else pygame looks for a screen, and something else complains
     return evaluation_envs(config, episodes=1, seed=seed, vectorization="sync", render_mode="rgb_array")
 
 

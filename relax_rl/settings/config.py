@@ -37,7 +37,7 @@ class EnvConfig:
     num_envs: int = setting(8, least=1, cap=2**16, resumable=True)
     """Environments stepped side by side."""
     vectorization: Literal["auto", "native", "envpool", "sync", "async"] = setting("auto", open=True)
-    """How they are stepped: vector code of Gymnasium or ale-py (native), threads in C++ (envpool), one process (sync), one process each (async), or the fastest of them that is the same task (auto), or by module:function of your own; --backend is the same option."""
+    """How the environments are stepped: vector code of Gymnasium or ale-py (native), threads in C++ (envpool), one process (sync), one process each (async), or the fastest of them that is the same task (auto), or by module:function of your own; --backend is the same option."""
     sticky_actions: float = setting(0.25, least=0.0, below=1.0)
     """Atari: probability that the previous action is repeated instead of the new one."""
     life_loss_terminal: bool = True
@@ -180,7 +180,7 @@ class RunConfig:
     tensorboard: bool = True
     """Write TensorBoard events."""
     quiet: bool = setting(False, resumable=True, of_the_call=True)
-    """Show no progress display."""
+    """Show no progress: what came of the run, in one line, and errors alone are told."""
     threads: int = setting(1, least=0, cap=1_024, resumable=True)
     """CPU threads for tensor work; 0 takes all cores, shared among the workers of a machine. More than one pays only for images or wide networks."""
     profile: bool = setting(False, resumable=True, of_the_call=True)
@@ -195,6 +195,23 @@ class RunConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Train an agent and leave a run folder with its settings, curves and checkpoints."""
+
+    SECTIONS: ClassVar[dict[str, str]] = {
+        "what everyone sets": "env estimator total_steps seed num_envs stop_at_return preset resume run_dir device",
+        "rollouts and returns": "num_steps gamma gae_lambda reward_clip normalize_reward normalize_obs normalize_keys",
+        "optimisation": (
+            "policy_lr value_lr lr_schedule optimizer epochs minibatch_size clip_range target_kl entropy_coef "
+            "entropy_schedule value_coef value_replay max_grad_norm"
+        ),
+        "surrogate": "surrogate_lr surrogate_steps surrogate_scale surrogate_hidden surrogate_activation",
+        "networks and actions": (
+            "hidden activation cnn_features precision log_std_init ordinal_std_init state_dependent_std squash networks"
+        ),
+        "environment": "env_kwargs drop_keys vectorization bins sticky_actions life_loss_terminal",
+        "evaluation": "eval_interval eval_episodes eval_step_limit",
+        "output": "log_interval checkpoint_interval keep_checkpoints tensorboard quiet profile",
+        "hardware": "threads compile worker_timeout",
+    }
 
     run: RunConfig = field(default_factory=RunConfig)
     env: EnvConfig = field(default_factory=EnvConfig)

@@ -9,7 +9,8 @@
             check(self)
 
 The type is the annotation, the choices those of a `Literal`, the help on the command line the docstring beneath. A class
-may name settings of earlier versions in `DROPPED: ClassVar`, each with the value at which it did nothing.
+may name settings of earlier versions in `DROPPED: ClassVar`, each with the value at which it did nothing, and in
+`SECTIONS: ClassVar` the headings of its help, each with the names of what stands there, in that order.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from relax_rl.errors import SettingsError, did_you_mean
+from relax_rl.errors import SettingsError
 from relax_rl.settings.dictionaries import pairs, plain
+from relax_rl.settings.synonyms import flag, meant
 
 __all__ = [
     "Setting",
@@ -263,7 +265,7 @@ def with_settings(config: T, settings: Mapping[str, Any]) -> T:
     known = flat(config)
     for name in settings:
         if name not in known:
-            raise SettingsError(f"unknown setting {name!r}{did_you_mean(name, known)}")
+            raise SettingsError(f"unknown setting {name!r}{meant(name, known)}")
     return _replaced(config, settings)
 
 
@@ -293,11 +295,11 @@ def check_resumable(saved: T, wanted: T, *, what: str = "run to resume") -> T:
         SettingsError: a setting differs that is not resumable.
     """
     before, after, rules = flat(saved), flat(wanted), {name: s.rule for name, s in settings_of(type(saved)).items()}
-    may_change = sorted(name for name, rule in rules.items() if rule.resumable)
+    may_change = ", ".join(sorted(flag(name) for name, rule in rules.items() if rule.resumable))
     for name, rule in rules.items():
         if before[name] != after[name] and not rule.resumable and not rule.of_the_call:
             raise SettingsError(
-                f"{name} is {after[name]!r}, but the {what} has {before[name]!r}, and only {', '.join(may_change)} may "
+                f"{flag(name)} is {after[name]!r}, but the {what} has {before[name]!r}, and only {may_change} may "
                 f"change; start a new {what.split()[0]} instead"
             )
     return wanted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -12,9 +13,10 @@ from itertools import pairwise
 from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
-from relax_rl.errors import SettingsError, did_you_mean
+from relax_rl.errors import SettingsError
 from relax_rl.settings.fields import Setting, flat, from_text, settings_of, with_settings
 from relax_rl.settings.naming import is_own
+from relax_rl.settings.synonyms import flag, meant
 
 __all__ = ["ALIASES", "parse"]
 
@@ -22,6 +24,8 @@ ALIASES = {"backend": "vectorization"}
 """Options that may be called by another name, and what they are called in the settings."""
 
 _HELP = {"-h", "--help"}
+_WIDEST = 112
+"""Columns of the help, however wide the terminal: longer lines are hard to read."""
 
 T = TypeVar("T")
 
@@ -80,18 +84,35 @@ def _parser(
 ) -> _Parser:
     """A parser of these options, with their help if it is given what to show as their defaults."""
     usage = " ".join([prog, "[-h] [OPTIONS]", *(name.upper() for name, option in options.items() if option.required)])
-    parser = _Parser(prog=prog, description=description or kind.__doc__, usage=usage, allow_abbrev=False)
-    sections: dict[type, Any] = {kind: parser}
-    for name, option in options.items():
-        if option.section not in sections:
-            sections[option.section] = parser.add_argument_group((option.section.__doc__ or "").rstrip("."))
-        help_ = None
-        if shown is not None:
-            value = shown.get(name, option.default)
-            words = " ".join(map(str, value)) if isinstance(value, tuple) else value
-            help_ = _help(option) if option.required else f"{_help(option)} (default: {words})"
-        _add(option, sections[option.section], help_ and help_.replace("%", "%%"))
+    parser = _Parser(
+        prog=prog,
+        description=description or kind.__doc__,
+        usage=usage,
+        allow_abbrev=False,
+        formatter_class=_Formatter,
+        add_help=False,
+    )
+    for number, (heading, listed) in enumerate(_sections(kind, options).items()):
+        group = parser.add_argument_group(heading)
+        if number == 0:
+            group.add_argument("-h", "--help", action="help", help="Show this and leave.")
+        for option in listed:
+            help_ = None if shown is None else _told(option, shown.get(option.name, option.default))
+            _add(option, parser if option.required else group, help_ and help_.replace("%", "%%"))
     return parser
+
+
+def _sections(kind: type, options: Mapping[str, Setting]) -> dict[str, list[Setting]]:
+    """Options by the heading that they stand under: those of `SECTIONS` first, then whatever that leaves out."""
+    found = {
+        heading: [options[name] for name in names.split()] for heading, names in getattr(kind, "SECTIONS", {}).items()
+    }
+    named = {option.name for listed in found.values() for option in listed}
+    for name, option in options.items():
+        if name not in named:
+            heading = "options" if option.section is kind else (option.section.__doc__ or "").rstrip(".")
+            found.setdefault(heading, []).append(option)
+    return found
 
 
 def _add(option: Setting, parser: Any, help_: str | None) -> None:
@@ -112,15 +133,17 @@ def _add(option: Setting, parser: Any, help_: str | None) -> None:
         how = {"type": _reader(plain | None if optional else plain), "metavar": plain.__name__.upper()}
     if several:
         how["nargs"] = "*"
-    parser.add_argument(_flag(option.name), dest=option.name, default=argparse.SUPPRESS, help=help_, **how)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    parser.add_argument(flag(option.name), dest=option.name, default=argparse.SUPPRESS, help=help_, **how)
 
 
 def _help(option: Setting) -> str:
     return _docstrings(option.section).get(option.name, "")
+
+
+def _told(option: Setting, default: Any) -> str:
+    """The help of an option, with its default."""
+    words = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    return _help(option) if option.required or words in (None, "") else f"{_help(option)} (default: {words})"
 
 
 class _OrOwn(tuple[str, ...]):
@@ -142,6 +165,17 @@ def _reader(kind: Any) -> Callable[[str], Any]:
     return read
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Help for terminals of any width, and for pipes: no wider than reads well, most options on one line with their help."""
+
+    def __init__(self, prog: str) -> None:
+        width = min(shutil.get_terminal_size().columns, _WIDEST) - 2
+        super().__init__(prog, max_help_position=24 if width < 100 else 38, width=width)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)  # options stay whole
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise SettingsError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
@@ -153,16 +187,15 @@ def _settled(token: str, options: Mapping[str, Setting]) -> str:
     Raises:
         SettingsError: there is no such option.
     """
-    flag, equals, value = token.partition("=")
+    called, equals, value = token.partition("=")
     if not token.startswith("--") or token == "--":
         return token
-    name = flag.removeprefix("--").replace("-", "_")
+    name = called.removeprefix("--").replace("-", "_")
     name = ALIASES[name] if ALIASES.get(name) in options else name
-    known = {_flag(name) for name in options} | {_flag(f"no_{name}") for name in options if options[name].kind is bool}
-    found = _flag(name)
-    if found not in known:
-        raise SettingsError(f"unknown option {found}{did_you_mean(found, known)}")
-    return f"{found}{equals}{value}"
+    known = {*options, *(f"no_{name}" for name, option in options.items() if option.kind is bool)}
+    if name not in known:
+        raise SettingsError(f"unknown option {flag(name)}{meant(name, known, called=flag)}")
+    return f"{flag(name)}{equals}{value}"
 
 
 @cache

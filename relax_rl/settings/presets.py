@@ -6,6 +6,7 @@ are told by their ids, so that this module imports nothing heavy.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
@@ -15,7 +16,7 @@ from relax_rl.errors import SettingsError, did_you_mean
 from relax_rl.settings.config import AgentConfig, TrainConfig
 from relax_rl.settings.fields import with_settings
 
-__all__ = ["PRESETS", "Override", "Preset", "find_preset", "is_atari", "preset_config", "settings_for"]
+__all__ = ["PRESETS", "Override", "Preset", "find_preset", "has_version", "is_atari", "preset_config", "settings_for"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,8 +208,14 @@ def preset_config(env: str, estimator: str = "auto", *, preset: str = "auto", **
 
 
 def _without_module(env: str) -> str:
-    """`module:EnvId` without the module."""
-    return env.rpartition(":")[2]
+    """`module:EnvId` without the module, and with a `-v` that any version follows where it has none."""
+    name = env.rpartition(":")[2]
+    return name if has_version(name) else f"{name}-v"
+
+
+def has_version(env: str) -> bool:
+    """Whether an id says which version of an environment it means."""
+    return re.search(r"-v\d+$", env) is not None
 
 
 def _likely_estimator(env: str, estimator: str, bins: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,7 @@ def _plot_applied(axes: Any, applied: Mapping[str, AppliedVariance]) -> None:
     axes.set_xscale("log")
     axes.margins(x=0.25)
     name_rows(axes, applied)
-    axes.set_xlabel("variance of an update's gradient, times A2C's")
+    axes.set_xlabel("variance of an update's gradient, times A2C's\n(line: 95% interval)")
 
 
 def _plot_parts(axes: Any, parts: Mapping[str, VarianceParts]) -> None:
@@ -59,19 +60,21 @@ def _plot_parts(axes: Any, parts: Mapping[str, VarianceParts]) -> None:
     totals = sorted(found.total.value for found in parts.values())
     middle = totals[(len(totals) - 1) // 2]
     limit = 1.15 * max(found.total.high for found in parts.values() if found.total.value <= 10 * middle)
+    unit = 10.0 ** math.floor(math.log10(max(limit, 1e-30)))
     for place, found in enumerate(parts.values()):
         left = 0.0
         for name, colour in _COLOURS.items():
             # An unbiased estimate of a small part may fall below zero; as a length it is nothing.
             width = max(0.0, getattr(found, name).value)
-            axes.barh(place, width, left=left, color=colour, height=0.6, label=name if place == 0 else None)
+            label = name if place == 0 else None
+            axes.barh(place, width / unit, left=left / unit, color=colour, height=0.6, label=label)
             left += width
-        axes.plot([found.total.low, found.total.high], [place, place], color="0.3", linewidth=1.5)
+        low, high = found.total.low / unit, found.total.high / unit
+        axes.plot([low, high], [place, place], color="0.3", linewidth=1.5)
         if left > limit:
             beside = {"textcoords": "offset points", "ha": "right", "va": "center"}
-            axes.annotate(f"{found.total.value:.2g} →", (limit, place), (-4, 0), **beside)
-    axes.set_xlim(0, limit)
-    axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
+            axes.annotate(f"{found.total.value / unit:,.0f} →", (limit / unit, place), (-4, 0), **beside)
+    axes.set_xlim(0, limit / unit)
     name_rows(axes, parts)
-    axes.set_xlabel("variance of one row's gradient, by origin (line: 95%)")
+    axes.set_xlabel(f"variance of one row's gradient, by origin\n(in units of {unit:g}; line: 95% interval)")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)

@@ -44,7 +44,7 @@ class VarianceConfig:
     actions: int = setting(4, least=3)
     """Actions tried in each of these states."""
     checkpoint: str = "latest"
-    """Which agent: latest, best (by the evaluations during training), or a checkpoint file."""
+    """Which agent: latest, best (by the evaluations during training, else by its episodes), or a checkpoint file."""
     seed: int = setting(0, least=0)
     """Seed of environments, actions and fresh surrogates."""
     device: str = "cpu"

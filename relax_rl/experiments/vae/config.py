@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from relax_rl.errors import SettingsError, did_you_mean
 from relax_rl.settings.fields import check, setting
@@ -21,6 +21,24 @@ ESTIMATOR_NAMES = (
 @dataclass(frozen=True, kw_only=True)
 class VaeConfig:
     """Train a sigmoid belief network and leave a run folder with its settings, curves, pictures and checkpoints."""
+
+    SECTIONS: ClassVar[dict[str, str]] = {
+        "what everyone sets": "data estimator preset layers steps seed run_dir resume device",
+        "data": "data_dir binarization task",
+        "model": "width nonlinear hidden_width wide_decoder",
+        "estimator": (
+            "num_samples samples_per_image baseline normalize_variance temperature num_conditional rebar_scope "
+            "track_variances"
+        ),
+        "surrogate": (
+            "surrogate surrogate_context surrogate_depth surrogate_width surrogate_activation surrogate_decay "
+            "surrogate_lr_factor"
+        ),
+        "optimisation": "lr lr_factor beta2 batch_size pretrain_steps freeze_at early_stopping",
+        "evaluation": "valid_images eval_samples",
+        "output": "log_interval checkpoint_interval tensorboard quiet",
+        "hardware": "threads compile",
+    }
 
     data: Literal["mnist", "omniglot", "digits"] = "mnist"
     """Images: MNIST, Omniglot 28x28, or scikit-learn's 8x8 digits, which need no download."""
@@ -107,7 +125,7 @@ class VaeConfig:
     tensorboard: bool = True
     """Write TensorBoard events."""
     quiet: bool = setting(False, resumable=True, of_the_call=True)
-    """Show no progress display."""
+    """Show no progress: what came of the run, in one line, and errors alone are told."""
     threads: int = setting(1, least=0, cap=1_024, resumable=True)
     """CPU threads for tensor work; 0 takes all cores."""
     compile: Literal["auto", "on", "off"] = setting("auto", resumable=True)

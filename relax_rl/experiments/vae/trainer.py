@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relax_rl.compute.compilation import CompilationError, warn_or_raise
+from relax_rl.compute.compilation import CompilationError, NotKept, warn_or_raise
 from relax_rl.compute.distributed import ALONE, Workers
 from relax_rl.compute.optimizers import GroupedAdam, flat, pieces
 from relax_rl.compute.serialization import pack, unpack
@@ -156,6 +156,8 @@ class Trainer:
                 return self.compiled(x, self.main.noise)
             except CompilationError as error:
                 warn_or_raise(error, self.config.compile)
+                self.compiled = None
+            except NotKept:
                 self.compiled = None
         return gradients(self.model, self.main.estimator, x, self.main.noise)
 

@@ -13,7 +13,7 @@ from relax_rl.compute.serialization import part, write_json
 from relax_rl.errors import TrainingDiverged
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.evaluation import binary_images, bound
-from relax_rl.experiments.vae.figures import draw_curves, draw_images, log_images
+from relax_rl.experiments.vae.figures import draw_curves, draw_images, image_rows, log_images, write_images
 from relax_rl.experiments.vae.session import VaeRun, open_session
 from relax_rl.runs.callbacks import SaveCheckpoints, interrupted_by
 from relax_rl.runs.checkpoints import Checkpoint
@@ -105,6 +105,8 @@ class _Loop:
         start = trainer.step
         stopped_by = self._take_steps()
         finished = stopped_by in ("steps", "early stopping")
+        if stopped_by == "early stopping":
+            display.done("stopped early")
         if trainer.step > start and finished and trainer.step % config.log_interval:
             self._log()
         checkpoint = self.save.save()
@@ -126,8 +128,6 @@ class _Loop:
     def _take_steps(self) -> str:
         """Learn, until something ends it; returns what."""
         trainer, config, display = self.trainer, self.config, self.process.display
-        if trainer.compiled is not None:
-            display.say("the first step is compiled, which may take a while (--compile off)")
         while trainer.step < config.steps:
             trainer.take_step()
             if trainer.step % SHOW_EVERY == 0:
@@ -169,7 +169,10 @@ class _Loop:
         with never_fatal("a figure"):
             draw_curves(folder.progress, folder.curve, self._title(), self.config.estimator)
             picture = draw_images(self.trainer.model, self.run.valid[:12], self.run.data.shape)
-            log_images(picture, folder.path, self.trainer.step, tensorboard=self.config.tensorboard)
+            title = f"{self._title()} · {self.trainer.step:,} steps"
+            write_images(picture, folder.path / "images.png", image_rows(self.config.task), title)
+            if self.config.tensorboard:
+                log_images(picture, folder.path, self.trainer.step)
 
     def _title(self) -> str:
         config = self.config

@@ -1,0 +1,72 @@
+"""What settings are called: on the command line, and by Stable-Baselines3, its zoo and CleanRL, whose words get an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from relax_rl.errors import did_you_mean
+
+__all__ = ["SYNONYMS", "flag", "meant"]
+
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "activation_fn": ("activation",),
+    "algo": ("estimator",),
+    "algorithm": ("estimator",),
+    "anneal_lr": ("lr_schedule",),
+    "batch_size": ("minibatch_size",),
+    "clip_coef": ("clip_range",),
+    "cuda": ("device",),
+    "ent_coef": ("entropy_coef",),
+    "env_id": ("env",),
+    "eval_freq": ("eval_interval",),
+    "exp_name": ("run_dir",),
+    "gym_id": ("env",),
+    "lam": ("gae_lambda",),
+    "learning_rate": ("policy_lr", "lr"),
+    "log_folder": ("run_dir",),
+    "lr": ("policy_lr",),
+    "max_steps": ("total_steps", "steps"),
+    "n_envs": ("num_envs",),
+    "n_epochs": ("epochs",),
+    "n_eval_episodes": ("eval_episodes", "episodes"),
+    "n_steps": ("num_steps", "steps"),
+    "n_timesteps": ("total_steps", "steps"),
+    "net_arch": ("hidden",),
+    "norm_obs": ("normalize_obs",),
+    "norm_reward": ("normalize_reward",),
+    "num_iterations": ("total_steps", "steps"),
+    "num_minibatches": ("minibatch_size",),
+    "num_threads": ("threads",),
+    "num_timesteps": ("total_steps", "steps"),
+    "output_dir": ("run_dir",),
+    "save_freq": ("checkpoint_interval",),
+    "tensorboard_log": ("tensorboard",),
+    "timesteps": ("total_steps", "steps"),
+    "total_timesteps": ("total_steps", "steps"),
+    "track": ("tensorboard",),
+    "trained_agent": ("resume",),
+    "update_epochs": ("epochs",),
+    "use_sde": ("state_dependent_std",),
+    "vec_env": ("vectorization",),
+    "verbose": ("quiet",),
+    "vf_coef": ("value_coef",),
+}
+"""From their names to the settings that answer to them, the first of which that a command has is meant."""
+
+
+def flag(name: str) -> str:
+    """What a setting is called on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def meant(name: str, known: Collection[str], *, called: Callable[[str], str] = str) -> str:
+    """`; did you mean A?`, after a name of somebody else's or for near misses among the known settings; or nothing.
+
+    Args:
+        name: what was asked for.
+        known: the settings that there are.
+        called: how one is written.
+    """
+    theirs = SYNONYMS.get(name, SYNONYMS.get(name.removeprefix("no_"), ()))
+    ours = next((called(each) for each in theirs if each in known), None)
+    return f"; did you mean {ours}?" if ours else did_you_mean(called(name), map(called, known))

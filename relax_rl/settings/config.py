@@ -188,7 +188,7 @@ class TrainConfig:
 
     SECTIONS: ClassVar = {
         "what everyone sets": "env estimator total_steps seed num_envs stop_at_return preset resume run_dir device",
-        "rollouts and returns": "num_steps gamma gae_lambda reward_clip normalize_reward normalize_obs",
+        "rollouts and returns": "num_steps gamma gae_lambda reward_clip normalize_reward normalize_obs normalize_keys",
         "optimisation": (
             "policy_lr value_lr lr_schedule optimizer epochs minibatch_size clip_range target_kl entropy_coef "
             "entropy_schedule value_coef value_replay max_grad_norm"

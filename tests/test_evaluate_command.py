@@ -54,7 +54,7 @@ def test_the_agent_can_be_chosen(run, capsys):
 
 
 def test_weights_alone_can_be_scored(run, tmp_path):
-    latest = evaluate(run, "--episodes", "2")
+    latest = evaluate(run, "--episodes", "2", "--checkpoint", "latest")
     agent = ActorCritic.load(CheckpointFolder(run / "checkpoints").newest_first()[0])
     agent.save(tmp_path / "weights.safetensors", optimizer=False)
     found = evaluate(run, "--episodes", "2", "--checkpoint", str(tmp_path / "weights.safetensors"))

@@ -21,14 +21,16 @@ from relax_rl.backends.batches import (
     without_broken,
 )
 from relax_rl.backends.checks import FirstLook
-from relax_rl.backends.creation import AskedVectorization, create_vector_env, find_spec, is_atari
+from relax_rl.backends.creation import AskedVectorization, create_vector_env, is_atari
 from relax_rl.backends.records import Episode, Step
+from relax_rl.backends.registry import find_spec
 from relax_rl.backends.single import heed, vector_reward
 from relax_rl.backends.traits import (
     Vectorization,
     autoreset_mode_named,
     declared_autoreset_mode,
     derived_seeds,
+    frames_of,
     hands_out_fresh_arrays,
     vectorization_of,
 )
@@ -212,19 +214,7 @@ class VectorEnvs:
         Raises:
             SettingsError: if the environments render nothing, or fail to.
         """
-        try:
-            frames = self.vector_env.render()
-        except NotImplementedError:
-            frames = None
-        except Exception as error:  # whatever an environment's drawing misses
-            line = (str(error).splitlines() or [""])[0]
-            raise SettingsError(f"{self.env_id} cannot be drawn: {type(error).__name__}: {line}") from error
-        if frames is None or any(frame is None for frame in frames):
-            how = 'make it with render_mode="rgb_array" and vectorization "sync"'
-            if self.vectorization == "sync" and self.vector_env.render_mode == "rgb_array":
-                how = "render_mode 'rgb_array' gives none, and render_modes of its metadata should say so"
-            raise SettingsError(f"{self.env_id} ({self.vectorization}) renders no frames; {how}")
-        return tuple(np.asarray(frame) for frame in frames)
+        return frames_of(self.vector_env, self.env_id, self.vectorization)
 
     def close(self) -> None:
         """Ends the environments and their worker processes; a second call does nothing."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from relax_rl.backends.creation import find_spec
+from relax_rl.backends.registry import find_spec
 from relax_rl.compute.installation import install_line, typed
 from relax_rl.envs import Episode, VectorEnvs, make_envs
 from relax_rl.errors import SettingsError

@@ -10,8 +10,8 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from relax_rl.backends import envpool as env_pool
-from relax_rl.backends.creation import find_spec
 from relax_rl.backends.envpool import DIFFERENT, SAME_BUT_FOR_THE_ENGINE, SAME_TO_ROUNDING, EnvPoolVectorEnv
+from relax_rl.backends.registry import find_spec
 from relax_rl.compute.installation import install_line, typed
 from relax_rl.envs import Episode, Step, VectorEnvs, make_envs
 from relax_rl.errors import SettingsError

@@ -11,7 +11,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env as check_by_gymnasium
 
-from relax_rl.backends.creation import find_spec, one_line_errors
+from relax_rl.backends.creation import one_line_errors
+from relax_rl.backends.registry import find_spec
 from relax_rl.backends.single import kept_space, misfit, vector_reward
 from relax_rl.errors import SettingsError
 from relax_rl.networks.spaces import ActionEncoder, ObservationEncoder, leaf_spaces

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from copy import deepcopy
-from importlib import import_module
 from typing import Any, Literal, cast, get_args
 
 import gymnasium as gym
-from gymnasium.envs.registration import EnvSpec, load_env_creator, parse_env_id
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from relax_rl.backends.envpool import EnvPoolVectorEnv, faster_in_envpool, why_not_envpool
+from relax_rl.backends.registry import find_spec, first_line, told, without_version
 from relax_rl.backends.single import prepared
 from relax_rl.backends.traits import Vectorization, declared_autoreset_mode
 from relax_rl.backends.workers import EnvironmentReport, shielded_from_signals
 from relax_rl.compute.host import usable_cores
 from relax_rl.compute.installation import install_line, typed
 from relax_rl.errors import RelaxRLError, SettingsError
-from relax_rl.settings.fields import shown
-from relax_rl.settings.naming import find_here, is_own, named, require_call
+from relax_rl.settings.naming import is_own, named, require_call
 
-__all__ = ["AskedVectorization", "create_vector_env", "find_spec", "is_atari", "one_line_errors"]
+__all__ = ["AskedVectorization", "create_vector_env", "is_atari", "one_line_errors"]
 
 AskedVectorization = Literal["auto", "native", "envpool", "sync", "async"]
 
@@ -31,9 +29,6 @@ SubEnvWrapper = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
 
 EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "cv2": "atari-wrappers", "opencv": "atari-wrappers", "pygame": "video"}
 """The extra to install when one of these words stands in the reason why an environment cannot be made."""
-
-_LONGEST = 300
-"""Characters of somebody else's message."""
 
 SET_ELSEWHERE = {
     "reward_clipping": "clip rewards in the agent with reward_clip, so that scores stay raw",
@@ -101,32 +96,6 @@ def create_vector_env(
         mode = autoreset_mode or AutoresetMode.NEXT_STEP
         chosen: Vectorization = "async" if vectorization == "async" else "sync"
         return _one_by_one(spec, num_envs, chosen, mode, sticky_actions, kwargs, drop_keys), chosen
-
-
-def find_spec(env_id: str) -> EnvSpec:
-    """The registration of a Gymnasium id, of `module:EnvId`, or of a name without version (its highest).
-
-    Raises:
-        SettingsError: if there is none, naming near ones; or if the module cannot be imported.
-    """
-    module, _, name = env_id.rpartition(":")
-    if module:
-        _register_by(module, name, env_id)
-    if name.startswith("ALE/") or name not in gym.registry:
-        _register_atari(name)
-    spec = gym.registry.get(name)
-    if spec is None:
-        versions = [other for other in gym.registry.values() if _base(other.id) == name]
-        spec = max(versions, key=lambda other: other.version or 0, default=None)
-    if spec is None:
-        near = _near_names(name) if not module else _near_names_of(module, name)
-        advice = (
-            f"did you mean {', '.join(near)}?"
-            if near
-            else "expected a Gymnasium id such as CartPole-v1, or module:EnvId"
-        )
-        raise SettingsError(f"unknown environment {shown(env_id)}; {advice}")
-    return spec
 
 
 def is_atari(spec: EnvSpec | None) -> bool:
@@ -230,65 +199,6 @@ def _of_the_users_own(
     return made, cast(Vectorization, name)
 
 
-def _register_by(module: str, name: str, env_id: str) -> None:
-    """Import a module, and call its `register_envs`, or that of its `gym`, if that has not registered a name."""
-    home = _import_module(module, env_id)
-    if name in gym.registry:
-        return
-    if not hasattr(home, "register_envs"):
-        with suppress(ImportError):
-            home = import_module(f"{module}.gym")
-    if callable(register := getattr(home, "register_envs", None)):
-        register()
-
-
-def _import_module(module: str, env_id: str) -> Any:
-    if not all(part.isidentifier() for part in module.split(".")):
-        raise SettingsError(f"environment {env_id!r}: {module!r} is no name of a module; expected module:EnvId")
-    find_here()
-    try:
-        return import_module(module)
-    except Exception as missing:  # whatever a module of somebody's own does when it is imported
-        raise SettingsError(
-            f"environment {env_id!r}: cannot import {module!r} ({_told(missing)}); "
-            "install it, or put its folder on PYTHONPATH"
-        ) from missing
-
-
-def _register_atari(name: str) -> None:
-    try:
-        import ale_py
-    except ImportError as missing:
-        if name.startswith("ALE/"):
-            raise SettingsError(f"{name} needs ale-py; {typed('pip')} install ale-py") from missing
-    else:
-        gym.register_envs(ale_py)
-
-
-def _base(env_id: str) -> str:
-    """An id without its version."""
-    try:
-        namespace, name, _ = parse_env_id(env_id)
-    except gym.error.Error:
-        return env_id
-    return f"{namespace}/{name}" if namespace else name
-
-
-def _near_names(env_id: str, count: int = 3) -> list[str]:
-    """Registered ids like this one: the same name elsewhere or in other versions, then similar spellings."""
-    namespace, _, wanted = _base(env_id).casefold().rpartition("/")
-
-    def distance(spec: EnvSpec) -> tuple[bool, bool, int]:
-        other_version = not env_id.endswith(f"-v{spec.version}")
-        return other_version, (spec.namespace or "").casefold() != namespace, -(spec.version or 0)
-
-    known = sorted(gym.registry.values(), key=distance)
-    same = [spec.id for spec in known if spec.name.casefold() == wanted]
-    spelled = {spec.id.casefold(): spec.id for spec in known}
-    similar = difflib.get_close_matches(env_id.casefold(), list(spelled), n=count, cutoff=0.7)
-    return list(dict.fromkeys(same + [spelled[name] for name in similar]))[:count]
-
-
 def _check_settings(spec: EnvSpec, kwargs: Mapping[str, Any]) -> None:
     """Raises SettingsError for what is set elsewhere, or where an environment's class says that it renders no frames."""
     if is_atari(spec):
@@ -304,21 +214,6 @@ def _check_settings(spec: EnvSpec, kwargs: Mapping[str, Any]) -> None:
         raise SettingsError(f"{spec.id} {only}, expected {mode}; no video can be recorded of it")
 
 
-def _near_names_of(module: str, name: str) -> list[str]:
-    """Ids like this one as `module:EnvId`: of those that the module's package registers, else of all."""
-    registered = [spec.id for spec in gym.registry.values() if _home(spec) == module.partition(".")[0]]
-    close = difflib.get_close_matches(name, registered, cutoff=0.5) or _near_names(name)
-    return [f"{module}:{each}" for each in close]
-
-
-def _home(spec: EnvSpec) -> str:
-    """The package that an environment's class lies in."""
-    place = spec.entry_point
-    return (
-        str(place if isinstance(place, str) else getattr(place, "__module__", "")).partition(":")[0].partition(".")[0]
-    )
-
-
 @contextmanager
 def one_line_errors(spec: EnvSpec) -> Iterator[None]:
     """A context in which whatever goes wrong in making an environment becomes a SettingsError of one line."""
@@ -329,19 +224,19 @@ def one_line_errors(spec: EnvSpec) -> Iterator[None]:
     except (ImportError, gym.error.DependencyNotInstalled) as missing:
         raise SettingsError(_missing_line(spec, missing)) from missing
     except gym.error.Error as wrong:
-        raise SettingsError(f"{spec.id} cannot be made: {_first_line(wrong)}") from wrong
+        raise SettingsError(f"{spec.id} cannot be made: {first_line(wrong)}") from wrong
     except Exception as wrong:  # whatever an environment of somebody's own does when it is made
         if isinstance(wrong, TypeError) and "keyword argument" in str(wrong):
-            raise SettingsError(f"{spec.id} does not take these settings: {_first_line(wrong)}") from wrong
+            raise SettingsError(f"{spec.id} does not take these settings: {first_line(wrong)}") from wrong
         # stable-retro's emulator
         advice = "; use vectorization 'async'" if "per process" in str(wrong) else ""
-        raise SettingsError(f"{spec.id} cannot be made: {_told(wrong)}{advice}") from wrong
+        raise SettingsError(f"{spec.id} cannot be made: {told(wrong)}{advice}") from wrong
 
 
 def _missing_line(spec: EnvSpec, missing: Exception) -> str:
-    reason = _first_line(missing)
+    reason = first_line(missing)
     where = f"{spec.entry_point} {reason}".casefold()
-    newest = find_spec(_base(spec.id)).id
+    newest = find_spec(without_version(spec.id)).id
     if newest != spec.id and "moved" in reason:  # the registrations of MuJoCo v2 and v3 only say so
         return f"{spec.id} is gone; use {newest}"
     commands = {word: install_line(extra) for word, extra in EXTRAS.items()}
@@ -349,13 +244,3 @@ def _missing_line(spec: EnvSpec, missing: Exception) -> str:
         if word in where:
             return f"{spec.id} needs a package that is not installed ({reason}); {command}"
     return f"{spec.id} needs a package that is not installed: {reason}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:_LONGEST]
-
-
-def _told(error: BaseException) -> str:
-    """The first line of an error behind its type, which says more than many a message."""
-    kind, line = type(error).__name__, _first_line(error)
-    return line if isinstance(error, ImportError) or line == kind else f"{kind}: {line}"

@@ -10,7 +10,8 @@ import gymnasium as gym
 import numpy as np
 
 from relax_rl.backends.actions import BinnedActions
-from relax_rl.backends.creation import find_spec, is_atari
+from relax_rl.backends.creation import is_atari
+from relax_rl.backends.registry import find_spec
 from relax_rl.backends.single import SingleEnv
 from relax_rl.errors import SettingsError
 

@@ -18,6 +18,7 @@ __all__ = [
     "autoreset_mode_named",
     "declared_autoreset_mode",
     "derived_seeds",
+    "frames_of",
     "hands_out_fresh_arrays",
     "vectorization_of",
 ]
@@ -105,3 +106,26 @@ def derived_seeds(
 
 def _is_native_atari(env: VectorEnv[Any, Any, Any]) -> bool:
     return type(env).__module__.startswith("ale_py")  # ale-py itself is imported only when a game is asked for
+
+
+def frames_of(
+    vector_env: VectorEnv[Any, Any, Any], env_id: str, vectorization: Vectorization
+) -> tuple[np.ndarray, ...]:
+    """One RGB frame `[H, W, 3]` per environment.
+
+    Raises:
+        SettingsError: if the environments render nothing, or fail to.
+    """
+    try:
+        frames = vector_env.render()
+    except NotImplementedError:
+        frames = None
+    except Exception as error:  # whatever an environment's drawing misses
+        line = (str(error).splitlines() or [""])[0]
+        raise SettingsError(f"{env_id} cannot be drawn: {type(error).__name__}: {line}") from error
+    if frames is None or any(frame is None for frame in frames):
+        how = 'make it with render_mode="rgb_array" and vectorization "sync"'
+        if vectorization == "sync" and vector_env.render_mode == "rgb_array":
+            how = "render_mode 'rgb_array' gives none, and render_modes of its metadata should say so"
+        raise SettingsError(f"{env_id} ({vectorization}) renders no frames; {how}")
+    return tuple(np.asarray(frame) for frame in frames)

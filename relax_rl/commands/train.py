@@ -77,7 +77,7 @@ def _with_version(env: str) -> str:
     """The id of an environment, with the newest version told where a user has named none; as it is if it has none."""
     if has_version(env):
         return env
-    from relax_rl.backends.creation import find_spec
+    from relax_rl.backends.registry import find_spec
 
     full = "".join([*env.rpartition(":")[:2], find_spec(env).id])
     if full != env:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic, Callback, UpdateInfo
 
 __all__ = [
+    "LOOKS",
     "Every",
     "KeepBest",
     "LogProgress",
@@ -44,6 +45,9 @@ __all__ = [
     "stop_at_return",
     "stop_when_interrupted",
 ]
+
+LOOKS = 50
+"""How often in a run, at most, it is asked whether the agent is the best so far."""
 
 _NONE_YET = "no checkpoint had been written yet"
 

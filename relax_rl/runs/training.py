@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from relax_rl.runs.agent import AgentRun, check_same_run, steps_of
 from relax_rl.runs.callbacks import (
+    LOOKS,
     KeepBest,
     LogProgress,
     PeriodicEvaluation,
@@ -50,8 +51,6 @@ __all__ = ["TrainingResult", "resume_config", "train"]
 
 REDRAW = 30.0
 """Seconds from one drawing of the curve to the next while a run goes on: each takes as long as many updates."""
-LOOKS = 50
-"""How often in a run, at most, it is asked whether the agent is the best so far."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@
         def __post_init__(self) -> None:
             check(self)
 
-The type is the annotation, the choices those of a `Literal`, the help on the command line the docstring beneath. A class
-may name settings of earlier versions in `DROPPED: ClassVar`, each with the value at which it did nothing, and in
-`SECTIONS: ClassVar` the headings of its help, each with the names of what stands there, in that order.
+The type is the annotation, the choices those of a `Literal`, the help the docstring beneath. A class may name settings of
+earlier versions in `DROPPED`, each with the value at which it did nothing, and the headings of its help in `SECTIONS`.
 """
 
 from __future__ import annotations

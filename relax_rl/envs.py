@@ -30,7 +30,7 @@ from relax_rl.backends.traits import (
     vectorization_of,
 )
 from relax_rl.backends.workers import EnvironmentReport, close_vector_env
-from relax_rl.errors import SettingsError
+from relax_rl.errors import EnvironmentFault, SettingsError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -98,7 +98,8 @@ class VectorEnvs:
             raise SettingsError(
                 f"batch_size is {batch_size}, expected {self.num_envs}: every environment answers every step"
             )
-        self._report = EnvironmentReport(self.env_id, has_workers=isinstance(inner, AsyncVectorEnv))
+        self._report = EnvironmentReport(self.env_id, inner, first_env=first_env)
+        self._reset_report = EnvironmentReport(self.env_id, inner, first_env=first_env, when="at its reset")
         self._life_loss_terminal, self.first_env = life_loss_terminal, first_env
         self._copies = vector_env is not inner or not hands_out_fresh_arrays(inner)
         self._checked_action = action_checker(self.single_action_space, self.num_envs)
@@ -125,7 +126,7 @@ class VectorEnvs:
             EnvironmentFault: if a worker process died, or an environment calls `sys.exit`.
         """
         seeds = None if seed is None else self._derived_seeds(seed)
-        with self._report:
+        with self._reset_report:
             obs, infos = self.vector_env.reset(seed=seeds)
         # Workers without shared memory do not take back a pending autoreset: theirs still makes up the next row.
         inner = self.vector_env.unwrapped
@@ -154,6 +155,10 @@ class VectorEnvs:
             found, rewards, terminations, truncations, infos = self.vector_env.step(taken)
         next_obs = self._owned(found)
         reward = np.asarray(rewards).astype(np.float64)
+        if reward.shape != valid.shape:
+            raise EnvironmentFault(
+                f"environment {self.first_env} of {self.env_id} gave a reward of shape {reward.shape[1:]}; expected a number"
+            )
         terminated = np.array(terminations, dtype=bool)
         truncated = np.array(truncations, dtype=bool)
         if self._some_resetting:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from relax_rl.compute.clocks import Watch, unwatched
 from relax_rl.envs import Episode, Step, VectorEnvs
-from relax_rl.errors import EnvironmentFault, SettingsError, TrainingDiverged
+from relax_rl.errors import EnvironmentFault, SettingsError, TrainingDiverged, add_note
 
 __all__ = ["Collector", "Rollout", "require_envs"]
 
@@ -120,7 +120,10 @@ class Collector:
                 self._require_finite(reward[:t], obs[: t + 1])  # what is no number makes no action
                 raise
             self.watch("env")
-            step = envs.step(taken)
+            try:
+                step = envs.step(taken)
+            except Exception as error:
+                raise self._dated(error, t + 1) from error.__cause__
             if self.on_step is not None:
                 self.on_step(step)
             self.watch("act")
@@ -174,6 +177,15 @@ class Collector:
                 k, column = np.argwhere(~np.isfinite(last))[0]
                 told = f"{last[k, column]} in the last observation {self.leaf_at(int(column))!r} of a truncated episode"
                 raise self._fault(told, index[k, 0] + 1, index[k, 1])
+
+    def _dated(self, error: Exception, step: int) -> Exception:
+        """An error of an environment that says in which step of the rollout it was raised."""
+        when = f"in step {self._steps + step} of this training"
+        if isinstance(error, EnvironmentFault):
+            what, _, advice = str(error).partition("; ")
+            return EnvironmentFault(f"{what} {when}; {advice}")
+        add_note(error, when, to_last=True)
+        return error
 
     def _fault(self, what: str, step: int, env: int) -> EnvironmentFault:
         when = f"in step {self._steps + step}" if self._steps + step else "at its reset"

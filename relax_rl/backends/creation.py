@@ -177,7 +177,7 @@ def _one_by_one(
         wrappers.append(_OwnObservation)
     if vectorization == "async":
         wrappers.append(shielded_from_signals())
-    with EnvironmentReport(spec.id, has_workers=True):
+    with EnvironmentReport(spec.id, None, when="when it was made"):
         return gym.make_vec(
             spec,
             num_envs,
@@ -232,6 +232,10 @@ def _import_module(module: str, env_id: str) -> None:
             f"environment {env_id!r}: cannot import {module!r} ({_first_line(missing)}); "
             "install it, or put its folder on PYTHONPATH"
         ) from missing
+    except (Exception, SystemExit) as error:  # whatever a module of somebody's own does when it is imported
+        raise SettingsError(
+            f"environment {env_id!r}: {module!r} cannot be imported ({type(error).__name__}: {_first_line(error)})"
+        ) from error
 
 
 def _register_atari(name: str) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
@@ -16,12 +17,14 @@ import numpy as np
 
 from relax_rl.commands.evaluate import EvaluateConfig
 from relax_rl.comparison.config import CompareConfig
+from relax_rl.errors import in_one_line
 from relax_rl.experiments.toy.config import ToyConfig
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import Setting, settings_of
 from relax_rl.variance.measure import VarianceConfig
 from tests.attack.mutations import template
+from tests.attack.preloaded import __name__ as _preloaded  # noqa: F401
 from tests.attack.trials import Attack, called, gentle, rng_of, untidy
 
 __all__ = ["COMMAND_LINES"]
@@ -52,21 +55,23 @@ BUSY = {
     # What is right and takes minutes, much memory, threads that cannot be ended, the network or a cluster.
     *("compile", "threads", "ray_address", "tune", "variance", "video", "peers", "profile", "data"),
 }
-PATIENCE = 2.0
-"""Seconds after which Ctrl-C is pressed; the command then has to leave with 130, or 0 where it was done."""
+PATIENCE = 2.5
+"""Seconds of CPU after which Ctrl-C is pressed; the command then has to leave with 130, or 0 where it was done."""
+_AT_MOST = 20.0
+"""Seconds after which it is pressed in any case."""
 
 
 def _attempt(seed: int, number: int, folder: Path) -> str | None:
     command, words = _line(seed, number)
     with _working_in(folder) as run, gentle(), _ctrl_c_after(PATIENCE):
-        ended = called([command, *(word.replace("RUN", str(run)) for word in words)])
+        ended = called([command, *(word.replace("RUN", str(run)) for word in words)], within=3 * _AT_MOST)
     fault = untidy(ended, codes=(0, 2, 130), limits=False)
     return fault or _left_behind(folder)
 
 
 def _about(seed: int, number: int) -> str:
     command, words = _line(seed, number)
-    return " ".join([command, *(word if len(word) < 60 else f"{word[:40]}...({len(word)})" for word in words)])
+    return in_one_line(" ".join([command, *(word if len(word) < 60 else f"{word[:40]}...({len(word)})" for word in words)]))
 
 
 def _line(seed: int, number: int) -> tuple[str, list[str]]:
@@ -137,16 +142,22 @@ def _working_in(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _ctrl_c_after(seconds: float) -> Iterator[None]:
-    timer = threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.daemon = True
+    over, started, spent = threading.Event(), time.monotonic(), time.process_time()
+
+    def press() -> None:
+        while not over.wait(0.1):
+            if time.process_time() - spent > seconds or time.monotonic() - started > _AT_MOST:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    timer.start()
+    threading.Thread(target=press, daemon=True).start()
     try:
         yield
     except KeyboardInterrupt:  # it came in the very moment when the command had ended
         pass
     finally:
-        timer.cancel()
+        over.set()
         signal.signal(signal.SIGINT, before)
 
 

@@ -6,9 +6,9 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import socket
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from safetensors.torch import load
 
 from relax_rl.compute.serialization import load_state, save_state
 
-__all__ = ["damage_bytes", "damage_json", "damage_kind", "damage_state", "damage_table", "damage_tensors", "mutated"]
+__all__ = ["damage_bytes", "damage_json", "damage_kind", "damage_repaired", "damage_state", "damage_table", "damage_tensors", "mutated"]
 
 Random = np.random.Generator
 
@@ -117,7 +117,7 @@ def mutated(record: Any, random: Random) -> str:
             holder[key], other[there] = other[there], holder[key]
             return f"{name} and {there} swapped"
         case _:
-            value = VALUES[int(random.integers(len(VALUES)))]
+            value = deepcopy(VALUES[int(random.integers(len(VALUES)))])
             holder[key] = value
             return f"{name} is {str(value)[:30]!r}"
 
@@ -201,14 +201,6 @@ def damage_table(path: Path, random: Random) -> str:
             told = f"line {row + 1} cut"
     path.write_text("\n".join(lines) + "\n")
     return told
-
-
-def clear(path: Path) -> None:
-    """Take away whatever is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _set(tensors: dict[str, torch.Tensor], name: str, value: float) -> None:

@@ -168,7 +168,7 @@ FAULTS: Mapping[str, Fault] = {
     "LongStep": Fault(step=lambda env, given: (*given, 1)),
     "GivesNothing": Fault(step=lambda env, given: None),
     "NoInfo": Fault(step=_with(4, None)),
-    "OddInfo": Fault(step=_odd_info, ends="either"),
+    "OddInfo": Fault(step=_odd_info, ends="either", when=r"in step \d"),
     "UnsendableInfo": Fault(step=_with(4, {"f": lambda: None}), ends="either"),
     "EndsInWords": Fault(step=_with(2, "no"), ends="either"),
     "EndsInNumbers": Fault(step=_with(2, np.int64(1)), ends="trains"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,8 +18,9 @@ from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.evaluation import binary_images
 from relax_rl.experiments.vae.trainer import Trainer
 from relax_rl.runs.folder import RunFolder, default_run_dir
+from relax_rl.runs.record import object_in
 from relax_rl.runs.session import Clock, Process, Session, open_run
-from relax_rl.settings.fields import check_resumable
+from relax_rl.settings.fields import check_resumable, whole
 
 __all__ = ["VaeRun", "open_session"]
 
@@ -68,11 +68,15 @@ class VaeRun:
         """
         try:
             run, counters = state["run"], state["vae"]
-            self.clock = Clock(float(run["seconds"]))
-            self.best_bound = -math.inf if run["best_bound"] is None else float(run["best_bound"])
-            self.best_step, trained_on = int(run["best_step"]), str(run["data"])
-        except (KeyError, TypeError, ValueError):
+            seconds, best = float(run["seconds"]), run["best_bound"]
+            best = None if best is None else float(best)
+            best_step, trained_on = whole("best_step", run["best_step"], least=0), str(run["data"])
+            if not all(map(math.isfinite, [seconds, best or 0.0])):
+                raise ValueError("a number is not finite")
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise CheckpointError("the checkpoint is damaged: the state of its run cannot be read") from None
+        self.clock, self.best_step = Clock(seconds), best_step
+        self.best_bound = -math.inf if best is None else best
         if trained_on != self.data.name:
             raise CheckpointError(f"cannot resume on {self.data.name}: the run was trained on {trained_on}")
         if tensors:
@@ -133,10 +137,7 @@ def open_session(config: VaeConfig, command: str, process: Process) -> tuple[Ses
 
 def _evaluated_at(folder: RunFolder, step: int) -> bool:
     """Whether the run's evaluation is there, and of this step; one that was stopped there has none."""
-    try:
-        return int(json.loads(folder.evaluation.read_text(encoding="utf-8"))["evaluated_at"]) == step
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return bool(object_in(folder.evaluation).get("evaluated_at") == step)
 
 
 def _load(config: VaeConfig, show: Callable[[str], None], workers: Workers) -> Dataset:

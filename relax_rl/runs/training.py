@@ -149,6 +149,7 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
     """
     from relax_rl.agents import AGENTS, resolve_estimator
     from relax_rl.agents.compiled import choose
+    from relax_rl.agents.saving import check_sizes
 
     workers = process.workers
     opening = open_run(config, workers=workers, resumed=resumed_config)
@@ -165,6 +166,9 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
     estimator = resolve_estimator(config.run.estimator, envs.single_action_space)
     if checkpoint is not None:
         check_same_run(config, estimator, checkpoint.state, checkpoint.path)
+        if checkpoint.tensors and networks is None and config.run.networks is None:
+            made_for = envs.single_observation_space, envs.single_action_space
+            check_sizes(checkpoint.tensors, config.agent, *made_for, surrogate=AGENTS[estimator].estimator.uses_surrogate)
     agent = AGENTS[estimator](
         envs.single_observation_space,
         envs.single_action_space,

@@ -26,7 +26,7 @@ _DEEP = "<deep>"
 _DIGITS = "<digits>"
 VALUES: tuple[Any, ...] = (
     *(None, True, False, "", "x", "nan", "a" * 20_000, "\0", "\ud800", "é∞", "os:system", "../../etc/passwd"),
-    *(-1, 0, 1, 2**31, 2**53, 2**63, -(2**63), 10**400, 0.5, -0.0, 1e308, 5e-324, math.nan, math.inf, -math.inf),
+    *(-1, 0, 1, 2**14, 2**24, 2**31, 2**53, 2**63, -(2**63), 10**400, 0.5, -0.0, 1e308, 5e-324, math.nan, math.inf, -math.inf),
     *([], {}, [[]], [None], {"": None}, [1e308] * 3, [2**14] * 3, [-1], "[]", _DEEP, _DIGITS),
 )
 """What takes the place of a value."""

@@ -42,7 +42,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 CYCLE = ("train", "vae", "train", "toy", "train async", "vae", "toy", "compare")
-UNTIMED = ("seconds", "steps_per_second", "step_seconds", "time", "run_dir")
+UNTIMED = ("seconds", "microseconds_per_step", "steps_per_second", "step_seconds", "time", "run_dir")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,6 +112,8 @@ def open_session(config: VaeConfig, command: str, process: Process) -> tuple[Ses
             f"batch_size is {config.batch_size}, which {workers.count} workers cannot share out evenly; "
             f"expected a multiple of {workers.count}"
         )
+    if checkpoint is not None and checkpoint.tensors:
+        _check_sizes(config, sum(x.numel() for x in checkpoint.tensors.values()), checkpoint.path)
     data = _load(config, process.display.say, workers)
     mean = torch.from_numpy(data.mean_image.copy())
     batches = Batches(data.train, dynamic=data.dynamic, seed=config.seed, device=process.device)
@@ -133,6 +136,21 @@ def open_session(config: VaeConfig, command: str, process: Process) -> tuple[Ses
         extra={"data": data.name},
     )
     return session, run
+
+
+def _check_sizes(config: VaeConfig, numbers: int, path: Path) -> None:
+    """Refuse settings whose layers alone need more numbers than a checkpoint holds, before any memory is given to them."""
+    squares = {"width": config.width**2 * (config.layers - 1)}
+    if config.nonlinear:
+        squares["hidden_width"] = config.hidden_width**2
+    if {"relax", "dlax"} & {config.estimator, *config.track_variances}:
+        squares["surrogate_width"] = config.surrogate_width**2 * (config.surrogate_depth - 1)
+    for name, needed in squares.items():
+        if needed > numbers:
+            raise CheckpointError(
+                f"the checkpoint belongs to a run with other settings: {name} is {getattr(config, name)}, for which the "
+                f"{numbers:,} numbers in {path} are too few"
+            )
 
 
 def _evaluated_at(folder: RunFolder, step: int) -> bool:

@@ -38,12 +38,12 @@ COMMANDS: Mapping[str, Any] = {
     "vae": VaeConfig,
 }
 SMALL: Mapping[str, Sequence[str]] = {
-    "train": ["--env=CartPole-v1", "--total-steps=40", "--hidden", "4", "--surrogate-hidden", "4", "--num-envs=2"],
+    "train": ["--env=CartPole-v1", "--total-steps=40", "--hidden", "4", "--surrogate-hidden", "4", "--num-envs=2", "--compile=off"],
     "evaluate": ["RUN", "--episodes=1", "--num-envs=1"],
     "variance": ["RUN", "--batches=2", "--fit-batches=0", "--states=0"],
     "toy": ["--steps=2", "--seeds=2", "--draws=4", "--log-interval=2"],
-    "compare": ["--env=CartPole-v1", "--estimators", "a2c", "--seeds=1", "--total-steps=40", "--num-workers=1"],
-    "vae": ["--data=digits", "--width=4", "--steps=2", "--eval-samples=0", "--valid-images=4", "--surrogate-width=4"],
+    "compare": ["--env=CartPole-v1", "--estimators", "a2c", "--seeds=1", "--total-steps=40", "--num-workers=1", "--set", "compile=off"],
+    "vae": ["--data=digits", "--width=4", "--steps=2", "--eval-samples=0", "--valid-images=4", "--surrogate-width=4", "--compile=off"],
 }
 WORDS = ("", " ", "x", "CartPole-v1", "nosuch-v7", "a2c", "relax", "none", "auto", "latest", "best", "cuda", "cuda:99", "math:pi")
 WORDS = (*WORDS, "math:no", ":", "é∞\u202e", "x" * 5000, "-", "--", "\x1b[31m", "a\nb", "%s%n", "{}", "$HOME", "🚀" * 100, "None")
@@ -64,7 +64,7 @@ _AT_MOST = 20.0
 def _attempt(seed: int, number: int, folder: Path) -> str | None:
     command, words = _line(seed, number)
     with _working_in(folder) as run, gentle(), _ctrl_c_after(PATIENCE):
-        ended = called([command, *(word.replace("RUN", str(run)) for word in words)], within=3 * _AT_MOST)
+        ended = called([command, *(word.replace("RUN", str(run)) for word in words)], within=_AT_MOST)
     fault = untidy(ended, codes=(0, 2, 130), limits=False)
     return fault or _left_behind(folder)
 

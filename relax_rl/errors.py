@@ -14,6 +14,7 @@ __all__ = [
     "did_you_mean",
     "in_one_line",
     "notes_of",
+    "set_notes",
 ]
 
 _LONGEST = 1000
@@ -71,9 +72,13 @@ def add_note(error: BaseException, note: str, *, to_last: bool = False) -> None:
         note: in a line.
         to_last: whether it goes on with the last note that there is.
     """
-    # As Python 3.11's add_note, which 3.10 has not.
     notes = notes_of(error)
-    error.__notes__ = [*notes[:-1], f"{notes[-1]} {note}"] if to_last and notes else [*notes, note]
+    set_notes(error, [*notes[:-1], f"{notes[-1]} {note}"] if to_last and notes else [*notes, note])
+
+
+def set_notes(error: BaseException, notes: list[str]) -> None:
+    """Give an error other notes, as Python 3.11's add_note, which 3.10 has not, adds them."""
+    vars(error)["__notes__"] = notes
 
 
 def notes_of(error: BaseException) -> list[str]:

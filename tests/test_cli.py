@@ -277,3 +277,15 @@ def test_the_program_is_named_as_it_was_called(monkeypatch, capsys, argv0, expec
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     assert main([]) == 0
     assert capsys.readouterr().out.startswith(f"usage: {expected} COMMAND")
+
+
+def test_a_line_about_an_error_is_a_line_whatever_stands_in_it(monkeypatch, refused):
+    assert "\\x1b[31m" in refused("--seed", "\x1b[31m") and "\\u202e" in refused("--env", "abc\u202e")
+    told = refused("--seed", "9" * 5000)
+    assert len(told) < 1100 and " ... " in told and told.endswith("train --help")
+
+    def fail(args, prog):
+        raise RelaxRLError("first\nsecond")
+
+    monkeypatch.setattr(train, "train_command", fail)
+    assert refused("--seed", "0") == "error: first second"

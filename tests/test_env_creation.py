@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 from relax_rl.backends.creation import find_spec
 from relax_rl.compute.installation import install_line, typed
 from relax_rl.envs import Episode, VectorEnvs, make_envs
-from relax_rl.errors import SettingsError
+from relax_rl.errors import SettingsError, notes_of
 
 
 def test_native_vector_code_is_taken_where_it_exists_and_can_do_what_is_asked():
@@ -176,3 +176,21 @@ def test_native_only_environments_cannot_be_stepped_one_by_one(monkeypatch):
     monkeypatch.setitem(gym.registry, spec.id, spec)
     with pytest.raises(SettingsError, match="native vector code only"):
         make_envs(spec.id, vectorization="sync")
+
+
+@pytest.mark.parametrize("body", ["raise SystemExit(3)", "1 / 0", "x = ("])
+def test_a_module_that_cannot_be_imported_is_told_in_one_line(tmp_path, monkeypatch, body):
+    (tmp_path / "breaks_at_import.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SettingsError, match="'breaks_at_import' cannot be imported"):
+        make_envs("breaks_at_import:Env-v0")
+
+
+def test_an_environment_that_cannot_be_made_says_which():
+    def broken():
+        raise RuntimeError("no licence")
+
+    gym.register("relax_rl_fakes/Broken-v0", broken)
+    with pytest.raises(RuntimeError, match="no licence") as caught:
+        make_envs("relax_rl_fakes/Broken-v0", num_envs=1)
+    assert notes_of(caught.value) == ["raised by relax_rl_fakes/Broken-v0 when it was made"]

@@ -150,3 +150,13 @@ def test_metrics_are_averaged_over_updates():
     assert mean_metrics(history) == {"a": 2.0, "b": 3.0, "c": 5.0, "d": 1.0}
     assert mean_metrics([]) == {}
     assert math.isnan(mean_metrics([{"a": math.nan}])["a"])
+
+
+def test_rows_that_csv_itself_refuses_are_left_out(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_bytes(b"step,x\n1,2\n2,\r3\n3," + b"9" * 200_000 + b"\n4,5\n")
+    with pytest.warns(UserWarning, match="holds no numbers in line 3, 4: left out"):
+        assert read_csv(path) == {"step": [1.0, 4.0], "x": [2.0, 5.0]}
+    path.write_bytes(b"a" * 200_000 + b",b\n1,2\n")
+    with pytest.warns(UserWarning, match="left out"):
+        assert read_csv(path) == {}

@@ -130,7 +130,9 @@ class EnvironmentReport:
         EnvironmentFault: if an environment calls `sys.exit`, or the other end of a pipe is gone.
     """
 
-    def __init__(self, env_id: str, env: VectorEnv[Any, Any, Any] | None, *, when: str = "", first_env: int = 0) -> None:
+    def __init__(
+        self, env_id: str, env: VectorEnv[Any, Any, Any] | None, *, when: str = "", first_env: int = 0
+    ) -> None:
         self._env_id, self._env, self._first_env = env_id, None if env is None else env.unwrapped, first_env
         self._when = f" {when}" if when else ""
 
@@ -169,16 +171,18 @@ def _lost_a_worker(env: VectorEnv[Any, Any, Any] | None) -> bool:
 def _culprit(env: VectorEnv[Any, Any, Any], error: BaseException) -> int | None:
     """The environment that an error came from; None where nothing tells."""
     if isinstance(env, AsyncVectorEnv):
-        if None in env.parent_pipes:  # Gymnasium closes the pipe of one that raised
-            return env.parent_pipes.index(None)
+        pipes: list[Any] = env.parent_pipes
+        if None in pipes:  # Gymnasium closes the pipe of one that raised
+            return pipes.index(None)
         for index, process in enumerate(env.processes):
             process.join(0.1)
             if not process.is_alive():
                 return index
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     if isinstance(env, SyncVectorEnv) and any(frame.f_code.co_name == "concatenate" for frame in frames):
-        space = env.single_observation_space
-        return _first(env._env_obs, lambda obs: concatenate(space, [obs], create_empty_array(space, 1)))
+        space: Any = env.single_observation_space
+        blank: Any = create_empty_array(space, 1)
+        return _first(env._env_obs, lambda obs: concatenate(space, [obs], blank))
     seen = next((frame.f_locals for frame in reversed(frames) if frame.f_locals.get("self") is env), {})
     odd = _first(seen.get("rewards", ()), float)  # of workers, whose answers are put together
     return odd if odd is not None else next((seen[name] for name in _COUNTED if name in seen), None)

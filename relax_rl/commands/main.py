@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from relax_rl.compute.installation import typed
-from relax_rl.errors import RelaxRLError, SettingsError, did_you_mean, in_one_line, notes_of
+from relax_rl.errors import RelaxRLError, SettingsError, did_you_mean, in_one_line, notes_of, set_notes
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -150,7 +150,7 @@ def _thread_failed(args: threading.ExceptHookArgs) -> None:
 def _code_of_theirs(error: Exception) -> str:
     """The traceback of an error that code of the user's own has raised, and the line that says what it means for the run."""
     notes = notes_of(error)
-    error.__notes__ = []
+    set_notes(error, [])
     trace = "".join(traceback.format_exception(error))
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return f"{trace}error: {in_one_line('; '.join([said, *notes]))}"

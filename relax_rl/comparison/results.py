@@ -115,7 +115,7 @@ def read_run(folder: Path, seed: int) -> RunResult | None:
     if not episodes.get("return"):
         return None
     if not progress.get("step"):  # it diverged before the first row
-        progress = {"step": episodes["step"][-1:], "seconds": [float(outcome["seconds"])]}
+        progress = {"step": episodes["step"][-1:], "seconds": [float(outcome.get("seconds", 0.0))]}
     return RunResult(
         seed=seed,
         status=outcome["status"],

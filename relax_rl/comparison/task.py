@@ -65,7 +65,7 @@ def has_ended(task: Task, root: Path) -> bool:
 def read_outcome(folder: Path) -> dict[str, Any] | None:
     """How a run ended, or None if it has not, or if that can no longer be read."""
     outcome = object_in(folder / OUTCOME)
-    told = isinstance(outcome.get("error"), str) and isinstance(outcome.get("seconds"), (int, float))
+    told = isinstance(outcome.get("error"), str) and isinstance(outcome.get("seconds", 0.0), (int, float))
     return outcome if outcome.get("status") == "finished" or (outcome.get("status") == "diverged" and told) else None
 
 

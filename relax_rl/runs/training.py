@@ -168,7 +168,9 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
         check_same_run(config, estimator, checkpoint.state, checkpoint.path)
         if checkpoint.tensors and networks is None and config.run.networks is None:
             made_for = envs.single_observation_space, envs.single_action_space
-            check_sizes(checkpoint.tensors, config.agent, *made_for, surrogate=AGENTS[estimator].estimator.uses_surrogate)
+            check_sizes(
+                checkpoint.tensors, config.agent, *made_for, surrogate=AGENTS[estimator].estimator.uses_surrogate
+            )
     agent = AGENTS[estimator](
         envs.single_observation_space,
         envs.single_action_space,

@@ -1,7 +1,7 @@
 """The standing attack: kills, damaged files, command lines and faulty environments, each trial made from one seed.
 
-    python -m tests.attack [--seed N] [--only NAME]      # all of it; `make soak` calls it
-    python -m tests.attack --only NAME:NUMBER            # a single trial again
+python -m tests.attack [--seed N] [--only NAME]      # all of it; `make soak` calls it
+python -m tests.attack --only NAME:NUMBER            # a single trial again
 """
 
 from tests.attack.command_lines import COMMAND_LINES

@@ -12,20 +12,24 @@ from pathlib import Path
 
 os.environ["RELAX_RL_CACHE"] = ""  # what earlier runs have compiled decides nothing here
 
-import torch  # noqa: E402
+import torch
 
-from benchmarks.tasks import commit  # noqa: E402
-from tests.attack import ATTACKS  # noqa: E402
-from tests.attack.report import Row, read, write  # noqa: E402
-from tests.attack.trials import Attack  # noqa: E402
+from benchmarks.tasks import commit
+from tests.attack import ATTACKS
+from tests.attack.report import Row, read, write
+from tests.attack.trials import Attack
 
 
 def main() -> int:
     """Returns the exit code: 1 if anything failed."""
     parser = argparse.ArgumentParser(description="Attack the package; exits with 1 if it does not hold.")
     parser.add_argument("--seed", type=int, default=0, help="of every trial")
-    parser.add_argument("--only", metavar="NAME[:NUMBER[-NUMBER]]", help="one attack, or some of its trials, without a report")
-    parser.add_argument("--anew", action="store_true", help="try again what has been tried with this seed at this commit")
+    parser.add_argument(
+        "--only", metavar="NAME[:NUMBER[-NUMBER]]", help="one attack, or some of its trials, without a report"
+    )
+    parser.add_argument(
+        "--anew", action="store_true", help="try again what has been tried with this seed at this commit"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     name, colon, numbers = (args.only or "").partition(":")

@@ -38,19 +38,119 @@ COMMANDS: Mapping[str, Any] = {
     "vae": VaeConfig,
 }
 SMALL: Mapping[str, Sequence[str]] = {
-    "train": ["--env=CartPole-v1", "--total-steps=40", "--hidden", "4", "--surrogate-hidden", "4", "--num-envs=2", "--compile=off"],
+    "train": [
+        "--env=CartPole-v1",
+        "--total-steps=40",
+        "--hidden",
+        "4",
+        "--surrogate-hidden",
+        "4",
+        "--num-envs=2",
+        "--compile=off",
+    ],
     "evaluate": ["RUN", "--episodes=1", "--num-envs=1"],
     "variance": ["RUN", "--batches=2", "--fit-batches=0", "--states=0"],
     "toy": ["--steps=2", "--seeds=2", "--draws=4", "--log-interval=2"],
-    "compare": ["--env=CartPole-v1", "--estimators", "a2c", "--seeds=1", "--total-steps=40", "--num-workers=1", "--set", "compile=off"],
-    "vae": ["--data=digits", "--width=4", "--steps=2", "--eval-samples=0", "--valid-images=4", "--surrogate-width=4", "--compile=off"],
+    "compare": [
+        "--env=CartPole-v1",
+        "--estimators",
+        "a2c",
+        "--seeds=1",
+        "--total-steps=40",
+        "--num-workers=1",
+        "--set",
+        "compile=off",
+    ],
+    "vae": [
+        "--data=digits",
+        "--width=4",
+        "--steps=2",
+        "--eval-samples=0",
+        "--valid-images=4",
+        "--surrogate-width=4",
+        "--compile=off",
+    ],
 }
-WORDS = ("", " ", "x", "CartPole-v1", "nosuch-v7", "a2c", "relax", "none", "auto", "latest", "best", "cuda", "cuda:99", "math:pi")
-WORDS = (*WORDS, "math:no", ":", "é∞\u202e", "x" * 5000, "-", "--", "\x1b[31m", "a\nb", "%s%n", "{}", "$HOME", "🚀" * 100, "None")
-PATHS = ("", ".", "/proc", "/dev/null", "/proc/self/mem", "no/such/folder", "RUN", "RUN/config.json", "FILE", "LOOP", "~", "a" * 300)
+WORDS = (
+    "",
+    " ",
+    "x",
+    "CartPole-v1",
+    "nosuch-v7",
+    "a2c",
+    "relax",
+    "none",
+    "auto",
+    "latest",
+    "best",
+    "cuda",
+    "cuda:99",
+    "math:pi",
+)
+WORDS = (
+    *WORDS,
+    "math:no",
+    ":",
+    "é∞\u202e",
+    "x" * 5000,
+    "-",
+    "--",
+    "\x1b[31m",
+    "a\nb",
+    "%s%n",
+    "{}",
+    "$HOME",
+    "🚀" * 100,
+    "None",
+)
+PATHS = (
+    "",
+    ".",
+    "/proc",
+    "/dev/null",
+    "/proc/self/mem",
+    "no/such/folder",
+    "RUN",
+    "RUN/config.json",
+    "FILE",
+    "LOOP",
+    "~",
+    "a" * 300,
+)
 PATHS = (*PATHS, "new", "new folder/é", "/dev/full/x", "b/" * 2000, "\n", "-x", "DANGLING", "/sys/new")
-NUMBERS = ("0", "1", "-1", "2", "nan", "inf", "-inf", "1e400", "-0.0", "0.5", "1e-320", "9" * 40, "9" * 5000, "1e308", "1e18")
-NUMBERS = (*NUMBERS, "0x10", "1_0", "٣", "1,5", "", "one", "1e6", "+3", " 4 ", "64x64", "True", "4294967296", "9007199254740993")
+NUMBERS = (
+    "0",
+    "1",
+    "-1",
+    "2",
+    "nan",
+    "inf",
+    "-inf",
+    "1e400",
+    "-0.0",
+    "0.5",
+    "1e-320",
+    "9" * 40,
+    "9" * 5000,
+    "1e308",
+    "1e18",
+)
+NUMBERS = (
+    *NUMBERS,
+    "0x10",
+    "1_0",
+    "٣",
+    "1,5",
+    "",
+    "one",
+    "1e6",
+    "+3",
+    " 4 ",
+    "64x64",
+    "True",
+    "4294967296",
+    "9007199254740993",
+)
 BUSY = {
     # What is right and takes minutes, much memory, threads that cannot be ended, the network or a cluster.
     *("compile", "threads", "ray_address", "tune", "variance", "video", "peers", "profile", "data"),
@@ -71,7 +171,9 @@ def _attempt(seed: int, number: int, folder: Path) -> str | None:
 
 def _about(seed: int, number: int) -> str:
     command, words = _line(seed, number)
-    return in_one_line(" ".join([command, *(word if len(word) < 60 else f"{word[:40]}...({len(word)})" for word in words)]))
+    return in_one_line(
+        " ".join([command, *(word if len(word) < 60 else f"{word[:40]}...({len(word)})" for word in words)])
+    )
 
 
 def _line(seed: int, number: int) -> tuple[str, list[str]]:
@@ -84,7 +186,9 @@ def _line(seed: int, number: int) -> tuple[str, list[str]]:
         names = [name for name in options if not options[name].required]
         words += _option(options[_one_of(random, names)], random)
     if random.random() < 0.1:
-        words.append(_one_of(random, (*WORDS, *PATHS, "--nonsense", "--total_steps", "-v", "--no-seed", "--help", "---")))
+        words.append(
+            _one_of(random, (*WORDS, *PATHS, "--nonsense", "--total_steps", "-v", "--no-seed", "--help", "---"))
+        )
     if random.random() < 0.05:
         command = _one_of(random, ("", "trian", "toys", "-", command.upper()))
     return command, [word for word in words if "\0" not in word]
@@ -97,7 +201,11 @@ def _option(option: Setting, random: np.random.Generator) -> list[str]:
     plain = inner[0] if several or optional else option.kind
     wrong = option.name in BUSY
     if plain is bool:
-        return [_one_of(random, (f"{flag}=yes", f"--no{flag[1:]}=1") if wrong else (flag, f"--no-{flag[2:]}", f"{flag}=yes"))]
+        return [
+            _one_of(
+                random, (f"{flag}=yes", f"--no{flag[1:]}=1") if wrong else (flag, f"--no-{flag[2:]}", f"{flag}=yes")
+            )
+        ]
     if option.name in ("run_dir", "resume", "run", "checkpoint", "data_dir"):
         pool: Sequence[str] = PATHS
     elif plain in (int, float):
@@ -162,7 +270,7 @@ def _ctrl_c_after(seconds: float) -> Iterator[None]:
 
 
 def _left_behind(folder: Path) -> str | None:
-    left = [path for path in folder.rglob("*.tmp")]
+    left = list(folder.rglob("*.tmp"))
     return f"left {left[0].relative_to(folder)}" if left else None
 
 

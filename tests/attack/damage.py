@@ -18,7 +18,16 @@ from safetensors.torch import load
 
 from relax_rl.compute.serialization import load_state, save_state
 
-__all__ = ["damage_bytes", "damage_json", "damage_kind", "damage_repaired", "damage_state", "damage_table", "damage_tensors", "mutated"]
+__all__ = [
+    "damage_bytes",
+    "damage_json",
+    "damage_kind",
+    "damage_repaired",
+    "damage_state",
+    "damage_table",
+    "damage_tensors",
+    "mutated",
+]
 
 Random = np.random.Generator
 
@@ -26,7 +35,25 @@ _DEEP = "<deep>"
 _DIGITS = "<digits>"
 VALUES: tuple[Any, ...] = (
     *(None, True, False, "", "x", "nan", "a" * 20_000, "\0", "\ud800", "é∞", "os:system", "../../etc/passwd"),
-    *(-1, 0, 1, 2**14, 2**24, 2**31, 2**53, 2**63, -(2**63), 10**400, 0.5, -0.0, 1e308, 5e-324, math.nan, math.inf, -math.inf),
+    *(
+        -1,
+        0,
+        1,
+        2**14,
+        2**24,
+        2**31,
+        2**53,
+        2**63,
+        -(2**63),
+        10**400,
+        0.5,
+        -0.0,
+        1e308,
+        5e-324,
+        math.nan,
+        math.inf,
+        -math.inf,
+    ),
     *([], {}, [[]], [None], {"": None}, [1e308] * 3, [2**14] * 3, [-1], "[]", _DEEP, _DIGITS),
 )
 """What takes the place of a value."""
@@ -67,7 +94,9 @@ def damage_kind(path: Path, random: Random) -> str:
     """Put something else where a file or folder is, or nothing."""
     kept = path.with_name(f"kept-{path.name}")
     path.rename(kept)
-    kind = str(random.choice(["missing", "link", "dangling", "loop", "pipe", "folder", "hole", "device", "socket", "empty"]))
+    kind = str(
+        random.choice(["missing", "link", "dangling", "loop", "pipe", "folder", "hole", "device", "socket", "empty"])
+    )
     match kind:
         case "link":
             path.symlink_to(kept)
@@ -178,7 +207,25 @@ def damage_table(path: Path, random: Random) -> str:
     row = int(random.integers(len(lines)))
     cells = lines[row].split(",")
     column = int(random.integers(len(cells)))
-    odd = ["", "x", "nan", "inf", "1e999", "-1", "9" * 5000, '"', '"a', "1\r2", "\0", "é", "1,2", "a" * 200_000, " 1 ", "1_0", "٣"]
+    odd = [
+        "",
+        "x",
+        "nan",
+        "inf",
+        "1e999",
+        "-1",
+        "9" * 5000,
+        '"',
+        '"a',
+        "1\r2",
+        "\0",
+        "é",
+        "1,2",
+        "a" * 200_000,
+        " 1 ",
+        "1_0",
+        "٣",
+    ]
     match int(random.integers(9)):
         case 0 | 1 | 2 | 3:
             cells[column] = odd[int(random.integers(len(odd)))]

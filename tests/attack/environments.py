@@ -24,7 +24,15 @@ CASES = [*SAMPLE, *(case for case in CASES if case not in SAMPLE)]
 
 def _attempt(seed: int, number: int, folder: Path) -> str | None:
     name, how = CASES[number]
-    words = ["train", "--env", f"tests.attack.faulty:relax_rl_attack/{name}-v0", "--vectorization", how, "--num-envs", "2"]
+    words = [
+        "train",
+        "--env",
+        f"tests.attack.faulty:relax_rl_attack/{name}-v0",
+        "--vectorization",
+        how,
+        "--num-envs",
+        "2",
+    ]
     words += ["--total-steps", "60", "--hidden", "4", "--surrogate-hidden", "4", "--seed", str(seed), "--quiet"]
     words += ["--run-dir", str(folder / "run"), "--no-tensorboard", "--num-steps", "5"]
     if FAULTS[name].ends == "hangs":

@@ -27,17 +27,49 @@ __all__ = ["KILLS"]
 
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "train": (
-        *("train", "--env=CartPole-v1", "--total-steps=2000", "--hidden", "8", "--surrogate-hidden", "8", "--num-envs=4"),
-        *("--num-steps=5", "--checkpoint-interval=300", "--log-interval=100", "--eval-interval=500", "--eval-episodes=1"),
+        *(
+            "train",
+            "--env=CartPole-v1",
+            "--total-steps=2000",
+            "--hidden",
+            "8",
+            "--surrogate-hidden",
+            "8",
+            "--num-envs=4",
+        ),
+        *(
+            "--num-steps=5",
+            "--checkpoint-interval=300",
+            "--log-interval=100",
+            "--eval-interval=500",
+            "--eval-episodes=1",
+        ),
         *("--quiet", "--run-dir=run"),
     ),
     "vae": (
-        *("vae", "--data=digits", "--width=8", "--steps=60", "--log-interval=7", "--checkpoint-interval=10", "--eval-samples=2"),
+        *(
+            "vae",
+            "--data=digits",
+            "--width=8",
+            "--steps=60",
+            "--log-interval=7",
+            "--checkpoint-interval=10",
+            "--eval-samples=2",
+        ),
         *("--valid-images=20", "--surrogate-width=4", "--batch-size=8", "--quiet", "--run-dir=run", "--no-tensorboard"),
     ),
     "toy": ("toy", "--steps=60", "--seeds=2", "--draws=8", "--log-interval=20", "--quiet", "--run-dir=run"),
     "compare": (
-        *("compare", "--env=CartPole-v1", "--estimators", "relax", "a2c", "--seeds=1", "--total-steps=1500", "--num-workers=2"),
+        *(
+            "compare",
+            "--env=CartPole-v1",
+            "--estimators",
+            "relax",
+            "a2c",
+            "--seeds=1",
+            "--total-steps=1500",
+            "--num-workers=2",
+        ),
         *("--set", "hidden=8", "surrogate_hidden=8", "--quiet", "--run-dir=run"),
     ),
 }
@@ -122,7 +154,11 @@ def _go_on(name: str, words: tuple[str, ...]) -> str | None:
 def _look_at_agent(run: Path, whole: Path) -> str | None:
     """What is missing, doubled or damaged in the folder of an agent's run."""
     newest = newest_first(run / "checkpoints")
-    if not newest or len(newest) > KEEP or [path for path in (run / "checkpoints").iterdir() if path.suffix == ".damaged"]:
+    if (
+        not newest
+        or len(newest) > KEEP
+        or [path for path in (run / "checkpoints").iterdir() if path.suffix == ".damaged"]
+    ):
         return f"{len(newest)} checkpoints, or damaged ones"
     agent, episodes, progress = ActorCritic.load(newest[0]), _rows(run / "episodes.csv"), _rows(run / "progress.csv")
     steps = [int(row["step"]) for row in progress]
@@ -196,7 +232,9 @@ def _differ(one: Path, other: Path, what: str) -> str | None:
     for table in ("progress.csv", "episodes.csv", "evaluation.csv"):
         if (one / table).exists() != (other / table).exists():
             return f"{what} {table} missing"
-        if (one / table).exists() and [_untimed(row) for row in _rows(one / table)] != [_untimed(row) for row in _rows(other / table)]:
+        if (one / table).exists() and [_untimed(row) for row in _rows(one / table)] != [
+            _untimed(row) for row in _rows(other / table)
+        ]:
             return f"{what} another {table}"
     return None
 

@@ -144,8 +144,16 @@ def _choice(run: Path, random: np.random.Generator) -> tuple[Damage, Path]:
     draw = random.random()
     checkpoints = [path for path in files if path.suffix == ".safetensors"]
     if draw < 0.5 and checkpoints:
-        ways = (damage.damage_bytes, damage.damage_repaired, damage.damage_tensors, damage.damage_state, damage.damage_state)
-        return ways[int(random.integers(len(ways)))], checkpoints[-1 if random.random() < 0.7 else int(random.integers(len(checkpoints)))]
+        ways = (
+            damage.damage_bytes,
+            damage.damage_repaired,
+            damage.damage_tensors,
+            damage.damage_state,
+            damage.damage_state,
+        )
+        return ways[int(random.integers(len(ways)))], checkpoints[
+            -1 if random.random() < 0.7 else int(random.integers(len(checkpoints)))
+        ]
     if draw < 0.8:
         jsons = [path for path in files if path.suffix == ".json"]
         how = damage.damage_json if random.random() < 0.8 else damage.damage_bytes

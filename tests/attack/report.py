@@ -45,8 +45,13 @@ def read(path: Path = RESULT) -> list[Row]:
 def write(rows: Sequence[Row], path: Path = RESULT, document: Path | None = DOCUMENT) -> None:
     """Write the rows as JSON and Markdown, and into the documentation."""
     write_json(path, {"attacks": [asdict(row) for row in rows]})
-    failures = [f"- {row.attack} {each['number']}: {each['about']}: {each['fault']}" for row in rows for each in row.failures]
-    parts = [f"# Reliability\n\n`make soak`; see docs/reliability.md.\n\n{table(rows)}", *(["\n".join(failures) + "\n"] if failures else [])]
+    failures = [
+        f"- {row.attack} {each['number']}: {each['about']}: {each['fault']}" for row in rows for each in row.failures
+    ]
+    parts = [
+        f"# Reliability\n\n`make soak`; see docs/reliability.md.\n\n{table(rows)}",
+        *(["\n".join(failures) + "\n"] if failures else []),
+    ]
     write_text(path.with_suffix(".md"), "\n".join(parts))
     if document is not None:
         before, _, after = document.read_text(encoding="utf-8").split(MARK)

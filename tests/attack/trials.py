@@ -216,5 +216,7 @@ def _first_line(error: BaseException) -> str:
 
 def _where(error: BaseException) -> str:
     """The last line of this package that an error came through."""
-    frames = [each for each in traceback.extract_tb(error.__traceback__) if f"{os.sep}relax_rl{os.sep}" in each.filename]
+    frames = [
+        each for each in traceback.extract_tb(error.__traceback__) if f"{os.sep}relax_rl{os.sep}" in each.filename
+    ]
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "outside the package"

@@ -117,6 +117,10 @@ def test_environments_that_cannot_be_reset_are_closed_again():
     assert caught.tb is not None and set(multiprocessing.active_children()) == before
 
 
+quietly = pytest.mark.filterwarnings("ignore:.*ERROR")
+"""Gymnasium warns of what its workers raise."""
+
+
 class Unsendable(GoldenEnv):
     """Raises what no other process can be sent."""
 
@@ -127,6 +131,7 @@ class Unsendable(GoldenEnv):
         raise Here("only here")
 
 
+@quietly
 @pytest.mark.timeout(60)
 def test_an_error_that_cannot_be_sent_keeps_nobody_waiting():
     gym.register("relax_rl_fakes/Unsendable-v0", Unsendable)
@@ -152,6 +157,7 @@ class WrongAtReset(GoldenEnv):
         raise OSError("no robot")
 
 
+@quietly
 @pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize(
     "gives",
@@ -174,6 +180,7 @@ def test_the_environment_that_an_error_came_from_has_a_number(kind, gives):
     assert notes_of(caught.value) == ["raised by environment 2 of Golden"]
 
 
+@quietly
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_an_error_at_a_reset_says_so(kind):
     with pytest.raises(OSError, match="no robot") as caught:

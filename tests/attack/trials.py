@@ -174,6 +174,7 @@ def _clock(seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # one that rings now would find no handler
         signal.signal(signal.SIGALRM, before)
         signal.setitimer(signal.ITIMER_REAL, max(0.01, left - time.monotonic() + started) if left else 0, every)
 

@@ -39,16 +39,24 @@ def main() -> int:
     if colon:
         first, _, last = numbers.partition("-")
         return int(bool(attacked(chosen[0], args.seed, range(int(first), int(last or first) + 1), told=True)))
-    here, rows = commit(), {row.attack: row for row in read()}
+    here, failed = commit(), False
     for attack in chosen:
-        row = rows.get(attack.name)
+        row = rows().get(attack.name)
         if row is not None and (row.commit, row.seed, row.tried) == (here, args.seed, attack.trials) and not args.anew:
             print(f"{attack.name}: {row.tried:,} tried before, {len(row.failures)} failed")
+            failed |= bool(row.failures)
             continue
         failures = attacked(attack, args.seed, range(attack.trials))
-        rows[attack.name] = Row(attack.name, attack.what, args.seed, here, attack.trials, failures)
-        write([rows[each.name] for each in ATTACKS if each.name in rows])
-    return int(any(rows[attack.name].failures for attack in chosen))
+        failed |= bool(failures)
+        # Read again: other attacks may have come to their end beside this one.
+        found = {**rows(), attack.name: Row(attack.name, attack.what, args.seed, here, attack.trials, failures)}
+        write([found[each.name] for each in ATTACKS if each.name in found])
+    return int(failed)
+
+
+def rows() -> dict[str, Row]:
+    """The rows of the report, by attack."""
+    return {row.attack: row for row in read()}
 
 
 def attacked(attack: Attack, seed: int, numbers: range, *, told: bool = False) -> list[dict[str, object]]:

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from relax_rl.agents import ActorCritic
 from relax_rl.compute.serialization import load_state
 from relax_rl.runs.checkpoints import KEEP, newest_first
 from tests.attack.children import OPERATIONS, Child
-from tests.attack.trials import Attack, called, gentle, rng_of, untidy
+from tests.attack.trials import Attack, called, gentle, lasting_folder, rng_of, untidy
 
 __all__ = ["KILLS"]
 
@@ -116,7 +115,7 @@ def _words(name: str) -> tuple[str, ...]:
 
 @cache
 def _whole(name: str) -> Whole:
-    folder = Path(tempfile.mkdtemp(prefix="relax-attack-"))
+    folder = lasting_folder()
     with Child(["--help"], folder) as child:  # so that everything is imported
         child.wait_for(child.ended)
     started = time.monotonic()

@@ -21,7 +21,7 @@ from relax_rl.errors import RelaxRLError
 from relax_rl.runs.checkpoints import newest_first
 from relax_rl.runs.training import train
 from tests.attack import damage
-from tests.attack.trials import Attack, called, gentle, rng_of, untidy
+from tests.attack.trials import Attack, called, gentle, lasting_folder, rng_of, untidy
 from tests.attack.trials import attempt as within_limits
 from tests.old_artefacts import FIXTURES
 from tests.steps import small_run
@@ -83,7 +83,7 @@ def template(base: str) -> Path:
     """The folder of a whole run, to be copied."""
     if base != "compare" and not base.startswith("present"):
         return OLD / base
-    path = Path(tempfile.mkdtemp(prefix="relax-attack-")) / "run"
+    path = lasting_folder() / "run"
     if base == "compare":
         return _comparison(path)
     settings = {"eval_interval": 200, "eval_episodes": 1, "checkpoint_interval": 200, "log_interval": 40}

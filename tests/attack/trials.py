@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
 import resource
+import shutil
 import signal
+import tempfile
 import time
 import traceback
 import warnings
@@ -21,7 +24,18 @@ import numpy as np
 from relax_rl.commands.main import main
 from relax_rl.errors import RelaxRLError
 
-__all__ = ["ADDED_BYTES", "CPU_SECONDS", "Attack", "Ended", "attempt", "called", "gentle", "rng_of", "untidy"]
+__all__ = [
+    "ADDED_BYTES",
+    "CPU_SECONDS",
+    "Attack",
+    "Ended",
+    "attempt",
+    "called",
+    "gentle",
+    "lasting_folder",
+    "rng_of",
+    "untidy",
+]
 
 CPU_SECONDS = 5.0
 """Of this process that a refusal may take."""
@@ -78,6 +92,13 @@ class Ended:
 
 class _TooLong(BaseException):
     """The clock has run out."""
+
+
+def lasting_folder() -> Path:
+    """An empty folder that stays as long as this process does."""
+    path = Path(tempfile.mkdtemp(prefix="relax-attack-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
 
 
 def rng_of(seed: int, number: int) -> np.random.Generator:

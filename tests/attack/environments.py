@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from tests.attack.children import Child, living
-from tests.attack.faulty import FAULTS
+from tests.attack.faulty import FAULTS, HANGING
 from tests.attack.trials import Attack, Ended, called, gentle
 
 __all__ = ["ENVIRONMENTS"]
@@ -73,7 +73,7 @@ def _left(folder: Path, before: set[int]) -> str | None:
     """What a run has left: files in the making, processes."""
     if left := [path.name for path in folder.rglob(".*.tmp")]:
         return f"left {left[0]}"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while (more := living(os.getpid()) - before) and time.monotonic() < deadline:
         time.sleep(0.05)
     return f"left {len(more)} processes" if more else None
@@ -82,15 +82,16 @@ def _left(folder: Path, before: set[int]) -> str | None:
 def _killed(words: list[str], folder: Path) -> str | None:
     """Have a run hang, and press Ctrl-C twice."""
     with Child(words, folder) as child:
-        child.wait_for(lambda: (folder / "run" / "config.json").exists())
-        time.sleep(1.0)
+        if not child.wait_for(lambda: (folder / HANGING).exists()):
+            return f"it did not come so far as to hang: {child.told()[-200:]!r}"
+        time.sleep(0.2)
         os.kill(child.pid, signal.SIGINT)
-        if not child.wait_for(lambda: "waiting for the step at hand" in child.told(), 10.0):
+        if not child.wait_for(lambda: "waiting for the step at hand" in child.told(), 30.0):
             return f"Ctrl-C was not answered: {child.told()[-200:]!r}"
         os.kill(child.pid, signal.SIGINT)
-        if not child.wait_for(child.ended, 10.0):
+        if not child.wait_for(child.ended, 30.0):
             return "a second Ctrl-C did not end it"
-        if not child.wait_for(lambda: not child.family(), 10.0):
+        if not child.wait_for(lambda: not child.family(), 30.0):
             return f"left {len(child.family())} processes"
     return f"left {left[0]}" if (left := [path.name for path in folder.rglob(".*.tmp")]) else None
 

@@ -9,16 +9,19 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-__all__ = ["AT", "FAULTS", "Fault", "Faulty"]
+__all__ = ["AT", "FAULTS", "HANGING", "Fault", "Faulty"]
 
 AT = 7
 """The step of the fault."""
+HANGING = "hanging"
+"""The file that says, in the working folder, that one hangs."""
 LENGTH = 5
 """Of an episode; the seventh step is the first of the second one where autoreset makes up a row."""
 
@@ -119,6 +122,11 @@ def _and(act: Callable[[Faulty], Any]) -> Callable[[Faulty, tuple[Any, ...]], An
     return step
 
 
+def _hang(env: Faulty) -> None:
+    Path(HANGING).touch()
+    time.sleep(1000)
+
+
 def _another_space(env: Faulty) -> None:
     env.observation_space = spaces.Box(-1, 1, (3,), np.float32)
 
@@ -141,7 +149,7 @@ FAULTS: Mapping[str, Fault] = {
     "Leaves": Fault(step=_and(lambda _: sys.exit())),
     "LeavesWithWords": Fault(step=_and(lambda _: sys.exit("enough"))),
     "Dies": Fault(step=_and(lambda _: os.kill(os.getpid(), signal.SIGKILL))),
-    "Hangs": Fault(step=_and(lambda _: time.sleep(1000)), ends="hangs"),
+    "Hangs": Fault(step=_and(_hang), ends="hangs"),
     "RaisesAtReset": Fault(reset=_raise(RuntimeError("no robot")), when="reset"),
     "LeavesAtReset": Fault(reset=_raise(SystemExit("no robot")), when="reset"),
     "RaisesAtSecondReset": Fault(reset=_later(_raise(RuntimeError("stuck"))), when="in step 6|step 6 of"),

@@ -113,6 +113,7 @@ def _work(words: list[str], folder: str, log: str, mark: str, operation: int | N
     from tests.attack.trials import gentle
 
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which what runs in the background ignores
     os.environ[_MARK] = mark
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (1, 2):

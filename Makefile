@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # All that a user needs, so that what the README shows works after `make train` too; EXTRAS= installs none of it.
 EXTRAS ?= all
 
-.PHONY: train test lint site bench docs-tables install clean
+.PHONY: train test soak lint site bench docs-tables install clean
 
 train: $(VENV)/.installed
 	$(BIN)/python train_agent.py train --env $(ENV) --estimator $(ESTIMATOR) \
@@ -16,6 +16,10 @@ train: $(VENV)/.installed
 
 test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Kills, damaged files, odd command lines, broken environments and long runs, from a seed: see docs/reliability.md.
+soak: $(VENV)/.installed-test
+	$(BIN)/python -m tests.attack $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -103,7 +103,8 @@ class VectorEnvs:
             raise SettingsError(
                 f"batch_size is {batch_size}, expected {self.num_envs}: every environment answers every step"
             )
-        self._report = EnvironmentReport(self.env_id, has_workers=isinstance(inner, AsyncVectorEnv))
+        self._report = EnvironmentReport(self.env_id, inner, first_env=first_env, steps=lambda: self._lengths)
+        self._reset_report = EnvironmentReport(self.env_id, inner, first_env=first_env, when="at its reset")
         self._life_loss_terminal, self.first_env = life_loss_terminal, first_env
         self._copies = vector_env is not inner or not hands_out_fresh_arrays(inner)
         self._checked_action = action_checker(self.single_action_space, self.num_envs)
@@ -131,7 +132,7 @@ class VectorEnvs:
             EnvironmentFault: if a worker process died, or an environment calls `sys.exit`.
         """
         seeds = None if seed is None else self._derived_seeds(seed)
-        with self._report:
+        with self._reset_report:
             obs, infos = self.vector_env.reset(seed=seeds)
         heed(infos)
         # Workers without shared memory do not take back a pending autoreset: theirs still makes up the next row.
@@ -274,7 +275,7 @@ class VectorEnvs:
         return successors
 
     def _reset_finished(self, done: np.ndarray) -> None:
-        with self._report:
+        with self._reset_report:
             # Gymnasium takes the mask out of the dictionary, so each call gets its own.
             obs, infos = self.vector_env.reset(options={"reset_mask": done.copy()})
         self.obs = self._owned(obs)

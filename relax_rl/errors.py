@@ -10,8 +10,15 @@ __all__ = [
     "SettingsError",
     "TrainingDiverged",
     "WorkerLost",
+    "add_note",
     "did_you_mean",
+    "in_one_line",
+    "notes_of",
+    "set_notes",
 ]
+
+_LONGEST = 1000
+"""Characters of a line about an error."""
 
 
 class RelaxRLError(Exception):
@@ -48,6 +55,33 @@ class EnvironmentFault(RelaxRLError):
 
 class WorkerLost(RelaxRLError):
     """Another of the processes that learn together stopped, or does not answer."""
+
+
+def in_one_line(text: object) -> str:
+    """A text as a line that a terminal shows as it is: what controls one is escaped, the middle of a long one left out."""
+    line = " ".join(str(text).splitlines())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST * 2 // 3]} ... {line[-_LONGEST // 4 :]}"
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Have an error of somebody else's code say where it came from, or what is left, beside what it says itself.
+
+    Args:
+        error: that code's.
+        note: in a line.
+    """
+    set_notes(error, [*notes_of(error), note])
+
+
+def set_notes(error: BaseException, notes: list[str]) -> None:
+    """Give an error other notes, as Python 3.11's add_note, which 3.10 has not, adds them."""
+    vars(error)["__notes__"] = notes
+
+
+def notes_of(error: BaseException) -> list[str]:
+    """The notes of an error, oldest first."""
+    return list(getattr(error, "__notes__", []))
 
 
 def did_you_mean(word: str, known: Iterable[str], *, count: int = 3) -> str:

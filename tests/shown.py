@@ -214,5 +214,7 @@ def _tensorboard(words: list[str]) -> int:
 
 def would_start(target: str) -> list[str]:
     """The commands that make would start, without those that install."""
-    done = subprocess.run(["make", "-n", *target.split()[1:]], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "-n", *shlex.split(target)[1:]], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     return [line for line in done.stdout.replace("\\\n", " ").splitlines() if "train_agent.py" in line]

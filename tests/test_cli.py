@@ -337,3 +337,15 @@ def test_printed_paths_stand_whole_in_a_narrow_pipe(capsys, monkeypatch):
     assert main([*SMALL, "--total-steps", "20", "--run-dir", run]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith(run) and any(line.endswith(f"{run}/learning_curve.png") for line in lines)
+
+
+def test_a_line_about_an_error_is_a_line_whatever_stands_in_it(monkeypatch, refused):
+    assert "\\x1b[31m" in refused("--seed", "\x1b[31m") and "\\u202e" in refused("--env", "abc\u202e")
+    told = refused("--seed", "9" * 5000)
+    assert len(told) < 1100 and " ... " in told and told.endswith("train --help")
+
+    def fail(args, prog):
+        raise RelaxRLError("first\nsecond")
+
+    monkeypatch.setattr(train, "train_command", fail)
+    assert refused("--seed", "0") == "error: first second"

@@ -5,15 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from relax_rl.comparison import figures
+from relax_rl.comparison.config import CompareConfig, write_settings
 from relax_rl.comparison.frozen_variance import choose_snapshots
+from relax_rl.comparison.process import last_row
 from relax_rl.comparison.report import markdown
-from relax_rl.comparison.results import aggregate, read_run, summarise
+from relax_rl.comparison.results import aggregate, read_run, read_variances, summarise
+from relax_rl.comparison.task import read_outcome
 from relax_rl.comparison.tuning import curve_mean
 
 
@@ -220,3 +224,40 @@ def test_every_figure_of_the_report_can_be_drawn(runs, tmp_path):
 def test_contestants_can_be_told_apart():
     style = figures.styles([f"contestant {k}" for k in range(25)])
     assert len({(each["color"], str(each["linestyle"])) for each in style.values()}) == 25
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"status": 20.5},
+        {"status": "diverged"},
+        {"status": "diverged", "error": None, "seconds": 1.0},
+        {"status": "diverged", "error": "x", "seconds": "long"},
+        {},
+        [],
+    ],
+)
+def test_an_outcome_that_cannot_be_read_is_none(tmp_path, spoilt):
+    (tmp_path / "outcome.json").write_text(json.dumps(spoilt))
+    assert read_outcome(tmp_path) is None and read_run(tmp_path, 0) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in its file system")
+def test_results_that_are_no_files_are_none_at_once(tmp_path):
+    for name in ("outcome.json", "progress.csv", "variance.json"):
+        os.mkfifo(tmp_path / name)
+    assert read_outcome(tmp_path) is None and last_row(tmp_path / "progress.csv") == {}
+    assert read_variances({"early": tmp_path / "variance.json"}) == {}
+
+
+@pytest.mark.parametrize("header", [b"\xff\xfe", b"step,x\r", b"step," + b"x" * 200_000])
+def test_a_table_that_is_none_has_no_last_row(tmp_path, header):
+    (tmp_path / "progress.csv").write_bytes(header + b"\n1,x\n")
+    assert last_row(tmp_path / "progress.csv") == {}
+
+
+@pytest.mark.parametrize("commands", [None, 5, "compare", {"a": 1}])
+def test_commands_of_earlier_sessions_that_are_none_are_left_out(tmp_path, commands):
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps({"options": {}, "commands": commands}))
+    assert write_settings(path, CompareConfig(), "compare --resume run") == ["compare --resume run"]

@@ -44,6 +44,8 @@ OTHERS = {
         "--seeds",
         "--jobs",
         "--report",
+        "--only",
+        "--anew",
         "--data-dir",
     ),
     *("--other", "--algo", "--help", "--version", "--backend", "--index-url", "--extra-index-url"),

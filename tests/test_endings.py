@@ -23,6 +23,7 @@ import pytest
 
 import relax_rl
 from relax_rl import make_envs
+from relax_rl.cli import main
 from relax_rl.compute.serialization import FORMAT_VERSION, save_state
 from relax_rl.errors import CheckpointError, EnvironmentFault, SettingsError
 from relax_rl.runs import RunFolder
@@ -52,6 +53,10 @@ class Moody(GoldenEnv):
                     sys.exit()
                 case "leave with a word":
                     sys.exit("enough")
+                case "break":
+                    raise RuntimeError("the motor is hot")
+                case "lose the robot":
+                    raise BrokenPipeError("gone")
                 case "hang":
                     time.sleep(1000)
                 case "move":
@@ -319,3 +324,58 @@ def test_an_environment_that_changes_the_folder_moves_no_run(
         gym.registry.pop("relax_rl_fakes/Moving-v0")
     assert result.run_dir == Path("run") and (tmp_path / "run" / "learning_curve.png").exists()
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+# Code of somebody else's
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("does", "code", "told"),
+    [
+        (
+            "break",
+            1,
+            "error: RuntimeError: the motor is hot; raised by environment 0 of {env} in step 5 of its episode; saved as",
+        ),
+        (
+            "lose the robot",
+            1,
+            "error: BrokenPipeError: gone; raised by environment 0 of {env} in step 5 of its episode; saved as",
+        ),
+        ("leave", 2, "error: {died} in step 5 of its episode; "),
+    ],
+)
+def test_the_last_line_names_environment_and_step(
+    does: str, code: int, told: str, vectorization: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env = MOODY.replace("Moody", f"Moody{does.title().replace(' ', '')}")
+    gym.register(env.partition(":")[2], Moody, kwargs={"does": does})
+    try:
+        small = ["--num-envs", "2", "--hidden", "4", "--quiet", "--no-tensorboard", "--run-dir", str(tmp_path / "run")]
+        words = ["--env", env, "--estimator", "a2c", "--vectorization", vectorization, "--num-steps", "2", *small]
+        assert main([*words, "--total-steps", "100"]) == code
+    finally:
+        gym.registry.pop(env.partition(":")[2])
+    lines = capsys.readouterr().err.splitlines()
+    died = {
+        "sync": f"environment 0 of {env} called sys.exit()",
+        "async": f"a worker process of {env} died (crashed, killed, or out of memory), that of environment 0 of {env}",
+    }
+    assert lines[-1].startswith(told.format(env=env, died=died[vectorization])), lines[-1]
+    assert f"go on with --resume {tmp_path / 'run'}" in lines[-1]
+    assert len(list((tmp_path / "run" / "checkpoints").glob("step_*"))) == 1
+    assert any(line.startswith("Traceback") for line in lines) == (code == 1)
+
+
+def test_an_environment_that_cannot_be_closed_is_made_nevertheless() -> None:
+    class Stuck(GoldenEnv):
+        def close(self) -> None:
+            sys.exit("stuck")
+
+    gym.register("relax_rl_fakes/Stuck-v0", Stuck)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with make_envs("relax_rl_fakes/Stuck-v0", num_envs=1, vectorization="async") as envs:
+            envs.step(np.zeros(1, np.int64))
+    assert any("closing an environment failed: SystemExit('stuck')" in str(each.message) for each in told)

@@ -187,3 +187,20 @@ def test_a_mistyped_id_of_a_module_is_answered_with_what_the_module_registers(wr
     named = str(caught.value).split("did you mean ")[1].rstrip("?").split(", ")
     assert named[0] == f"tests.fakes:relax_rl_fakes/{near}"
     assert all(name.startswith("tests.fakes:relax_rl_fakes/") for name in named)
+
+
+@pytest.mark.parametrize("body", ["raise SystemExit(3)", "1 / 0", "x = ("])
+def test_a_module_that_cannot_be_imported_is_told_in_one_line(tmp_path, monkeypatch, body):
+    (tmp_path / "breaks_at_import.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SettingsError, match="'breaks_at_import' cannot be imported"):
+        make_envs("breaks_at_import:Env-v0")
+
+
+def test_an_environment_that_cannot_be_made_says_which():
+    def broken():
+        raise RuntimeError("no licence")
+
+    gym.register("relax_rl_fakes/Broken-v0", broken)
+    with pytest.raises(SettingsError, match=r"^relax_rl_fakes/Broken-v0 cannot be made: RuntimeError: no licence$"):
+        make_envs("relax_rl_fakes/Broken-v0", num_envs=1)

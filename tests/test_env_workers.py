@@ -12,11 +12,11 @@ import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from relax_rl.envs import VectorEnvs, make_envs
-from relax_rl.errors import RelaxRLError, SettingsError
-from tests.fakes import GoldenEnv
+from relax_rl.errors import EnvironmentFault, RelaxRLError, SettingsError, notes_of
+from tests.fakes import GoldenEnv, vector_of
 
 
 def test_workers_are_daemons_and_their_factories_can_be_sent_to_a_new_process():
@@ -115,3 +115,82 @@ def test_environments_that_cannot_be_reset_are_closed_again():
         make_envs("Acrobot-v1", num_envs=2, vectorization="async", seed=-1)
     # the traceback keeps the environments alive, so that nobody else has closed them
     assert caught.tb is not None and set(multiprocessing.active_children()) == before
+
+
+quietly = pytest.mark.filterwarnings("ignore:.*ERROR")
+"""Gymnasium warns of what its workers raise."""
+
+
+class Unsendable(GoldenEnv):
+    """Raises what no other process can be sent."""
+
+    def step(self, action):
+        class Here(Exception):
+            pass
+
+        raise Here("only here")
+
+
+@quietly
+@pytest.mark.timeout(60)
+def test_an_error_that_cannot_be_sent_keeps_nobody_waiting():
+    gym.register("relax_rl_fakes/Unsendable-v0", Unsendable)
+    envs = make_envs("relax_rl_fakes/Unsendable-v0", num_envs=2, vectorization="async")
+    with envs, pytest.raises(RuntimeError, match="Here: only here"):
+        envs.step(np.zeros(2, int))
+
+
+class Wrong(GoldenEnv):
+    """Gives something else from its second step on."""
+
+    def __init__(self, gives):
+        super().__init__()
+        self.gives = gives
+
+    def step(self, action):
+        right = super().step(action)
+        return self.gives(right) if self.t > 1 else right
+
+
+class WrongAtReset(GoldenEnv):
+    def reset(self, **kwargs):
+        raise OSError("no robot")
+
+
+@quietly
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize(
+    "gives",
+    [
+        lambda right: right[:4],
+        lambda right: None,
+        lambda right: (*right[:4], None),
+        lambda right: (np.zeros(9), *right[1:]),
+        lambda right: (right[0], np.ones(2), *right[2:]),
+        lambda right: (right[0], "good", *right[2:]),
+    ],
+    ids=["short", "none", "no info", "shape", "two rewards", "words"],
+)
+def test_the_environment_that_an_error_came_from_has_a_number(kind, gives):
+    each = [GoldenEnv, GoldenEnv, lambda: Wrong(gives)]
+    with VectorEnvs(vector_of(each, AutoresetMode.NEXT_STEP, kind), env_id="Golden") as envs:
+        envs.step(np.zeros(3, int))
+        with pytest.raises(Exception) as caught:
+            envs.step(np.zeros(3, int))
+    assert notes_of(caught.value) == ["raised by environment 2 of Golden"]
+
+
+@quietly
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_an_error_at_a_reset_says_so(kind):
+    with pytest.raises(OSError, match="no robot") as caught:
+        VectorEnvs(vector_of([GoldenEnv, WrongAtReset], AutoresetMode.NEXT_STEP, kind), env_id="Golden")
+    assert notes_of(caught.value) == ["raised by environment 1 of Golden at its reset"]
+
+
+def test_a_reward_is_a_number():
+    each = [lambda: Wrong(lambda right: (right[0], np.ones(2), *right[2:]))] * 2
+    with VectorEnvs(vector_of(each, AutoresetMode.NEXT_STEP, "async"), env_id="Golden") as envs:
+        envs.step(np.zeros(2, int))
+        with pytest.raises(EnvironmentFault, match=r"environment 0 of Golden gave a reward of shape \(2,\)"):
+            envs.step(np.zeros(2, int))

@@ -167,3 +167,13 @@ def test_tensorboard_that_cannot_be_imported_can_be_left_out(tmp_path, monkeypat
     with pytest.raises(RelaxRLError, match=rf"{type(error).__name__}: .*; leave it out: --no-tensorboard") as caught:
         TensorBoardLogger(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_rows_that_csv_itself_refuses_are_left_out(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_bytes(b"step,x\n1,2\n2,\r3\n3," + b"9" * 200_000 + b"\n4,5\n")
+    with pytest.warns(UserWarning, match="holds no numbers in line 3, 4: left out"):
+        assert read_csv(path) == {"step": [1.0, 4.0], "x": [2.0, 5.0]}
+    path.write_bytes(b"a" * 200_000 + b",b\n1,2\n")
+    with pytest.warns(UserWarning, match="left out"):
+        assert read_csv(path) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -92,6 +93,10 @@ CRAFTED: dict[str, tuple[str, Any]] = {
     "a type that is none": ("agent.observation_space.dtype", "os.system"),
     "infinite seconds": ("run.seconds", float("inf")),
     "returns that are none": ("run.episodes", [[None, 3]]),
+    "a torso beyond memory": ("agent.config.hidden", [2**14] * 64),
+    "a surrogate beyond memory": ("agent.config.surrogate_hidden", [2**14] * 64),
+    "an observation beyond memory": ("agent.observation_space.shape", [2**24]),
+    "choices beyond memory": ("agent.action_space.n", 2**24),
     "no run": ("run", None),
     "no agent": ("agent", []),
 }
@@ -106,6 +111,10 @@ def test_a_crafted_checkpoint_is_told_in_one_line(case: str, run: Path, capsys: 
         each.unlink()
     save_state(path, tensors, json.loads(json.dumps(state)))
     refused(["--resume", str(run), "--total-steps", "800", "--quiet"], capsys)
+    started = time.process_time()
+    with contextlib.suppress(CheckpointError):
+        ActorCritic.load(path)
+    assert time.process_time() - started < 3
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -137,6 +146,8 @@ def test_versions_that_are_none(version: Any, tmp_path: Path) -> None:
 SETTINGS: dict[str, tuple[str, Any]] = {
     "a float beyond floats": ("agent.policy_lr", 10**400),
     "resumed null": ("resumed", None),
+    "resumed once": ("resumed", 1),
+    "resumed in words": ("resumed", "once"),
     "a hundred million environments": ("env.num_envs", 10**8),
     "a billion threads": ("run.threads", 10**9),
     "an activation that is none": ("agent.activation", "softsign"),
@@ -159,7 +170,7 @@ def test_changed_settings_are_told_in_one_line(case: str, run: Path, capsys: pyt
     change(record, *SETTINGS[case])
     (run / "config.json").write_text(json.dumps(record))
     more = ["--resume", str(run), "--total-steps", "800", "--quiet"]
-    if case == "resumed null":
+    if case.startswith("resumed"):
         assert main(more) == 0
     else:
         refused(more, capsys)
@@ -183,6 +194,13 @@ def test_only_regular_files_are_read(file: str, kind: str, run: Path, capsys: py
     else:
         path.mkdir()
     assert "cannot be read" in refused(["evaluate", str(run), "--episodes", "1", "--checkpoint", "latest"], capsys)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in its file system")
+def test_a_lock_that_is_a_pipe_keeps_nobody_waiting(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / ".lock").unlink(missing_ok=True)
+    os.mkfifo(run / ".lock")
+    assert "cannot write" in refused(["--resume", str(run), "--total-steps", "800", "--quiet"], capsys)
 
 
 def test_a_file_over_the_size_is_not_read(tmp_path: Path) -> None:
@@ -255,6 +273,7 @@ def test_an_environment_of_ones_own_is_named_again(tmp_path: Path) -> None:
         ["--gamma", "9" * 5000],
         ["vae", "--data", "digits", "--steps", f"1{'0' * 30}"],
         ["toy", "--seeds", f"1{'0' * 30}"],
+        ["toy", "--run-dir", "r" * 300],
         ["compare", "--seeds", f"1{'0' * 30}"],
         ["evaluate", "r" * 300],
     ],

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -185,3 +186,23 @@ def test_figures_of_many_estimators_and_other_thetas():
         figures.densities_figure(0.05, 1),
     ):
         assert png.startswith(b"\x89PNG") and len(png) > 10_000
+
+
+@pytest.mark.parametrize("reached", ["toy.json", "curves.csv", "densities.png", "config.json"])
+def test_a_run_that_was_killed_while_it_wrote_is_made_again_by_the_same_command(tmp_path, monkeypatch, reached):
+    toy(tmp_path / "whole", "--estimators", "reinforce")
+    replace = os.replace
+
+    def kill(source, target):
+        if Path(target).name == reached:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", kill)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # nobody is left to clear up
+    assert main(["toy", *SMALL, "--estimators", "reinforce", "--run-dir", str(tmp_path / "run")]) == 130
+    monkeypatch.undo()
+    assert list((tmp_path / "run").glob(".*.tmp"))
+    toy(tmp_path / "run", "--estimators", "reinforce")
+    assert content(tmp_path / "run").keys() == content(tmp_path / "whole").keys()
+    assert content(tmp_path / "run")["curves.csv"] == content(tmp_path / "whole")["curves.csv"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from relax_rl.cli import main
-from relax_rl.compute.serialization import load_state
+from relax_rl.compute.serialization import load_state, save_state
 from relax_rl.errors import CheckpointError, SettingsError, TrainingDiverged
 from relax_rl.estimators import ESTIMATORS
 from relax_rl.experiments.batches import Batches
@@ -391,3 +392,57 @@ def test_a_run_that_is_told_to_be_quiet_says_one_line(capsys):
     assert main(["vae", "--width", "5", "--steps", "2", "--eval-samples", "0", "--quiet", "--run-dir", "r"]) == 0
     out, err = capsys.readouterr()
     assert err == "" and out.count("\n") == 1 and out.startswith("all steps taken: 2 steps") and out.endswith(" · r\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seconds", math.inf),
+        ("seconds", 10**400),
+        ("best_bound", math.nan),
+        ("best_step", math.inf),
+        ("best_step", 0.5),
+    ],
+    ids=lambda part: str(part)[:10],
+)
+def test_a_state_of_the_run_that_is_none_is_told(name, value):
+    train(run_dir="run")
+    path = Path("run/checkpoints/step_000000040.safetensors")
+    tensors, state = load_state(path)
+    state["run"][name] = value
+    save_state(path, tensors, state)
+    with pytest.raises(CheckpointError, match="the state of its run cannot be read"):
+        train(resume="run", steps=50)
+    state["run"] = load_state(Path("run/checkpoints/step_000000030.safetensors"))[1]["run"]
+    save_state(path, tensors, {**state, "vae": {**state["vae"], "step": 10**400}})
+    with pytest.raises(CheckpointError, match=r"step is 1000.*expected a whole number"):
+        train(resume="run", steps=50)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in its file system")
+@pytest.mark.parametrize("found", ["pipe", "hole", '{"evaluated_at": 1e999}', "[" * 100_000])
+def test_an_evaluation_that_cannot_be_read_is_made_again(found):
+    train(run_dir="run")
+    path = Path("run/evaluation.json")
+    path.unlink()
+    if found == "pipe":
+        os.mkfifo(path)
+    elif found == "hole":
+        with open(path, "wb") as file:
+            file.truncate(2**36)
+    else:
+        path.write_text(found)
+    assert train(resume="run").evaluation["evaluated_at"] == 40 and "evaluated_at" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "changed", [{"width": 2**14}, {"surrogate_width": 2**14}, {"nonlinear": True, "hidden_width": 2**14, "layers": 64}]
+)
+def test_no_memory_is_given_to_layers_that_the_checkpoint_does_not_hold(changed, monkeypatch):
+    train(run_dir="run", track_variances=("relax",))
+    record = json.loads(Path("run/config.json").read_text())
+    record["vae"] |= changed
+    Path("run/config.json").write_text(json.dumps(record))
+    monkeypatch.setattr(sessions, "Trainer", None)  # nothing is made
+    with pytest.raises(CheckpointError, match=r"belongs to a run with other settings: .*width is 16384, for which the"):
+        train_vae(VaeConfig(**{**vars(SMALL), **changed, "resume": "run", "track_variances": ("relax",), "steps": 50}))

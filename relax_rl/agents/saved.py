@@ -16,6 +16,7 @@ from relax_rl.agents.networks import NetworkFactory
 from relax_rl.agents.saving import (
     check_fits,
     check_networks,
+    check_sizes,
     described,
     for_learning,
     kind_of,
@@ -177,7 +178,8 @@ class SavedActor(Actor):
                 optimisers.
         """
         tensors, saved = load_state(path)
-        agent = cls.from_state(saved.get("agent", {}), device=device, networks=networks, source=str(path))
+        state = saved.get("agent", {})
+        agent = cls.from_state(state, device=device, networks=networks, source=str(path), tensors=tensors)
         agent.load_state_dict(tensors, saved["agent"], optimizer=optimizer)
         return agent
 
@@ -189,6 +191,7 @@ class SavedActor(Actor):
         device: str = "cpu",
         networks: NetworkFactory | None = None,
         source: str,
+        tensors: Mapping[str, Tensor] | None = None,
     ) -> AgentT:
         """An agent of the kind, spaces and settings that the JSON of `state_dict` tells, before it has learned anything.
 
@@ -196,14 +199,18 @@ class SavedActor(Actor):
             state: that JSON.
             device, networks: as for `load`.
             source: where the state comes from, for messages.
+            tensors: that are going to be loaded; looked at before anything is made for them.
 
         Raises:
-            CheckpointError: if it describes no agent, or one that is not of this class or of these networks.
+            CheckpointError: if it describes no agent, or one that is not of this class, of these networks or these tensors.
         """
         saved = described(state, source)
         kind: Any = kind_of(cls, saved.name, source)
         check_networks(saved.networks, None if networks is None else name_of(networks), source)
         config = replace(saved.config, device=device)
+        if tensors is not None and networks is None:
+            seen, done = saved.observation_space, saved.action_space
+            check_sizes(tensors, config, seen, done, surrogate=kind.estimator.uses_surrogate)
         with single_precision():
             made: AgentT = kind(
                 saved.observation_space, saved.action_space, seed=saved.seed, config=config, networks=networks

@@ -11,9 +11,11 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from relax_rl.agents.networks import make_networks
+from relax_rl.compute.serialization import pack
 from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.networks.space_json import space_from_json
-from relax_rl.networks.spaces import ObservationEncoder
+from relax_rl.networks.spaces import ActionEncoder, ObservationEncoder
 from relax_rl.settings.config import AgentConfig
 from relax_rl.settings.fields import from_json, whole
 
@@ -21,6 +23,7 @@ __all__ = [
     "Description",
     "check_fits",
     "check_networks",
+    "check_sizes",
     "described",
     "for_learning",
     "kind_of",
@@ -89,6 +92,37 @@ def check_fits(
     ):
         if theirs != ours:
             raise CheckpointError(f"the checkpoint does not fit this agent: its {what} is {theirs}, here it is {ours}")
+
+
+def check_sizes(
+    tensors: Mapping[str, Tensor],
+    config: AgentConfig,
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    *,
+    surrogate: bool,
+) -> None:
+    """Refuse tensors that are not those of networks of some settings, before any memory is given to these networks.
+
+    Args:
+        tensors: of a checkpoint.
+        config, observation_space, action_space: of the agent that is to be made.
+        surrogate: whether it has one.
+
+    Raises:
+        CheckpointError: one is missing, or of another shape.
+    """
+    with torch.device("meta"):
+        observations, actions = ObservationEncoder(observation_space), ActionEncoder(action_space)
+        networks = make_networks(observations, actions, config, surrogate=surrogate)
+        expected = pack(networks.parts())
+    for name, x in expected.items():
+        if name not in tensors or tensors[name].shape != x.shape:
+            found = f"of shape {tuple(tensors[name].shape)}" if name in tensors else "missing"
+            raise CheckpointError(
+                f"the checkpoint does not fit this agent ({name} is {found}, expected {tuple(x.shape)}); was it made with "
+                "other settings?"
+            )
 
 
 def kind_of(cls: type[T], name: str, source: str) -> type[T]:

@@ -155,7 +155,7 @@ def _one_by_one(
         wrappers.append(_OwnObservation)
     if vectorization == "async":
         wrappers.append(shielded_from_signals())
-    with EnvironmentReport(spec.id, has_workers=True):
+    with EnvironmentReport(spec.id, None, when="when it was made"):
         return gym.make_vec(
             spec,
             num_envs,

@@ -85,11 +85,13 @@ def _import_module(module: str, env_id: str) -> Any:
     find_here()
     try:
         return import_module(module)
-    except Exception as missing:  # whatever a module of somebody's own does when it is imported
+    except ImportError as missing:
         raise SettingsError(
-            f"environment {env_id!r}: cannot import {module!r} ({told(missing)}); "
+            f"environment {env_id!r}: cannot import {module!r} ({first_line(missing)}); "
             "install it, or put its folder on PYTHONPATH"
         ) from missing
+    except (Exception, SystemExit) as error:  # whatever a module of somebody's own does when it is imported
+        raise SettingsError(f"environment {env_id!r}: {module!r} cannot be imported ({told(error)})") from error
 
 
 def _register_atari(name: str) -> None:

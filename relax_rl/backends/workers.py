@@ -1,12 +1,18 @@
-"""Worker processes of asynchronous vector environments: how they live through signals, die, and are closed."""
+"""Worker processes of asynchronous vector environments: how they live through signals, die, and are closed.
+
+And what is told of an environment that fails, in one of them or in this process.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
+import pickle
 import random
 import signal
 import threading
+import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,9 +21,10 @@ from typing import Any
 
 import numpy as np
 from gymnasium import Env, Wrapper
-from gymnasium.vector import AsyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import concatenate, create_empty_array
 
-from relax_rl.errors import EnvironmentFault
+from relax_rl.errors import EnvironmentFault, add_note
 
 __all__ = ["EnvironmentReport", "close_vector_env", "shielded_from_signals"]
 
@@ -25,6 +32,8 @@ SECONDS_TO_DIE = 5.0
 """How long a polite close may take before workers are killed."""
 
 _PR_SET_PDEATHSIG = 1
+_COUNTED = ("env_num", "i", "env_idx")
+"""What Gymnasium counts the environments of a batch by."""
 
 
 class _OwnStreams(Wrapper[Any, Any, Any, Any]):
@@ -49,7 +58,7 @@ def shielded_from_signals() -> Callable[[Env[Any, Any]], Env[Any, Any]]:
     process, however that ends.
     """
     main_process = os.getpid()
-    # Linux ties this to the thread that starts the workers, and only the main one is sure to last.
+    # Linux ties its own way to the thread that starts the workers, and only the main one is sure to last.
     tied = threading.current_thread() is threading.main_thread()
 
     def shield(env: Env[Any, Any]) -> Env[Any, Any]:
@@ -57,24 +66,82 @@ def shielded_from_signals() -> Callable[[Env[Any, Any]], Env[Any, Any]]:
             for each in ("SIGINT", "SIGTERM", "SIGHUP"):
                 if hasattr(signal, each):
                     signal.signal(getattr(signal, each), signal.SIG_IGN)
-            if tied:
+            if tied and os.getppid() == main_process:
                 with suppress(OSError, AttributeError):  # no Linux
                     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            return _OwnStreams(env)
-        return env
+            else:  # another process has started this one, as Python 3.14 does by default
+                threading.Thread(target=_leave_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+            env = _OwnStreams(env)
+        return _Contained(env)
 
     return shield
+
+
+def _leave_with(main_process: Any) -> None:
+    """End this process when another one has ended."""
+    if main_process is not None:
+        main_process.join()
+        os.kill(os.getpid(), signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+
+
+class _Contained(Wrapper[Any, Any, Any, Any]):
+    """Raises what another process can be sent, which would wait for ever for anything else; closing it raises nothing."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        try:
+            return self.env.reset(**kwargs)
+        except Exception as error:
+            raise _sendable(error) from error
+
+    def step(self, action: Any) -> Any:
+        try:
+            return self.env.step(action)
+        except Exception as error:
+            raise _sendable(error) from error
+
+    def close(self) -> None:
+        try:
+            self.env.close()
+        except (Exception, SystemExit) as error:
+            warnings.warn(f"closing an environment failed: {error!r}", UserWarning, stacklevel=2)
+
+
+def _sendable(error: Exception) -> Exception:
+    """An error that survives Gymnasium's way to the main process: itself, or one with its name and words."""
+    try:
+        kind, value = pickle.loads(pickle.dumps((type(error), error)))
+        kind(value)
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 class EnvironmentReport:
     """A context in which an environment that leaves, or the broken pipe of a dead worker, becomes one line.
 
+    Any other error gets a note of the environment that raised it.
+
+    Args:
+        env_id: its name.
+        env: that is called in the block; None where it is being made.
+        when: it is called, for messages.
+        steps: how many steps each environment has taken in its episode, of those that are stepped in the block.
+
     Raises:
         EnvironmentFault: if an environment calls `sys.exit`, or the other end of a pipe is gone.
     """
 
-    def __init__(self, env_id: str, *, has_workers: bool) -> None:
-        self._env_id, self._has_workers = env_id, has_workers
+    def __init__(
+        self,
+        env_id: str,
+        env: VectorEnv[Any, Any, Any] | None,
+        *,
+        when: str = "",
+        steps: Callable[[], np.ndarray] | None = None,
+        first_env: int = 0,
+    ) -> None:
+        self._env_id, self._env, self._first_env = env_id, None if env is None else env.unwrapped, first_env
+        self._when, self._steps = when, steps
 
     def __enter__(self) -> None:
         pass
@@ -82,14 +149,63 @@ class EnvironmentReport:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._has_workers and isinstance(error, EOFError | ConnectionError):
+        if error is None or isinstance(error, EnvironmentFault):
+            return
+        which = None if self._env is None else _culprit(self._env, error)
+        name = self._env_id if which is None else f"environment {self._first_env + which} of {self._env_id}"
+        when = self._when and f" {self._when}"
+        if self._steps is not None and which is not None:
+            when = f" in step {self._steps()[which] + 1} of its episode"
+        if isinstance(error, EOFError | ConnectionError) and _lost_a_worker(self._env):
             raise EnvironmentFault(
-                f"a worker process of {self._env_id} died (crashed, killed, or out of memory); "
+                f"a worker process of {self._env_id} died (crashed, killed, or out of memory), that of {name}{when}; "
                 "use fewer environments, or vectorization 'sync' to see the crash itself"
             ) from error
         if isinstance(error, SystemExit):
             code = "" if error.code is None else repr(error.code)
-            raise EnvironmentFault(f"{self._env_id} called sys.exit({code}); mend the environment") from error
+            raise EnvironmentFault(f"{name} called sys.exit({code}){when}; mend the environment") from error
+        if isinstance(error, Exception):
+            add_note(error, f"raised by {name}{when}")
+
+
+def _lost_a_worker(env: VectorEnv[Any, Any, Any] | None) -> bool:
+    """Whether a broken pipe is that of a worker, rather than something of an environment's own; where one is being made,
+    there is nobody to ask."""
+    if env is None:
+        return True
+    if not isinstance(env, AsyncVectorEnv):
+        return False
+    return None not in env.parent_pipes
+
+
+def _culprit(env: VectorEnv[Any, Any, Any], error: BaseException) -> int | None:
+    """The environment that an error came from; None where nothing tells."""
+    if isinstance(env, AsyncVectorEnv):
+        pipes: list[Any] = env.parent_pipes
+        if None in pipes:  # Gymnasium closes the pipe of one that raised
+            return pipes.index(None)
+        for index, process in enumerate(env.processes):
+            process.join(0.1)
+            if not process.is_alive():
+                return index
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if isinstance(env, SyncVectorEnv) and any(frame.f_code.co_name == "concatenate" for frame in frames):
+        space: Any = env.single_observation_space
+        blank: Any = create_empty_array(space, 1)
+        return _first(env._env_obs, lambda obs: concatenate(space, [obs], blank))
+    seen = next((frame.f_locals for frame in reversed(frames) if frame.f_locals.get("self") is env), {})
+    odd = _first(seen.get("rewards", ()), float)  # of workers, whose answers are put together
+    return odd if odd is not None else next((seen[name] for name in _COUNTED if name in seen), None)
+
+
+def _first(values: Any, need: Callable[[Any], object]) -> int | None:
+    """The first of the values that something cannot be done with."""
+    for index, value in enumerate(values):
+        try:
+            need(value)
+        except Exception:
+            return index
+    return None
 
 
 def close_vector_env(env: VectorEnv[Any, Any, Any]) -> None:

@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from relax_rl.compute.installation import typed
-from relax_rl.errors import RelaxRLError, SettingsError, did_you_mean
+from relax_rl.errors import RelaxRLError, SettingsError, did_you_mean, in_one_line, notes_of, set_notes
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -61,7 +62,8 @@ DEFAULT_COMMAND = "train"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 after a mistake told in one line, 130 or 143 after a signal.
+    """Run a command; returns the exit code: 0, 2 after a mistake told in one line, 1 after an error in code of the
+    user's own, 130 or 143 after a signal.
 
     Args:
         argv: what stands behind the program's name; those of the process if left out.
@@ -78,17 +80,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _dispatch(args, prog)
         except RelaxRLError as error:
             if not error.already_printed:
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {in_one_line(error)}", file=sys.stderr)
             return 2
         except SystemExit as leaving:  # help has been printed
             return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
         except KeyboardInterrupt:
             print("error: interrupted", file=sys.stderr)
             return 128 + signal.SIGINT
-        except BrokenPipeError:
+        except BrokenPipeError as error:
+            if notes_of(error):  # it is not that of the output
+                print(_code_of_theirs(error), file=sys.stderr)
+                return 1
             # Whoever read the output is gone: no more of it, not even what the interpreter flushes on leaving.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
+        except Exception as error:
+            if not notes_of(error):
+                raise
+            print(_code_of_theirs(error), file=sys.stderr)
+            return 1
 
 
 def _dispatch(args: list[str], prog: str) -> int:
@@ -138,6 +148,15 @@ def _thread_failed(args: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(args)
 
 
+def _code_of_theirs(error: Exception) -> str:
+    """The traceback of an error that code of the user's own has raised, and the line that says what it means for the run."""
+    notes = notes_of(error)
+    set_notes(error, [])
+    trace = "".join(traceback.format_exception(error))
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return f"{trace}error: {in_one_line('; '.join([said, *notes]))}"
+
+
 def _show_warning(message: Any, *_: Any, **__: Any) -> None:
     plain = re.sub(r"\x1b\[[0-9;]*m|WARN: ", "", str(message))  # Gymnasium's are coloured
-    print(f"warning: {' '.join(plain.split())}", file=sys.stderr)
+    print(f"warning: {in_one_line(' '.join(plain.split()))}", file=sys.stderr)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from relax_rl.compute.host import usable_cores
 from relax_rl.compute.serialization import write_json
 from relax_rl.errors import CheckpointError, SettingsError
-from relax_rl.runs.record import now, read_object, versions
+from relax_rl.runs.record import entries, now, read_object, versions
 from relax_rl.settings import fields
 from relax_rl.settings.fields import check, from_json, setting, to_json
 
@@ -108,7 +108,7 @@ def write_settings(path: Path, config: CompareConfig, command: str) -> list[str]
         RelaxRLError: the file cannot be written.
     """
     earlier = read_object(path, "comparison") if path.exists() else {}
-    commands = [*earlier.get("commands", []), command]
+    commands = [*map(str, entries(earlier, "commands")), command]
     known = versions(("torch", "gymnasium", "numpy", "stable_baselines3", "optuna", "ray"))
     about = {"versions": known, "cores": usable_cores(), "time": now()}
     write_json(path, {"options": to_json(config), "commands": commands, **about})

@@ -31,14 +31,14 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from relax_rl.backends.actions import BinnedActions
 from relax_rl.comparison.peers import ALGORITHMS, Peer, planned, with_overrides
 from relax_rl.compute.serialization import write_bytes_atomic
-from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError
+from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError, in_one_line
 from relax_rl.runs import RunFolder, read_record, write_config
 from relax_rl.runs.agent import AgentRun
 from relax_rl.runs.callbacks import Every, LogProgress
 from relax_rl.runs.checkpoints import newest_first, remove_all_but
 from relax_rl.runs.interruption import Interruption, interruptible
 from relax_rl.runs.loggers import EPISODE_COLUMNS, PROGRESS_COLUMNS, CsvLogger, truncate_csv
-from relax_rl.runs.record import note, now
+from relax_rl.runs.record import entries, note, now
 from relax_rl.runs.session import Clock
 from relax_rl.settings.fields import check, from_json, setting
 from relax_rl.settings.options import parse
@@ -102,7 +102,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         stopped_by = train_peer(parse(PeerConfig, args, prog=prog, description=__doc__ or ""))
     except RelaxRLError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_one_line(error)}", file=sys.stderr)
         return 2
     return 0 if stopped_by is None else 128 + stopped_by
 
@@ -129,7 +129,7 @@ def train_peer(config: PeerConfig) -> signal.Signals | None:
             state, saved = _newest(folder.checkpoints)
             for table in (folder.progress, folder.episodes):
                 truncate_csv(table, state["step"])
-            earlier = read_record(folder).get("resumed", [])
+            earlier = entries(read_record(folder), "resumed")
             note(folder, resumed=[*earlier, {"step": state["step"], "time": now()}])
             seed = int(np.random.SeedSequence([config.seed, state["step"]]).generate_state(1)[0] % 2**31)
         envs = make_peer_envs(peer, seed, config.bins, config.env_kwargs)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from relax_rl.compute.serialization import without_waiting
 from relax_rl.runs import RunFolder
 
 __all__ = ["CommandProcess", "exit_reason", "last_line", "last_row"]
@@ -49,7 +50,10 @@ class CommandProcess:
 
     def poll(self) -> int | None:
         """The exit code, minus the number of a signal that ended it; None while it works."""
-        return self._process.poll()
+        code = self._process.poll()
+        if code is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        return code
 
     def progress(self) -> dict[str, float]:
         """The last row of `progress.csv`, by column; empty before the first one."""
@@ -71,8 +75,8 @@ class CommandProcess:
 
 def last_row(path: Path) -> dict[str, float]:
     """The last whole row of a CSV file of numbers, by column; empty without one."""
-    with suppress(OSError), open(path, "rb") as file:
-        names = file.readline().decode("utf-8").rstrip("\n").split(",")
+    with suppress(OSError, ValueError, csv.Error), open(path, "rb", opener=without_waiting) as file:
+        names = file.readline(_TAIL).decode("utf-8").rstrip("\n").split(",")
         for line in reversed(_tail(file.fileno(), file.tell())):
             cells = next(csv.reader([line]))
             if line.endswith("\n") and len(cells) == len(names):
@@ -82,7 +86,7 @@ def last_row(path: Path) -> dict[str, float]:
 
 def last_line(path: Path, beginning: str = "") -> str:
     """The last line of a text file that begins so and is not empty; empty without one."""
-    with suppress(OSError), open(path, "rb") as file:
+    with suppress(OSError), open(path, "rb", opener=without_waiting) as file:
         lines = (line.strip() for line in reversed(_tail(file.fileno(), 0)))
         return next((line for line in lines if line and line.startswith(beginning)), "")
     return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from relax_rl.comparison.task import read_outcome
 from relax_rl.runs import RunFolder
 from relax_rl.runs.agent import WINDOW
 from relax_rl.runs.loggers import read_csv
+from relax_rl.runs.record import object_in
 
 __all__ = ["POINTS", "RunResult", "Solved", "aggregate", "read_run", "read_variances", "summarise"]
 
@@ -115,7 +115,7 @@ def read_run(folder: Path, seed: int) -> RunResult | None:
     if not episodes.get("return"):
         return None
     if not progress.get("step"):  # it diverged before the first row
-        progress = {"step": episodes["step"][-1:], "seconds": [float(outcome["seconds"])]}
+        progress = {"step": episodes["step"][-1:], "seconds": [float(outcome.get("seconds", 0.0))]}
     return RunResult(
         seed=seed,
         status=outcome["status"],
@@ -175,7 +175,7 @@ def aggregate(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | No
 
 def read_variances(paths: Mapping[str, Path]) -> dict[str, Any]:
     """The measurements at frozen agents that there are, by stage."""
-    return {stage: json.loads(path.read_text(encoding="utf-8")) for stage, path in paths.items() if path.exists()}
+    return {stage: found for stage, path in paths.items() if (found := object_in(path))}
 
 
 def _contestant(

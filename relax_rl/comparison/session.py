@@ -69,6 +69,7 @@ def run_comparison(
     folder.create(resumed=config.resume is not None)
     with ExitStack() as stack:
         held = stack.enter_context(folder.locked())
+        folder.sweep()
         cluster = None
         if config.ray_address is not None:
             cluster = stack.enter_context(ray_cluster.RayCluster(config.ray_address, folder.path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from typing import Any
 from relax_rl.comparison.process import exit_reason, last_line, last_row
 from relax_rl.runs import RunFolder, write_json
 from relax_rl.runs.checkpoints import newest_first, step_of
+from relax_rl.runs.record import object_in
 
 __all__ = ["OUTCOME", "Task", "has_ended", "newest_step", "outcome_of", "read_outcome"]
 
@@ -62,12 +63,10 @@ def has_ended(task: Task, root: Path) -> bool:
 
 
 def read_outcome(folder: Path) -> dict[str, Any] | None:
-    """How a run ended, or None if it has not."""
-    try:
-        outcome = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return outcome if isinstance(outcome, dict) else None
+    """How a run ended, or None if it has not, or if that can no longer be read."""
+    outcome = object_in(folder / OUTCOME)
+    told = isinstance(outcome.get("error"), str) and isinstance(outcome.get("seconds", 0.0), (int, float))
+    return outcome if outcome.get("status") == "finished" or (outcome.get("status") == "diverged" and told) else None
 
 
 def outcome_of(task: Task, root: Path, code: int, log: Path, seconds: float) -> dict[str, Any]:
@@ -103,6 +102,7 @@ def outcome_of(task: Task, root: Path, code: int, log: Path, seconds: float) -> 
 def _finished(folder: Path) -> dict[str, Any]:
     """The outcome of a run that has come to its end."""
     row: Mapping[str, float] = last_row(RunFolder(folder).progress)
-    counts = {name: int(row[column]) for name, column in (("steps", "step"), ("episodes", "episodes")) if column in row}
+    columns = {"steps": "step", "episodes": "episodes"}
+    counts = {name: int(row[column]) for name, column in columns.items() if math.isfinite(row.get(column, math.nan))}
     means = {"return_mean": row["return_mean"]} if "return_mean" in row else {}
     return {"status": "finished", **counts, **means}

@@ -34,6 +34,7 @@ __all__ = [
     "replacing",
     "save_state",
     "unpack",
+    "without_waiting",
     "write_bytes_atomic",
     "write_json",
     "write_text_atomic",
@@ -119,10 +120,9 @@ def read_regular(path: str | os.PathLike[str], *, most: int) -> bytes:
     Raises:
         OSError: it is another kind of file, or larger, or cannot be read.
     """
-    # A pipe would wait for a writer.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     try:
-        descriptor = os.open(path, flags)
+        descriptor = without_waiting(path, flags)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "it is a link") from None
@@ -136,6 +136,11 @@ def read_regular(path: str | os.PathLike[str], *, most: int) -> bytes:
         if found.st_size > _SMALL and getattr(found, "st_blocks", 1) * 512 < found.st_size // 2:
             raise OSError(errno.EINVAL, "most of it is a hole")
         return file.read()
+
+
+def without_waiting(path: str | os.PathLike[str], flags: int) -> int:
+    """An opener, as `open` takes one, that no pipe keeps waiting for its other end."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def pack(components: Mapping[str, Any], separator: str = ".") -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relax_rl.compute.distributed import ALONE, Workers
-from relax_rl.errors import EnvironmentFault, RelaxRLError, TrainingDiverged, WorkerLost
+from relax_rl.errors import EnvironmentFault, RelaxRLError, TrainingDiverged, WorkerLost, add_note
 from relax_rl.runs.agent import AgentRun
 from relax_rl.runs.checkpoints import CheckpointFolder, Trainable
 from relax_rl.runs.displays import Display
@@ -341,9 +341,10 @@ class SaveCheckpoints:
             raise EnvironmentFault(f"{error}; {left}") from error
         except RelaxRLError:
             raise
-        except Exception:  # of an environment's or a callback's own: the agent is as it was before it
+        except Exception as error:  # of an environment's or a callback's own: the agent is as it was before it
             with suppress(RelaxRLError):
                 self.save()
+                add_note(error, f"saved as {self._told(run_dir)}; go on with --resume {run_dir}{again}")
             raise
 
     def _told(self, run_dir: Path) -> Path:

@@ -14,7 +14,7 @@ from typing import IO, Any, ClassVar
 
 from relax_rl.compute.distributed import elastic
 from relax_rl.compute.host import lock
-from relax_rl.compute.serialization import writing
+from relax_rl.compute.serialization import without_waiting, writing
 from relax_rl.errors import SettingsError
 from relax_rl.settings.fields import flat
 
@@ -82,6 +82,16 @@ class KeepingFolder:
             for name in self.folders:
                 (self.path / name).mkdir(parents=True, exist_ok=True)
 
+    def sweep(self) -> None:
+        """Remove files in the making that writers have left when they were killed; nobody else may be at work here.
+
+        Raises:
+            RelaxRLError: one cannot be removed.
+        """
+        with writing(self.path):
+            for left in self.path.rglob(".*.tmp*"):
+                left.unlink(missing_ok=True)
+
     @property
     def is_stillborn(self) -> bool:
         """Whether what it holds ended before there was anything to go on from: then it may be begun anew."""
@@ -97,7 +107,7 @@ class KeepingFolder:
         """
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            file: IO[bytes] = open(self.path / ".lock", "ab")  # noqa: SIM115
+            file: IO[bytes] = open(self.path / ".lock", "ab", opener=without_waiting)  # noqa: SIM115
         with file:
             if not lock(file):
                 raise SettingsError(
@@ -141,9 +151,7 @@ class RunFolder(KeepingFolder):
                 for old in (self.progress, self.episodes, self.evaluations, *self.path.glob("events.out.tfevents.*")):
                     old.unlink(missing_ok=True)
         super().create(resumed=resumed)
-        with writing(self.path):  # what writers that were killed have left
-            for left in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
-                left.unlink(missing_ok=True)
+        self.sweep()
 
 
 def default_run_dir(*names: str) -> Path:

@@ -187,7 +187,7 @@ def read_csv(path: Path) -> dict[str, list[float]]:
     with writing(path):
         text = read_regular(path, most=_LARGEST).decode("utf-8", "replace")
     lines = text.split("\n")
-    names = next(csv.reader(lines[:1]), [])
+    names = _cells(lines[0]) or []
     # What stands behind the last line break is a row in the making, or one that a killed run has left.
     rows = [(number, _numbers(line, len(names))) for number, line in enumerate(lines[1:-1], 2)]
     bad = [str(number) for number, row in rows if row is None]
@@ -200,10 +200,18 @@ def read_csv(path: Path) -> dict[str, list[float]]:
 
 def _numbers(line: str, count: int) -> list[float] | None:
     """The numbers of a row; None if it has not that many, or something else."""
-    cells = next(csv.reader([line.replace("\0", "?")]), [])
+    cells = _cells(line)
     try:
-        return [float(cell or math.nan) for cell in cells] if len(cells) == count else None
+        return [float(cell or math.nan) for cell in cells] if cells is not None and len(cells) == count else None
     except ValueError:
+        return None
+
+
+def _cells(line: str) -> list[str] | None:
+    """The cells of a row; None of one that is none."""
+    try:
+        return next(csv.reader([line.replace("\0", "?")]), [])
+    except csv.Error:
         return None
 
 

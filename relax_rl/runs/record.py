@@ -32,11 +32,13 @@ from relax_rl.settings.naming import is_own
 __all__ = [
     "PACKAGES",
     "check_recorded",
+    "entries",
     "known_env",
     "lasting",
     "named_again",
     "note",
     "now",
+    "object_in",
     "read_config",
     "read_object",
     "read_record",
@@ -123,6 +125,20 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise CheckpointError(f"{path} is damaged: it is not a JSON object")
     return record
+
+
+def object_in(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that can be made again; empty where there is none that can be read."""
+    try:
+        return read_object(path, "result")
+    except CheckpointError:
+        return {}
+
+
+def entries(record: Mapping[str, Any], name: str) -> list[Any]:
+    """The list under a name in a record, which grows from call to call; empty where there is none."""
+    found = record.get(name)
+    return list(found) if isinstance(found, list) else []
 
 
 def read_config(folder: RunFolder) -> TrainConfig:

@@ -25,7 +25,16 @@ from relax_rl.runs.displays import Display, make_display
 from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.interruption import Interruption, Leaving, interruptible
 from relax_rl.runs.loggers import CsvLogger, Logger, TensorBoardLogger, read_csv, truncate_csv
-from relax_rl.runs.record import PACKAGES, check_recorded, lasting, now, read_record, read_settings, write_config
+from relax_rl.runs.record import (
+    PACKAGES,
+    check_recorded,
+    entries,
+    lasting,
+    now,
+    read_record,
+    read_settings,
+    write_config,
+)
 from relax_rl.settings.fields import check_resumable, flat, to_json, with_settings
 
 __all__ = ["Clock", "Opening", "Process", "Session", "open_run", "training_process"]
@@ -193,7 +202,7 @@ class Opening(Generic[C]):
             record = read_record(folder)
             entry = {"step": steps, "checkpoint": self.checkpoint.path.name, "time": now(), "command": command}
             history = {name: record.get(name, "") for name in ("command", "started")}
-            history["resumed"] = [*(record.get("resumed") or []), entry]
+            history["resumed"] = [*entries(record, "resumed"), entry]
         if first:
             write_config(folder, config, {**(extra or {}), **history}, section=self.section, packages=packages)
         checkpoints = CheckpointFolder(folder.checkpoints, keep=keep, writes=first, settings=lasting(config))

@@ -36,6 +36,7 @@ from relax_rl.runs.loggers import (
 )
 from relax_rl.runs.profile import profile_of
 from relax_rl.runs.record import named_again, resumed_config, settings_to_resume
+from relax_rl.runs.result import TrainingResult
 from relax_rl.runs.session import Process, Session, open_run, training_process
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import with_settings
@@ -43,7 +44,7 @@ from relax_rl.settings.naming import is_own, name_of, named
 from relax_rl.settings.presets import is_atari
 
 if TYPE_CHECKING:
-    from relax_rl.agents import ActorCritic, AgentEstimator, Callback
+    from relax_rl.agents import AgentEstimator, Callback
     from relax_rl.agents.networks import NetworkFactory
     from relax_rl.envs import VectorEnvs
 
@@ -51,42 +52,6 @@ __all__ = ["TrainingResult", "resume_config", "train"]
 
 REDRAW = 30.0
 """Seconds from one drawing of the curve to the next while a run goes on: each takes as long as many updates."""
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What came of a run.
-
-    Attributes:
-        run_dir: the run's folder.
-        agent: as trained.
-        steps, episodes: that the agent has learned from, over all resumptions.
-        return_mean: mean return of the last 100 episodes; NaN if none has finished.
-        solved: whether that mean is over 100 episodes and reaches `stop_at_return`, or what the environment's
-            registration calls solved.
-        checkpoint: the last one.
-        stopped_by: "total_steps", "return", "callback", or the signal that asked for it: "SIGINT", "SIGTERM", "SIGHUP".
-        best: the checkpoint of the agent with the highest mean return: of an evaluation, where there were any, else of 100
-            training episodes; None if none has been kept.
-        best_return, best_step: that mean, and the step of that agent.
-    """
-
-    run_dir: Path
-    agent: ActorCritic
-    steps: int
-    episodes: int
-    return_mean: float
-    solved: bool
-    checkpoint: Path
-    stopped_by: str
-    best: Path | None = None
-    best_return: float | None = None
-    best_step: int | None = None
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether a signal has ended the run; a script goes on."""
-        return self.stopped_by.startswith("SIG")
 
 
 def train(
@@ -156,6 +121,7 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
     """
     from relax_rl.agents import AGENTS, resolve_estimator
     from relax_rl.agents.compiled import choose
+    from relax_rl.agents.saving import check_sizes
 
     workers = process.workers
     opening = open_run(config, workers=workers, resumed=resumed_config)
@@ -172,6 +138,11 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
     estimator = resolve_estimator(config.run.estimator, envs.single_action_space)
     if checkpoint is not None:
         config = check_same_run(config, estimator, checkpoint.state, checkpoint.path)
+        if checkpoint.tensors and networks is None and config.run.networks is None:
+            made_for = envs.single_observation_space, envs.single_action_space
+            check_sizes(
+                checkpoint.tensors, config.agent, *made_for, surrogate=AGENTS[estimator].estimator.uses_surrogate
+            )
     agent = AGENTS[estimator](
         envs.single_observation_space,
         envs.single_action_space,

@@ -246,10 +246,10 @@ def from_json(kind: type[T], saved: Any) -> T:
         if name in known:
             values[name] = from_json(hints[name], value) if is_dataclass(hints[name]) else value
         elif name not in dropped:
-            raise SettingsError(f"unknown setting {name!r}")
+            raise SettingsError(f"unknown setting {shown(name)}")
         elif value != dropped[name] and str(value) != str(dropped[name]):
             raise SettingsError(
-                f"{name} is {value!r}, but this relax_rl no longer has that setting and takes only runs with "
+                f"{name} is {shown(value)}, but this relax_rl no longer has that setting and takes only runs with "
                 f"{dropped[name]!r}; use the version that made the run"
             )
     return kind(**values)
@@ -264,7 +264,7 @@ def with_settings(config: T, settings: Mapping[str, Any]) -> T:
     known = flat(config)
     for name in settings:
         if name not in known:
-            raise SettingsError(f"unknown setting {name!r}{meant(name, known)}")
+            raise SettingsError(f"unknown setting {shown(name)}{meant(name, known)}")
     return _replaced(config, settings)
 
 
@@ -298,7 +298,7 @@ def check_resumable(saved: T, wanted: T, *, what: str = "run to resume") -> T:
     for name, rule in rules.items():
         if before[name] != after[name] and not rule.resumable and not rule.of_the_call:
             raise SettingsError(
-                f"{flag(name)} is {after[name]!r}, but the {what} has {before[name]!r}, and only {may_change} may "
+                f"{flag(name)} is {shown(after[name])}, but the {what} has {shown(before[name])}, and only {may_change} may "
                 f"change; start a new {what.split()[0]} instead"
             )
     return wanted

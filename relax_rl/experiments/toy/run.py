@@ -38,7 +38,8 @@ def run_toy(
 ) -> tuple[Path, dict[str, Any]]:
     """Run the comparison and write its results.
 
-    All files are written at the end, each of them atomically; an interrupted or failed run leaves none.
+    All files are written at the end, each of them atomically, `config.json` last: where it is not, the same run may be made
+    again. An interrupted or failed run leaves none.
 
     Returns:
         the folder, and what its `toy.json` holds.
@@ -56,6 +57,7 @@ def run_toy(
     folder.check_unused(resumable=False)
     path = folder.path
     with _made(path), ExitStack() as stack:
+        folder.sweep()
         display = make_display("mean theta {:.3f}".format, quiet=config.quiet)
         stack.callback(display.end)
         # Tensors here are so small that threads would only wait for each other, and sums depend on their number.
@@ -74,13 +76,13 @@ def run_toy(
             at_shown = train_all(list(at_shown), shortly, config.shown_theta)
         display.end()
         result = summary(runs, problem, config)
-        write_config(folder, config, {"command": command}, packages=("torch",))
         write_json(path / "toy.json", result)
         write_text_atomic(path / "toy.md", markdown(result))
         write_text_atomic(path / "curves.csv", curves_csv(runs, config))
         with never_fatal("a figure"):
             for name, png in _figures(runs, at_shown, problem, config).items():
                 write_bytes_atomic(path / f"{name}.png", png)
+        write_config(folder, config, {"command": command}, packages=("torch",))
     return path, result
 
 
@@ -135,8 +137,8 @@ def _figures(
 @contextmanager
 def _made(path: Path) -> Iterator[None]:
     """Make the folder, so that one that cannot be written is told of at once; on a failure take it away if empty."""
-    existed = path.exists()
     with writing(path):
+        existed = path.exists()
         path.mkdir(parents=True, exist_ok=True)
     try:
         yield

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.evaluation import binary_images
 from relax_rl.experiments.vae.trainer import Trainer
 from relax_rl.runs.folder import RunFolder, default_run_dir
+from relax_rl.runs.record import object_in
 from relax_rl.runs.session import Clock, Process, Session, open_run
-from relax_rl.settings.fields import check_resumable
+from relax_rl.settings.fields import check_resumable, whole
 
 __all__ = ["VaeRun", "open_session"]
 
@@ -68,11 +69,15 @@ class VaeRun:
         """
         try:
             run, counters = state["run"], state["vae"]
-            self.clock = Clock(float(run["seconds"]))
-            self.best_bound = -math.inf if run["best_bound"] is None else float(run["best_bound"])
-            self.best_step, trained_on = int(run["best_step"]), str(run["data"])
-        except (KeyError, TypeError, ValueError):
+            seconds, best = float(run["seconds"]), run["best_bound"]
+            best = None if best is None else float(best)
+            best_step, trained_on = whole("best_step", run["best_step"], least=0), str(run["data"])
+            if not all(map(math.isfinite, [seconds, best or 0.0])):
+                raise ValueError("a number is not finite")
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise CheckpointError("the checkpoint is damaged: the state of its run cannot be read") from None
+        self.clock, self.best_step = Clock(seconds), best_step
+        self.best_bound = -math.inf if best is None else best
         if trained_on != self.data.name:
             raise CheckpointError(f"cannot resume on {self.data.name}: the run was trained on {trained_on}")
         if tensors:
@@ -107,6 +112,8 @@ def open_session(config: VaeConfig, command: str, process: Process) -> tuple[Ses
             f"batch_size is {config.batch_size}, which {workers.count} workers cannot share out evenly; "
             f"expected a multiple of {workers.count}"
         )
+    if checkpoint is not None and checkpoint.tensors:
+        _check_sizes(config, sum(x.numel() for x in checkpoint.tensors.values()), checkpoint.path)
     data = _load(config, process.display.say, workers)
     mean = torch.from_numpy(data.mean_image.copy())
     batches = Batches(data.train, dynamic=data.dynamic, seed=config.seed, device=process.device)
@@ -131,12 +138,24 @@ def open_session(config: VaeConfig, command: str, process: Process) -> tuple[Ses
     return session, run
 
 
+def _check_sizes(config: VaeConfig, numbers: int, path: Path) -> None:
+    """Refuse settings whose layers alone need more numbers than a checkpoint holds, before any memory is given to them."""
+    squares = {"width": config.width**2 * (config.layers - 1)}
+    if config.nonlinear:
+        squares["hidden_width"] = config.hidden_width**2
+    if {"relax", "dlax"} & {config.estimator, *config.track_variances}:
+        squares["surrogate_width"] = config.surrogate_width**2 * (config.surrogate_depth - 1)
+    for name, needed in squares.items():
+        if needed > numbers:
+            raise CheckpointError(
+                f"the checkpoint belongs to a run with other settings: {name} is {getattr(config, name)}, for which the "
+                f"{numbers:,} numbers in {path} are too few"
+            )
+
+
 def _evaluated_at(folder: RunFolder, step: int) -> bool:
     """Whether the run's evaluation is there, and of this step; one that was stopped there has none."""
-    try:
-        return int(json.loads(folder.evaluation.read_text(encoding="utf-8"))["evaluated_at"]) == step
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return bool(object_in(folder.evaluation).get("evaluated_at") == step)
 
 
 def _load(config: VaeConfig, show: Callable[[str], None], workers: Workers) -> Dataset:

@@ -23,6 +23,7 @@ from relax_rl.experiments.vae.estimators import make_layered_estimator
 from relax_rl.experiments.vae.gradient import EVERY, Gradients, GradientVariance, LayeredEstimator, gradients
 from relax_rl.experiments.vae.noise import Noise, own_rows
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
+from relax_rl.settings.fields import whole
 
 __all__ = ["Trainer", "Watched"]
 
@@ -201,7 +202,8 @@ class Trainer:
         try:
             unpack(self._components(), {name: x for name, x in tensors.items() if name != "loss/sum"}, "/")
             self._loss.copy_(tensors["loss/sum"])
-            self.step, self._loss_steps = int(counters["step"]), int(counters["loss_steps"])
+            self.step = whole("step", counters["step"], least=-self.config.pretrain_steps)
+            self._loss_steps = whole("loss_steps", counters["loss_steps"], least=0)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).partition("\n")[0].rstrip(":")
             raise CheckpointError(f"the checkpoint belongs to a run with other settings: {reason}") from None

@@ -219,6 +219,17 @@ def test_what_killed_writers_have_left_goes_when_a_run_is_gone_on_with(tmp_path:
     assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
+def test_what_a_writer_has_left_that_was_killed_at_the_end_goes_too(tmp_path: Path) -> None:
+    done = train(small_run(tmp_path / "run"))
+    (tmp_path / "run" / ".learning_curve.png.abcd.tmp").touch()
+    with RunFolder(tmp_path / "run").locked(), pytest.raises(SettingsError, match="has already taken"):
+        train(resume_config(tmp_path / "run", total_steps=done.steps))
+    assert list((tmp_path / "run").rglob("*.tmp"))  # somebody else may be writing it
+    with pytest.raises(SettingsError, match="has already taken"):
+        train(resume_config(tmp_path / "run", total_steps=done.steps))
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
 def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "no locks available")

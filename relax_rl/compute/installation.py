@@ -34,11 +34,11 @@ def typed(program: str) -> str:
         found = shutil.which(name)
         if found is not None and Path(os.path.abspath(found)).parent == beside:
             return name
-    paths = [path for name in names if (path := shutil.which(name, path=str(beside))) is not None]
-    if not paths:
+    there = [at for name in names if (at := shutil.which(name, path=str(beside))) is not None]
+    if not there:
         return program
-    whole, here = Path(paths[0]), _here()
-    return shlex.quote(str(whole.relative_to(here) if here is not None and whole.is_relative_to(here) else whole))
+    path, here = Path(there[0]), _here()
+    return shlex.quote(str(path.relative_to(here) if here is not None and path.is_relative_to(here) else path))
 
 
 def _here() -> Path | None:

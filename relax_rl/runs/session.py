@@ -9,7 +9,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,7 +19,7 @@ import numpy as np
 from relax_rl.compute import distributed
 from relax_rl.compute.distributed import ALONE, Workers
 from relax_rl.compute.host import set_threads, single_precision
-from relax_rl.errors import SettingsError
+from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.runs.checkpoints import KEEP, Checkpoint, CheckpointFolder
 from relax_rl.runs.displays import Display, make_display
 from relax_rl.runs.folder import RunFolder
@@ -156,6 +156,9 @@ class Opening(Generic[C]):
         """
         wanted = flat(self.config)[total]
         if self.folder is not None and (steps > wanted or (steps == wanted and complete)):
+            if self.workers.rank == 0:
+                with suppress(RelaxRLError), self.folder.locked():
+                    self.folder.sweep()  # it may have been killed at its last figure
             raise SettingsError(
                 f"{self.folder.path} has already taken {steps} of {wanted} steps; "
                 f"raise --{total.replace('_', '-')} to go on"

@@ -103,7 +103,7 @@ class VectorEnvs:
             raise SettingsError(
                 f"batch_size is {batch_size}, expected {self.num_envs}: every environment answers every step"
             )
-        self._report = EnvironmentReport(self.env_id, inner, first_env=first_env, steps=lambda: self._lengths)
+        self._report = EnvironmentReport(self.env_id, inner, first_env=first_env, steps=self._steps_taken)
         self._reset_report = EnvironmentReport(self.env_id, inner, first_env=first_env, when="at its reset")
         self._life_loss_terminal, self.first_env = life_loss_terminal, first_env
         self._copies = vector_env is not inner or not hands_out_fresh_arrays(inner)
@@ -228,6 +228,10 @@ class VectorEnvs:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _steps_taken(self) -> np.ndarray:
+        """`[N]` steps in the present episodes, -1 where the next one is a reset."""
+        return np.where(self._resetting, -1, self._lengths)
 
     def _derived_seeds(self, seed: int | Sequence[int]) -> Any:
         return derived_seeds(self.vector_env, seed, self.first_env, (self.single_action_space,))

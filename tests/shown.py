@@ -37,6 +37,7 @@ NOT_RUN = {
     "python -m venv": "makes an environment and activates it in the shell",
     "pip install": "installs packages from a network; its files and extras are looked at",
     "ray start": "starts a cluster; the commands behind it run on this machine alone",
+    "python train_agent.py --env minigrid:": "needs a package of somebody else's",
     "make": "installs into .venv; what it would start is looked at",
 }
 """Commands that no test runs, by their beginnings, and why."""

@@ -15,7 +15,7 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from relax_rl.envs import VectorEnvs, make_envs
-from relax_rl.errors import EnvironmentFault, RelaxRLError, SettingsError, notes_of
+from relax_rl.errors import RelaxRLError, SettingsError, notes_of
 from tests.fakes import GoldenEnv, vector_of
 
 
@@ -177,7 +177,7 @@ def test_the_environment_that_an_error_came_from_has_a_number(kind, gives):
         envs.step(np.zeros(3, int))
         with pytest.raises(Exception) as caught:
             envs.step(np.zeros(3, int))
-    assert notes_of(caught.value) == ["raised by environment 2 of Golden"]
+    assert notes_of(caught.value) == ["raised by environment 2 of Golden in step 2 of its episode"]
 
 
 @quietly
@@ -186,11 +186,3 @@ def test_an_error_at_a_reset_says_so(kind):
     with pytest.raises(OSError, match="no robot") as caught:
         VectorEnvs(vector_of([GoldenEnv, WrongAtReset], AutoresetMode.NEXT_STEP, kind), env_id="Golden")
     assert notes_of(caught.value) == ["raised by environment 1 of Golden at its reset"]
-
-
-def test_a_reward_is_a_number():
-    each = [lambda: Wrong(lambda right: (right[0], np.ones(2), *right[2:]))] * 2
-    with VectorEnvs(vector_of(each, AutoresetMode.NEXT_STEP, "async"), env_id="Golden") as envs:
-        envs.step(np.zeros(2, int))
-        with pytest.raises(EnvironmentFault, match=r"environment 0 of Golden gave a reward of shape \(2,\)"):
-            envs.step(np.zeros(2, int))

@@ -125,7 +125,7 @@ class EnvironmentReport:
         env_id: its name.
         env: that is called in the block; None where it is being made.
         when: it is called, for messages.
-        steps: how many steps each environment has taken in its episode, of those that are stepped in the block.
+        steps: how many steps each environment had taken in its episode before the block; -1 where it is reset there.
 
     Raises:
         EnvironmentFault: if an environment calls `sys.exit`, or the other end of a pipe is gone.
@@ -155,7 +155,8 @@ class EnvironmentReport:
         name = self._env_id if which is None else f"environment {self._first_env + which} of {self._env_id}"
         when = self._when and f" {self._when}"
         if self._steps is not None and which is not None:
-            when = f" in step {self._steps()[which] + 1} of its episode"
+            step = self._steps()[which] + 1
+            when = f" in step {step} of its episode" if step else " at its reset"
         if isinstance(error, EOFError | ConnectionError) and _lost_a_worker(self._env):
             raise EnvironmentFault(
                 f"a worker process of {self._env_id} died (crashed, killed, or out of memory), that of {name}{when}; "

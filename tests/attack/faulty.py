@@ -19,11 +19,11 @@ from gymnasium import spaces
 __all__ = ["AT", "FAULTS", "HANGING", "Fault", "Faulty"]
 
 AT = 7
-"""The step of the fault."""
+"""The step of the fault, counted with the row that autoreset makes up: the first of the second episode."""
 HANGING = "hanging"
 """The file that says, in the working folder, that one hangs."""
 LENGTH = 5
-"""Of an episode; the seventh step is the first of the second one where autoreset makes up a row."""
+"""Of an episode."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Fault:
     close: Callable[[], Any] | None = None
     make: Callable[[], Any] | None = None
     ends: Literal["told", "trains", "hangs", "either"] = "told"
-    when: str = rf"in step {AT}|step {AT} of"
+    when: str = "in step 1 of its episode"
 
 
 class Faulty(gym.Env):
@@ -152,7 +152,7 @@ FAULTS: Mapping[str, Fault] = {
     "Hangs": Fault(step=_and(_hang), ends="hangs"),
     "RaisesAtReset": Fault(reset=_raise(RuntimeError("no robot")), when="reset"),
     "LeavesAtReset": Fault(reset=_raise(SystemExit("no robot")), when="reset"),
-    "RaisesAtSecondReset": Fault(reset=_later(_raise(RuntimeError("stuck"))), when="in step 6|step 6 of"),
+    "RaisesAtSecondReset": Fault(reset=_later(_raise(RuntimeError("stuck"))), when="at its reset"),
     "OldReset": Fault(reset=lambda env, given: given[0], when="reset"),
     "ResetsToNothing": Fault(reset=lambda env, given: None, when="reset"),
     "WrongShapeAtReset": Fault(reset=lambda env, given: (np.zeros(5, np.float32), {}), when="reset"),

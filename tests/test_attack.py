@@ -72,7 +72,7 @@ def test_what_is_untidy_is_seen(does: Callable[[], int], seen: str) -> None:
     assert found is not None and seen in found
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:still here")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_what_never_ends_is_ended() -> None:
     def wait() -> int:
         while True:

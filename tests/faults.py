@@ -68,6 +68,10 @@ def main() -> None:
     parser.add_argument("checkout", type=Path, help="folder with the other code")
     parser.add_argument("--only", nargs="+", help="names of lines")
     arguments = parser.parse_args()
+    if not (arguments.checkout / "relax_rl").is_dir():
+        parser.error(f"{arguments.checkout} is no checkout: it has no folder relax_rl")
+    if unknown := set(arguments.only or ()) - {fault.name for fault in faults()}:
+        parser.error(f"there is no line {', '.join(sorted(unknown))}")
     chosen = [fault for fault in faults() if not arguments.only or fault.name in arguments.only]
     failures = dict(_failures(arguments.checkout.resolve(), sorted({t for fault in chosen for t in fault.tests})))
     print("| | what is right | fails there by |\n|---|---|---|")

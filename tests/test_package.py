@@ -38,7 +38,7 @@ def test_few_rooms_stand_side_by_side() -> None:
 def test_files_and_functions_are_short() -> None:
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
         text = path.read_text(encoding="utf-8")
-        assert text.count("\n") <= 351, f"{path} has {text.count(chr(10))} lines"
+        assert text.count("\n") <= 350, f"{path} has {text.count(chr(10))} lines"
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 start = (

@@ -92,8 +92,7 @@ class ActorCritic(SavedActor):
         self.networks, self.networks_from = made.to(self.device), None if networks is None else name_of(networks)
         self.learner = Learner(self.networks, self.estimator, config, self.generator, own_networks=networks is not None)
         if config.normalize_obs:
-            columns = self.observations.vector_columns()
-            chosen = None
+            columns, chosen = self.observations.vector_columns(), None
             if config.normalize_keys:
                 chosen = chosen_columns(self.observations.leaves, config.normalize_keys)
             elif len(columns) < self.observations.shape[0]:

@@ -64,12 +64,7 @@ def gae(
     r, v, next_v, over, cut, ok = (x.detach().cpu().numpy() for x in given)
     delta = np.where(ok, r + np.where(over, 0.0, gamma * next_v) - v, 0.0)
     decay = (gamma * gae_lambda) * (ok & ~over & ~cut)
-    advantage = np.empty_like(v)
-    last = np.zeros_like(v[0])
-    for t in range(len(v) - 1, -1, -1):
-        last = delta[t] + decay[t] * last
-        advantage[t] = last
-    return torch.from_numpy(advantage).to(value.device)
+    return torch.from_numpy(_accumulated(delta, decay)).to(value.device)
 
 
 def n_step_returns(
@@ -167,15 +162,22 @@ def vtrace(
     bootstrap = np.where(over, 0.0, next_v)
     delta = np.where(ok, np.minimum(clip_rho, rho) * (r + discount * bootstrap - v), 0.0)
     decay = discount * gae_lambda * np.minimum(clip_c, rho) * (ok & ~cut)
-    error = np.empty_like(delta)  # v_t - V(s_t)
-    last = np.zeros_like(delta[0])
-    for t in range(len(delta) - 1, -1, -1):
-        error[t] = last = delta[t] + decay[t] * last
+    error = _accumulated(delta, decay)  # v_t - V(s_t)
     following = bootstrap.astype(delta.dtype)
     following[:-1] += np.where(ok & ~over & ~cut, 1.0, 0.0)[:-1] * error[1:]
     advantage = np.where(ok, np.minimum(clip_pg_rho, rho) * (r + discount * following - v), 0.0)
     both = (torch.from_numpy(x.astype(v.dtype)).to(value.device) for x in (v + error, advantage))
     return VTrace(*both)
+
+
+def _accumulated(delta: np.ndarray, decay: np.ndarray) -> np.ndarray:
+    """x_t = delta_t + decay_t x_{t+1} of `[T, N]`, from the last row back; nothing follows it."""
+    found = np.empty_like(delta)
+    last = np.zeros_like(delta[0])
+    for t in range(len(delta) - 1, -1, -1):
+        last = delta[t] + decay[t] * last
+        found[t] = last
+    return found
 
 
 def _on_host(*tensors: Tensor) -> list[np.ndarray]:

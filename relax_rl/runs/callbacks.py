@@ -56,8 +56,7 @@ class Every:
     """Tells when the next multiple of `interval` steps has been passed, going on from `step`."""
 
     def __init__(self, interval: int, step: int = 0) -> None:
-        self._interval = interval
-        self._next = (step // interval + 1) * interval
+        self._interval, self._next = interval, (step // interval + 1) * interval
 
     def due(self, step: int) -> bool:
         """Whether a multiple has been passed since this was last true."""

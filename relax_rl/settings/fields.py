@@ -4,7 +4,6 @@
     class Config:
         lr: float = setting(1e-3, above=0.0, resumable=True)
         "Learning rate, in a docstring."
-
         def __post_init__(self) -> None:
             check(self)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -36,6 +37,8 @@ def main() -> int:
     chosen = [attack for attack in ATTACKS if not name or attack.name == name]
     if not chosen:
         parser.error(f"there is no attack {name!r}, expected one of {', '.join(attack.name for attack in ATTACKS)}")
+    if colon and not re.fullmatch(r"\d+(-\d+)?", numbers):
+        parser.error(f"the trials are {numbers!r}, expected NUMBER or NUMBER-NUMBER")
     if colon:
         first, _, last = numbers.partition("-")
         return int(bool(attacked(chosen[0], args.seed, range(int(first), int(last or first) + 1), told=True)))

@@ -14,6 +14,11 @@ torch.set_num_threads(1)
 os.environ["RELAX_RL_CACHE"] = ""  # what earlier runs have compiled decides nothing here
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Names a case of raw bytes by its argument, since bytes may differ (a time stamp, say) where two workers collect."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small CartPole run of 200 steps with evaluations. Tests must not write to it."""

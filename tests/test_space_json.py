@@ -27,6 +27,14 @@ def test_a_space_comes_back_equal(space: spaces.Space) -> None:
     assert space_from_json(json.loads(json.dumps(space_to_json(space)))) == space
 
 
+def test_the_gymnasium_of_last_year_reads_choices_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    new = spaces.Discrete.__init__
+    monkeypatch.setattr(
+        spaces.Discrete, "__init__", lambda self, n, seed=None, start=0: new(self, n, seed, start)
+    )  # 1.2's
+    assert space_from_json(space_to_json(spaces.Discrete(4, start=-2))) == spaces.Discrete(4, start=-2)
+
+
 def test_an_image_space_takes_little_room() -> None:
     assert len(json.dumps(space_to_json(spaces.Box(0, 255, (4, 84, 84), np.uint8)))) < 200
 

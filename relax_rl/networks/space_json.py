@@ -54,7 +54,8 @@ def space_from_json(data: Any) -> spaces.Space[Any]:
             dtype = np.dtype(data.get("dtype", "int64")).type
             if not 0 < data["n"] <= _LARGEST:
                 raise ValueError(f"n is {data['n']}")
-            return spaces.Discrete(dtype(data["n"]), start=dtype(data["start"]), dtype=dtype)
+            other: dict[str, Any] = {} if dtype is np.int64 else {"dtype": dtype}  # Gymnasium 1.2 has none other
+            return spaces.Discrete(dtype(data["n"]), start=dtype(data["start"]), **other)
         if kind == "MultiDiscrete":
             dtype = np.dtype(data.get("dtype", "int64")).type
             if np.sum(np.asarray(data["nvec"], np.float64)) > _LARGEST:

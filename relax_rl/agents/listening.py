@@ -76,7 +76,8 @@ def as_listeners(given: Iterable[Listener] | Listener | None) -> list[Listener]:
     """
     if given is None:
         return []
-    found: list[Any] = [given] if callable(given) or _has_hook(given) else list(given)  # type: ignore[arg-type]
+    single = callable(given) or _has_hook(given) or not isinstance(given, Iterable)
+    found: list[Any] = [given] if single else list(given)  # type: ignore[arg-type]
     for listener in found:
         if not (callable(listener) or _has_hook(listener)):
             raise SettingsError(

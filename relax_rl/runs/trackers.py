@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -58,7 +59,8 @@ class WandbRun:
             settings=wandb.Settings(console="off"),
         )
         self.identity = str(self._run.id)
-        self.place = str(self._run.url or f"wandb sync {Path(self._run.dir).parent}")
+        parts = f"{shlex.quote(str(Path(self._run.dir).parents[1]))}/offline-run-*-{self.identity}"
+        self.place = str(self._run.url or f"wandb sync {parts}")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)

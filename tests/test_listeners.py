@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import pickle
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -118,3 +120,101 @@ def test_every_step_is_heard_and_can_end_the_training() -> None:
     assert seen[1].obs is not seen[0].obs and (seen[1].obs == seen[0].next_obs).all()
     agent.learn(envs, 40)
     assert len(seen) == 10
+
+
+class Hears:
+    """Writes down what it is told, and says False the last of so many times."""
+
+    def __init__(self, hook: str = "", ends_at: int = 0) -> None:
+        self.heard: list[tuple[str, UpdateInfo]] = []
+        self._hook, self._ends_at = hook, ends_at
+
+    def of(self, hook: str) -> list[UpdateInfo]:
+        return [info for name, info in self.heard if name == hook]
+
+    def _note(self, hook: str, info: UpdateInfo) -> bool:
+        assert all(type(x) is float for x in info.metrics.values())
+        self.heard.append((hook, info))
+        return not (hook == self._hook and len(self.of(hook)) == self._ends_at)
+
+    def on_rollout(self, agent: Any, info: UpdateInfo) -> bool:
+        return self._note("rollout", info)
+
+    def on_update(self, agent: Any, info: UpdateInfo) -> bool:
+        return self._note("update", info)
+
+    def on_episode(self, agent: Any, info: UpdateInfo) -> bool:
+        return self._note("episode", info)
+
+    def on_evaluation(self, agent: Any, info: UpdateInfo) -> bool:
+        return self._note("evaluation", info)
+
+
+def test_an_object_hears_of_everything_in_its_order() -> None:
+    envs, agent = small()
+    mine = Hears()
+    plain: list[int] = []
+    evaluations = evaluating(target_envs(DISCRETE, n=2), every=40, episodes=2)
+    agent.learn(envs, 80, [lambda agent, info: plain.append(info.steps), mine, evaluations])
+    assert [name for name, _ in mine.heard] == [
+        *("rollout", "update"),
+        *("rollout", "episode", "episode", "episode", "episode", "update", "evaluation"),
+        *("rollout", "update"),
+        *("rollout", "episode", "episode", "episode", "episode", "update", "evaluation"),
+    ]
+    assert plain == [info.steps for info in mine.of("update")] == [20, 40, 60, 80]
+    assert [(x.steps, x.updates) for x in mine.of("rollout")] == [(0, 0), (20, 1), (40, 2), (60, 3)]
+    rollout, episodes = mine.of("rollout")[1], mine.of("episode")[:4]
+    assert rollout.metrics["rollout/steps"] == 20 and len(rollout.episodes) == 4
+    assert all(x.steps == 40 and len(x.episodes) == 1 and x.metrics["episode/length"] == 10 for x in episodes)
+    total = 20 * sum(x.metrics["rollout/reward_mean"] for x in mine.of("rollout")[:2])
+    assert total == pytest.approx(sum(x.metrics["episode/return"] for x in episodes))
+    assert [x.steps for x in mine.of("evaluation")] == [40, 80]
+    assert all(0 <= x.metrics[EVALUATED] <= 10 for x in mine.of("evaluation"))
+    assert agent.listeners is None
+
+
+@pytest.mark.parametrize(
+    ("hook", "count", "steps"), [("rollout", 2, 40), ("update", 3, 60), ("episode", 1, 40), ("evaluation", 1, 40)]
+)
+def test_any_answer_of_an_object_ends_the_training(hook: str, count: int, steps: int) -> None:
+    envs, agent = small()
+    evaluations = evaluating(target_envs(DISCRETE, n=2), every=40, episodes=2)
+    agent.learn(envs, 400, [Hears(hook, count), evaluations])
+    assert agent.steps == steps
+    agent.learn(envs, 20)
+    assert agent.steps == steps + 20
+
+
+def test_an_object_alone_and_one_of_a_single_hook() -> None:
+    class Counts:
+        count = 0
+
+        def on_episode(self, agent: Any, info: UpdateInfo) -> None:
+            self.count += 1
+
+    envs, agent = small()
+    alone = Counts()
+    agent.learn(envs, 80, alone)
+    assert alone.count == agent.episodes == 8
+    inner = Hears()
+    agent.learn(envs, 80, at_intervals(40, inner))
+    assert [name for name, _ in inner.heard] == ["update", "update"]
+    inner = Hears()
+    agent.learn(envs, 80, evaluating(target_envs(DISCRETE, n=2), [inner, alone], every=40, episodes=2))
+    assert [name for name, _ in inner.heard] == ["evaluation", "evaluation"]
+
+
+def test_what_hears_nothing_is_told_before_anything_is_learned() -> None:
+    envs, agent = small()
+    for wrong in (object(), [Hears(), 3], "report"):
+        with pytest.raises(SettingsError, match="hears nothing, expected a function of"):
+            agent.learn(envs, 80, wrong)  # type: ignore[arg-type]
+    assert agent.steps == 0
+
+
+def test_copies_of_an_agent_are_not_listened_to() -> None:
+    envs, agent = small()
+    copies: list[Any] = []
+    agent.learn(envs, 20, [lambda agent, info: copies.append(deepcopy(agent)), lambda agent, info: pickle.dumps(agent)])
+    assert copies[0].listeners is None and copies[0].steps == 20

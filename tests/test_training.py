@@ -108,6 +108,54 @@ def test_loggers_of_the_caller_get_the_rows(tmp_path):
     assert len(written) == 4 and mine.rows[0].keys() == written[0].keys()
 
 
+def test_loggers_and_callbacks_of_the_caller_hear_of_evaluations_and_the_end(tmp_path):
+    class Steps:
+        def __init__(self):
+            self.heard, self.closed = [], False
+
+        def log(self, step, metrics):
+            self.heard.append((step, dict(metrics)))
+
+        def close(self):
+            self.closed = True
+
+    class Hears:
+        def __init__(self):
+            self.heard = []
+
+        def on_evaluation(self, agent, info):
+            self.heard.append((info.steps, info.metrics))
+            return len(self.heard) < 2
+
+    mine, hears = Steps(), Hears()
+    config = small_run(tmp_path / "run", log_interval=100, eval_interval=80, eval_episodes=2)
+    result = train(config, loggers=[mine], callbacks=hears)
+    assert result.stopped_by == "callback" and mine.closed
+    rows, played = rows_of(tmp_path / "run" / "progress.csv"), rows_of(tmp_path / "run" / "evaluation.csv")
+    assert len(played) == 2 and [step for step, _ in hears.heard] == [int(row["step"]) for row in played]
+    names = ("episodes", "return_mean", "return_std", "length_mean")
+    assert [tuple(hears.heard[0][1])] == [tuple(f"evaluation/{name}" for name in names)]
+    assert hears.heard[0][1]["evaluation/return_mean"] == pytest.approx(float(played[0]["return_mean"]), rel=1e-5)
+    told = [(step, metrics) for step, metrics in mine.heard if "losses/value" in metrics]
+    assert [step for step, _ in told] == [int(row["step"]) for row in rows]
+    assert all("step" not in metrics and not any(map(math.isnan, metrics.values())) for _, metrics in mine.heard)
+    assert [step for step, metrics in mine.heard if "evaluation/return_mean" in metrics] == [x for x, _ in hears.heard]
+    best = max(float(row["return_mean"]) for row in rows if row["return_mean"])
+    assert mine.heard[-1] == (
+        result.steps,
+        {"final/return_mean": result.return_mean, "best/return_mean": pytest.approx(best)},
+    )
+
+
+def test_what_is_no_logger_is_told_before_anything_is_made(tmp_path):
+    for wrong in (object(), [], print):
+        with pytest.raises(SettingsError, match=r"is none, expected an object with log\(step, metrics\) and close"):
+            train(small_run(tmp_path / "run"), loggers=[wrong])
+    with pytest.raises(SettingsError, match="hears nothing"):
+        train(small_run(tmp_path / "run"), callbacks=[3])
+    assert not (tmp_path / "run").exists()
+
+
 def test_all_or_few_checkpoints_are_kept(tmp_path):
     for keep, count in ((0, 5), (1, 1)):
         run = tmp_path / f"keep{keep}"

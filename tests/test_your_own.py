@@ -102,6 +102,38 @@ def test_the_command_line_takes_names_and_asks_for_them_again(tmp_path: Path, re
     assert "name them again" in refused("evaluate", run, "--episodes", "1")
 
 
+HEARD: list[tuple[str, Any]] = []
+
+
+class Notes:
+    def __init__(self, config: TrainConfig) -> None:
+        HEARD.append(("begun", config.run.run_dir))
+
+    def log(self, step: int, metrics: Any) -> None:
+        HEARD.append(("log", step))
+
+    def close(self) -> None:
+        HEARD.append(("closed", None))
+
+
+def test_loggers_by_name_are_never_taken_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    HEARD.clear()
+    run, logger = str(tmp_path / "run"), ["--logger", f"{HERE}:Notes"]
+    words = ["--total-steps", "200", "--num-envs", "4", "--log-interval", "100", "--no-tensorboard"]
+    assert main([*words, "--run-dir", run, *logger]) == 0
+    assert HEARD[0] == ("begun", run) and HEARD[-1] == ("closed", None) and HEARD[-2][1] >= 200
+    capsys.readouterr()
+    before = len(HEARD)
+    assert main(["--resume", run, "--total-steps", "400", "--quiet"]) == 0
+    assert len(HEARD) == before
+    (warned,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert "this run had loggers that hear nothing of what follows" in warned
+    assert warned.endswith(f"name them again for that: --logger {HERE}:Notes")
+    assert main(["--resume", run, "--total-steps", "600", "--quiet", *logger]) == 0
+    assert HEARD[before] == ("begun", run)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["logger"] == [f"{HERE}:Notes"]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -111,7 +143,7 @@ def test_the_command_line_takes_names_and_asks_for_them_again(tmp_path: Path, re
     ],
 )
 def test_names_that_name_nothing(name: str, message: str, refused: Callable[..., str], tmp_path: Path) -> None:
-    for option in ("--estimator", "--networks", "--backend"):
+    for option in ("--estimator", "--networks", "--backend", "--logger"):
         assert message in refused(option, name, "--total-steps", "10", "--run-dir", str(tmp_path / "run"), "--quiet")
     assert not (tmp_path / "run").exists()
 

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from relax_rl.agents import estimates
 from relax_rl.agents.agent import ActorCritic, Callback
 from relax_rl.agents.estimates import AgentEstimator, Experience, check_estimator
+from relax_rl.agents.listening import Listener
 from relax_rl.agents.networks import NetworkParts
 from relax_rl.agents.returns import VTrace, gae, n_step_returns, vtrace
 from relax_rl.agents.statistics import UpdateInfo
@@ -25,6 +26,7 @@ __all__ = [
     "AgentEstimator",
     "Callback",
     "Experience",
+    "Listener",
     "Marginal",
     "NetworkParts",
     "Reinforce",

@@ -21,13 +21,14 @@ from relax_rl.agents.batch import Batch, make_batch
 from relax_rl.agents.control_scale import ControlScale
 from relax_rl.agents.estimates import AgentEstimator, check_estimator
 from relax_rl.agents.learner import Learner, Metrics
+from relax_rl.agents.listening import Listener, Listeners, listening
 from relax_rl.agents.networks import NetworkFactory, Outputs, make_networks
 from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler, chosen_columns
 from relax_rl.agents.replay import ValueReplay
 from relax_rl.agents.rollouts import Collector, Rollout, require_envs
 from relax_rl.agents.saved import SavedActor
 from relax_rl.agents.shards import columns, shard_of_rollout
-from relax_rl.agents.statistics import UpdateInfo, absorb, as_callbacks, episodes_of_all, numbers, stops
+from relax_rl.agents.statistics import UpdateInfo, absorb, episodes_of_all, numbers
 from relax_rl.compute.clocks import Watch
 from relax_rl.compute.distributed import Workers
 from relax_rl.compute.host import set_threads
@@ -60,6 +61,7 @@ class ActorCritic(SavedActor):
         networks: policy, value function and surrogate.
         networks_from: where they come from, `module:factory`; None for those of the settings.
         learner: takes their steps.
+        listeners: who hears of the learning at hand; None outside `learn`.
         compiled_from: the update from which on gradients came from compiled code; None as long as eager code gives them.
 
     Raises:
@@ -68,6 +70,7 @@ class ActorCritic(SavedActor):
 
     name: ClassVar[str] = ""
     estimator: ClassVar[AgentEstimator]
+    listeners: Listeners | None = None
 
     def __init_subclass__(cls) -> None:
         cls.name = cls.estimator.name
@@ -185,7 +188,7 @@ class ActorCritic(SavedActor):
         self: AgentT,
         envs: VectorEnvs,
         total_steps: int,
-        callbacks: Iterable[Callback] | Callback | None = (),
+        callbacks: Iterable[Listener] | Listener | None = (),
         *,
         reset_schedule: bool = True,
         threads: int | None = 1,
@@ -196,8 +199,8 @@ class ActorCritic(SavedActor):
         Args:
             envs: environments with this agent's spaces.
             total_steps: steps summed over the environments.
-            callbacks: called after every update, or a single one; one that returns False ends the training, of all
-                workers.
+            callbacks: called after every update, or a single one; objects hear what they have `on_rollout`, `on_update`,
+                `on_episode` and `on_evaluation` for. One that returns False ends the training, of all workers.
             reset_schedule: start schedules anew; False goes on with those of the last call, as after a load.
             threads: CPU threads for tensor work until this returns, 0 for all cores, None for torch's present setting.
                 More than one pays only for images or wide networks, and costs much on cores that others use too.
@@ -229,32 +232,24 @@ class ActorCritic(SavedActor):
             if threads is not None:
                 set_threads(threads, stack)
             self.learner.choose_compiled(total_steps, envs.num_envs, again=self.compiled_from is not None)
-            self._learn(envs, as_callbacks(callbacks), on_step)
+            self._learn(envs, stack.enter_context(listening(self, callbacks, on_step)))
         return self
 
-    def _learn(
-        self, envs: VectorEnvs, callbacks: list[Callable[..., Any]], on_step: Callable[[Step], object] | None
-    ) -> None:
+    def _learn(self, envs: VectorEnvs, heard: Listeners) -> None:
         envs.drain_episodes()  # of steps that somebody else has taken
         collector, returns = self.collector(envs), deque[float](maxlen=100)
-        stopped = False
-
-        def hear(step: Step) -> None:
-            nonlocal stopped
-            stopped = stops(on_step(step)) or stopped  # type: ignore[misc]
-
-        collector.on_step = None if on_step is None else hear
+        collector.on_step = heard.step
         while self.steps < self.schedule_end:
             before = self.episodes
             rollout = self.collect(collector)
+            heard.rollout(self, rollout)
             metrics = numbers(self.update(rollout))
             episodes = episodes_of_all(self.workers, rollout.episodes, self.episodes - before)
             self.watch("logging")
             returns.extend(episode.return_ for episode in episodes)
             metrics["return_mean"] = math.fsum(returns) / len(returns) if returns else math.nan
-            info = UpdateInfo(self.steps, self.updates, episodes, metrics)
-            answers = [callback(self, info) for callback in callbacks]
-            if self.workers.any(stopped or any(map(stops, answers))):
+            heard.update(self, UpdateInfo(self.steps, self.updates, episodes, metrics))
+            if self.workers.any(heard.stopped):
                 break
 
     def collector(self, envs: VectorEnvs) -> Collector:

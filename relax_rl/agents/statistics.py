@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from relax_rl.agents.rollouts import Rollout
 from relax_rl.compute.distributed import Workers
 from relax_rl.envs import Episode
 
-__all__ = ["UpdateInfo", "absorb", "as_callbacks", "episodes_of_all", "numbers", "stops"]
+__all__ = ["UpdateInfo", "absorb", "episodes_of_all", "numbers", "stops"]
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,6 @@ class UpdateInfo:
     updates: int
     episodes: tuple[Episode, ...]
     metrics: Mapping[str, float]
-
-
-def as_callbacks(callbacks: Iterable[Any] | Callable[..., Any] | None) -> list[Callable[..., Any]]:
-    """Several callbacks, a single one, or none, as a list."""
-    if callbacks is None:
-        return []
-    return [callbacks] if callable(callbacks) else list(callbacks)
 
 
 def stops(answer: object) -> bool:

@@ -14,7 +14,7 @@ from relax_rl.compute.installation import typed
 from relax_rl.runs.displays import describe_number
 from relax_rl.runs.folder import RunFolder, refuse_used
 from relax_rl.runs.interruption import exit_code
-from relax_rl.runs.record import named_again, read_config, resumed_config, settings_to_resume
+from relax_rl.runs.record import logged_again, named_again, read_config, resumed_config, settings_to_resume
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import with_settings
 from relax_rl.settings.options import parse
@@ -106,6 +106,11 @@ def _summary(result: TrainingResult, config: TrainConfig, prog: str, seconds: fl
     lines = [line, f"  learning curve  {folder.curve}"]
     if config.run.tensorboard:
         lines.append(f"  TensorBoard     {typed('tensorboard')} --logdir {run_dir}")
+    if config.run.track:
+        from relax_rl.runs.tracking import places
+
+        shown = places(RunFolder(result.run_dir))
+        lines += [f"  {name:<14}  {shown[name]}" for name in config.run.track if name in shown]
     lines.append(f"  checkpoint      {result.checkpoint}")
     if result.best is not None:
         over = "evaluation" if config.run.eval_interval else "100 episodes"
@@ -113,5 +118,5 @@ def _summary(result: TrainingResult, config: TrainConfig, prog: str, seconds: fl
         lines.append(f"  best            {result.best} ({of}, mean return in {over} {result.best_return:.1f})")
     lines.append(f"  evaluate        {prog} evaluate {run_dir}{again}")
     if result.stopped_by not in ("total_steps", "return"):
-        lines.append(f"  go on           {prog} --resume {run_dir}{again}")
+        lines.append(f"  go on           {prog} --resume {run_dir}{again}{logged_again(config)}")
     return "\n".join(lines)

@@ -132,6 +132,10 @@ class RunFolder(KeepingFolder):
     """Result of the last `variance` command, as JSON."""
     variance_figure = Within("variance.png")
     """The same as PNG."""
+    tracking = Within("tracking.json")
+    """By which ids trackers know the run, and where they show it, as JSON."""
+    tracking_log = Within("tracking.log")
+    """What trackers have printed."""
     curve = Within("learning_curve.png")
     """The learning curve, as PNG."""
     checkpoints = Within("checkpoints")
@@ -148,7 +152,8 @@ class RunFolder(KeepingFolder):
             self.check_unused()
             warnings.warn(f"{self.path} held a run without a checkpoint: begun anew", UserWarning, stacklevel=2)
             with writing(self.path):
-                for old in (self.progress, self.episodes, self.evaluations, *self.path.glob("events.out.tfevents.*")):
+                tables = self.progress, self.episodes, self.evaluations
+                for old in (*tables, self.tracking, *self.path.glob("events.out.tfevents.*")):
                     old.unlink(missing_ok=True)
         super().create(resumed=resumed)
         self.sweep()

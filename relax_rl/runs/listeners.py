@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from relax_rl.agents.statistics import as_callbacks, stops
+from relax_rl.agents.listening import Listener, as_listeners, hook_of
+from relax_rl.agents.statistics import stops
 from relax_rl.runs.callbacks import Every
 from relax_rl.runs.evaluation import evaluate
 from relax_rl.settings.fields import whole
@@ -30,13 +31,15 @@ EVALUATED = "evaluation/return_mean"
 _TRAINED = "return_mean"
 
 
-def at_intervals(steps: int, callbacks: Iterable[Callback] | Callback) -> Callback:
+def at_intervals(steps: int, callbacks: Iterable[Listener] | Listener) -> Callback:
     """Callbacks that are called after the update that passes a multiple of so many environment steps, and not in between.
+
+    Of an object its `on_update` is called.
 
     Raises:
         SettingsError: `steps` is below 1.
     """
-    interval, heard = whole("steps", steps, least=1), as_callbacks(callbacks)
+    interval, heard = whole("steps", steps, least=1), _hooks(callbacks, "on_update")
     every: Every | None = None
 
     def listen(agent: ActorCritic, info: UpdateInfo) -> bool:
@@ -50,19 +53,20 @@ def at_intervals(steps: int, callbacks: Iterable[Callback] | Callback) -> Callba
 
 def evaluating(
     envs: VectorEnvs,
-    callbacks: Iterable[Callback] | Callback | None = None,
+    callbacks: Iterable[Listener] | Listener | None = None,
     *,
     every: int,
     episodes: int = 10,
     seed: int = 0,
     deterministic: bool = True,
 ) -> Callback:
-    """Plays whole episodes now and then, and tells callbacks of their scores.
+    """Plays whole episodes now and then, and tells callbacks of their scores, and whoever has `on_evaluation` beside this.
 
     Args:
         envs: environments of the agent's spaces that nothing else uses, with `life_loss_terminal=False` in Atari.
         callbacks: called after each evaluation, with `evaluation/return_mean`, `evaluation/return_std` and
-            `evaluation/length_mean` among the metrics; one that returns False ends the training.
+            `evaluation/length_mean` among the metrics; one that returns False ends the training. Of an object its
+            `on_evaluation` is called, or else its `on_update`.
         every: environment steps of training between two evaluations.
         episodes: how many are played.
         seed: of the environments and actions, the same each time.
@@ -71,13 +75,15 @@ def evaluating(
     Raises:
         SettingsError: a number is below 1; from the callback, if the environments have other spaces.
     """
-    heard, episodes = as_callbacks(callbacks), whole("episodes", episodes, least=1)
+    heard, episodes = _hooks(callbacks, "on_evaluation", "on_update"), whole("episodes", episodes, least=1)
 
     def play(agent: ActorCritic, info: UpdateInfo) -> bool:
         scores = evaluate(agent, envs, episodes=episodes, seed=seed, deterministic=deterministic)
         assert scores is not None
-        told = {EVALUATED: scores.mean, "evaluation/return_std": scores.std}
-        told["evaluation/length_mean"] = scores.length_mean
+        numbers = {"return_mean": scores.mean, "return_std": scores.std, "length_mean": scores.length_mean}
+        if agent.listeners is not None:
+            agent.listeners.evaluation(agent, numbers)
+        told = {f"evaluation/{name}": value for name, value in numbers.items()}
         info = replace(info, metrics={**info.metrics, **told})
         return not _any_stops(heard, agent, info)
 
@@ -134,7 +140,13 @@ def stop_without_progress(patience: int, *, metric: str = _TRAINED, by: float = 
     return look
 
 
-def _any_stops(callbacks: Iterable[Callback], agent: ActorCritic, info: UpdateInfo) -> bool:
+def _hooks(callbacks: Iterable[Listener] | Listener | None, *names: str) -> list[Callable[..., Any]]:
+    """What of each is called: the first of these hooks that it has."""
+    found = [[hook for name in names if (hook := hook_of(each, name))] for each in as_listeners(callbacks)]
+    return [hooks[0] for hooks in found if hooks]
+
+
+def _any_stops(callbacks: Iterable[Callable[..., Any]], agent: ActorCritic, info: UpdateInfo) -> bool:
     """Whether any of the callbacks, all of which are called, ends the training."""
     answers = [callback(agent, info) for callback in callbacks]
     return any(map(stops, answers))

@@ -1,8 +1,13 @@
-"""Where a run's numbers go: a CSV file and TensorBoard. A logger is anything with `log(row)` and `close()`."""
+"""Where a run's numbers go: a CSV file, TensorBoard and loggers of the user's own.
+
+Of these last, anything will do that has `log(step, metrics)` and `close()`; one whose `log` takes a single argument gets
+the rows of `progress.csv` alone, `step` among them.
+"""
 
 from __future__ import annotations
 
 import csv
+import inspect
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,15 +16,21 @@ from typing import IO, Any, Protocol
 
 from relax_rl.compute.serialization import read_regular, write_text_atomic, writing
 from relax_rl.errors import SettingsError
+from relax_rl.settings.fields import shown
 
 __all__ = [
     "EPISODE_COLUMNS",
     "EVALUATION_COLUMNS",
     "PROGRESS_COLUMNS",
     "CsvLogger",
+    "GroupLogger",
     "Logger",
+    "StepLogger",
     "TensorBoardLogger",
+    "TheirLogger",
+    "as_logger",
     "mean_metrics",
+    "named_numbers",
     "read_csv",
     "truncate_csv",
 ]
@@ -45,6 +56,78 @@ class Logger(Protocol):
 
     def close(self) -> None:
         """Write out what is pending."""
+
+
+class TheirLogger(Protocol):
+    """A logger of the user's own."""
+
+    def log(self, step: int, metrics: Mapping[str, float], /) -> object:
+        """Take numbers by name, as TensorBoard has them, at an environment step; what is NaN is left out."""
+
+    def close(self) -> object:
+        """The run has ended, however it did."""
+
+
+class GroupLogger:
+    """A logger that hears of more than the rows of `progress.csv`: of evaluations, and of the outcome."""
+
+    def log(self, row: Mapping[str, float], *, group: str | None = None) -> None:
+        """Record one row, with `group/` before every name if there is a group."""
+        raise NotImplementedError
+
+    def finish(self, step: int, outcome: Mapping[str, float], *, figure: Path | None = None, code: int = 0) -> None:
+        """Record how the run ended, if nothing went wrong.
+
+        Args:
+            step: the last one.
+            outcome: numbers by name, `final/return_mean` and `best/return_mean`, as far as there are any.
+            figure: the learning curve, if there is one.
+            code: the exit code of the run.
+        """
+
+    def close(self) -> None:
+        """Write out what is pending."""
+
+
+class StepLogger(GroupLogger):
+    """Hands everything on to a logger of the user's own."""
+
+    def __init__(self, theirs: TheirLogger) -> None:
+        self._theirs = theirs
+
+    def log(self, row: Mapping[str, float], *, group: str | None = None) -> None:
+        self._theirs.log(int(row["step"]), named_numbers(row, group))
+
+    def finish(self, step: int, outcome: Mapping[str, float], *, figure: Path | None = None, code: int = 0) -> None:
+        if outcome:
+            self._theirs.log(step, outcome)
+
+    def close(self) -> None:
+        self._theirs.close()
+
+
+def as_logger(theirs: TheirLogger | Logger) -> Logger:
+    """A logger of the user's own as a run takes it.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    log: Any = getattr(theirs, "log", None)
+    if not callable(log) or not callable(getattr(theirs, "close", None)):
+        raise SettingsError(f"logger {shown(theirs)} is none, expected an object with log(step, metrics) and close()")
+    if isinstance(theirs, GroupLogger):
+        return theirs
+    try:
+        inspect.signature(log).bind(0, {})
+    except (TypeError, ValueError):
+        return theirs  # type: ignore[return-value]
+    return StepLogger(theirs)  # type: ignore[arg-type]
+
+
+def named_numbers(row: Mapping[str, float], group: str | None = None) -> dict[str, float]:
+    """The numbers of a row by their names in TensorBoard, without `step` and without NaN."""
+    before = "" if group is None else f"{group}/"
+    return {f"{before}{name}": x for name, x in row.items() if name != "step" and not math.isnan(x)}
 
 
 class CsvLogger:
@@ -85,7 +168,7 @@ class CsvLogger:
             self._file.flush()
 
 
-class TensorBoardLogger:
+class TensorBoardLogger(GroupLogger):
     """Rows of numbers as TensorBoard scalars, each under the name of its column; settings and outcome under HPARAMS.
 
     Args:
@@ -119,12 +202,10 @@ class TensorBoardLogger:
                 self._write_hparams(settings)
 
     def log(self, row: Mapping[str, float], *, group: str | None = None) -> None:
-        """Record one row, with `group/` before every name if there is a group."""
         step = int(row["step"])
         with writing(self.folder):
-            for name, value in row.items():
-                if name != "step" and not math.isnan(value):
-                    self._writer.add_scalar(name if group is None else f"{group}/{name}", value, step)
+            for name, value in named_numbers(row, group).items():
+                self._writer.add_scalar(name, value, step)
         value = float(row.get(self._outcome or "", math.nan))
         if group is None and not math.isnan(value):
             self._last, self._best = (step, value), max(value, value if math.isnan(self._best) else self._best)

@@ -35,6 +35,7 @@ __all__ = [
     "entries",
     "known_env",
     "lasting",
+    "logged_again",
     "named_again",
     "note",
     "now",
@@ -228,6 +229,11 @@ def named_again(config: TrainConfig) -> str:
     settings = flat(config)
     own = [(name, settings[name]) for name in ("env", "estimator", "networks") if is_own(settings[name])]
     return "".join(f" --{name} {shlex.quote(value)}" for name, value in own)
+
+
+def logged_again(config: TrainConfig) -> str:
+    """What going on with this run needs besides, so that the same loggers hear of it: empty, or begun by a space."""
+    return f" --logger {shlex.join(config.run.logger)}" if config.run.logger else ""
 
 
 def known_env(saved: EnvConfig, given: str | None) -> EnvConfig:

@@ -31,11 +31,13 @@ from relax_rl.runs.loggers import (
     EVALUATION_COLUMNS,
     PROGRESS_COLUMNS,
     CsvLogger,
+    GroupLogger,
     Logger,
-    TensorBoardLogger,
+    TheirLogger,
 )
 from relax_rl.runs.profile import profile_of
-from relax_rl.runs.record import named_again, resumed_config, settings_to_resume
+from relax_rl.runs.record import named_again, settings_to_resume
+from relax_rl.runs.reporting import checked_loggers, loggers_of, resumed_with_loggers, tell_outcome
 from relax_rl.runs.result import TrainingResult
 from relax_rl.runs.session import Process, Session, open_run, training_process
 from relax_rl.settings.config import TrainConfig
@@ -44,7 +46,7 @@ from relax_rl.settings.naming import is_own, name_of, named
 from relax_rl.settings.presets import is_atari
 
 if TYPE_CHECKING:
-    from relax_rl.agents import AgentEstimator, Callback
+    from relax_rl.agents import AgentEstimator, Listener
     from relax_rl.agents.networks import NetworkFactory
     from relax_rl.envs import VectorEnvs
 
@@ -57,8 +59,8 @@ REDRAW = 30.0
 def train(
     config: TrainConfig,
     *,
-    callbacks: Iterable[Callback] = (),
-    loggers: Iterable[Logger] = (),
+    callbacks: Iterable[Listener] | Listener | None = (),
+    loggers: Iterable[TheirLogger | Logger] = (),
     estimator: AgentEstimator | None = None,
     networks: NetworkFactory | None = None,
     command: str = "",
@@ -75,9 +77,11 @@ def train(
     Args:
         config: taken as it is; `relax_rl.settings.presets.preset_config` makes one from a preset, `resume_config` one
             that goes on with a run.
-        callbacks: called after every update, besides those that the settings ask for, in every process; one that
-            returns False ends the training.
-        loggers: take the rows of `progress.csv` too, in the first process; closed at the end.
+        callbacks: called after every update, besides those that the settings ask for, in every process; objects hear
+            what they have `on_rollout`, `on_update`, `on_episode` and `on_evaluation` for. One that returns False ends
+            the training.
+        loggers: take the rows of `progress.csv` too, evaluations and the outcome, in the first process, by
+            `log(step, metrics)`, or the rows alone by `log(row)`; closed at the end.
         estimator, networks: of your own, in place of those that the settings name; given again when a run is gone on with.
         command: kept in `config.json`.
 
@@ -88,17 +92,19 @@ def train(
         WorkerLost: another process of the same run stopped or does not answer; the message names the last checkpoint.
         RelaxRLError: the run's folder cannot be written.
     """
+    from relax_rl.agents.listening import as_listeners
+
     if estimator is not None:
         from relax_rl.agents import register
 
         config = with_settings(config, {"estimator": register(estimator).name})
     if networks is not None:
         config = with_settings(config, {"networks": name_of(networks)})
-    run = config.run
+    run, heard, taking = config.run, as_listeners(callbacks), checked_loggers(config, loggers)
     with training_process(
         config.agent.device, threads=run.threads, quiet=run.quiet, timeout=run.worker_timeout
     ) as process:
-        result = _open(config, command, process, networks).learn(callbacks, loggers)
+        result = _open(config, command, process, networks).learn(heard, taking)
     if result.interrupted and not command:
         warn_script(result.stopped_by)
     return result
@@ -124,7 +130,7 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
     from relax_rl.agents.saving import check_sizes
 
     workers = process.workers
-    opening = open_run(config, workers=workers, resumed=resumed_config)
+    opening = open_run(config, workers=workers, resumed=resumed_with_loggers)
     config, checkpoint = opening.config, opening.checkpoint
     steps = 0
     seed: int | tuple[int, int] = config.run.seed
@@ -178,10 +184,12 @@ class _Training:
     envs: VectorEnvs
     process: Process
 
-    def learn(self, callbacks: Iterable[Callback], loggers: Iterable[Logger]) -> TrainingResult:
+    def learn(self, callbacks: list[Listener], loggers: list[Logger]) -> TrainingResult:
         """Take all steps that are left, or as many as anything lets it."""
         session, run, process = self.session, self.run, self.process
         settings, agent, workers = session.config.run, run.agent, session.workers
+        if session.first:
+            loggers += loggers_of(session.config, session.folder, resumed=session.resumed_from is not None)
         rows = session.loggers(PROGRESS_COLUMNS, process.stack, loggers, outcome="return_mean")
         process.display.begin(self._headline(), step=agent.steps, total=settings.total_steps)
         log = LogProgress(run, rows, interval=settings.log_interval, workers=workers)
@@ -228,6 +236,7 @@ class _Training:
         if result.stopped_by == "return":
             process.display.done("solved")
         self._draw_curve()
+        tell_outcome(result, rows, session.folder, process.display)
         return result
 
     def _table(self, path: Path, columns: tuple[str, ...]) -> CsvLogger:
@@ -299,8 +308,12 @@ class _Training:
         def log(row: Mapping[str, float]) -> None:
             table.log(row)
             for logger in loggers:
-                if isinstance(logger, TensorBoardLogger):
+                if isinstance(logger, GroupLogger):
                     logger.log(row, group="evaluation")
+            if (listeners := self.run.agent.listeners) is not None:
+                listeners.evaluation(
+                    self.run.agent, {name: x for name, x in row.items() if name not in ("step", "seconds")}
+                )
 
         return PeriodicEvaluation(
             self.run,

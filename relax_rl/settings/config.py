@@ -17,6 +17,7 @@ __all__ = ["ESTIMATORS", "STEP_LIMIT", "AgentConfig", "EnvConfig", "RunConfig", 
 Estimator = Literal["auto", "relax", "lax", "marginal", "a2c", "reinforce"]
 Precision = Literal["float32", "bfloat16"]
 Activation = Literal["tanh", "relu", "silu", "elu"]
+TrackerName = Literal["wandb", "mlflow", "trackio"]
 ESTIMATORS: tuple[str, ...] = ("relax", "lax", "marginal", "a2c", "reinforce")
 
 
@@ -26,6 +27,10 @@ STEP_LIMIT = 27_000
 
 def _few(widths: tuple[int, ...]) -> bool:
     return len(widths) <= 64
+
+
+def _all_own(names: tuple[str, ...]) -> bool:
+    return all(":" in name for name in names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +184,12 @@ class RunConfig:
     """Steps between rows of progress.csv and points in TensorBoard."""
     tensorboard: bool = True
     """Write TensorBoard events."""
+    track: tuple[TrackerName, ...] = setting((), resumable=True)
+    """Trackers that get the run's numbers too, one or more: each needs the extra of its name; none if none is named."""
+    track_project: str | None = setting(None, fits=bool, expected="the name of a project, or nothing", resumable=True)
+    """Project of the trackers, the experiment in MLflow (default: the environment's id); the run is called as its folder."""
+    logger: tuple[str, ...] = setting((), fits=_all_own, expected="module:factory", of_the_call=True)
+    """Loggers of your own: module:factory, called with the TrainConfig; a run that is gone on with has to be told of them again."""
     quiet: bool = setting(False, resumable=True, of_the_call=True)
     """Show no progress: what came of the run, in one line, and errors alone are told."""
     threads: int = setting(1, least=0, cap=1_024, resumable=True)
@@ -209,7 +220,7 @@ class TrainConfig:
         ),
         "environment": "env_kwargs drop_keys vectorization bins sticky_actions life_loss_terminal",
         "evaluation": "eval_interval eval_episodes eval_step_limit",
-        "output": "log_interval checkpoint_interval keep_checkpoints tensorboard quiet profile",
+        "output": "log_interval checkpoint_interval keep_checkpoints tensorboard track track_project logger quiet profile",
         "hardware": "threads compile worker_timeout",
     }
 

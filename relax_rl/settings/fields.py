@@ -191,7 +191,7 @@ def from_text(kind: Any, text: str) -> Any:
         if origin is dict:
             return pairs(text)
         if origin is tuple:
-            return tuple(inner[0](part) for part in text.split("x" if inner[0] is int else "+"))
+            return tuple(from_text(inner[0], part) for part in text.split("x" if inner[0] is int else "+"))
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         if kind is int and not text.lstrip("+-").isdigit() and float(text).is_integer():
@@ -199,7 +199,8 @@ def from_text(kind: Any, text: str) -> Any:
         return text if origin is Literal else kind(text)
     except (ValueError, KeyError, OverflowError):
         expected = {bool: "true or false", int: "a whole number", float: "a number", dict: "name=value, or JSON"}
-        raise ValueError(expected.get(origin or kind, "widths such as 64x64")) from None
+        several = "widths such as 64x64" if int in inner else "names joined by +"
+        raise ValueError(expected.get(origin or kind, several)) from None
 
 
 def whole(name: str, value: Any, *, least: int, below: int = 2**63) -> int:
@@ -270,9 +271,8 @@ def with_settings(config: T, settings: Mapping[str, Any]) -> T:
 def flat(config: Any) -> dict[str, Any]:
     """Every setting by name, whichever section it stands in."""
     found: dict[str, Any] = {}
-    for f in fields(config):
-        value = getattr(config, f.name)
-        found |= flat(value) if is_dataclass(value) else {f.name: value}
+    for name, value in ((f.name, getattr(config, f.name)) for f in fields(config)):
+        found |= flat(value) if is_dataclass(value) else {name: value}
     return found
 
 

@@ -1,0 +1,84 @@
+"""Who hears of a run beside its own files: loggers that the caller brings, those that the settings name, and trackers."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+
+from relax_rl.runs.displays import Display
+from relax_rl.runs.folder import RunFolder
+from relax_rl.runs.interruption import exit_code
+from relax_rl.runs.loggers import GroupLogger, Logger, TensorBoardLogger, TheirLogger, as_logger, read_csv
+from relax_rl.runs.record import logged_again, resumed_config
+from relax_rl.runs.result import TrainingResult
+from relax_rl.runs.tracking import Tracker, default_project, require_trackers
+from relax_rl.settings.config import TrainConfig
+from relax_rl.settings.fields import flat
+from relax_rl.settings.naming import named, require_call
+
+__all__ = ["checked_loggers", "loggers_of", "resumed_with_loggers", "tell_outcome"]
+
+
+def checked_loggers(config: TrainConfig, theirs: Iterable[TheirLogger | Logger]) -> list[Logger]:
+    """The caller's loggers as a run takes them; those that the settings name, and trackers, are looked for.
+
+    Raises:
+        SettingsError: one is none, a name names nothing that can be called, or the package of a tracker is missing.
+    """
+    found = [as_logger(each) for each in theirs]
+    require_trackers(config.run.track)
+    for name in config.run.logger:
+        require_call(named(name, "logger"), "logger", config)
+    return found
+
+
+def loggers_of(config: TrainConfig, folder: RunFolder, *, resumed: bool) -> list[Logger]:
+    """The loggers that the settings of a run ask for, each about to take its numbers.
+
+    Raises:
+        SettingsError: a factory gives what is no logger.
+    """
+    own = [as_logger(named(name, "logger")(config)) for name in config.run.logger]
+    project = config.run.track_project or default_project(config.env.env)
+    settings = flat(config)
+    names = dict.fromkeys(config.run.track)
+    return [*own, *(Tracker(x, folder, project=project, settings=settings, resumed=resumed) for x in names)]
+
+
+def tell_outcome(result: TrainingResult, loggers: Sequence[Logger], folder: RunFolder, display: Display) -> None:
+    """Tell loggers how a run has ended, and wait for trackers, for a limited time.
+
+    Args:
+        result: what came of it.
+        loggers: all of them; TensorBoard has it from its rows.
+        folder: of the run, with its table and learning curve.
+        display: says what is waited for.
+    """
+    telling = [x for x in loggers if isinstance(x, GroupLogger) and not isinstance(x, TensorBoardLogger)]
+    if not telling:
+        return
+    means = [x for x in read_csv(folder.progress).get("return_mean", []) if not math.isnan(x)]
+    outcome = {"final/return_mean": result.return_mean, "best/return_mean": max(means)} if means else {}
+    figure = folder.curve if folder.curve.exists() else None
+    for logger in telling:
+        logger.finish(result.steps, outcome, figure=figure, code=exit_code(result.stopped_by))
+    trackers = [x for x in telling if isinstance(x, Tracker)]
+    if trackers:
+        with display.busy(f"handing the rest to {', '.join(tracker.name for tracker in trackers)}"):
+            for tracker in trackers:
+                tracker.close()
+
+
+def resumed_with_loggers(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
+    """As `resumed_config`; loggers that only the run's file names are not imported, and not asked for either.
+
+    Raises:
+        CheckpointError, SettingsError: as `resumed_config`.
+    """
+    if saved.run.logger and not wanted.run.logger:
+        again = (
+            f"this run had loggers that hear nothing of what follows; name them again for that:{logged_again(saved)}"
+        )
+        warnings.warn(again, UserWarning, stacklevel=2)
+    return resumed_config(saved, wanted)

@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from relax_rl.agents.networks import Networks
+from relax_rl.agents.networks import Networks, observations_for
 from relax_rl.agents.normalization import ObservationNormalizer
 from relax_rl.compute.devices import resolve_device
 from relax_rl.critics import ValueFunction
@@ -33,10 +33,12 @@ class Actor:
         observation_space, action_space: of a single environment.
         config: the agent's settings.
         seed: of the noise.
+        own_networks: whether the networks are the user's own, which read small images flat unless a CNN is named.
 
     Attributes:
         config: the settings, `normalize_obs` being off where there are only images.
         observations, actions: between the environment's spaces and the networks.
+        policy_observations, critic_observations: the same for the leaves that the policy, and its critics, see.
         networks: set by whoever inherits this.
         obs_normalizer: of encoded observations, None for none.
         generator: of all noise.
@@ -48,11 +50,20 @@ class Actor:
     networks: Networks
 
     def __init__(
-        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], config: AgentConfig, seed: int
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        config: AgentConfig,
+        seed: int,
+        *,
+        own_networks: bool = False,
     ) -> None:
         self.seed = whole("seed", seed, least=0)
         self.observation_space, self.action_space = observation_space, action_space
-        self.observations, self.actions = ObservationEncoder(observation_space), ActionEncoder(action_space)
+        self.observations = observations_for(observation_space, config, own_networks=own_networks)
+        self.actions = ActionEncoder(action_space)
+        self.policy_observations = self.observations.only(config.policy_keys, "policy_keys")
+        self.critic_observations = self.observations.only(config.critic_keys, "critic_keys")
         if config.normalize_obs and not len(self.observations.vector_columns()):
             config = replace(config, normalize_obs=False)  # images are not normalised
         self.config = config
@@ -82,6 +93,17 @@ class Actor:
         """From a batch of raw observations to the array that is normalised."""
         shift = None if self.obs_normalizer is None else self.obs_normalizer.shift
         return self.observations.encode if shift is None else partial(self.observations.encode, shift=shift)
+
+    def encoded(self, obs: Any, part: ObservationEncoder) -> Tensor:
+        """`[N, ...]` as `encode` gives it, on the host, of the leaves of a part alone, and 0 where others stand."""
+        if part is self.observations:
+            return torch.from_numpy(np.ascontiguousarray(self.encode(obs)))
+        shift = None if self.obs_normalizer is None else self.obs_normalizer.shift
+        columns = np.concatenate([np.arange(*span) for span in self.observations.spans(part)])
+        seen = part.encode(obs, shift=None if shift is None else shift[columns])
+        out = np.zeros((len(seen), *self.observations.shape), self.observations.dtype)
+        out[:, columns] = seen.reshape(len(seen), -1)
+        return torch.from_numpy(out)
 
     def check_precision(self) -> None:
         """Raises SettingsError if the networks are not of float32, as observations are."""
@@ -121,9 +143,12 @@ class Actor:
         return self.actions.to_env(outcome)
 
     def act(self, obs: Any, *, deterministic: bool = False) -> np.ndarray:
-        """Actions for a batch of raw observations, ready for `envs.step`; the mode of the policy if `deterministic`."""
+        """Actions for a batch of raw observations, ready for `envs.step`; the mode of the policy if `deterministic`.
+
+        Leaves that the policy does not see may be left out.
+        """
         self.check_precision()
-        encoded = torch.from_numpy(np.ascontiguousarray(self.encode(obs)))
+        encoded = self.encoded(obs, self.policy_observations)
         if deterministic:
             with torch.inference_mode():
                 outcome = self.policy.distribution(self.policy(self.normalized(encoded.to(self.device)))).mode()
@@ -143,7 +168,7 @@ class Actor:
         """Stable-Baselines3's `predict`: actions for one observation or a batch, and the state, which is passed through.
 
         Args:
-            obs: one raw observation, or a batch of them.
+            obs: one raw observation, or a batch of them; leaves that the policy does not see may be left out.
             state, episode_start: for recurrent policies, of which this is none.
             deterministic: take the mode of the policy instead of a sample.
             observation: the same as `obs`, under Stable-Baselines3's name.
@@ -151,6 +176,6 @@ class Actor:
         Raises:
             SettingsError: if that is no observation of the agent's space, or one with a number that is not finite.
         """
-        batch, single = self.observations.as_batch(observation if obs is None else obs)
+        batch, single = self.policy_observations.as_batch(observation if obs is None else obs)
         actions = self.act(batch, deterministic=deterministic)
         return (actions.squeeze(0) if single else actions), state

@@ -161,6 +161,9 @@ class CombinedTorso(nn.Module):
         self.trunk = mlp(size, hidden, activation, layer_norm=layer_norm, residual=residual)
         self.num_features = self.trunk.num_features
 
+    def extra_repr(self) -> str:
+        return ", ".join(f"{leaf.name}: {kind}{leaf.shape}" for leaf, kind in zip(self.leaves, self._kinds, strict=True))
+
     def forward(self, obs: Tensor) -> Tensor:
         cnns, embeddings, own, parts = iter(self.cnns), iter(self.embeddings), iter(self.own), []
         spans = obs.split([leaf.size for leaf in self.leaves], -1)

@@ -61,7 +61,7 @@ class AgentConfig:
     """How the agent learns: the same settings for every estimator."""
 
     DROPPED: ClassVar[dict[str, Any]] = {"surrogate_regression": 0.0, "surrogate_replay": 0, "advantage_scale": "none"}
-    EARLIER: ClassVar[dict[str, Any]] = {"cnn": "legacy"}
+    BEFORE: ClassVar[dict[str, Any]] = {"cnn": "legacy"}
 
     num_steps: int = setting(5, least=1, cap=2**20)
     """Steps each environment takes between two updates."""
@@ -218,10 +218,10 @@ class TrainConfig:
             "entropy_schedule value_coef value_replay max_grad_norm"
         ),
         "surrogate": "surrogate_lr surrogate_steps surrogate_scale surrogate_hidden surrogate_activation",
-        "networks and actions": (
-            "hidden activation layer_norm residual cnn cnn_features precision embed policy_keys critic_keys log_std_init "
-            "ordinal_std_init state_dependent_std squash networks"
+        "networks": (
+            "hidden activation layer_norm residual cnn cnn_features precision embed policy_keys critic_keys networks"
         ),
+        "actions": "log_std_init ordinal_std_init state_dependent_std squash",
         "environment": "env_kwargs drop_keys vectorization bins sticky_actions life_loss_terminal",
         "evaluation": "eval_interval eval_episodes eval_step_limit",
         "output": "log_interval checkpoint_interval keep_checkpoints tensorboard quiet profile",

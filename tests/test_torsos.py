@@ -239,5 +239,7 @@ def test_a_part_of_the_leaves_is_found_by_name_and_by_what_it_stands_beneath() -
     assert part.encode(whole).tolist() == [[1, 2, 0, 1, 0, 4, 5]]
     assert encoder.only([]) is encoder.only(["arm", "b", "t"]) is encoder
     assert encoder.only(["arm.p"]).is_image
-    with pytest.raises(SettingsError, match="policy_keys names 'leg', expected leaves of the observation: arm.p, arm.q"):
+    with pytest.raises(
+        SettingsError, match=r"policy_keys names 'leg', expected leaves of the observation: arm\.p, arm\.q"
+    ):
         encoder.only(["leg"], "policy_keys")

@@ -162,7 +162,9 @@ class CombinedTorso(nn.Module):
         self.num_features = self.trunk.num_features
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{leaf.name}: {kind}{leaf.shape}" for leaf, kind in zip(self.leaves, self._kinds, strict=True))
+        return ", ".join(
+            f"{leaf.name}: {kind}{leaf.shape}" for leaf, kind in zip(self.leaves, self._kinds, strict=True)
+        )
 
     def forward(self, obs: Tensor) -> Tensor:
         cnns, embeddings, own, parts = iter(self.cnns), iter(self.embeddings), iter(self.own), []

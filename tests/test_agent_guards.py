@@ -360,7 +360,7 @@ def test_and_said_once_when_learning_begins() -> None:
             self.observation_space = spaces.Box(0, 255, (7, 7, 3), np.uint8)
 
     with VectorEnvs(SyncVectorEnv([Small])) as envs:
-        agent = A2C(envs.single_observation_space, envs.single_action_space, hidden=(4,))
+        agent = A2C(envs.single_observation_space, envs.single_action_space, hidden=(4,), cnn="legacy")
         with pytest.warns(
             UserWarning, match="goes to an MLP as plain numbers; the CNN is for uint8 images of at least 36"
         ):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from relax_rl.agents.normalization import ObservationNormalizer
 from relax_rl.compute.host import retire_threads
 from relax_rl.networks.policies import Policy
-from relax_rl.networks.torsos import MLP, NatureCNN, Torso, after_last_layer
+from relax_rl.networks.torsos import MLP, NatureCNN, Selection, Torso, after_last_layer
 
 __all__ = ["HostNetwork", "HostSampler", "ImageSampler", "host_network", "host_sampler"]
 
@@ -71,12 +71,31 @@ class HostNetwork:
         return torch.from_numpy(self(x.numpy()).copy())
 
 
+class SelectingHostNetwork(HostNetwork):
+    """The same for a torso that sees some `columns` of what there is."""
+
+    def __init__(
+        self, layers: Sequence[nn.Linear], activation: Callable[[np.ndarray], None], columns: np.ndarray
+    ) -> None:
+        super().__init__(layers, activation)
+        self._columns = columns
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return super().__call__(np.take(x, self._columns, axis=1))
+
+
 def host_network(torso: Torso, head: nn.Linear) -> HostNetwork | None:
     """The network on the host, or None where it is not an MLP with an activation that NumPy has, on the CPU."""
-    if not isinstance(torso, MLP) or head.weight.device.type != "cpu":
+    inner, columns = torso, None
+    if isinstance(torso, Selection):
+        inner, columns = torso.torso, np.concatenate([np.arange(*span) for span in torso.spans])
+    if not isinstance(inner, MLP) or head.weight.device.type != "cpu":
         return None
-    activation = _IN_PLACE.get(torso.activation.__name__)
-    return None if activation is None else HostNetwork([*torso.layers, head], activation)
+    activation = _IN_PLACE.get(inner.activation.__name__)
+    if activation is None:
+        return None
+    layers = [*inner.layers, head]
+    return HostNetwork(layers, activation) if columns is None else SelectingHostNetwork(layers, activation, columns)
 
 
 class HostSampler:

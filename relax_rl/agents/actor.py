@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from relax_rl.agents.networks import Networks
+from relax_rl.agents.networks import Networks, observations_for
 from relax_rl.agents.normalization import ObservationNormalizer
 from relax_rl.compute.devices import resolve_device
 from relax_rl.critics import ValueFunction
@@ -34,11 +34,13 @@ class Actor:
         observation_space, action_space: of a single environment.
         config: the agent's settings.
         seed: of the noise.
+        own_networks: whether the networks are the user's own, which read small images flat unless a CNN is named.
 
     Attributes:
         config: the settings, `normalize_obs` being off where there are only images.
         observations, actions: between the environment's spaces and the networks.
         masks: reads what may be chosen among the actions; None where they are no choices.
+        policy_observations, critic_observations: the same for the leaves that the policy, and its critics, see.
         networks: set by whoever inherits this.
         obs_normalizer: of encoded observations, None for none.
         generator: of all noise.
@@ -50,12 +52,20 @@ class Actor:
     networks: Networks
 
     def __init__(
-        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], config: AgentConfig, seed: int
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        config: AgentConfig,
+        seed: int,
+        *,
+        own_networks: bool = False,
     ) -> None:
         self.seed = whole("seed", seed, least=0)
         self.observation_space, self.action_space = observation_space, action_space
-        self.observations, self.actions = ObservationEncoder(observation_space), ActionEncoder(action_space)
-        self.masks = action_masks_for(action_space)
+        self.observations = observations_for(observation_space, config, own_networks=own_networks)
+        self.actions, self.masks = ActionEncoder(action_space), action_masks_for(action_space)
+        self.policy_observations = self.observations.only(config.policy_keys, "policy_keys")
+        self.critic_observations = self.observations.only(config.critic_keys, "critic_keys")
         if config.normalize_obs and not len(self.observations.vector_columns()):
             config = replace(config, normalize_obs=False)  # images are not normalised
         self.config = config
@@ -85,6 +95,17 @@ class Actor:
         """From a batch of raw observations to the array that is normalised."""
         shift = None if self.obs_normalizer is None else self.obs_normalizer.shift
         return self.observations.encode if shift is None else partial(self.observations.encode, shift=shift)
+
+    def encoded(self, obs: Any, part: ObservationEncoder) -> Tensor:
+        """`[N, ...]` as `encode` gives it, on the host, of the leaves of a part alone, and 0 where others stand."""
+        if part is self.observations:
+            return torch.from_numpy(np.ascontiguousarray(self.encode(obs)))
+        shift = None if self.obs_normalizer is None else self.obs_normalizer.shift
+        columns = np.concatenate([np.arange(*span) for span in self.observations.spans(part)])
+        seen = part.encode(obs, shift=None if shift is None else shift[columns])
+        out = np.zeros((len(seen), *self.observations.shape), self.observations.dtype)
+        out[:, columns] = seen.reshape(len(seen), -1)
+        return torch.from_numpy(out)
 
     def check_precision(self) -> None:
         """Raises SettingsError if the networks are not of float32, as observations are."""
@@ -133,7 +154,7 @@ class Actor:
         """Actions for a batch of raw observations, ready for `envs.step`; the mode of the policy if `deterministic`.
 
         Args:
-            obs: `[N, ...]`.
+            obs: `[N, ...]`; leaves that the policy does not see may be left out.
             deterministic: take the mode of the policy instead of a sample.
             action_masks: `[N, ...]` what may be chosen, see `ActionMasks.rows`; None allows everything.
 
@@ -141,7 +162,7 @@ class Actor:
             SettingsError: if a mask does not fit the actions, or allows none.
         """
         self.check_precision()
-        encoded = torch.from_numpy(np.ascontiguousarray(self.encode(obs)))
+        encoded = self.encoded(obs, self.policy_observations)
         mask = None if action_masks is None else self._mask(action_masks, len(encoded))
         if deterministic:
             with torch.inference_mode():
@@ -175,7 +196,7 @@ class Actor:
         """Stable-Baselines3's `predict`: actions for one observation or a batch, and the state, which is passed through.
 
         Args:
-            obs: one raw observation, or a batch of them.
+            obs: one raw observation, or a batch of them; leaves that the policy does not see may be left out.
             state, episode_start: for recurrent policies, of which this is none.
             deterministic: take the mode of the policy instead of a sample.
             action_masks: what may be chosen, one mask or a batch of them, as sb3-contrib's; see `ActionMasks.row`.
@@ -185,7 +206,7 @@ class Actor:
             SettingsError: if that is no observation of the agent's space, or one with a number that is not finite; or if a
                 mask does not fit the actions, or allows none.
         """
-        batch, single = self.observations.as_batch(observation if obs is None else obs)
+        batch, single = self.policy_observations.as_batch(observation if obs is None else obs)
         if single and action_masks is not None and self.masks is not None:
             action_masks = self.masks.row(action_masks)[None]
         actions = self.act(batch, deterministic=deterministic, action_masks=action_masks)

@@ -34,7 +34,6 @@ from relax_rl.compute.distributed import Workers
 from relax_rl.compute.host import set_threads
 from relax_rl.envs import Step, VectorEnvs
 from relax_rl.errors import TrainingDiverged
-from relax_rl.networks.images import SMALLEST_IMAGE_SIDE
 from relax_rl.settings.config import AgentConfig
 from relax_rl.settings.fields import whole, with_settings
 from relax_rl.settings.naming import name_of
@@ -85,7 +84,8 @@ class ActorCritic(SavedActor):
         networks: NetworkFactory | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(observation_space, action_space, with_settings(config or AgentConfig(), settings), seed)
+        config, own = with_settings(config or AgentConfig(), settings), networks is not None
+        super().__init__(observation_space, action_space, config, seed, own_networks=own)
         config = self.config
         check_estimator(self.estimator, self.actions)
         with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
@@ -93,7 +93,7 @@ class ActorCritic(SavedActor):
             learned = self.estimator.uses_surrogate
             made = make_networks(self.observations, self.actions, config, surrogate=learned, factory=networks)
         self.networks, self.networks_from = made.to(self.device), None if networks is None else name_of(networks)
-        self.learner = Learner(self.networks, self.estimator, config, self.generator, own_networks=networks is not None)
+        self.learner = Learner(self.networks, self.estimator, config, self.generator, own_networks=own)
         if config.normalize_obs:
             columns, chosen = self.observations.vector_columns(), None
             if config.normalize_keys:
@@ -148,8 +148,8 @@ class ActorCritic(SavedActor):
         Raises:
             SettingsError: if that is no observation of the agent's space, or one with a number that is not finite.
         """
-        batch, single = self.observations.as_batch(obs)
-        encoded = torch.from_numpy(np.ascontiguousarray(self.observations.encode(batch))).to(self.device)
+        batch, single = self.critic_observations.as_batch(obs)
+        encoded = self.encoded(batch, self.critic_observations).to(self.device)
         with torch.inference_mode():
             values = self.value(self.normalized(encoded)).cpu().numpy() / np.float32(self.reward_unit)
         return np.asarray(values[0] if single else values)
@@ -217,13 +217,8 @@ class ActorCritic(SavedActor):
         require_envs(envs, self.observation_space, self.action_space)
         self.learner.check_networks()
         self.check_precision()
-        if not self.steps and (small := self.observations.small_images()):
-            warnings.warn(
-                f"{', '.join(small)} of the observations goes to an MLP as plain numbers; the CNN is for uint8 images of "
-                f"at least {SMALLEST_IMAGE_SIDE} pixels a side",
-                UserWarning,
-                stacklevel=2,
-            )
+        if not self.steps and (flat := self.observations.told_of_images()):
+            warnings.warn(flat, UserWarning, stacklevel=2)
         total_steps = whole("total_steps", total_steps, least=0)
         if reset_schedule:
             self.schedule_start = self.steps

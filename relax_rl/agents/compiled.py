@@ -48,7 +48,7 @@ def _why_not_taken(networks: Networks, workers: int) -> str | None:
         return f"it is for the CPU and for CUDA, not for {device}"
     if workers > 1:
         return "it is for a single process"
-    if device.type == "cpu" and networks.shared_torso:
+    if device.type == "cpu" and networks.convolves:
         return "on a CPU it is for vector observations: the convolutions on images gain nothing"
     return None
 

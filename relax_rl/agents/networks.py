@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from relax_rl.agents.acting import HostNetwork, host_network
@@ -15,11 +15,15 @@ from relax_rl.critics import ActionSurrogate, ValueFunction
 from relax_rl.errors import SettingsError
 from relax_rl.networks.policies import Policy
 from relax_rl.networks.spaces import ActionEncoder, ObservationEncoder
-from relax_rl.networks.torsos import NatureCNN, make_torso
+from relax_rl.networks.torsos import NatureCNN, Selection, Torso, make_torso, reads_images
 from relax_rl.settings.config import AgentConfig
 from relax_rl.settings.naming import name_of, require_call
 
-__all__ = ["NetworkFactory", "NetworkParts", "Networks", "Outputs", "make_networks"]
+__all__ = ["NetworkFactory", "NetworkParts", "Networks", "Outputs", "StateOf", "make_networks", "observations_for"]
+
+StateOf = Literal["observation", "columns", "features"]
+"""What a surrogate sees of a state beside a torso of its own policy's: the whole observation, the columns that the value
+function sees, or the features of the value function's torso."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,19 @@ class Networks(nn.Module):
         policy: observations to parameters.
         value: observations to values; it shares the policy's torso if it holds the same module.
         surrogate: of `(features, relaxed actions)`, see `relax_rl.critics.surrogate_at`; None for none.
+        state: what of a state it is told; the features of a torso that policy and value function share come before that.
     """
 
-    def __init__(self, policy: Policy, value: ValueFunction, surrogate: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        value: ValueFunction,
+        surrogate: nn.Module | None = None,
+        *,
+        state: StateOf = "observation",
+    ) -> None:
         super().__init__()
-        self.policy, self.value, self.surrogate = policy, value, surrogate
+        self.policy, self.value, self.surrogate, self._state = policy, value, surrogate, state
         self.shared_torso = value.torso is policy.torso
         self._on_host: dict[str, HostNetwork] = {}
         self._owners = {name: _owners(part) for name, part in self.parts().items()}
@@ -78,7 +90,8 @@ class Networks(nn.Module):
         rows = len(obs) if rows is None else rows
         features = self.policy.torso(obs[:rows]) if torso_features is None else torso_features
         if not self.shared_torso:
-            return Outputs(self.policy.params(features), self.value.value(self.value.torso(obs)), obs[:rows])
+            seen = self.value.torso(obs)
+            return Outputs(self.policy.params(features), self.value.value(seen), self._told(obs[:rows], seen[:rows]))
         value = self.value.value(features)
         if len(obs) > rows:
             with torch.no_grad():  # the observations that only bootstrap take no part in the backward pass
@@ -95,10 +108,23 @@ class Networks(nn.Module):
             policy_outputs: `[B, outputs]` of the policy's head on the first B, if they are known.
         """
         policy, value = self.on_host("policy"), self.on_host("value")
-        if policy is None or value is None:
+        if policy is None or value is None or self.shared_torso:
             return self.forward(obs, rows)
         said = policy.on_tensor(obs[:rows]) if policy_outputs is None else policy_outputs
-        return Outputs(self.policy.params_from(said), value.on_tensor(obs).squeeze(-1), obs[:rows])
+        return Outputs(self.policy.params_from(said), value.on_tensor(obs).squeeze(-1), self._told(obs[:rows]))
+
+    def extra_repr(self) -> str:
+        return "" if self._state == "observation" else f"state={self._state}"
+
+    def _told(self, obs: Tensor, seen: Tensor | None = None) -> Tensor:
+        """`[B, F]` what the surrogate is told of observations, and of what the value function's torso makes of them."""
+        if self._state == "observation":
+            return obs
+        if self._state == "columns":
+            found: Tensor = self.value.torso.select(obs)  # type: ignore[operator]
+            return found
+        assert seen is not None
+        return seen.detach()
 
     def on_host(self, part: str) -> HostNetwork | None:
         """`policy` or `value` in NumPy, or None where it has to be torch."""
@@ -109,6 +135,13 @@ class Networks(nn.Module):
             if known is not None:
                 self._on_host[part] = known
         return known
+
+    @property
+    def convolves(self) -> bool:
+        """Whether images are read: by a CNN of this package, or by convolutions that policy and value function share."""
+        return reads_images(self) or (
+            self.shared_torso and any(isinstance(each, nn.Conv1d | nn.Conv2d | nn.Conv3d) for each in self.modules())
+        )
 
     @property
     def is_image_network(self) -> bool:
@@ -132,8 +165,9 @@ class NetworkParts:
     """What a factory of networks makes; heads and everything else are added to it.
 
     Attributes:
-        policy_torso: encoded observations `[B, ...]` to features `[B, num_features]`, with that width as an attribute.
-        value_torso: the value function's; the same module for a shared one.
+        policy_torso: encoded observations `[B, ...]` to features `[B, num_features]`, with that width as an attribute; of
+            the leaves that the policy sees, encoded as `observations.only(config.policy_keys)` would.
+        value_torso: the value function's, of `observations.only(config.critic_keys)`; the same module for a shared one.
         surrogate: features of the state and relaxed actions to `[*]` values, see `relax_rl.critics.surrogate_at`; None for
             the one of the settings.
     """
@@ -147,6 +181,24 @@ NetworkFactory = Callable[[ObservationEncoder, ActionEncoder, AgentConfig], Netw
 """From both spaces and the settings to torsos, and perhaps a surrogate, with fresh weights drawn from torch's generator."""
 
 
+def observations_for(
+    space: spaces.Space[Any], config: AgentConfig, *, own_networks: bool = False
+) -> ObservationEncoder:
+    """Between a space and the networks of some settings.
+
+    Args:
+        space: of a single environment's observations.
+        config: says what is an image and what is embedded.
+        own_networks: whether the user makes them: what is an image is left as it was before there was a small CNN then,
+            unless one is named.
+
+    Raises:
+        SettingsError: for a space that no network reads.
+    """
+    cnn = "legacy" if own_networks and config.cnn == "auto" else config.cnn
+    return ObservationEncoder(space, cnn=cnn, embed=config.embed > 0)
+
+
 def make_networks(
     observations: ObservationEncoder,
     actions: ActionEncoder,
@@ -155,51 +207,95 @@ def make_networks(
     surrogate: bool,
     factory: NetworkFactory | None = None,
 ) -> Networks:
-    """Networks that fit some spaces: MLPs apart, or one Nature CNN if there are images among the observations.
+    """Networks that fit some spaces: torsos apart, or a shared one if there are images among what both see.
 
     Args:
         observations, actions: of the spaces.
-        config: widths, activations and initial deviations.
+        config: widths, activations, initial deviations, and which leaves the policy and its critics see.
         surrogate: whether there is one.
-        factory: makes the torsos, and perhaps the surrogate, in place of those.
+        factory: makes the torsos, and perhaps the surrogate, in place of those of the settings.
 
     Raises:
-        SettingsError: the factory is none.
+        SettingsError: the factory is none, or a leaf is named that there is not.
     """
-    new_torso = partial(
-        make_torso,
-        observations,
-        hidden=config.hidden,
-        activation=config.activation,
-        cnn_features=config.cnn_features,
-        precision=config.precision,
-    )
-    parts = None
-    if factory is not None:
-        require_call(factory, "networks", observations, actions, config)
-        parts = factory(observations, actions, config)
-        if not isinstance(parts, NetworkParts):
-            raise SettingsError(f"networks {name_of(factory)} made {type(parts).__name__}, expected NetworkParts")
+    policy_sees = observations.only(config.policy_keys, "policy_keys")
+    critic_sees = observations.only(config.critic_keys, "critic_keys")
+    alike = policy_sees.leaves == critic_sees.leaves
+    parts = None if factory is None else _own(factory, observations, actions, config)
+    if parts is None:
+        shared = alike and any(leaf.kind == "image" for leaf in policy_sees.leaves)
+    else:
+        shared = parts.policy_torso is parts.value_torso
+    if shared and not alike:
+        raise SettingsError(
+            f"networks {name_of(factory)} share a torso, and policy_keys and critic_keys name different leaves; expected a "
+            "torso each"
+        )
+    torso = _torso(policy_sees, config) if parts is None else parts.policy_torso
     policy = Policy(
-        new_torso() if parts is None else parts.policy_torso,
+        _selecting(torso, observations, policy_sees),
         actions,
         log_std_init=config.log_std_init,
         ordinal_std_init=config.ordinal_std_init,
         state_dependent_std=config.state_dependent_std,
         squash=config.squash,
     )
-    if parts is None:
-        images = any(leaf.kind == "image" for leaf in observations.leaves)
-        value = ValueFunction(policy.torso if images else new_torso())
-    else:
-        value = ValueFunction(parts.value_torso)
+    if not shared:
+        torso = _torso(critic_sees, config) if parts is None else parts.value_torso
+    value = ValueFunction(policy.torso if shared else _selecting(torso, observations, critic_sees))
+    state = "observation" if shared else _state_of(observations, critic_sees, own=parts is not None)
     if not surrogate:
-        return Networks(policy, value)
-    if parts is not None and parts.surrogate is not None:
-        return Networks(policy, value, parts.surrogate)
-    num_features = policy.torso.num_features if value.torso is policy.torso else observations.shape[0]
-    return Networks(
-        policy,
-        value,
-        ActionSurrogate(num_features, sum(actions.sizes), config.surrogate_hidden, config.surrogate_activation),
+        return Networks(policy, value, state=state)
+    made = None if parts is None else parts.surrogate
+    if made is None:
+        plain = not shared and state != "features"
+        num_features = critic_sees.shape[0] if plain else value.torso.num_features
+        made = ActionSurrogate(num_features, sum(actions.sizes), config.surrogate_hidden, config.surrogate_activation)
+    return Networks(policy, value, made, state=state)
+
+
+def _torso(sees: ObservationEncoder, config: AgentConfig) -> Torso:
+    """That of the settings, for what it sees."""
+    return make_torso(
+        sees,
+        hidden=config.hidden,
+        activation=config.activation,
+        cnn_features=config.cnn_features,
+        precision=config.precision,
+        embed=config.embed,
+        layer_norm=config.layer_norm,
+        residual=config.residual,
     )
+
+
+def _own(
+    factory: NetworkFactory, observations: ObservationEncoder, actions: ActionEncoder, config: AgentConfig
+) -> NetworkParts:
+    """Those of the user."""
+    require_call(factory, "networks", observations, actions, config)
+    parts = factory(observations, actions, config)
+    if not isinstance(parts, NetworkParts):
+        raise SettingsError(f"networks {name_of(factory)} made {type(parts).__name__}, expected NetworkParts")
+    return parts
+
+
+def _selecting(torso: Any, whole: ObservationEncoder, part: ObservationEncoder) -> Any:
+    """The torso as it reads the encoding of all leaves."""
+    if part is whole:
+        return torso
+    image = part.leaves[0].shape if part.is_image else None
+    return Selection(torso, whole.spans(part), image)
+
+
+def _state_of(whole: ObservationEncoder, critic_sees: ObservationEncoder, *, own: bool) -> StateOf:
+    """What a surrogate is told that shares no torso: numbers where the critics see numbers alone, else features.
+
+    Args:
+        whole: of all leaves.
+        critic_sees: of those that the critics see.
+        own: whether torsos are the user's; their surrogates have always been told flat observations as they are.
+    """
+    kinds = {leaf.kind for leaf in critic_sees.leaves}
+    if "discrete" in kinds or (whole.is_image if own else "image" in kinds):
+        return "features"
+    return "observation" if critic_sees is whole else "columns"

@@ -199,7 +199,7 @@ def chosen_columns(leaves: Sequence[Leaf], keys: Iterable[str]) -> np.ndarray:
     Raises:
         SettingsError: there is no such leaf, or it is an image.
     """
-    names = [leaf.name for leaf in leaves if leaf.kind != "image"]
+    names = [leaf.name for leaf in leaves if leaf.kind == "vector"]
     wanted: set[str] = set()
     for key in keys:
         found = {name for name in names if name == key or name.startswith(f"{key}.")}

@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from relax_rl.agents.networks import make_networks
+from relax_rl.agents.networks import make_networks, observations_for
 from relax_rl.compute.serialization import pack
 from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.networks.space_json import space_from_json
@@ -77,7 +77,10 @@ def described(state: Mapping[str, Any], source: str) -> Description:
         raise CheckpointError(f"{source} does not describe an agent ({error})") from None
 
 
-_SHAPE_NO_TENSOR = ("activation", "surrogate_activation", "squash", "state_dependent_std", "normalize_keys")
+_SHAPE_NO_TENSOR = (
+    *("activation", "surrogate_activation", "squash", "state_dependent_std", "normalize_keys"),
+    *("residual", "cnn", "policy_keys", "critic_keys"),
+)
 """Settings that say what the numbers of a network mean."""
 
 
@@ -113,7 +116,7 @@ def check_sizes(
         CheckpointError: one is missing, or of another shape.
     """
     with torch.device("meta"):
-        observations, actions = ObservationEncoder(observation_space), ActionEncoder(action_space)
+        observations, actions = observations_for(observation_space, config), ActionEncoder(action_space)
         networks = make_networks(observations, actions, config, surrogate=surrogate)
         expected = pack(networks.parts())
     for name, x in expected.items():

@@ -51,6 +51,13 @@ class ActionSurrogate(nn.Module):
         out: Tensor = self.head(self.layers(torch.cat([features, relaxed_action], -1)))
         return self.gain * out.squeeze(-1)
 
+    @property
+    def has_closed_form(self) -> bool:
+        """Whether `at` says what a call does: not so where either was replaced, or a layer was, without the other."""
+        kind = type(self)
+        same = kind.forward is ActionSurrogate.forward and type(self.layers) is MLP and type(self.head) is nn.Linear
+        return same or kind.at is not ActionSurrogate.at
+
     def at(self, features: Tensor, dist: SlopedDistribution | None = None) -> MLPSurrogate:
         """c^ of these states as the estimators take it, with its slope in closed form; see `surrogate_at`."""
         hidden: list[nn.Linear] = list(self.layers.layers)  # type: ignore[arg-type]
@@ -66,7 +73,8 @@ def surrogate_at(
     """c^ of some states, as a function of relaxed samples z or of embedded actions.
 
     Args:
-        surrogate: a module of `(features, relaxed action)` with any curvature; one that has `at` brings its slope.
+        surrogate: a module of `(features, relaxed action)` with any curvature; one that has `at` brings its slope, if that
+            is the slope of what it computes.
         features: `[B, F]` description of the states, to which no gradient flows.
         dist: of the actions, whose `soften` makes relaxed actions of z; none where embedded actions will come.
 
@@ -74,7 +82,7 @@ def surrogate_at(
         From `[*, B, ...]` to `[*, B]`.
     """
     at: Any = getattr(surrogate, "at", None)
-    if at is not None:
+    if at is not None and getattr(surrogate, "has_closed_form", True):
         closed: Callable[[Tensor], Tensor] = at(features, dist)
         return closed
     features = features.detach()

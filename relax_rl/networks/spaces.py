@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -10,7 +10,8 @@ import numpy as np
 from gymnasium import spaces
 
 from relax_rl.errors import SettingsError, TrainingDiverged
-from relax_rl.networks.images import image_encoder, looks_like_image
+from relax_rl.networks.images import SMALLEST_IMAGE_SIDE, looks_like_image
+from relax_rl.networks.leaves import Leaf, leaf_of, named_leaves, part_of
 
 __all__ = ["ActionEncoder", "Leaf", "ObservationEncoder", "leaf_spaces"]
 
@@ -21,29 +22,12 @@ ActionKind = Literal["categorical", "multi_categorical", "bernoulli", "gaussian"
 
 
 @dataclass(frozen=True)
-class Leaf:
-    """One array inside an observation.
-
-    Attributes:
-        name: keys and indices on the way to it, joined by dots ("camera.left"); "obs" if the observation is one array.
-        kind: "image" for what a CNN should see, else "vector".
-        size: numbers it takes up in a flat encoding.
-        shape: `(C, H, W)` of an image, `(size,)` of a vector.
-    """
-
-    name: str
-    kind: Literal["vector", "image"]
-    size: int
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class _LeafEncoder:
     """How one leaf is found in a batch and written down: images to `[N, C, H, W]`, the rest to `[N, size]`."""
 
     leaf: Leaf
     path: tuple[str | int, ...]
-    shape: tuple[int, ...]
+    space: spaces.Space[Any]
     encode: Callable[[np.ndarray], np.ndarray]
 
     def find(self, observation: Any) -> np.ndarray:
@@ -55,15 +39,17 @@ class _LeafEncoder:
 class ObservationEncoder:
     """Turns a batch of observations of any supported space into one array.
 
-    A single image leaf stays an image, `uint8 [N, C, H, W]`. Everything else becomes `float32 [N, D]`: the leaves in
-    the order of the space, Box flattened, Discrete and MultiDiscrete one-hot, MultiBinary 0/1, images among other
-    leaves as 0..255 in CHW order.
+    A single image leaf of bytes or bits stays an image, `uint8 [N, C, H, W]`. Everything else becomes `float32 [N, D]`:
+    the leaves in the order of the space, Box flattened, Discrete and MultiDiscrete one-hot, MultiBinary 0/1, images among
+    other leaves, and those of floats, as their numbers in CHW order.
 
-    An image is a uint8 Box whose spatial sides are at least 36: rank 2 (one channel), rank 3 (channels first or last,
-    the shorter of the two ends) or rank 4 (a stack of rank-3 frames, stacked along the channels).
+    By default an image is a uint8 Box whose spatial sides are at least 36: rank 2 (one channel), rank 3 (channels first
+    or last, the shorter of the two ends) or rank 4 (a stack of rank-3 frames, stacked along the channels).
 
     Args:
         space: Box, Discrete, MultiDiscrete or MultiBinary, or a Dict or Tuple of these, nested at will.
+        cnn: what counts as an image, see `relax_rl.networks.images.image_of`; that of an agent is its setting.
+        embed: write choices as whole numbers, which a torso embeds, instead of one-hot.
 
     Attributes:
         shape: of one encoded observation, `(C, H, W)` or `(D,)`.
@@ -75,19 +61,54 @@ class ObservationEncoder:
         SettingsError: for any other space, or one without a single number in it.
     """
 
-    def __init__(self, space: spaces.Space[Any]) -> None:
-        self.space = space
+    def __init__(self, space: spaces.Space[Any], *, cnn: str = "legacy", embed: bool = False) -> None:
+        self.space, self._cnn, self._embed = space, cnn, embed
         # A Tuple of which parts are left out is a Dict by their places.
         left = space.spaces if isinstance(space, spaces.Dict) else ()
         self._by_place = isinstance(space, spaces.Tuple) or (bool(left) and all(str(key).isdecimal() for key in left))
-        self._encoders = tuple(_leaf_encoder(path, part) for path, part in leaf_spaces(space))
+        self._encoders = tuple(self._encoder(path, part) for path, part in leaf_spaces(space))
         self.leaves: tuple[Leaf, ...] = tuple(encoder.leaf for encoder in self._encoders)
         size = sum(leaf.size for leaf in self.leaves)
         if size == 0:
             raise SettingsError(f"the observation space {space} holds no numbers; give the agent something to see")
-        self.is_image: bool = len(self.leaves) == 1 and self.leaves[0].kind == "image"
+        compact = self._encoders[0].space.dtype in (np.uint8, np.bool_)
+        self.is_image: bool = compact and len(self.leaves) == 1 and self.leaves[0].kind == "image"
         self.shape: tuple[int, ...] = self.leaves[0].shape if self.is_image else (size,)
         self.dtype: np.dtype[Any] = np.dtype(np.uint8 if self.is_image else np.float32)
+
+    def _encoder(self, path: tuple[str | int, ...], space: spaces.Space[Any]) -> _LeafEncoder:
+        name = ".".join(str(key) for key in path) or "obs"
+        leaf, encode = leaf_of(name, space, cnn=self._cnn, embed=self._embed)
+        return _LeafEncoder(leaf, path, space, encode or _as_it_is)
+
+    def only(self, keys: Sequence[str], what: str = "keys") -> ObservationEncoder:
+        """The same for some leaves alone; this very encoder if these are all, or none is named.
+
+        Args:
+            keys: names of leaves, or of what they stand beneath.
+            what: the setting that names them, for messages.
+
+        Raises:
+            SettingsError: there is no such leaf.
+        """
+        names = named_leaves(self.leaves, keys, what)
+        if len(names) in (0, len(self.leaves)):
+            return self
+        part = part_of(self.space, names)
+        assert part is not None
+        return ObservationEncoder(part, cnn=self._cnn, embed=self._embed)
+
+    def spans(self, part: ObservationEncoder) -> tuple[tuple[int, int], ...]:
+        """Where the leaves of `only` stand in a flat encoding, from and up to which column; neighbours as one."""
+        found: list[tuple[int, int]] = []
+        begin, names = 0, {leaf.name for leaf in part.leaves}
+        for leaf in self.leaves:
+            end = begin + leaf.size
+            if leaf.name in names:
+                joined = bool(found) and found[-1][1] == begin
+                found[-1:] = [(found[-1][0], end)] if joined else [*found[-1:], (begin, end)]
+            begin = end
+        return tuple(found)
 
     def encode(self, batch: Any, *, shift: np.ndarray | None = None) -> np.ndarray:
         """A batch of observations as one array `[N, *shape]` of `dtype`.
@@ -144,10 +165,20 @@ class ObservationEncoder:
     def small_images(self) -> list[str]:
         """Names and shapes of leaves that may be meant as images, and go to an MLP as plain numbers."""
         return [
-            f"{leaf.name!r} ({space.dtype}, {'x'.join(map(str, space.shape))})"
-            for leaf, (_, space) in zip(self.leaves, leaf_spaces(self.space), strict=True)
-            if leaf.kind == "vector" and looks_like_image(space)
+            f"{each.leaf.name!r} ({each.space.dtype}, {'x'.join(map(str, each.space.shape or ()))})"
+            for each in self._encoders
+            if each.leaf.kind == "vector" and looks_like_image(each.space)
         ]
+
+    def told_of_images(self) -> str:
+        """What is said of such leaves, and what to do about them; nothing where there are none, or no CNN is wanted."""
+        small = ", ".join(self.small_images())
+        if not small or self._cnn == "none":
+            return ""
+        told = f"{small} of the observations goes to an MLP as plain numbers; "
+        if self._cnn == "legacy":
+            return f"{told}the CNN is for uint8 images of at least {SMALLEST_IMAGE_SIDE} pixels a side"
+        return f"{told}if that is an image, name a CNN for it, such as cnn='small', and cnn='none' if it is none"
 
     def leaf_at(self, column: int) -> Leaf:
         """The leaf that an entry of a flat encoding belongs to."""
@@ -167,7 +198,7 @@ class ObservationEncoder:
             )
         singles: set[bool] = set()
         for encoder in self._encoders:
-            name, shape = encoder.leaf.name, encoder.shape
+            name, shape = encoder.leaf.name, encoder.space.shape or ()
             try:
                 array = encoder.find(observation)
             except (KeyError, IndexError, TypeError, ValueError):
@@ -300,49 +331,5 @@ def _map_leaves(function: Callable[[Any], np.ndarray], space: spaces.Space[Any],
     return function(observation)
 
 
-def _leaf_encoder(path: tuple[str | int, ...], space: spaces.Space[Any]) -> _LeafEncoder:
-    name = ".".join(str(key) for key in path) or "obs"
-    shape: tuple[int, ...] = space.shape or ()
-    if isinstance(space, spaces.Box):
-        image = image_encoder(space)
-        if image is not None:
-            (channels, height, width), encode = image
-            leaf = Leaf(name, "image", channels * height * width, (channels, height, width))
-            return _LeafEncoder(leaf, path, shape, encode)
-        size = int(np.prod(shape))
-        return _LeafEncoder(Leaf(name, "vector", size, (size,)), path, shape, _as_it_is)
-    if isinstance(space, spaces.MultiBinary):
-        size = int(np.prod(shape))
-        return _LeafEncoder(Leaf(name, "vector", size, (size,)), path, shape, _as_it_is)
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-        count = space.n if isinstance(space, spaces.Discrete) else space.nvec
-        choices = np.reshape(count, -1).astype(np.int64)
-        start = np.broadcast_to(np.reshape(space.start, -1).astype(np.int64), choices.shape)
-        size = int(choices.sum())
-        return _LeafEncoder(Leaf(name, "vector", size, (size,)), path, shape, _one_hot_encoder(name, choices, start))
-    raise SettingsError(
-        f"the observation {name!r} of space {space} is not supported; "
-        "expected Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of them"
-    )
-
-
 def _as_it_is(batch: np.ndarray) -> np.ndarray:
     return batch
-
-
-def _one_hot_encoder(name: str, choices: np.ndarray, start: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """`[N]` or `[N, ...]` whole numbers to `[N, sum of choices]`, one block of 0/1 per number."""
-    offsets = np.concatenate(([0], np.cumsum(choices)[:-1]))
-    size = int(choices.sum())
-
-    def encode(batch: np.ndarray) -> np.ndarray:
-        index = batch.reshape(len(batch), len(choices)).astype(np.int64) - start
-        if ((index < 0) | (index >= choices)).any():
-            raise SettingsError(
-                f"the environment's observation {name!r} lies outside its own space; mend the environment"
-            )
-        out = np.zeros((len(batch), size), dtype=np.float32)
-        np.put_along_axis(out, index + offsets, 1.0, axis=1)
-        return out
-
-    return encode

@@ -18,6 +18,7 @@ Estimator = Literal["auto", "relax", "lax", "marginal", "a2c", "reinforce"]
 Precision = Literal["float32", "bfloat16"]
 Activation = Literal["tanh", "relu", "silu", "elu"]
 TrackerName = Literal["wandb", "mlflow", "trackio"]
+CNN = Literal["auto", "nature", "impala", "small", "none", "legacy"]
 ESTIMATORS: tuple[str, ...] = ("relax", "lax", "marginal", "a2c", "reinforce")
 
 
@@ -74,6 +75,7 @@ class AgentConfig:
     """How the agent learns: the same settings for every estimator."""
 
     DROPPED: ClassVar[dict[str, Any]] = {"surrogate_regression": 0.0, "surrogate_replay": 0, "advantage_scale": "none"}
+    BEFORE: ClassVar[dict[str, Any]] = {"cnn": "legacy"}
 
     num_steps: int = setting(5, least=1, cap=2**20)
     """Steps each environment takes between two updates."""
@@ -122,13 +124,25 @@ class AgentConfig:
     )
     """Widths of the hidden layers of the surrogate."""
     activation: Activation = "tanh"
-    """Activation of policy and value function (images use the Nature CNN with ReLU)."""
+    """Activation of policy and value function (CNNs use ReLU)."""
+    layer_norm: bool = False
+    """Normalise the hidden layers of policy and value function before their activations (LayerNorm)."""
+    residual: bool = False
+    """Hidden layers of policy and value function that are as wide as the one before add to what they get."""
     surrogate_activation: Activation = "tanh"
     """Activation of the surrogate; relu has no curvature in the action to learn from."""
+    cnn: CNN = "auto"
+    """What reads images: the Nature CNN (sides of at least 36), the deep one of IMPALA, a small one for grids such as MiniGrid's and MinAtar's, no CNN but the MLP (none), or by their sides nature or small (auto); legacy as before there was a choice: nature for large images of bytes, the MLP for all others."""
     cnn_features: int = setting(512, least=1, cap=2**16)
-    """Width of the last layer of the Nature CNN (image observations)."""
+    """Width of the last layer of the Nature CNN and of IMPALA's (image observations); behind the small one stand --hidden."""
+    embed: int = setting(0, least=0, cap=2**12)
+    """Numbers that stand for each choice of a Discrete or MultiDiscrete leaf of the observations, learned; 0 writes choices one-hot."""
+    policy_keys: tuple[str, ...] = ()
+    """Leaves of Dict or Tuple observations that the policy sees, by name: keys joined by dots; all if none is named."""
+    critic_keys: tuple[str, ...] = ()
+    """Leaves of Dict or Tuple observations that the value function and the surrogate see; all if none is named."""
     precision: Precision = "float32"
-    """Arithmetic of the Nature CNN: bfloat16 is faster where the processor has it, and rounds to three digits; weights and everything but the CNN stay float32."""
+    """Arithmetic of the CNN: bfloat16 is faster where the processor has it, and rounds to three digits; weights and everything but the CNN stay float32."""
     log_std_init: float = 0.0
     """Continuous actions: initial log standard deviation."""
     ordinal_std_init: float = setting(math.inf, least=0.01, finite=False)
@@ -224,9 +238,10 @@ class TrainConfig:
             "entropy_schedule value_coef value_replay max_grad_norm"
         ),
         "surrogate": "surrogate_lr surrogate_steps surrogate_scale surrogate_hidden surrogate_activation",
-        "networks and actions": (
-            "hidden activation cnn_features precision log_std_init ordinal_std_init state_dependent_std squash networks"
+        "networks": (
+            "hidden activation layer_norm residual cnn cnn_features precision embed policy_keys critic_keys networks"
         ),
+        "actions": "log_std_init ordinal_std_init state_dependent_std squash",
         "environment": "env_kwargs drop_keys action_masks mask_key vectorization bins sticky_actions life_loss_terminal",
         "evaluation": "eval_interval eval_episodes eval_step_limit",
         "output": "log_interval checkpoint_interval keep_checkpoints tensorboard track track_project logger quiet profile",

@@ -231,7 +231,7 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(kind: type[T], saved: Any) -> T:
-    """The settings that `to_json` gave, after a way through JSON; those that are missing take what `BEFORE` says, or their defaults.
+    """The settings that `to_json` gave, after a way through JSON; those that are missing are as `BEFORE` or by default.
 
     Raises:
         SettingsError: no such settings, an unknown one, one that has been dropped at a value that did something, or a

@@ -187,6 +187,7 @@ def make_networks(
         ordinal_std_init=config.ordinal_std_init,
         state_dependent_std=config.state_dependent_std,
         squash=config.squash,
+        beta=config.action_distribution == "beta",
     )
     if parts is None:
         images = any(leaf.kind == "image" for leaf in observations.leaves)

@@ -14,8 +14,8 @@ from torch import Tensor
 from relax_rl.agents.networks import make_networks
 from relax_rl.compute.serialization import pack
 from relax_rl.errors import CheckpointError, SettingsError
-from relax_rl.networks.space_json import space_from_json
 from relax_rl.networks.actions import action_encoder, unit_scale
+from relax_rl.networks.space_json import space_from_json
 from relax_rl.networks.spaces import ObservationEncoder
 from relax_rl.settings.config import AgentConfig
 from relax_rl.settings.fields import from_json, whole

@@ -226,6 +226,14 @@ def test_a_product_is_its_factors_side_by_side() -> None:
         torch.testing.assert_close(found, f.mode())
 
 
+def test_a_look_without_graph_leaves_the_graph_to_what_follows() -> None:
+    dist = number_and_bit(DiagGaussian, PARAMS.clone().requires_grad_())
+    with torch.no_grad():
+        dist.log_prob(torch.zeros(1, 2, dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(dist.entropy().sum(), dist.params)
+    assert gradient[0, 1] == 1.0
+
+
 def test_factors_that_do_not_fit_are_told() -> None:
     with pytest.raises(ValueError, match=r"shapes \(2, 4\), \(3, 2\), expected alike"):
         Product.of(DiagGaussian(torch.zeros(2, 4)), Bernoulli(torch.zeros(3, 2)))
@@ -242,5 +250,6 @@ def test_factors_that_do_not_fit_are_told() -> None:
 
 def test_reinforce_of_a_product_needs_no_noise_of_its_own() -> None:
     dist = number_and_bit(Beta, PARAMS.expand(62_500, -1).float())
-    draws = collect(lambda _, g=seeded(13): reinforce(payoff, dist, generator=g).grad, 375_000)  # type: ignore[misc]
+    generator = seeded(13)
+    draws = collect(lambda _: reinforce(payoff, dist, generator=generator).grad, 375_000)
     assert_unbiased(draws, exact(Beta, payoff), power=0.1)

@@ -40,7 +40,7 @@ class Beta:
     params: Tensor
 
     def __post_init__(self) -> None:
-        require_params(self, even=True)
+        require_params(self, halves="of alpha and then of beta")
 
     def with_params(self, params: Tensor) -> Beta:
         return replace(self, params=params)
@@ -135,8 +135,8 @@ class Beta:
         return torch.where(left, density * tail, 1.0 - density * tail)
 
     def mode(self) -> Tensor:
-        ahead, behind = F.softplus(self.params).clamp(min=torch.finfo(self.params.dtype).tiny).chunk(2, -1)
-        return torch.sigmoid(ahead.log() - behind.log())
+        """The mean, the customary deterministic action: the densest point may be a bound, however much lies elsewhere."""
+        return self.mean
 
     def soften(self, z: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         """`[*, D]` within (-1, 1), as surrogates see it."""

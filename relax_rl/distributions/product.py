@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -97,9 +96,9 @@ class Product:
     def with_params(self, params: Tensor) -> Product:
         return replace(self, params=params)
 
-    @cached_property
+    @property
     def factors(self) -> tuple[Any, ...]:
-        """The distributions, each at its own entries of `params`."""
+        """The distributions, each at its own entries of `params`; made anew, with the graph if there is one now."""
         split = self.params.split([part.params for part in self.parts], -1)
         return tuple(part.family.with_params(own) for part, own in zip(self.parts, split, strict=True))
 

@@ -14,7 +14,7 @@ from relax_rl.agents.networks import NetworkParts
 from relax_rl.agents.returns import VTrace, gae, n_step_returns, vtrace
 from relax_rl.agents.statistics import UpdateInfo
 from relax_rl.errors import SettingsError, did_you_mean
-from relax_rl.networks.spaces import ActionEncoder
+from relax_rl.networks.actions import action_encoder
 from relax_rl.settings.naming import is_own, named, require_call
 
 __all__ = [
@@ -48,7 +48,7 @@ class RELAX(ActorCritic):
 
     (Grathwohl et al. 2018, eq. 9, with the advantage A for f.) The noise of z~ is coupled with that of z (Tucker et al.
     2017, appendix): z~ is z, and only moves otherwise with the parameters, so that c^ is asked once. For discrete,
-    multi-discrete and binary actions.
+    multi-discrete and binary actions, and for those beside continuous ones, which it treats as LAX does.
     """
 
     estimator = estimates.RELAX
@@ -127,7 +127,7 @@ def learn_of(name: str) -> str:
 
 
 def resolve_estimator(name: str, action_space: spaces.Space[Any]) -> str:
-    """The estimator to use: `auto` becomes relax for discrete actions and lax for continuous ones.
+    """The estimator to use: `auto` becomes lax for continuous actions, and relax for discrete and hybrid ones.
 
     `module:name` imports an `AgentEstimator`, or a function of (experience, distribution, surrogate) that estimates, and
     registers it.
@@ -135,7 +135,7 @@ def resolve_estimator(name: str, action_space: spaces.Space[Any]) -> str:
     Raises:
         SettingsError: if there is no such estimator, or it does not fit the action space.
     """
-    actions = ActionEncoder(action_space)
+    actions = action_encoder(action_space)
     if name == "auto":
         return "lax" if actions.kind == "gaussian" else "relax"
     if is_own(name):

@@ -18,9 +18,10 @@ from relax_rl.agents.normalization import ObservationNormalizer
 from relax_rl.compute.devices import resolve_device
 from relax_rl.critics import ValueFunction
 from relax_rl.errors import SettingsError
+from relax_rl.networks.actions import action_encoder, first_action, outcomes_to_env, require_bounds
 from relax_rl.networks.masks import action_masks_for
 from relax_rl.networks.policies import Policy
-from relax_rl.networks.spaces import ActionEncoder, ObservationEncoder
+from relax_rl.networks.spaces import ObservationEncoder
 from relax_rl.settings.config import AgentConfig
 from relax_rl.settings.fields import whole
 
@@ -63,14 +64,17 @@ class Actor:
         self.seed = whole("seed", seed, least=0)
         self.observation_space, self.action_space = observation_space, action_space
         self.observations = observations_for(observation_space, config, own_networks=own_networks)
-        self.actions, self.masks = ActionEncoder(action_space), action_masks_for(action_space)
+        self.actions, self.masks = action_encoder(action_space), action_masks_for(action_space)
         self.policy_observations = self.observations.only(config.policy_keys, "policy_keys")
         self.critic_observations = self.observations.only(config.critic_keys, "critic_keys")
         if config.normalize_obs and not len(self.observations.vector_columns()):
             config = replace(config, normalize_obs=False)  # images are not normalised
         self.config = config
-        if config.squash:
-            self.actions.require_bounded()
+        beta = config.action_distribution == "beta"
+        require_bounds(self.actions, squash=config.squash, beta=beta)
+        self._outcomes_to_env = outcomes_to_env(
+            self.actions, squash=config.squash, beta=beta, rescale=config.rescale_actions
+        )
         self.device = resolve_device(config.device)
         self.generator = torch.Generator(self.device).manual_seed(self.seed)
         self.obs_normalizer: ObservationNormalizer | None = None
@@ -144,14 +148,14 @@ class Actor:
             dist = self.policy.distribution(params, None if mask is None else mask.to(self.device))
             return dist.threshold(dist.relax(noise))
 
-    def to_env(self, outcome: np.ndarray) -> np.ndarray:
-        """Outcomes `[N, ...]` of the action distribution as actions of the environment."""
-        if self.config.squash:
-            return self.actions.to_env(np.tanh(outcome), squashed=True)
-        return self.actions.to_env(outcome)
+    def to_env(self, outcome: np.ndarray) -> Any:
+        """Outcomes `[N, ...]` of the action distribution as actions of the environment, arrays nested like its space."""
+        return self._outcomes_to_env(outcome)
 
-    def act(self, obs: Any, *, deterministic: bool = False, action_masks: Any = None) -> np.ndarray:
+    def act(self, obs: Any, *, deterministic: bool = False, action_masks: Any = None) -> Any:
         """Actions for a batch of raw observations, ready for `envs.step`; the mode of the policy if `deterministic`.
+
+        An array `[N, ...]`, or such arrays nested like a Dict or Tuple space.
 
         Args:
             obs: `[N, ...]`; leaves that the policy does not see may be left out.
@@ -192,8 +196,10 @@ class Actor:
         action_masks: Any = None,
         *,
         observation: Any = None,
-    ) -> tuple[np.ndarray, Any]:
+    ) -> tuple[Any, Any]:
         """Stable-Baselines3's `predict`: actions for one observation or a batch, and the state, which is passed through.
+
+        Actions have the structure of the action space: an array, or arrays in dictionaries and tuples.
 
         Args:
             obs: one raw observation, or a batch of them; leaves that the policy does not see may be left out.
@@ -210,4 +216,4 @@ class Actor:
         if single and action_masks is not None and self.masks is not None:
             action_masks = self.masks.row(action_masks)[None]
         actions = self.act(batch, deterministic=deterministic, action_masks=action_masks)
-        return (actions.squeeze(0) if single else actions), state
+        return (first_action(actions) if single else actions), state

@@ -99,7 +99,7 @@ def identity_of(networks: Networks, estimator: AgentEstimator, config: AgentConf
     policy = networks.policy
     # A network as a text tells its layers, but not what stands between them without being a module.
     functions = [config.activation, config.surrogate_activation, config.precision]
-    actions = [policy.kind, policy.sizes, policy.squash, policy.state_dependent_std]
+    actions = [policy.kind, policy.sizes, policy.squash, policy.state_dependent_std, policy.beta]
     return str([functions, actions, networks])
 
 

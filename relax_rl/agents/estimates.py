@@ -70,7 +70,10 @@ def a2c(x: Experience, dist: Any, surrogate: nn.Module | None = None) -> Tensor:
 
 
 def relax(x: Experience, dist: Any, surrogate: nn.Module) -> Tensor:
-    """g = (A - c^(s, z~)) dlog pi(a | s) + dc^(s, z) - dc^(s, z~), z~ = z (Grathwohl et al. 2018, eq. 9)."""
+    """g = (A - c^(s, z~)) dlog pi(a | s) + dc^(s, z) - dc^(s, z~), z~ = z (Grathwohl et al. 2018, eq. 9).
+
+    The continuous part of a hybrid action, which z~ holds as it is, moves in c^(s, z) alone: LAX.
+    """
     control = surrogate_at(surrogate, x.features, dist)
     return estimators.relax(
         x.advantage, dist, control, noise=x.noise, sample=x.action, score=x.score, coupling="coupled"
@@ -90,6 +93,7 @@ def marginal(x: Experience, dist: Any, surrogate: nn.Module) -> Tensor:
 
 
 DISCRETE = ("categorical", "multi_categorical", "bernoulli")
+_KIND_NAMES = {"gaussian": "continuous", "hybrid": "hybrid"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +111,13 @@ class AgentEstimator:
 
     name: str
     estimate: Estimate
-    action_kinds: tuple[str, ...] = (*DISCRETE, "gaussian")
+    action_kinds: tuple[str, ...] = (*DISCRETE, "gaussian", "hybrid")
     uses_surrogate: bool = False
     signal: Literal["advantage", "return_"] = "advantage"
     most_actions: int | None = None
 
 
-RELAX = AgentEstimator(name="relax", estimate=relax, action_kinds=DISCRETE, uses_surrogate=True)
+RELAX = AgentEstimator(name="relax", estimate=relax, action_kinds=(*DISCRETE, "hybrid"), uses_surrogate=True)
 LAX = AgentEstimator(name="lax", estimate=lax, action_kinds=("gaussian",), uses_surrogate=True)
 MARGINAL = AgentEstimator(
     name="marginal", estimate=marginal, action_kinds=DISCRETE, uses_surrogate=True, most_actions=64
@@ -126,7 +130,7 @@ BUILT_IN = (RELAX, LAX, MARGINAL, A2C, REINFORCE)
 def check_estimator(estimator: AgentEstimator, actions: ActionEncoder) -> None:
     """Raises SettingsError if an estimator is not for such actions, or asks for each of too many."""
     if actions.kind not in estimator.action_kinds:
-        other, kind = ("lax", "continuous") if actions.kind == "gaussian" else ("relax", "discrete")
+        other, kind = "lax" if actions.kind == "gaussian" else "relax", _KIND_NAMES.get(actions.kind, "discrete")
         raise SettingsError(
             f"estimator {estimator.name!r} does not fit {kind} actions; use {other!r} (or auto, a2c, reinforce)"
         )

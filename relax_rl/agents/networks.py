@@ -239,6 +239,7 @@ def make_networks(
         ordinal_std_init=config.ordinal_std_init,
         state_dependent_std=config.state_dependent_std,
         squash=config.squash,
+        beta=config.action_distribution == "beta",
     )
     if not shared:
         torso = _torso(critic_sees, config) if parts is None else parts.value_torso

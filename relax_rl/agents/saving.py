@@ -14,8 +14,9 @@ from torch import Tensor
 from relax_rl.agents.networks import make_networks, observations_for
 from relax_rl.compute.serialization import pack
 from relax_rl.errors import CheckpointError, SettingsError
+from relax_rl.networks.actions import action_encoder, unit_scale
 from relax_rl.networks.space_json import space_from_json
-from relax_rl.networks.spaces import ActionEncoder, ObservationEncoder
+from relax_rl.networks.spaces import ObservationEncoder
 from relax_rl.settings.config import AgentConfig
 from relax_rl.settings.fields import from_json, whole
 
@@ -78,7 +79,7 @@ def described(state: Mapping[str, Any], source: str) -> Description:
 
 
 _SHAPE_NO_TENSOR = (
-    *("activation", "surrogate_activation", "squash", "state_dependent_std", "normalize_keys"),
+    *("activation", "surrogate_activation", "squash", "state_dependent_std", "normalize_keys", "action_distribution"),
     *("residual", "cnn", "policy_keys", "critic_keys"),
 )
 """Settings that say what the numbers of a network mean."""
@@ -88,10 +89,13 @@ def check_fits(
     saved: Description, config: AgentConfig, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
 ) -> None:
     """Raises CheckpointError unless the numbers of an agent mean in another what they meant in it."""
+    names = [*_SHAPE_NO_TENSOR]
+    if unit_scale(action_encoder(action_space)) is not None:
+        names.append("rescale_actions")
     for what, theirs, ours in (
         ("observation space", saved.observation_space, observation_space),
         ("action space", saved.action_space, action_space),
-        *((name, getattr(saved.config, name), getattr(config, name)) for name in _SHAPE_NO_TENSOR),
+        *((name, getattr(saved.config, name), getattr(config, name)) for name in names),
     ):
         if theirs != ours:
             raise CheckpointError(f"the checkpoint does not fit this agent: its {what} is {theirs}, here it is {ours}")
@@ -116,7 +120,7 @@ def check_sizes(
         CheckpointError: one is missing, or of another shape.
     """
     with torch.device("meta"):
-        observations, actions = observations_for(observation_space, config), ActionEncoder(action_space)
+        observations, actions = observations_for(observation_space, config), action_encoder(action_space)
         networks = make_networks(observations, actions, config, surrogate=surrogate)
         expected = pack(networks.parts())
     for name, x in expected.items():

@@ -32,7 +32,12 @@ class CheckedActions(spaces.MultiDiscrete):
 
 
 def action_checker(space: spaces.Space[Any], num_envs: int) -> Callable[[Any], Any]:
-    """A function that returns a batch of actions in the space's dtype, or raises SettingsError."""
+    """A function that returns a batch of actions in the space's dtype, or raises SettingsError.
+
+    Those of a Dict or Tuple space are arrays `[N, ...]` nested like it.
+    """
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        return _structure_checker(space, num_envs)
     low: Any
     high: Any
     if isinstance(space, spaces.Discrete):
@@ -58,6 +63,30 @@ def action_checker(space: spaces.Space[Any], num_envs: int) -> Callable[[Any], A
         return array.astype(dtype)
 
     return check
+
+
+def _structure_checker(space: spaces.Dict | spaces.Tuple, num_envs: int) -> Callable[[Any], Any]:
+    if isinstance(space, spaces.Dict):
+        named = {key: action_checker(part, num_envs) for key, part in space.spaces.items()}
+
+        def check_dict(action: Any) -> dict[str, Any]:
+            if not isinstance(action, Mapping) or action.keys() != named.keys():
+                found = list(action) if isinstance(action, Mapping) else type(action).__name__
+                raise SettingsError(
+                    f"actions are {found}, expected a dictionary of arrays by {', '.join(map(str, named))}"
+                )
+            return {key: check(action[key]) for key, check in named.items()}
+
+        return check_dict
+    placed = [action_checker(part, num_envs) for part in space.spaces]
+
+    def check_tuple(action: Any) -> tuple[Any, ...]:
+        if not isinstance(action, tuple | list) or len(action) != len(placed):
+            found = f"{len(action)} parts" if isinstance(action, tuple | list) else type(action).__name__
+            raise SettingsError(f"actions are {found}, expected a tuple of {len(placed)} arrays")
+        return tuple(check(part) for check, part in zip(placed, action, strict=True))
+
+    return check_tuple
 
 
 def copied(obs: Any) -> Any:

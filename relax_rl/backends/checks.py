@@ -15,7 +15,8 @@ from relax_rl.backends.creation import one_line_errors
 from relax_rl.backends.registry import find_spec
 from relax_rl.backends.single import kept_space, misfit, vector_reward
 from relax_rl.errors import SettingsError
-from relax_rl.networks.spaces import ActionEncoder, ObservationEncoder, leaf_spaces
+from relax_rl.networks.actions import action_encoder
+from relax_rl.networks.spaces import ObservationEncoder, leaf_spaces
 
 __all__ = ["FirstLook", "check_env"]
 
@@ -118,7 +119,7 @@ def check_env(env: gym.Env[Any, Any] | str, *, steps: int = 200, seed: int = 0) 
 
 
 def _of_spaces(env: gym.Env[Any, Any]) -> Iterator[str]:
-    for name, read in (("observation", _read), ("action", ActionEncoder)):
+    for name, read in (("observation", _read), ("action", action_encoder)):
         try:
             read(getattr(env, f"{name}_space"))
         except SettingsError as error:

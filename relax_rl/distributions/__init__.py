@@ -13,10 +13,12 @@ for infinite logits, which mask a choice or fix a bit.
 """
 
 from relax_rl.distributions.bernoulli import Bernoulli
+from relax_rl.distributions.beta import Beta
 from relax_rl.distributions.categorical import Categorical
 from relax_rl.distributions.gaussian import DiagGaussian, TanhGaussian
 from relax_rl.distributions.multi_categorical import MultiCategorical
 from relax_rl.distributions.noise import gumbel_noise, logistic_noise
+from relax_rl.distributions.product import Product
 from relax_rl.distributions.protocols import (
     Distribution,
     FiniteDistribution,
@@ -27,11 +29,13 @@ from relax_rl.distributions.protocols import (
 
 __all__ = [
     "Bernoulli",
+    "Beta",
     "Categorical",
     "DiagGaussian",
     "Distribution",
     "FiniteDistribution",
     "MultiCategorical",
+    "Product",
     "RelaxedDistribution",
     "SlopedDistribution",
     "SlopedRelaxation",

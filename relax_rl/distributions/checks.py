@@ -18,13 +18,13 @@ def on_host(x: Tensor) -> bool:
     return not (torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack())
 
 
-def require_params(dist: Any, *, width: int | None = None, even: bool = False) -> None:
+def require_params(dist: Any, *, width: int | None = None, halves: str = "") -> None:
     """Check the parameters of a distribution that is being made; what they hold is not looked at.
 
     Args:
         dist: whose `params` are checked.
         width: of the last dimension; None for any.
-        even: whether that is two halves.
+        halves: what its two halves are, if it has two.
 
     Raises:
         TypeError: they are no tensor of floating-point numbers.
@@ -35,8 +35,8 @@ def require_params(dist: Any, *, width: int | None = None, even: bool = False) -
         what = str(params.dtype) if isinstance(params, Tensor) else type(params).__name__
         raise TypeError(f"params of {family} are {what}, expected a tensor of floating-point numbers")
     last = params.shape[-1] if params.dim() else 0
-    if last == 0 or (width is not None and last != width) or (even and last % 2):
-        wanted = "an even number, means and then log standard deviations" if even else width or "at least 1"
+    if last == 0 or (width is not None and last != width) or (halves and last % 2):
+        wanted = f"an even number, {halves}" if halves else width or "at least 1"
         raise ValueError(f"params of {family} have shape {tuple(params.shape)}, expected a last dimension of {wanted}")
 
 

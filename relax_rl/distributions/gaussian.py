@@ -27,7 +27,7 @@ class DiagGaussian:
     params: Tensor
 
     def __post_init__(self) -> None:
-        require_params(self, even=True)
+        require_params(self, halves="means and then log standard deviations")
 
     def with_params(self: GaussianSelf, params: Tensor) -> GaussianSelf:
         return replace(self, params=params)

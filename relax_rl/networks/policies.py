@@ -8,7 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, Distribution, MultiCategorical, TanhGaussian
+from relax_rl.distributions import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    DiagGaussian,
+    Distribution,
+    MultiCategorical,
+    Product,
+    TanhGaussian,
+)
+from relax_rl.networks.actions import num_continuous, ordered_choices
 from relax_rl.networks.spaces import ActionEncoder
 from relax_rl.networks.torsos import Torso, orthogonal
 
@@ -32,6 +42,7 @@ class Policy(nn.Module):
             first standing for -1 and the last for 1; inf for choices in no order.
         state_dependent_std: whether it is an output of the network or a free parameter.
         squash: squash Gaussian actions by tanh.
+        beta: continuous actions are beta variables in the place of Gaussians.
     """
 
     def __init__(
@@ -43,24 +54,31 @@ class Policy(nn.Module):
         ordinal_std_init: float = math.inf,
         state_dependent_std: bool = False,
         squash: bool = False,
+        beta: bool = False,
     ) -> None:
         super().__init__()
-        self.torso, self.kind, self.sizes, self.squash = torso, actions.kind, actions.sizes, squash
-        size = sum(actions.sizes)
-        gaussian = actions.kind == "gaussian"
+        self.torso, self.sizes, self.squash = torso, actions.sizes, squash
+        self.kind = "beta" if beta and actions.kind == "gaussian" else actions.kind
+        size, self.continuous = sum(actions.sizes), num_continuous(actions)
+        self.beta, gaussian = beta and self.continuous > 0, self.continuous > 0 and not beta
         self.state_dependent_std = gaussian and state_dependent_std
-        self.head = orthogonal(nn.Linear(torso.num_features, 2 * size if self.state_dependent_std else size), 0.01)
+        doubled = self.state_dependent_std or self.beta
+        self.head = orthogonal(nn.Linear(torso.num_features, size + self.continuous * doubled), 0.01)
+        choices = ordered_choices(actions)
         with torch.no_grad():
             if self.state_dependent_std:
-                self.head.bias[size:] = log_std_init
-            elif actions.kind == "multi_categorical":
-                self.head.bias.copy_(torch.cat([_ordinal_logits(n, ordinal_std_init) for n in actions.sizes]))
-        self.log_std = nn.Parameter(torch.full((size,), log_std_init)) if gaussian and not state_dependent_std else None
+                self.head.bias[self.continuous : 2 * self.continuous] = log_std_init
+            if choices:
+                logits = [_ordinal_logits(n, ordinal_std_init if ordered else math.inf) for n, ordered in choices]
+                self.head.bias[-sum(n for n, _ in choices) :] = torch.cat(logits)
+        free = gaussian and not state_dependent_std
+        self.log_std = nn.Parameter(torch.full((self.continuous,), log_std_init)) if free else None
+        self._hybrid = self._product() if actions.kind == "hybrid" else None
 
     @property
     def num_params(self) -> int:
         """P, the number of parameters of one action distribution."""
-        return sum(self.sizes) * (2 if self.kind == "gaussian" else 1)
+        return sum(self.sizes) + self.continuous
 
     def forward(self, obs: Tensor) -> Tensor:
         """`[B, P]` parameters from `[B, ...]` observations."""
@@ -73,11 +91,23 @@ class Policy(nn.Module):
 
     def params_from(self, out: Tensor) -> Tensor:
         """`[B, P]` parameters from what the head gives."""
+        if self.kind == "hybrid":
+            return self._hybrid_params(out)
         if self.log_std is not None:
             return torch.cat([out, self.log_std.expand_as(out)], -1)
         if self.state_dependent_std:
             mean, log_std = out.chunk(2, -1)
             return torch.cat([mean, log_std.clamp(*_LOG_STD_RANGE)], -1)
+        return out
+
+    def _hybrid_params(self, out: Tensor) -> Tensor:
+        """The same where choices follow the numbers."""
+        numbers = self.continuous
+        if self.log_std is not None:
+            return torch.cat([out[..., :numbers], self.log_std.expand(*out.shape[:-1], -1), out[..., numbers:]], -1)
+        if self.state_dependent_std:
+            mean, log_std, rest = out.tensor_split((numbers, 2 * numbers), -1)
+            return torch.cat([mean, log_std.clamp(*_LOG_STD_RANGE), rest], -1)
         return out
 
     def masked(self, params: Tensor, mask: Tensor | None) -> Tensor:
@@ -103,7 +133,20 @@ class Policy(nn.Module):
             return MultiCategorical(params, self.sizes)
         if self.kind == "bernoulli":
             return Bernoulli(params)
+        if self._hybrid is not None:
+            return self._hybrid.with_params(params)
+        return self._of_numbers(params)
+
+    def _of_numbers(self, params: Tensor) -> Distribution:
+        if self.beta:
+            return Beta(params)
         return TanhGaussian(params) if self.squash else DiagGaussian(params)
+
+    def _product(self) -> Product:
+        """The distribution of numbers and choices; its parameters do not matter."""
+        numbers = torch.zeros((1, 2 * self.continuous), device="cpu")
+        choices = torch.zeros((1, sum(self.sizes[1:])), device="cpu")
+        return Product.of(self._of_numbers(numbers), MultiCategorical(choices, self.sizes[1:]))
 
 
 def _ordinal_logits(choices: int, std: float) -> Tensor:

@@ -18,7 +18,7 @@ __all__ = ["ActionEncoder", "Leaf", "ObservationEncoder", "leaf_spaces"]
 _FAR = 2.0**16
 """Size of a number from which float32 may cut digits that matter: its steps are 1/128 there."""
 
-ActionKind = Literal["categorical", "multi_categorical", "bernoulli", "gaussian"]
+ActionKind = Literal["categorical", "multi_categorical", "bernoulli", "gaussian", "hybrid"]
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class AgentConfig:
     """How the agent learns: the same settings for every estimator."""
 
     DROPPED: ClassVar[dict[str, Any]] = {"surrogate_regression": 0.0, "surrogate_replay": 0, "advantage_scale": "none"}
-    BEFORE: ClassVar[dict[str, Any]] = {"cnn": "legacy"}
+    BEFORE: ClassVar[dict[str, Any]] = {"cnn": "legacy", "rescale_actions": False}
 
     num_steps: int = setting(5, least=1, cap=2**20)
     """Steps each environment takes between two updates."""
@@ -151,6 +151,10 @@ class AgentConfig:
     """Continuous actions: the standard deviation is an output of the network instead of a free parameter."""
     squash: bool = False
     """Continuous actions: squash by tanh onto the bounds instead of clipping to them."""
+    action_distribution: Literal["gaussian", "beta"] = "gaussian"
+    """Continuous actions: a Gaussian, or a beta distribution from bound to bound, which needs finite bounds and never leaves them."""
+    rescale_actions: bool = True
+    """Continuous actions with bounds far from -1 and 1 (half-width below 0.1 or above 10, or 0 not between them): the Gaussian's 0 and 1 stand for the middle and the half-width."""
     normalize_obs: bool = False
     """Normalise vector observations by their running mean and standard deviation."""
     normalize_keys: tuple[str, ...] = ()
@@ -171,6 +175,11 @@ class AgentConfig:
             raise SettingsError(f"epochs is {self.epochs}, expected 1, or a finite clip_range or target_kl beside it")
         if self.normalize_keys and not self.normalize_obs:
             raise SettingsError(f"normalize_keys is {self.normalize_keys}, expected normalize_obs beside it")
+        if self.action_distribution == "beta" and (self.squash or self.state_dependent_std):
+            name = "squash" if self.squash else "state_dependent_std"
+            raise SettingsError(
+                f"{name} is True, but it is for action_distribution 'gaussian', not 'beta'; leave it off"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +187,7 @@ class RunConfig:
     """One training run and what it leaves behind."""
 
     estimator: Estimator = setting("auto", open=True)
-    """Gradient estimator; auto takes relax for discrete actions and lax for continuous ones; module:name takes one of your own."""
+    """Gradient estimator; auto takes relax for discrete and hybrid actions and lax for continuous ones; module:name takes one of your own."""
     networks: str | None = None
     """Networks of your own: module:factory; a run that is gone on with has to be told of them again."""
     preset: str = "none"
@@ -241,7 +250,7 @@ class TrainConfig:
         "networks": (
             "hidden activation layer_norm residual cnn cnn_features precision embed policy_keys critic_keys networks"
         ),
-        "actions": "log_std_init ordinal_std_init state_dependent_std squash",
+        "actions": "log_std_init ordinal_std_init state_dependent_std squash action_distribution rescale_actions",
         "environment": "env_kwargs drop_keys action_masks mask_key vectorization bins sticky_actions life_loss_terminal",
         "evaluation": "eval_interval eval_episodes eval_step_limit",
         "output": "log_interval checkpoint_interval keep_checkpoints tensorboard track track_project logger quiet profile",

@@ -20,6 +20,7 @@ from relax_rl.agents.estimates import a2c
 from relax_rl.backends.snapshots import ForkableEnv
 from relax_rl.errors import SettingsError
 from relax_rl.estimators.diagnostics import VarianceParts, variance_parts
+from relax_rl.networks.actions import action_rows
 from relax_rl.variance.contenders import REFERENCE, Contender
 
 __all__ = ["EXACT_VALUE", "Tails", "decompose", "follow"]
@@ -179,7 +180,8 @@ def _advantages(
     advantage = torch.zeros(len(forks), dtype=torch.float32, device=agent.device)
     alive, value, weight = torch.arange(len(forks)), value.expand(len(forks)), 1.0
     for _ in range(horizon):
-        steps = [forks[i].step(a) for i, a in zip(alive.tolist(), agent.to_env(outcome.cpu().numpy()), strict=True)]
+        actions = action_rows(agent.to_env(outcome.cpu().numpy()), len(alive))
+        steps = [forks[i].step(a) for i, a in zip(alive.tolist(), actions, strict=True)]
         reward, terminated, truncated = (
             torch.tensor([float(step[k]) for step in steps], dtype=torch.float32) for k in (1, 2, 3)
         )

@@ -25,7 +25,8 @@ from relax_rl.comparison.process import last_row
 from relax_rl.experiments.data import Dataset
 from relax_rl.experiments.toy import run as toy
 from relax_rl.experiments.vae import session
-from relax_rl.runs import RunFolder
+from relax_rl.runs import RunFolder, reporting
+from relax_rl.runs.loggers import GroupLogger
 
 __all__ = ["DOCUMENTS", "LANGUAGES", "NOT_RUN", "ROOT", "Shell", "blocks", "commands", "program_words", "would_start"]
 
@@ -98,6 +99,8 @@ class Shell:
         data = Dataset("stripes", images[:14], images[14:22], images[22:], shape=(4, 3), dynamic=False)
         patch.setattr(session, "load_data", lambda *_, **__: data)
         patch.setattr(pool, "CommandProcess", _Here)
+        patch.setattr(reporting, "Tracker", _Untold)  # tests/test_tracking.py has the libraries themselves
+        patch.setattr(reporting, "require_trackers", lambda names: None)
         patch.setattr(toy, "SURROGATE_STEPS", 20)
         patch.setattr(Figure, "savefig", lambda *_, **__: None)  # drawing takes longer than all the rest
 
@@ -169,6 +172,16 @@ def shortened(command: str, arguments: Sequence[str]) -> list[str]:
     if command in ("train", "vae") and not resumed:
         words += ["--compile", "off"]
     return [*words, *(["--quiet"] if command not in ("evaluate", "variance") else [])]
+
+
+class _Untold(GroupLogger):
+    """In place of `Tracker`: nobody hears anything."""
+
+    def __init__(self, name: str, *_: Any, **__: Any) -> None:
+        self.name = name
+
+    def log(self, *_: Any, **__: Any) -> None:
+        """Nobody hears it."""
 
 
 class _Here:

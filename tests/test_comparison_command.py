@@ -124,27 +124,33 @@ def start(folder: Path, *args: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def wait_for(what, process: subprocess.Popen | None = None, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
+def wait_for(what, process: subprocess.Popen | None = None) -> None:
+    """As long as it takes: on a machine that others use, processes take minutes to come up; the test's limit ends it."""
     while not what():
-        assert time.monotonic() < deadline, "nothing has happened"
         assert process is None or process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
 
 
+@pytest.mark.timeout(900)
 def test_a_comparison_goes_on_after_ctrl_c_and_after_a_kill(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "it" / "runs" / "CartPole-v1-a2c-s0"
-    args = ["--env", "CartPole-v1", "--estimators", "a2c", "--seeds", "1", "--total-steps", "8000", *SMALL[:-1]]
+    args = ["--env", "CartPole-v1", "--estimators", "a2c", "--seeds", "1", "--total-steps", "16000", *SMALL[:-1]]
+
+    ended = threading.Event()
 
     def interrupt() -> None:
-        wait_for(lambda: any(run.glob("checkpoints/step_*")))
-        os.kill(os.getpid(), signal.SIGINT)
+        wait_for(lambda: any(run.glob("checkpoints/step_*")) or ended.is_set())
+        if not ended.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    code = main(["compare", *args, "checkpoint_interval=1000", "--run-dir", "it", "--num-workers", "1"])
-    thread.join()
+    try:
+        code = main(["compare", *args, "checkpoint_interval=1000", "--run-dir", "it", "--num-workers", "1"])
+    finally:
+        ended.set()
+        thread.join()
     out, err = capsys.readouterr()
     assert code == 130 and err == ""
     assert out.splitlines()[-1].endswith("compare --resume it")
@@ -170,7 +176,7 @@ def test_a_comparison_goes_on_after_ctrl_c_and_after_a_kill(tmp_path, capsys, mo
     assert len(record["resumed"]) == 2
     assert record["resumed"][1]["step"] >= int(killed[5:14]), "what the kill interrupted was saved all the same"
     episodes, progress = read_csv(run / "episodes.csv"), read_csv(run / "progress.csv")
-    assert progress["step"] == sorted(progress["step"]) and progress["step"][-1] >= 8000
+    assert progress["step"] == sorted(progress["step"]) and progress["step"][-1] >= 16000
     assert len(episodes["step"]) == progress["episodes"][-1] and episodes["step"] == sorted(episodes["step"])
     commands = [line for line in (tmp_path / "it" / "report.md").read_text().splitlines() if line.startswith("    ")]
     assert len(commands) == 3 and all("compare" in line for line in commands), "every session's command"

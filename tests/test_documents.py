@@ -50,6 +50,7 @@ OTHERS = {
     ),
     *("--other", "--algo", "--help", "--version", "--backend", "--index-url", "--extra-index-url"),
     *("--env", "--busy"),
+    "--project",  # trackio
 }
 
 
@@ -74,6 +75,8 @@ def test_code_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     if document.name == "vae.md":
         pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
+    if document.name == "logging.md":
+        pytest.importorskip("pandas", reason="reads tables with it")
     namespace: dict[str, Any] = {}
     for number, block in enumerate(blocks(document, "python")):
         # Estimators have numbers of draws beside those of steps.
@@ -88,6 +91,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 
 gymnasium.register("MyEnv-v0", CartPoleEnv, max_episode_steps=20)
 """
+MY_LOGGERS = "from tests.fakes import Rows\n\ndef Highest(config):\n    return Rows()\n"
 
 
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if commands(d)], ids=lambda d: d.name)
@@ -98,6 +102,7 @@ def test_commands_run(document: Path, tmp_path: Path, finished_run: Path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "envs.py").write_text(MY_ENVS)
+    (tmp_path / "my_package" / "loggers.py").write_text(MY_LOGGERS)
     shell = Shell(finished_run, monkeypatch)
     found = commands(document)
     left_out = [line for line in found if line.startswith((*NOT_RUN, ". "))]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from relax_rl.commands.evaluate import EvaluateConfig
+from relax_rl.comparison.config import CompareConfig
 from relax_rl.errors import SettingsError
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.settings.config import EnvConfig, TrainConfig
@@ -177,7 +178,7 @@ def help_at(columns, kind, monkeypatch, capsys):
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", [TrainConfig, VaeConfig])
+@pytest.mark.parametrize("kind", [TrainConfig, VaeConfig, CompareConfig])
 def test_every_option_stands_in_one_section(kind, monkeypatch, capsys):
     listed = [name for names in kind.SECTIONS.values() for name in names.split()]
     assert sorted(listed) == sorted(settings_of(kind))

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from relax_rl.agents.rollouts import Rollout
 from relax_rl.agents.statistics import UpdateInfo, stops
 from relax_rl.envs import Step
 from relax_rl.errors import SettingsError
 from relax_rl.settings.fields import shown
-
-if TYPE_CHECKING:
-    from relax_rl.agents.agent import ActorCritic
 
 __all__ = [
     "HOOKS",
@@ -34,6 +31,14 @@ __all__ = [
 
 HOOKS = ("on_rollout", "on_update", "on_episode", "on_evaluation")
 """What a listener may have; each is called with `(agent, info)`."""
+
+
+class Learning(Protocol):
+    """An agent, as far as it is listened to."""
+
+    steps: int
+    updates: int
+    listeners: Listeners | None
 
 
 class HearsRollouts(Protocol):
@@ -120,14 +125,14 @@ class Listeners:
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """Nobody listens to a copy of the agent."""
 
-    def rollout(self, agent: ActorCritic, rollout: Rollout) -> None:
+    def rollout(self, agent: Learning, rollout: Rollout) -> None:
         """Tell of a rollout of this process, of which the agent has not learned yet."""
         if self._hooks["on_rollout"]:
             reward = rollout.reward[rollout.valid]
             numbers = {"rollout/steps": float(len(reward)), "rollout/reward_mean": float(reward.mean())}
             self._tell("on_rollout", agent, UpdateInfo(agent.steps, agent.updates, rollout.episodes, numbers))
 
-    def update(self, agent: ActorCritic, info: UpdateInfo) -> None:
+    def update(self, agent: Learning, info: UpdateInfo) -> None:
         """Tell of an update, and before that of each episode that ended in its rollout."""
         if self._hooks["on_episode"]:
             for episode in info.episodes:
@@ -135,12 +140,12 @@ class Listeners:
                 self._tell("on_episode", agent, UpdateInfo(info.steps, info.updates, (episode,), numbers))
         self._tell("on_update", agent, info)
 
-    def evaluation(self, agent: ActorCritic, numbers: Mapping[str, float]) -> None:
+    def evaluation(self, agent: Learning, numbers: Mapping[str, float]) -> None:
         """Tell of an evaluation, with its numbers by name."""
         told = {f"evaluation/{name}": float(value) for name, value in numbers.items()}
         self._tell("on_evaluation", agent, UpdateInfo(agent.steps, agent.updates, (), told))
 
-    def _tell(self, name: str, agent: ActorCritic, info: UpdateInfo) -> None:
+    def _tell(self, name: str, agent: Learning, info: UpdateInfo) -> None:
         answers = [hook(agent, info) for hook in self._hooks[name]]
         self.stopped = any(map(stops, answers)) or self.stopped
 
@@ -151,7 +156,7 @@ class Listeners:
 
 @contextmanager
 def listening(
-    agent: ActorCritic,
+    agent: Learning,
     given: Iterable[Listener] | Listener | None,
     on_step: Callable[[Step], object] | None,
 ) -> Iterator[Listeners]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from relax_rl.compute.host import usable_cores
 from relax_rl.compute.serialization import write_json
@@ -27,6 +27,15 @@ PeerName = Literal["sb3-a2c", "sb3-ppo"]
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
     """Compare estimators, and other libraries, over environments and seeds."""
+
+    SECTIONS: ClassVar[dict[str, str]] = {
+        "what is compared": "env env_kwargs estimators peers set seeds first_seed total_steps",
+        "scores": "threshold stop_when_solved",
+        "tuning": "tune tune_seeds tune_steps tune_peers",
+        "gradient variance": "variance variance_of variance_batches variance_fit_batches",
+        "where it runs": "num_workers ray_address",
+        "output": "run_dir resume quiet",
+    }
 
     env: tuple[str, ...] = setting(("CartPole-v1",), fits=bool, expected="the id of an environment")
     """Gymnasium ids; ID,bins=7 cuts continuous actions into 7 values per dimension."""

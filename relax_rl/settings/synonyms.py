@@ -37,6 +37,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "n_steps": ("num_steps", "steps"),
     "n_timesteps": ("total_steps", "steps"),
     "net_arch": ("hidden",),
+    "no_track": ("tensorboard",),
     "norm_obs": ("normalize_obs",),
     "norm_reward": ("normalize_reward",),
     "num_iterations": ("total_steps", "steps"),
@@ -48,15 +49,17 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "tensorboard_log": ("tensorboard",),
     "timesteps": ("total_steps", "steps"),
     "total_timesteps": ("total_steps", "steps"),
-    "track": ("tensorboard",),
     "trained_agent": ("resume",),
     "update_epochs": ("epochs",),
     "use_layer_norm": ("layer_norm",),
     "use_sde": ("state_dependent_std",),
+    "use_wandb": ("track", "tensorboard"),
     "value_keys": ("critic_keys",),
     "vec_env": ("vectorization",),
     "verbose": ("quiet",),
     "vf_coef": ("value_coef",),
+    "wandb_project": ("track_project",),
+    "wandb_project_name": ("track_project",),
 }
 """From their names to the settings that answer to them, the first of which that a command has is meant."""
 

@@ -16,12 +16,12 @@ from relax_rl.backends.batches import (
     CheckedActions,
     action_checker,
     copied,
-    put_row,
-    share_memory,
+    with_last_observations,
     without_broken,
 )
 from relax_rl.backends.checks import FirstLook
 from relax_rl.backends.creation import AskedVectorization, create_vector_env, is_atari
+from relax_rl.backends.masks import AskedMasks, EnvMasks
 from relax_rl.backends.records import Episode, Step
 from relax_rl.backends.registry import find_spec
 from relax_rl.backends.single import heed, vector_reward
@@ -59,9 +59,11 @@ class VectorEnvs:
         bins: cut every dimension of a Box of actions into this many equally spaced values, from bound to bound, and
             take choices among them (MultiDiscrete) instead; 0 leaves the actions as they are.
         first_env: how many environments of other processes stand before these; each process's get seeds of their own.
+        action_masks, mask_key: where masks of actions come from, see `make_envs`.
 
     Attributes:
         obs: `[N, ...]`, what the next action is chosen on.
+        action_mask: `[N, W]` bool, what that may be, as rows of `relax_rl.networks.masks.ActionMasks`; None without masks.
         first_env: how many environments of other processes stand before these.
         solve_threshold: the mean return at which the registration calls the environment solved, if it says so.
         vector_env: the wrapped environment.
@@ -81,6 +83,8 @@ class VectorEnvs:
         life_loss_terminal: bool = False,
         bins: int = 0,
         first_env: int = 0,
+        action_masks: AskedMasks = "auto",
+        mask_key: str | None = None,
     ) -> None:
         inner = vector_env.unwrapped
         self.vector_env = vector_env
@@ -93,11 +97,6 @@ class VectorEnvs:
         self.solve_threshold: float | None = inner.spec.reward_threshold if inner.spec is not None else None
         self.vectorization: Vectorization = vectorization or vectorization_of(inner)
         self.autoreset_mode: AutoresetMode = declared_autoreset_mode(vector_env)
-        if isinstance(inner, CartPoleVectorEnv) and self.autoreset_mode is not AutoresetMode.NEXT_STEP:
-            raise SettingsError(
-                f"native CartPole cannot autoreset by {self.autoreset_mode.name}: it resets finished environments itself, "
-                "in the next step; use NEXT_STEP or vectorization 'sync'"
-            )
         batch_size = getattr(inner, "batch_size", self.num_envs)
         if batch_size != self.num_envs:
             raise SettingsError(
@@ -114,6 +113,7 @@ class VectorEnvs:
         self._resetting, self._some_resetting = np.zeros(self.num_envs, dtype=bool), False
         self._episodes: list[Episode] = []
         self._look: FirstLook | None = FirstLook(self.single_observation_space, self.env_id)
+        self._masks = EnvMasks(vector_env, self.single_action_space, action_masks, mask_key, self.env_id, first_env)
         self.reset(seed)
 
     def reset(self, seed: int | Sequence[int] | None = None) -> Any:
@@ -129,9 +129,11 @@ class VectorEnvs:
 
         Raises:
             SettingsError: for a negative seed.
-            EnvironmentFault: if a worker process died, or an environment calls `sys.exit`.
+            EnvironmentFault: if a worker process died, an environment calls `sys.exit`, or a mask allows no action.
         """
-        seeds = None if seed is None else self._derived_seeds(seed)
+        seeds = (
+            None if seed is None else derived_seeds(self.vector_env, seed, self.first_env, (self.single_action_space,))
+        )
         with self._reset_report:
             obs, infos = self.vector_env.reset(seed=seeds)
         heed(infos)
@@ -144,6 +146,7 @@ class VectorEnvs:
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
         self.obs = self._owned(obs)
         self._look_at(self.obs)
+        self.action_mask: np.ndarray | None = self._masks.at_reset(self.obs, infos)
         return self.obs
 
     def step(self, action: Any) -> Step:
@@ -154,7 +157,7 @@ class VectorEnvs:
 
         Raises:
             SettingsError: if an action has the wrong shape or lies outside the space (ale-py would wait for ever).
-            EnvironmentFault: if a worker process died, or an environment calls `sys.exit`.
+            EnvironmentFault: if a worker process died, an environment calls `sys.exit`, or a mask allows no action.
         """
         action = self._checked_action(action)
         taken = action if self._bins is None else self._bins.to_box(action)
@@ -176,7 +179,7 @@ class VectorEnvs:
         if self._look is not None:
             self._look_at(next_obs)
         done = terminated | truncated
-        some_done = bool(done.any())
+        some_done, reset_infos = bool(done.any()), None
         self._returns += reward
         self._lengths += valid
         lives = self._lives_in(infos)
@@ -191,9 +194,15 @@ class VectorEnvs:
                 # Nothing starts from such an observation, and nothing is bootstrapped from it: it may be anything.
                 self.obs = next_obs = without_broken(next_obs, terminated)
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
-                next_obs = self._with_last_observations(next_obs, infos, done)
+                first = getattr(self.vector_env.unwrapped, "_env_obs", None)
+                next_obs = with_last_observations(next_obs, infos.get("final_obs"), first, done, self.env_id)
             elif self.autoreset_mode is AutoresetMode.DISABLED:
-                self._reset_finished(done)
+                reset_infos = self._reset_finished(done)
+        if self.action_mask is not None:
+            over = self._resetting if reset_infos is None else done
+            self.action_mask = self._masks.after_step(
+                self.obs, infos, self._lengths, over=over, reset_infos=reset_infos
+            )
         if lost is not None and lost.any():
             terminated |= lost
             truncated &= ~lost
@@ -233,9 +242,6 @@ class VectorEnvs:
         """`[N]` steps in the present episodes, -1 where the next one is a reset."""
         return np.where(self._resetting, -1, self._lengths)
 
-    def _derived_seeds(self, seed: int | Sequence[int]) -> Any:
-        return derived_seeds(self.vector_env, seed, self.first_env, (self.single_action_space,))
-
     def _look_at(self, obs: Any) -> None:
         if self._look is not None and not self._look(obs):
             self._look = None
@@ -262,23 +268,7 @@ class VectorEnvs:
         self._returns[done] = 0.0
         self._lengths[done] = 0
 
-    def _with_last_observations(self, obs: Any, infos: Mapping[str, Any], done: np.ndarray) -> Any:
-        """The observations, where an episode ended its last one instead of the first of the next."""
-        last = infos.get("final_obs")
-        if last is None:
-            raise SettingsError(f"{self.env_id} autoresets by SAME_STEP but hands out no final_obs; use NEXT_STEP")
-        first = getattr(self.vector_env.unwrapped, "_env_obs", None)
-        successors = copied(obs)
-        for row in map(int, np.flatnonzero(done)):
-            if first is not None and share_memory(last[row], first[row]):
-                raise SettingsError(
-                    f"{self.env_id} reuses its observation array, so that under SAME_STEP the reset overwrote an "
-                    "episode's last observation; use NEXT_STEP"
-                )
-            put_row(successors, row, last[row])
-        return successors
-
-    def _reset_finished(self, done: np.ndarray) -> None:
+    def _reset_finished(self, done: np.ndarray) -> Mapping[str, Any]:
         with self._reset_report:
             # Gymnasium takes the mask out of the dictionary, so each call gets its own.
             obs, infos = self.vector_env.reset(options={"reset_mask": done.copy()})
@@ -286,6 +276,7 @@ class VectorEnvs:
         lives = self._lives_in(infos)
         if lives is not None and self._lives is not None:
             self._lives = np.where(done, lives, self._lives)
+        return infos
 
 
 def make_envs(
@@ -300,6 +291,8 @@ def make_envs(
     autoreset_mode: AutoresetMode | str | None = None,
     first_env: int = 0,
     drop_keys: Sequence[str] = (),
+    action_masks: AskedMasks = "auto",
+    mask_key: str | None = None,
     **env_kwargs: Any,
 ) -> VectorEnvs:
     """Environments of one kind, stepped together, reset and ready.
@@ -319,6 +312,9 @@ def make_envs(
         first_env: how many environments of other processes stand before these: the seeds are those that follow theirs.
         drop_keys: leaves of the observations to leave out, by name: keys and indices on the way to them, joined by dots.
             Leaves that no network reads, such as text, are left out anyway, with a warning.
+        action_masks: which actions may be chosen is what `action_mask` of the infos says ("info"), or a method
+            `action_masks()` of the environment ("method"), or either where it is there ("auto"), or nobody ("off").
+        mask_key: or a leaf of the observations by its name, which `drop_keys` may leave out beside.
         env_kwargs: for the environment itself, one by one, or as a dictionary `env_kwargs={...}`.
 
     Raises:
@@ -334,6 +330,8 @@ def make_envs(
         sticky_actions=sticky_actions,
         env_kwargs={**given, **env_kwargs},
         drop_keys=drop_keys,
+        action_masks=action_masks,
+        mask_key=mask_key,
     )
     try:
         return VectorEnvs(
@@ -344,6 +342,8 @@ def make_envs(
             life_loss_terminal=life_loss_terminal and is_atari(spec),
             bins=bins,
             first_env=first_env,
+            action_masks="info" if action_masks == "method" and chosen in ("sync", "async") else action_masks,
+            mask_key=mask_key,
         )
     except BaseException:
         close_vector_env(vector_env)

@@ -92,13 +92,15 @@ class HostSampler:
         self._network, self._normalizer, self._std = network, normalizer, std
         self._said: list[np.ndarray] = []
 
-    def __call__(self, obs: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Outcomes `[N, ...]` for encoded observations `[N, D]` and base noise `[N, ...]`."""
+    def __call__(self, obs: np.ndarray, noise: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+        """Outcomes `[N, ...]` for encoded observations `[N, D]`, base noise `[N, ...]` and what is allowed `[N, W]`."""
         out = self._network(obs if self._normalizer is None else self._normalizer.on_host(obs))
         self._said.append(out.copy())
         # Whatever normalises logits leaves the largest where it is.
-        outcome: np.ndarray = (out + noise).argmax(-1) if self._std is None else out + self._std * noise
-        return outcome
+        z: np.ndarray = out + (noise if self._std is None else self._std * noise)
+        if mask is not None:
+            z[~mask] = -np.inf
+        return z if self._std is not None else z.argmax(-1)
 
     def recalled(self) -> Tensor:
         """`[T N, outputs]` what the network said on all observations so far, without graph."""
@@ -136,12 +138,13 @@ class ImageSampler:
         self._convolved: list[Tensor] = []
         self._features: list[Tensor] = []
 
-    def __call__(self, obs: Tensor, noise: Tensor) -> Tensor:
-        """Outcomes `[N, ...]` for images `[N, C, H, W]` and base noise `[N, ...]`."""
+    def __call__(self, obs: Tensor, noise: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Outcomes `[N, ...]` for images `[N, C, H, W]`, base noise `[N, ...]` and what is allowed `[N, W]`."""
         convolved = self.torso.convolved(obs.to(noise.device))
         with torch.no_grad():
             features = after_last_layer(convolved, self._layer)
-            dist = self.policy.distribution(self.policy.params(features))
+            mask = None if mask is None else mask.to(noise.device)
+            dist = self.policy.distribution(self.policy.params(features), mask)
             outcome = dist.threshold(dist.relax(noise))
         self._convolved.append(convolved)
         self._features.append(features)

@@ -18,6 +18,7 @@ from relax_rl.agents.normalization import ObservationNormalizer
 from relax_rl.compute.devices import resolve_device
 from relax_rl.critics import ValueFunction
 from relax_rl.errors import SettingsError
+from relax_rl.networks.masks import action_masks_for
 from relax_rl.networks.policies import Policy
 from relax_rl.networks.spaces import ActionEncoder, ObservationEncoder
 from relax_rl.settings.config import AgentConfig
@@ -37,6 +38,7 @@ class Actor:
     Attributes:
         config: the settings, `normalize_obs` being off where there are only images.
         observations, actions: between the environment's spaces and the networks.
+        masks: reads what may be chosen among the actions; None where they are no choices.
         networks: set by whoever inherits this.
         obs_normalizer: of encoded observations, None for none.
         generator: of all noise.
@@ -53,6 +55,7 @@ class Actor:
         self.seed = whole("seed", seed, least=0)
         self.observation_space, self.action_space = observation_space, action_space
         self.observations, self.actions = ObservationEncoder(observation_space), ActionEncoder(action_space)
+        self.masks = action_masks_for(action_space)
         if config.normalize_obs and not len(self.observations.vector_columns()):
             config = replace(config, normalize_obs=False)  # images are not normalised
         self.config = config
@@ -108,10 +111,16 @@ class Actor:
         noise = self.policy.distribution(blank).sample_noise(self.generator)
         return noise.reshape(*shape, *noise.shape[1:])
 
-    def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
-        """Outcomes `[N, ...]` of the policy for encoded observations `[N, ...]` and base noise `[N, ...]`."""
+    def sample(self, obs: Tensor, noise: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Outcomes `[N, ...]` of the policy for encoded observations `[N, ...]`, base noise `[N, ...]` and what is allowed.
+
+        Args:
+            obs, noise: these.
+            mask: `[N, W]` bool as rows of `ActionMasks`; None where everything is allowed.
+        """
         with torch.inference_mode():
-            dist = self.policy.distribution(self.policy(self.normalized(obs.to(self.device))))
+            params = self.policy(self.normalized(obs.to(self.device)))
+            dist = self.policy.distribution(params, None if mask is None else mask.to(self.device))
             return dist.threshold(dist.relax(noise))
 
     def to_env(self, outcome: np.ndarray) -> np.ndarray:
@@ -120,16 +129,38 @@ class Actor:
             return self.actions.to_env(np.tanh(outcome), squashed=True)
         return self.actions.to_env(outcome)
 
-    def act(self, obs: Any, *, deterministic: bool = False) -> np.ndarray:
-        """Actions for a batch of raw observations, ready for `envs.step`; the mode of the policy if `deterministic`."""
+    def act(self, obs: Any, *, deterministic: bool = False, action_masks: Any = None) -> np.ndarray:
+        """Actions for a batch of raw observations, ready for `envs.step`; the mode of the policy if `deterministic`.
+
+        Args:
+            obs: `[N, ...]`.
+            deterministic: take the mode of the policy instead of a sample.
+            action_masks: `[N, ...]` what may be chosen, see `ActionMasks.rows`; None allows everything.
+
+        Raises:
+            SettingsError: if a mask does not fit the actions, or allows none.
+        """
         self.check_precision()
         encoded = torch.from_numpy(np.ascontiguousarray(self.encode(obs)))
+        mask = None if action_masks is None else self._mask(action_masks, len(encoded))
         if deterministic:
             with torch.inference_mode():
-                outcome = self.policy.distribution(self.policy(self.normalized(encoded.to(self.device)))).mode()
+                params = self.policy(self.normalized(encoded.to(self.device)))
+                outcome = self.policy.distribution(params, mask).mode()
         else:
-            outcome = self.sample(encoded, self.sample_noise(len(encoded)))
+            outcome = self.sample(encoded, self.sample_noise(len(encoded)), mask)
         return self.to_env(outcome.cpu().numpy())
+
+    def _mask(self, action_masks: Any, count: int) -> Tensor:
+        if self.masks is None:
+            raise SettingsError(f"action_masks are for choices, not for actions of {self.action_space}; leave them out")
+        rows = self.masks.rows(action_masks, count)
+        stuck = self.masks.stuck(rows)
+        if stuck.any():
+            raise SettingsError(
+                f"action_masks[{int(np.argmax(stuck))}] allows no action, expected at least one (in every dimension)"
+            )
+        return torch.from_numpy(rows).to(self.device)
 
     def predict(
         self,
@@ -137,6 +168,7 @@ class Actor:
         state: Any = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
+        action_masks: Any = None,
         *,
         observation: Any = None,
     ) -> tuple[np.ndarray, Any]:
@@ -146,11 +178,15 @@ class Actor:
             obs: one raw observation, or a batch of them.
             state, episode_start: for recurrent policies, of which this is none.
             deterministic: take the mode of the policy instead of a sample.
+            action_masks: what may be chosen, one mask or a batch of them, as sb3-contrib's; see `ActionMasks.row`.
             observation: the same as `obs`, under Stable-Baselines3's name.
 
         Raises:
-            SettingsError: if that is no observation of the agent's space, or one with a number that is not finite.
+            SettingsError: if that is no observation of the agent's space, or one with a number that is not finite; or if a
+                mask does not fit the actions, or allows none.
         """
         batch, single = self.observations.as_batch(observation if obs is None else obs)
-        actions = self.act(batch, deterministic=deterministic)
+        if single and action_masks is not None and self.masks is not None:
+            action_masks = self.masks.row(action_masks)[None]
+        actions = self.act(batch, deterministic=deterministic, action_masks=action_masks)
         return (actions.squeeze(0) if single else actions), state

@@ -35,6 +35,7 @@ class Batch:
         old_log_prob: `[B]` log-probability of each action under the policy that acted; None where nobody asks for it.
         conditional_noise: `[B, ...]` standard noise from which z is drawn given the action, where the policy at hand is
             not the one that acted; None where it is, and for continuous actions.
+        mask: `[B, W]` bool, what could be chosen, as rows of `ActionMasks`; None where all could.
         past_obs, past_return, past_weight: `[K, B, ...]`, `[K, B]`, `[K, B]` of earlier rollouts, from which V learns as
             from this one; None if it learns from this one alone.
     """
@@ -50,6 +51,7 @@ class Batch:
     control_scale: Tensor | None = None
     old_log_prob: Tensor | None = None
     conditional_noise: Tensor | None = None
+    mask: Tensor | None = None
     past_obs: Tensor | None = None
     past_return: Tensor | None = None
     past_weight: Tensor | None = None
@@ -121,4 +123,5 @@ def make_batch(
         return_=advantage + value[: steps * num_envs],
         weight=rollout.valid.flatten().to(device, advantage.dtype),
         shard=shard,
+        mask=None if rollout.mask is None else rollout.mask.flatten(0, 1).to(device),
     )

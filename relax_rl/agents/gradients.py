@@ -89,7 +89,7 @@ def gradients(
     """
     watch("estimate")
     found = networks(batch.obs) if known is None else known
-    dist = networks.policy.distribution(found.params.detach().requires_grad_())
+    dist = networks.policy.distribution(found.params.detach().requires_grad_(), batch.mask)
     experience, ratio = _as_if_on_policy(batch, dist, found.features, objective)
     estimate = objective.estimator.estimate(experience, dist, networks.surrogate)
     plain = a2c(experience, dist) if objective.estimator.uses_surrogate else estimate

@@ -134,7 +134,7 @@ class Learner:
         config, taken = self.config, 1
         if config.epochs > 1 or 0 < config.minibatch_size < batch.shard.rows:
             params = acted.params.detach()
-            batch = replace(batch, old_log_prob=self._log_prob(params, batch.action))
+            batch = replace(batch, old_log_prob=self._log_prob(params, batch))
             metrics, sums, taken = self._pass_over(batch, factor)
             remaining = taken * config.surrogate_steps
         else:
@@ -142,7 +142,7 @@ class Learner:
             metrics, sums = self.step(batch, self._at_once, factor, known)
             remaining = config.surrogate_steps - 1
             if remaining:
-                batch = replace(batch, old_log_prob=self._log_prob(acted.params.detach(), batch.action))
+                batch = replace(batch, old_log_prob=self._log_prob(acted.params.detach(), batch))
         if remaining and "surrogate" in self.flat:
             self.watch("surrogate")
             metrics |= self.train_surrogate(batch, remaining, factor)
@@ -182,7 +182,7 @@ class Learner:
         """
         with torch.no_grad():
             seen = self.networks(batch.obs)
-        dist = self.networks.policy.distribution(seen.params)
+        dist = self.networks.policy.distribution(seen.params, batch.mask)
         assert batch.old_log_prob is not None
         metrics: Metrics = {}
         ratio = torch.exp(dist.log_prob(batch.action) - batch.old_log_prob)
@@ -236,8 +236,8 @@ class Learner:
             yield part, index
 
     @torch.no_grad()
-    def _log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        return self.networks.policy.distribution(params).log_prob(action)
+    def _log_prob(self, params: Tensor, batch: Batch) -> Tensor:
+        return self.networks.policy.distribution(params, batch.mask).log_prob(batch.action)
 
     def _gradients(self, batch: Batch, objective: Objective, known: Outputs | None) -> Gradients:
         """Flat gradients, averaged over the workers, as optimisers take them."""

@@ -33,6 +33,7 @@ class Rollout:
         final_obs: `[K, ...]` true last observations of truncated episodes whose successor row shows a new episode.
         final_index: `[K, 2]` (t, n) of each `final_obs`.
         episodes: the episodes that ended during the rollout, with raw returns.
+        mask: `[T, N, W]` bool, what could be chosen on each observation, as rows of `ActionMasks`; None where all could.
     """
 
     obs: Tensor
@@ -45,6 +46,7 @@ class Rollout:
     final_obs: Tensor
     final_index: Tensor
     episodes: tuple[Episode, ...] = ()
+    mask: Tensor | None = None
 
     @property
     def num_steps(self) -> int:
@@ -84,15 +86,16 @@ class Collector:
 
     def collect(
         self,
-        sample: Callable[[Tensor, Tensor], Tensor],
+        sample: Callable[..., Tensor],
         noise: Tensor,
         *,
-        on_host: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+        on_host: Callable[..., np.ndarray] | None = None,
     ) -> Rollout:
         """One rollout.
 
         Args:
-            sample: (encoded observations `[N, ...]`, noise `[N, ...]`) -> outcomes `[N, ...]`.
+            sample: (encoded observations `[N, ...]`, noise `[N, ...]`) -> outcomes `[N, ...]`; where the environments have
+                masks, with these `[N, W]` as a third argument.
             noise: `[T, N, ...]` base noise, one row a step.
             on_host: the same in NumPy; takes the place of `sample`.
 
@@ -109,10 +112,12 @@ class Collector:
         action: np.ndarray | None = None
         final_obs, final_index = [], []
         obs_tensor = torch.from_numpy(obs)
+        mask = None if envs.action_mask is None else np.empty((steps, *envs.action_mask.shape), np.bool_)
+        masks = () if mask is None else (_masks(envs, mask),)
         if on_host is None:
-            act = _on_host(sample, obs_tensor[:-1], noise)
+            act = _on_host(sample, obs_tensor[:-1], noise, *masks)
         else:
-            act = map(on_host, obs[:-1], noise.cpu().numpy())
+            act = map(on_host, obs[:-1], noise.cpu().numpy(), *masks)
         for t, outcome in enumerate(act):
             try:
                 taken = self.to_env(outcome)
@@ -145,6 +150,7 @@ class Collector:
             final_obs=torch.from_numpy(np.concatenate(final_obs) if final_obs else obs[:0, 0]),
             final_index=torch.from_numpy(np.concatenate(final_index) if final_index else np.empty((0, 2), np.int64)),
             episodes=tuple(envs.drain_episodes()),
+            mask=None if mask is None else torch.from_numpy(mask),
         )
 
     def _require_finite(
@@ -214,10 +220,19 @@ class _EpisodeSteps:
         return taken
 
 
-def _on_host(sample: Callable[[Tensor, Tensor], Tensor], obs: Tensor, noise: Tensor) -> Iterator[np.ndarray]:
-    """Outcomes step by step, each of the observations that are there by then."""
-    for obs_t, noise_t in zip(obs.unbind(), noise.unbind(), strict=True):
-        yield sample(obs_t, noise_t).cpu().numpy()
+def _on_host(
+    sample: Callable[..., Tensor], obs: Tensor, noise: Tensor, *masks: Iterator[np.ndarray]
+) -> Iterator[np.ndarray]:
+    """Outcomes step by step, each of the observations and the masks that are there by then."""
+    for obs_t, noise_t, *mask in zip(obs.unbind(), noise.unbind(), *masks, strict=True):
+        yield sample(obs_t, noise_t, *map(torch.from_numpy, mask)).cpu().numpy()
+
+
+def _masks(envs: VectorEnvs, out: np.ndarray) -> Iterator[np.ndarray]:
+    """The environments' masks step by step, as they are when they are asked for; written to `out` `[T, N, W]`."""
+    for row in out:
+        row[:] = envs.action_mask
+        yield row
 
 
 def require_envs(envs: Any, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:

@@ -10,7 +10,15 @@ from gymnasium import spaces
 
 from relax_rl.errors import SettingsError
 
-__all__ = ["CheckedActions", "action_checker", "copied", "put_row", "share_memory", "without_broken"]
+__all__ = [
+    "CheckedActions",
+    "action_checker",
+    "copied",
+    "put_row",
+    "share_memory",
+    "with_last_observations",
+    "without_broken",
+]
 
 
 class CheckedActions(spaces.MultiDiscrete):
@@ -80,6 +88,32 @@ def share_memory(left: Any, right: Any) -> bool:
     if isinstance(left, tuple):
         return any(share_memory(one, other) for one, other in zip(left, right, strict=True))
     return isinstance(left, np.ndarray) and isinstance(right, np.ndarray) and np.may_share_memory(left, right)
+
+
+def with_last_observations(obs: Any, last: Any, first: Any, done: np.ndarray, env_id: str) -> Any:
+    """The observations, where an episode ended within a step its last one instead of the first of the next.
+
+    Args:
+        obs: `[N, ...]` after the step.
+        last: `[N]` the last ones, of those that ended.
+        first: `[N]` the first ones in the arrays of the environments themselves; None where nobody knows them.
+        done: `[N]` bool, which ended.
+        env_id: the environment, for messages.
+
+    Raises:
+        SettingsError: there are none, or they have been overwritten.
+    """
+    if last is None:
+        raise SettingsError(f"{env_id} autoresets by SAME_STEP but hands out no final_obs; use NEXT_STEP")
+    successors = copied(obs)
+    for row in map(int, np.flatnonzero(done)):
+        if first is not None and share_memory(last[row], first[row]):
+            raise SettingsError(
+                f"{env_id} reuses its observation array, so that under SAME_STEP the reset overwrote an "
+                "episode's last observation; use NEXT_STEP"
+            )
+        put_row(successors, row, last[row])
+    return successors
 
 
 def without_broken(obs: Any, rows: np.ndarray) -> Any:

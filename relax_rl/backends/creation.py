@@ -12,6 +12,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from relax_rl.backends.envpool import EnvPoolVectorEnv, faster_in_envpool, why_not_envpool
+from relax_rl.backends.masks import AskedMasks
 from relax_rl.backends.registry import find_spec, first_line, told, without_version
 from relax_rl.backends.single import prepared
 from relax_rl.backends.traits import Vectorization, declared_autoreset_mode
@@ -49,6 +50,8 @@ def create_vector_env(
     sticky_actions: float = 0.25,
     env_kwargs: Mapping[str, Any] | None = None,
     drop_keys: Sequence[str] = (),
+    action_masks: AskedMasks = "auto",
+    mask_key: str | None = None,
 ) -> tuple[VectorEnv[Any, Any, Any], Vectorization]:
     """`num_envs` environments of one kind, stepped together, and how they are.
 
@@ -60,6 +63,7 @@ def create_vector_env(
         sticky_actions: Atari only.
         env_kwargs: passed on to the environment.
         drop_keys: leaves of the observations to leave out, which needs one process or one each.
+        action_masks, mask_key: where masks of actions come from, see `EnvMasks`.
 
     Raises:
         SettingsError: if the environment cannot be made like this; the line says why and what to do.
@@ -95,7 +99,8 @@ def create_vector_env(
                 raise SettingsError(refusal)
         mode = autoreset_mode or AutoresetMode.NEXT_STEP
         chosen: Vectorization = "async" if vectorization == "async" else "sync"
-        return _one_by_one(spec, num_envs, chosen, mode, sticky_actions, kwargs, drop_keys), chosen
+        prepare = prepared(spec.id, drop_keys, action_masks=action_masks, mask_key=mask_key)
+        return _one_by_one(spec, num_envs, chosen, mode, sticky_actions, kwargs, prepare), chosen
 
 
 def is_atari(spec: EnvSpec | None) -> bool:
@@ -142,7 +147,7 @@ def _one_by_one(
     mode: AutoresetMode,
     sticky_actions: float,
     kwargs: Mapping[str, Any],
-    drop_keys: Sequence[str],
+    prepare: SubEnvWrapper,
 ) -> VectorEnv[Any, Any, Any]:
     if spec.entry_point is None:
         raise SettingsError(f"{spec.id} exists as native vector code only; use vectorization 'auto' or 'native'")
@@ -150,7 +155,7 @@ def _one_by_one(
     wrappers: list[Any] = []
     if is_atari(spec):
         settings, wrappers = _atari_classic(sticky_actions, settings)
-    wrappers.append(prepared(spec.id, drop_keys))
+    wrappers.append(prepare)
     if mode is AutoresetMode.SAME_STEP:
         wrappers.append(_OwnObservation)
     if vectorization == "async":

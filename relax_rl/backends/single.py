@@ -14,7 +14,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from relax_rl.backends.masks import AskedMasks, with_mask_in_info
 from relax_rl.errors import SettingsError
+from relax_rl.networks.masks import action_masks_for
 
 __all__ = ["COMPLAINT", "REFUSAL", "SingleEnv", "heed", "kept_space", "misfit", "prepared", "vector_reward"]
 
@@ -25,12 +27,17 @@ READ = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 """Spaces of leaves that networks read."""
 
 
-def prepared(env_id: str, drop: Sequence[str] = ()) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
+def prepared(
+    env_id: str, drop: Sequence[str] = (), *, action_masks: AskedMasks = "auto", mask_key: str | None = None
+) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
     """A wrapper for sub-environments, which says once, in this process, what leaves it has left out unasked."""
+    key = mask_key if mask_key is not None and mask_key in drop else None  # else it is read in the observations
     process, told = os.getpid(), set[str]()
 
     def prepare(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-        made = SingleEnv(env, drop, env_id)
+        if key is not None or (mask_key is None and action_masks != "off"):
+            env = with_mask_in_info(env, action_masks, key, env_id)
+        made = SingleEnv(env, drop, env_id, masks=action_masks != "off")
         if made.unread and os.getpid() == process and not told:
             told.update(made.unread)
             warnings.warn(
@@ -53,6 +60,7 @@ class SingleEnv(gym.Wrapper[Any, Any, Any, Any]):
         env: the environment.
         drop: leaves to leave out by name, keys and indices on the way to them joined by dots.
         env_id: its name in messages.
+        masks: whether masks of actions stay, as rows of `ActionMasks`.
 
     Attributes:
         unread: names of leaves that were left out because no network reads them.
@@ -61,9 +69,17 @@ class SingleEnv(gym.Wrapper[Any, Any, Any, Any]):
         SettingsError: a name that is none of a leaf, or nothing is left.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], drop: Sequence[str] = (), env_id: str = "the environment") -> None:
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        drop: Sequence[str] = (),
+        env_id: str = "the environment",
+        *,
+        masks: bool = True,
+    ) -> None:
         super().__init__(env)
         self._id, self._seen = env_id, False
+        self._masks, self._mask_fits = action_masks_for(env.action_space) if masks else None, False
         whole = env.observation_space
         space, self.unread = kept_space(whole, drop, env_id)
         self._project = None if space is whole else _projection(space)
@@ -86,7 +102,7 @@ class SingleEnv(gym.Wrapper[Any, Any, Any, Any]):
         obs, given, terminated, truncated, info = self.env.step(action)
         reward: Any = given
         obs = obs if self._project is None else self._project(obs)
-        info = self._wanted(info) if info else {}
+        info = self._wanted(info, over=terminated or truncated) if info else {}
         if not isinstance(reward, float | int) and np.ndim(reward):
             if np.size(reward) == 1:
                 reward = np.asarray(reward).item()
@@ -95,16 +111,21 @@ class SingleEnv(gym.Wrapper[Any, Any, Any, Any]):
                 reward = 0.0
         return obs, reward, terminated, truncated, info
 
-    def _wanted(self, info: Mapping[str, Any]) -> dict[str, Any]:
+    def _wanted(self, info: Mapping[str, Any], *, over: bool = False) -> dict[str, Any]:
         found = {}
         if "lives" in info and not np.ndim(info["lives"]):
             found["lives"] = info["lives"]
         if isinstance(episode := info.get("episode"), dict):
             found["episode"] = {key: x for key, x in episode.items() if not np.ndim(x)}
-        if isinstance(mask := info.get("action_mask"), np.ndarray):
-            choices: Any = getattr(self.action_space, "n", -1)
-            if mask.shape == ((choices,) if np.ndim(choices) == 0 else choices):
-                found["action_mask"] = mask
+        # No action follows the end of an episode, and there may be none.
+        if self._masks is not None and (mask := info.get("action_mask")) is not None and not over:
+            try:
+                found["action_mask"], self._mask_fits = self._masks.row(mask), True
+            except SettingsError as error:
+                if self._mask_fits:
+                    found[REFUSAL] = f"{self._id}: {error}"
+                else:
+                    found[COMPLAINT], self._masks = f"{self._id}: {error}; left out", None
         return found
 
 

@@ -48,12 +48,17 @@ def declared_autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
     Its own attribute counts first: ale-py writes the metadata of every vector environment of the process at once.
 
     Raises:
-        SettingsError: if it declares none.
+        SettingsError: if it declares none, or one that it cannot keep.
     """
     mode = getattr(env.unwrapped, "autoreset_mode", None) or env.metadata.get("autoreset_mode")
     found = autoreset_mode_named(mode)
     if found is None:
         raise SettingsError(f"{env} does not declare its autoreset mode; set metadata['autoreset_mode']")
+    if isinstance(env.unwrapped, CartPoleVectorEnv) and found is not AutoresetMode.NEXT_STEP:
+        raise SettingsError(
+            f"native CartPole cannot autoreset by {found.name}: it resets finished environments itself, "
+            "in the next step; use NEXT_STEP or vectorization 'sync'"
+        )
     return found
 
 

@@ -80,8 +80,23 @@ class Policy(nn.Module):
             return torch.cat([mean, log_std.clamp(*_LOG_STD_RANGE)], -1)
         return out
 
-    def distribution(self, params: Tensor) -> Distribution:
-        """The action distribution at `params` `[B, P]`."""
+    def masked(self, params: Tensor, mask: Tensor | None) -> Tensor:
+        """`[B, P]` parameters at which what is not allowed is impossible: logits of -inf, and of inf for a bit that must be 1.
+
+        Args:
+            params: `[B, P]`.
+            mask: `[B, W]` bool as rows of `ActionMasks`; None leaves the parameters as they are.
+        """
+        if mask is None:
+            return params
+        if self.kind == "bernoulli":
+            zero, one = mask.unflatten(-1, (-1, 2)).unbind(-1)
+            return params.masked_fill(~one, -math.inf).masked_fill(~zero, math.inf)
+        return params.masked_fill(~mask, -math.inf)
+
+    def distribution(self, params: Tensor, mask: Tensor | None = None) -> Distribution:
+        """The action distribution at `params` `[B, P]`, of what `mask` allows; see `masked`."""
+        params = self.masked(params, mask)
         if self.kind == "categorical":
             return Categorical(params)
         if self.kind == "multi_categorical":

@@ -158,7 +158,7 @@ def evaluate(
             if stuck[wanting].all():  # only all environments can be reset together, whatever steps them
                 envs.reset()
                 stuck[:] = returns[:] = lengths[:] = 0
-            step = envs.step(agent.act(envs.obs, deterministic=deterministic))
+            step = envs.step(agent.act(envs.obs, deterministic=deterministic, action_masks=envs.action_mask))
             returns += step.reward
             lengths += step.valid
             steps += int(np.count_nonzero(step.valid))

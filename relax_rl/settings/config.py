@@ -32,6 +32,8 @@ def _few(widths: tuple[int, ...]) -> bool:
 class EnvConfig:
     """The environments an agent learns in."""
 
+    BEFORE: ClassVar[dict[str, Any]] = {"action_masks": "off"}
+
     env: str = setting("CartPole-v1", fits=bool, expected="the id of an environment")
     """Gymnasium id, such as CartPole-v1 or ALE/Pong-v5, or module:EnvId to import the module that registers it first."""
     num_envs: int = setting(8, least=1, cap=2**16, resumable=True)
@@ -51,8 +53,15 @@ class EnvConfig:
     drop_keys: tuple[str, ...] = ()
     """Leaves of Dict observations to leave out, by name: keys joined by dots; text and whatever else no network reads is left out anyway."""
 
+    action_masks: Literal["auto", "off", "info", "method"] = "auto"
+    """Which actions may be chosen is what action_mask of the environment's infos says (info), or its method action_masks() (method), or either where it is there (auto); off lets all be chosen."""
+    mask_key: str | None = None
+    """Dict observations: the leaf that says which actions may be chosen, in place of these; keys joined by dots."""
+
     def __post_init__(self) -> None:
         check(self)
+        if self.mask_key is not None and self.action_masks != "auto":
+            raise SettingsError(f"mask_key is {self.mask_key!r}, expected action_masks auto beside it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +216,7 @@ class TrainConfig:
         "networks and actions": (
             "hidden activation cnn_features precision log_std_init ordinal_std_init state_dependent_std squash networks"
         ),
-        "environment": "env_kwargs drop_keys vectorization bins sticky_actions life_loss_terminal",
+        "environment": "env_kwargs drop_keys action_masks mask_key vectorization bins sticky_actions life_loss_terminal",
         "evaluation": "eval_interval eval_episodes eval_step_limit",
         "output": "log_interval checkpoint_interval keep_checkpoints tensorboard quiet profile",
         "hardware": "threads compile worker_timeout",

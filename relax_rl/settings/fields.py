@@ -8,7 +8,7 @@
             check(self)
 
 The type is the annotation, the choices those of a `Literal`, the help the docstring beneath. A class may name settings of
-earlier versions in `DROPPED`, each with the value at which it did nothing, and the headings of its help in `SECTIONS`.
+earlier versions in `DROPPED`, each at the value that did nothing, what they did without one in `BEFORE`, help in `SECTIONS`.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(kind: type[T], saved: Any) -> T:
-    """The settings that `to_json` gave, after a way through JSON; those that are missing take their defaults.
+    """The settings that `to_json` gave, after a way through JSON; those that are missing take what `BEFORE` says, or their defaults.
 
     Raises:
         SettingsError: no such settings, an unknown one, one that has been dropped at a value that did something, or a
@@ -240,7 +240,7 @@ def from_json(kind: type[T], saved: Any) -> T:
         raise SettingsError("the settings are not a JSON object")
     hints = get_type_hints(kind)
     known, dropped = {f.name for f in fields(kind)}, getattr(kind, "DROPPED", {})  # type: ignore[arg-type]
-    values = {}
+    values = dict(getattr(kind, "BEFORE", {}))
     for name, value in saved.items():
         if name in known:
             values[name] = from_json(hints[name], value) if is_dataclass(hints[name]) else value

@@ -49,7 +49,7 @@ class Contender:
 def experience_of(agent: ActorCritic, batch: Batch, outputs: Outputs) -> tuple[Experience, Any]:
     """What an estimate sees of an agent's batch and its networks' outputs on it: experience and action distribution."""
     experience = Experience(outputs.features, batch.action, batch.noise, batch.advantage, batch.return_, batch.weight)
-    return experience, agent.policy.distribution(outputs.params.detach())
+    return experience, agent.policy.distribution(outputs.params.detach(), batch.mask)
 
 
 def contenders(agent: ActorCritic, *, fit_batches: int, seed: int = 0) -> list[Contender]:

@@ -90,7 +90,12 @@ def variance_run(config: VarianceConfig) -> dict[str, Any]:
                 agent, envs, entrants, num_batches=config.batches, fit_batches=before, progress=progress
             )
         applied = applied_variances(draws, generator=torch.Generator().manual_seed(config.seed))
-        parts, reason = _parts(agent, env, entrants, config, stack)
+        masked = envs.action_mask is not None
+        parts, reason = (
+            (None, "of environments with masks of actions they are not measured")
+            if masked
+            else _parts(agent, env, entrants, config, stack)
+        )
     result = {
         "env": trained.env.env,
         "estimator": agent.name,

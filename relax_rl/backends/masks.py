@@ -1,0 +1,237 @@
+"""Where environments say which actions are allowed: in their infos, by a method, or in their observations."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, get_args
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+
+from relax_rl.errors import EnvironmentFault, SettingsError
+from relax_rl.networks.masks import action_masks_for
+from relax_rl.networks.spaces import leaf_spaces
+
+__all__ = ["AskedMasks", "EnvMasks", "MaskInInfo", "with_mask_in_info"]
+
+AskedMasks = Literal["auto", "off", "info", "method"]
+KEY, METHOD = "action_mask", "action_masks"
+
+Source = Callable[[Any, Mapping[str, Any]], np.ndarray]
+"""From a batch of observations and its infos to `[N, W]` masks."""
+
+
+class MaskInInfo(gym.Wrapper[Any, Any, Any, Any]):
+    """An environment whose infos hold the mask of every observation that an action follows, however it gives it.
+
+    Args:
+        env: the environment.
+        mask_of: from an observation to its mask.
+        always: whether to replace a mask that stands in the infos.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], mask_of: Callable[[Any], Any], *, always: bool) -> None:
+        super().__init__(env)
+        self._mask_of, self._always = mask_of, always
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        obs, info = self.env.reset(seed=seed, options=options)
+        return obs, self._with_mask(obs, info)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        if not (terminated or truncated):  # no action follows, and there may be none
+            info = self._with_mask(obs, info)
+        return obs, reward, terminated, truncated, info
+
+    def _with_mask(self, obs: Any, info: dict[str, Any]) -> dict[str, Any]:
+        if not self._always and info.get(KEY) is not None:
+            return info
+        return {**info, KEY: self._mask_of(obs)}
+
+
+def with_mask_in_info(
+    env: gym.Env[Any, Any], how: AskedMasks, key: str | None, env_id: str = "the environment"
+) -> gym.Env[Any, Any]:
+    """A single environment with its masks in its infos; as it is where they are there anyway, or nowhere.
+
+    Args:
+        env: the environment.
+        how: see `EnvMasks`.
+        key: name of the leaf of its observations that is the mask, if one is.
+        env_id: its name in messages.
+
+    Raises:
+        SettingsError: there is no such method or leaf.
+    """
+    if action_masks_for(env.action_space) is None:
+        return env
+    if key is not None:
+        path = _path_to(env.observation_space, key, env_id)
+        return MaskInInfo(env, partial(_leaf, path=path), always=True)
+    if how not in ("auto", "method") or not env.has_wrapper_attr(METHOD):
+        if how == "method":
+            raise SettingsError(_no_method(env_id))
+        return env
+    method = env.get_wrapper_attr(METHOD)
+    return MaskInInfo(env, lambda _: method(), always=how == "method")
+
+
+class EnvMasks:
+    """The masks of the actions of a vector environment, whichever way it gives them.
+
+    Args:
+        vector_env: steps the environments.
+        space: of the actions of one, as they are chosen.
+        how: "info" takes `action_mask` of the infos, "method" what `action_masks()` of the environments says, "auto"
+            either where it is found at the first reset, in this order, "off" none.
+        key: name of the leaf of the observations that is the mask, in place of these; None for none.
+        env_id: its name in messages.
+        first_env: how many environments of other processes stand before these.
+
+    Raises:
+        SettingsError: a way of another name, or one that does not go with the actions.
+    """
+
+    def __init__(
+        self,
+        vector_env: VectorEnv[Any, Any, Any],
+        space: spaces.Space[Any],
+        how: AskedMasks,
+        key: str | None,
+        env_id: str,
+        first_env: int = 0,
+    ) -> None:
+        if how not in get_args(AskedMasks):
+            raise SettingsError(f"action_masks is {how!r}, expected one of {', '.join(get_args(AskedMasks))}")
+        if key is not None and how != "auto":
+            raise SettingsError(f"mask_key is {key!r} and action_masks {how!r}, expected auto beside a mask_key")
+        self._masks = action_masks_for(space) if space == vector_env.single_action_space else None
+        if self._masks is None and (key is not None or how in ("info", "method")):
+            what = f"mask_key is {key!r}" if key is not None else f"action_masks is {how!r}"
+            raise SettingsError(f"{what}, but the actions of {env_id} are those of {space}; leave it out")
+        self._env, self._how, self._key, self._id, self._first = vector_env.unwrapped, how, key, env_id, first_env
+        self._seen, self._chosen = vector_env.single_observation_space, how == "off" or self._masks is None
+        self._source: Source | None = None
+
+    def at_reset(self, obs: Any, infos: Mapping[str, Any]) -> np.ndarray | None:
+        """`[N, W]` the masks after a reset of all environments; None where there are none.
+
+        Raises:
+            SettingsError: the way that is asked for gives none, or no mask of these actions.
+            EnvironmentFault: one leaves nothing to choose.
+        """
+        if not self._chosen:
+            self._source, self._chosen = self._choose(infos), True
+        if self._source is None:
+            return None
+        nobody = np.zeros(self._env.num_envs, dtype=bool)
+        return self._possible(self._source(obs, infos), nobody, np.zeros(self._env.num_envs, dtype=np.int64))
+
+    def after_step(
+        self,
+        obs: Any,
+        infos: Mapping[str, Any],
+        lengths: np.ndarray,
+        *,
+        over: np.ndarray,
+        reset_infos: Mapping[str, Any] | None = None,
+    ) -> np.ndarray:
+        """`[N, W]` the masks of the observations that the next actions are chosen on.
+
+        Args:
+            obs: these observations.
+            infos: of the step.
+            lengths: `[N]` steps in the present episodes.
+            over: `[N]` where the next step is a reset, which no action is asked for; or where environments have been reset
+                by hand since the step, if `reset_infos` tells of that.
+            reset_infos: of that reset.
+
+        Raises:
+            SettingsError: a mask does not fit the actions.
+            EnvironmentFault: one leaves nothing to choose.
+        """
+        assert self._source is not None
+        if reset_infos is None:
+            return self._possible(self._source(obs, infos), over, lengths)
+        found = self._source(obs, infos)
+        found[over] = self._source(obs, reset_infos)[over]
+        return self._possible(found, np.zeros_like(over), lengths)
+
+    def _choose(self, infos: Mapping[str, Any]) -> Source | None:
+        masks, count = self._masks, self._env.num_envs
+        assert masks is not None
+        key_left_out = self._key not in _names(self._seen) and KEY in infos  # see `with_mask_in_info`
+        if self._key is not None and not key_left_out:
+            path = _path_to(self._seen, self._key, self._id)
+            return lambda obs, _: masks.rows(_leaf(obs, path), count)
+        if self._how != "method" and KEY in infos:
+            try:
+                masks.of_infos(infos, count)
+            except SettingsError as error:
+                if self._how == "info" or self._key is not None:
+                    raise
+                warnings.warn(f"{self._id}: {error}; left out", UserWarning, stacklevel=4)
+                return None
+            return lambda _, infos: masks.of_infos(infos, count)
+        if self._how == "info":
+            raise SettingsError(
+                f"action_masks is 'info', but {self._id} gives no action_mask in the infos of its reset; leave it at auto"
+            )
+        call = self._method()
+        if call is None and self._how == "method":
+            raise SettingsError(_no_method(self._id))
+        return None if call is None else lambda obs, _: masks.rows(call(), count)
+
+    def _method(self) -> Callable[[], Any] | None:
+        """What asks every environment for its mask, if they can be asked."""
+        env: Any = self._env
+        if callable(own := getattr(env, METHOD, None)):
+            found: Callable[[], Any] = own
+            return found
+        if not isinstance(env, SyncVectorEnv | AsyncVectorEnv):
+            return None
+        # A worker that is asked for what it has not would end.
+        return partial(env.call, METHOD) if all(env.call("has_wrapper_attr", METHOD)) else None
+
+    def _possible(self, found: np.ndarray, unasked: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """The masks, all allowed where nothing is asked for."""
+        assert self._masks is not None
+        found[unasked] = True
+        stuck = self._masks.stuck(found)
+        if stuck.any():
+            row = int(np.argmax(stuck))
+            when = f"in step {lengths[row]} of its episode" if lengths[row] else "at its reset"
+            raise EnvironmentFault(
+                f"environment {self._first + row} of {self._id} gave an action mask that allows no action {when}, expected "
+                "at least one (in every dimension); mend the environment, or end its episode there"
+            )
+        return found
+
+
+def _no_method(env_id: str) -> str:
+    return f"action_masks is 'method', but {env_id} has no method action_masks(); leave it at auto"
+
+
+def _names(space: spaces.Space[Any]) -> dict[str, tuple[str | int, ...]]:
+    """The keys on the way to each leaf of observations, by its name."""
+    return {".".join(map(str, path)): path for path, _ in leaf_spaces(space) if path}
+
+
+def _path_to(space: spaces.Space[Any], key: str, env_id: str) -> tuple[str | int, ...]:
+    """The keys on the way to a leaf of that name."""
+    names = _names(space)
+    if key not in names:
+        leaves = ", ".join(names) or "one leaf without a name"
+        raise SettingsError(f"mask_key names {key!r}, but the observations of {env_id} have {leaves}")
+    return names[key]
+
+
+def _leaf(obs: Any, path: tuple[str | int, ...]) -> Any:
+    for part in path:
+        obs = obs[part]
+    return obs

@@ -1,0 +1,157 @@
+"""Masks of actions, in every form that environments give them, as rows of booleans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from relax_rl.errors import SettingsError
+
+__all__ = ["ActionMasks", "action_masks_for"]
+
+
+class ActionMasks:
+    """What may be chosen among the actions of a space: True, or 1, is allowed.
+
+    A row has an entry for every choice: `[n]` of Discrete; `[sum(nvec)]` of MultiDiscrete, dimension after dimension;
+    `[2 bits]` of MultiBinary, for each bit whether it may be 0, and then whether it may be 1.
+
+    Args:
+        space: Discrete, MultiDiscrete or MultiBinary, of a single environment.
+
+    Attributes:
+        width: W, entries of a row.
+    """
+
+    def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary) -> None:
+        self._space, self._bits = space, 0
+        if isinstance(space, spaces.Discrete):
+            self._sizes: tuple[int, ...] = (int(space.n),)
+        elif isinstance(space, spaces.MultiDiscrete):
+            self._sizes = tuple(int(n) for n in space.nvec.reshape(-1))
+        else:
+            self._bits = int(np.prod(space.shape))
+            self._sizes = (2,) * self._bits
+        self.width = sum(self._sizes)
+        self._starts = np.cumsum((0, *self._sizes[:-1]))
+        widest = max(self._sizes)
+        self._padded = len(self._sizes) * widest
+        self._columns = np.concatenate([k * widest + np.arange(n) for k, n in enumerate(self._sizes)])
+
+    def row(self, mask: Any) -> np.ndarray:
+        """`[W]` one mask, a new array.
+
+        Args:
+            mask: flat `[W]`; of MultiDiscrete also a mask for each dimension, in a tuple or padded to the longest
+                `[K, max(nvec)]`; of MultiBinary also `[bits, 2]`, or `[bits]`, which bits may be 1.
+
+        Raises:
+            SettingsError: it is something else, or holds other numbers than 0 and 1.
+        """
+        array = _array(mask)
+        if array is None:
+            array = self._joined(mask)
+        found: np.ndarray = self._checked(array[None], np.shape(array))[0]
+        return found
+
+    def rows(self, masks: Any, count: int) -> np.ndarray:
+        """`[N, W]` a batch of masks, a new array.
+
+        Args:
+            masks: `[N, ...]`, each as for `row`; a single one will do for a batch of one.
+            count: N.
+
+        Raises:
+            SettingsError: as `row`, or there are more or fewer.
+        """
+        array = _array(masks)
+        if array is not None and count == 1 and array.shape[:1] != (1,):
+            return self.row(array)[None]
+        found = len(masks) if hasattr(masks, "__len__") else 0
+        if found != count:
+            raise SettingsError(f"there are {found} action masks, expected {count}: one for each observation")
+        if array is None:
+            return np.stack([self.row(mask) for mask in masks])
+        return self._checked(array, array.shape[1:])
+
+    def of_infos(self, infos: Mapping[str, Any], count: int) -> np.ndarray:
+        """`[N, W]` the masks in the infos of a vector environment; where an environment gave none, all is allowed.
+
+        Raises:
+            SettingsError: as `rows`.
+        """
+        masks: Any = infos.get("action_mask")
+        given: Any = infos.get("_action_mask")
+        if masks is not None and (given is None or given.all()):
+            return self.rows(masks, count)
+        found = np.ones((count, self.width), dtype=bool)
+        if masks is not None and given.any():
+            found[given] = self.rows(masks[given], int(np.count_nonzero(given)))
+        return found
+
+    def stuck(self, rows: np.ndarray) -> np.ndarray:
+        """`[N]` bool, which of the rows `[N, W]` leave nothing to choose, in some dimension at least."""
+        left = np.asarray(rows.any(1)) if len(self._sizes) == 1 else self._left(rows).all(1)
+        return np.logical_not(left)
+
+    def _left(self, rows: np.ndarray) -> Any:
+        """`[N, K]` where a dimension has something left."""
+        return np.logical_or.reduceat(rows, self._starts, axis=1)
+
+    def _joined(self, mask: Any) -> np.ndarray:
+        """A mask for each dimension, one after the other."""
+        parts = list(_parts(mask))
+        if tuple(map(len, parts)) != self._sizes:
+            raise self._misfit(f"is for {', '.join(str(len(part)) for part in parts)} choices")
+        return np.concatenate(parts)
+
+    def _checked(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        flat = array.reshape(len(array), -1)
+        if array.dtype.kind not in "biuf":
+            raise self._misfit(f"is {array.dtype}")
+        if array.dtype.kind != "b" and not ((flat == 0) | (flat == 1)).all():
+            raise self._misfit(f"holds {flat[(flat != 0) & (flat != 1)][0]:g}")
+        if self._bits and flat.shape[1] == self._bits:
+            ones = flat.astype(bool)
+            return np.stack([np.ones_like(ones), ones], -1).reshape(len(ones), -1)
+        if flat.shape[1] == self._padded != self.width:
+            flat = flat[:, self._columns]
+        if flat.shape[1] != self.width:
+            raise self._misfit(f"has shape {shape}")
+        return flat.astype(bool)
+
+    def _misfit(self, what: str) -> SettingsError:
+        forms = f"({self._bits}, 2) or ({self._bits},)" if self._bits else f"({self.width},)"
+        return SettingsError(
+            f"an action mask {what}, expected {forms} of {self._space}, True or 1 for what is allowed and False or 0 for "
+            "what is not; mend the mask"
+        )
+
+
+def action_masks_for(space: spaces.Space[Any]) -> ActionMasks | None:
+    """The masks of a space's actions; None of one whose actions are no choices."""
+    choices = isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
+    return ActionMasks(space) if choices else None  # type: ignore[arg-type]
+
+
+def _array(mask: Any) -> np.ndarray | None:
+    """As one array, or None for masks of several lengths."""
+    try:
+        array = np.asarray(mask)
+    except ValueError:
+        return None
+    return array if array.ndim and array.dtype != object else None
+
+
+def _parts(mask: Any) -> Iterator[np.ndarray]:
+    """The arrays of a nested sequence, in order."""
+    if not isinstance(mask, list | tuple | np.ndarray):
+        yield np.atleast_1d(np.asarray(mask))
+    elif (array := _array(mask)) is not None and array.ndim == 1:
+        yield array
+    else:
+        for part in mask:
+            yield from _parts(part)

@@ -112,8 +112,8 @@ class EnvMasks:
             raise SettingsError(f"mask_key is {key!r} and action_masks {how!r}, expected auto beside a mask_key")
         self._masks = action_masks_for(space) if space == vector_env.single_action_space else None
         if self._masks is None and (key is not None or how in ("info", "method")):
-            what = f"mask_key is {key!r}" if key is not None else f"action_masks is {how!r}"
-            raise SettingsError(f"{what}, but the actions of {env_id} are those of {space}; leave it out")
+            what = f"mask_key is {key!r}" if key is not None else "masks of actions are asked for"
+            raise SettingsError(f"{what}, but the actions of {env_id} are those of {space}; leave action_masks at auto")
         self._env, self._how, self._key, self._id, self._first = vector_env.unwrapped, how, key, env_id, first_env
         self._seen, self._chosen = vector_env.single_observation_space, how == "off" or self._masks is None
         self._source: Source | None = None

@@ -50,7 +50,7 @@ class TrainingDiverged(RelaxRLError):
 
 
 class EnvironmentFault(RelaxRLError):
-    """An environment gave what nothing can be learned from: a reward or an observation that is not a finite number."""
+    """An environment gave what nothing can be learned from: a number that is not finite, or a mask that allows no action."""
 
 
 class WorkerLost(RelaxRLError):

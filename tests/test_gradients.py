@@ -235,7 +235,7 @@ def test_every_field_of_a_batch_means_the_same_in_compiled_code(
     for name in (field.name for field in fields(Batch) if field.name != "shard"):
         x = getattr(batch, name)
         if x is None:
-            assert name in idle or (case == "lax" and name == "conditional_noise")
+            assert name in idle | {"mask"} or (case == "lax" and name == "conditional_noise")  # see test_masked_agents
             continue
         found = check(replace(batch, **{name: x.flip(0) if name == "action" or not x.is_floating_point() else 0.6 * x}))
         same = all(torch.allclose(found[key], y, rtol=1e-3) for key, y in first.items())

@@ -30,7 +30,7 @@ from relax_rl.variance.gradient import applied_gradients
 from tests.fakes import GoldenEnv, vector_of
 from tests.masked import SPACES, MaskedEnv, allowed
 from tests.oracles import assert_unbiased, collect
-from tests.steps import OBS, PASSES, applied, assert_alike, off_policy, shake, whole_gradients
+from tests.steps import OBS, PASSES, applied, assert_alike, off_policy, shake, watch_steps, whole_gradients
 
 SMALL: dict[str, Any] = {"hidden": (8,), "surrogate_hidden": (8,), "num_steps": 6, "compile": "off"}
 DISCRETE = ("relax", "marginal", "a2c", "reinforce")
@@ -262,6 +262,26 @@ def test_a_surrogate_sees_nothing_of_what_is_masked(kind: str) -> None:
         assert torch.equal(relaxed[:, ~expected.isnan()], expected[~expected.isnan()].expand(40, -1))
     assert agent.surrogate is not None
     assert surrogate_at(agent.surrogate, torch.zeros(40, 3), dist)(z).isfinite().all()
+
+
+@KINDS
+@pytest.mark.parametrize("settings", [{"epochs": 2, "minibatch_size": 7, "clip_range": 0.2}, {"surrogate_steps": 2}])
+def test_a_policy_that_has_not_moved_takes_its_rows_for_its_own(kind: str, settings: dict[str, Any]) -> None:
+    """Every ratio of probabilities is 1, in passes and in later steps of the surrogate."""
+    with masked_envs(kind) as envs:
+        made = envs.single_observation_space, envs.single_action_space
+        agent = RELAX(*made, policy_lr=1e-12, **{**SMALL, **settings})
+        steps, told = watch_steps(agent), []
+        agent.learn(envs, 18, lambda _, info: told.append(info.metrics))
+    rows = sum(float(step.batch.weight.sum()) for step in steps)
+    assert len(steps) > len(told) and rows == pytest.approx(sum(x.batch.weight.gt(0).sum().item() for x in steps))
+    assert all(abs(metrics.get("policy/kl", 0.0)) < 1e-6 for metrics in told)
+    for step in steps:
+        batch = step.batch
+        assert batch.mask is not None and len(batch.mask) == len(batch.weight)
+        dist = agent.policy.distribution(agent.policy(batch.obs).detach(), batch.mask)
+        if batch.old_log_prob is not None:
+            torch.testing.assert_close(dist.log_prob(batch.action), batch.old_log_prob)
 
 
 # On other ways

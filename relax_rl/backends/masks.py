@@ -73,11 +73,12 @@ def with_mask_in_info(
     if key is not None:
         path = _path_to(env.observation_space, key, env_id)
         return MaskInInfo(env, partial(_leaf, path=path), always=True)
-    if how not in ("auto", "method") or not env.has_wrapper_attr(METHOD):
+    asked = how in ("auto", "method") and env.has_wrapper_attr(METHOD)
+    method = env.get_wrapper_attr(METHOD) if asked else None
+    if not callable(method):
         if how == "method":
             raise SettingsError(_no_method(env_id))
         return env
-    method = env.get_wrapper_attr(METHOD)
     return MaskInInfo(env, lambda _: method(), always=how == "method")
 
 

@@ -57,4 +57,4 @@ def _best() -> float:
 
 
 BEST = _best()
-gym.register("Dispatch-v0", Dispatch)
+gym.register("Dispatch-v0", "benchmarks.masks_task:Dispatch")

@@ -94,8 +94,8 @@ class ActionMasks:
 
     def stuck(self, rows: np.ndarray) -> np.ndarray:
         """`[N]` bool, which of the rows `[N, W]` leave nothing to choose, in some dimension at least."""
-        left = np.asarray(rows.any(1)) if len(self._sizes) == 1 else self._left(rows).all(1)
-        return np.logical_not(left)
+        left: np.ndarray = np.asarray(rows.any(1)) if len(self._sizes) == 1 else self._left(rows).all(1)
+        return ~left
 
     def _left(self, rows: np.ndarray) -> Any:
         """`[N, K]` where a dimension has something left."""

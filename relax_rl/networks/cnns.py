@@ -229,7 +229,7 @@ class SmallCNN(nn.Module):
         self.num_features = 32 * height * width
 
     def forward(self, obs: Tensor) -> Tensor:
-        x = self.pixels(obs)
+        x: Tensor = self.pixels(obs)
         for layer in self.convolutions:
             x = F.relu(_convolved(cast(nn.Conv2d, layer), x))
         return x.flatten(1).float()

@@ -49,11 +49,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _write_summary() -> None:
-    """`results/hybrid.md` from the comparison, if it is there."""
+    """`results/hybrid.md` from the comparison that is there."""
     text = ["# Hybrid actions", "", "A gear and a thrust bring a boat to a dock: `benchmarks/docks.py`.", ""]
     known = {name: found for name in MATCHES if (found := read_result(GROUP, name)) is not None}
     for name, found in known.items():
-        text += [*section(name, GROUP, found), "", f"![Return over steps]({GROUP}/{name}/figures/)", ""]
+        text += [*section(name, GROUP, found), ""]
+        for figure in sorted((RESULTS / GROUP / name / "figures").glob("*-curves.png")):
+            text += [f"![Learning curves]({figure.relative_to(RESULTS)})", ""]
     if known:
         write_text(RESULTS / f"{GROUP}.md", "\n".join(text))
 

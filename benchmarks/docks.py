@@ -49,4 +49,4 @@ class Docks(gym.Env[Any, Any]):
         return np.array([self._boat, self._dock], np.float32)
 
 
-gym.register("relax_rl/Docks-v0", Docks, max_episode_steps=20, reward_threshold=0.7)
+gym.register("relax_rl/Docks-v0", "benchmarks.docks:Docks", max_episode_steps=20, reward_threshold=0.7)

@@ -231,10 +231,10 @@ class Product:
         return torch.cat([(x.unsqueeze(-1) if part.sample is None else x).to(dtype) for part, x in every], -1)
 
     def _noises(self, noise: Tensor) -> tuple[Tensor, ...]:
-        return noise.split([part.noise for part in self.parts], -1)
+        return tuple(noise.split([part.noise for part in self.parts], -1))
 
     def _relaxed(self, z: Tensor) -> tuple[Tensor, ...]:
-        return z.split([part.relaxed for part in self.parts], -1)
+        return tuple(z.split([part.relaxed for part in self.parts], -1))
 
     def _each(self, method: str, split: Sequence[Tensor], *more: Any) -> Tensor:
         """What a method of the factors makes of their own entries, joined."""

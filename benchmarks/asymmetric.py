@@ -51,7 +51,7 @@ class Weather(gym.Env[dict[str, Any], Any]):
         return self._see(), self._weather - abs(self._cart), False, False, {}
 
     def _see(self) -> dict[str, Any]:
-        return {"cart": np.float32([self._cart]), "weather": np.float32([self._weather])}
+        return {name: np.array([x], np.float32) for name, x in (("cart", self._cart), ("weather", self._weather))}
 
 
 if ID not in gym.registry:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -172,7 +172,7 @@ def _log_beta(alpha: Tensor, beta: Tensor) -> Tensor:
     return torch.lgamma(alpha) + torch.lgamma(beta) - torch.lgamma(alpha + beta)
 
 
-_NODES, _REACH, _NEWTON = 20, 22.0, 2
+_NODES, _SPAN, _REACH, _NEWTON = 32, 2.7, 22.0, 2
 
 
 def _tail(x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -183,8 +183,8 @@ def _tail(x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tenso
 
         w(s) = p(t) t / (p(x) y) = exp(-a s) (1 + y (1 - exp(-s)) / (1 - y))^(b - 1).
 
-    Gauss-Legendre's rule, with its nodes dense near 0, up to where Newton's method finds w(s) = e^-22, is right to 3e-6
-    for concentrations from 1.002 to 1000.
+    The tanh-sinh rule, up to where Newton's method finds w(s) = e^-22, is right to 4e-6 for concentrations from 1.002 to
+    1000.
 
     Returns:
         whether the bound is 0; the integrals of p, of dp / da and of dp / db.
@@ -209,8 +209,8 @@ def _tail(x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def _rule(like: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes and weights `[20]` of an integral from 0 to 1: those of Gauss and Legendre after v -> v^3."""
-    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
-    v = (nodes + 1.0) / 2.0
-    made = (torch.tensor(each, dtype=like.dtype, device=like.device) for each in (v**3, 1.5 * v**2 * weights))
-    return next(made), next(made)
+    """Nodes and weights `[32]` of an integral from 0 to 1: tanh-sinh, made on the device itself."""
+    t = torch.linspace(-_SPAN, _SPAN, _NODES, dtype=like.dtype, device=like.device)
+    inner = 0.5 * math.pi * t.sinh()
+    weights = (0.5 * math.pi * _SPAN / (_NODES - 1)) * t.cosh() / inner.cosh().square()
+    return 0.5 * (1.0 + inner.tanh()), weights

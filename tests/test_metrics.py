@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from relax_rl.agents import UpdateInfo
 from relax_rl.experiments.data import Dataset
 from relax_rl.experiments.toy.config import ToyConfig
 from relax_rl.experiments.toy.report import curves_csv
@@ -69,20 +70,32 @@ def of_any(names: set[str]) -> set[str]:
     return {re.sub(r"/\d+$", "/LAYER", name) for name in found}
 
 
+class Hears:
+    """The names of what is heard before an update, and of episodes."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def on_rollout(self, agent: object, info: UpdateInfo) -> None:
+        self.names |= set(info.metrics)
+
+    on_episode = on_rollout
+
+
 def test_everything_that_train_writes_is_explained_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("relax_rl.runs.plotting.plot_curves", lambda *_, **__: None)
-    table, written = explained(), set()
+    table, written, hears = explained(), set(), Hears()
     for name, (env, estimator, settings) in CASES.items():
         run = tmp_path / name
         heard: list[set[str]] = []
         config = small_run(run, env, estimator, preset="none", total_steps=80, log_interval=40, **settings)
-        train(config, callbacks=[lambda agent, info, heard=heard: heard.append(set(info.metrics))])
+        train(config, callbacks=[lambda agent, info, heard=heard: heard.append(set(info.metrics)), hears])
         written |= columns(run / "progress.csv")
         groups = {name for name in columns(run / "progress.csv") if "/" in name} - {"estimate/variance_ratio"}
         assert heard[0] == groups | {"return_mean"}, name
-    assert written == table["train: progress.csv"]
+    assert written == table["train: progress.csv"] and hears.names == table["train: callbacks alone"]
     told: list[dict[str, float]] = []
     trained("relax", env=ImageEnv, updates=1, told=told)
     assert set(told[0]) <= written
@@ -129,6 +142,7 @@ def test_the_table_is_all_there_is() -> None:
     assert explained().keys() == {
         "train: progress.csv",
         "train: TensorBoard alone",
+        "train: callbacks alone",
         "train: episodes.csv",
         "train: evaluation.csv",
         "vae: progress.csv",

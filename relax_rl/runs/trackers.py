@@ -163,7 +163,7 @@ def main(name: str) -> int:
                 answer(ended="")
                 return 0
         except (Exception, SystemExit) as error:
-            said = (str(error).strip().splitlines() or [""])[0]
+            said = (str(error).strip().splitlines() or [""])[0].rstrip(".")
             answer(error=f"{type(error).__name__}: {said}" if said else type(error).__name__)
             if run is None or "end" in message:
                 return 1

@@ -91,7 +91,7 @@ def test_what_an_environment_is(capsys: pytest.CaptureFixture[str]) -> None:
         "drawn from a categorical, estimator relax",
         "backend sync (no vector code of its own; Told is not known to be the same task in EnvPool), autoreset NEXT_STEP",
         "time limit none",
-        "masks action_mask in the infos, action_masks(), the observation 'mask'",
+        "masks action_mask in the infos, action_masks(), the observation 'mask'; heeded",
         "infos success by is_success; numbers near (--info-keys); others path, name",
         "rewards -2.00 to 0.000, mean -",
         "mean length 10",

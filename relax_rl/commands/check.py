@@ -26,7 +26,8 @@ class CheckConfig:
     SECTIONS: ClassVar[dict[str, str]] = {
         "what everyone sets": "env num_envs steps seed",
         "environment": (
-            "env_kwargs wrapper frame_stack drop_keys info_keys vectorization bins sticky_actions life_loss_terminal"
+            "env_kwargs wrapper frame_stack drop_keys info_keys action_masks mask_key vectorization bins sticky_actions "
+            "life_loss_terminal"
         ),
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,11 @@ from relax_rl.backends.infos import ALL, SUCCESS, followed, number
 from relax_rl.backends.own import Making
 from relax_rl.backends.registry import find_spec
 from relax_rl.errors import RelaxRLError, in_one_line
-from relax_rl.networks.spaces import ActionEncoder, ObservationEncoder, leaf_spaces
+from relax_rl.networks.actions import action_encoder
+from relax_rl.networks.spaces import ObservationEncoder, leaf_spaces
 from relax_rl.runs.displays import describe_number
 from relax_rl.runs.evaluation import envs_of
+from relax_rl.settings.config import AgentConfig
 from relax_rl.settings.presets import find_preset
 
 if TYPE_CHECKING:
@@ -82,13 +84,16 @@ def inspect_env(config: EnvConfig, *, steps: int, seed: int = 0) -> Inspection:
     found = Inspection()
     with _told(found):
         spec = find_spec(config.env)
-        making = Making.of(config.wrapper, config.frame_stack, config.drop_keys, config.info_keys)
+        masks: dict[str, Any] = {"action_masks": config.action_masks, "mask_key": config.mask_key}
+        making = Making.of(config.wrapper, config.frame_stack, config.drop_keys, config.info_keys, **masks)
         if spec.entry_point is not None:
             with closing(single_env(spec, env_kwargs=config.env_kwargs, making=making)) as env:
                 found.faults += check_env(env)
                 _look_at(env, found, seed)
         with envs_of(config, seed=seed) as envs:
             _spaces(envs, found, config)
+            if envs.action_mask is not None:
+                found.facts["masks"] = f"{found.facts.get('masks', 'of its vector code')}; heeded"
             why = _why(spec, config, making, envs)
             found.facts["backend"] = f"{envs.vectorization}{why}, autoreset {envs.autoreset_mode.name}"
             _play(envs, found, steps, seed)
@@ -159,7 +164,10 @@ def _spaces(envs: VectorEnvs, found: Inspection, config: EnvConfig) -> None:
     facts = found.facts
     facts["observations"] = _space(envs.single_observation_space)
     facts["actions"] = _space(envs.single_action_space)
-    observations, actions = ObservationEncoder(envs.single_observation_space), ActionEncoder(envs.single_action_space)
+    observations, actions = (
+        ObservationEncoder(envs.single_observation_space, cnn=AgentConfig().cnn),
+        action_encoder(envs.single_action_space),
+    )
     if observations.is_image:
         facts["seen as"] = f"an image {observations.shape} by a CNN"
     else:
@@ -193,7 +201,7 @@ def _play(envs: VectorEnvs, found: Inspection, steps: int, seed: int) -> None:
     """Rewards, episodes and speed under random actions."""
     space, rows = envs.single_action_space, envs.num_envs
     space.seed(seed)
-    actions = [np.stack([space.sample() for _ in range(rows)]) for _ in range(32)]
+    actions = [_together([space.sample() for _ in range(rows)]) for _ in range(32)]
     rewards, count, began = list[np.ndarray](), 0, time.perf_counter()
     while count < steps and time.perf_counter() - began < _SECONDS:
         step = envs.step(actions[len(rewards) % 32])
@@ -216,6 +224,15 @@ def _play(envs: VectorEnvs, found: Inspection, steps: int, seed: int) -> None:
     else:
         found.facts["episodes"] = "none ended"
     found.facts["speed"] = f"{count / seconds:,.0f} steps/s in {rows:,} environments, without an agent"
+
+
+def _together(actions: Sequence[Any]) -> Any:
+    """Actions as a batch `[N, ...]`, nested as they are."""
+    if isinstance(actions[0], Mapping):
+        return {key: _together([action[key] for action in actions]) for key in actions[0]}
+    if isinstance(actions[0], tuple):
+        return tuple(_together(parts) for parts in zip(*actions, strict=True))
+    return np.stack(actions)
 
 
 def _space(space: spaces.Space[Any]) -> str:

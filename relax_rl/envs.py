@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
@@ -20,10 +21,13 @@ from relax_rl.backends.batches import (
     without_broken,
 )
 from relax_rl.backends.checks import FirstLook
-from relax_rl.backends.creation import AskedVectorization, create_vector_env, is_atari
+from relax_rl.backends.creation import AskedVectorization, vector_env_of
+from relax_rl.backends.infos import InfoTerms
+from relax_rl.backends.lives import Lives
 from relax_rl.backends.masks import AskedMasks, EnvMasks
+from relax_rl.backends.own import Making
 from relax_rl.backends.records import Episode, Step
-from relax_rl.backends.registry import find_spec
+from relax_rl.backends.registry import is_atari
 from relax_rl.backends.single import heed, vector_reward
 from relax_rl.backends.traits import (
     Vectorization,
@@ -32,6 +36,7 @@ from relax_rl.backends.traits import (
     derived_seeds,
     frames_of,
     hands_out_fresh_arrays,
+    require_whole_steps,
     vectorization_of,
 )
 from relax_rl.backends.workers import EnvironmentReport, close_vector_env
@@ -60,6 +65,7 @@ class VectorEnvs:
             take choices among them (MultiDiscrete) instead; 0 leaves the actions as they are.
         first_env: how many environments of other processes stand before these; each process's get seeds of their own.
         action_masks, mask_key: where masks of actions come from, see `make_envs`.
+        info_keys: numbers of the infos that episodes tell, beside success; "all" for every number.
 
     Attributes:
         obs: `[N, ...]`, what the next action is chosen on.
@@ -85,6 +91,7 @@ class VectorEnvs:
         first_env: int = 0,
         action_masks: AskedMasks = "auto",
         mask_key: str | None = None,
+        info_keys: Sequence[str] = (),
     ) -> None:
         inner = vector_env.unwrapped
         self.vector_env = vector_env
@@ -97,21 +104,18 @@ class VectorEnvs:
         self.solve_threshold: float | None = inner.spec.reward_threshold if inner.spec is not None else None
         self.vectorization: Vectorization = vectorization or vectorization_of(inner)
         self.autoreset_mode: AutoresetMode = declared_autoreset_mode(vector_env)
-        batch_size = getattr(inner, "batch_size", self.num_envs)
-        if batch_size != self.num_envs:
-            raise SettingsError(
-                f"batch_size is {batch_size}, expected {self.num_envs}: every environment answers every step"
-            )
+        require_whole_steps(inner)
         self._report = EnvironmentReport(self.env_id, inner, first_env=first_env, steps=self._steps_taken)
         self._reset_report = EnvironmentReport(self.env_id, inner, first_env=first_env, when="at its reset")
-        self._life_loss_terminal, self.first_env = life_loss_terminal, first_env
+        self.first_env = first_env
         self._copies = vector_env is not inner or not hands_out_fresh_arrays(inner)
         self._checked_action = action_checker(self.single_action_space, self.num_envs)
         if isinstance(inner, CartPoleVectorEnv) and isinstance(inner.action_space, spaces.MultiDiscrete):
             inner.action_space = CheckedActions(inner.action_space)  # its own check is a quarter of its step
-        self._lives: np.ndarray | None = None
+        self._lives = Lives(life_loss_terminal, self.autoreset_mode)
         self._resetting, self._some_resetting = np.zeros(self.num_envs, dtype=bool), False
         self._episodes: list[Episode] = []
+        self._terms = InfoTerms(self.num_envs, info_keys, self.env_id)
         self._look: FirstLook | None = FirstLook(self.single_observation_space, self.env_id)
         self._masks = EnvMasks(vector_env, self.single_action_space, action_masks, mask_key, self.env_id, first_env)
         self.reset(seed)
@@ -141,9 +145,10 @@ class VectorEnvs:
         inner = self.vector_env.unwrapped
         if not (isinstance(inner, AsyncVectorEnv) and not inner.shared_memory):
             self._resetting, self._some_resetting = np.zeros(self.num_envs, dtype=bool), False
-        self._lives = self._lives_in(infos)
+        self._lives.at_reset(infos)
         self._returns = np.zeros(self.num_envs, dtype=np.float64)
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
+        self._terms.clear()
         self.obs = self._owned(obs)
         self._look_at(self.obs)
         self.action_mask: np.ndarray | None = self._masks.at_reset(self.obs, infos)
@@ -165,8 +170,6 @@ class VectorEnvs:
         with self._report:
             found, rewards, terminations, truncations, infos = self.vector_env.step(taken)
         next_obs = self._owned(found)
-        if infos:
-            heed(infos)
         reward = np.asarray(rewards).astype(np.float64)
         if reward.shape != (self.num_envs,):
             raise SettingsError(vector_reward(self.env_id, reward.shape[1:]))
@@ -180,11 +183,13 @@ class VectorEnvs:
             self._look_at(next_obs)
         done = terminated | truncated
         some_done, reset_infos = bool(done.any()), None
+        if infos:
+            heed(infos)
+            self._terms.add(infos, valid, done)
         self._returns += reward
         self._lengths += valid
-        lives = self._lives_in(infos)
-        lost = self._lost_a_life(lives, valid, done)
-        self._lives, self.obs = lives, next_obs
+        lost = self._lives.lost(infos, valid, done)
+        self.obs = next_obs
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
             self._resetting, self._some_resetting = done, some_done
         if some_done:
@@ -249,22 +254,9 @@ class VectorEnvs:
     def _owned(self, obs: Any) -> Any:
         return copied(obs) if self._copies else obs
 
-    def _lives_in(self, infos: Mapping[str, Any]) -> np.ndarray | None:
-        if not self._life_loss_terminal or "lives" not in infos:
-            return None
-        return np.array(infos["lives"])
-
-    def _lost_a_life(self, lives: np.ndarray | None, valid: np.ndarray, done: np.ndarray) -> np.ndarray | None:
-        if lives is None or self._lives is None:
-            return None
-        # under SAME_STEP, the lives that follow the end of a game are those of the next one
-        same_game = valid & ~done if self.autoreset_mode is AutoresetMode.SAME_STEP else valid
-        lost: np.ndarray = (lives < self._lives) & same_game
-        return lost
-
     def _finish_episodes(self, done: np.ndarray) -> None:
         for row in np.flatnonzero(done):
-            self._episodes.append(Episode(float(self._returns[row]), int(self._lengths[row])))
+            self._episodes.append(Episode(float(self._returns[row]), int(self._lengths[row]), self._terms.of(int(row))))
         self._returns[done] = 0.0
         self._lengths[done] = 0
 
@@ -273,14 +265,12 @@ class VectorEnvs:
             # Gymnasium takes the mask out of the dictionary, so each call gets its own.
             obs, infos = self.vector_env.reset(options={"reset_mask": done.copy()})
         self.obs = self._owned(obs)
-        lives = self._lives_in(infos)
-        if lives is not None and self._lives is not None:
-            self._lives = np.where(done, lives, self._lives)
+        self._lives.at_reset(infos, done)
         return infos
 
 
 def make_envs(
-    env: str,
+    env: str | Callable[..., Any] | gym.Env[Any, Any] | VectorEnv[Any, Any, Any],
     *,
     num_envs: int = 8,
     seed: int | Sequence[int] = 0,
@@ -293,12 +283,17 @@ def make_envs(
     drop_keys: Sequence[str] = (),
     action_masks: AskedMasks = "auto",
     mask_key: str | None = None,
+    wrappers: Sequence[Any] = (),
+    frame_stack: int = 0,
+    info_keys: Sequence[str] = (),
     **env_kwargs: Any,
 ) -> VectorEnvs:
     """Environments of one kind, stepped together, reset and ready.
 
     Args:
-        env: Gymnasium id, or `module:EnvId` to import the module that registers it first.
+        env: Gymnasium id, or `module:EnvId` to import the module that registers it first; a class or function that makes
+            one environment, or `module:name` of it; or an environment or vector environment that is there already, which
+            is owned from now on and has its own `num_envs`.
         num_envs: how many.
         seed: one number or several; the environments' seeds are derived from it (see `VectorEnvs.reset`).
         vectorization: "native" vector code, threads in C++ ("envpool"), one process ("sync"), one process each
@@ -315,35 +310,37 @@ def make_envs(
         action_masks: which actions may be chosen is what `action_mask` of the infos says ("info"), or a method
             `action_masks()` of the environment ("method"), or either where it is there ("auto"), or nobody ("off").
         mask_key: or a leaf of the observations by its name, which `drop_keys` may leave out beside.
+        wrappers: classes or functions put around each environment, or around all of them where they are vector wrappers, the
+            first innermost; `module:Wrapper` and `name=value` texts do too.
+        frame_stack: so many last observations at once, leaf by leaf along a new first axis; 0 for 4 in Atari, none elsewhere.
+        info_keys: numbers of the infos whose means over an episode it tells (`Episode.info`), beside success; "all" for
+            every number.
         env_kwargs: for the environment itself, one by one, or as a dictionary `env_kwargs={...}`.
 
     Raises:
         SettingsError: for an unknown environment (naming near ones), a missing package (naming what to install), or
             settings that do not go together.
     """
-    spec, given = find_spec(env), env_kwargs.pop("env_kwargs", None) or {}
-    vector_env, chosen = create_vector_env(
-        spec,
+    making = Making.of(wrappers, frame_stack, drop_keys, info_keys, action_masks, mask_key)
+    vector_env, spec, known = vector_env_of(
+        env,
         num_envs=num_envs,
         vectorization=vectorization,
         autoreset_mode=autoreset_mode_named(autoreset_mode),
         sticky_actions=sticky_actions,
-        env_kwargs={**given, **env_kwargs},
-        drop_keys=drop_keys,
-        action_masks=action_masks,
-        mask_key=mask_key,
+        env_kwargs={**(env_kwargs.pop("env_kwargs", None) or {}), **env_kwargs},
+        making=making,
     )
     try:
         return VectorEnvs(
             vector_env,
             seed=seed,
-            env_id="".join([*env.rpartition(":")[:2], spec.id]),
-            vectorization=chosen,
+            **known,
             life_loss_terminal=life_loss_terminal and is_atari(spec),
             bins=bins,
             first_env=first_env,
-            action_masks="info" if action_masks == "method" and chosen in ("sync", "async") else action_masks,
             mask_key=mask_key,
+            info_keys=info_keys,
         )
     except BaseException:
         close_vector_env(vector_env)

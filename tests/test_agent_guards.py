@@ -190,10 +190,13 @@ def test_replaced_parts_are_told() -> None:
 
 def test_environments_of_another_kind_are_told() -> None:
     agent = made()
-    with pytest.raises(SettingsError, match=r"are SyncVectorEnv, expected VectorEnvs; use relax_rl.envs.VectorEnvs"):
-        agent.learn(gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync"), 10)  # type: ignore[arg-type]
-    with pytest.raises(SettingsError, match=r"use relax_rl\.make_envs"):
-        agent.learn(gym.make("CartPole-v1"), 10)  # type: ignore[arg-type]
+    with pytest.raises(
+        SettingsError, match=r"are str, expected VectorEnvs, or an environment .*; use relax_rl\.make_envs"
+    ):
+        agent.learn("CartPole-v1", 10)  # type: ignore[arg-type]
+    for other in (gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync"), gym.make("CartPole-v1")):
+        with pytest.raises(SettingsError, match="the agent was made for the space"):
+            agent.learn(other, 10)
     with cartpole() as envs, pytest.raises(SettingsError, match="the agent was made for the space"):
         agent.learn(envs, 10)
     with cartpole() as envs, pytest.raises(SettingsError, match="the agent was made for the space"):

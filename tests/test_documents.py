@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from relax_rl.commands.check import CheckConfig
 from relax_rl.commands.evaluate import EvaluateConfig
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.experiments.toy.config import ToyConfig
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Any] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "variance": VarianceConfig,
+    "check": CheckConfig,
     "compare": CompareConfig,
     "toy": ToyConfig,
     "vae": VaeConfig,
@@ -90,6 +92,18 @@ import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
 
 gymnasium.register("MyEnv-v0", CartPoleEnv, max_episode_steps=20)
+
+
+class Corridor(CartPoleEnv):
+    def __init__(self, size=9, **settings):
+        super().__init__(**settings)
+
+    def step(self, action):
+        *found, info = super().step(action)
+        return *found, info | {"nearer": 1.0, "is_success": False}
+
+
+MyEnv = Corridor
 """
 MY_LOGGERS = "from tests.fakes import Rows\n\ndef Highest(config):\n    return Rows()\n"
 

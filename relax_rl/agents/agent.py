@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,7 +11,8 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
-from gymnasium import spaces
+from gymnasium import Env, spaces
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from relax_rl.agents.acting import HostSampler, ImageSampler, host_sampler
@@ -28,7 +27,7 @@ from relax_rl.agents.replay import ValueReplay
 from relax_rl.agents.rollouts import Collector, Rollout, require_envs
 from relax_rl.agents.saved import SavedActor
 from relax_rl.agents.shards import columns, shard_of_rollout
-from relax_rl.agents.statistics import UpdateInfo, absorb, episodes_of_all, numbers
+from relax_rl.agents.statistics import RecentEpisodes, UpdateInfo, absorb, episodes_of_all, numbers
 from relax_rl.compute.clocks import Watch
 from relax_rl.compute.distributed import Workers
 from relax_rl.compute.host import set_threads
@@ -186,7 +185,7 @@ class ActorCritic(SavedActor):
 
     def learn(
         self: AgentT,
-        envs: VectorEnvs,
+        envs: VectorEnvs | Env[Any, Any] | VectorEnv[Any, Any, Any],
         total_steps: int,
         callbacks: Iterable[Listener] | Listener | None = (),
         *,
@@ -197,7 +196,7 @@ class ActorCritic(SavedActor):
         """Train for `total_steps` more environment steps (at least: whole rollouts are used).
 
         Args:
-            envs: environments with this agent's spaces.
+            envs: environments with this agent's spaces; Gymnasium's own, single or vector, are reset.
             total_steps: steps summed over the environments.
             callbacks: called after every update, or a single one; objects hear what they have `on_rollout`, `on_update`,
                 `on_episode` and `on_evaluation` for. One that returns False ends the training, of all workers.
@@ -214,7 +213,7 @@ class ActorCritic(SavedActor):
             TrainingDiverged: if a gradient is not finite.
             WorkerLost: if another worker stops.
         """
-        require_envs(envs, self.observation_space, self.action_space)
+        envs = require_envs(envs, self.observation_space, self.action_space, (self.seed, self.steps))
         self.learner.check_networks()
         self.check_precision()
         if not self.steps and (flat := self.observations.told_of_images()):
@@ -232,7 +231,7 @@ class ActorCritic(SavedActor):
 
     def _learn(self, envs: VectorEnvs, heard: Listeners) -> None:
         envs.drain_episodes()  # of steps that somebody else has taken
-        collector, returns = self.collector(envs), deque[float](maxlen=100)
+        collector, recent = self.collector(envs), RecentEpisodes()
         collector.on_step = heard.step
         while self.steps < self.schedule_end:
             before = self.episodes
@@ -241,8 +240,7 @@ class ActorCritic(SavedActor):
             metrics = numbers(self.update(rollout))
             episodes = episodes_of_all(self.workers, rollout.episodes, self.episodes - before)
             self.watch("logging")
-            returns.extend(episode.return_ for episode in episodes)
-            metrics["return_mean"] = math.fsum(returns) / len(returns) if returns else math.nan
+            metrics |= recent.means_with(episodes)
             heard.update(self, UpdateInfo(self.steps, self.updates, episodes, metrics))
             if self.workers.any(heard.stopped):
                 break

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
+from gymnasium import Env, spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from relax_rl.compute.clocks import Watch, unwatched
-from relax_rl.envs import Episode, Step, VectorEnvs
+from relax_rl.envs import Episode, Step, VectorEnvs, make_envs
 from relax_rl.errors import EnvironmentFault, SettingsError, TrainingDiverged
 
 __all__ = ["Collector", "Rollout", "require_envs"]
@@ -235,16 +235,30 @@ def _masks(envs: VectorEnvs, out: np.ndarray) -> Iterator[np.ndarray]:
         yield row
 
 
-def require_envs(envs: Any, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-    """Raises:
-    SettingsError: these are no `VectorEnvs`, or of other spaces than an agent was made for.
+def require_envs(
+    envs: Any, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], seed: int | Sequence[int] = 0
+) -> VectorEnvs:
+    """Environments of the spaces that an agent was made for.
+
+    Args:
+        envs: `VectorEnvs`, as they are; one of Gymnasium's environments or vector environments is reset, and seen through them.
+        observation_space, action_space: of the agent.
+        seed: of the reset.
+
+    Raises:
+        SettingsError: these are none, or of other spaces.
     """
+    if isinstance(envs, Env | VectorEnv):
+        envs = make_envs(envs, seed=seed)
     if not isinstance(envs, VectorEnvs):
-        how = "envs.VectorEnvs(envs)" if isinstance(envs, VectorEnv) else "make_envs(ID)"
-        raise SettingsError(f"the environments are {type(envs).__name__}, expected VectorEnvs; use relax_rl.{how}")
+        raise SettingsError(
+            f"the environments are {type(envs).__name__}, expected VectorEnvs, or an environment of Gymnasium; use "
+            "relax_rl.make_envs(ID)"
+        )
     for ours, theirs in (
         (observation_space, envs.single_observation_space),
         (action_space, envs.single_action_space),
     ):
         if ours != theirs:
             raise SettingsError(f"the agent was made for the space {ours}, these environments have {theirs}")
+    return envs

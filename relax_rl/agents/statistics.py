@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler
 from relax_rl.agents.rollouts import Rollout
+from relax_rl.backends.infos import info_means
 from relax_rl.compute.distributed import Workers
 from relax_rl.envs import Episode
 
-__all__ = ["UpdateInfo", "absorb", "episodes_of_all", "numbers", "stops"]
+__all__ = ["RecentEpisodes", "UpdateInfo", "absorb", "episodes_of_all", "numbers", "stops"]
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,30 @@ class UpdateInfo:
     Attributes:
         steps, updates: environment steps and updates of the agent so far.
         episodes: the episodes that ended during this rollout.
-        metrics: numbers by name, those of the update and `return_mean`, over the last 100 episodes of this learning.
+        metrics: numbers by name, those of the update and, over the last 100 episodes of this learning, `return_mean` and
+            what their infos come to, `info/success_rate` and `info/NAME`.
     """
 
     steps: int
     updates: int
     episodes: tuple[Episode, ...]
     metrics: Mapping[str, float]
+
+
+class RecentEpisodes:
+    """The last 100 episodes, by their means."""
+
+    def __init__(self) -> None:
+        self._returns, self._infos = deque[float](maxlen=100), deque[Mapping[str, float]](maxlen=100)
+        self._means = {"return_mean": math.nan}
+
+    def means_with(self, episodes: Sequence[Episode]) -> Mapping[str, float]:
+        """The means once these have been taken in, oldest first: `return_mean`, and `info/...` if an episode told anything."""
+        if episodes:
+            self._returns.extend(episode.return_ for episode in episodes)
+            self._infos.extend(episode.info for episode in episodes if episode.info)
+            self._means = {"return_mean": math.fsum(self._returns) / len(self._returns), **info_means(self._infos)}
+        return self._means
 
 
 def stops(answer: object) -> bool:
@@ -89,10 +108,18 @@ def episodes_of_all(workers: Workers, own: tuple[Episode, ...], count: int) -> t
         workers: all of them.
         own: this worker's.
         count: of all workers.
+
+    Returns:
+        Their returns and lengths; what infos come to is known of this worker's own only.
     """
     if workers.count == 1 or not count:
         return own
     table = np.zeros((count, 2))  # rows of length 0 hold none
     table[: len(own)] = np.reshape([(episode.return_, episode.length) for episode in own], (-1, 2))
-    found = workers.gather(table.ravel()).reshape(-1, 2)
-    return tuple(Episode(float(return_), int(length)) for return_, length in found if length)
+    found = workers.gather(table.ravel()).reshape(-1, count, 2)
+    return tuple(
+        own[place] if rank == workers.rank else Episode(float(return_), int(length))
+        for rank, rows in enumerate(found)
+        for place, (return_, length) in enumerate(rows)
+        if length
+    )

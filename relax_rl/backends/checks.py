@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -22,6 +22,8 @@ __all__ = ["FirstLook", "check_env"]
 
 LOOKS = 32
 """Batches that are compared with the bounds of their space."""
+_NO_FAULTS = ("This is probably too", "is different from the unwrapped version")
+"""Said by Gymnasium's checker of observations without bounds, which are normalised, and of wrappers, which are meant."""
 _ROUNDING = 1e-5
 """Of a bound's size that a number may lie beyond it."""
 
@@ -79,7 +81,7 @@ def _bounds(space: spaces.Space[Any]) -> Iterator[_Bounds]:
             yield _Bounds(path, leaf)
 
 
-def check_env(env: gym.Env[Any, Any] | str, *, steps: int = 200, seed: int = 0) -> list[str]:
+def check_env(env: gym.Env[Any, Any] | Callable[..., Any] | str, *, steps: int = 200, seed: int = 0) -> list[str]:
     """What is wrong with an environment: one line each, none where an agent can learn in it as it is.
 
     Gymnasium's own checker (`gymnasium.utils.env_checker`) comes first, then what agents need beyond it: spaces that
@@ -87,14 +89,15 @@ def check_env(env: gym.Env[Any, Any] | str, *, steps: int = 200, seed: int = 0) 
     actions.
 
     Args:
-        env: a Gymnasium environment, or an id; one that is given is stepped, and left open.
+        env: a Gymnasium environment, or an id, class or function as for `make_envs`; one that is given is stepped, and left
+            open.
         steps: how many are taken.
         seed: of the environment and the actions.
 
     Raises:
         SettingsError: an unknown id, or an environment that cannot be made.
     """
-    if isinstance(env, str):
+    if not isinstance(env, gym.Env):
         spec = find_spec(env)
         with one_line_errors(spec):
             made = gym.make(spec, disable_env_checker=True)
@@ -109,8 +112,8 @@ def check_env(env: gym.Env[Any, Any] | str, *, steps: int = 200, seed: int = 0) 
             check_by_gymnasium(env, skip_render_check=True, skip_close_check=True)
         except Exception as error:  # whatever an environment does
             found.append(_line(error))
-    # Observations without bounds are nothing to mend: they are normalised.
-    found += [line for each in told if "This is probably too" not in (line := _plain(str(each.message)))]
+    lines = [_plain(str(each.message)) for each in told]
+    found += [line for line in lines if not any(words in line for words in _NO_FAULTS)]
     try:
         found += [*_of_spaces(env), *_of_steps(env, steps, seed)]
     except Exception as error:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import gymnasium as gym
@@ -12,9 +13,9 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from relax_rl.backends.envpool import EnvPoolVectorEnv, faster_in_envpool, why_not_envpool
-from relax_rl.backends.masks import AskedMasks
-from relax_rl.backends.registry import find_spec, first_line, told, without_version
-from relax_rl.backends.single import prepared
+from relax_rl.backends.frames import FrameStack
+from relax_rl.backends.own import Making, vector_env_made_elsewhere, wrapped_vector_env
+from relax_rl.backends.registry import find_spec, first_line, is_atari, told, without_version
 from relax_rl.backends.traits import Vectorization, declared_autoreset_mode
 from relax_rl.backends.workers import EnvironmentReport, shielded_from_signals
 from relax_rl.compute.host import usable_cores
@@ -22,7 +23,7 @@ from relax_rl.compute.installation import install_line, typed
 from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.settings.naming import is_own, named, require_call
 
-__all__ = ["AskedVectorization", "create_vector_env", "is_atari", "one_line_errors"]
+__all__ = ["AskedVectorization", "create_vector_env", "is_atari", "one_line_errors", "single_env", "vector_env_of"]
 
 AskedVectorization = Literal["auto", "native", "envpool", "sync", "async"]
 
@@ -41,6 +42,30 @@ SET_ELSEWHERE = {
 """Settings of ale-py's vector environment that would change what the adapter relies on."""
 
 
+def vector_env_of(
+    env: Any, *, env_kwargs: Mapping[str, Any], vectorization: AskedVectorization, making: Making, **how: Any
+) -> tuple[VectorEnv[Any, Any, Any], EnvSpec | None, dict[str, Any]]:
+    """A vector environment from whatever `make_envs` takes; its registration; and further arguments of `VectorEnvs`.
+
+    Args:
+        env: an id, what makes an environment, or one that is there.
+        env_kwargs, vectorization, making, how: as for `create_vector_env`.
+
+    Raises:
+        SettingsError: as there.
+    """
+    if isinstance(env, gym.Env | VectorEnv):
+        asked = [*env_kwargs, *(["vectorization"] if vectorization != "auto" else ())]
+        made, chosen, name = vector_env_made_elsewhere(env, making, asked=asked)
+        masks = making.masks_of(isinstance(env, gym.Env))
+        return made, env.unwrapped.spec, {"env_id": name, "vectorization": chosen, "action_masks": masks}
+    spec = find_spec(env)
+    name = "".join([*env.rpartition(":")[:2], spec.id]) if isinstance(env, str) else spec.id
+    made, chosen = create_vector_env(spec, env_kwargs=env_kwargs, vectorization=vectorization, making=making, **how)
+    masks = making.masks_of(chosen in ("sync", "async"))
+    return made, spec, {"env_id": name, "vectorization": chosen, "action_masks": masks}
+
+
 def create_vector_env(
     spec: EnvSpec,
     *,
@@ -49,9 +74,7 @@ def create_vector_env(
     autoreset_mode: AutoresetMode | None = None,
     sticky_actions: float = 0.25,
     env_kwargs: Mapping[str, Any] | None = None,
-    drop_keys: Sequence[str] = (),
-    action_masks: AskedMasks = "auto",
-    mask_key: str | None = None,
+    making: Making | None = None,
 ) -> tuple[VectorEnv[Any, Any, Any], Vectorization]:
     """`num_envs` environments of one kind, stepped together, and how they are.
 
@@ -62,17 +85,33 @@ def create_vector_env(
         autoreset_mode: None takes NEXT_STEP, the mode in which Gymnasium itself copies every observation.
         sticky_actions: Atari only.
         env_kwargs: passed on to the environment.
-        drop_keys: leaves of the observations to leave out, which needs one process or one each.
-        action_masks, mask_key: where masks of actions come from, see `EnvMasks`.
+        making: what is put around each environment, which needs one process or one each, and around all of them.
 
     Raises:
         SettingsError: if the environment cannot be made like this; the line says why and what to do.
     """
+    making = making or Making()
     if num_envs < 1:
         raise SettingsError(f"num_envs is {num_envs}, expected at least 1")
-    if drop_keys and vectorization not in ("auto", "sync", "async"):
-        raise SettingsError(f"drop_keys needs vectorization 'sync' or 'async', not {vectorization!r}")
-    vectorization = "sync" if drop_keys and vectorization == "auto" else vectorization
+    if (asked := making.around_each(spec)) and vectorization not in ("auto", "sync", "async"):
+        raise SettingsError(f"{asked} needs vectorization 'sync' or 'async', not {vectorization!r}")
+    if asked and spec.entry_point is None:
+        raise SettingsError(f"{spec.id} exists as native vector code only, which {asked} cannot be had with")
+    vectorization = "sync" if asked and vectorization == "auto" else vectorization
+    env, chosen = _inner_vector_env(spec, num_envs, vectorization, autoreset_mode, sticky_actions, env_kwargs, making)
+    return wrapped_vector_env(env, making.vector), chosen
+
+
+def _inner_vector_env(
+    spec: EnvSpec,
+    num_envs: int,
+    vectorization: AskedVectorization,
+    autoreset_mode: AutoresetMode | None,
+    sticky_actions: float,
+    env_kwargs: Mapping[str, Any] | None,
+    making: Making,
+) -> tuple[VectorEnv[Any, Any, Any], Vectorization]:
+    """Vector environments as `create_vector_env` makes them, without the wrappers around all of them."""
     if is_own(vectorization):
         return _of_the_users_own(spec, vectorization, {"num_envs": num_envs, **(env_kwargs or {})})
     if vectorization not in get_args(AskedVectorization):
@@ -80,8 +119,9 @@ def create_vector_env(
     kwargs = dict(env_kwargs or {})
     with one_line_errors(spec):
         _check_settings(spec, kwargs)
+        with_stack = {**kwargs, **making.native(spec, kwargs)}
         if vectorization == "native" or (vectorization == "auto" and _prefers_native(spec, kwargs)):
-            env = _native(spec, num_envs, autoreset_mode, sticky_actions, kwargs)
+            env = _native(spec, num_envs, autoreset_mode, sticky_actions, with_stack)
             declared = declared_autoreset_mode(env)
             if autoreset_mode in (None, declared):
                 return env, "native"
@@ -91,21 +131,38 @@ def create_vector_env(
                     f"the native vector code of {spec.id} autoresets by {declared.name}, not {autoreset_mode.name}; "
                     "leave autoreset_mode out or use vectorization 'sync'"
                 )
-        if vectorization == "envpool" or (vectorization == "auto" and faster_in_envpool(spec, num_envs)):
-            refusal = why_not_envpool(spec, autoreset_mode=autoreset_mode, env_kwargs=kwargs)
+        may = vectorization == "auto" and not making.info_keys and faster_in_envpool(spec, num_envs)
+        if may or vectorization == "envpool":
+            if making.info_keys:
+                raise SettingsError(
+                    "EnvPool tells nothing in its infos; use vectorization 'sync' or 'async' with info_keys"
+                )
+            refusal = why_not_envpool(spec, autoreset_mode=autoreset_mode, env_kwargs=with_stack)
             if refusal is None:
                 return _envpool(spec, num_envs, sticky_actions, kwargs), "envpool"
             if vectorization == "envpool":
                 raise SettingsError(refusal)
         mode = autoreset_mode or AutoresetMode.NEXT_STEP
         chosen: Vectorization = "async" if vectorization == "async" else "sync"
-        prepare = prepared(spec.id, drop_keys, action_masks=action_masks, mask_key=mask_key)
-        return _one_by_one(spec, num_envs, chosen, mode, sticky_actions, kwargs, prepare), chosen
+        return _one_by_one(spec, num_envs, chosen, mode, sticky_actions, kwargs, making), chosen
 
 
-def is_atari(spec: EnvSpec | None) -> bool:
-    """Whether ale-py emulates it."""
-    return spec is not None and str(spec.entry_point).startswith("ale_py")
+def single_env(
+    spec: EnvSpec, *, env_kwargs: Mapping[str, Any] | None = None, making: Making | None = None
+) -> gym.Env[Any, Any]:
+    """One environment as each of a vector is made, Atari as the emulator has it.
+
+    Raises:
+        SettingsError: it cannot be made like this.
+    """
+    making = making or Making()
+    with one_line_errors(spec):
+        if spec.entry_point is None:
+            raise SettingsError(f"{spec.id} exists as native vector code only; no single one of it can be had")
+        env = gym.make(spec, disable_env_checker=True, **(env_kwargs or {}))
+        for wrap in making.single:
+            env = wrap(env)
+    return env
 
 
 def _prefers_native(spec: EnvSpec, kwargs: Mapping[str, Any]) -> bool:
@@ -147,7 +204,7 @@ def _one_by_one(
     mode: AutoresetMode,
     sticky_actions: float,
     kwargs: Mapping[str, Any],
-    prepare: SubEnvWrapper,
+    making: Making,
 ) -> VectorEnv[Any, Any, Any]:
     if spec.entry_point is None:
         raise SettingsError(f"{spec.id} exists as native vector code only; use vectorization 'auto' or 'native'")
@@ -155,7 +212,9 @@ def _one_by_one(
     wrappers: list[Any] = []
     if is_atari(spec):
         settings, wrappers = _atari_classic(sticky_actions, settings)
-    wrappers.append(prepare)
+    wrappers += [*making.single, making.prepared(spec.id)]
+    if frames := making.frames(spec):
+        wrappers.append(partial(FrameStack, size=frames, blank=is_atari(spec)))
     if mode is AutoresetMode.SAME_STEP:
         wrappers.append(_OwnObservation)
     if vectorization == "async":
@@ -172,17 +231,14 @@ def _one_by_one(
 
 
 def _atari_classic(sticky_actions: float, kwargs: dict[str, Any]) -> tuple[dict[str, Any], list[SubEnvWrapper]]:
-    """The settings and wrappers that give a single Atari environment what the native vector code does."""
+    """The settings and wrappers that give a single Atari environment what the native vector code does, but for stacks."""
     frameskip = kwargs.pop("frameskip", 4)
     settings = {"repeat_action_probability": sticky_actions, "frameskip": 1, **kwargs}
 
     def preprocess(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
         return gym.wrappers.AtariPreprocessing(env, frame_skip=frameskip, noop_max=30, screen_size=84)
 
-    def stack(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-        return gym.wrappers.FrameStackObservation(env, stack_size=4, padding_type="zero")
-
-    return settings, [preprocess, stack]
+    return settings, [preprocess]
 
 
 class _OwnObservation(gym.ObservationWrapper[Any, Any, Any]):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Episode:
-    """A finished episode: the sum of its raw rewards and its number of steps (of a whole game in Atari)."""
+    """A finished episode: the sum of its raw rewards and its number of steps (of a whole game in Atari).
+
+    Attributes:
+        info: what the infos of its steps come to: `success` (0 or 1) by the last of them, the mean of any other term.
+    """
 
     return_: float
     length: int
+    info: Mapping[str, float] = field(default_factory=dict, hash=False)

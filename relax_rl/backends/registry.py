@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import difflib
+import re
+import sys
 from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, parse_env_id
+from gymnasium.vector import VectorEnv
 
 from relax_rl.compute.installation import typed
 from relax_rl.errors import SettingsError
 from relax_rl.settings.fields import shown
-from relax_rl.settings.naming import find_here
+from relax_rl.settings.naming import find_here, name_of
 
-__all__ = ["find_spec", "first_line", "told", "without_version"]
+__all__ = ["find_spec", "first_line", "is_atari", "spec_made_by", "told", "without_version"]
 
 _LONGEST = 300
 """Characters of somebody else's message."""
 
 
-def find_spec(env_id: str) -> EnvSpec:
+def find_spec(env_id: Any) -> EnvSpec:
     """The registration of a Gymnasium id, of `module:EnvId`, or of a name without version (its highest).
+
+    Args:
+        env_id: one of these; or what makes an environment, a class or function, or `module:name` of one.
 
     Raises:
         SettingsError: if there is none, naming near ones; or if the module cannot be imported.
     """
+    if not isinstance(env_id, str):
+        return spec_made_by(env_id)
     module, _, name = env_id.rpartition(":")
     if module:
         _register_by(module, name, env_id)
@@ -36,15 +44,39 @@ def find_spec(env_id: str) -> EnvSpec:
     if spec is None:
         versions = [other for other in gym.registry.values() if without_version(other.id) == name]
         spec = max(versions, key=lambda other: other.version or 0, default=None)
+    if spec is None and module and hasattr(sys.modules[module], name):
+        spec = spec_made_by(getattr(sys.modules[module], name), name)
     if spec is None:
         near = _near_names(name) if not module else _near_names_of(module, name)
         advice = (
             f"did you mean {', '.join(near)}?"
             if near
-            else "expected a Gymnasium id such as CartPole-v1, or module:EnvId"
+            else "expected a Gymnasium id such as CartPole-v1, module:EnvId, or module:ClassOrFunction"
         )
         raise SettingsError(f"unknown environment {shown(env_id)}; {advice}")
     return spec
+
+
+def spec_made_by(make: Any, name: str | None = None) -> EnvSpec:
+    """The registration, in no registry, of what a class or a function makes: one environment, or a vector of them where it is
+    a class of vector environments.
+
+    Args:
+        make: called with the settings of the environment.
+        name: of the environments (default: `module:name` of what makes them).
+
+    Raises:
+        SettingsError: nothing that can be called.
+    """
+    if not callable(make):
+        raise SettingsError(
+            f"the environment is {type(make).__name__}, expected an id, a class or function that makes one environment, or "
+            "one of Gymnasium's environments or vector environments"
+        )
+    known = re.sub(r"[^\w:.-]", "", name or name_of(getattr(make, "func", make)))  # what Gymnasium takes as an id
+    if isinstance(make, type) and issubclass(make, VectorEnv):
+        return EnvSpec(known, vector_entry_point=cast(Any, make))
+    return EnvSpec(known, entry_point=make)
 
 
 def without_version(env_id: str) -> str:
@@ -54,6 +86,11 @@ def without_version(env_id: str) -> str:
     except gym.error.Error:
         return env_id
     return f"{namespace}/{name}" if namespace else name
+
+
+def is_atari(spec: EnvSpec | None) -> bool:
+    """Whether ale-py emulates it."""
+    return spec is not None and str(spec.entry_point).startswith("ale_py")
 
 
 def first_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from relax_rl.backends.infos import SUCCESS, followed, number
 from relax_rl.backends.masks import AskedMasks, with_mask_in_info
 from relax_rl.errors import SettingsError
 from relax_rl.networks.masks import action_masks_for
@@ -28,7 +29,12 @@ READ = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
 def prepared(
-    env_id: str, drop: Sequence[str] = (), *, action_masks: AskedMasks = "auto", mask_key: str | None = None
+    env_id: str,
+    drop: Sequence[str] = (),
+    *,
+    action_masks: AskedMasks = "auto",
+    mask_key: str | None = None,
+    info_keys: Sequence[str] = (),
 ) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
     """A wrapper for sub-environments, which says once, in this process, what leaves it has left out unasked."""
     key = mask_key if mask_key is not None and mask_key in drop else None  # else it is read in the observations
@@ -37,7 +43,7 @@ def prepared(
     def prepare(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
         if key is not None or (mask_key is None and action_masks != "off"):
             env = with_mask_in_info(env, action_masks, key, env_id)
-        made = SingleEnv(env, drop, env_id, masks=action_masks != "off")
+        made = SingleEnv(env, drop, env_id, masks=action_masks != "off", info_keys=info_keys)
         if made.unread and os.getpid() == process and not told:
             told.update(made.unread)
             warnings.warn(
@@ -53,14 +59,15 @@ def prepared(
 class SingleEnv(gym.Wrapper[Any, Any, Any, Any]):
     """An environment without some leaves of its observations, and with only those infos that something is made of.
 
-    Infos of an episode's statistics, of lives and of masks of actions stay; whatever else there may be, arrays whose
-    shape varies among it, would end the run within Gymnasium's vector code.
+    Infos of an episode's statistics, of success, of lives and of masks of actions stay, and the numbers that are asked for;
+    whatever else there may be, arrays whose shape varies among it, would end the run within Gymnasium's vector code.
 
     Args:
         env: the environment.
         drop: leaves to leave out by name, keys and indices on the way to them joined by dots.
         env_id: its name in messages.
         masks: whether masks of actions stay, as rows of `ActionMasks`.
+        info_keys: infos that stay where they are numbers; "all" for every number.
 
     Attributes:
         unread: names of leaves that were left out because no network reads them.
@@ -76,9 +83,10 @@ class SingleEnv(gym.Wrapper[Any, Any, Any, Any]):
         env_id: str = "the environment",
         *,
         masks: bool = True,
+        info_keys: Sequence[str] = (),
     ) -> None:
         super().__init__(env)
-        self._id, self._seen = env_id, False
+        self._id, self._seen, self._keys = env_id, False, tuple(info_keys)
         self._masks, self._mask_fits = action_masks_for(env.action_space) if masks else None, False
         whole = env.observation_space
         space, self.unread = kept_space(whole, drop, env_id)
@@ -126,6 +134,12 @@ class SingleEnv(gym.Wrapper[Any, Any, Any, Any]):
                     found[REFUSAL] = f"{self._id}: {error}"
                 else:
                     found[COMPLAINT], self._masks = f"{self._id}: {error}; left out", None
+        for name in SUCCESS:
+            if name in info and (value := number(info[name])) is not None:
+                found[name] = value
+        if self._keys:
+            terms = {name: number(info[name]) for name in followed(self._keys, info)}
+            found |= {name: value for name, value in terms.items() if value is not None}
         return found
 
 
@@ -147,7 +161,7 @@ def vector_reward(env_id: str, shape: tuple[int, ...]) -> str:
     """What is said of a reward of several numbers."""
     return (
         f"{env_id} gives rewards of shape {shape}, expected one number; weigh them by a wrapper, such as "
-        "mo_gymnasium.wrappers.LinearReward, in an environment of your own that you register"
+        "mo_gymnasium.wrappers.LinearReward: --wrapper mo_gymnasium.wrappers:LinearReward"
     )
 
 

@@ -10,8 +10,10 @@ import gymnasium as gym
 import numpy as np
 
 from relax_rl.backends.actions import BinnedActions
-from relax_rl.backends.creation import is_atari
-from relax_rl.backends.registry import find_spec
+from relax_rl.backends.creation import single_env
+from relax_rl.backends.frames import FrameStack
+from relax_rl.backends.own import Making
+from relax_rl.backends.registry import find_spec, is_atari
 from relax_rl.backends.single import SingleEnv
 from relax_rl.errors import SettingsError
 
@@ -30,7 +32,7 @@ class ForkableEnv:
     Args:
         env_id: Gymnasium id, or `module:EnvId`.
         bins: cut continuous actions into this many values per dimension, as `make_envs` does; 0 leaves them.
-        drop_keys: leaves of the observations to leave out, as there.
+        drop_keys, wrappers, frame_stack: of the observations and around the environment, as there.
         env_kwargs: for the environment, as there.
 
     Attributes:
@@ -41,10 +43,23 @@ class ForkableEnv:
         SettingsError: the environment cannot be made, or its state cannot be had again.
     """
 
-    def __init__(self, env_id: str, *, bins: int = 0, drop_keys: Sequence[str] = (), **env_kwargs: Any) -> None:
+    def __init__(
+        self,
+        env_id: str,
+        *,
+        bins: int = 0,
+        drop_keys: Sequence[str] = (),
+        wrappers: Sequence[Any] = (),
+        frame_stack: int = 0,
+        **env_kwargs: Any,
+    ) -> None:
         given = env_kwargs.pop("env_kwargs", None) or {}
         self._spec, self._kwargs, self._bins = find_spec(env_id), {**given, **env_kwargs}, bins
-        self._drop = tuple(drop_keys)
+        self._making = Making.of(wrappers, frame_stack, drop_keys, ())
+        if self._making.vector:
+            raise SettingsError(
+                f"wrapper {self._making.vector[0].name} goes around vectors; a fork is a single environment"
+            )
         if is_atari(self._spec):
             raise SettingsError(f"the state of {self._spec.id} cannot be had again with a random future of its own")
         self._env = self._make()
@@ -82,7 +97,10 @@ class ForkableEnv:
         self._env.close()
 
     def _make(self) -> gym.Env[Any, Any]:
-        env = SingleEnv(gym.make(self._spec, disable_env_checker=True, **self._kwargs), self._drop, self._spec.id)
+        making = self._making
+        inner = single_env(self._spec, env_kwargs=self._kwargs, making=making)
+        env: gym.Env[Any, Any] = SingleEnv(inner, making.drop_keys, self._spec.id)
+        env = FrameStack(env, making.frame_stack) if making.frame_stack else env
         return BinnedActions(env, self._bins) if self._bins else env
 
     def _replayed(self) -> gym.Env[Any, Any]:

@@ -20,6 +20,7 @@ __all__ = [
     "derived_seeds",
     "frames_of",
     "hands_out_fresh_arrays",
+    "require_whole_steps",
     "vectorization_of",
 ]
 
@@ -60,6 +61,15 @@ def declared_autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
             "in the next step; use NEXT_STEP or vectorization 'sync'"
         )
     return found
+
+
+def require_whole_steps(env: VectorEnv[Any, Any, Any]) -> None:
+    """Raises SettingsError if an unwrapped vector environment answers for some of its environments only in a step."""
+    batch_size = getattr(env, "batch_size", env.num_envs)
+    if batch_size != env.num_envs:
+        raise SettingsError(
+            f"batch_size is {batch_size}, expected {env.num_envs}: every environment answers every step"
+        )
 
 
 def vectorization_of(env: VectorEnv[Any, Any, Any]) -> Vectorization:

@@ -47,7 +47,11 @@ class EvaluateConfig:
     device: str = "cpu"
     """Device of the networks: cpu, cuda, cuda:1, mps, or auto."""
     env: str | None = None
-    """module:EnvId of the run's environment, if a module of your own registers it."""
+    """module:EnvId of the run's environment, if a module of your own registers it, or module:ClassOrFunction."""
+    env_kwargs: dict[str, Any] | None = None
+    """Settings of the environment over those of the run: name=value pairs, values in JSON, or one JSON object."""
+    wrapper: tuple[str, ...] = setting((), repeatable=True)
+    """module:Wrapper of the run's environments, and name=value pairs behind it, as given when it was trained."""
     estimator: str | None = None
     """module:name of the run's estimator, if it is your own."""
     networks: str | None = None
@@ -71,6 +75,9 @@ def evaluate_command(args: Sequence[str], prog: str) -> int:
         f"return {describe_number(result['return_mean'])} ± {describe_number(result['return_std'])} (mean ± standard deviation of "
         f"{result['episodes']} episodes, {how} actions, mean length {result['length_mean']:.0f})"
     )
+    for name in filter(lambda name: name.startswith("info/"), result):
+        success = name == "info/success_rate"
+        print(f"  success     {result[name]:.1%}" if success else f"  {name}  {describe_number(result[name])}")
     if result["cut_off"]:
         print(f"  cut off     {result['cut_off_told']}")
     print(f"  written to  {RunFolder(Path(config.run)).evaluation}")
@@ -94,7 +101,8 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
 
     folder = RunFolder(Path(config.run))
     trained = read_config(folder)
-    settings = replace(known_env(trained.env, config.env), num_envs=config.num_envs)
+    settings = known_env(trained.env, config.env, config.wrapper, config.env_kwargs)
+    settings = replace(settings, num_envs=config.num_envs)
     if config.estimator is not None:
         learn_of(config.estimator)
     networks = None if config.networks is None else named(config.networks, "networks")
@@ -129,6 +137,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
         "return_min": min(scores.returns),
         "return_max": max(scores.returns),
         "length_mean": scores.length_mean,
+        **scores.info_means,
         "cut_off": scores.cut_off,
         "cut_off_told": scores.cut_off_told("--step-limit"),
         "returns": list(scores.returns),

@@ -50,6 +50,7 @@ COMMANDS: Mapping[str, Command] = {
         "measure the variance of a trained agent's gradient under every estimator",
         "relax_rl.commands.variance:variance_command",
     ),
+    "check": Command("say what an environment is, and what is wrong with it", "relax_rl.commands.check:check_command"),
     "toy": Command("compare estimators on the toy problem of REBAR and RELAX", "relax_rl.commands.toy:toy_command"),
     "compare": Command(
         "compare estimators, and other libraries, over environments and seeds",
@@ -128,6 +129,7 @@ def _overview(prog: str) -> str:
         "examples:\n"
         f"  {prog} --env CartPole-v1 --estimator relax\n"
         f"  {prog} evaluate RUN --episodes 20\n"
+        f"  {prog} check --env module:MyEnv\n"
         f"  {prog} variance RUN\n\n"
         f"{prog} COMMAND --help lists the options of a command."
     )

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relax_rl.backends.infos import info_means
 from relax_rl.errors import CheckpointError
 from relax_rl.runs.checkpoints import Checkpoint, CheckpointFolder
 from relax_rl.runs.folder import RunFolder
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from relax_rl.agents.networks import NetworkFactory
     from relax_rl.envs import Episode
 
-__all__ = ["WINDOW", "AgentRun", "check_same_run", "load_agent", "steps_of"]
+__all__ = ["OVER_EPISODES", "WINDOW", "AgentRun", "check_same_run", "load_agent", "steps_of"]
+
+OVER_EPISODES = ("return_mean", "info/")
+"""What the names of an agent's metrics begin with that are means over its last episodes: its run knows earlier ones too."""
 
 WINDOW = 100
 """Episodes that the reported mean return is taken over."""
@@ -47,6 +51,7 @@ class AgentRun:
     def __init__(self, agent: ActorCritic) -> None:
         self.agent = agent
         self.episodes: deque[tuple[float, int]] = deque(maxlen=WINDOW)
+        self.infos: deque[dict[str, float]] = deque(maxlen=WINDOW)
         self.best_evaluation: float | None = None
         self.best_return: float | None = None
         self.best_step: int | None = None
@@ -67,6 +72,22 @@ class AgentRun:
         """Mean length of the last 100 episodes; NaN before the first one."""
         return sum(length for _, length in self.episodes) / len(self.episodes) if self.episodes else math.nan
 
+    def info_means(self) -> dict[str, float]:
+        """What infos come to over the last 100 episodes that told anything, by column: see `Episode.info`."""
+        return info_means(self.infos)
+
+    @property
+    def success_rate(self) -> float:
+        """Of the last 100 episodes that told of success; NaN where none has."""
+        known = [info["success"] for info in self.infos if "success" in info]
+        return math.fsum(known) / len(known) if known else math.nan
+
+    @property
+    def status(self) -> float | tuple[float, float]:
+        """What a display shows: the mean return, with the rate of success beside it where episodes tell of any."""
+        rate = self.success_rate if self.infos else math.nan
+        return self.return_mean if math.isnan(rate) else (self.return_mean, rate)
+
     def reaches(self, target: float | None) -> bool:
         """Whether 100 episodes have finished with at least this mean return; nothing reaches None."""
         return target is not None and len(self.episodes) == WINDOW and self.return_mean >= target
@@ -78,7 +99,10 @@ class AgentRun:
 
     def add(self, episodes: Iterable[Episode]) -> None:
         """Take in finished episodes, oldest first."""
-        self.episodes.extend((float(episode.return_), int(episode.length)) for episode in episodes)
+        for episode in episodes:
+            self.episodes.append((float(episode.return_), int(episode.length)))
+            if episode.info:
+                self.infos.append(dict(episode.info))
 
     def recall_best(self, folder: CheckpointFolder) -> None:
         """Go by the best agent on disk: it may have been kept after the checkpoint, or be there no longer."""
@@ -99,7 +123,8 @@ class AgentRun:
         tensors, agent = self.agent.state_dict()
         episodes = [list(episode) for episode in self.episodes]
         best = {name: getattr(self, name) for name in ("best_evaluation", "best_return", "best_step")}
-        return tensors, {"agent": agent, "run": {"seconds": self.clock.seconds, "episodes": episodes, **best}}
+        infos = {"infos": [dict(info) for info in self.infos]} if self.infos else {}
+        return tensors, {"agent": agent, "run": {"seconds": self.clock.seconds, "episodes": episodes, **infos, **best}}
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Take back what `state` gave; without tensors, the agent is left to take those of another worker.
@@ -112,16 +137,18 @@ class AgentRun:
             seconds = float(run["seconds"])
             best, highest, step = run["best_evaluation"], run.get("best_return"), run.get("best_step")
             episodes = [(float(r), whole("length", length, least=0)) for r, length in run["episodes"]]
+            infos = [{str(name): float(x) for name, x in info.items()} for info in run.get("infos", [])]
             best, highest = (None if each is None else float(each) for each in (best, highest))
             step = None if step is None else whole("best_step", step, least=0)
             if not all(map(math.isfinite, [seconds, best or 0.0, highest or 0.0, *(r for r, _ in episodes)])):
                 raise ValueError("a number is not finite")
             agent = state["agent"]
-        except (KeyError, TypeError, ValueError, OverflowError):
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             raise CheckpointError("the checkpoint is damaged: the state of its run cannot be read") from None
         self.clock = Clock(seconds)
         self.best_evaluation, self.best_return, self.best_step = best, highest, step
         self.episodes.extend(episodes)
+        self.infos.extend(infos)
         if tensors:
             self.agent.load_state_dict(tensors, agent)
 

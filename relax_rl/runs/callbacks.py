@@ -17,7 +17,7 @@ import numpy as np
 
 from relax_rl.compute.distributed import ALONE, Workers
 from relax_rl.errors import EnvironmentFault, RelaxRLError, TrainingDiverged, WorkerLost, add_note
-from relax_rl.runs.agent import AgentRun
+from relax_rl.runs.agent import OVER_EPISODES, AgentRun
 from relax_rl.runs.checkpoints import CheckpointFolder, Trainable
 from relax_rl.runs.displays import Display
 from relax_rl.runs.evaluation import Scores
@@ -96,13 +96,13 @@ def log_episodes(logger: Logger) -> Callback:
 
 def show_progress(run: AgentRun, display: Display) -> Callback:
     """Keeps the display up to date."""
-    mean = run.return_mean
+    status = run.status
 
     def show(agent: ActorCritic, info: UpdateInfo) -> None:
-        nonlocal mean
+        nonlocal status
         if info.episodes:
-            mean = run.return_mean
-        display.update(info.steps, mean)
+            status = run.status
+        display.update(info.steps, status)
 
     return show
 
@@ -164,11 +164,10 @@ class LogProgress:
 
     def write(self) -> None:
         """Write a row for now, unless nothing has happened since the last one."""
-        step = self._run.steps
-        if step == self._step:
+        if (step := self._run.steps) == self._step:
             return
-        seconds, metrics = self._run.clock.seconds, self._over_workers(mean_metrics(self._history))
-        metrics.pop("return_mean", None)  # the run's own is over resumptions too
+        seconds, means = self._run.clock.seconds, mean_metrics(self._history)
+        metrics = self._over_workers({name: x for name, x in means.items() if not name.startswith(OVER_EPISODES)})
         if "estimate/variance_a2c" in metrics:
             # The ratio of the means: a mean of ratios would be that of the batches in which nothing happens.
             plain = max(metrics["estimate/variance_a2c"], 1e-30)
@@ -181,6 +180,7 @@ class LogProgress:
             "steps_per_second": (step - self._step) / max(seconds - self._seconds, 1e-9),
             "length_mean": self._run.length_mean,
             **metrics,
+            **self._run.info_means(),
         }
         self._history.clear()
         self._step, self._seconds = step, seconds
@@ -238,6 +238,7 @@ class PeriodicEvaluation:
             "return_std": scores.std,
             "length_mean": scores.length_mean,
             "seconds": self._run.clock.seconds,
+            **scores.info_means,
         }
         self._log(row)
         if self._run.best_evaluation is None or scores.mean > self._run.best_evaluation:
@@ -297,9 +298,8 @@ class SaveCheckpoints:
         after: Callable[[], object] | None = None,
     ) -> None:
         self._trained, self._folder, self._after = trained, folder, after
-        self._step = trained.steps
+        self._step, self.last = trained.steps, last
         self.every = Every(interval, max(0, self._step))
-        self.last = last
 
     def __call__(self, agent: ActorCritic, info: UpdateInfo) -> None:
         if self.every.due(info.steps):

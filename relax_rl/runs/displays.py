@@ -28,9 +28,11 @@ _FIXED = 74
 """Columns of a live line that its bar cannot have."""
 
 
-def describe_return(mean: float) -> str:
-    """`mean return 21.2`."""
-    return "mean return none yet" if math.isnan(mean) else f"mean return {describe_number(mean)}"
+def describe_return(status: float | tuple[float, float]) -> str:
+    """`mean return 21.2`, or `return 21.2, success 85%` of a pair with the rate of success."""
+    if isinstance(status, tuple):
+        return f"return {describe_number(status[0])}, success {status[1]:.0%}"
+    return "mean return none yet" if math.isnan(status) else f"mean return {describe_number(status)}"
 
 
 def describe_number(x: float) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from relax_rl.backends.infos import info_means
 from relax_rl.settings.config import STEP_LIMIT
 from relax_rl.settings.fields import to_json
 
@@ -29,6 +30,7 @@ class Scores:
     """Raw returns and lengths of the episodes of one evaluation, `returns[i]` with `lengths[i]`.
 
     Attributes:
+        infos: what infos come to over each episode that ended (see `relax_rl.envs.Episode`), in the order of their ends.
         cut_off: how many of the episodes reached the step limit, and count with what they had by then.
         step_limit: that limit; 0 if none did.
     """
@@ -37,6 +39,12 @@ class Scores:
     lengths: tuple[int, ...]
     cut_off: int = 0
     step_limit: int = 0
+    infos: tuple[Mapping[str, float], ...] = ()
+
+    @property
+    def info_means(self) -> dict[str, float]:
+        """Means over the episodes, by column: `info/success_rate` and `info/NAME`; empty if none told anything."""
+        return info_means(self.infos)
 
     @property
     def mean(self) -> float:
@@ -96,7 +104,7 @@ def envs_of(config: EnvConfig, *, seed: int | Sequence[int], **changes: Any) -> 
     from relax_rl.envs import make_envs
 
     settings = {**to_json(config), **changes}
-    return make_envs(settings.pop("env"), seed=seed, **settings)
+    return make_envs(settings.pop("env"), seed=seed, wrappers=settings.pop("wrapper"), **settings)
 
 
 def evaluation_envs(config: EnvConfig, *, episodes: int, seed: int, **changes: Any) -> VectorEnvs:
@@ -144,7 +152,7 @@ def evaluate(
     """
     from relax_rl.agents.rollouts import require_envs
 
-    require_envs(envs, agent.observation_space, agent.action_space)
+    envs = require_envs(envs, agent.observation_space, agent.action_space)
     saved = agent.generator.get_state()
     agent.generator.manual_seed(seed)
     try:
@@ -152,8 +160,10 @@ def evaluate(
         finished: list[list[tuple[float, int]]] = [[] for _ in quota]
         returns = np.zeros(envs.num_envs)
         lengths = np.zeros(envs.num_envs, dtype=np.int64)
+        infos: list[Mapping[str, float]] = []
         stuck, cut_off, steps = np.zeros(envs.num_envs, dtype=bool), 0, 0
         envs.reset((seed, EVALUATION_STREAM))
+        envs.drain_episodes()
         while any(wanting := [len(done) < wanted for done, wanted in zip(finished, quota, strict=True)]):
             if stuck[wanting].all():  # only all environments can be reset together, whatever steps them
                 envs.reset()
@@ -164,6 +174,9 @@ def evaluate(
             steps += int(np.count_nonzero(step.valid))
             ends = step.terminated | step.truncated
             cut = ~(ends | stuck) & (lengths >= (step_limit or np.inf))
+            for row, episode in zip(np.flatnonzero(ends), envs.drain_episodes(), strict=False):
+                if not stuck[row] and len(finished[row]) < quota[row] and episode.info:
+                    infos.append(episode.info)
             for row in np.flatnonzero((ends & ~stuck) | cut):
                 if len(finished[row]) < quota[row]:
                     finished[row].append((float(returns[row]), int(lengths[row])))
@@ -178,6 +191,6 @@ def evaluate(
                 return None
         scores = [score for done in finished for score in done]
         returned, lasted = tuple(r for r, _ in scores), tuple(length for _, length in scores)
-        return Scores(returned, lasted, cut_off=cut_off, step_limit=step_limit if cut_off else 0)
+        return Scores(returned, lasted, cut_off=cut_off, step_limit=step_limit if cut_off else 0, infos=tuple(infos))
     finally:
         agent.generator.set_state(saved)

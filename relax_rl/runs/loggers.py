@@ -41,6 +41,9 @@ _LARGEST = 2**31
 PROGRESS_COLUMNS = ("step", "episodes", "return_mean", "seconds", "steps_per_second", "length_mean")
 """The first columns of `progress.csv`; the agent's metrics follow."""
 
+LATE = "info/"
+"""What the names of columns begin with that may turn up in any row: many an episode tells of success at its end alone."""
+
 EPISODE_COLUMNS = ("step", "return", "length")
 """The columns of `episodes.csv`."""
 
@@ -137,7 +140,8 @@ class CsvLogger:
 
     Args:
         path: the file.
-        columns: the first columns; further names in the first row follow them.
+        columns: the first columns; further names in the first row follow them, and behind these whatever infos tell for the
+            first time in a later one (`info/...`).
 
     Raises:
         RelaxRLError: the file cannot be written.
@@ -156,11 +160,24 @@ class CsvLogger:
             self.columns += tuple(name for name in row if name not in self.columns)
             self._write(self.columns)
             self._header_written = True
+        elif late := [name for name in row if name.startswith(LATE) and name not in self.columns]:
+            self._widen(late)
         self._write([_cell(row.get(name, math.nan)) for name in self.columns])
 
     def close(self) -> None:
         with writing(self.path):
             self._file.close()
+
+    def _widen(self, names: Sequence[str]) -> None:
+        """Put columns behind the others, empty in the rows there are."""
+        self.close()
+        with writing(self.path):
+            header, *body = read_regular(self.path, most=_LARGEST).decode("utf-8", "replace").splitlines()
+        empty = "," * len(names)
+        write_text_atomic(self.path, "".join([f"{','.join([header, *names])}\n", *(f"{row}{empty}\n" for row in body)]))
+        self.columns += tuple(names)
+        with writing(self.path):
+            self._file = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115
 
     def _write(self, cells: Sequence[str]) -> None:
         with writing(self.path):

@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from importlib import metadata
 from pathlib import Path
@@ -52,7 +52,7 @@ __all__ = [
 
 C = TypeVar("C")
 
-_OWN = {"env": EnvConfig().env, "estimator": "auto", "networks": None, "vectorization": "auto"}
+_OWN = {"env": EnvConfig().env, "estimator": "auto", "networks": None, "vectorization": "auto", "wrapper": ()}
 """Settings that may name code of the user's own, and what they are where nobody names any."""
 
 _LARGEST = 2**24
@@ -227,8 +227,8 @@ def resumed_config(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
 def named_again(config: TrainConfig) -> str:
     """Options that a command on this run needs, since what only its file names is not imported: empty, or begun by a space."""
     settings = flat(config)
-    own = [(name, settings[name]) for name in ("env", "estimator", "networks") if is_own(settings[name])]
-    return "".join(f" --{name} {shlex.quote(value)}" for name, value in own)
+    own = [(name, settings[name]) for name in ("env", "estimator", "networks", "wrapper") if is_own(settings[name])]
+    return "".join(f" {_option(name, value)}" for name, value in own)
 
 
 def logged_again(config: TrainConfig) -> str:
@@ -236,16 +236,26 @@ def logged_again(config: TrainConfig) -> str:
     return f" --logger {shlex.join(config.run.logger)}" if config.run.logger else ""
 
 
-def known_env(saved: EnvConfig, given: str | None) -> EnvConfig:
+def known_env(
+    saved: EnvConfig, given: str | None, wrapper: Sequence[str] = (), env_kwargs: Mapping[str, Any] | None = None
+) -> EnvConfig:
     """The environments of a run, for looking at its agent. A module that only the run's file names is not imported.
 
     Args:
         saved: the run's.
         given: the environment as the user names it; None if they do not.
+        wrapper: its wrappers as the user names them; none if they do not.
+        env_kwargs: settings of the environment over those of the run.
 
     Raises:
         SettingsError: it is of a module that the user has not named, or they name another one.
     """
+    if saved.wrapper and not wrapper:
+        raise SettingsError(_named_by_a_file("wrapper", saved.wrapper))
+    if tuple(wrapper) != saved.wrapper:
+        raise SettingsError(f"wrapper is {' '.join(wrapper)!r}, but the run was trained in {' '.join(saved.wrapper)!r}")
+    if env_kwargs:
+        saved = replace(saved, env_kwargs={**(saved.env_kwargs or {}), **env_kwargs})
     if given is None and is_own(saved.env):
         raise SettingsError(_named_by_a_file("env", saved.env))
     if given is not None and given != saved.env:
@@ -253,9 +263,15 @@ def known_env(saved: EnvConfig, given: str | None) -> EnvConfig:
     return replace(saved, vectorization="auto") if is_own(saved.vectorization) else saved
 
 
-def _named_by_a_file(name: str, value: str) -> str:
-    option = f"--{name.replace('_', '-')} {value}"
-    return f"{name} of this run is {value!r}, code that is not this package's; name it again if you trust it: {option}"
+def _named_by_a_file(name: str, value: str | Sequence[str]) -> str:
+    words = value if isinstance(value, str) else " ".join(value)
+    option = f"--{name.replace('_', '-')} {words}" if isinstance(value, str) else _option(name, value)
+    return f"{name} of this run is {words!r}, code that is not this package's; name it again if you trust it: {option}"
+
+
+def _option(name: str, value: str | Sequence[str]) -> str:
+    """A setting as it is typed."""
+    return f"--{name.replace('_', '-')} {shlex.join([value] if isinstance(value, str) else value)}"
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

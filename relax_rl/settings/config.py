@@ -26,6 +26,10 @@ STEP_LIMIT = 27_000
 """Steps of an episode that is scored: as many as Atari's games last at most."""
 
 
+def _wrappers(texts: tuple[str, ...]) -> bool:
+    return all("=" in text or ":" in text for text in texts) and "=" not in (texts or (":",))[0]
+
+
 def _few(widths: tuple[int, ...]) -> bool:
     return len(widths) <= 64
 
@@ -41,7 +45,7 @@ class EnvConfig:
     BEFORE: ClassVar[dict[str, Any]] = {"action_masks": "off"}
 
     env: str = setting("CartPole-v1", fits=bool, expected="the id of an environment")
-    """Gymnasium id, such as CartPole-v1 or ALE/Pong-v5, or module:EnvId to import the module that registers it first."""
+    """Gymnasium id, such as CartPole-v1 or ALE/Pong-v5, or module:EnvId to import the module that registers it first, or module:ClassOrFunction that makes one environment."""
     num_envs: int = setting(8, least=1, cap=2**16, resumable=True)
     """Environments stepped side by side."""
     vectorization: Literal["auto", "native", "envpool", "sync", "async"] = setting("auto", open=True)
@@ -58,6 +62,14 @@ class EnvConfig:
     """Settings of the environment itself: name=value pairs, values in JSON, or one JSON object: --env-kwargs use_lidar=false gap=100."""
     drop_keys: tuple[str, ...] = ()
     """Leaves of Dict observations to leave out, by name: keys joined by dots; text and whatever else no network reads is left out anyway."""
+    wrapper: tuple[str, ...] = setting(
+        (), repeatable=True, fits=_wrappers, expected="module:Wrapper, and name=value pairs behind it"
+    )
+    """Wrapper around each environment, or around all of them if it is a vector wrapper: module:Wrapper, and name=value behind it for what it is called with; give the option again for another one around the first. A run that is gone on with or scored has to be told of them again."""
+    frame_stack: int = setting(0, least=0, cap=1_024)
+    """Last observations that are seen at once, stacked leaf by leaf; 0 for 4 in Atari and none elsewhere."""
+    info_keys: tuple[str, ...] = ()
+    """Numbers among the infos that are logged beside success, by name, as means over the steps of an episode; all for every number."""
 
     action_masks: Literal["auto", "off", "info", "method"] = "auto"
     """Which actions may be chosen is what action_mask of the environment's infos says (info), or its method action_masks() (method), or either where it is there (auto); off lets all be chosen."""
@@ -251,7 +263,10 @@ class TrainConfig:
             "hidden activation layer_norm residual cnn cnn_features precision embed policy_keys critic_keys networks"
         ),
         "actions": "log_std_init ordinal_std_init state_dependent_std squash action_distribution rescale_actions",
-        "environment": "env_kwargs drop_keys action_masks mask_key vectorization bins sticky_actions life_loss_terminal",
+        "environment": (
+            "env_kwargs wrapper frame_stack drop_keys info_keys action_masks mask_key vectorization bins sticky_actions "
+            "life_loss_terminal"
+        ),
         "evaluation": "eval_interval eval_episodes eval_step_limit",
         "output": "log_interval checkpoint_interval keep_checkpoints tensorboard track track_project logger quiet profile",
         "hardware": "threads compile worker_timeout",

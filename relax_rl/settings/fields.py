@@ -63,14 +63,14 @@ class Rule:
     open: bool = False
     resumable: bool = False
     of_the_call: bool = False
+    repeatable: bool = False
     cap: float = _WHOLE
 
     def allows(self, value: Any) -> bool:
         """Whether a value of the right type, or each entry of a tuple, lies within the bounds; NaN lies within none."""
         numbers = value if isinstance(value, tuple) else (value,)
-        if not all(self._holds(number) for number in numbers if isinstance(number, (int, float))):
-            return False
-        return value is None or self.fits is None or bool(self.fits(value))
+        held = all(self._holds(number) for number in numbers if isinstance(number, (int, float)))
+        return held and (value is None or self.fits is None or bool(self.fits(value)))
 
     def _holds(self, number: float) -> bool:
         return (
@@ -112,9 +112,9 @@ def setting(default: T, **rule: Any) -> T:
     Args:
         default: the plain default.
         rule: `least`, `above`, `most`, `below`: bounds of the number, or of each entry of a tuple; `cap`: what nobody means
-            to exceed, and no machine could; `finite=False` where infinity is a value; `fits`: what else must hold of a value that is not None; `expected`: the bounds in other
-            words, for messages; `open=True`: names beside the choices are taken too; `resumable=True`: may differ when
-            a run is gone on with; `of_the_call=True`: belongs to one call, and is not taken over from the run.
+            to exceed; `finite=False` where infinity is a value; `fits`: what else must hold of a value that is not None;
+            `expected`: the bounds in other words; `open=True`: names beside the choices are taken too; `resumable=True`:
+            may differ when a run is gone on with; `of_the_call=True`: not taken over from it; `repeatable=True`: adds up.
     """
     result: T = field(default=default, metadata={_RULE: Rule(**rule)})
     return result

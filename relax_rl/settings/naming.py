@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from relax_rl.errors import SettingsError, did_you_mean
@@ -13,9 +14,9 @@ from relax_rl.errors import SettingsError, did_you_mean
 __all__ = ["find_here", "is_own", "name_of", "named", "require_call"]
 
 
-def is_own(text: str | None) -> bool:
-    """Whether a setting names code of the user's own."""
-    return text is not None and ":" in text
+def is_own(setting: str | Sequence[str] | None) -> bool:
+    """Whether a setting, of one name or of several, names code of the user's own."""
+    return any(":" in text for text in ((setting,) if isinstance(setting, str) else setting or ()))
 
 
 def named(text: str, what: str) -> Any:

@@ -133,6 +133,8 @@ def _add(option: Setting, parser: Any, help_: str | None) -> None:
         how = {"type": _reader(plain | None if optional else plain), "metavar": plain.__name__.upper()}
     if several:
         how["nargs"] = "*"
+    if option.rule.repeatable:
+        how["action"] = "extend"
     parser.add_argument(flag(option.name), dest=option.name, default=argparse.SUPPRESS, help=help_, **how)
 
 

@@ -50,7 +50,9 @@ class VarianceConfig:
     device: str = "cpu"
     """Device of the networks: cpu, cuda, cuda:1, mps, or auto."""
     env: str | None = None
-    """module:EnvId of the run's environment, if a module of your own registers it."""
+    """module:EnvId of the run's environment, if a module of your own registers it, or module:ClassOrFunction."""
+    wrapper: tuple[str, ...] = setting((), repeatable=True)
+    """module:Wrapper of the run's environments, as given when it was trained."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -76,7 +78,7 @@ def variance_run(config: VarianceConfig) -> dict[str, Any]:
 
     folder = RunFolder(Path(config.run))
     trained = read_config(folder)
-    env = known_env(trained.env, config.env)
+    env = known_env(trained.env, config.env, config.wrapper)
     with ExitStack() as stack:
         set_threads(trained.run.threads, stack)
         agent, path = load_agent(folder, config.checkpoint, config.device)
@@ -130,7 +132,12 @@ def _parts(
         return None, "not asked for"
     try:
         env = ForkableEnv(
-            env_config.env, bins=env_config.bins, drop_keys=env_config.drop_keys, env_kwargs=env_config.env_kwargs
+            env_config.env,
+            bins=env_config.bins,
+            drop_keys=env_config.drop_keys,
+            wrappers=env_config.wrapper,
+            frame_stack=env_config.frame_stack,
+            env_kwargs=env_config.env_kwargs,
         )
         stack.callback(env.close)
         with counting("states", config.states) as progress:

@@ -1,0 +1,145 @@
+"""The command `check`: one page of what an environment is, and what is wrong with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from relax_rl.cli import main
+from tests.fakes import GoldenEnv, TargetEnv
+
+HERE = "tests.test_check_command"
+
+
+class Told(TargetEnv):
+    """Masks by infos and a method, numbers and success in the infos; ends are Gymnasium's."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__(spaces.Discrete(3))
+        self.observation_space = spaces.Dict({"at": spaces.Box(0, 1, (2,)), "mask": spaces.Box(0, 1, (3,), np.int8)})
+
+    def _dict(self, obs: Any) -> dict[str, Any]:
+        return {"at": obs, "mask": np.ones(3, np.int8)}
+
+    def action_masks(self) -> np.ndarray:
+        return np.ones(3, bool)
+
+    def reset(self, **kwargs: Any) -> Any:
+        return self._dict(super().reset(**kwargs)[0]), {"action_mask": self.action_masks()}
+
+    def step(self, action: Any) -> Any:
+        obs, reward, _, over, _ = super().step(action)
+        info = {"near": 0.5, "is_success": over, "path": np.zeros(3), "name": "x"}
+        return self._dict(obs), -2.0 * reward, False, over, info
+
+
+class Dying(GoldenEnv):
+    def step(self, action: Any) -> Any:
+        raise RuntimeError("out of paper")
+
+
+class Wordy(GoldenEnv):
+    observation_space = spaces.Text(3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Text(3)
+
+    def see(self) -> str:
+        return "abc"
+
+
+class Broken(TargetEnv):
+    def __init__(self) -> None:
+        super().__init__(spaces.Discrete(2))
+
+    def step(self, action: Any) -> Any:
+        obs, _, *rest = super().step(action)
+        return 5 * obs, np.nan, *rest
+
+
+class Camera(Told):
+    def __init__(self) -> None:
+        super().__init__()
+        camera = spaces.Box(0, 255, (40, 40, 3), np.uint8)
+        self.observation_space = spaces.Dict({"at": spaces.Box(0, 1, (2,)), "camera": camera})
+
+    def _dict(self, obs: Any) -> dict[str, Any]:
+        return {"at": obs, "camera": np.zeros((40, 40, 3), np.uint8)}
+
+
+def page(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> str:
+    capsys.readouterr()
+    assert main(["check", *args, "--steps", "200"]) == code
+    out, err = capsys.readouterr()
+    assert err == "" and all(len(line) <= 80 for line in out.splitlines()) and out.count("\n") < 50
+    return " ".join(out.split())
+
+
+def test_what_an_environment_is(capsys: pytest.CaptureFixture[str]) -> None:
+    told = page(capsys, "--env", f"{HERE}:Told", "--num-envs", "4")
+    for words in (
+        f"{HERE}:Told · usable",
+        "observations Dict of at: Box (2,) float32 from 0 to 1, mask: Box (3,) int8 from 0 to 1",
+        "seen as 5 numbers by an MLP",
+        "actions Discrete(3)",
+        "drawn from a categorical, estimator relax",
+        "backend sync (no vector code of its own; Told is not known to be the same task in EnvPool), autoreset NEXT_STEP",
+        "time limit none",
+        "masks action_mask in the infos, action_masks(), the observation 'mask'; heeded",
+        "infos success by is_success; numbers near (--info-keys); others path, name",
+        "rewards -2.00 to 0.000, mean -",
+        "mean length 10",
+        "steps/s in 4 environments, without an agent",
+        "preset default",
+    ):
+        assert words in told, told
+
+
+def test_what_a_known_one_is(capsys: pytest.CaptureFixture[str]) -> None:
+    told = page(capsys)
+    for words in (
+        "CartPole-v1 · usable",
+        "backend native (vector code of its own)",
+        "time limit 500 steps",
+        "rewards 1.00 to 1.00",
+        "infos none",
+        "preset classic-control nothing is wrong with it",
+    ):
+        assert words in told, told
+    told = page(
+        capsys, "--env", "CartPole-v1", "--frame-stack", "3", "--wrapper", "gymnasium.wrappers:TimeAwareObservation"
+    )
+    assert "backend sync (a wrapper needs it)" in told and "seen as 15 numbers" in told
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ("CartPol-v1", "unknown environment 'CartPol-v1'; did you mean CartPole-v1"),
+        (f"{HERE}:Dying", "RuntimeError: out of paper"),
+        (f"{HERE}:Wordy", "Text"),
+        ("nowhere:Env", "cannot import 'nowhere'"),
+    ],
+)
+def test_what_no_agent_can_learn_in(env: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    told = page(capsys, "--env", env, code=2)
+    assert f"{env} · not usable" in told and "what is wrong: - " in told and words in told
+
+
+def test_what_is_to_be_mended(capsys: pytest.CaptureFixture[str]) -> None:
+    told = page(capsys, "--env", f"{HERE}:Broken")
+    assert "the observation 'obs' leaves its space: 5, where at most 1 was declared" in told
+    assert (
+        "a reward is no finite number, which ends a run" in told and "a reward is nan, expected a finite number" in told
+    )
+
+
+def test_an_image_among_others(capsys: pytest.CaptureFixture[str]) -> None:
+    told = page(capsys, "--env", f"{HERE}:Camera")
+    assert "camera by a CNN" in told and "nothing is wrong" in told

@@ -27,6 +27,9 @@ from relax_rl.runs.training import resume_config
 from relax_rl.settings.fields import with_settings
 from tests.steps import small_run
 
+LONG = 240.0
+"""Seconds for what takes one or two where nobody else is at work."""
+
 STAND_IN = """
 import json, os, sys, time
 
@@ -72,9 +75,9 @@ class StandIn:
         patch.setenv("HEARD", str(self.path))
         patch.setenv("PYTHONPATH", str(path / "modules"), prepend=os.pathsep)
         patch.syspath_prepend(str(path / "modules"))
-        patch.setattr(trackers, "PATIENCE", 20.0)
+        patch.setattr(trackers, "PATIENCE", LONG)
 
-    def behave(self, how: str, *, patience: float = 20.0) -> None:
+    def behave(self, how: str, *, patience: float = LONG) -> None:
         self._patch.setenv("BEHAVIOUR", how)
         self._patch.setattr(trackers, "PATIENCE", patience)
 
@@ -195,7 +198,7 @@ def test_a_training_that_is_killed_leaves_a_run_that_has_ended(stand_in: StandIn
     told.log({"step": 10, "x": 1.0})
     assert told._process.stdin is not None
     told._process.stdin.close()
-    assert told._process.wait(30) == 0
+    assert told._process.wait(LONG) == 0
     assert len(stand_in.heard("log")) == len(stand_in.heard("finish")) == 1
     told._lost = True
     told._leave()
@@ -252,7 +255,7 @@ def test_projects_are_called_as_environments() -> None:
 
 def test_the_process_of_a_tracker_imports_little() -> None:
     code = "import sys, relax_rl.runs.trackers; print({'torch', 'gymnasium', 'matplotlib'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LONG)
     assert done.stdout == "set()\n", done.stderr
 
 
@@ -267,7 +270,9 @@ MISSING = [name for name in trackers.TRACKERS if find_spec(name) is None or find
 
 
 @pytest.mark.skipif(bool(MISSING), reason=f"needs the extras {', '.join(trackers.TRACKERS)}; missing: {MISSING}")
+@pytest.mark.timeout(900)
 def test_the_libraries_themselves_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers, "PATIENCE", LONG)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")

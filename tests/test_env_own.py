@@ -110,6 +110,8 @@ def test_a_vector_environment_made_elsewhere() -> None:
         SettingsError, match=r"made already, too late for length, wrappers of single .*, frame_stack; give"
     ):
         make_envs(Vector(2), length=3, wrappers=[Times], frame_stack=2)
+    with pytest.raises(SettingsError, match="too late for vectorization, autoreset_mode; give"):
+        make_envs(Vector(2), vectorization="sync", autoreset_mode="SAME_STEP")
     with pytest.raises(SettingsError, match="native vector code only, which a wrapper cannot be had with"):
         make_envs(Vector, num_envs=2, wrappers=[Times])
 
@@ -130,6 +132,7 @@ def test_wrappers_lie_around_one_another(how: Any) -> None:
     [
         (["Times"], "expected module:Wrapper"),
         (["by=2"], "expected module:Wrapper"),
+        ([f"{HERE}:Times", "=2"], "expected module:Wrapper"),
         ([f"{HERE}:Timer"], "has no 'Timer'; did you mean Times"),
         ([f"{HERE}:LOOP"], "is tuple, expected a class or function"),
         ([no_env], "made int, expected a Env"),

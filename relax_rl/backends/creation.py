@@ -55,7 +55,8 @@ def vector_env_of(
         SettingsError: as there.
     """
     if isinstance(env, gym.Env | VectorEnv):
-        asked = [*env_kwargs, *(["vectorization"] if vectorization != "auto" else ())]
+        chosen_elsewhere = {"vectorization": vectorization != "auto", "autoreset_mode": how.get("autoreset_mode")}
+        asked = [*env_kwargs, *(word for word, given in chosen_elsewhere.items() if given)]
         made, chosen, name = vector_env_made_elsewhere(env, making, asked=asked)
         masks = making.masks_of(isinstance(env, gym.Env))
         return made, env.unwrapped.spec, {"env_id": name, "vectorization": chosen, "action_masks": masks}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,9 @@ from relax_rl.settings.fields import whole
 from relax_rl.settings.naming import is_own, name_of, named
 
 __all__ = ["Making", "OwnWrapper", "own_wrappers", "vector_env_made_elsewhere", "wrapped_vector_env"]
+
+_PAIR = re.compile(r"\s*\w+\s*=")
+"""How a keyword argument of a wrapper begins."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def own_wrappers(given: Sequence[Any]) -> tuple[list[OwnWrapper], list[OwnWrappe
     """
     found: list[OwnWrapper] = []
     for each in (given,) if isinstance(given, str) else given:
-        if isinstance(each, str) and "=" in each and found:
+        if isinstance(each, str) and found and _PAIR.match(each):
             found[-1].settings.update(pairs(each))
         elif isinstance(each, str) and is_own(each):
             found.append(OwnWrapper(each, named(each, "wrapper")))

@@ -10,7 +10,7 @@ import pytest
 from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError
 from relax_rl.runs import RunFolder, default_run_dir, read_config, write_config, write_json
 from relax_rl.runs.record import resumed_config
-from relax_rl.settings.config import TrainConfig
+from relax_rl.settings.config import AgentConfig, EnvConfig, TrainConfig
 from relax_rl.settings.fields import with_settings
 from relax_rl.settings.presets import preset_config
 
@@ -89,9 +89,11 @@ def test_no_run(tmp_path):
         read_config(RunFolder(tmp_path))
 
 
-def test_settings_missing_from_an_older_run_take_their_defaults(folder):
+def test_settings_missing_from_an_older_run_take_their_defaults_or_what_they_were(folder):
     folder.config.write_text('{"run": {"seed": 4}, "env": {}, "agent": {}}')
-    assert read_config(folder) == with_settings(TrainConfig(), {"seed": 4})
+    before = {**EnvConfig.BEFORE, **AgentConfig.BEFORE}
+    assert before == {"action_masks": "off", "cnn": "legacy", "rescale_actions": False}
+    assert read_config(folder) == with_settings(TrainConfig(), {"seed": 4, **before})
 
 
 def test_only_some_settings_may_change_on_resuming():

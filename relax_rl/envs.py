@@ -105,7 +105,7 @@ class VectorEnvs:
         self.vectorization: Vectorization = vectorization or vectorization_of(inner)
         self.autoreset_mode: AutoresetMode = declared_autoreset_mode(vector_env)
         require_whole_steps(inner)
-        self._report = EnvironmentReport(self.env_id, inner, first_env=first_env, steps=self._steps_taken)
+        self._report = EnvironmentReport(self.env_id, inner, first_env=first_env, steps=self.steps_taken)
         self._reset_report = EnvironmentReport(self.env_id, inner, first_env=first_env, when="at its reset")
         self.first_env = first_env
         self._copies = vector_env is not inner or not hands_out_fresh_arrays(inner)
@@ -243,7 +243,7 @@ class VectorEnvs:
     ) -> None:
         self.close()
 
-    def _steps_taken(self) -> np.ndarray:
+    def steps_taken(self) -> np.ndarray:
         """`[N]` steps in the present episodes, -1 where the next one is a reset."""
         return np.where(self._resetting, -1, self._lengths)
 

@@ -13,6 +13,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from relax_rl.agents.memory import step_with_memory
 from relax_rl.agents.networks import Networks, observations_for
 from relax_rl.agents.normalization import ObservationNormalizer
 from relax_rl.compute.devices import resolve_device
@@ -163,8 +164,10 @@ class Actor:
             action_masks: `[N, ...]` what may be chosen, see `ActionMasks.rows`; None allows everything.
 
         Raises:
-            SettingsError: if a mask does not fit the actions, or allows none.
+            SettingsError: if a mask does not fit the actions, or allows none; or if the policy has a memory.
         """
+        if self.networks.state_sizes[0]:
+            raise SettingsError("the agent has a memory: call act_from(obs, state, episode_start), or predict")
         self.check_precision()
         encoded = self.encoded(obs, self.policy_observations)
         mask = None if action_masks is None else self._mask(action_masks, len(encoded))
@@ -175,6 +178,33 @@ class Actor:
         else:
             outcome = self.sample(encoded, self.sample_noise(len(encoded)), mask)
         return self.to_env(outcome.cpu().numpy())
+
+    def act_from(
+        self,
+        obs: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        *,
+        deterministic: bool = False,
+        action_masks: Any = None,
+    ) -> tuple[Any, Any]:
+        """Actions as `act` gives them, and the state `[N, S]` that the next call goes on from; None without a memory.
+
+        Args:
+            obs, deterministic, action_masks: as for `act`.
+            state: what the last call gave; None where all episodes begin.
+            episode_start: `[N]` bool, where one begins, and the state is forgotten; None for nowhere.
+
+        Raises:
+            SettingsError: if one of them does not fit.
+        """
+        if not self.networks.state_sizes[0]:
+            return self.act(obs, deterministic=deterministic, action_masks=action_masks), state
+        self.check_precision()
+        encoded = self.encoded(obs, self.policy_observations)
+        mask = None if action_masks is None else self._mask(action_masks, len(encoded))
+        outcome, after = step_with_memory(self, encoded, state, episode_start, mask, deterministic=deterministic)
+        return self.to_env(outcome.cpu().numpy()), after
 
     def _mask(self, action_masks: Any, count: int) -> Tensor:
         if self.masks is None:
@@ -197,13 +227,15 @@ class Actor:
         *,
         observation: Any = None,
     ) -> tuple[Any, Any]:
-        """Stable-Baselines3's `predict`: actions for one observation or a batch, and the state, which is passed through.
+        """Stable-Baselines3's `predict`: actions for one observation or a batch, and the state after them.
 
         Actions have the structure of the action space: an array, or arrays in dictionaries and tuples.
 
         Args:
             obs: one raw observation, or a batch of them; leaves that the policy does not see may be left out.
-            state, episode_start: for recurrent policies, of which this is none.
+            state: of a policy with a memory, `[N, S]` as the last call gave it, None where all episodes begin; that of one
+                without is passed through.
+            episode_start: `[N]` bool, where one begins, and the state is forgotten; None for nowhere.
             deterministic: take the mode of the policy instead of a sample.
             action_masks: what may be chosen, one mask or a batch of them, as sb3-contrib's; see `ActionMasks.row`.
             observation: the same as `obs`, under Stable-Baselines3's name.
@@ -215,5 +247,6 @@ class Actor:
         batch, single = self.policy_observations.as_batch(observation if obs is None else obs)
         if single and action_masks is not None and self.masks is not None:
             action_masks = self.masks.row(action_masks)[None]
-        actions = self.act(batch, deterministic=deterministic, action_masks=action_masks)
+        how = {"deterministic": deterministic, "action_masks": action_masks}
+        actions, state = self.act_from(batch, state, episode_start, **how)
         return (first_action(actions) if single else actions), state

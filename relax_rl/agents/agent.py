@@ -21,6 +21,7 @@ from relax_rl.agents.control_scale import ControlScale
 from relax_rl.agents.estimates import AgentEstimator, check_estimator
 from relax_rl.agents.learner import Learner, Metrics
 from relax_rl.agents.listening import Listener, Listeners, listening
+from relax_rl.agents.memory import EnvMemory, check_memory, collect_with_memory
 from relax_rl.agents.networks import NetworkFactory, Outputs, make_networks
 from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler, chosen_columns
 from relax_rl.agents.replay import ValueReplay
@@ -92,6 +93,8 @@ class ActorCritic(SavedActor):
             learned = self.estimator.uses_surrogate
             made = make_networks(self.observations, self.actions, config, surrogate=learned, factory=networks)
         self.networks, self.networks_from = made.to(self.device), None if networks is None else name_of(networks)
+        check_memory(self.networks, config)
+        self.env_memory = EnvMemory()
         self.learner = Learner(self.networks, self.estimator, config, self.generator, own_networks=own)
         if config.normalize_obs:
             columns, chosen = self.observations.vector_columns(), None
@@ -267,6 +270,8 @@ class ActorCritic(SavedActor):
         num_envs, compiled = collector.envs.num_envs, self.learner.compiled is not None
         noise = self.sample_noise(collector.num_steps, self.workers.count * num_envs)
         noise = noise[:, columns(self.workers, num_envs)]
+        if self.networks.recurrent:
+            return collect_with_memory(self, self.env_memory, collector, noise)
         # Compiled code makes features of its own, and eager code needs the graph of the policy.
         images = ImageSampler(self.policy) if self.networks.is_image_network and not compiled else None
         on_host = host_sampler(self.policy, self.networks.on_host("policy"), self.obs_normalizer)
@@ -321,7 +326,10 @@ class ActorCritic(SavedActor):
         if self.obs_normalizer is not None:
             seen = self.obs_normalizer(seen)
         forward: Callable[..., Outputs] = networks if self.learner.compiled is None else networks.without_graph
-        acted = forward(seen, rows, recalled)
+        if rollout.memory is not None:
+            acted = networks(seen, rows, memory=rollout.memory.to(self.device))
+        else:
+            acted = forward(seen, rows, recalled)
         shard = shard_of_rollout(self.workers, rollout.num_steps, rollout.num_envs, self.device)
         batch = make_batch(
             rollout, seen[:rows], acted.value.detach(), config=config, shard=shard, reward_scale=self.reward_unit

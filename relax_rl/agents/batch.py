@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 from torch import Tensor
 
+from relax_rl.agents.memory import Memory
 from relax_rl.agents.returns import gae, successor_values
 from relax_rl.agents.rollouts import Rollout
 from relax_rl.agents.shards import Shard
@@ -38,6 +39,7 @@ class Batch:
         mask: `[B, W]` bool, what could be chosen, as rows of `ActionMasks`; None where all could.
         past_obs, past_return, past_weight: `[K, B, ...]`, `[K, B]`, `[K, B]` of earlier rollouts, from which V learns as
             from this one; None if it learns from this one alone.
+        memory: of the `T * N` rows of recurrent networks; None without.
     """
 
     obs: Tensor
@@ -55,6 +57,7 @@ class Batch:
     past_obs: Tensor | None = None
     past_return: Tensor | None = None
     past_weight: Tensor | None = None
+    memory: Memory | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that are there, by name."""
@@ -64,7 +67,7 @@ class Batch:
         """Some rows.
 
         Args:
-            index: `[b]` which; the same of each earlier rollout.
+            index: `[b]` which; the same of each earlier rollout. With a memory, whole environments' `[T n]`, step by step.
             shard: which rows of all workers' minibatch these are.
         """
         rows = {
@@ -72,10 +75,13 @@ class Batch:
             for name, x in self.tensors().items()
             if name not in _SCALARS
         }
-        return replace(self, shard=shard, **rows)
+        memory = self.memory
+        if memory is not None:
+            memory = memory.select(index[: len(index) // len(memory.starts)])
+        return replace(self, shard=shard, memory=memory, **rows)
 
 
-_TENSORS = tuple(field.name for field in fields(Batch) if field.name != "shard")
+_TENSORS = tuple(field.name for field in fields(Batch) if field.name not in ("shard", "memory"))
 
 
 def make_batch(
@@ -124,4 +130,5 @@ def make_batch(
         weight=rollout.valid.flatten().to(device, advantage.dtype),
         shard=shard,
         mask=None if rollout.mask is None else rollout.mask.flatten(0, 1).to(device),
+        memory=None if rollout.memory is None else rollout.memory.first(steps).to(device),
     )

@@ -46,6 +46,8 @@ def _why_not_taken(networks: Networks, workers: int) -> str | None:
     device = next(networks.parameters()).device
     if device.type not in ("cpu", "cuda"):
         return f"it is for the CPU and for CUDA, not for {device}"
+    if networks.recurrent:
+        return "it is for networks without memory: the lengths of sequences change from update to update"
     if workers > 1:
         return "it is for a single process"
     if device.type == "cpu" and networks.convolves:

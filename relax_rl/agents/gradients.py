@@ -88,7 +88,7 @@ def gradients(
         watch: told which section begins.
     """
     watch("estimate")
-    found = networks(batch.obs) if known is None else known
+    found = networks(batch.obs, memory=batch.memory) if known is None else known
     dist = networks.policy.distribution(found.params.detach().requires_grad_(), batch.mask)
     experience, ratio = _as_if_on_policy(batch, dist, found.features, objective)
     estimate = objective.estimator.estimate(experience, dist, networks.surrogate)

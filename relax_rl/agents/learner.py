@@ -14,6 +14,7 @@ from relax_rl.agents.batch import Batch
 from relax_rl.agents.compiled import Choice, CompiledGradients, choose, identity_of, why_not_compiled
 from relax_rl.agents.estimates import AgentEstimator
 from relax_rl.agents.gradients import Gradients, Objective, finished, flattened, gradients
+from relax_rl.agents.memory import sequence_minibatches
 from relax_rl.agents.networks import Networks, Outputs
 from relax_rl.agents.shards import minibatches, sample_noise
 from relax_rl.compute.clocks import Watch, unwatched
@@ -181,7 +182,7 @@ class Learner:
             factor: of the learning rate.
         """
         with torch.no_grad():
-            seen = self.networks(batch.obs)
+            seen = self.networks(batch.obs, memory=batch.memory)
         dist = self.networks.policy.distribution(seen.params, batch.mask)
         assert batch.old_log_prob is not None
         metrics: Metrics = {}
@@ -229,7 +230,12 @@ class Learner:
     def _minibatches(self, batch: Batch) -> Iterator[tuple[Batch, Tensor]]:
         """One epoch of `(minibatch, [b] its rows)`, with fresh noise to draw z from given the actions."""
         blank = self.networks.policy.distribution(batch.advantage.new_zeros(1, self.networks.policy.num_params))
-        for index, shard in minibatches(batch.shard, self.config.minibatch_size, self.generator):
+        how = self.config.minibatch_size, self.generator
+        if batch.memory is None:
+            parts = minibatches(batch.shard, *how)
+        else:
+            parts = sequence_minibatches(batch.shard, len(batch.memory.starts), *how)
+        for index, shard in parts:
             part = batch.select(index, shard)
             if hasattr(blank, "relax_given"):
                 part = replace(part, conditional_noise=sample_noise(blank, shard, self.generator))

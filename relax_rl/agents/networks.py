@@ -11,8 +11,10 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from relax_rl.agents.acting import HostNetwork, host_network
+from relax_rl.agents.memory import Memory, remembered
 from relax_rl.critics import ActionSurrogate, ValueFunction
 from relax_rl.errors import SettingsError
+from relax_rl.networks.memory import MemoryTorso, RecurrentSelection, is_recurrent
 from relax_rl.networks.policies import Policy
 from relax_rl.networks.spaces import ActionEncoder, ObservationEncoder
 from relax_rl.networks.torsos import NatureCNN, Selection, Torso, make_torso, reads_images
@@ -44,6 +46,11 @@ class Outputs:
 class Networks(nn.Module):
     """A policy, a value function and perhaps a surrogate; policy and value function may share the policy's torso.
 
+    Attributes:
+        shared_torso: whether they do.
+        state_sizes: numbers that the policy, and a value function's torso of its own, remember of an environment.
+        recurrent: whether one of them remembers anything.
+
     Args:
         policy: observations to parameters.
         value: observations to values; it shares the policy's torso if it holds the same module.
@@ -62,6 +69,9 @@ class Networks(nn.Module):
         super().__init__()
         self.policy, self.value, self.surrogate, self._state = policy, value, surrogate, state
         self.shared_torso = value.torso is policy.torso
+        of_policy, of_value = (torso.state_size if is_recurrent(torso) else 0 for torso in (policy.torso, value.torso))
+        self.state_sizes = (of_policy, 0 if self.shared_torso else of_value)
+        self.recurrent = any(self.state_sizes)
         self._on_host: dict[str, HostNetwork] = {}
         self._owners = {name: _owners(part) for name, part in self.parts().items()}
 
@@ -79,15 +89,26 @@ class Networks(nn.Module):
         """Of one of the parts, as they stand now: a call may exchange them. Walking through modules takes much longer."""
         return [owner[key] for owner, key in self._owners[name]]
 
-    def forward(self, obs: Tensor, rows: int | None = None, torso_features: Tensor | None = None) -> Outputs:
+    def forward(
+        self,
+        obs: Tensor,
+        rows: int | None = None,
+        torso_features: Tensor | None = None,
+        *,
+        memory: Memory | None = None,
+    ) -> Outputs:
         """Pass observations through policy and value function.
 
         Args:
             obs: `[B + K, ...]` normalised observations; the last K only bootstrap.
             rows: B; all by default.
             torso_features: `[B, F]` of the policy's torso on the first B, if they are known, with their graph.
+            memory: of recurrent networks: where the sequences of the first rows begin; then the rest of its rows, and the
+                last observations of truncated episodes.
         """
         rows = len(obs) if rows is None else rows
+        if self.recurrent:
+            return self._through_time(obs, rows, memory)
         features = self.policy.torso(obs[:rows]) if torso_features is None else torso_features
         if not self.shared_torso:
             seen = self.value.torso(obs)
@@ -98,6 +119,21 @@ class Networks(nn.Module):
                 bootstrapping = self.value(obs[rows:])
             value = torch.cat([value, bootstrapping])
         return Outputs(self.policy.params(features), value, features.detach())
+
+    def _through_time(self, obs: Tensor, rows: int, memory: Memory | None) -> Outputs:
+        """The same for recurrent networks."""
+        if memory is None:
+            raise ValueError("recurrent networks need memory=: where episodes begin, and the states at the first row")
+        of_policy, of_value = memory.state.split(self.state_sizes, -1)
+        seen = remembered(self.value.torso, obs, of_policy if self.shared_torso else of_value, memory)
+        if self.shared_torso:
+            features = seen[:rows]
+            told = features.detach()
+        else:
+            acted = memory.first(rows // max(1, len(memory.state)))
+            features = remembered(self.policy.torso, obs[:rows], of_policy, acted)
+            told = self._told(obs[:rows], seen[:rows])
+        return Outputs(self.policy.params(features), self.value.value(seen), told)
 
     @torch.no_grad()
     def without_graph(self, obs: Tensor, rows: int, policy_outputs: Tensor | None = None) -> Outputs:
@@ -233,7 +269,7 @@ def make_networks(
         )
     torso = _torso(policy_sees, config) if parts is None else parts.policy_torso
     policy = Policy(
-        _selecting(torso, observations, policy_sees),
+        _remembering(_selecting(torso, observations, policy_sees), config, own=parts is not None),
         actions,
         log_std_init=config.log_std_init,
         ordinal_std_init=config.ordinal_std_init,
@@ -243,8 +279,11 @@ def make_networks(
     )
     if not shared:
         torso = _torso(critic_sees, config) if parts is None else parts.value_torso
-    value = ValueFunction(policy.torso if shared else _selecting(torso, observations, critic_sees))
+        torso = _remembering(_selecting(torso, observations, critic_sees), config, own=parts is not None)
+    value = ValueFunction(policy.torso if shared else torso)
     state = "observation" if shared else _state_of(observations, critic_sees, own=parts is not None)
+    if is_recurrent(value.torso):
+        state = "features"  # what is seen of a state is not all of it
     if not surrogate:
         return Networks(policy, value, state=state)
     made = None if parts is None else parts.surrogate
@@ -285,7 +324,15 @@ def _selecting(torso: Any, whole: ObservationEncoder, part: ObservationEncoder) 
     if part is whole:
         return torso
     image = part.leaves[0].shape if part.is_image else None
-    return Selection(torso, whole.spans(part), image)
+    selection = Selection(torso, whole.spans(part), image)
+    return RecurrentSelection(torso, selection) if is_recurrent(torso) else selection
+
+
+def _remembering(torso: Any, config: AgentConfig, *, own: bool) -> Any:
+    """The torso with the memory of the settings; `own` ones of the user's have what memory they have."""
+    if own or config.memory == "none":
+        return torso
+    return MemoryTorso(torso, config.memory, config.memory_size)
 
 
 def _state_of(whole: ObservationEncoder, critic_sees: ObservationEncoder, *, own: bool) -> StateOf:

@@ -12,6 +12,7 @@ from gymnasium import Env, spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from relax_rl.agents.memory import Memory
 from relax_rl.compute.clocks import Watch, unwatched
 from relax_rl.envs import Episode, Step, VectorEnvs, make_envs
 from relax_rl.errors import EnvironmentFault, SettingsError, TrainingDiverged
@@ -34,6 +35,7 @@ class Rollout:
         final_index: `[K, 2]` (t, n) of each `final_obs`.
         episodes: the episodes that ended during the rollout, with raw returns.
         mask: `[T, N, W]` bool, what could be chosen on each observation, as rows of `ActionMasks`; None where all could.
+        memory: where episodes begin, and what recurrent networks remembered at the first step; None without.
     """
 
     obs: Tensor
@@ -47,6 +49,7 @@ class Rollout:
     final_index: Tensor
     episodes: tuple[Episode, ...] = ()
     mask: Tensor | None = None
+    memory: Memory | None = None
 
     @property
     def num_steps(self) -> int:

@@ -162,13 +162,16 @@ def evaluate(
         lengths = np.zeros(envs.num_envs, dtype=np.int64)
         infos: list[Mapping[str, float]] = []
         stuck, cut_off, steps = np.zeros(envs.num_envs, dtype=bool), 0, 0
+        state = None  # of a policy with a memory
         envs.reset((seed, EVALUATION_STREAM))
         envs.drain_episodes()
         while any(wanting := [len(done) < wanted for done, wanted in zip(finished, quota, strict=True)]):
             if stuck[wanting].all():  # only all environments can be reset together, whatever steps them
                 envs.reset()
                 stuck[:] = returns[:] = lengths[:] = 0
-            step = envs.step(agent.act(envs.obs, deterministic=deterministic, action_masks=envs.action_mask))
+            how = {"deterministic": deterministic, "action_masks": envs.action_mask}
+            action, state = agent.act_from(envs.obs, state, envs.steps_taken() == 0, **how)
+            step = envs.step(action)
             returns += step.reward
             lengths += step.valid
             steps += int(np.count_nonzero(step.valid))

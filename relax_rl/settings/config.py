@@ -141,6 +141,10 @@ class AgentConfig:
     """Normalise the hidden layers of policy and value function before their activations (LayerNorm)."""
     residual: bool = False
     """Hidden layers of policy and value function that are as wide as the one before add to what they get."""
+    memory: Literal["none", "gru", "lstm"] = "none"
+    """What policy and value function remember of an episode, behind their hidden layers: a GRU, an LSTM, or nothing."""
+    memory_size: int = setting(64, least=1, cap=2**14)
+    """Width of that memory."""
     surrogate_activation: Activation = "tanh"
     """Activation of the surrogate; relu has no curvature in the action to learn from."""
     cnn: CNN = "auto"
@@ -260,7 +264,8 @@ class TrainConfig:
         ),
         "surrogate": "surrogate_lr surrogate_steps surrogate_scale surrogate_hidden surrogate_activation",
         "networks": (
-            "hidden activation layer_norm residual cnn cnn_features precision embed policy_keys critic_keys networks"
+            "hidden activation layer_norm residual memory memory_size cnn cnn_features precision embed policy_keys critic_keys "
+            "networks"
         ),
         "actions": "log_std_init ordinal_std_init state_dependent_std squash action_distribution rescale_actions",
         "environment": (

@@ -239,11 +239,10 @@ def test_a_memory_of_the_users_own_is_shared_and_learns_in_passes() -> None:
         assert state[:, 1].max() <= 1.0  # the first step of an episode is marked once, and forgotten with it
 
 
-@pytest.mark.parametrize("name", ["relax", "a2c"])
-def test_a_cue_is_remembered(name: str) -> None:
+def test_a_cue_is_remembered() -> None:
     settings = {"num_steps": 20, "policy_lr": 0.01, "value_lr": 0.01, "memory_size": 16, "hidden": (16,)}
     with cue_envs(16, length=5) as envs:
-        agent = agent_of(envs, name, **settings)
+        agent = agent_of(envs, **settings)
         agent.learn(envs, 16_000)
     with cue_envs(4, length=5) as envs:
         scores = evaluate(agent, envs, episodes=20, seed=5, deterministic=True)

@@ -123,7 +123,7 @@ class Networks(nn.Module):
     def _through_time(self, obs: Tensor, rows: int, memory: Memory | None) -> Outputs:
         """The same for recurrent networks."""
         if memory is None:
-            raise ValueError("recurrent networks need memory=: where episodes begin, and the states at the first row")
+            raise SettingsError("the networks have a memory, expected some without: leave --memory at none for this")
         of_policy, of_value = memory.state.split(self.state_sizes, -1)
         seen = remembered(self.value.torso, obs, of_policy if self.shared_torso else of_value, memory)
         if self.shared_torso:

@@ -122,7 +122,7 @@ def _recurrent_ppo(task: MemoryTask, seed: int, budget: int, curve: Curve) -> Ca
 
     torch.set_num_threads(1)
     env = make_vec_env(lambda: gym.make(registered(task.env)), NUM_ENVS, seed=seed)
-    how = {"n_steps": 128, "batch_size": 256, "n_epochs": 4, "policy_kwargs": {"lstm_hidden_size": 64}}
+    how: dict[str, Any] = {"n_steps": 128, "batch_size": 256, "n_epochs": 4, "policy_kwargs": {"lstm_hidden_size": 64}}
     model = RecurrentPPO("MlpLstmPolicy", env, seed=seed, device="cpu", **how)
 
     def learn(budget: int) -> int:

@@ -23,6 +23,7 @@ from relax_rl.errors import SettingsError
 from relax_rl.networks.memory import MemoryTorso, RecurrentTorso, last_state, through_time
 from relax_rl.networks.torsos import MLP
 from relax_rl.runs.evaluation import evaluate
+from relax_rl.settings.presets import preset_config
 
 CUE = "benchmarks.memory_tasks:Cue-v0"
 MODES = ("NEXT_STEP", "SAME_STEP", "DISABLED")
@@ -207,6 +208,8 @@ def test_what_does_not_go_with_a_memory_is_refused() -> None:
             agent_of(envs, value_replay=2)
         with pytest.raises(SettingsError, match="it is for networks without memory"):
             agent_of(envs, compile="on").learn(envs, 10)
+    assert preset_config("CartPole-v1").agent.value_replay == 2
+    assert preset_config("CartPole-v1", memory="gru").agent.value_replay == 0
 
 
 class Sums(RecurrentTorso):

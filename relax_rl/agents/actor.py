@@ -247,6 +247,7 @@ class Actor:
         batch, single = self.policy_observations.as_batch(observation if obs is None else obs)
         if single and action_masks is not None and self.masks is not None:
             action_masks = self.masks.row(action_masks)[None]
-        how = {"deterministic": deterministic, "action_masks": action_masks}
-        actions, state = self.act_from(batch, state, episode_start, **how)
+        actions, state = self.act_from(
+            batch, state, episode_start, deterministic=deterministic, action_masks=action_masks
+        )
         return (first_action(actions) if single else actions), state

@@ -55,7 +55,8 @@ def train_config(args: Sequence[str], prog: str) -> TrainConfig:
         if given.run.resume is not None:
             saved = settings_to_resume(given.run.resume, TrainConfig)
             return saved
-        return preset_config(given.env.env, given.run.estimator, preset=given.run.preset, bins=given.env.bins)
+        env, agent, run = given.env, given.agent, given.run
+        return preset_config(env.env, run.estimator, preset=run.preset, bins=env.bins, memory=agent.memory)
 
     automatic = with_settings(TrainConfig(), {"preset": "auto"})
     config = parse(TrainConfig, args, default=automatic, base=base, prog=prog)

@@ -169,8 +169,10 @@ def evaluate(
             if stuck[wanting].all():  # only all environments can be reset together, whatever steps them
                 envs.reset()
                 stuck[:] = returns[:] = lengths[:] = 0
-            how = {"deterministic": deterministic, "action_masks": envs.action_mask}
-            action, state = agent.act_from(envs.obs, state, envs.steps_taken() == 0, **how)
+            starts = envs.steps_taken() == 0
+            action, state = agent.act_from(
+                envs.obs, state, starts, deterministic=deterministic, action_masks=envs.action_mask
+            )
             step = envs.step(action)
             returns += step.reward
             lengths += step.valid

@@ -204,7 +204,10 @@ def preset_config(env: str, estimator: str = "auto", *, preset: str = "auto", **
     """
     found = find_preset(env, preset)
     base = with_settings(TrainConfig(), {"env": env, "estimator": estimator, "preset": found.name})
-    return with_settings(base, {**found.settings(env, estimator, bins=settings.get("bins", 0)), **settings})
+    of_preset = found.settings(env, estimator, bins=settings.get("bins", 0))
+    if settings.get("memory", "none") != "none":
+        of_preset.pop("value_replay", None)  # which goes with no memory
+    return with_settings(base, {**of_preset, **settings})
 
 
 def _without_module(env: str) -> str:

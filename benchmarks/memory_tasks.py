@@ -10,7 +10,7 @@ import numpy as np
 __all__ = ["Cue", "Positions"]
 
 
-class Cue(gym.Env[np.ndarray, int]):
+class Cue(gym.Env[np.ndarray, Any]):
     """A sign that is shown first, and asked for at the last of `length` steps.
 
     The observation is the sign, -1 or 1 in the first step and 0 later, whether this is the first step, and whether it is the
@@ -44,10 +44,10 @@ class Cue(gym.Env[np.ndarray, int]):
         return np.array([(2 * self._sign - 1) * first, first, self._time == self.length - 1], np.float32)
 
 
-class Positions(gym.ObservationWrapper[np.ndarray, int, np.ndarray]):
+class Positions(gym.ObservationWrapper[np.ndarray, Any, np.ndarray]):
     """CartPole whose observation is the cart's place and the pole's angle, without their velocities."""
 
-    def __init__(self, env: gym.Env[np.ndarray, int]) -> None:
+    def __init__(self, env: gym.Env[np.ndarray, Any]) -> None:
         super().__init__(env)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
 
@@ -55,10 +55,11 @@ class Positions(gym.ObservationWrapper[np.ndarray, int, np.ndarray]):
         return observation[[0, 2]]
 
 
-def _cart_pole(**settings: Any) -> gym.Env[np.ndarray, int]:
+def _cart_pole(**settings: Any) -> gym.Env[np.ndarray, Any]:
     from gymnasium.envs.classic_control import CartPoleEnv
 
-    return Positions(CartPoleEnv(**settings))
+    inner: Any = CartPoleEnv(**settings)
+    return Positions(inner)
 
 
 gym.register("Cue-v0", "benchmarks.memory_tasks:Cue")

@@ -21,9 +21,9 @@ from relax_rl.agents.control_scale import ControlScale
 from relax_rl.agents.estimates import AgentEstimator, check_estimator
 from relax_rl.agents.learner import Learner, Metrics
 from relax_rl.agents.listening import Listener, Listeners, listening
-from relax_rl.agents.memory import EnvMemory, check_memory, collect_with_memory
 from relax_rl.agents.networks import NetworkFactory, Outputs, make_networks
 from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler, chosen_columns
+from relax_rl.agents.remembering import EnvMemory, check_memory, collect_with_memory
 from relax_rl.agents.replay import ValueReplay
 from relax_rl.agents.rollouts import Collector, Rollout, require_envs
 from relax_rl.agents.saved import SavedActor

@@ -167,7 +167,8 @@ class CompiledGradients:
             if "params" in inputs:
                 params = inputs.pop("params")
                 known = Outputs(params, params.new_empty(0), inputs.pop("features"))
-            batch = Batch(shard=shard, **inputs)
+            rows: dict[str, Any] = inputs
+            batch = Batch(shard=shard, **rows)
 
             def run() -> Gradients:
                 return finished(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from relax_rl.networks.torsos import Selection, Torso
+from relax_rl.networks.torsos import Selection
 
 __all__ = ["MemoryTorso", "RecurrentSelection", "RecurrentTorso", "is_recurrent", "last_state", "through_time"]
 
@@ -108,7 +108,7 @@ class RecurrentSelection(RecurrentTorso):
         return found
 
 
-def is_recurrent(torso: Torso | RecurrentTorso | nn.Module) -> bool:
+def is_recurrent(torso: Any) -> TypeGuard[RecurrentTorso]:
     """Whether a torso has a memory."""
     return isinstance(torso, RecurrentTorso)
 

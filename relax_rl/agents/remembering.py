@@ -58,7 +58,8 @@ class _Acting:
         with torch.no_grad():
             params, self.state = policy_step(self._actor, obs, self.state, begins)
             dist = policy.distribution(params, None if mask is None else mask.to(params.device))
-            return dist.threshold(dist.relax(noise))
+            outcome: Tensor = dist.threshold(dist.relax(noise))
+            return outcome
 
 
 def _starts(envs: VectorEnvs) -> Tensor:

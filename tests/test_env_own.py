@@ -153,7 +153,7 @@ def test_what_is_no_environment() -> None:
     with pytest.raises(SettingsError, match="the environment is tuple"):
         make_envs(f"{HERE}:LOOP")
     with pytest.raises(SettingsError, match=r"unknown environment .*expected a Gymnasium id .*module:ClassOrFunction"):
-        make_envs(f"{HERE}:Nothing")
+        make_envs(f"{HERE}:Unwritten")
     with pytest.raises(SettingsError, match="does not take these settings"):
         make_envs(Loop, num_envs=1, size=3)
 

@@ -1,8 +1,8 @@
 """What environments of third parties need before they are ones of Gymnasium with one agent and one reward.
 
-    python train_agent.py --env benchmarks.third_party_environments:ThirdParty/Crafter-v0
+    python train_agent.py --env benchmarks.third_party_environments:Crafter
 
-Importing it registers the ids; their packages are imported once one is made.
+Their packages are imported once one is made.
 """
 
 from __future__ import annotations
@@ -84,13 +84,3 @@ class Crafter(gym.Env[np.ndarray, int]):
         obs, reward, done, info = self._env.step(int(action))
         died = info["discount"] == 0.0
         return obs, float(reward), bool(done and died), bool(done and not died), {}
-
-
-for name, entry in {
-    "DeepSeaTreasure": deep_sea_treasure,
-    "Trading": trading,
-    "Foraging": foraging,
-    "Warehouse": warehouse,
-    "Crafter": Crafter,
-}.items():
-    gym.register(f"ThirdParty/{name}-v0", entry, order_enforce=False)

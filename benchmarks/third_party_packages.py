@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 __all__ = ["PACKAGES", "Case", "Package"]
 
-HELPED = "benchmarks.third_party_environments:ThirdParty/"
+HELPED = "benchmarks.third_party_environments:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,23 +81,23 @@ PACKAGES = (
         name="mo-gymnasium",
         requirements=("mo-gymnasium==1.3.2",),
         cases=(
-            Case(env=f"{HELPED}DeepSeaTreasure-v0", note="Its rewards are vectors: LinearReward makes one of them."),
+            Case(env=f"{HELPED}deep_sea_treasure", note="Its rewards are vectors: LinearReward makes one of them."),
         ),
     ),
     Package(
         name="gym-trading-env",
         requirements=("gym-trading-env==0.3.5",),
-        cases=(Case(env=f"{HELPED}Trading-v0", note="It asks for a data frame, which no command line can give."),),
+        cases=(Case(env=f"{HELPED}trading", note="It asks for a data frame, which no command line can give."),),
     ),
     Package(
         name="lbforaging",
         requirements=("lbforaging==2.0.0",),
-        cases=(Case(env=f"{HELPED}Foraging-v0", note="A team, led by one agent."),),
+        cases=(Case(env=f"{HELPED}foraging", note="A team, led by one agent."),),
     ),
     Package(
         name="rware",
         requirements=("rware==2.0.0",),
-        cases=(Case(env=f"{HELPED}Warehouse-v0", note="A team, led by one agent."),),
+        cases=(Case(env=f"{HELPED}warehouse", note="A team, led by one agent."),),
     ),
     Package(
         name="vizdoom",
@@ -148,7 +148,7 @@ PACKAGES = (
     Package(
         name="crafter",
         requirements=("crafter==1.8.3",),
-        cases=(Case(env=f"{HELPED}Crafter-v0", note="It speaks the interface of Gym before Gymnasium."),),
+        cases=(Case(env=f"{HELPED}Crafter", note="It speaks the interface of Gym before Gymnasium."),),
     ),
     Package(
         name="miniworld",
@@ -175,5 +175,30 @@ PACKAGES = (
         name="tetris-gymnasium",
         requirements=("tetris-gymnasium==0.3.1",),
         cases=(Case(env="tetris_gymnasium.envs:tetris_gymnasium/Tetris"),),
+    ),
+    Package(
+        name="pyflyt",
+        requirements=("PyFlyt==0.29.0",),
+        cases=(Case(env="PyFlyt.gym_envs:PyFlyt/QuadX-Hover-v4"),),
+    ),
+    Package(
+        name="gym-electric-motor",
+        requirements=("gym-electric-motor==3.0.3",),
+        cases=(Case(env="gym_electric_motor:Cont-CC-PMSM-v0"),),
+    ),
+    Package(
+        name="nle",
+        requirements=("nle==1.3.0",),
+        cases=(Case(env="nle:NetHackScore-v0"),),
+    ),
+    Package(
+        name="minihack",
+        requirements=("minihack==1.0.2", "setuptools<81"),
+        cases=(Case(env="minihack:MiniHack-Room-5x5-v0"),),
+    ),
+    Package(
+        name="gymnasium-sudoku",
+        requirements=("gymnasium-sudoku==0.3.5",),
+        cases=(Case(env="gymnasium_sudoku:sudoku-v0", note="Row, column and digit are a Tuple of choices."),),
     ),
 )

@@ -19,7 +19,8 @@ def deep_sea_treasure() -> gym.Env[Any, Any]:
     import mo_gymnasium
     from mo_gymnasium.wrappers import LinearReward
 
-    return LinearReward(mo_gymnasium.make("deep-sea-treasure-v0"), weight=np.array([0.5, 0.5]))
+    found: gym.Env[Any, Any] = LinearReward(mo_gymnasium.make("deep-sea-treasure-v0"), weight=np.array([0.5, 0.5]))
+    return found
 
 
 def trading() -> gym.Env[Any, Any]:
@@ -57,15 +58,16 @@ class TeamAsOne(gym.Wrapper[Any, Any, Any, Any]):
         self.action_space = spaces.MultiDiscrete([part.n for part in env.action_space.spaces])  # type: ignore[attr-defined]
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        obs, rewards, terminated, truncated, info = self.env.step(tuple(map(int, action)))
-        return obs, float(np.sum(rewards)), bool(terminated), bool(truncated), info  # type: ignore[arg-type]
+        found: Any = self.env.step(tuple(map(int, action)))
+        obs, rewards, terminated, truncated, info = found
+        return obs, float(np.sum(rewards)), bool(terminated), bool(truncated), info
 
 
 class Crafter(gym.Env[np.ndarray, int]):
     """crafter.Env, which speaks the interface that Gym had before Gymnasium."""
 
     observation_space = spaces.Box(0, 255, (64, 64, 3), np.uint8)
-    action_space = spaces.Discrete(17)
+    action_space: Any = spaces.Discrete(17)
 
     def __init__(self) -> None:
         import crafter

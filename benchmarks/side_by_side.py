@@ -1,0 +1,213 @@
+"""Our agents beside one of sb3-contrib's, run after run in this process: what `benchmarks.masks` and `benchmarks.memory` share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tasks import RESULTS, commit, write_json, write_text
+from relax_rl.compute.serialization import write_bytes_atomic
+from relax_rl.runs.plotting import png
+
+__all__ = ["NUM_ENVS", "Curve", "Learn", "SideBySide", "Task", "learn_of_agent", "learn_of_peer", "steps_to"]
+
+NUM_ENVS, WINDOW, POINTS = 8, 100, 200
+Learn = Callable[[int], int]
+"""(steps) -> the steps that were taken; everything is made before it is called, and timed."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """An environment, the steps of a run, and the mean return of 100 episodes that is asked for."""
+
+    env: str
+    budget: int
+    threshold: float
+
+
+class Curve:
+    """Mean returns of the last 100 episodes, at some 200 points of a run."""
+
+    def __init__(self, budget: int) -> None:
+        self._interval, self._returns = max(1, budget // POINTS), deque[float](maxlen=WINDOW)
+        self.points: list[tuple[int, float]] = []
+
+    def __call__(self, step: int, returns: Iterable[float]) -> None:
+        """Take in the episodes that have finished up to a step."""
+        self._returns.extend(returns)
+        last = self.points[-1][0] if self.points else 0
+        if len(self._returns) == WINDOW and step - last >= self._interval:
+            self.points.append((step, round(math.fsum(self._returns) / WINDOW, 4)))
+
+
+def learn_of_agent(agent: Any, envs: Any, curve: Curve) -> Learn:
+    """One of our agents on environments, which are closed afterwards."""
+
+    def learn(budget: int) -> int:
+        with envs:
+            agent.learn(envs, budget, lambda _, info: curve(info.steps, (e.return_ for e in info.episodes)))
+        return int(agent.steps)
+
+    return learn
+
+
+def learn_of_peer(model: Any, curve: Curve) -> Learn:
+    """An agent of Stable-Baselines3 or sb3-contrib."""
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    class Listener(BaseCallback):
+        def _on_step(self) -> bool:
+            ended = [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]
+            curve(self.num_timesteps, map(float, ended))
+            return True
+
+    def learn(budget: int) -> int:
+        model.learn(budget, Listener())
+        return int(model.num_timesteps)
+
+    return learn
+
+
+def steps_to(threshold: float, curve: Sequence[Sequence[float]]) -> float:
+    """The first point at which a curve has reached a threshold; inf if none."""
+    return next((float(step) for step, mean in curve if mean >= threshold), math.inf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideBySide:
+    """A benchmark: tasks, contestants, and how one of them is made.
+
+    Attributes:
+        name: of the script and of its results, `results/NAME.json`, `.md` and `.png`.
+        title: of its table.
+        tasks: by name.
+        contestants: labels, in the order of the table.
+        peer: the one that needs sb3-contrib.
+        prepare: (task, contestant, seed, curve) -> what is timed.
+        symlog: names of tasks whose returns are drawn on a symmetric logarithmic axis.
+    """
+
+    name: str
+    title: str
+    tasks: Mapping[str, Task]
+    contestants: Sequence[str]
+    peer: str
+    prepare: Callable[[Task, str, int, Curve], Learn]
+    symlog: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """The file of all runs."""
+        return RESULTS / f"{self.name}.json"
+
+    def play(self, task: str, contestant: str, seed: int, budget: int) -> dict[str, Any]:
+        """One run: its curve, the steps it took and the seconds that they took."""
+        import torch
+
+        torch.set_num_threads(1)
+        curve = Curve(budget)
+        learn = self.prepare(self.tasks[task], contestant, seed, curve)
+        start = time.perf_counter()
+        steps = learn(budget)
+        return {"steps": steps, "seconds": round(time.perf_counter() - start, 2), "curve": curve.points}
+
+    def report(self, runs: Sequence[Mapping[str, Any]]) -> str:
+        """The table."""
+        lines = [
+            f"# {self.title}",
+            "",
+            f"Steps until the mean return of {WINDOW} training episodes reaches the threshold, medians over the seeds (inf: not "
+            f"within the run); the mean return at the end; steps per second of one run after the other. {NUM_ENVS} environments "
+            f"in one process, one thread. `python -m benchmarks.{self.name}` writes this file.",
+        ]
+        for name, task in self.tasks.items():
+            found = {label: _of(runs, name, label) for label in self.contestants}
+            if not any(found.values()):
+                continue
+            lines += ["", f"## {name}", "", f"`{task.env}`, {task.budget:,} steps, threshold {task.threshold:g}.", ""]
+            lines += [
+                "| contestant | seeds | reached | steps to the threshold | return at the end | steps/s |",
+                "|---|---:|---:|---:|---:|---:|",
+            ]
+            lines += [_row(label, each, task) for label, each in found.items() if each]
+        return "\n".join([*lines, "", f"![Learning curves]({self.name}.png)", ""])
+
+    def draw(self, runs: Sequence[Mapping[str, Any]]) -> bytes:
+        """The curves of every run, a panel a task."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6 * len(self.tasks), 4), dpi=120, layout="constrained")
+        for axes, (name, task) in zip(
+            figure.subplots(1, len(self.tasks), squeeze=False)[0], self.tasks.items(), strict=True
+        ):
+            for colour, label in enumerate(self.contestants):
+                for number, run in enumerate(_of(runs, name, label)):
+                    steps, means = zip(*run["curve"], strict=True) if run["curve"] else ((), ())
+                    axes.plot(steps, means, f"C{colour}", linewidth=1, label=label if number == 0 else "")
+            axes.axhline(task.threshold, color="0.3", linestyle="--", linewidth=1)
+            axes.set_title(name)
+            axes.set_xlabel("environment steps")
+            axes.set_ylabel(f"mean return of {WINDOW} episodes")
+            if name in self.symlog:
+                axes.set_yscale("symlog", linthresh=10)
+            if axes.lines:
+                axes.legend(frameon=False, fontsize=8)
+        return png(figure)
+
+    def main(self, description: str | None, argv: Sequence[str] | None = None) -> None:
+        """Play what is missing, and write down all that is there after each run."""
+        parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+        parser.add_argument("--tasks", nargs="+", choices=list(self.tasks), default=list(self.tasks))
+        parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)), help="seeds (default 0 to 4)")
+        parser.add_argument(
+            "--only", nargs="+", choices=list(self.contestants), default=list(self.contestants), help="contestants"
+        )
+        parser.add_argument("--budget", type=int, help="steps of a run, for a try that writes nothing")
+        parser.add_argument("--report", action="store_true", help="sum up and train nothing")
+        args = parser.parse_args(argv)
+        runs: list[dict[str, Any]] = json.loads(self.path.read_text())["runs"] if self.path.exists() else []
+        labels = [label for label in args.only if label != self.peer or find_spec("sb3_contrib") is not None]
+        if labels != args.only:
+            print("sb3-contrib is not installed, and left out; the extra benchmarks has it")
+        known = {(run["task"], run["contestant"], run["seed"]) for run in runs} if args.budget is None else set()
+        for seed in () if args.report else args.seeds:
+            for name in args.tasks:
+                for label in labels:
+                    if (name, label, seed) in known:
+                        continue
+                    found = self.play(name, label, seed, args.budget or self.tasks[name].budget)
+                    runs.append({"task": name, "contestant": label, "seed": seed, "commit": commit(), **found})
+                    print(_row(f"{name}, {label}, seed {seed}", [runs[-1]], self.tasks[name]), flush=True)
+                    if args.budget is None:
+                        write_json(self.path, {"runs": runs})
+        print(self.report(runs))
+        if runs and args.budget is None:
+            write_text(self.path.with_suffix(".md"), self.report(runs))
+            write_bytes_atomic(self.path.with_suffix(".png"), self.draw(runs))
+
+
+def _of(runs: Sequence[Mapping[str, Any]], task: str, contestant: str) -> list[Mapping[str, Any]]:
+    return [run for run in runs if (run["task"], run["contestant"]) == (task, contestant)]
+
+
+def _row(label: str, runs: Sequence[Mapping[str, Any]], task: Task) -> str:
+    needed = [steps_to(task.threshold, run["curve"]) for run in runs]
+    ends = [run["curve"][-1][1] for run in runs if run["curve"]]
+    cells = [
+        label,
+        str(len(runs)),
+        f"{sum(map(math.isfinite, needed))} of {len(runs)}",
+        f"{statistics.median(needed):,.0f}",
+        f"{statistics.median(ends):.2f}" if ends else "",
+        f"{statistics.median(run['steps'] / run['seconds'] for run in runs):,.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"

@@ -17,8 +17,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from benchmarks.matches import Match, main_of, read_result, section
-from benchmarks.tasks import RESULTS, write_text
+from benchmarks.matches import Match, main_of, write_summary
 
 __all__ = ["MATCHES", "Weather", "main"]
 
@@ -80,11 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _write_summary() -> None:
     """`results/asymmetric.md` from the comparison, if it is there."""
-    text = ["# A critic that sees more than the policy", ""]
-    for name in MATCHES:
-        found = read_result(GROUP, name)
-        if found is not None:
-            write_text(RESULTS / f"{GROUP}.md", "\n".join([*text, *section(name, GROUP, found), ""]))
+    write_summary("A critic that sees more than the policy", GROUP, MATCHES)
 
 
 if __name__ == "__main__":

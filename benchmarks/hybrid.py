@@ -10,10 +10,11 @@ and gone on with, and leaves its report, numbers and figures in `results/hybrid/
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from benchmarks.docks import DOCKS
-from benchmarks.matches import Match, main_of, read_result, section
-from benchmarks.tasks import RESULTS, write_text
+from benchmarks.matches import Match, main_of, write_summary
+from benchmarks.tasks import RESULTS
 
 __all__ = ["MATCHES", "main"]
 
@@ -50,14 +51,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _write_summary() -> None:
     """`results/hybrid.md` from the comparison that is there."""
-    text = ["# Hybrid actions", "", "A gear and a thrust bring a boat to a dock: `benchmarks/docks.py`.", ""]
-    known = {name: found for name in MATCHES if (found := read_result(GROUP, name)) is not None}
-    for name, found in known.items():
-        text += [*section(name, GROUP, found), ""]
-        for figure in sorted((RESULTS / GROUP / name / "figures").glob("*-curves.png")):
-            text += [f"![Learning curves]({figure.relative_to(RESULTS)})", ""]
-    if known:
-        write_text(RESULTS / f"{GROUP}.md", "\n".join(text))
+    intro = ("A gear and a thrust bring a boat to a dock: `benchmarks/docks.py`.", "")
+    write_summary("Hybrid actions", GROUP, MATCHES, intro=intro, after=_curves)
+
+
+def _curves(name: str, found: dict[str, Any]) -> list[str]:
+    figures = sorted((RESULTS / GROUP / name / "figures").glob("*-curves.png"))
+    return [line for figure in figures for line in (f"![Learning curves]({figure.relative_to(RESULTS)})", "")]
 
 
 if __name__ == "__main__":

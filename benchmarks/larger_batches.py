@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.matches import Match, main_of, read_result, section
-from benchmarks.tasks import RESULTS, write_text
+from benchmarks.matches import Match, main_of, write_summary
 from relax_rl.settings.presets import preset_config
 
 __all__ = ["MATCHES", "main"]
@@ -66,12 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _write_summary() -> None:
     """`results/twice_the_batch.md` from the comparisons that are there."""
-    text = ["# Twice the batch at equal updates", "", "Of `-twice` half the steps are as many updates.", ""]
-    known = {name: found for name in MATCHES if (found := read_result(GROUP, name)) is not None}
-    for name, found in known.items():
-        text += [*section(name, GROUP, found), ""]
-    if known:
-        write_text(RESULTS / f"{GROUP}.md", "\n".join(text))
+    intro = ("Of `-twice` half the steps are as many updates.", "")
+    write_summary("Twice the batch at equal updates", GROUP, MATCHES, intro=intro)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.matches import Match, main_of, read_result, section
-from benchmarks.tasks import RESULTS, TASKS, Task, write_text
+from benchmarks.matches import Match, main_of, write_summary
+from benchmarks.tasks import TASKS, Task
 
 __all__ = ["MATCHES", "main"]
 
@@ -44,13 +44,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _write_summary() -> None:
     """`results/learning_curves.md` from the comparisons that are there."""
-    text = ["# Learning curves", ""]
-    for name, match in MATCHES.items():
-        found = read_result(GROUP, name)
-        if found is not None:
-            text += [*section(name, GROUP, found), "", *_asked(TASKS[match.env], found), ""]
-    if len(text) > 2:
-        write_text(RESULTS / "learning_curves.md", "\n".join(text))
+    write_summary(
+        "Learning curves",
+        GROUP,
+        MATCHES,
+        after=lambda name, found: [*_asked(TASKS[MATCHES[name].env], found), ""],
+        file="learning_curves",
+    )
 
 
 def _asked(task: Task, found: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.tasks import RESULTS, write_text
 
-__all__ = ["RUNS", "Match", "main_of", "play", "read_result", "section", "spread"]
+__all__ = ["RUNS", "Match", "main_of", "play", "read_result", "section", "spread", "write_summary"]
 
 RUNS = Path("runs/benchmarks")
 
@@ -149,6 +149,33 @@ def section(name: str, group: str, found: Mapping[str, Any]) -> list[str]:
         cells.append(f"{median(run['steps_per_second'] for run in contestant['runs']):,.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def write_summary(
+    title: str,
+    group: str,
+    names: Iterable[str],
+    *,
+    intro: Iterable[str] = (),
+    after: Callable[[str, dict[str, Any]], list[str]] = lambda name, found: [],
+    file: str | None = None,
+) -> None:
+    """`results/GROUP.md` from the comparisons of a group that are there; nothing where none is.
+
+    Args:
+        title: its heading.
+        group: folder of the results.
+        names: of the comparisons, in order.
+        intro: lines under the heading.
+        after: (name, result) -> lines behind a comparison's table.
+        file: stem of the file, if it is another than the group's.
+    """
+    text = [f"# {title}", "", *intro]
+    known = {name: found for name in names if (found := read_result(group, name)) is not None}
+    for name, found in known.items():
+        text += [*section(name, group, found), "", *after(name, found)]
+    if known:
+        write_text(RESULTS / f"{file or group}.md", "\n".join(text))
 
 
 def spread(interval: Mapping[str, Any], style: str) -> str:

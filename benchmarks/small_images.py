@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.matches import Match, main_of, read_result, section
-from benchmarks.tasks import RESULTS, write_text
+from benchmarks.matches import Match, main_of, write_summary
 
 __all__ = ["MATCHES", "main"]
 
@@ -44,12 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _write_summary() -> None:
     """`results/small_images.md` from the comparisons that are there."""
-    text = ["# Small images through a CNN and through an MLP", ""]
-    known = {name: found for name in MATCHES if (found := read_result(GROUP, name)) is not None}
-    for name, found in known.items():
-        text += [*section(name, GROUP, found), ""]
-    if known:
-        write_text(RESULTS / f"{GROUP}.md", "\n".join(text))
+    write_summary("Small images through a CNN and through an MLP", GROUP, MATCHES)
 
 
 if __name__ == "__main__":

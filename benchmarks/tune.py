@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.matches import Match, main_of, read_result, section
-from benchmarks.tasks import RESULTS, TASKS, Task, write_text
+from benchmarks.matches import Match, main_of, write_summary
+from benchmarks.tasks import TASKS, Task
 
 __all__ = ["CANDIDATES", "MATCHES", "Study", "main"]
 
@@ -185,14 +185,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _write_summary() -> None:
     """`results/candidates.md` from the comparisons that are there."""
-    text = ["# Candidates for presets", ""]
-    for name in MATCHES:
-        found = read_result(GROUP, name)
-        if found is not None:
-            base = ", ".join(f"{key} {value}" for key, value in MATCHES[name].settings.items())
-            text += [*section(name, GROUP, found), "", f"All with {base}.", ""]
-    if len(text) > 2:
-        write_text(RESULTS / f"{GROUP}.md", "\n".join(text))
+    write_summary("Candidates for presets", GROUP, MATCHES, after=_settings)
+
+
+def _settings(name: str, found: dict[str, Any]) -> list[str]:
+    return [f"All with {', '.join(f'{key} {value}' for key, value in MATCHES[name].settings.items())}.", ""]
 
 
 if __name__ == "__main__":

@@ -221,7 +221,7 @@ class Sums(RecurrentTorso):
         super().__init__()
         self.scale = torch.nn.Parameter(torch.ones(3))
 
-    def remember(self, encoded: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def unroll(self, encoded: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         sums = state + encoded.cumsum(0)
         return self.scale * sums, sums[-1]
 

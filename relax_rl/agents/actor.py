@@ -15,7 +15,7 @@ from torch import Tensor
 
 from relax_rl.agents.networks import Networks, observations_for
 from relax_rl.agents.normalization import ObservationNormalizer
-from relax_rl.agents.remembering import step_with_memory
+from relax_rl.agents.recurrence import step_with_memory
 from relax_rl.compute.devices import resolve_device
 from relax_rl.critics import ValueFunction
 from relax_rl.errors import SettingsError

@@ -23,7 +23,7 @@ from relax_rl.agents.learner import Learner, Metrics
 from relax_rl.agents.listening import Listener, Listeners, listening
 from relax_rl.agents.networks import NetworkFactory, Outputs, make_networks
 from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler, chosen_columns
-from relax_rl.agents.remembering import EnvMemory, check_memory, collect_with_memory
+from relax_rl.agents.recurrence import EnvMemory, check_memory, collect_with_memory
 from relax_rl.agents.replay import ValueReplay
 from relax_rl.agents.rollouts import Collector, Rollout, require_envs
 from relax_rl.agents.saved import SavedActor
@@ -219,7 +219,7 @@ class ActorCritic(SavedActor):
         envs = require_envs(envs, self.observation_space, self.action_space, (self.seed, self.steps))
         self.learner.check_networks()
         self.check_precision()
-        if not self.steps and (flat := self.observations.told_of_images()):
+        if not self.steps and (flat := self.observations.image_warning()):
             warnings.warn(flat, UserWarning, stacklevel=2)
         total_steps = whole("total_steps", total_steps, least=0)
         if reset_schedule:

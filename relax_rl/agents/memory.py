@@ -12,7 +12,7 @@ from torch import Tensor
 from relax_rl.agents.shards import Shard
 from relax_rl.networks.memory import RecurrentTorso, through_time
 
-__all__ = ["Memory", "remembered", "sequence_minibatches"]
+__all__ = ["Memory", "features_through_time", "sequence_minibatches"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Memory:
         return Memory(self.state.to(device), self.starts.to(device), final)
 
 
-def remembered(torso: Any, obs: Tensor, state: Tensor, memory: Memory) -> Tensor:
+def features_through_time(torso: Any, obs: Tensor, state: Tensor, memory: Memory) -> Tensor:
     """Features of the rows and of the last observations; `state` is that of this torso, see `through_time`."""
     if isinstance(torso, RecurrentTorso):
         return through_time(torso, obs, state, memory.starts, memory.final_index)

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from relax_rl.agents.acting import HostNetwork, host_network
-from relax_rl.agents.memory import Memory, remembered
+from relax_rl.agents.memory import Memory, features_through_time
 from relax_rl.critics import ActionSurrogate, ValueFunction
 from relax_rl.errors import SettingsError
 from relax_rl.networks.memory import MemoryTorso, RecurrentSelection, is_recurrent
@@ -125,15 +125,15 @@ class Networks(nn.Module):
         if memory is None:
             raise SettingsError("the networks have a memory, expected some without: leave --memory at none for this")
         of_policy, of_value = memory.state.split(self.state_sizes, -1)
-        seen = remembered(self.value.torso, obs, of_policy if self.shared_torso else of_value, memory)
+        seen = features_through_time(self.value.torso, obs, of_policy if self.shared_torso else of_value, memory)
         if self.shared_torso:
             features = seen[:rows]
-            told = features.detach()
+            of_state = features.detach()
         else:
             acted = memory.first(rows // max(1, len(memory.state)))
-            features = remembered(self.policy.torso, obs[:rows], of_policy, acted)
-            told = self._told(obs[:rows], seen[:rows])
-        return Outputs(self.policy.params(features), self.value.value(seen), told)
+            features = features_through_time(self.policy.torso, obs[:rows], of_policy, acted)
+            of_state = self._told(obs[:rows], seen[:rows])
+        return Outputs(self.policy.params(features), self.value.value(seen), of_state)
 
     @torch.no_grad()
     def without_graph(self, obs: Tensor, rows: int, policy_outputs: Tensor | None = None) -> Outputs:
@@ -269,7 +269,7 @@ def make_networks(
         )
     torso = _torso(policy_sees, config) if parts is None else parts.policy_torso
     policy = Policy(
-        _remembering(_selecting(torso, observations, policy_sees), config, own=parts is not None),
+        _with_memory(_selecting(torso, observations, policy_sees), config, own=parts is not None),
         actions,
         log_std_init=config.log_std_init,
         ordinal_std_init=config.ordinal_std_init,
@@ -279,7 +279,7 @@ def make_networks(
     )
     if not shared:
         torso = _torso(critic_sees, config) if parts is None else parts.value_torso
-        torso = _remembering(_selecting(torso, observations, critic_sees), config, own=parts is not None)
+        torso = _with_memory(_selecting(torso, observations, critic_sees), config, own=parts is not None)
     value = ValueFunction(policy.torso if shared else torso)
     state = "observation" if shared else _state_of(observations, critic_sees, own=parts is not None)
     if is_recurrent(value.torso):
@@ -328,7 +328,7 @@ def _selecting(torso: Any, whole: ObservationEncoder, part: ObservationEncoder) 
     return RecurrentSelection(torso, selection) if is_recurrent(torso) else selection
 
 
-def _remembering(torso: Any, config: AgentConfig, *, own: bool) -> Any:
+def _with_memory(torso: Any, config: AgentConfig, *, own: bool) -> Any:
     """The torso with the memory of the settings; `own` ones of the user's have what memory they have."""
     if own or config.memory == "none":
         return torso

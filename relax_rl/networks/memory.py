@@ -28,7 +28,7 @@ class RecurrentTorso(nn.Module):
         """`[B, E]` what is made of observations `[B, ...]` without memory; the observations by default."""
         return obs
 
-    def remember(self, encoded: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def unroll(self, encoded: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """T steps of N sequences, none of which ends on the way.
 
         Args:
@@ -47,7 +47,7 @@ class RecurrentTorso(nn.Module):
 
     def step(self, obs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """`[N, F]` features of observations `[N, ...]`, and the state `[N, S]` after them."""
-        features, state = self.remember(self.encode(obs).unsqueeze(0), state)
+        features, state = self.unroll(self.encode(obs).unsqueeze(0), state)
         return features[0], state
 
     def forward(self, obs: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class MemoryTorso(RecurrentTorso):
         encoded: Tensor = self.encoder(obs)
         return encoded
 
-    def remember(self, encoded: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def unroll(self, encoded: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         parts = tuple(x.contiguous().unsqueeze(0) for x in state.split(self.num_features, -1))
         if isinstance(self.cell, nn.GRU):
             features, after = self.cell(encoded, parts[0])
@@ -103,8 +103,8 @@ class RecurrentSelection(RecurrentTorso):
         encoded: Tensor = self.torso.encode(seen if len(self.shape) == 1 else seen.unflatten(-1, self.shape))
         return encoded
 
-    def remember(self, encoded: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = self.torso.remember(encoded, state)
+    def unroll(self, encoded: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = self.torso.unroll(encoded, state)
         return found
 
 
@@ -134,7 +134,7 @@ def through_time(
     encoded = torso.encode(obs)
     first = torch.where(starts[0].unsqueeze(-1), 0.0, state)
     if num_envs and not bool(starts[1:].any()) and not (final_index is not None and len(final_index)):
-        return torso.remember(encoded.unflatten(0, (steps, num_envs)), first)[0].flatten(0, 1)
+        return torso.unroll(encoded.unflatten(0, (steps, num_envs)), first)[0].flatten(0, 1)
     begins = starts.clone()
     begins[0] = True
     sequence = begins.t().flatten().cumsum(0).view(num_envs, steps).t() - 1  # which one each row is in
@@ -148,7 +148,7 @@ def through_time(
     where = places * count + rows
     padded = encoded.new_zeros((longest * count, encoded.shape[-1])).index_copy(0, where, encoded)
     initial = first.new_zeros((count, first.shape[-1])).index_copy(0, sequence[0], first)
-    features, _ = torso.remember(padded.view(longest, count, -1), initial)
+    features, _ = torso.unroll(padded.view(longest, count, -1), initial)
     return features.flatten(0, 1)[where]
 
 
@@ -164,5 +164,5 @@ def last_state(torso: RecurrentTorso, obs: Tensor, state: Tensor, starts: Tensor
     cuts = [*sorted({0, *begun.clamp(min=0).tolist()}), steps]
     for begin, end in pairwise(cuts):
         state = torch.where((begun == begin).unsqueeze(-1), 0.0, state)
-        _, state = torso.remember(encoded[begin:end], state)
+        _, state = torso.unroll(encoded[begin:end], state)
     return state

@@ -170,7 +170,7 @@ class ObservationEncoder:
             if each.leaf.kind == "vector" and looks_like_image(each.space)
         ]
 
-    def told_of_images(self) -> str:
+    def image_warning(self) -> str:
         """What is said of such leaves, and what to do about them; nothing where there are none, or no CNN is wanted."""
         small = ", ".join(self.small_images())
         if not small or self._cnn == "none":

@@ -150,7 +150,9 @@ def kind_of(cls: type[T], name: str, source: str) -> type[T]:
 def check_networks(saved: str | None, given: str | None, source: str) -> None:
     """Raises CheckpointError unless the factory that made an agent's networks is given again."""
     if saved is not None and given is None:
-        raise CheckpointError(f"the networks of {source} are those of {saved}; name them again: networks {saved}")
+        raise CheckpointError(
+            f"the networks of {source} are those of {saved}; name them again: --networks {saved}, or networks=..."
+        )
     if saved != given:
         raise CheckpointError(f"the networks of {source} are {saved or 'those of the settings'}, not those of {given}")
 

@@ -41,6 +41,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**NORMALIZED, **EPOCHS, "surrogate_steps": 2, "surrogate_scale": "fitted"},
     ),
     "relax, value replay": ("CartPole-v1", "relax", {**NORMALIZED, "value_replay": 2}),
+    "relax, epochs, memory": ("CartPole-v1", "relax", {**NORMALIZED, **EPOCHS, "memory": "gru", "memory_size": 8}),
+    "a2c, memory": ("CartPole-v1", "a2c", {**NORMALIZED, "memory": "lstm", "memory_size": 8}),
     "a2c, epochs, value replay": ("CartPole-v1", "a2c", {**NORMALIZED, **EPOCHS, "value_replay": 2}),
 }
 COLUMNS, STEPS, UPDATES = 6, 5, 12

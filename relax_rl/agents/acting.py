@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -11,10 +11,20 @@ from torch import Tensor, nn
 
 from relax_rl.agents.normalization import ObservationNormalizer
 from relax_rl.compute.host import retire_threads
+from relax_rl.networks.host_cells import gru_step, lstm_step, pays_on_host
+from relax_rl.networks.memory import MemoryTorso
 from relax_rl.networks.policies import Policy
 from relax_rl.networks.torsos import MLP, NatureCNN, Selection, Torso, after_last_layer
 
-__all__ = ["HostNetwork", "HostSampler", "ImageSampler", "host_network", "host_sampler"]
+__all__ = [
+    "HostMemoryNetwork",
+    "HostNetwork",
+    "HostSampler",
+    "ImageSampler",
+    "acts_on_host",
+    "host_network",
+    "host_sampler",
+]
 
 _MOST = 2**18
 """Products in a layer above which NumPy's BLAS would take threads of its own, whatever torch is allowed."""
@@ -84,6 +94,68 @@ class SelectingHostNetwork(HostNetwork):
         return super().__call__(np.take(x, self._columns, axis=1))
 
 
+class HostMemoryNetwork:
+    """An MLP, a recurrent cell and a linear head in NumPy, step by step.
+
+    Args:
+        torso: the MLP and the cell.
+        head: of the policy.
+        state: `[N, S]` before the first step.
+        starts: says of each environment `[N]` whether an episode begins, and its state is forgotten.
+    """
+
+    def __init__(self, torso: MemoryTorso, head: nn.Linear, state: Tensor, starts: Callable[[], np.ndarray]) -> None:
+        encoder, cell = torso.encoder, cast(Any, torso.cell)
+        self._activate = _IN_PLACE[encoder.activation.__name__]
+        self._encoder = HostNetwork([*encoder.layers], self._activate) if len(encoder.layers) else None
+        self._input, self._inner, self._head = (
+            (weight.detach().numpy(), bias.detach().numpy()[:, None])
+            for weight, bias in (
+                (cell.weight_ih_l0, cell.bias_ih_l0),
+                (cell.weight_hh_l0, cell.bias_hh_l0),
+                (head.weight, head.bias),
+            )
+        )
+        self._is_gru, self._size, self._starts = torso.kind == "gru", torso.num_features, starts
+        self._state = state.numpy().T.copy()
+
+    @property
+    def state(self) -> Tensor:
+        """`[N, S]` after the last step."""
+        return torch.from_numpy(self._state.T.copy())
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """`[N, D]` -> `[N, outputs]`."""
+        state, begins = self._state, self._starts()
+        if begins.any():
+            state[:, begins] = 0.0
+        if self._encoder is not None:
+            x = self._encoder(x)
+            self._activate(x)
+        told, inner = _affine(self._input, x.T), _affine(self._inner, state[: self._size])
+        if self._is_gru:
+            self._state = np.empty_like(state)
+            gru_step(told, inner, state, self._state)
+        else:
+            lstm_step(told, inner, state)
+        out: np.ndarray = _affine(self._head, self._state[: self._size]).T
+        return out
+
+
+def _affine(layer: tuple[np.ndarray, np.ndarray], x: np.ndarray) -> np.ndarray:
+    weight, bias = layer
+    out: np.ndarray = weight @ x
+    out += bias
+    return out
+
+
+def acts_on_host(torso: Any, num: int) -> TypeGuard[MemoryTorso]:
+    """Whether `HostMemoryNetwork` takes a torso for that many environments."""
+    if not isinstance(torso, MemoryTorso) or not isinstance(torso.encoder, MLP) or not pays_on_host(torso.cell, num):
+        return False
+    return torso.encoder.activation.__name__ in _IN_PLACE and torso.cell.weight_hh_l0.dtype == torch.float32
+
+
 def host_network(torso: Torso, head: nn.Linear) -> HostNetwork | None:
     """The network on the host, or None where it is not an MLP with an activation that NumPy has, on the CPU."""
     inner, columns = torso, None
@@ -107,7 +179,12 @@ class HostSampler:
         std: `[D]` of continuous actions; None for discrete ones.
     """
 
-    def __init__(self, network: HostNetwork, normalizer: ObservationNormalizer | None, std: np.ndarray | None) -> None:
+    def __init__(
+        self,
+        network: Callable[[np.ndarray], np.ndarray],
+        normalizer: ObservationNormalizer | None,
+        std: np.ndarray | None,
+    ) -> None:
         self._network, self._normalizer, self._std = network, normalizer, std
         self._said: list[np.ndarray] = []
 
@@ -127,7 +204,7 @@ class HostSampler:
 
 
 def host_sampler(
-    policy: Policy, network: HostNetwork | None, normalizer: ObservationNormalizer | None
+    policy: Policy, network: Callable[[np.ndarray], np.ndarray] | None, normalizer: ObservationNormalizer | None
 ) -> HostSampler | None:
     """Acting on the host with the policy as it stands, or None where torch is needed.
 

@@ -130,7 +130,7 @@ class Networks(nn.Module):
             features = seen[:rows]
             of_state = features.detach()
         else:
-            acted = memory.first(rows // max(1, len(memory.state)))
+            acted = memory.first(rows // len(memory.state)) if len(memory.state) else memory
             features = features_through_time(self.policy.torso, obs[:rows], of_policy, acted)
             of_state = self._told(obs[:rows], seen[:rows])
         return Outputs(self.policy.params(features), self.value.value(seen), of_state)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from relax_rl.agents.acting import HostMemoryNetwork, acts_on_host, host_sampler
 from relax_rl.agents.memory import Memory
 from relax_rl.agents.networks import Networks
 from relax_rl.agents.rollouts import Collector, Rollout
@@ -44,17 +45,15 @@ class _Acting:
 
     Attributes:
         state: `[N, S]` of the policy, after the last call.
-        starts: `[N]` of each call.
     """
 
-    def __init__(self, actor: Any, envs: VectorEnvs, state: Tensor) -> None:
-        self._actor, self._envs, self.state = actor, envs, state
-        self.starts: list[Tensor] = []
+    def __init__(self, actor: Any, state: Tensor, starts: _Starts) -> None:
+        self._actor, self.state, self._starts = actor, state, starts
 
     def __call__(self, obs: Tensor, noise: Tensor, mask: Tensor | None = None) -> Tensor:
         """Outcomes `[N, ...]` for encoded observations `[N, ...]`, base noise `[N, ...]` and what is allowed `[N, W]`."""
         policy = self._actor.policy
-        self.starts.append(begins := _starts(self._envs))
+        begins = torch.from_numpy(self._starts())
         with torch.no_grad():
             params, self.state = policy_step(self._actor, obs, self.state, begins)
             dist = policy.distribution(params, None if mask is None else mask.to(params.device))
@@ -62,8 +61,17 @@ class _Acting:
             return outcome
 
 
-def _starts(envs: VectorEnvs) -> Tensor:
-    return torch.from_numpy(envs.steps_taken() == 0)
+class _Starts:
+    """Says `[N]` where an episode begins with the present observations, and keeps what it has said."""
+
+    def __init__(self, envs: VectorEnvs) -> None:
+        self._envs = envs
+        self.known: list[np.ndarray] = []
+
+    def __call__(self) -> np.ndarray:
+        begins: np.ndarray = self._envs.steps_taken() == 0
+        self.known.append(begins)
+        return begins
 
 
 def policy_step(actor: Any, obs: Tensor, state: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,14 +135,20 @@ def collect_with_memory(actor: Any, known: EnvMemory, collector: Collector, nois
     networks, envs = actor.networks, collector.envs
     state = known.of(envs, sum(networks.state_sizes), actor.device)
     of_policy, of_value = state.split(networks.state_sizes, -1)
-    acting = _Acting(actor, envs, of_policy)
-    rollout = collector.collect(acting, noise)
-    starts = torch.stack([*acting.starts, _starts(envs)])
+    starts_of, policy = _Starts(envs), networks.policy
+    acting, network, on_host = _Acting(actor, of_policy, starts_of), None, None
+    if acts_on_host(policy.torso, envs.num_envs):
+        network = HostMemoryNetwork(policy.torso, policy.head, of_policy, starts_of)
+        on_host = host_sampler(policy, network, actor.obs_normalizer)
+    rollout = collector.collect(acting, noise, on_host=on_host)
+    reached = acting.state if network is None or on_host is None else network.state
+    starts_of()  # of the last row, which no action is chosen on
+    starts = torch.from_numpy(np.stack(starts_of.known))
     if networks.state_sizes[1]:
         torso: Any = networks.value.torso
         seen = actor.normalized(rollout.obs[:-1].flatten(0, 1).to(actor.device))
         of_value = last_state(torso, seen, of_value, starts[:-1].to(actor.device))
-    known.keep(envs, torch.cat([acting.state, of_value], -1))
+    known.keep(envs, torch.cat([reached, of_value], -1))
     return replace(rollout, memory=Memory(state, starts, rollout.final_index))
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from relax_rl.networks.host_cells import pays_on_host, unroll_gru
 from relax_rl.networks.torsos import Selection
 
 __all__ = ["MemoryTorso", "RecurrentSelection", "RecurrentTorso", "is_recurrent", "last_state", "through_time"]
@@ -79,6 +80,8 @@ class MemoryTorso(RecurrentTorso):
         return encoded
 
     def unroll(self, encoded: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(self.cell, nn.GRU) and pays_on_host(self.cell, len(state)):
+            return unroll_gru(self.cell, encoded, state)
         parts = tuple(x.contiguous().unsqueeze(0) for x in state.split(self.num_features, -1))
         if isinstance(self.cell, nn.GRU):
             features, after = self.cell(encoded, parts[0])

@@ -1,4 +1,8 @@
-"""Our agents beside one of sb3-contrib's, run after run in this process: what `benchmarks.masks` and `benchmarks.memory` share."""
+"""Our agents beside one of sb3-contrib's: what `benchmarks.masks` and `benchmarks.memory` share.
+
+Learning and speed are measured apart: seeds may be played by several processes, while rounds of short runs in turns, on a
+machine that does nothing else, say how fast each contestant is.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +25,9 @@ from relax_rl.runs.plotting import png
 __all__ = ["NUM_ENVS", "Curve", "Learn", "SideBySide", "Task", "learn_of_agent", "learn_of_peer", "steps_to"]
 
 NUM_ENVS, WINDOW, POINTS = 8, 100, 200
+ROUNDS, ROUND_STEPS = 3, 20_480
 Learn = Callable[[int], int]
-"""(steps) -> the steps that were taken; everything is made before it is called, and timed."""
+"""(steps) -> the steps that were taken; everything is made before it is called."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class SideBySide:
         return RESULTS / f"{self.name}.json"
 
     def play(self, task: str, contestant: str, seed: int, budget: int) -> dict[str, Any]:
-        """One run: its curve, the steps it took and the seconds that they took."""
+        """One run: its curve, the steps that it took, and how many a second."""
         import torch
 
         torch.set_num_threads(1)
@@ -118,16 +123,27 @@ class SideBySide:
         learn = self.prepare(self.tasks[task], contestant, seed, curve)
         start = time.perf_counter()
         steps = learn(budget)
-        return {"steps": steps, "seconds": round(time.perf_counter() - start, 2), "curve": curve.points}
+        return {"steps": steps, "steps_per_second": round(steps / (time.perf_counter() - start)), "curve": curve.points}
 
-    def report(self, runs: Sequence[Mapping[str, Any]]) -> str:
+    def measure(self, tasks: Iterable[str], labels: Sequence[str]) -> dict[str, dict[str, list[int]]]:
+        """Steps per second by task and contestant, of short runs in turns."""
+        found: dict[str, dict[str, list[int]]] = {task: {label: [] for label in labels} for task in tasks}
+        for number in range(ROUNDS):
+            for task, of_task in found.items():
+                for label, speeds in of_task.items():
+                    speeds.append(self.play(task, label, number, ROUND_STEPS)["steps_per_second"])
+                    print(f"{task}, {label}: {speeds[-1]:,} steps/s", flush=True)
+        return found
+
+    def report(self, runs: Sequence[Mapping[str, Any]], speeds: Mapping[str, Mapping[str, Sequence[int]]]) -> str:
         """The table."""
         lines = [
             f"# {self.title}",
             "",
             f"Steps until the mean return of {WINDOW} training episodes reaches the threshold, medians over the seeds (inf: not "
-            f"within the run); the mean return at the end; steps per second of one run after the other. {NUM_ENVS} environments "
-            f"in one process, one thread. `python -m benchmarks.{self.name}` writes this file.",
+            f"within the run); the mean return at the end; steps per second, the median of {ROUNDS} runs of {ROUND_STEPS:,} steps "
+            f"in turns with nothing beside them, and in units of {self.peer}'s. {NUM_ENVS} environments in one process, one "
+            f"thread. `python -m benchmarks.{self.name}` writes this file.",
         ]
         for name, task in self.tasks.items():
             found = {label: _of(runs, name, label) for label in self.contestants}
@@ -135,10 +151,13 @@ class SideBySide:
                 continue
             lines += ["", f"## {name}", "", f"`{task.env}`, {task.budget:,} steps, threshold {task.threshold:g}.", ""]
             lines += [
-                "| contestant | seeds | reached | steps to the threshold | return at the end | steps/s |",
-                "|---|---:|---:|---:|---:|---:|",
+                f"| contestant | seeds | reached | steps to the threshold | return at the end | steps/s | of {self.peer} |",
+                "|---|---:|---:|---:|---:|---:|---:|",
             ]
-            lines += [_row(label, each, task) for label, each in found.items() if each]
+            known = {label: statistics.median(each) for label, each in speeds.get(name, {}).items() if each}
+            lines += [
+                _row(label, each, task, known.get(label), known.get(self.peer)) for label, each in found.items() if each
+            ]
         return "\n".join([*lines, "", f"![Learning curves]({self.name}.png)", ""])
 
     def draw(self, runs: Sequence[Mapping[str, Any]]) -> bytes:
@@ -172,34 +191,57 @@ class SideBySide:
             "--only", nargs="+", choices=list(self.contestants), default=list(self.contestants), help="contestants"
         )
         parser.add_argument("--budget", type=int, help="steps of a run, for a try that writes nothing")
+        parser.add_argument("--speed", action="store_true", help="measure speed and nothing else")
         parser.add_argument("--report", action="store_true", help="sum up and train nothing")
         args = parser.parse_args(argv)
-        runs: list[dict[str, Any]] = json.loads(self.path.read_text())["runs"] if self.path.exists() else []
         labels = [label for label in args.only if label != self.peer or find_spec("sb3_contrib") is not None]
         if labels != args.only:
             print("sb3-contrib is not installed, and left out; the extra benchmarks has it")
-        known = {(run["task"], run["contestant"], run["seed"]) for run in runs} if args.budget is None else set()
-        for seed in () if args.report else args.seeds:
+        if args.speed:
+            self._keep(speeds=self.measure(args.tasks, labels))
+        kept = args.budget is None
+        for seed in () if args.report or args.speed else args.seeds:
             for name in args.tasks:
                 for label in labels:
-                    if (name, label, seed) in known:
+                    if kept and _of(self._known()["runs"], name, label, seed):
                         continue
                     found = self.play(name, label, seed, args.budget or self.tasks[name].budget)
-                    runs.append({"task": name, "contestant": label, "seed": seed, "commit": commit(), **found})
-                    print(_row(f"{name}, {label}, seed {seed}", [runs[-1]], self.tasks[name]), flush=True)
-                    if args.budget is None:
-                        write_json(self.path, {"runs": runs})
-        print(self.report(runs))
-        if runs and args.budget is None:
-            write_text(self.path.with_suffix(".md"), self.report(runs))
-            write_bytes_atomic(self.path.with_suffix(".png"), self.draw(runs))
+                    run = {"task": name, "contestant": label, "seed": seed, "commit": commit(), **found}
+                    print(_row(f"{name}, {label}, seed {seed}", [run], self.tasks[name]), flush=True)
+                    if kept:
+                        self._keep(run=run)
+        known = self._known()
+        print(self.report(known["runs"], known["speeds"]))
+        if known["runs"] and kept:
+            write_text(self.path.with_suffix(".md"), self.report(known["runs"], known["speeds"]))
+            write_bytes_atomic(self.path.with_suffix(".png"), self.draw(known["runs"]))
+
+    def _known(self) -> dict[str, Any]:
+        """What is there; other processes may have added to it."""
+        found: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        return {"runs": found.get("runs", []), "speeds": found.get("speeds", {})}
+
+    def _keep(
+        self, *, run: Mapping[str, Any] | None = None, speeds: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
+        """Add a run, or take speeds in the place of those of the same contestants."""
+        known = self._known()
+        known["runs"] += [] if run is None else [run]
+        for task, found in (speeds or {}).items():
+            known["speeds"].setdefault(task, {}).update(found)
+        write_json(self.path, known)
 
 
-def _of(runs: Sequence[Mapping[str, Any]], task: str, contestant: str) -> list[Mapping[str, Any]]:
-    return [run for run in runs if (run["task"], run["contestant"]) == (task, contestant)]
+def _of(
+    runs: Sequence[Mapping[str, Any]], task: str, contestant: str, seed: int | None = None
+) -> list[Mapping[str, Any]]:
+    found = [run for run in runs if (run["task"], run["contestant"]) == (task, contestant)]
+    return [run for run in found if seed is None or run["seed"] == seed]
 
 
-def _row(label: str, runs: Sequence[Mapping[str, Any]], task: Task) -> str:
+def _row(
+    label: str, runs: Sequence[Mapping[str, Any]], task: Task, speed: float | None = None, of: float | None = None
+) -> str:
     needed = [steps_to(task.threshold, run["curve"]) for run in runs]
     ends = [run["curve"][-1][1] for run in runs if run["curve"]]
     cells = [
@@ -208,6 +250,7 @@ def _row(label: str, runs: Sequence[Mapping[str, Any]], task: Task) -> str:
         f"{sum(map(math.isfinite, needed))} of {len(runs)}",
         f"{statistics.median(needed):,.0f}",
         f"{statistics.median(ends):.2f}" if ends else "",
-        f"{statistics.median(run['steps'] / run['seconds'] for run in runs):,.0f}",
+        f"{speed:,.0f}" if speed else "",
+        f"{speed / of:.1f}" if speed and of else "",
     ]
     return f"| {' | '.join(cells)} |"

@@ -101,22 +101,25 @@ def environment_of(package: Package) -> tuple[Path, str]:
     return python, ""
 
 
-def tried(python: Path, case: Case, variables: dict[str, str]) -> dict[str, str]:
-    """How each pass ends: "ok", or what its last line says."""
-    run = RUNS / "runs" / case.env.replace("/", "-").replace(":", "-")
-    shutil.rmtree(run, ignore_errors=True)
+def commands(case: Case, run: Path) -> dict[str, list[str]]:
+    """What a user types, by the name of the pass; runs lie in a folder."""
     few = ["--num-envs", "2", "--num-steps", "16", "--no-tensorboard", "--quiet", "--eval-episodes", "1"]
-    named = ["--env", case.env, *case.options]
-    begin = ["train", *named, "--total-steps", "256", *few]
+    begin = ["train", "--env", case.env, *case.options, "--total-steps", "256", *few]
     again = ["--env", case.env]  # a module that only a file names is not imported
-    commands = {
+    return {
         "trains": [*begin, "--run-dir", str(run / "sync"), "--vectorization", case.vectorization],
         "evaluates": ["evaluate", str(run / "sync"), "--episodes", "2", "--step-limit", "100", *again],
         "resumes": ["train", "--resume", str(run / "sync"), "--total-steps", "512", "--quiet", *again],
         "async": [*begin, "--run-dir", str(run / "async"), "--vectorization", "async"],
     }
+
+
+def tried(python: Path, case: Case, variables: dict[str, str]) -> dict[str, str]:
+    """How each pass ends: "ok", or what its last line says."""
+    run = RUNS / "runs" / case.env.replace("/", "-").replace(":", "-")
+    shutil.rmtree(run, ignore_errors=True)
     outcomes: dict[str, str] = {}
-    for name, command in commands.items():
+    for name, command in commands(case, run).items():
         outcomes[name] = outcome_of(python, command, variables)
         if name == "trains" and outcomes[name] != "ok":
             break

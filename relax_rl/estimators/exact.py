@@ -10,7 +10,7 @@ from torch import Tensor
 from relax_rl.distributions import FiniteDistribution
 from relax_rl.estimators.draws import Objective, as_phi, detached, draw, require, score_of, values_for
 from relax_rl.estimators.estimate import Estimate
-from relax_rl.estimators.gradients import check_rows, control_variate_gradient, value_and_gradient
+from relax_rl.estimators.gradients import Weight, check_rows, control_variate_gradient, value_and_gradient
 
 __all__ = ["enumerated", "every_outcome", "marginal"]
 
@@ -54,14 +54,15 @@ def marginal(
     noise: Tensor | None = None,
     sample: Tensor | None = None,
     score: Tensor | None = None,
+    residual_weight: Weight = 1.0,
     phi: Tensor | Iterable[Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Estimate:
     """An action-dependent control variate whose expectation is summed exactly: no relaxation, no noise of its own.
 
-        g = (f(b) - c(b)) dlog p(b) + d sum_b' p(b') c(b')
+        g = w (f(b) - c(b)) dlog p(b) + d sum_b' p(b') c(b')
 
-    Unbiased for every c; the variance vanishes where c(b) is f(b) up to a constant. In reinforcement learning this is
+    Unbiased for every c at w = 1; the variance vanishes where c(b) is f(b) up to a constant. In reinforcement learning this is
     the all-action gradient of c plus a correction (Liu et al. 2018; Gu et al. 2017).
 
     Args:
@@ -72,6 +73,7 @@ def marginal(
         noise: the base noise of the sample; drawn from `generator` by default.
         sample: the sample that `noise` gives, where it is at hand.
         score: `[*, P]` its dlog p(b) / dparams, where it is at hand.
+        residual_weight: w, a number or `[*]`; at 0 the estimate is the all-action gradient of c.
         phi: what the variance loss trains.
 
     Raises:
@@ -88,7 +90,7 @@ def marginal(
     # d sum_b' p(b') c(b') = sum_b' c(b') p(b') dlog p(b'), which holds the graph of c.
     score = score_of(detached(dist, len(outcomes)), outcomes)
     expected = ((control * probs).unsqueeze(-1) * score).sum(0)
-    grad = control_variate_gradient(drawn.value, at_sample, expected, drawn.score)
+    grad = control_variate_gradient(drawn.value, at_sample, expected, drawn.score, residual_weight=residual_weight)
     return Estimate(drawn.sample, drawn.value, grad, dist.params, as_phi(phi))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 __all__ = [
     "OfParams",
+    "Weight",
     "check_rows",
     "control_variate_gradient",
     "dlax_gradient",
@@ -24,6 +25,7 @@ __all__ = [
     "row_gradient",
     "score_function",
     "value_and_gradient",
+    "weighted",
 ]
 
 OfParams = Tensor | Callable[[Tensor], Tensor]
@@ -62,8 +64,14 @@ def reinforce_gradient(
     return value.unsqueeze(-1) * _score(log_prob, params, score)
 
 
-def control_variate_gradient(value: Tensor, control: Tensor, pathwise: Tensor, score: Tensor) -> Tensor:
-    """What LAX, REBAR, RELAX and the marginal have in common: g = (f(b) - c) dlog p(b) + dE[c].
+Weight = Tensor | float
+"""Of the residual f - c: a number, or what broadcasts to `[*]`."""
+
+
+def control_variate_gradient(
+    value: Tensor, control: Tensor, pathwise: Tensor, score: Tensor, *, residual_weight: Weight = 1.0
+) -> Tensor:
+    """What LAX, REBAR, RELAX and the marginal have in common: g = w (f(b) - c) dlog p(b) + dE[c].
 
     They differ in where c is asked, and in what estimates the gradient of its expectation.
 
@@ -72,21 +80,36 @@ def control_variate_gradient(value: Tensor, control: Tensor, pathwise: Tensor, s
         control: `[*]` c at the outcome, or at a relaxed sample that goes with it.
         pathwise: `[*, P]` unbiased for the gradient of E[c].
         score: `[*, P]` dlog p(b), a constant.
+        residual_weight: w. At 1 the estimate is unbiased for the gradient of E[f], whatever c; at 0 it is that of E[c],
+            without the noise of the score; in between its mean is between them in proportion (Gu et al. 2017, IPG).
 
     Returns:
         `[*, P]` the estimate; `control` and `pathwise` keep their graph.
     """
-    return (value.detach() - control).unsqueeze(-1) * score + pathwise
+    return weighted(residual_weight, (value.detach() - control).unsqueeze(-1) * score) + pathwise
+
+
+def weighted(weight: Weight, x: Tensor) -> Tensor:
+    """`[*, P]` each row times its weight; without cost for a weight of 1."""
+    if isinstance(weight, Tensor):
+        return weight.unsqueeze(-1) * x
+    return x if weight == 1.0 else weight * x
 
 
 def lax_gradient(
-    value: Tensor, log_prob: OfParams | None, control: OfParams, params: Tensor, *, score: Tensor | None = None
+    value: Tensor,
+    log_prob: OfParams | None,
+    control: OfParams,
+    params: Tensor,
+    *,
+    score: Tensor | None = None,
+    residual_weight: Weight = 1.0,
 ) -> Tensor:
     """LAX estimate for a reparameterised b (Grathwohl et al. 2018, section 3).
 
-        g = (f(b) - c(b)) dlog p(b) + dc(b),    b = T(params, noise)
+        g = w (f(b) - c(b)) dlog p(b) + dc(b),    b = T(params, noise)
 
-    Unbiased for every c and differentiable in c's own parameters. Cost: one backward pass through c.
+    Unbiased for every c at w = 1, and differentiable in c's own parameters. Cost: one backward pass through c.
 
     Args:
         value: `[*]` f(b); no gradient flows into it.
@@ -94,6 +117,7 @@ def lax_gradient(
         control: `[*]` c(b), differentiable in `params` through b = T(params, noise), for the very b that was drawn.
         params: `[*, P]` parameters of the distribution.
         score: `[*, P]` dlog p(b), if it is known already.
+        residual_weight: w, 1 for the unbiased estimate; see `control_variate_gradient`.
 
     Returns:
         `[*, P]` the estimate. The score is constant; c(b) and dc(b) keep their graph.
@@ -104,7 +128,7 @@ def lax_gradient(
     score = _score(log_prob, params, score)
     control, pathwise = _with_gradient(control, params)
     check_rows(params.shape[:-1], value=value)
-    return control_variate_gradient(value, control, pathwise, score)
+    return control_variate_gradient(value, control, pathwise, score, residual_weight=residual_weight)
 
 
 def dlax_gradient(
@@ -152,12 +176,13 @@ def relax_gradient(
     params: Tensor,
     *,
     score: Tensor | None = None,
+    residual_weight: Weight = 1.0,
 ) -> Tensor:
     """RELAX estimate for a discrete b (Grathwohl et al. 2018, eq. 9).
 
-        g = (f(b) - c(z~)) dlog p(b) + dc(z) - dc(z~),    b = H(z),  z~ ~ p(z | b)
+        g = w (f(b) - c(z~)) dlog p(b) + dc(z) - w dc(z~),    b = H(z),  z~ ~ p(z | b)
 
-    Unbiased for every c and differentiable in c's own parameters. Cost: one backward pass through c.
+    Unbiased for every c at w = 1, and differentiable in c's own parameters. Cost: one backward pass through c.
 
     Args:
         value: `[*]` f(b); no gradient flows into it.
@@ -167,6 +192,7 @@ def relax_gradient(
             several z~ of the same b serves as well.
         params: `[*, P]` parameters of the distribution.
         score: `[*, P]` dlog p(b), if it is known already.
+        residual_weight: w, 1 for the unbiased estimate; see `control_variate_gradient`.
 
     Returns:
         `[*, P]` the estimate. The score is constant; the controls and their gradients keep their graph.
@@ -177,13 +203,13 @@ def relax_gradient(
     score = _score(log_prob, params, score)
     if isinstance(control, Tensor) and isinstance(conditional_control, Tensor):
         check_rows(params.shape[:-1], control=control, conditional_control=conditional_control)
-        pathwise = row_gradient(control - conditional_control, params, create_graph=True)
+        pathwise = row_gradient(control - residual_weight * conditional_control, params, create_graph=True)
     else:
-        difference = _difference(control, conditional_control)
+        difference = _difference(control, conditional_control, residual_weight)
         (_, control, conditional_control), pathwise = _values_and_gradient(difference, params, create_graph=True)
         check_rows(params.shape[:-1], control=control, conditional_control=conditional_control)
     check_rows(params.shape[:-1], value=value)
-    return control_variate_gradient(value, conditional_control, pathwise, score)
+    return control_variate_gradient(value, conditional_control, pathwise, score, residual_weight=residual_weight)
 
 
 def row_gradient(output: Tensor, params: Tensor, *, create_graph: bool = False) -> Tensor:
@@ -257,14 +283,16 @@ def _check_constant(function: Callable[[Tensor], tuple[Tensor, ...]], at: Tensor
         )
 
 
-def _difference(control: OfParams, conditional_control: OfParams) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """c(z) - c(z~), c(z) and c(z~) as a function of the parameters."""
+def _difference(
+    control: OfParams, conditional_control: OfParams, weight: Weight
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """c(z) - w c(z~), c(z) and c(z~) as a function of the parameters."""
     if isinstance(control, Tensor) or isinstance(conditional_control, Tensor):
         raise ValueError("one control is a tensor and the other a function of params: give both as the same")
 
     def values(params: Tensor) -> tuple[Tensor, ...]:
         at_z, at_z_tilde = control(params), conditional_control(params)
-        return at_z - at_z_tilde, at_z, at_z_tilde
+        return at_z - weight * at_z_tilde, at_z, at_z_tilde
 
     return values
 

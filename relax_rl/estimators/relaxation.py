@@ -12,6 +12,7 @@ from relax_rl.distributions import Distribution, RelaxedDistribution
 from relax_rl.estimators.draws import Draw, Objective, as_phi, draw, require, require_vectors
 from relax_rl.estimators.estimate import Estimate
 from relax_rl.estimators.gradients import (
+    Weight,
     check_rows,
     control_variate_gradient,
     dlax_gradient,
@@ -19,6 +20,7 @@ from relax_rl.estimators.gradients import (
     relax_gradient,
     score_function,
     value_and_gradient,
+    weighted,
 )
 from relax_rl.estimators.slopes import (
     Surrogate,
@@ -42,12 +44,16 @@ def lax(
     noise: Tensor | None = None,
     sample: Tensor | None = None,
     score: Tensor | None = None,
+    residual_weight: Weight = 1.0,
     phi: Tensor | Iterable[Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Estimate:
     """LAX estimate for a reparameterised distribution (Grathwohl et al. 2018, section 3).
 
-        g = (f(b) - c(b)) dlog p(b) + dc(b)
+        g = w (f(b) - c(b)) dlog p(b) + dc(b)
+
+    Unbiased for every c at w = 1. Where c is a critic that has learned E[f | b], a smaller w trades the noise of the score for
+    the critic's bias.
 
     Args:
         f: a function of the samples (need not be differentiable), or its `[*]` values (`noise` is needed then).
@@ -56,6 +62,7 @@ def lax(
         noise: the base noise of the sample; drawn from `generator` by default.
         sample: the sample that `noise` gives, where it is at hand.
         score: `[*, P]` its dlog p(b) / dparams, where it is at hand.
+        residual_weight: w, a number or `[*]`; at 0 the estimate is the pathwise gradient of E[c].
         phi: what the variance loss trains.
 
     Raises:
@@ -67,9 +74,10 @@ def lax(
         raise ValueError(f"lax needs an outcome that is its own relaxed sample: use relax for {type(dist).__name__}")
     drawn = draw(f, dist, noise=noise, generator=generator, sample=sample, score=score)
     if is_sloped(drawn.dist):
-        grad = _estimate(drawn, *control_through_z(surrogate, drawn.dist, drawn.z))
+        grad = _estimate(drawn, *control_through_z(surrogate, drawn.dist, drawn.z), residual_weight)
     else:
-        grad = lax_gradient(drawn.value, None, drawn.through_z(surrogate), drawn.dist.params, score=drawn.score)
+        through_z, params, score = drawn.through_z(surrogate), drawn.dist.params, drawn.score
+        grad = lax_gradient(drawn.value, None, through_z, params, score=score, residual_weight=residual_weight)
     return Estimate(drawn.sample, drawn.value, grad, dist.params, as_phi(phi))
 
 
@@ -116,12 +124,15 @@ def relax(
     conditional_noise: Tensor | None = None,
     coupling: Coupling = "independent",
     num_conditional: int | None = None,
+    residual_weight: Weight = 1.0,
     phi: Tensor | Iterable[Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Estimate:
     """RELAX estimate for a discrete distribution (Grathwohl et al. 2018, eq. 9).
 
-        g = (f(b) - c(z~)) dlog p(b) + dc(z) - dc(z~)
+        g = w (f(b) - c(z~)) dlog p(b) + dc(z) - w dc(z~)
+
+    Unbiased for every c at w = 1.
 
     Args:
         f: a function of the samples (need not be differentiable), or its `[*]` values (`noise` is needed then).
@@ -136,6 +147,8 @@ def relax(
             asked once then instead of twice.
         num_conditional: this many independent z~ for each outcome, whose c are averaged: the surrogate sees
             `[num_conditional, *, P]` then.
+        residual_weight: w, a number or `[*]`; at 0 the estimate is the gradient of E[c] by the relaxation, biased by what
+            c at relaxed samples is from f.
         phi: what the variance loss trains.
 
     Raises:
@@ -148,9 +161,10 @@ def relax(
     if coupling == "coupled":
         if conditional_noise is not None or num_conditional is not None:
             raise ValueError("coupled noise is made from z: give no conditional_noise and no num_conditional with it")
-        grad = _coupled_gradient(drawn, surrogate)
+        grad = _coupled_gradient(drawn, surrogate, residual_weight)
     elif coupling == "independent":
-        grad = _independent_gradient(drawn, surrogate, conditional_noise, num_conditional, generator)
+        noise = conditional_noise
+        grad = _independent_gradient(drawn, surrogate, noise, num_conditional, generator, residual_weight)
     else:
         raise ValueError(f"coupling is {coupling!r}, expected 'independent' or 'coupled'")
     return Estimate(drawn.sample, drawn.value, grad, dist.params, as_phi(phi))
@@ -227,6 +241,7 @@ def _independent_gradient(
     noise: Tensor | None,
     num_conditional: int | None,
     generator: torch.Generator | None,
+    residual_weight: Weight,
 ) -> Tensor:
     """The RELAX estimate with a z~ of noise of its own, or the mean over `num_conditional` of them."""
     here, sample = drawn.dist, drawn.sample
@@ -239,7 +254,9 @@ def _independent_gradient(
         noise = here.sample_noise(generator)
     if is_sloped_relaxation(drawn.dist):
         z_tilde = here.relax_given(sample, noise)
-        return _estimate(drawn, *control_through_both(surrogate, drawn.dist, drawn.sample, drawn.z, z_tilde))
+        at = drawn.sample, drawn.z, z_tilde
+        found = control_through_both(surrogate, drawn.dist, *at, residual_weight=residual_weight)
+        return _estimate(drawn, *found, residual_weight)
 
     def conditional_control(params: Tensor) -> Tensor:
         if num_conditional is None:
@@ -247,18 +264,19 @@ def _independent_gradient(
         many = here.with_params(params.expand(num_conditional, *params.shape))
         return surrogate(many.relax_given(sample, noise)).mean(0)
 
-    controls = drawn.through_z(surrogate), conditional_control
-    return relax_gradient(drawn.value, None, *controls, drawn.dist.params, score=drawn.score)
+    controls, params = (drawn.through_z(surrogate), conditional_control), drawn.dist.params
+    return relax_gradient(drawn.value, None, *controls, params, score=drawn.score, residual_weight=residual_weight)
 
 
-def _coupled_gradient(drawn: Draw[RelaxedDistribution], surrogate: Surrogate) -> Tensor:
+def _coupled_gradient(drawn: Draw[RelaxedDistribution], surrogate: Surrogate, residual_weight: Weight) -> Tensor:
     """The RELAX estimate where z~ = z, so that c and its slope at z serve both:
 
-    g = (f(b) - c(z)) dlog p(b) + c'(z) (dz - dz~)
+    g = w (f(b) - c(z)) dlog p(b) + c'(z) (dz - w dz~)
     """
     here = drawn.dist
     if is_sloped_relaxation(here):
-        return _estimate(drawn, *control_through_coupled(surrogate, here, drawn.sample, drawn.z))
+        found = control_through_coupled(surrogate, here, drawn.sample, drawn.z, residual_weight=residual_weight)
+        return _estimate(drawn, *found, residual_weight)
     z = drawn.z
     noise = here.noise_given(drawn.sample, z)
     control, slope = value_and_gradient(surrogate, z, create_graph=True)
@@ -266,11 +284,12 @@ def _coupled_gradient(drawn: Draw[RelaxedDistribution], surrogate: Surrogate) ->
 
     def along_slope(params: Tensor) -> Tensor:
         at = here.with_params(params)
-        return ((at.relax(drawn.noise) - at.relax_given(drawn.sample, noise)) * slope).sum(-1)
+        z_tilde = weighted(residual_weight, at.relax_given(drawn.sample, noise))
+        return ((at.relax(drawn.noise) - z_tilde) * slope).sum(-1)
 
     _, pathwise = value_and_gradient(along_slope, here.params, create_graph=True)
-    return _estimate(drawn, control, pathwise)
+    return _estimate(drawn, control, pathwise, residual_weight)
 
 
-def _estimate(drawn: Draw[Any], control: Tensor, pathwise: Tensor) -> Tensor:
-    return control_variate_gradient(drawn.value, control, pathwise, drawn.score)
+def _estimate(drawn: Draw[Any], control: Tensor, pathwise: Tensor, residual_weight: Weight) -> Tensor:
+    return control_variate_gradient(drawn.value, control, pathwise, drawn.score, residual_weight=residual_weight)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import SlopedDistribution, SlopedRelaxation
-from relax_rl.estimators.gradients import check_rows, value_and_gradient
+from relax_rl.estimators.gradients import Weight, check_rows, value_and_gradient, weighted
 
 __all__ = [
     "SlopedSurrogate",
@@ -57,9 +57,15 @@ def control_through_z(surrogate: Surrogate, dist: SlopedDistribution, z: Tensor)
 
 
 def control_through_both(
-    surrogate: Surrogate, dist: SlopedRelaxation, sample: Tensor, z: Tensor, z_tilde: Tensor
+    surrogate: Surrogate,
+    dist: SlopedRelaxation,
+    sample: Tensor,
+    z: Tensor,
+    z_tilde: Tensor,
+    *,
+    residual_weight: Weight = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """c(z~) `[*]` and dc(z) - dc(z~) `[*, P]`, with the graph that leads to phi.
+    """c(z~) `[*]` and dc(z) - w dc(z~) `[*, P]`, with the graph that leads to phi.
 
     Args:
         surrogate: c; one that knows its slope is asked once, for all z at a time.
@@ -67,6 +73,7 @@ def control_through_both(
         sample: b.
         z: of b.
         z_tilde: another one given b, or `[m, *, ...]` of them: c(z~) is the mean then.
+        residual_weight: w.
     """
     rows, many = dist.params.shape[:-1], z_tilde.dim() > z.dim()
     if hasattr(surrogate, "value_and_slope"):
@@ -82,16 +89,17 @@ def control_through_both(
         conditional = conditional.mean(0)
     check_rows(rows, control=control, conditional_control=conditional)
     conditional_slope = dist.conditional_weight(sample, z_tilde) * conditional_slope
-    return conditional, dist.pull_back(slope - (conditional_slope.mean(0) if many else conditional_slope), z)
+    conditional_slope = weighted(residual_weight, conditional_slope.mean(0) if many else conditional_slope)
+    return conditional, dist.pull_back(slope - conditional_slope, z)
 
 
 def control_through_coupled(
-    surrogate: Surrogate, dist: SlopedRelaxation, sample: Tensor, z: Tensor
+    surrogate: Surrogate, dist: SlopedRelaxation, sample: Tensor, z: Tensor, *, residual_weight: Weight = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """`control_through_both` where z~ = z, so that c and its slope at z serve both: c(z) and c'(z) (dz - dz~)."""
+    """`control_through_both` where z~ = z, so that c and its slope at z serve both: c(z) and c'(z) (dz - w dz~)."""
     control, slope = _value_and_slope(surrogate, z)
     check_rows(dist.params.shape[:-1], control=control)
-    return control, dist.pull_back((1.0 - dist.conditional_weight(sample, z)) * slope, z)
+    return control, dist.pull_back((1.0 - weighted(residual_weight, dist.conditional_weight(sample, z))) * slope, z)
 
 
 def _value_and_slope(surrogate: Surrogate, z: Tensor) -> tuple[Tensor, Tensor]:

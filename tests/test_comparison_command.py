@@ -134,8 +134,9 @@ def wait_for(what, process: subprocess.Popen | None = None) -> None:
 @pytest.mark.timeout(900)
 def test_a_comparison_goes_on_after_ctrl_c_and_after_a_kill(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = tmp_path / "it" / "runs" / "CartPole-v1-a2c-s0"
-    args = ["--env", "CartPole-v1", "--estimators", "a2c", "--seeds", "1", "--total-steps", "16000", *SMALL[:-1]]
+    run = tmp_path / "it" / "runs" / "gymnasium-CartPole-v1-a2c-s0"
+    named = ["--env", "gymnasium:CartPole-v1"]  # a module that only a file names is not imported
+    args = [*named, "--estimators", "a2c", "--seeds", "1", "--total-steps", "16000", *SMALL[:-1]]
 
     ended = threading.Event()
 
@@ -153,11 +154,14 @@ def test_a_comparison_goes_on_after_ctrl_c_and_after_a_kill(tmp_path, capsys, mo
         thread.join()
     out, err = capsys.readouterr()
     assert code == 130 and err == ""
-    assert out.splitlines()[-1].endswith("compare --resume it")
+    assert out.splitlines()[-1].endswith("compare --resume it --env gymnasium:CartPole-v1")
     stopped = max(run.glob("checkpoints/step_*")).name
     assert not (run / "outcome.json").exists()
 
-    second = start(tmp_path, "--resume", "it", "--quiet")
+    assert main(["compare", "--resume", "it", "--quiet"]) == 2
+    assert "name it again if you trust it: --env gymnasium:CartPole-v1" in capsys.readouterr().err
+
+    second = start(tmp_path, "--resume", "it", *named, "--quiet")
     wait_for(lambda: max(run.glob("checkpoints/step_*")).name > stopped, second)
     second.kill()
     second.communicate()
@@ -171,7 +175,7 @@ def test_a_comparison_goes_on_after_ctrl_c_and_after_a_kill(tmp_path, capsys, mo
             return False
 
     wait_for(free)  # the worker has noticed, saved and left
-    assert main(["compare", "--resume", "it", "--quiet"]) == 0
+    assert main(["compare", "--resume", "it", *named, "--quiet"]) == 0
     record = json.loads((run / "config.json").read_text())
     assert len(record["resumed"]) == 2
     assert record["resumed"][1]["step"] >= int(killed[5:14]), "what the kill interrupted was saved all the same"

@@ -47,14 +47,15 @@ def test_a_peer_that_is_stopped_goes_on(tmp_path, algo, monkeypatch):
 
     monkeypatch.setattr(peer_training._Run, "_on_step", stop)
     options = {"n_steps=8", "n_epochs=2", "batch_size=32"} if algo == "sb3-ppo" else set()
-    args = ["--env=Acrobot-v1", f"--algo={algo}", "--total-steps=6000", "--set", "learning_rate=0.01", *options]
+    args = ["--env=gymnasium:Acrobot-v1", f"--algo={algo}", "--total-steps=6000", "--set", "learning_rate=0.01", *options]
     more = ["--log-interval=500", "--checkpoint-interval=1000", f"--run-dir={run}"]
     assert main([*args, *more]) == 143
     step_saved = int(max(run.glob("checkpoints/*.zip")).stem[5:])
     assert 2300 < step_saved <= 2416 and len(list(run.glob("checkpoints/*.zip"))) == 2
     monkeypatch.setattr(peer_training._Run, "_on_step", step)
     monkeypatch.setattr(peer_training._Run, "restore", remember)
-    assert main([f"--resume={run}"]) == 0
+    assert main([f"--resume={run}"]) == 2  # a module that only a file names is not imported
+    assert main([f"--resume={run}", args[0]]) == 0
     (before, state), (after, returns) = seen["before"], seen["after"]
     assert before.keys() == after.keys() and len(before) > 20
     for name, value in before.items():

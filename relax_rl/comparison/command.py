@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from relax_rl.comparison.config import CompareConfig, read_settings
+from relax_rl.comparison.config import CompareConfig, own_code, read_settings
 from relax_rl.errors import SettingsError
 from relax_rl.runs.interruption import interruptible
+from relax_rl.runs.record import named_by_a_file, option_of
 from relax_rl.settings.options import parse
 
 __all__ = ["compare_command"]
@@ -26,7 +27,10 @@ def compare_command(args: Sequence[str], prog: str) -> int:
         folder, result = run_comparison(config, command=f"{prog} {shlex.join(args)}", interruption=interruption)
     if result is None:
         number = interruption.signal or signal.SIGINT
-        print(f"interrupted by {number.name}; go on with  {prog} --resume {shlex.quote(str(folder))}", flush=True)
+        again = "".join(f" {option_of(name, texts)}" for name, texts in own_code(config).items())
+        print(
+            f"interrupted by {number.name}; go on with  {prog} --resume {shlex.quote(str(folder))}{again}", flush=True
+        )
         return 128 + number
     print("\n".join(_told(result, folder)), flush=True)
     return 1 if result["failures"] else 0
@@ -40,6 +44,9 @@ def _config(args: Sequence[str], prog: str) -> CompareConfig:
             return CompareConfig()
         # The folder may have been moved since.
         saved = read_settings(Path(given.resume) / "settings.json")
+        for name, texts in own_code(saved).items():
+            if getattr(given, name) == getattr(CompareConfig(), name):
+                raise SettingsError(named_by_a_file(name, texts, "comparison"))
         return replace(saved, resume=given.resume, run_dir=given.resume, quiet=False)
 
     config = parse(CompareConfig, args, base=base, prog=prog)

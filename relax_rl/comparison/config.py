@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from relax_rl.comparison.contestants import read_contestant
 from relax_rl.compute.host import usable_cores
 from relax_rl.compute.serialization import write_json
 from relax_rl.errors import CheckpointError, SettingsError
-from relax_rl.runs.record import entries, now, read_object, versions
+from relax_rl.runs.record import OWN, entries, now, read_object, versions
 from relax_rl.settings import fields
 from relax_rl.settings.fields import check, from_json, setting, to_json
+from relax_rl.settings.naming import is_own
 
-__all__ = ["CompareConfig", "check_resumable", "read_settings", "write_settings"]
+__all__ = ["CompareConfig", "check_resumable", "own_code", "read_settings", "write_settings"]
 
 _ADDRESS = re.compile(r"auto|local|(ray://)?([^\s:/]+|\[[0-9a-fA-F:]+\]):\d{1,5}")
 
@@ -105,6 +107,21 @@ class CompareConfig:
     def workers(self) -> int:
         """Runs side by side on this machine."""
         return self.num_workers or usable_cores()
+
+
+def own_code(config: CompareConfig) -> dict[str, tuple[str, ...]]:
+    """Options by name that name code of the user's own, as `module:name`."""
+
+    def names_code(text: str) -> bool:
+        settings = read_contestant(text).settings
+        return any(is_own(settings.get(name)) for name in OWN)
+
+    found = {
+        "env": is_own(config.env),
+        "estimators": any(map(names_code, config.estimators)),
+        "set": any(names_code(f"auto:{text}") for text in config.set),
+    }
+    return {name: getattr(config, name) for name, has in found.items() if has}
 
 
 def write_settings(path: Path, config: CompareConfig, command: str) -> list[str]:

@@ -38,9 +38,10 @@ from relax_rl.runs.callbacks import Every, LogProgress
 from relax_rl.runs.checkpoints import newest_first, remove_all_but
 from relax_rl.runs.interruption import Interruption, interruptible
 from relax_rl.runs.loggers import EPISODE_COLUMNS, PROGRESS_COLUMNS, CsvLogger, truncate_csv
-from relax_rl.runs.record import entries, note, now
+from relax_rl.runs.record import entries, named_by_a_file, note, now
 from relax_rl.runs.session import Clock
 from relax_rl.settings.fields import check, from_json, setting
+from relax_rl.settings.naming import is_own
 from relax_rl.settings.options import parse
 
 __all__ = ["PeerConfig", "main", "train_peer"]
@@ -124,7 +125,7 @@ def train_peer(config: PeerConfig) -> signal.Signals | None:
             about = {"peer": asdict(peer), "seed": seed, "steps": steps, "resumed": []}
             write_config(folder, config, about, section="options", packages=("stable_baselines3", "torch"))
         else:
-            config = _saved_config(folder)
+            config = _known(_saved_config(folder), config.env)
             peer, steps = config.planned()
             state, saved = _newest(folder.checkpoints)
             for table in (folder.progress, folder.episodes):
@@ -262,6 +263,17 @@ def _normalization(model: Any) -> dict[str, Any]:
     return {
         name: {"mean": rms.mean.tolist(), "var": rms.var.tolist(), "count": rms.count} for name, rms in found.items()
     }
+
+
+def _known(saved: PeerConfig, env: str) -> PeerConfig:
+    """The settings of a run that is gone on with; what only its file names is not imported.
+
+    Raises:
+        SettingsError: the environment is of a module, and not named again.
+    """
+    if is_own(saved.env) and env != saved.env:
+        raise SettingsError(named_by_a_file("env", saved.env))
+    return saved
 
 
 def _saved_config(folder: RunFolder) -> PeerConfig:

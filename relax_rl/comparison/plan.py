@@ -14,6 +14,8 @@ from relax_rl.comparison.peers import planned
 from relax_rl.comparison.task import Task
 from relax_rl.errors import SettingsError
 from relax_rl.runs.folder import KeepingFolder, Within
+from relax_rl.runs.record import OWN
+from relax_rl.settings.naming import is_own
 
 if TYPE_CHECKING:
     from relax_rl.settings.config import TrainConfig
@@ -191,14 +193,15 @@ def run_task(
         ours: dict[str, Any] = {"bins": env.bins, "algo": contestant.kind, **given, **({"set": texts} if texts else {})}
         steps = planned(env.id, contestant.kind, env.bins, steps)[1]
         program: tuple[str, ...] = ("relax_rl.comparison.peer_training",)
-        resume = (*program, f"--resume={folder}")
+        resume = (*program, f"--resume={folder}", *options({"env": env.id} if is_own(env.id) else {}))
     else:
         # One thread for each of the runs side by side, unless asked for otherwise.
         ours = {"threads": 1, "tensorboard": False, "bins": env.bins, **changes, "estimator": contestant.kind, **given}
         every = {"checkpoint_interval": max(1, steps // SNAPSHOTS), "keep_checkpoints": 0} if snapshots else {}
         ours |= every
         program = ("relax_rl", "train", "--quiet")
-        resume = (*program, f"--resume={folder}", *options(every))
+        own = {name: ours[name] for name in OWN if is_own(ours.get(name))}  # what only a file names is not imported
+        resume = (*program, f"--resume={folder}", *options({**every, **own}))
     return Task(
         name=name,
         folder=folder,

@@ -30,6 +30,7 @@ from relax_rl.settings.fields import (
 from relax_rl.settings.naming import is_own
 
 __all__ = [
+    "OWN",
     "PACKAGES",
     "check_recorded",
     "entries",
@@ -37,9 +38,11 @@ __all__ = [
     "lasting",
     "logged_again",
     "named_again",
+    "named_by_a_file",
     "note",
     "now",
     "object_in",
+    "option_of",
     "read_config",
     "read_object",
     "read_record",
@@ -52,7 +55,7 @@ __all__ = [
 
 C = TypeVar("C")
 
-_OWN = {"env": EnvConfig().env, "estimator": "auto", "networks": None, "vectorization": "auto", "wrapper": ()}
+OWN = {"env": EnvConfig().env, "estimator": "auto", "networks": None, "vectorization": "auto", "wrapper": ()}
 """Settings that may name code of the user's own, and what they are where nobody names any."""
 
 _LARGEST = 2**24
@@ -172,7 +175,7 @@ def settings_to_resume(resume: str, kind: type[C], *, section: str | None = None
     """
     saved = read_settings(RunFolder(Path(resume)), kind, section=section)
     # Code of the user's own that only the file names is not taken from there: see `resumed_config`.
-    own = {name: default for name, default in _OWN.items() if is_own(flat(saved).get(name))}
+    own = {name: default for name, default in OWN.items() if is_own(flat(saved).get(name))}
     return with_settings(saved, {**of_the_call(saved), **own, "resume": resume, "run_dir": resume})
 
 
@@ -211,10 +214,10 @@ def resumed_config(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
         CheckpointError: the environment differs.
         SettingsError: another setting differs that is not resumable.
     """
-    for name, default in _OWN.items():
+    for name, default in OWN.items():
         before, now = flat(saved)[name], flat(wanted)[name]
         if is_own(before) and now == default:
-            raise SettingsError(_named_by_a_file(name, before))
+            raise SettingsError(named_by_a_file(name, before))
     if wanted.env.env != saved.env.env:
         raise CheckpointError(
             f"cannot resume with --env {wanted.env.env}: the run was trained on {saved.env.env}; start a new run instead"
@@ -228,7 +231,7 @@ def named_again(config: TrainConfig) -> str:
     """Options that a command on this run needs, since what only its file names is not imported: empty, or begun by a space."""
     settings = flat(config)
     own = [(name, settings[name]) for name in ("env", "estimator", "networks", "wrapper") if is_own(settings[name])]
-    return "".join(f" {_option(name, value)}" for name, value in own)
+    return "".join(f" {option_of(name, value)}" for name, value in own)
 
 
 def logged_again(config: TrainConfig) -> str:
@@ -251,25 +254,28 @@ def known_env(
         SettingsError: it is of a module that the user has not named, or they name another one.
     """
     if saved.wrapper and not wrapper:
-        raise SettingsError(_named_by_a_file("wrapper", saved.wrapper))
+        raise SettingsError(named_by_a_file("wrapper", saved.wrapper))
     if tuple(wrapper) != saved.wrapper:
         raise SettingsError(f"wrapper is {' '.join(wrapper)!r}, but the run was trained in {' '.join(saved.wrapper)!r}")
     if env_kwargs:
         saved = replace(saved, env_kwargs={**(saved.env_kwargs or {}), **env_kwargs})
     if given is None and is_own(saved.env):
-        raise SettingsError(_named_by_a_file("env", saved.env))
+        raise SettingsError(named_by_a_file("env", saved.env))
     if given is not None and given != saved.env:
         raise SettingsError(f"env is {given!r}, but the run was trained on {saved.env!r}")
     return replace(saved, vectorization="auto") if is_own(saved.vectorization) else saved
 
 
-def _named_by_a_file(name: str, value: str | Sequence[str]) -> str:
+def named_by_a_file(name: str, value: str | Sequence[str], what: str = "run") -> str:
+    """What is said where only a file of a run or comparison names code of the user's own."""
     words = value if isinstance(value, str) else " ".join(value)
-    option = f"--{name.replace('_', '-')} {words}" if isinstance(value, str) else _option(name, value)
-    return f"{name} of this run is {words!r}, code that is not this package's; name it again if you trust it: {option}"
+    option = f"--{name.replace('_', '-')} {words}" if isinstance(value, str) else option_of(name, value)
+    return (
+        f"{name} of this {what} is {words!r}, code that is not this package's; name it again if you trust it: {option}"
+    )
 
 
-def _option(name: str, value: str | Sequence[str]) -> str:
+def option_of(name: str, value: str | Sequence[str]) -> str:
     """A setting as it is typed."""
     return f"--{name.replace('_', '-')} {shlex.join([value] if isinstance(value, str) else value)}"
 

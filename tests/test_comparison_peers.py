@@ -47,7 +47,14 @@ def test_a_peer_that_is_stopped_goes_on(tmp_path, algo, monkeypatch):
 
     monkeypatch.setattr(peer_training._Run, "_on_step", stop)
     options = {"n_steps=8", "n_epochs=2", "batch_size=32"} if algo == "sb3-ppo" else set()
-    args = ["--env=gymnasium:Acrobot-v1", f"--algo={algo}", "--total-steps=6000", "--set", "learning_rate=0.01", *options]
+    args = [
+        "--env=gymnasium:Acrobot-v1",
+        f"--algo={algo}",
+        "--total-steps=6000",
+        "--set",
+        "learning_rate=0.01",
+        *options,
+    ]
     more = ["--log-interval=500", "--checkpoint-interval=1000", f"--run-dir={run}"]
     assert main([*args, *more]) == 143
     step_saved = int(max(run.glob("checkpoints/*.zip")).stem[5:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import random
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from relax_rl.backends import workers
 from relax_rl.envs import VectorEnvs, make_envs
 from relax_rl.errors import RelaxRLError, SettingsError, notes_of
 from tests.fakes import GoldenEnv, vector_of
@@ -186,3 +188,24 @@ def test_an_error_at_a_reset_says_so(kind):
     with pytest.raises(OSError, match="no robot") as caught:
         VectorEnvs(vector_of([GoldenEnv, WrongAtReset], AutoresetMode.NEXT_STEP, kind), env_id="Golden")
     assert notes_of(caught.value) == ["raised by environment 1 of Golden at its reset"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads of native code are seen on Linux alone")
+def test_workers_are_no_forks_where_drivers_have_threads():
+    """A fork waits for ever for locks that such threads held."""
+    before = workers._has_threads_of_drivers()  # of what other tests have left
+    with make_envs("Acrobot-v1", num_envs=1, vectorization="async") as envs:
+        assert (type(envs.vector_env.processes[0]).__name__ == "ForkProcess") != before
+    c, thread = ctypes.CDLL(None), ctypes.c_ulong()
+    assert c.pthread_create(ctypes.byref(thread), None, ctypes.cast(c.sleep, ctypes.c_void_p), ctypes.c_void_p(60)) == 0
+    c.pthread_setname_np(thread, b"llvmpipe-0")
+    try:
+        assert workers._has_threads_of_drivers()
+        with make_envs("tests.fakes:relax_rl_fakes/Golden-v0", num_envs=2, vectorization="async") as envs:
+            assert {type(process).__name__ for process in envs.vector_env.processes} == {"ForkServerProcess"}
+            for _ in range(3):
+                envs.step(np.zeros(2, int))
+    finally:
+        c.pthread_cancel(thread)
+        c.pthread_join(thread, None)
+    assert workers._has_threads_of_drivers() == before

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -17,7 +18,7 @@ from relax_rl.backends.frames import FrameStack
 from relax_rl.backends.own import Making, vector_env_made_elsewhere, wrapped_vector_env
 from relax_rl.backends.registry import find_spec, first_line, is_atari, told, without_version
 from relax_rl.backends.traits import Vectorization, declared_autoreset_mode
-from relax_rl.backends.workers import EnvironmentReport, shielded_from_signals
+from relax_rl.backends.workers import CannotFork, EnvironmentReport, shielded_from_signals
 from relax_rl.compute.host import usable_cores
 from relax_rl.compute.installation import install_line, typed
 from relax_rl.errors import RelaxRLError, SettingsError
@@ -218,17 +219,24 @@ def _one_by_one(
         wrappers.append(partial(FrameStack, size=frames, blank=is_atari(spec)))
     if mode is AutoresetMode.SAME_STEP:
         wrappers.append(_OwnObservation)
-    if vectorization == "async":
-        wrappers.append(shielded_from_signals())
-    with EnvironmentReport(spec.id, None, when="when it was made"):
-        return gym.make_vec(
-            spec,
-            num_envs,
-            vectorization_mode=vectorization,
-            vector_kwargs={"autoreset_mode": mode},
-            wrappers=wrappers,
-            **{"disable_env_checker": True, **settings},  # observations are checked in one line
-        )
+
+    def made(own: Sequence[Any], **how: Any) -> VectorEnv[Any, Any, Any]:
+        with EnvironmentReport(spec.id, None, when="when it was made"):
+            return gym.make_vec(
+                spec,
+                num_envs,
+                vectorization_mode=vectorization,
+                vector_kwargs={"autoreset_mode": mode, **how},
+                wrappers=[*wrappers, *own],
+                **{"disable_env_checker": True, **settings},  # observations are checked in one line
+            )
+
+    if vectorization != "async":
+        return made([])
+    try:
+        return made([shielded_from_signals(forked=multiprocessing.get_start_method() == "fork")])
+    except CannotFork:
+        return made([shielded_from_signals(forked=False)], context="forkserver")
 
 
 def _atari_classic(sticky_actions: float, kwargs: dict[str, Any]) -> tuple[dict[str, Any], list[SubEnvWrapper]]:

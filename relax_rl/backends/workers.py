@@ -16,6 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -26,7 +27,7 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 
 from relax_rl.errors import EnvironmentFault, add_note
 
-__all__ = ["EnvironmentReport", "close_vector_env", "shielded_from_signals"]
+__all__ = ["CannotFork", "EnvironmentReport", "close_vector_env", "shielded_from_signals"]
 
 SECONDS_TO_DIE = 5.0
 """How long a polite close may take before workers are killed."""
@@ -49,13 +50,21 @@ class _OwnStreams(Wrapper[Any, Any, Any, Any]):
         return super().reset(seed=seed, options=options)
 
 
-def shielded_from_signals() -> Callable[[Env[Any, Any]], Env[Any, Any]]:
+class CannotFork(Exception):
+    """An environment starts threads, as those that draw by OpenGL do: a forked process would wait for locks that they held."""
+
+
+def shielded_from_signals(*, forked: bool) -> Callable[[Env[Any, Any]], Env[Any, Any]]:
     """A sub-environment wrapper for worker processes: signals are handled by the process that calls this function, and
     each worker has random streams of its own.
 
     Ctrl-C reaches every process of the terminal, and what stops a job often every process of its group: a worker that died
     of it would take down the run while the main process still wants to save a checkpoint. Workers leave with the main
     process, however that ends.
+
+    Args:
+        forked: whether workers are forks of this process. The one environment that is made here, before them, raises CannotFork
+            then if drivers have threads by then.
     """
     main_process = os.getpid()
     # Linux ties its own way to the thread that starts the workers, and only the main one is sure to last.
@@ -72,9 +81,24 @@ def shielded_from_signals() -> Callable[[Env[Any, Any]], Env[Any, Any]]:
             else:  # another process has started this one, as Python 3.14 does by default
                 threading.Thread(target=_leave_with, args=(multiprocessing.parent_process(),), daemon=True).start()
             env = _OwnStreams(env)
+        elif forked and _has_threads_of_drivers():
+            env.close()
+            raise CannotFork
         return _Contained(env)
 
     return shield
+
+
+def _has_threads_of_drivers() -> bool:
+    """Whether native code has threads under names of their own, as Mesa's have, and not those of NumPy and torch."""
+    ours = {str(thread.native_id) for thread in threading.enumerate()}
+    names: dict[str, str] = {}
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):  # it has just ended
+            names[path.parent.name] = path.read_text()
+    main = names.get(str(os.getpid()))
+    others = [name for number, name in names.items() if number not in ours]
+    return any(name != main and not name.startswith("pt_") for name in others)
 
 
 def _leave_with(main_process: Any) -> None:

@@ -276,3 +276,21 @@ def test_one_of_a_time_when_nothing_beside_an_image_was_normalised_stays_so(tmp_
         assert old.obs_normalizer is None and not old.config.normalize_obs
         np.testing.assert_array_equal(*(each.act(envs.obs, deterministic=True) for each in (old, agent)))
         old.learn(envs, 40)
+
+
+def test_the_clip_and_the_floor_under_the_deviation_are_settings() -> None:
+    rows = torch.tensor([[0.0, 1.0], [4.0, 1.0 + 2e-6]])  # deviations of 2 and of next to nothing
+    cases: list[tuple[dict[str, float], tuple[float, float]]] = [
+        ({}, (1.0, 0.01)),
+        ({"floor": 0.1}, (1.0, 1e-5)),
+        ({"clip": 0.5, "floor": 8.0}, (0.25, 1.25e-7)),
+    ]
+    for how, expected in cases:
+        normalizer = ObservationNormalizer((2,), **how)
+        normalizer.update(rows.unsqueeze(0), torch.ones(1, 2, dtype=torch.bool))
+        assert normalizer(rows)[1].tolist() == pytest.approx(expected, rel=0.1)
+        np.testing.assert_array_equal(normalizer.on_host(rows.numpy()), normalizer(rows))
+    far = normalizer(rows + 100.0)
+    assert far.max() == 0.5
+    agent = A2C(spaces.Box(-1, 1, (2,)), DISCRETE, normalize_obs=True, obs_clip=3.0, obs_std_floor=0.5)
+    assert agent.obs_normalizer is not None and agent.obs_normalizer.clip == 3.0 and agent.obs_normalizer._floor == 0.5

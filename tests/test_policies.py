@@ -7,6 +7,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from relax_rl.agents import A2C
 from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical, TanhGaussian
 from relax_rl.networks.policies import Policy
 from relax_rl.networks.spaces import ActionEncoder
@@ -81,3 +82,9 @@ def test_a_state_dependent_standard_deviation_stays_in_float_range() -> None:
     _, log_std = policy(torch.randn(50, 4)).chunk(2, -1)
     assert log_std.min() >= -10
     assert log_std.max() <= 2
+
+
+def test_the_last_layer_begins_at_the_scale_that_is_asked_for() -> None:
+    for scale in (0.01, 1.5):
+        head = A2C(spaces.Box(-1, 1, (3,)), spaces.Discrete(4), policy_head_scale=scale).policy.head.weight
+        torch.testing.assert_close(head @ head.t(), scale**2 * torch.eye(4))

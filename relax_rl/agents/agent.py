@@ -102,7 +102,8 @@ class ActorCritic(SavedActor):
                 chosen = chosen_columns(self.observations.leaves, config.normalize_keys)
             elif len(columns) < self.observations.shape[0]:
                 chosen = np.isin(np.arange(self.observations.shape[0]), columns)
-            self.obs_normalizer = ObservationNormalizer(self.observations.shape, self.device, chosen=chosen)
+            how: dict[str, Any] = {"chosen": chosen, "clip": config.obs_clip, "floor": config.obs_std_floor}
+            self.obs_normalizer = ObservationNormalizer(self.observations.shape, self.device, **how)
         self.reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
         fitted = self.estimator.uses_surrogate and config.surrogate_scale == "fitted"
         self.control_scale = ControlScale() if fitted else None

@@ -276,6 +276,7 @@ def make_networks(
         state_dependent_std=config.state_dependent_std,
         squash=config.squash,
         beta=config.action_distribution == "beta",
+        head_scale=config.policy_head_scale,
     )
     if not shared:
         torso = _torso(critic_sees, config) if parts is None else parts.value_torso

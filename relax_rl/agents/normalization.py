@@ -70,23 +70,30 @@ class RunningMoments:
 
 
 class ObservationNormalizer:
-    """(obs - mean) / std, clipped to [-10, 10]; the identity until it has seen a batch.
+    """(obs - mean) / std, clipped; the identity until it has seen a batch.
 
     Args:
         shape: of one encoded observation.
         device: of the tensors that are normalised.
         chosen: `shape` booleans, which entries are normalised; the others stay what they are. None for all.
+        clip: what is normalised is clipped to +- this.
+        floor: the least deviation that an entry is divided by.
 
     Attributes:
         shift: `[D]` float64, what has been taken off observations before they get here; None for nothing.
     """
 
-    clip = 10.0
-
     def __init__(
-        self, shape: tuple[int, ...], device: torch.device | str = "cpu", *, chosen: np.ndarray | None = None
+        self,
+        shape: tuple[int, ...],
+        device: torch.device | str = "cpu",
+        *,
+        chosen: np.ndarray | None = None,
+        clip: float = 10.0,
+        floor: float = 0.0,
     ) -> None:
         self.moments, self.device, self.chosen = RunningMoments(shape), device, chosen
+        self.clip, self._floor = clip, floor
         self.shift: np.ndarray | None = None
         self._limit: float | np.ndarray = self.clip
         if chosen is not None:
@@ -132,7 +139,8 @@ class ObservationNormalizer:
 
     def _refresh(self) -> None:
         self._host_mean = self.moments.mean.astype(np.float32)
-        self._host_inverse_std = (1.0 / np.sqrt(self.moments.var + 1e-8)).astype(np.float32)
+        std = np.maximum(np.sqrt(self.moments.var + 1e-8), self._floor)
+        self._host_inverse_std = (1.0 / std).astype(np.float32)
         if self.chosen is not None:
             self._host_mean[~self.chosen], self._host_inverse_std[~self.chosen] = 0.0, 1.0
         on_device = (torch.from_numpy(x).to(self.device) for x in (self._host_mean, self._host_inverse_std))

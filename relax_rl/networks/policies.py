@@ -31,8 +31,7 @@ _LOG_STD_RANGE = (-10.0, 2.0)
 class Policy(nn.Module):
     """A torso and a head: observations to the parameters of the action distribution.
 
-    The head's weights start at 1/100 of the usual scale, so that a fresh policy is close to uniform (or, for
-    continuous actions, centred).
+    The head's weights start small, so that a fresh policy is close to uniform (or, for continuous actions, centred).
 
     Args:
         torso: reads encoded observations.
@@ -43,6 +42,7 @@ class Policy(nn.Module):
         state_dependent_std: whether it is an output of the network or a free parameter.
         squash: squash Gaussian actions by tanh.
         beta: continuous actions are beta variables in the place of Gaussians.
+        head_scale: of the head's orthogonal weights at the start.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Policy(nn.Module):
         state_dependent_std: bool = False,
         squash: bool = False,
         beta: bool = False,
+        head_scale: float = 0.01,
     ) -> None:
         super().__init__()
         self.torso, self.sizes, self.squash = torso, actions.sizes, squash
@@ -63,7 +64,7 @@ class Policy(nn.Module):
         self.beta, gaussian = beta and self.continuous > 0, self.continuous > 0 and not beta
         self.state_dependent_std = gaussian and state_dependent_std
         doubled = self.state_dependent_std or self.beta
-        self.head = orthogonal(nn.Linear(torso.num_features, size + self.continuous * doubled), 0.01)
+        self.head = orthogonal(nn.Linear(torso.num_features, size + self.continuous * doubled), head_scale)
         choices = ordered_choices(actions)
         with torch.no_grad():
             if self.state_dependent_std:

@@ -159,6 +159,8 @@ class AgentConfig:
     """Leaves of Dict or Tuple observations that the value function and the surrogate see; all if none is named."""
     precision: Precision = "float32"
     """Arithmetic of the CNN: bfloat16 is faster where the processor has it, and rounds to three digits; weights and everything but the CNN stay float32."""
+    policy_head_scale: float = setting(0.01, above=0.0, cap=1e3)
+    """Scale of the orthogonal weights of the policy's last layer at the start: small ones begin close to uniform or centred actions."""
     log_std_init: float = 0.0
     """Continuous actions: initial log standard deviation."""
     ordinal_std_init: float = setting(math.inf, least=0.01, finite=False)
@@ -175,6 +177,10 @@ class AgentConfig:
     """Normalise vector observations by their running mean and standard deviation."""
     normalize_keys: tuple[str, ...] = ()
     """With --normalize-obs, of Dict or Tuple observations: the parts that are normalised, such as speed or arm.speed; all vectors if none is named."""
+    obs_clip: float = setting(10.0, above=0.0, finite=False)
+    """With --normalize-obs: normalised observations are clipped to +- this; inf clips nothing."""
+    obs_std_floor: float = setting(0.0, least=0.0)
+    """With --normalize-obs: the least standard deviation that an entry is divided by, so that what hardly varies is not blown up."""
     normalize_reward: bool = False
     """Scale rewards by the running standard deviation of the discounted return."""
     reward_clip: float = setting(math.inf, above=0.0, finite=False)
@@ -257,7 +263,9 @@ class TrainConfig:
 
     SECTIONS: ClassVar[dict[str, str]] = {
         "what everyone sets": "env estimator total_steps seed num_envs stop_at_return preset resume run_dir device",
-        "rollouts and returns": "num_steps gamma gae_lambda reward_clip normalize_reward normalize_obs normalize_keys",
+        "rollouts and returns": (
+            "num_steps gamma gae_lambda reward_clip normalize_reward normalize_obs normalize_keys obs_clip obs_std_floor"
+        ),
         "optimisation": (
             "policy_lr value_lr lr_schedule optimizer epochs minibatch_size clip_range target_kl entropy_coef "
             "entropy_schedule value_coef value_replay max_grad_norm"
@@ -267,7 +275,9 @@ class TrainConfig:
             "hidden activation layer_norm residual memory memory_size cnn cnn_features precision embed policy_keys critic_keys "
             "networks"
         ),
-        "actions": "log_std_init ordinal_std_init state_dependent_std squash action_distribution rescale_actions",
+        "actions": (
+            "policy_head_scale log_std_init ordinal_std_init state_dependent_std squash action_distribution rescale_actions"
+        ),
         "environment": (
             "env_kwargs wrapper frame_stack drop_keys info_keys action_masks mask_key vectorization bins sticky_actions "
             "life_loss_terminal"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
+from gymnasium import spaces
 
+from relax_rl.agents import A2C
 from relax_rl.commands.evaluate import EvaluateConfig
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.errors import SettingsError
@@ -237,3 +240,17 @@ def test_every_name_of_others_leads_somewhere():
         parse(VaeConfig, ["--learning-rate", "1"], prog="p")
     with pytest.raises(SettingsError, match="unknown setting 'learning_rate'; did you mean policy_lr"):
         with_settings(TrainConfig(), {"learning_rate": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("estimator", "the estimator is the class"),
+        ("n_envs", "make_envs(ID, num_envs=...) takes it"),
+        ("total_timesteps", "learn(envs, total_steps) takes it"),
+        ("learning_rate", "did you mean policy_lr?"),
+    ],
+)
+def test_an_agent_says_where_settings_of_environments_and_runs_go(name: str, told: str) -> None:
+    with pytest.raises(SettingsError, match=f"unknown setting '{name}'; {re.escape(told)}"):
+        A2C(spaces.Box(-1, 1, (2,)), spaces.Discrete(2), **{name: 1})

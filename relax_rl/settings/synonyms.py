@@ -63,6 +63,14 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 }
 """From their names to the settings that answer to them, the first of which that a command has is meant."""
 
+_ELSEWHERE = {
+    "env": "the environments come by learn(envs, steps)",
+    "estimator": "the estimator is the class: RELAX, LAX, A2C, Marginal or Reinforce of relax_rl.agents",
+    "num_envs": "make_envs(ID, num_envs=...) takes it",
+    "total_steps": "learn(envs, total_steps) takes it",
+}
+"""What an agent made from Python is not given, and who is."""
+
 
 def flag(name: str) -> str:
     """What a setting is called on the command line."""
@@ -78,5 +86,9 @@ def meant(name: str, known: Collection[str], *, called: Callable[[str], str] = s
         called: how one is written.
     """
     theirs = SYNONYMS.get(name, SYNONYMS.get(name.removeprefix("no_"), ()))
+    if "policy_lr" in known and "env" not in known:  # settings of an agent alone
+        elsewhere = next((_ELSEWHERE[each] for each in (name, *theirs) if each in _ELSEWHERE), None)
+        if elsewhere is not None:
+            return f"; {elsewhere}"
     ours = next((called(each) for each in theirs if each in known), None)
     return f"; did you mean {ours}?" if ours else did_you_mean(called(name), map(called, known))

@@ -69,9 +69,7 @@ def full_batch(agent: ActorCritic, *, later: bool = False) -> Batch:
     ratio = torch.exp(0.3 * torch.randn(batch.weight.shape, generator=generator))
     old_params = dist.params + 0.3 * torch.randn(dist.params.shape, generator=generator)
     divergence: Tensor = dist.with_params(old_params).kl_divergence(dist)  # type: ignore[attr-defined]
-    bounded = replace(
-        batch, old_params=old_params, kl_bound=1.2 * divergence.median(), kl_multiplier=torch.tensor(0.8)
-    )
+    bounded = replace(batch, old_params=old_params, kl_bound=1.2 * divergence.median(), kl_multiplier=torch.tensor(0.8))
     return off_policy(agent, bounded, dist.log_prob(batch.action) - ratio.log())
 
 

@@ -17,7 +17,7 @@ from relax_rl.agents.gradients import Gradients, Objective, finished, flattened,
 from relax_rl.agents.memory import sequence_minibatches
 from relax_rl.agents.networks import Networks, Outputs
 from relax_rl.agents.shards import minibatches, sample_noise
-from relax_rl.agents.trust_region import METRICS, Multipliers
+from relax_rl.agents.trust_region import Multipliers
 from relax_rl.compute.clocks import Watch, unwatched
 from relax_rl.compute.compilation import CompilationError, NotKept, warn_or_raise
 from relax_rl.compute.distributed import ALONE, Workers
@@ -30,6 +30,9 @@ __all__ = ["Learner"]
 _MOST_RATIO = 2.0
 """Where the ratio of new to old probability is cut when a surrogate learns from rows of an earlier policy: they count as the
 present one would meet them, as far as a few of them do not drown the rest."""
+
+_OF_THE_LAST = ("losses/", "policy/entropy_")
+"""How the names of metrics begin that passes tell of their last step."""
 
 Metrics = dict[str, Tensor | float]
 
@@ -180,14 +183,14 @@ class Learner:
         return metrics, found.sums
 
     def _policy_step(
-        self, batch: Batch, objective: Objective, factor: float, known: Outputs | None = None, *, moved: bool = False
+        self, batch: Batch, objective: Objective, factor: float, known: Outputs | None = None
     ) -> tuple[Metrics, dict[str, Tensor]]:
-        """A step of policy and value function with multipliers that learn from it; `moved` as for `Multipliers.update`."""
+        """A step of policy and value function, with the multipliers as they stand."""
         learned = self.multipliers
         if not learned.on:
             return self.step(batch, objective, factor, known)
         metrics, sums = self.step(learned.weigh(batch), objective, factor, known)
-        return metrics | learned.update(sums, batch.kl_bound, moved=moved), sums
+        return metrics | learned.learn_entropy(sums), sums
 
     def train_surrogate(self, batch: Batch, count: int, factor: float) -> Metrics:
         """Steps of the surrogate alone, on shuffled minibatches of rows of earlier policies, seen from the present one.
@@ -220,26 +223,28 @@ class Learner:
 
         Returns:
             The metrics and sums of the first step, whose estimates are of the policy that acted, with the loss and the
-            multipliers of the last, and the policy's KL divergence from the one that acted; and how many steps were taken.
+            learned weights of the last, and the policy's KL divergence from the one that acted; and how many steps were taken.
         """
         config, taken = self.config, 0
         first: tuple[Metrics, dict[str, Tensor]] | None = None
         for epochs in range(1, config.epochs + 1):  # noqa: B007
-            divergences, clipped = [], []
+            seen, clipped = [], []
             for part, _ in self._minibatches(batch):
-                metrics, sums = self._policy_step(part, self._in_passes, factor, moved=taken > 0)
+                metrics, sums = self._policy_step(part, self._in_passes, factor)
                 first, taken = first or (metrics, sums), taken + 1
-                divergences.append(sums["divergence"] / sums["rows"].clamp(min=1.0 / self.workers.count))
+                seen.append(sums)
                 clipped.append(torch.as_tensor(metrics.pop("policy/clipped", 0.0)))
-            kl = torch.stack(divergences).mean()
+            least = 1.0 / self.workers.count
+            kl = torch.stack([each["divergence"] / each["rows"].clamp(min=least) for each in seen]).mean()
             if math.isfinite(config.target_kl) and float(kl) > config.target_kl:
                 break
         assert first is not None
-        last: Metrics = {name: x for name, x in metrics.items() if name.startswith("losses/") or name in METRICS}
+        last: Metrics = {name: x for name, x in metrics.items() if name.startswith(_OF_THE_LAST)}
         of_passes: Metrics = {
             "policy/kl": kl,
             "policy/clipped": torch.stack(clipped).mean(),
             "policy/epochs": float(epochs),
+            **self.multipliers.learn_bound(seen, batch.kl_bound, moved=epochs > 1),
         }
         return first[0] | last | of_passes, first[1], taken
 

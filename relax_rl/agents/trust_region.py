@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ METRICS = (
     "policy/entropy_reached",
     "policy/entropy_coef",
 )
-"""What `Multipliers.update` tells."""
+"""What multipliers tell of themselves: those of `learn_bound`, then those of `learn_entropy`."""
 
 _LEAST, _MOST = 1e-4, 1e4
 """Where a multiplier stays: one that was of no use for long would not be back in time from farther out."""
@@ -144,7 +144,7 @@ class Multiplier:
 
 
 class Multipliers:
-    """The multipliers of some settings, moved once a step by means over all workers' rows, and so the same on each.
+    """The multipliers of some settings, moved by means over all workers' rows, and so the same on each.
 
     Args:
         config: which there are.
@@ -186,34 +186,48 @@ class Multipliers:
             batch = replace(batch, entropy_coef=batch.weight.new_tensor(self.entropy.value))
         return batch
 
-    def update(self, sums: Mapping[str, Tensor], bound: Tensor | None, *, moved: bool) -> dict[str, float]:
-        """Let the multipliers learn from a step.
+    def learn_entropy(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Let the weight of the entropy bonus learn from a step.
 
         Args:
             sums: over the rows that it was taken on (see `Gradients.sums`), averaged over the workers.
-            bound: scalar, on the divergence; None where there is none.
-            moved: whether the policy was no longer the one that acted, whose divergence of 0 says nothing of the bound.
 
         Returns:
-            The multipliers as they are now, and what they go by, under names of `METRICS`.
+            What was reached of the target, in its unit, and the weight as it is now, under names of `METRICS`.
         """
-        names = [name for name in ("rows", "kl", "outside", "entropy", "entropy_unit") if name in sums]
-        told = [sums[name] for name in names] + ([] if bound is None else [bound])
-        seen = dict(zip([*names, "bound"], torch.stack(told).tolist(), strict=False))
-        rows, metrics = seen["rows"], dict[str, float]()
-        if self.kl is not None and "kl" in seen:
-            divergence = seen["kl"] / rows if rows else 0.0
-            if rows and moved:
-                self.kl.update(divergence / seen["bound"] - 1.0)
-            outside = seen["outside"] / rows if rows else 0.0
-            metrics = dict(zip(METRICS[:3], (divergence, outside, self.kl.value), strict=True))
-        if self.entropy is not None:
-            assert self._target is not None
-            # Where there is nothing to choose there is no entropy either, and the target is met.
-            reached = seen["entropy"] / seen["entropy_unit"] if seen["entropy_unit"] else self._target
-            self.entropy.update(self._target - reached)
-            metrics |= zip(METRICS[3:], (reached, self.entropy.value), strict=True)
-        return metrics
+        if self.entropy is None:
+            return {}
+        assert self._target is not None
+        entropy, unit = torch.stack([sums["entropy"], sums["entropy_unit"]]).tolist()
+        reached = entropy / unit if unit else self._target  # where there is nothing to choose
+        self.entropy.update(self._target - reached)
+        return dict(zip(METRICS[3:], (reached, self.entropy.value), strict=True))
+
+    def learn_bound(
+        self, steps: Sequence[Mapping[str, Tensor]], bound: Tensor | None, *, moved: bool
+    ) -> dict[str, float]:
+        """Let the multiplier of the divergence learn from the steps of the last pass over a rollout, one after the other.
+
+        Earlier ones are taken closer to the policy that acted, and would have it that the bound is kept when in the end it is
+        not; the divergence of 0 at the very first says nothing of the bound.
+
+        Args:
+            steps: the sums of each, as for `learn_entropy`.
+            bound: scalar, on the divergence.
+            moved: whether the policy had moved before the first of these steps.
+
+        Returns:
+            The mean divergence, the share of rows outside, and the multiplier as it is now, under names of `METRICS`.
+        """
+        if self.kl is None or bound is None:
+            return {}
+        found = torch.stack([torch.stack([each["kl"], each["outside"], each["rows"]]) for each in steps]).tolist()
+        most = float(bound)
+        for divergence, _, rows in found[0 if moved else 1 :]:
+            self.kl.update(divergence / (rows * most) - 1.0 if rows else 0.0)
+        divergence, outside, rows = map(math.fsum, zip(*found, strict=True))
+        rows = rows or 1.0
+        return dict(zip(METRICS[:3], (divergence / rows, outside / rows, self.kl.value), strict=True))
 
 
 def _check_target(target: float, policy: Policy) -> None:

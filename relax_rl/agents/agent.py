@@ -341,7 +341,9 @@ class ActorCritic(SavedActor):
             batch = replace(batch, entropy_coef=batch.weight.new_tensor(weight))
         if self.control_scale is not None:
             batch = replace(batch, control_scale=batch.weight.new_tensor(self.control_scale.value))
-        return self.learner.multipliers.bounded(batch, self.schedule_factor(config.kl_schedule)), acted
+        if self.learner.multipliers.kl is not None:
+            batch = self.learner.multipliers.bounded(batch, self.schedule_factor(config.kl_schedule))
+        return batch, acted
 
 
 Callback = Callable[[ActorCritic, UpdateInfo], "bool | None"]

@@ -173,9 +173,7 @@ class Multipliers:
         return {name: each for name, each in every.items() if each is not None}
 
     def bounded(self, batch: Batch, factor: float) -> Batch:
-        """A rollout's rows with the bound on the divergence, if there is one, when the schedule has come to `factor`."""
-        if self.kl is None:
-            return batch
+        """A rollout's rows with the bound on the divergence, when the schedule has come to `factor`."""
         return replace(batch, kl_bound=batch.weight.new_tensor(self._bound * (_LEFT + (1.0 - _LEFT) * factor)))
 
     def weigh(self, batch: Batch) -> Batch:

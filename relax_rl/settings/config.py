@@ -285,9 +285,10 @@ class TrainConfig:
             "num_steps gamma gae_lambda reward_clip normalize_reward normalize_obs normalize_keys obs_clip obs_std_floor"
         ),
         "optimisation": (
-            "policy_lr value_lr lr_schedule optimizer epochs minibatch_size clip_range target_kl kl_bound "
-            "kl_form kl_schedule entropy_coef entropy_schedule entropy_target multiplier_lr value_coef value_replay "
-            "max_grad_norm"
+            "policy_lr value_lr lr_schedule optimizer epochs minibatch_size value_coef value_replay max_grad_norm"
+        ),
+        "trust region and entropy": (
+            "clip_range target_kl kl_bound kl_form kl_schedule entropy_coef entropy_schedule entropy_target multiplier_lr"
         ),
         "surrogate": "surrogate_lr surrogate_steps surrogate_scale surrogate_hidden surrogate_activation",
         "networks": (

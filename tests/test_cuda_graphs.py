@@ -230,7 +230,9 @@ def test_no_gradient_leaves_its_device_or_waits_for_it(
     batch = Batch(shard=batch.shard, **{name: x.to("meta") for name, x in batch.tensors().items()})
     networks = agent.networks.to("meta")
     flat = {name: FlatParameters(part.parameters()) for name, part in networks.parts().items()}
-    objective = Objective(agent.estimator, tuple(flat), off_policy=later, clip_range=0.2, max_grad_norm=0.5, entropy_target=later)
+    objective = Objective(
+        agent.estimator, tuple(flat), off_policy=later, clip_range=0.2, max_grad_norm=0.5, entropy_target=later
+    )
     found = CompiledGradients(networks, flat)(batch, objective)
     tensors = [x for kind in (found.of, found.sums, found.metrics) for x in kind.values()]
     assert len(tensors) > 6 and all(x.is_meta for x in tensors)

@@ -106,11 +106,12 @@ def entropy_and_unit(dist: Any) -> tuple[Tensor, Tensor]:
 
 
 class Multiplier:
-    """A positive weight that rises while what it holds down is above its bound, and falls while it is below.
+    """A positive weight of a term that holds a bound: it rises while the bound is broken, and falls while it is kept.
 
-        log weight <- log weight + rate * gap,   gap = violation / bound, cut to [-1, 1]
+        log weight <- log weight + rate * gap,   gap cut to [-1, 1]
 
-    is dual ascent on the logarithm, in units of the bound: the same rate does for any.
+    is dual ascent on the logarithm. The gap is how far beyond the bound things are, in a unit that makes the same rate do for
+    any bound.
 
     Args:
         start: the weight at first.

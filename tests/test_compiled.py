@@ -51,6 +51,9 @@ def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
         ("relax", {"surrogate_scale": "fitted"}),
         ("a2c", {"value_replay": 2, "normalize_obs": True}),
         ("relax", {"value_replay": 1, **PASSES}),
+        ("relax", {**PASSES, "kl_bound": 0.001, "entropy_target": 0.5}),
+        ("lax", {"epochs": 3, "kl_bound": 0.001, "kl_form": "penalty", "kl_schedule": "linear", "multiplier_lr": 0.3}),
+        ("lax", {"entropy_target": -0.5, "squash": True, "kl_bound": 0.1}),
     ],
 )
 def test_compiled_steps_are_those_of_eager_code(estimator: str, settings: dict[str, Any], traced_only: None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,7 @@ CASES: list[tuple[str, type[TargetEnv], dict[str, Any]]] = [
     ("relax", ImageEnv, {"entropy_coef": 0.01, "entropy_schedule": "linear"}),
     ("relax", ImageEnv, {"epochs": 2, "minibatch_size": 8, "clip_range": 0.2}),
     ("relax", ImageEnv, {"surrogate_steps": 2}),
+    ("lax", TargetEnv, {"epochs": 2, "minibatch_size": 8, "kl_bound": 0.01, "entropy_target": 0.5, "squash": True}),
 ]
 
 
@@ -222,11 +224,15 @@ def test_no_gradient_leaves_its_device_or_waits_for_it(
     if agent.value_replay is not None:
         batch = agent.value_replay.join(batch, agent.reward_unit)
     if later:
+        params, one = agent.policy(batch.obs).detach(), torch.tensor(1.0)
+        batch = replace(batch, old_params=params, kl_bound=one, kl_multiplier=one, entropy_coef=one)
         batch = off_policy(agent, batch, batch.weight)
     batch = Batch(shard=batch.shard, **{name: x.to("meta") for name, x in batch.tensors().items()})
     networks = agent.networks.to("meta")
     flat = {name: FlatParameters(part.parameters()) for name, part in networks.parts().items()}
-    objective = Objective(agent.estimator, tuple(flat), off_policy=later, clip_range=0.2, max_grad_norm=0.5)
+    objective = Objective(
+        agent.estimator, tuple(flat), off_policy=later, clip_range=0.2, max_grad_norm=0.5, entropy_target=later
+    )
     found = CompiledGradients(networks, flat)(batch, objective)
     tensors = [x for kind in (found.of, found.sums, found.metrics) for x in kind.values()]
     assert len(tensors) > 6 and all(x.is_meta for x in tensors)

@@ -43,6 +43,26 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "relax, value replay": ("CartPole-v1", "relax", {**NORMALIZED, "value_replay": 2}),
     "relax, epochs, memory": ("CartPole-v1", "relax", {**NORMALIZED, **EPOCHS, "memory": "gru", "memory_size": 8}),
     "a2c, memory": ("CartPole-v1", "a2c", {**NORMALIZED, "memory": "lstm", "memory_size": 8}),
+    "relax, bounded": (
+        "CartPole-v1",
+        "relax",
+        {**NORMALIZED, "epochs": 3, "minibatch_size": 13, "kl_bound": 2e-3, "entropy_target": 0.9, "policy_lr": 0.01},
+    ),
+    "lax, bounded by a penalty, memory": (
+        "Pendulum-v1",
+        "lax",
+        {
+            **NORMALIZED,
+            **EPOCHS,
+            "kl_bound": 1e-4,
+            "kl_form": "penalty",
+            "kl_schedule": "linear",
+            "entropy_target": -0.5,
+            "squash": True,
+            "memory": "gru",
+            "memory_size": 8,
+        },
+    ),
     "a2c, epochs, value replay": ("CartPole-v1", "a2c", {**NORMALIZED, **EPOCHS, "value_replay": 2}),
 }
 COLUMNS, STEPS, UPDATES = 6, 5, 12

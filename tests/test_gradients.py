@@ -67,12 +67,16 @@ def full_batch(agent: ActorCritic, *, later: bool = False) -> Batch:
         return batch
     dist = agent.policy.distribution(agent.policy(batch.obs).detach())
     ratio = torch.exp(0.3 * torch.randn(batch.weight.shape, generator=generator))
-    return off_policy(agent, batch, dist.log_prob(batch.action) - ratio.log())
+    old_params = dist.params + 0.3 * torch.randn(dist.params.shape, generator=generator)
+    divergence: Tensor = dist.with_params(old_params).kl_divergence(dist)  # type: ignore[attr-defined]
+    bounded = replace(batch, old_params=old_params, kl_bound=1.2 * divergence.median(), kl_multiplier=torch.tensor(0.8))
+    return off_policy(agent, bounded, dist.log_prob(batch.action) - ratio.log())
 
 
 def objective_for(agent: ActorCritic, *, later: bool = False) -> Objective:
-    clip_range = 0.2 if later else math.inf
-    return Objective(agent.estimator, tuple(agent.networks.parts()), off_policy=later, clip_range=clip_range)
+    clip_range, form = (0.2 if later else math.inf), ("switch" if agent.name == "relax" else "penalty")
+    parts = tuple(agent.networks.parts())
+    return Objective(agent.estimator, parts, off_policy=later, clip_range=clip_range, kl_form=form)  # type: ignore[arg-type]
 
 
 def in_double(agent: ActorCritic, batch: Batch) -> Batch:
@@ -88,7 +92,7 @@ def policy_objective(agent: ActorCritic, batch: Batch, objective: Objective) -> 
         mean of (A - c) log pi(a) + c(z) - c(z~), or of R log pi(a), or with sum_a pi(a) c(a), and the entropy
 
     z and z~ move by their noise, which stays; A - c is a constant; of another policy's actions each row counts by its
-    ratio.
+    ratio, and the divergence from it is added, or takes the place of a row beyond the bound.
     """
     policy, name, weight = agent.policy, agent.name, batch.weight / batch.shard.rows
     with torch.no_grad():
@@ -121,14 +125,21 @@ def policy_objective(agent: ActorCritic, batch: Batch, objective: Objective) -> 
         at_z = c(dist.relax(noise))
         return at_z, at_z if conditional is None else at_z - c(dist.relax_given(batch.action, conditional))
 
+    old: Any = None if batch.old_params is None else policy.distribution(batch.old_params)
     with torch.no_grad():
         taken, _ = control(start)
+        beyond = None if old is None else old.kl_divergence(start) >= batch.kl_bound
+    assert beyond is None or 0 < int(beyond.sum()) < len(beyond)
 
     @torch.no_grad()
     def value() -> Tensor:
         dist = policy.distribution(policy(batch.obs))
         rows = (signal - scale * taken) * dist.log_prob(batch.action) + scale * control(dist)[1]
-        return -((ratio * rows + batch.entropy_coef * dist.entropy()) * weight).sum()
+        rows = ratio * rows + batch.entropy_coef * dist.entropy()
+        if beyond is not None:
+            held = batch.kl_multiplier * old.kl_divergence(dist)
+            rows = rows - held if objective.kl_form == "penalty" else torch.where(beyond, -held, rows)
+        return -(rows * weight).sum()
 
     return value
 
@@ -150,7 +161,8 @@ def variance_objective(agent: ActorCritic, batch: Batch, objective: Objective) -
     """The sum of the squared norms of the estimates with all of the surrogate, in units of those with none of it."""
     options: dict[str, Any] = {"off_policy": objective.off_policy, "clip_range": objective.clip_range}
     whole, none = (
-        replace(batch, control_scale=torch.full_like(batch.weight[0], scale), entropy_coef=None) for scale in (1.0, 0.0)
+        replace(batch, control_scale=torch.full_like(batch.weight[0], scale), entropy_coef=None, old_params=None)
+        for scale in (1.0, 0.0)
     )
 
     def value() -> Tensor:
@@ -231,7 +243,8 @@ def test_every_field_of_a_batch_means_the_same_in_compiled_code(
     before = copy.deepcopy(agent.state_dict()[0])
     first = check(batch)
     assert_same(before, agent.state_dict()[0])
-    idle = {"old_log_prob", "conditional_noise"} if not later else {"noise"}
+    bounds = {"old_params", "kl_bound", "kl_multiplier"}
+    idle = {"old_log_prob", "conditional_noise", *bounds} if not later else {"noise"}
     for name in (field.name for field in fields(Batch) if field.name not in ("shard", "memory")):
         x = getattr(batch, name)
         if x is None:

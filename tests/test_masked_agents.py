@@ -57,6 +57,7 @@ def learned(estimator: str, kind: str, steps: int = 120, **settings: Any) -> Act
         ("relax", {"surrogate_steps": 3, "surrogate_scale": "fitted"}),
         ("relax", {**PASSES, "entropy_coef": 0.01, "normalize_obs": True}),
         ("marginal", {"value_replay": 1}),
+        ("relax", {**PASSES, "kl_bound": 0.01, "entropy_target": 0.7}),
         ("a2c", {**PASSES, "mode": AutoresetMode.SAME_STEP}),
         ("reinforce", {"entropy_coef": 0.1, "mode": AutoresetMode.DISABLED}),
     ],

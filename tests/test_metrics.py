@@ -30,6 +30,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"tensorboard": True, "surrogate_scale": "fitted", "value_replay": 1, "eval_interval": 40, "eval_episodes": 1},
     ),
     "relax, passes": ("CartPole-v1", "relax", {**PASSES, "target_kl": 0.1, "surrogate_steps": 2}),
+    "relax, bounds": ("CartPole-v1", "relax", {**PASSES, "kl_bound": 0.01, "entropy_target": 0.9}),
     "lax": ("Pendulum-v1", "lax", {"normalize_obs": True, "normalize_reward": True}),
     "marginal": ("CartPole-v1", "marginal", {"entropy_coef": 0.01}),
     "a2c": ("CartPole-v1", "a2c", {}),

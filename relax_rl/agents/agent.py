@@ -132,6 +132,7 @@ class ActorCritic(SavedActor):
             "obs_normalizer": self.obs_normalizer,
             "reward_scaler": self.reward_scaler,
             "control_scale": self.control_scale,
+            **self.learner.multipliers.parts(),
             # Every worker has rows of its own, and only the first one's would be saved.
             "value_replay": self.value_replay if self.workers.count == 1 else None,
         }
@@ -340,6 +341,8 @@ class ActorCritic(SavedActor):
             batch = replace(batch, entropy_coef=batch.weight.new_tensor(weight))
         if self.control_scale is not None:
             batch = replace(batch, control_scale=batch.weight.new_tensor(self.control_scale.value))
+        if self.learner.multipliers.kl is not None:
+            batch = self.learner.multipliers.bounded(batch, self.schedule_factor(config.kl_schedule))
         return batch, acted
 
 

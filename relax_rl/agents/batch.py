@@ -16,7 +16,7 @@ from relax_rl.settings.config import AgentConfig
 __all__ = ["Batch", "make_batch"]
 
 _PAST = ("past_obs", "past_return", "past_weight")
-_SCALARS = ("entropy_coef", "control_scale")
+_SCALARS = ("entropy_coef", "control_scale", "kl_bound", "kl_multiplier")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,10 @@ class Batch:
         entropy_coef: scalar, the weight of the entropy bonus; None for no bonus.
         control_scale: scalar, how much of the surrogate enters the estimate, between 0 and 1; None for all of it.
         old_log_prob: `[B]` log-probability of each action under the policy that acted; None where nobody asks for it.
+        old_params: `[B, P]` parameters of the distributions of the policy that acted, before any mask; None unless the
+            divergence from them is bounded.
+        kl_bound: scalar, the bound, in nats; None for none.
+        kl_multiplier: scalar, the weight of that divergence; None for none.
         conditional_noise: `[B, ...]` standard noise from which z is drawn given the action, where the policy at hand is
             not the one that acted; None where it is, and for continuous actions.
         mask: `[B, W]` bool, what could be chosen, as rows of `ActionMasks`; None where all could.
@@ -52,6 +56,9 @@ class Batch:
     entropy_coef: Tensor | None = None
     control_scale: Tensor | None = None
     old_log_prob: Tensor | None = None
+    old_params: Tensor | None = None
+    kl_bound: Tensor | None = None
+    kl_multiplier: Tensor | None = None
     conditional_noise: Tensor | None = None
     mask: Tensor | None = None
     past_obs: Tensor | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from relax_rl.agents.batch import Batch
 from relax_rl.agents.estimates import AgentEstimator, Experience, a2c
 from relax_rl.agents.networks import Networks, Outputs
+from relax_rl.agents.trust_region import Region, entropy_and_unit, region_of
 from relax_rl.compute.clocks import Watch, unwatched
 from relax_rl.compute.derivatives import pull_back
 from relax_rl.compute.optimizers import FlatParameters, clip_scale
@@ -40,6 +41,8 @@ class Objective:
         clip_range: PPO's, of that ratio.
         value_coef: weight of V's loss.
         max_grad_norm: norm to which the gradient of policy and value function is clipped.
+        kl_form: how rows with `old_params` are held to their bound, see `Region.hold`.
+        entropy_target: whether the weight of the entropy bonus is learned, and the entropy that of `entropy_and_unit`.
     """
 
     estimator: AgentEstimator
@@ -48,6 +51,8 @@ class Objective:
     clip_range: float = math.inf
     value_coef: float = 0.5
     max_grad_norm: float = math.inf
+    kl_form: Literal["switch", "penalty"] = "switch"
+    entropy_target: bool = False
 
     def describe(self) -> str:
         """The same for equal objectives, in any process."""
@@ -63,7 +68,8 @@ class Gradients:
         of: gradients by the name of the network: one tensor for each of its parameters, or all of them flat.
         sums: scalars over the batch's rows, of which workers take the mean like that of gradients: `rows` their weight,
             `plain` the squared norm of A2C's gradient, `control` and `shared` that of what the surrogate brings in and
-            minus its product with A2C's, `divergence` KL(acting policy || policy).
+            minus its product with A2C's, `divergence` KL(acting policy || policy) by the actions at hand; `kl` the same in closed
+            form, `outside` rows beyond its bound, `entropy` and `entropy_unit` what a target is about, where there is one.
         metrics: scalars for the log, of a worker's own rows.
     """
 
@@ -111,9 +117,15 @@ def gradients(
             sums |= {"control": _squared_norms(rest) @ batch.weight, "shared": -(plain * rest).sum(-1) @ batch.weight}
             applied = torch.lerp(plain, applied, batch.control_scale)
         watch("backward")
-        entropy = dist.entropy()
+        entropy = bonus = dist.entropy()
+        if objective.entropy_target:
+            bonus, unit = entropy_and_unit(dist)
+            sums |= {"entropy": bonus.detach() @ batch.weight, "entropy_unit": unit @ batch.weight}
+        region = None if batch.old_params is None else region_of(networks.policy, batch, dist)
+        if region is not None:
+            sums |= region.sums(batch)
         of["policy"], of["value"], metrics["losses/value"] = _of_policy_and_value(
-            networks, batch, found, applied, dist.params, entropy, objective
+            networks, batch, found, applied, dist.params, bonus, objective, region
         )
         named = {"variance": applied} if plain is estimate else {"variance": applied, "variance_a2c": plain}
         metrics |= _statistics(batch, entropy.detach(), found.value[: len(batch.weight)].detach(), named)
@@ -185,6 +197,7 @@ def _of_policy_and_value(
     leaf: Tensor,
     entropy: Tensor,
     objective: Objective,
+    region: Region | None = None,
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Pull the estimate back through the policy, and regress V on returns.
 
@@ -195,6 +208,7 @@ def _of_policy_and_value(
         found: what the networks say, with its graph.
         estimate: `[B, P]` of the gradient at the policy's parameters.
         leaf: `[B, P]` the parameters as they stand in `entropy` `[B]`.
+        region: around the policy that acted, within which the policy is held; None for all there is.
 
     Returns:
         The gradients of the policy and of what is the value function's own, and V's loss on the batch's own rows.
@@ -204,6 +218,8 @@ def _of_policy_and_value(
     if batch.entropy_coef is not None:
         (of_entropy,) = torch.autograd.grad(entropy.sum(), leaf)
         ascent = ascent + batch.entropy_coef * of_entropy
+    if region is not None:
+        ascent = region.hold(ascent, batch, objective.kl_form)
     # Rows without weight still count in `rows`: a divisor that depends on the batch would bias the mean.
     pulled = -ascent * (weight / rows).unsqueeze(-1)
     value = found.value[: len(weight)]

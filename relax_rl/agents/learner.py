@@ -17,6 +17,7 @@ from relax_rl.agents.gradients import Gradients, Objective, finished, flattened,
 from relax_rl.agents.memory import sequence_minibatches
 from relax_rl.agents.networks import Networks, Outputs
 from relax_rl.agents.shards import minibatches, sample_noise
+from relax_rl.agents.trust_region import Multipliers
 from relax_rl.compute.clocks import Watch, unwatched
 from relax_rl.compute.compilation import CompilationError, NotKept, warn_or_raise
 from relax_rl.compute.distributed import ALONE, Workers
@@ -29,6 +30,9 @@ __all__ = ["Learner"]
 _MOST_RATIO = 2.0
 """Where the ratio of new to old probability is cut when a surrogate learns from rows of an earlier policy: they count as the
 present one would meet them, as far as a few of them do not drown the rest."""
+
+_OF_THE_LAST = ("losses/", "policy/entropy_")
+"""How the names of metrics begin that passes tell of their last step."""
 
 Metrics = dict[str, Tensor | float]
 
@@ -45,6 +49,7 @@ class Learner:
 
     Attributes:
         optimizers: by the names of `Networks.parts`.
+        multipliers: the weights of the policy's divergence and entropy, where they are learned.
         workers: the processes that learn together.
         watch: told which section of an update begins.
         compiled: where gradients come from, in the place of eager code; None where that failed.
@@ -78,7 +83,10 @@ class Learner:
             ("policy", "value"),
             value_coef=config.value_coef,
             max_grad_norm=config.max_grad_norm,
+            kl_form=config.kl_form,
+            entropy_target=config.entropy_target is not None,
         )
+        self.multipliers = Multipliers(config, networks.policy)
         # The estimate is unbiased for a surrogate that has not seen the actions it is used on: within passes it waits.
         self._at_once = replace(own, trains=tuple(self.flat))
         self._in_passes = replace(own, off_policy=True, clip_range=config.clip_range)
@@ -136,11 +144,12 @@ class Learner:
         if config.epochs > 1 or 0 < config.minibatch_size < batch.shard.rows:
             params = acted.params.detach()
             batch = replace(batch, old_log_prob=self._log_prob(params, batch))
-            metrics, sums, taken = self._pass_over(batch, factor)
+            seen = batch if self.multipliers.kl is None else replace(batch, old_params=params)
+            metrics, sums, taken = self._pass_over(seen, factor)
             remaining = taken * config.surrogate_steps
         else:
             known = acted if acted.params.requires_grad else None
-            metrics, sums = self.step(batch, self._at_once, factor, known)
+            metrics, sums = self._policy_step(batch, self._at_once, factor, known)
             remaining = config.surrogate_steps - 1
             if remaining:
                 batch = replace(batch, old_log_prob=self._log_prob(acted.params.detach(), batch))
@@ -173,6 +182,16 @@ class Learner:
             self.optimizers[name].step(found.of[name], factor)
         return metrics, found.sums
 
+    def _policy_step(
+        self, batch: Batch, objective: Objective, factor: float, known: Outputs | None = None
+    ) -> tuple[Metrics, dict[str, Tensor]]:
+        """A step of policy and value function, with the multipliers as they stand."""
+        learned = self.multipliers
+        if not learned.on:
+            return self.step(batch, objective, factor, known)
+        metrics, sums = self.step(learned.weigh(batch), objective, factor, known)
+        return metrics | learned.learn_entropy(sums), sums
+
     def train_surrogate(self, batch: Batch, count: int, factor: float) -> Metrics:
         """Steps of the surrogate alone, on shuffled minibatches of rows of earlier policies, seen from the present one.
 
@@ -203,27 +222,29 @@ class Learner:
         Advantages and returns stay those from before the first step.
 
         Returns:
-            The metrics and sums of the first step, whose estimates are of the policy that acted, with the loss of the
-            last, and the policy's KL divergence from the one that acted; and how many steps were taken.
+            The metrics and sums of the first step, whose estimates are of the policy that acted, with the loss and the
+            learned weights of the last, and the policy's KL divergence from the one that acted; and how many steps were taken.
         """
         config, taken = self.config, 0
         first: tuple[Metrics, dict[str, Tensor]] | None = None
         for epochs in range(1, config.epochs + 1):  # noqa: B007
-            divergences, clipped = [], []
+            seen, clipped = [], []
             for part, _ in self._minibatches(batch):
-                metrics, sums = self.step(part, self._in_passes, factor)
+                metrics, sums = self._policy_step(part, self._in_passes, factor)
                 first, taken = first or (metrics, sums), taken + 1
-                divergences.append(sums["divergence"] / sums["rows"].clamp(min=1.0 / self.workers.count))
+                seen.append(sums)
                 clipped.append(torch.as_tensor(metrics.pop("policy/clipped", 0.0)))
-            kl = torch.stack(divergences).mean()
+            least = 1.0 / self.workers.count
+            kl = torch.stack([each["divergence"] / each["rows"].clamp(min=least) for each in seen]).mean()
             if math.isfinite(config.target_kl) and float(kl) > config.target_kl:
                 break
         assert first is not None
-        last: Metrics = {name: x for name, x in metrics.items() if name.startswith("losses/")}
+        last: Metrics = {name: x for name, x in metrics.items() if name.startswith(_OF_THE_LAST)}
         of_passes: Metrics = {
             "policy/kl": kl,
             "policy/clipped": torch.stack(clipped).mean(),
             "policy/epochs": float(epochs),
+            **self.multipliers.learn_bound(seen, batch.kl_bound, moved=epochs > 1),
         }
         return first[0] | last | of_passes, first[1], taken
 

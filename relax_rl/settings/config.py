@@ -106,13 +106,21 @@ class AgentConfig:
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """Optimiser of policy and value function; the surrogate always uses Adam."""
     epochs: int = setting(1, least=1, cap=10_000)
-    """Passes over each rollout; more than one needs --clip-range or --target-kl."""
+    """Passes over each rollout; more than one needs --clip-range, --target-kl or --kl-bound."""
     minibatch_size: int = setting(0, least=0)
     """Rows of a rollout per step of the optimisers; 0 takes all of them at once."""
     clip_range: float = setting(math.inf, above=0.0, finite=False)
     """PPO's trust region: where the ratio of new to old probability has left 1 +- this in the direction of its advantage, the advantage's term is left out; inf clips nothing."""
     target_kl: float = setting(math.inf, above=0.0, finite=False)
     """No further epoch over a rollout once the policy's mean KL divergence from the one that acted is above this; inf for no limit."""
+    kl_bound: float = setting(math.inf, above=0.0, finite=False)
+    """Trust region of passes over a rollout: in each state the policy's KL divergence from the one that acted, in closed form, is held to this by a learned multiplier; inf for no bound."""
+    kl_form: Literal["switch", "penalty"] = "switch"
+    """With --kl-bound: the divergence takes the place of the objective in the states where it is above the bound (switch), or is added to it everywhere (penalty), times the multiplier."""
+    kl_schedule: Literal["constant", "linear"] = "constant"
+    """The bound stays constant, or falls linearly to a tenth at the last step."""
+    multiplier_lr: float = setting(0.01, above=0.0, cap=1e3)
+    """The most by which the logarithm of a learned multiplier moves in a step of the policy (--kl-bound, --entropy-target)."""
     value_replay: int = setting(0, least=0, cap=1_000)
     """Earlier rollouts that the value function learns from at each step beside the present one, with their returns as they were: less noise in its gradient."""
     surrogate_steps: int = setting(1, least=1, cap=10_000)
@@ -123,6 +131,8 @@ class AgentConfig:
     """Weight of the entropy bonus."""
     entropy_schedule: Literal["constant", "linear"] = "constant"
     """The entropy bonus stays constant, or falls linearly to zero at the last step."""
+    entropy_target: float | None = None
+    """The weight of the entropy bonus is learned, from --entropy-coef (or 0.01), so that the mean entropy tends to this: continuous actions in nats per dimension, before tanh if squashed; discrete ones as a fraction of the uniform distribution's over what may be chosen."""
     value_coef: float = setting(0.5, least=0.0)
     """Weight of the value loss; matters for a shared torso and for the joint clipping of gradients."""
     max_grad_norm: float = setting(0.5, above=0.0, finite=False)
@@ -192,9 +202,17 @@ class AgentConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        trusted = math.isfinite(self.clip_range) or math.isfinite(self.target_kl)
-        if self.epochs > 1 and not trusted:
-            raise SettingsError(f"epochs is {self.epochs}, expected 1, or a finite clip_range or target_kl beside it")
+        if self.epochs > 1 and not any(map(math.isfinite, (self.clip_range, self.target_kl, self.kl_bound))):
+            raise SettingsError(
+                f"epochs is {self.epochs}, expected 1, or a finite clip_range or target_kl beside it (or kl_bound)"
+            )
+        for name, usual in (("kl_form", "switch"), ("kl_schedule", "constant")):
+            if getattr(self, name) != usual and not math.isfinite(self.kl_bound):
+                raise SettingsError(f"{name} is {getattr(self, name)!r}, expected a finite kl_bound beside it")
+        if self.entropy_target is not None and self.entropy_schedule != "constant":
+            raise SettingsError(
+                f"entropy_schedule is {self.entropy_schedule!r}, expected 'constant' beside entropy_target"
+            )
         if self.normalize_keys and not self.normalize_obs:
             raise SettingsError(f"normalize_keys is {self.normalize_keys}, expected normalize_obs beside it")
         if self.action_distribution == "beta" and (self.squash or self.state_dependent_std):
@@ -267,8 +285,10 @@ class TrainConfig:
             "num_steps gamma gae_lambda reward_clip normalize_reward normalize_obs normalize_keys obs_clip obs_std_floor"
         ),
         "optimisation": (
-            "policy_lr value_lr lr_schedule optimizer epochs minibatch_size clip_range target_kl entropy_coef "
-            "entropy_schedule value_coef value_replay max_grad_norm"
+            "policy_lr value_lr lr_schedule optimizer epochs minibatch_size value_coef value_replay max_grad_norm"
+        ),
+        "trust region and entropy": (
+            "clip_range target_kl kl_bound kl_form kl_schedule entropy_coef entropy_schedule entropy_target multiplier_lr"
         ),
         "surrogate": "surrogate_lr surrogate_steps surrogate_scale surrogate_hidden surrogate_activation",
         "networks": (

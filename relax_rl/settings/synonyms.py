@@ -46,6 +46,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "num_timesteps": ("total_steps", "steps"),
     "output_dir": ("run_dir",),
     "save_freq": ("checkpoint_interval",),
+    "target_entropy": ("entropy_target",),
     "tensorboard_log": ("tensorboard",),
     "timesteps": ("total_steps", "steps"),
     "total_timesteps": ("total_steps", "steps"),

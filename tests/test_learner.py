@@ -15,7 +15,9 @@ from torch import Tensor
 
 from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal, Reinforce
 from relax_rl.agents.batch import Batch
+from relax_rl.agents.gradients import Objective, gradients
 from relax_rl.agents.shards import Shard
+from relax_rl.errors import SettingsError
 from relax_rl.estimators import noise_behind
 from tests.oracles import assert_unbiased, collect
 from tests.steps import (
@@ -228,3 +230,31 @@ def test_rows_of_an_earlier_policy_count_by_their_present_probability(kind: type
     # What the networks say is known by then: it is what they would say.
     found = whole_gradients(agent, part, steps[1].objective)
     torch.testing.assert_close(found.of["surrogate"], steps[1].gradients["surrogate"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [A2C, RELAX, LAX])
+def test_normalised_advantages_shift_and_scale_the_whole_estimate(kind: type[ActorCritic]) -> None:
+    """(A - mean) / std in the score's part, and the surrogate's part divided by the same std."""
+    agent = agent_for(kind, normalize_advantage=True)
+    batch, _ = agent.batch(rollout_for(agent))
+    weight = batch.weight.clone()
+    weight[::5] = 0.0
+    batch = replace(batch, weight=weight, advantage=batch.advantage * 3.0 + 1.0)
+    found = agent.learner._standardized(batch)
+    kept = batch.advantage[weight > 0].double()
+    mean, std = kept.mean(), kept.std(correction=0)
+    assert found.advantage_unit is not None
+    assert float(found.advantage_unit) == pytest.approx(float(std), rel=1e-5)
+    objective = Objective(agent.estimator, ("policy", "value"), value_coef=0.0)
+    shifted = replace(batch, advantage=(batch.advantage - mean.float()) * (weight > 0))
+    both = [gradients(agent.networks, each, objective).of["policy"] for each in (found, shifted)]
+    for x, y in zip(*both, strict=True):
+        torch.testing.assert_close(x, y / std.float(), rtol=1e-4, atol=1e-7)
+    before = weights(agent)
+    agent.update(rollout_for(agent))
+    assert any(not torch.equal(x, before[name]) for name, x in weights(agent).items())
+
+
+def test_returns_without_a_baseline_are_not_normalised() -> None:
+    with pytest.raises(SettingsError, match="'reinforce' has no advantages"):
+        agent_for(Reinforce, normalize_advantage=True)

@@ -16,7 +16,7 @@ from relax_rl.settings.config import AgentConfig
 __all__ = ["Batch", "make_batch"]
 
 _PAST = ("past_obs", "past_return", "past_weight")
-_SCALARS = ("entropy_coef", "control_scale", "kl_bound", "kl_multiplier")
+_SCALARS = ("advantage_unit", "entropy_coef", "control_scale", "kl_bound", "kl_multiplier")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class Batch:
         return_: `[B]` advantage + value, what V is regressed on.
         weight: `[B]` 1 for a transition, 0 for a row made up by autoreset; less than 1 where an old row counts less.
         shard: which rows these are among those of all workers.
+        advantage_unit: scalar, what the estimates are divided by, surrogate and all; None for nothing.
         entropy_coef: scalar, the weight of the entropy bonus; None for no bonus.
         control_scale: scalar, how much of the surrogate enters the estimate, between 0 and 1; None for all of it.
         old_log_prob: `[B]` log-probability of each action under the policy that acted; None where nobody asks for it.
@@ -53,6 +54,7 @@ class Batch:
     return_: Tensor
     weight: Tensor
     shard: Shard
+    advantage_unit: Tensor | None = None
     entropy_coef: Tensor | None = None
     control_scale: Tensor | None = None
     old_log_prob: Tensor | None = None

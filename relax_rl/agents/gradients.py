@@ -116,6 +116,8 @@ def gradients(
             rest = applied - plain
             sums |= {"control": _squared_norms(rest) @ batch.weight, "shared": -(plain * rest).sum(-1) @ batch.weight}
             applied = torch.lerp(plain, applied, batch.control_scale)
+        if batch.advantage_unit is not None:
+            applied = applied / batch.advantage_unit
         watch("backward")
         entropy = bonus = dist.entropy()
         if objective.entropy_target:

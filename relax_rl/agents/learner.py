@@ -64,6 +64,8 @@ class Learner:
         *,
         own_networks: bool = False,
     ) -> None:
+        if config.normalize_advantage and estimator.signal != "advantage":
+            raise SettingsError(f"normalize_advantage is True, but {estimator.name!r} has no advantages; leave it off")
         self._own_networks = own_networks
         self.networks, self.estimator, self.config, self.generator = networks, estimator, config, generator
         self.workers: Workers = ALONE
@@ -186,11 +188,24 @@ class Learner:
         self, batch: Batch, objective: Objective, factor: float, known: Outputs | None = None
     ) -> tuple[Metrics, dict[str, Tensor]]:
         """A step of policy and value function, with the multipliers as they stand."""
+        if self.config.normalize_advantage:
+            batch = self._standardized(batch)
         learned = self.multipliers
         if not learned.on:
             return self.step(batch, objective, factor, known)
         metrics, sums = self.step(learned.weigh(batch), objective, factor, known)
         return metrics | learned.learn_entropy(sums), sums
+
+    def _standardized(self, batch: Batch) -> Batch:
+        """The rows with advantages of mean 0, and their deviation as the unit of the estimates, over the rows of all workers."""
+        advantage, weight = batch.advantage, batch.weight
+        moments = torch.stack([weight.sum(), advantage @ weight, advantage.square() @ weight])
+        if self.workers.count > 1:
+            self.workers.average_(moments)
+        rows = moments[0].clamp(min=1.0 / self.workers.count)
+        mean, square = moments[1] / rows, moments[2] / rows
+        unit = (square - mean.square()).clamp(min=0.0).sqrt() + 1e-8
+        return replace(batch, advantage=(advantage - mean) * (weight > 0), advantage_unit=unit)
 
     def train_surrogate(self, batch: Batch, count: int, factor: float) -> Metrics:
         """Steps of the surrogate alone, on shuffled minibatches of rows of earlier policies, seen from the present one.

@@ -95,6 +95,8 @@ class AgentConfig:
     """Discount factor."""
     gae_lambda: float = setting(0.95, least=0.0, most=1.0)
     """GAE lambda: 0 trusts the value function alone, 1 the observed rewards alone."""
+    normalize_advantage: bool = False
+    """Advantages of each step of the policy, of a minibatch in passes, with mean 0 and standard deviation 1, as PPO's code has them; the estimate is biased by it."""
     policy_lr: float = setting(1e-3, above=0.0, cap=1e3)
     """Learning rate of the policy (and of a torso that it shares with the value function)."""
     value_lr: float = setting(1e-3, above=0.0, cap=1e3)
@@ -282,7 +284,8 @@ class TrainConfig:
     SECTIONS: ClassVar[dict[str, str]] = {
         "what everyone sets": "env estimator total_steps seed num_envs stop_at_return preset resume run_dir device",
         "rollouts and returns": (
-            "num_steps gamma gae_lambda reward_clip normalize_reward normalize_obs normalize_keys obs_clip obs_std_floor"
+            "num_steps gamma gae_lambda reward_clip normalize_reward normalize_obs normalize_keys obs_clip obs_std_floor "
+            "normalize_advantage"
         ),
         "optimisation": (
             "policy_lr value_lr lr_schedule optimizer epochs minibatch_size value_coef value_replay max_grad_norm"

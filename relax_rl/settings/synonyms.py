@@ -38,6 +38,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "n_timesteps": ("total_steps", "steps"),
     "net_arch": ("hidden",),
     "no_track": ("tensorboard",),
+    "norm_adv": ("normalize_advantage",),
     "norm_obs": ("normalize_obs",),
     "norm_reward": ("normalize_reward",),
     "num_iterations": ("total_steps", "steps"),

@@ -19,7 +19,7 @@ from relax_rl.comparison.proposals import propose
 from relax_rl.comparison.search_space import read_space
 from relax_rl.comparison.task_scores import mean_score, read_anchors, scales
 from relax_rl.comparison.tuning import Study, make_studies, tune
-from relax_rl.errors import SettingsError
+from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.runs.checkpoints import newest_first
 
 ENV = Environment("CartPole-v1", total_steps=1000, threshold=475.0, id="CartPole-v1")
@@ -81,7 +81,12 @@ def test_who_goes_on():
     assert survivors({0: None, 1: 1.0}, 0.34) == {1} and survivors({1: None, 2: None}, 0.34) == {1, 2}
     assert rung_steps(1000, RUNGS) == (100, 300, 1000) and rung_steps(3, RUNGS) == (1, 1, 3)
     sizes = [batch_size(rungs, 0.34) for rungs in ((1.0,), (0.3, 1.0), RUNGS, (0.03, *RUNGS))]
-    assert sizes == [4, 4, 9, 26] and batch_size(RUNGS, 1.0) == 4 and batch_size(RUNGS, 0.5) == 4
+    assert (
+        sizes == [4, 4, 9, 26]
+        and batch_size(RUNGS, 1.0) == 4
+        and batch_size(RUNGS, 1e-300) == 10**9
+        and batch_size(RUNGS, 0.5) == 4
+    )
 
 
 def test_halving_keeps_the_right_ones(tmp_path):
@@ -185,6 +190,15 @@ def test_a_search_of_earlier_versions_is_gone_on_with(tmp_path):
     assert tune({("", ""): again}, Worker(tmp_path))
     assert [trial["params"] for trial in again.trials] == [trial["params"] for trial in study.trials]
     assert again.best == study.best
+
+
+def test_trials_that_cannot_be_read_are_told_in_one_line(tmp_path):
+    study = make_study(tmp_path)
+    (study.folder / "trials.json").write_text('{"trials": [{"number": 0}]}')
+    with pytest.raises(
+        CheckpointError, match=r"trials.json is damaged: a trial has no number, params, score, settings"
+    ):
+        make_study(tmp_path)
 
 
 # Several tasks

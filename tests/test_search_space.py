@@ -132,6 +132,8 @@ def test_mistakes_in_an_entry(entry, expected, tmp_path):
     ("text", "expected"),
     [
         ("{", "is no JSON: "),
+        ('{"settings": [{"own": "num_envs", "low": 1, "high": 1' + "0" * 400 + "}]}", "expected two rising numbers"),
+        ("[" * 100_000, "is no JSON"),
         ("[]", 'is not of the form {"settings": [{...}, ...]}'),
         ('{"settings": []}', "is not of the form"),
         (json.dumps({"settings": [LR, LR]}), "policy_lr stands there twice, expected each setting once"),

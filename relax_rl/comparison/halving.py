@@ -27,9 +27,10 @@ SMALLEST_BATCH = 4
 
 def batch_size(rungs: Sequence[float], keep: float) -> int:
     """Trials of a batch: at least 4, and so many that one is left by itself at the last rung."""
-    if keep == 1.0:
-        return SMALLEST_BATCH
-    return max(SMALLEST_BATCH, math.ceil(keep ** -(len(rungs) - 1) - 1e-9))
+    size = 1.0
+    for _ in rungs[1:]:
+        size = min(size / keep, 1e9)
+    return max(SMALLEST_BATCH, math.ceil(size - 1e-9)) if keep < 1.0 else SMALLEST_BATCH
 
 
 def rung_steps(total_steps: int, rungs: Sequence[float]) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from relax_rl.comparison.contestants import GOVERNED, Contestant
 from relax_rl.comparison.peers import ALGORITHMS, parameters_of
+from relax_rl.compute.serialization import read_regular
 from relax_rl.errors import SettingsError, did_you_mean
 from relax_rl.settings.config import ESTIMATORS, TrainConfig
 from relax_rl.settings.fields import Setting, from_text, settings_of, shown
@@ -23,6 +24,8 @@ __all__ = ["PUBLISHED", "Dimension", "SearchSpace", "check_peers", "dimensions",
 
 PUBLISHED = Path(__file__).with_name("search_space.json")
 
+_LARGEST = 2**20
+"""Bytes of a file that is read."""
 _KEYS = ("name", "own", *ALGORITHMS, "estimators", "low", "high", "scale", "whole", "one_minus", "choices")
 _SCALES = ("linear", "log")
 _KINDS = (*ESTIMATORS, "auto", *ALGORITHMS)
@@ -104,10 +107,10 @@ def read_space(path: Path = PUBLISHED) -> SearchSpace:
         SettingsError: the file cannot be read, or an entry names no setting, or values that the setting cannot have.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_regular(path.resolve(), most=_LARGEST).decode("utf-8"))
     except OSError as error:
         raise SettingsError(f"tune_space {path} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"tune_space {path} is no JSON: {error}") from None
     entries = found.get("settings") if isinstance(found, dict) else None
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
@@ -239,7 +242,7 @@ def _text(value: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _is_choice(value: Any) -> bool:

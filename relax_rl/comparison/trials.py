@@ -10,6 +10,7 @@ from typing import Any
 
 from relax_rl.comparison.search_space import Dimension
 from relax_rl.compute.serialization import write_json, write_text_atomic
+from relax_rl.errors import CheckpointError
 from relax_rl.runs.record import entries, read_object
 
 __all__ = ["Trial", "best_trial", "read_trials", "write_trials"]
@@ -17,6 +18,9 @@ __all__ = ["Trial", "best_trial", "read_trials", "write_trials"]
 Trial = dict[str, Any]
 """`number`; `params` as searched, None outside the space; `settings` as trained; `score`, None if there is none; `seconds` of
 its runs; `reached`: at each rung it came to, its score on every environment."""
+
+
+_KEYS = {"number", "params", "settings", "score"}
 
 
 def best_trial(trials: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -38,7 +42,9 @@ def read_trials(path: Path, env: str) -> tuple[list[Trial], list[Trial]]:
     if not path.exists():
         return [], []
     record = read_object(path, "trials")
-    ended, batch = ([dict(trial) for trial in entries(record, name)] for name in ("trials", "batch"))
+    ended, batch = (entries(record, name) for name in ("trials", "batch"))
+    if not all(isinstance(trial, dict) and trial.keys() >= _KEYS for trial in (*ended, *batch)):
+        raise CheckpointError(f"{path} is damaged: a trial has no {', '.join(sorted(_KEYS))}; remove it to search anew")
     for trial in ended:
         trial.setdefault("seconds", None)
         trial.setdefault("reached", [{env: trial["score"]}])

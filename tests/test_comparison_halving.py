@@ -135,7 +135,7 @@ def without_seconds(trials):
     return [{name: value for name, value in trial.items() if name != "seconds"} for trial in trials]
 
 
-@pytest.mark.parametrize("stop", [0, 3, 10, 13, 14])
+@pytest.mark.parametrize("stop", [3, 10, 13])
 def test_a_stop_changes_no_number_and_repeats_no_rung(tmp_path, stop):
     whole, worker = make_study(tmp_path / "whole", tune=12), Worker(tmp_path / "whole")
     assert tune({("", ""): whole}, worker)
@@ -198,6 +198,10 @@ def test_trials_that_cannot_be_read_are_told_in_one_line(tmp_path):
     with pytest.raises(
         CheckpointError, match=r"trials.json is damaged: a trial has no number, params, score, settings"
     ):
+        make_study(tmp_path)
+    trial = {"number": 0, "params": None, "score": 1.0, "settings": {"networks": "a:b"}}
+    (study.folder / "trials.json").write_text(json.dumps({"trials": [trial]}))
+    with pytest.raises(CheckpointError, match=r"trials.json is damaged: 'networks' is not searched"):
         make_study(tmp_path)
 
 

@@ -95,6 +95,7 @@ def test_estimators_that_alone_have_a_setting(tmp_path):
         ({"own": "policy_lt", "low": 0, "high": 1}, "unknown setting 'policy_lt'; did you mean policy_lr"),
         ({"own": "learning_rate", "low": 0, "high": 1}, "unknown setting 'learning_rate'; did you mean policy_lr?"),
         ({"own": "seed", "choices": [1, 2]}, "seed is no setting of an agent, which alone are searched"),
+        ({"own": "networks", "choices": ["a:b"]}, "networks is no setting of an agent, which alone are searched"),
         ({"own": "logger", "choices": [["a:b"]]}, "logger is no setting of an agent"),
         ({"own": "policy_lr", "low": 1e-3}, "policy_lr: low and high are 0.001 and None, expected two rising numbers"),
         ({**LR, "low": 1.0}, "expected two rising numbers"),

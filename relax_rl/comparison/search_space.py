@@ -16,6 +16,7 @@ from relax_rl.comparison.contestants import GOVERNED, Contestant
 from relax_rl.comparison.peers import ALGORITHMS, parameters_of
 from relax_rl.compute.serialization import read_regular
 from relax_rl.errors import SettingsError, did_you_mean
+from relax_rl.runs.record import OWN
 from relax_rl.settings.config import ESTIMATORS, TrainConfig
 from relax_rl.settings.fields import Setting, from_text, settings_of, shown
 from relax_rl.settings.synonyms import meant
@@ -187,7 +188,7 @@ def _own_setting(name: str) -> Setting:
     known = settings_of(TrainConfig)
     if name not in known:
         raise SettingsError(f"unknown setting {name!r}{meant(name, known)}")
-    if name in GOVERNED or known[name].rule.of_the_call:
+    if name in GOVERNED or name in OWN or known[name].rule.of_the_call:  # a file of a folder names no code
         raise SettingsError(f"{name} is no setting of an agent, which alone are searched")
     return known[name]
 

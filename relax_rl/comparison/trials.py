@@ -29,12 +29,13 @@ def best_trial(trials: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     return max(scored, key=lambda trial: (len(trial.get("reached", ())), trial["score"])) if scored else None
 
 
-def read_trials(path: Path, env: str) -> tuple[list[Trial], list[Trial]]:
+def read_trials(path: Path, env: str, space: Mapping[str, Dimension]) -> tuple[list[Trial], list[Trial]]:
     """The trials of a search that have ended, and those of its last batch if they have not; none where there is no file.
 
     Args:
         path: of the JSON.
         env: the environment of trials that name none, as earlier versions kept them.
+        space: what is searched, by the names of settings.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -43,8 +44,12 @@ def read_trials(path: Path, env: str) -> tuple[list[Trial], list[Trial]]:
         return [], []
     record = read_object(path, "trials")
     ended, batch = (entries(record, name) for name in ("trials", "batch"))
-    if not all(isinstance(trial, dict) and trial.keys() >= _KEYS for trial in (*ended, *batch)):
-        raise CheckpointError(f"{path} is damaged: a trial has no {', '.join(sorted(_KEYS))}; remove it to search anew")
+    for trial in (*ended, *batch):
+        if not isinstance(trial, dict) or not trial.keys() >= _KEYS or not isinstance(trial["settings"], dict):
+            wrong = f"a trial has no {', '.join(sorted(_KEYS))}"
+            raise CheckpointError(f"{path} is damaged: {wrong}; remove it to search anew")
+        if other := next((name for name in trial["settings"] if name not in space), None):
+            raise CheckpointError(f"{path} is damaged: {other!r} is not searched; remove it to search anew")
     for trial in ended:
         trial.setdefault("seconds", None)
         trial.setdefault("reached", [{env: trial["score"]}])

@@ -102,7 +102,7 @@ class Study:
         self.steps = {env.name: rung_steps(config.tune_steps or env.total_steps, self.rungs) for env in environments}
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        self.trials, self._batch = read_trials(self.folder / "trials.json", environments[0].name)
+        self.trials, self._batch = read_trials(self.folder / "trials.json", environments[0].name, self.space)
 
     @property
     def is_open(self) -> bool:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,13 @@ def test_a_run_that_ended_while_nobody_was_there_is_not_repeated(root):
         (folder / "checkpoints" / name).touch()
         assert has_ended(pretend("work"), root) is ended
     assert read_outcome(folder) == {"status": "finished", "steps": 11, "episodes": 120, "return_mean": 150.5}
+
+
+def test_how_a_run_has_come_to_a_rung_stands_in_a_file_of_its_own(root):
+    task = replace(pretend("work"), outcome="rung-1.json")
+    assert work(root, task)["work"]["status"] == "finished"
+    assert has_ended(task, root) and read_outcome(root / task.folder, "rung-1.json")["steps"] == 10
+    assert read_outcome(root / task.folder) is None, "the run itself goes on"
 
 
 class Lost:

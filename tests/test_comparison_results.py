@@ -209,6 +209,25 @@ def test_the_report_says_it_all(runs):
     assert "No run has ended." in text
 
 
+def test_the_report_tells_of_rungs_and_of_several_tasks(runs):
+    result = make_result(runs)
+    trials = [
+        {"number": 0, "settings": {}, "params": {}, "score": 0.5, "reached": [{}, {}]},
+        {"number": 1, "settings": {"hidden": [8, 8]}, "params": {}, "score": 0.75, "reached": [{}, {}]},
+        {"number": 2, "settings": {"gamma": 0.5}, "params": {}, "score": 0.9, "reached": [{}]},
+    ]
+    result["contestants"]["A"]["slow"]["tuning"] = {
+        "steps": {"A": 500, "B": 1000},
+        "seeds": [7, 8],
+        "rungs": [0.25, 1.0],
+        "trials": trials,
+    }
+    assert (
+        "tuned over all environments: 3 trials of 500 steps of A, 1,000 steps of B, 3 to 0.25, 2 to 1 on seeds 7, 8; best, "
+        "number 1, normalised mean of the curves 0.750 (untuned 0.500): hidden [8, 8]"
+    ) in markdown(result)
+
+
 def test_every_figure_of_the_report_can_be_drawn(runs, tmp_path):
     result = make_result(runs)
     summary, style = result["environments"]["A"], figures.styles(["quick", "slow"])

@@ -11,8 +11,8 @@ from relax_rl.comparison.config import CompareConfig
 from relax_rl.comparison.contestants import Contestant, read_contestant
 from relax_rl.comparison.peers import published
 from relax_rl.comparison.plan import Environment, Folder
-from relax_rl.comparison.search_space import SPACE, dimensions, searched_values
-from relax_rl.comparison.tuning import FIRST_TUNING_SEED, Study, make_studies, tune
+from relax_rl.comparison.search_space import dimensions, read_space, searched_values
+from relax_rl.comparison.tuning import Study, make_studies, tune
 
 ENV = Environment("CartPole-v1", total_steps=1000, threshold=475.0, id="CartPole-v1")
 PPO = Contestant("sb3-ppo", "sb3-ppo", peer=True)
@@ -41,13 +41,13 @@ def run_to_the_end(*studies: Study, most: int = 1000) -> list:
             done.append(task)
         return True
 
-    assert tune({(study.env.name, study.contestant.label): study for study in studies}, each) is (len(done) < most)
+    assert tune({(study.folder.name, ""): study for study in studies}, each) is (len(done) < most)
     return done
 
 
 def make_study(root: Path, contestant: Contestant | None = None, **options) -> Study:
     config = CompareConfig(**{"tune": 11, "tune_seeds": 2, **options})
-    return Study(config, ENV, contestant or read_contestant("relax"), Folder(root))
+    return Study(config, [ENV], contestant or read_contestant("relax"), Folder(root))
 
 
 def test_every_trial_is_run_from_its_own_seeds(tmp_path):
@@ -55,7 +55,7 @@ def test_every_trial_is_run_from_its_own_seeds(tmp_path):
     tasks = run_to_the_end(study)
     assert len(tasks) == 22 and len(study.trials) == 11
     seeds = {option for task in tasks for option in task.begin if option.startswith("--seed=")}
-    assert seeds == {f"--seed={FIRST_TUNING_SEED + k}" for k in (0, 1)}
+    assert seeds == {"--seed=1000000", "--seed=1000001"}
     assert study.trials[0]["settings"] == {}, "the first trial is the contestant as it stands"
     assert len({json.dumps(trial["params"], sort_keys=True) for trial in study.trials}) == 11
     saved = json.loads((tmp_path / "tuning" / "CartPole-v1-relax" / "trials.json").read_text())
@@ -131,8 +131,8 @@ def test_the_space_holds_the_published_settings():
 
 
 def test_settings_outside_the_space_are_moved_into_it():
-    rates = next(d for d in SPACE if d.name == "policy_lr")
-    steps = next(d for d in SPACE if d.name == "num_steps")
-    sizes = next(d for d in SPACE if d.name == "batch_size")
+    rates = next(d for d in read_space() if d.name == "policy_lr")
+    steps = next(d for d in read_space() if d.name == "num_steps")
+    sizes = next(d for d in read_space() if d.name == "batch_size")
     assert (rates.searched(1.0), steps.searched(2048), sizes.searched(512)) == (1e-2, 1024, 256)
     assert searched_values({"max_grad_norm": float("inf")}, dimensions(read_contestant("a2c"))) is None

@@ -117,6 +117,9 @@ def test_commands_run(document: Path, tmp_path: Path, finished_run: Path, monkey
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "envs.py").write_text(MY_ENVS)
     (tmp_path / "my_package" / "loggers.py").write_text(MY_LOGGERS)
+    for body in blocks(document, "text"):
+        if body.startswith("{"):
+            (tmp_path / "space.json").write_text(body)
     shell = Shell(finished_run, monkeypatch)
     found = commands(document)
     left_out = [line for line in found if line.startswith((*NOT_RUN, ". "))]

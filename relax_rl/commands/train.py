@@ -28,6 +28,7 @@ __all__ = ["train_command", "train_config"]
 ENDS = {
     "total_steps": "all steps taken",
     "return": "reached a mean return of {target:g}",
+    "step": "paused at step {step:,}",
     "callback": "stopped by a callback",
 }
 """What is said of a run that ended in one of these ways; all other ways are signals."""
@@ -98,7 +99,7 @@ def _summary(result: TrainingResult, config: TrainConfig, prog: str, seconds: fl
         else f"mean return of the last 100 {describe_number(result.return_mean)}"
     )
     if result.stopped_by in ENDS:
-        end = ENDS[result.stopped_by].format(target=config.run.stop_at_return)
+        end = ENDS[result.stopped_by].format(target=config.run.stop_at_return, step=config.run.stop_at_step or 0)
     else:
         end = f"interrupted by {result.stopped_by}"
     line = f"{end}: {result.steps:,} steps, {result.episodes:,} episodes, {mean}, {seconds:.0f} s"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -26,6 +27,11 @@ _ADDRESS = re.compile(r"auto|local|(ray://)?([^\s:/]+|\[[0-9a-fA-F:]+\]):\d{1,5}
 PeerName = Literal["sb3-a2c", "sb3-ppo"]
 
 
+def _rungs(fractions: tuple[float, ...]) -> bool:
+    rising = all(low < high for low, high in pairwise(fractions))
+    return rising and (not fractions or fractions[-1] == 1.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
     """Compare estimators, and other libraries, over environments and seeds."""
@@ -33,7 +39,10 @@ class CompareConfig:
     SECTIONS: ClassVar[dict[str, str]] = {
         "what is compared": "env env_kwargs estimators peers set seeds first_seed total_steps",
         "scores": "threshold stop_when_solved",
-        "tuning": "tune tune_seeds tune_steps tune_peers",
+        "tuning": (
+            "tune tune_together tune_anchors tune_rungs tune_keep tune_batch tune_minutes tune_space tune_seeds tune_first_seed "
+            "tune_steps tune_peers"
+        ),
         "gradient variance": "variance variance_of variance_batches variance_fit_batches",
         "where it runs": "num_workers ray_address",
         "output": "run_dir resume quiet",
@@ -67,8 +76,24 @@ class CompareConfig:
     """Ray cluster to train on: HOST:PORT, ray://HOST:PORT, auto (the one this machine belongs to) or local (started for it); needs the extra ray. Without it, processes of this machine train."""
     tune: int = setting(0, least=0, expected="at least 0")
     """Optuna trials of each contestant on each environment before the comparison; 0 tunes nothing."""
+    tune_together: bool = False
+    """Tune each contestant once over all environments, by the mean of its scores, each on the scale of its task."""
+    tune_anchors: tuple[str, ...] = ()
+    """With --tune-together, the scores of a task that count as 0 and 1: ENV=low:high (default: the range of all trials)."""
+    tune_rungs: tuple[float, ...] = setting((), above=0.0, most=1.0, fits=_rungs, expected="rising fractions up to 1")
+    """Successive halving: pause all trials of a batch at these fractions of their steps, the last one being 1, and have the best go on."""
+    tune_keep: float = setting(0.34, above=0.0, most=1.0)
+    """The share of trials that goes on from a rung."""
+    tune_batch: int | None = setting(None, least=1)
+    """Trials proposed at a time (default: 4, with --tune-rungs as many as leave one at the last)."""
+    tune_minutes: float | None = setting(None, above=0.0)
+    """Begin no further batch after so many minutes of work on trials, over all calls."""
+    tune_space: str | None = setting(None, fits=bool, expected="a file")
+    """JSON file of what is searched (default: search_space.json of relax_rl/comparison); the comparison keeps a copy."""
     tune_seeds: int = setting(1, least=1)
     """Runs per trial, from seeds that the comparison does not use."""
+    tune_first_seed: int = setting(1_000_000, least=0, expected="at least 0")
+    """The first of these seeds; the others follow it."""
     tune_steps: int | None = setting(None, least=1)
     """Environment steps of a trial's run (default: as in the comparison)."""
     tune_peers: bool = True
@@ -97,11 +122,18 @@ class CompareConfig:
                 raise SettingsError(f"{name} has {twice[0]!r} twice, expected each once")
         if not self.estimators and not self.peers:
             raise SettingsError("estimators is empty, expected at least one contestant")
+        if self.tune_anchors and not self.tune_together:
+            raise SettingsError(f"tune_anchors is {self.tune_anchors}, expected tune_together beside it")
 
     @property
     def seed_range(self) -> range:
         """The seeds of the comparison."""
         return range(self.first_seed, self.first_seed + self.seeds)
+
+    @property
+    def tuning_seeds(self) -> range:
+        """The seeds of every trial."""
+        return range(self.tune_first_seed, self.tune_first_seed + self.tune_seeds)
 
     @property
     def workers(self) -> int:

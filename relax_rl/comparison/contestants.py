@@ -11,14 +11,15 @@ from relax_rl.errors import SettingsError, did_you_mean
 from relax_rl.settings.config import ESTIMATORS, TrainConfig
 from relax_rl.settings.fields import from_text, settings_of, with_settings
 
-__all__ = ["Contestant", "parse_settings", "read_contestant", "read_contestants", "safe_name"]
+__all__ = ["GOVERNED", "Contestant", "parse_settings", "read_contestant", "read_contestants", "safe_name"]
 
-_GOVERNED = {
+GOVERNED = {
     "env": "--env",
     "estimator": "--estimators",
     "seed": "--seeds and --first-seed",
     "total_steps": "--total-steps",
     "stop_at_return": "--stop-when-solved and --threshold",
+    "stop_at_step": "--tune-rungs",
     "run_dir": "--run-dir",
     "resume": "--resume",
     "quiet": "--quiet",
@@ -98,8 +99,8 @@ def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
         name = name.strip().lstrip("-").replace("-", "_")
         if not equals:
             raise SettingsError(f"setting {assignment!r} is not of the form name=value")
-        if name in _GOVERNED:
-            raise SettingsError(f"{name} cannot be set for a contestant; use {_GOVERNED[name]}")
+        if name in GOVERNED:
+            raise SettingsError(f"{name} cannot be set for a contestant; use {GOVERNED[name]}")
         if name not in known:
             raise SettingsError(f"unknown setting {name!r}{did_you_mean(name, known)}")
         try:

@@ -18,6 +18,7 @@ __all__ = [
     "ALGORITHMS",
     "Peer",
     "check_installed",
+    "parameters_of",
     "planned",
     "planned_steps",
     "published",
@@ -146,6 +147,17 @@ def check_installed() -> None:
     """
     if find_spec("stable_baselines3") is None:
         raise SettingsError(f"--peers needs Stable-Baselines3, which is missing: {install_line('compare')}")
+
+
+def parameters_of(kind: str) -> dict[str, Any]:
+    """Arguments of a peer's algorithm that can be set for it, with their defaults; needs Stable-Baselines3."""
+    import inspect
+
+    import stable_baselines3
+
+    given = {"policy", "env", "seed", "device", "verbose", "tensorboard_log", "policy_kwargs", "_init_setup_model"}
+    parameters = inspect.signature(getattr(stable_baselines3, ALGORITHMS[kind])).parameters
+    return {name: parameter.default for name, parameter in parameters.items() if name not in given}
 
 
 def _noted(peer: Peer, note: str) -> str:

@@ -64,6 +64,10 @@ class Folder(KeepingFolder):
     folders = ("runs", "logs", "variance", "figures")
     config = Within("settings.json")
     """Options, versions and command, as JSON."""
+    space = Within("tuning/search_space.json")
+    """What its trials vary."""
+    budget = Within("tuning/budget.json")
+    """How long they have been worked on."""
     logs = Within("logs")
     """Folder of what runs printed."""
 
@@ -72,7 +76,7 @@ class Folder(KeepingFolder):
         return self.path / "runs" / f"{safe_name(env)}-{safe_name(contestant.label)}-s{seed}"
 
     def tuning(self, env: str, contestant: Contestant) -> Path:
-        """Folder of the trials of one contestant."""
+        """Folder of the trials of one contestant on an environment, or on those of that name."""
         return self.path / "tuning" / f"{safe_name(env)}-{safe_name(contestant.label)}"
 
     def variance(self, env: str, stage: str) -> Path:
@@ -220,7 +224,7 @@ def options(settings: Mapping[str, Any]) -> list[str]:
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             found.append(option if value else f"--no-{option[2:]}")
-        elif isinstance(value, tuple):
+        elif isinstance(value, (tuple, list)):
             found += [option, *map(str, value)]
         elif isinstance(value, Mapping):
             found.append(f"{option}={json.dumps(dict(value))}")

@@ -72,6 +72,9 @@ class Progress:
         quiet: show nothing but what goes wrong, on `errors`.
         errors: standard error if left out.
         after: called with a run that has ended, in whatever way but an interruption, and its outcome.
+
+    Attributes:
+        at_looks: called again and again while runs go on.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Progress:
     ) -> None:
         self._quiet, self._errors, self._after = quiet, errors or sys.stderr, after
         self._display: Display = Display()
+        self.at_looks: Callable[[], object] = lambda: None
         self._running: dict[str, Mapping[str, float]] = {}
         self._steps = self._done = self._total = 0
 
@@ -108,6 +112,7 @@ class Progress:
 
     def refresh(self) -> None:
         """Show the present state, if it is time."""
+        self.at_looks()
         steps = self._steps + sum(int(row.get("step", 0)) for row in self._running.values())
         self._display.update(steps, f"{self._done} of {self._total} runs done, {len(self._running)} running")
 

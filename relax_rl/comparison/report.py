@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from relax_rl.comparison.contestants import safe_name
+from relax_rl.comparison.trials import best_trial
 
 __all__ = ["markdown", "solved_by_any"]
 
@@ -139,18 +140,22 @@ def _settings(result: Mapping[str, Any]) -> list[str]:
 
 
 def _tuned(tuning: Mapping[str, Any]) -> str:
-    scored = [trial for trial in tuning["trials"] if trial["score"] is not None]
-    told = (
-        f"tuned: {len(tuning['trials'])} trials of {tuning['steps']:,} steps on "
-        f"{'seed' if len(tuning['seeds']) == 1 else 'seeds'} {', '.join(map(str, tuning['seeds']))}"
-    )
-    if not scored:
+    trials, steps, rungs = tuning["trials"], tuning["steps"], tuning.get("rungs", [])
+    together = isinstance(steps, Mapping)
+    length = f"{steps:,} steps" if not together else ", ".join(f"{steps[env]:,} steps of {env}" for env in steps)
+    told = f"tuned{' over all environments' if together else ''}: {len(trials)} trials of {length}"
+    if rungs:
+        reached = [sum(len(trial["reached"]) > rung for trial in trials) for rung in range(len(rungs))]
+        told += ", " + ", ".join(f"{count} to {rung:.3g}" for count, rung in zip(reached, rungs, strict=True))
+    told += f" on {'seed' if len(tuning['seeds']) == 1 else 'seeds'} {', '.join(map(str, tuning['seeds']))}"
+    best = best_trial(trials)
+    if best is None:
         return f"{told}; none ended well with a finished episode, so its own settings are kept"
-    best = max(scored, key=lambda trial: trial["score"])
     settings = ", ".join(f"{name} {_value(value)}" for name, value in best["settings"].items())
-    first = next((trial["score"] for trial in scored if trial["number"] == 0), None)
-    before = "" if first is None else f" (untuned {first:.1f})"
-    return f"{told}; best, number {best['number']}, mean of the curve {best['score']:.1f}{before}: " + (
+    first = next((trial["score"] for trial in trials if trial["number"] == 0), None)
+    score, form = ("normalised mean of the curves", ".3f") if together else ("mean of the curve", ".1f")
+    before = "" if first is None else f" (untuned {first:{form}})"
+    return f"{told}; best, number {best['number']}, {score} {best['score']:{form}}{before}: " + (
         settings or "its own settings"
     )
 

@@ -18,7 +18,7 @@ from relax_rl.comparison.statistics import (
     performance_profile,
     solved_fraction,
 )
-from relax_rl.comparison.task import read_outcome
+from relax_rl.comparison.task import OUTCOME, read_outcome
 from relax_rl.runs import RunFolder
 from relax_rl.runs.agent import WINDOW
 from relax_rl.runs.loggers import read_csv
@@ -106,9 +106,9 @@ class RunResult:
         return self.at_steps(np.interp(grid, [0.0, *self.seconds], [0.0, *self.steps]))
 
 
-def read_run(folder: Path, seed: int) -> RunResult | None:
-    """The run in a folder; None if it has not ended by itself, or no episode has finished in it."""
-    outcome = read_outcome(folder)
+def read_run(folder: Path, seed: int, *, ended: str = OUTCOME) -> RunResult | None:
+    """The run in a folder; None if it has not ended by itself, as the file `ended` says, or no episode has finished in it."""
+    outcome = read_outcome(folder, ended)
     if outcome is None or outcome["status"] not in ("finished", "diverged"):
         return None
     progress, episodes = _table(RunFolder(folder).progress), _table(RunFolder(folder).episodes)

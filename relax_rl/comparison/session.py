@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from relax_rl.comparison import peers, ray_cluster, tuning
+from relax_rl.comparison.budget import Budget
 from relax_rl.comparison.config import CompareConfig, check_resumable, read_settings, write_settings
 from relax_rl.comparison.contestants import Contestant, read_contestants
 from relax_rl.comparison.figures import draw_all
@@ -61,7 +62,7 @@ def run_comparison(
     if config.ray_address is not None:
         ray_cluster.check(config.ray_address)
     if config.tune:
-        tuning.check_installed(config)
+        tuning.check(config, contestants)
     reference = variance_reference(contestants, config)
     environments, spaces = make_environments(config)
     check_contestants(contestants, environments, spaces)
@@ -117,11 +118,15 @@ class Session:
         Finished runs are not repeated, those that were stopped go on. None if interrupted: nothing is written then.
         """
 
+        budget = Budget(self.folder.budget, self.config.tune_minutes)
+
         def trials(tasks: list[Task]) -> bool:
             progress.begin(f"tuning, {self.config.tune} trials each, {len(tasks)} runs at hand", tasks)
-            return pool.run(tasks, interruption) is not None
+            with budget.working():
+                return pool.run(tasks, interruption) is not None
 
-        if not tuning.tune(self._studies, trials):
+        progress.at_looks = budget.look
+        if not tuning.tune(self._studies, trials, budget):
             return None
         runs = list(self._runs())
         left = [task for task in runs if not has_ended(task, self.folder.path)]

@@ -32,6 +32,7 @@ class Task:
         begin, resume: the command that begins it, and the one that goes on from a checkpoint in `folder`.
         total_steps: of a run; 0 for what has none.
         cpus, gpus: that it takes; 0 CPUs for all of a machine.
+        outcome: the file in `folder` that says how it has ended.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Task:
     total_steps: int = 0
     cpus: int = 1
     gpus: int = 0
+    outcome: str = OUTCOME
 
     def command(self, root: Path) -> tuple[str, ...]:
         """The one that brings it on from where it stands."""
@@ -57,14 +59,14 @@ def has_ended(task: Task, root: Path) -> bool:
     """Whether a run needs no more work; one that was saved at its end gets its outcome, if nobody was there to write it."""
     folder = root / task.folder
     step = newest_step(folder)
-    if read_outcome(folder) is None and step is not None and step >= task.total_steps > 0:
-        write_json(folder / OUTCOME, _finished(folder))
-    return read_outcome(folder) is not None
+    if read_outcome(folder, task.outcome) is None and step is not None and step >= task.total_steps > 0:
+        write_json(folder / task.outcome, _finished(folder))
+    return read_outcome(folder, task.outcome) is not None
 
 
-def read_outcome(folder: Path) -> dict[str, Any] | None:
+def read_outcome(folder: Path, name: str = OUTCOME) -> dict[str, Any] | None:
     """How a run ended, or None if it has not, or if that can no longer be read."""
-    outcome = object_in(folder / OUTCOME)
+    outcome = object_in(folder / name)
     told = isinstance(outcome.get("error"), str) and isinstance(outcome.get("seconds", 0.0), (int, float))
     return outcome if outcome.get("status") == "finished" or (outcome.get("status") == "diverged" and told) else None
 
@@ -95,7 +97,7 @@ def outcome_of(task: Task, root: Path, code: int, log: Path, seconds: float) -> 
         why = last_line(log)[:300] if code == 1 else exit_reason(code)
         return {"status": "failed", "error": error or f"{why}, see {log}"}
     if task.total_steps:
-        write_json(folder / OUTCOME, outcome)
+        write_json(folder / task.outcome, outcome)
     return outcome
 
 

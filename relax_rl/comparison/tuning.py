@@ -1,81 +1,119 @@
-"""Equal tuning: the same number of trials for every contestant on every environment, before anything is compared.
+"""Equal tuning: the same number of trials for every contestant, before anything is compared.
 
-Trials are proposed in batches of a fixed size by Optuna's tree-structured Parzen estimator. A batch is a function of the
-trials before it and of the seed alone, so that neither the number of workers nor a stop in between changes a number; the
-trials are kept as plain JSON.
+Trials are proposed in batches of a fixed size. A batch is a function of the trials before it and of the seed alone, so
+that neither the number of workers nor a stop in between changes a number.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from relax_rl.comparison.budget import Budget
 from relax_rl.comparison.config import CompareConfig
-from relax_rl.comparison.contestants import Contestant
+from relax_rl.comparison.contestants import Contestant, safe_name
+from relax_rl.comparison.halving import (
+    WHOLE,
+    batch_size,
+    left_to_do,
+    outcome_at,
+    paused,
+    rung_steps,
+    survivors,
+)
 from relax_rl.comparison.plan import Environment, Folder, own_config, run_task
+from relax_rl.comparison.process import last_row
+from relax_rl.comparison.proposals import propose
 from relax_rl.comparison.results import POINTS, read_run
-from relax_rl.comparison.search_space import Dimension, dimensions, searched_values
-from relax_rl.comparison.task import Task, has_ended
+from relax_rl.comparison.search_space import (
+    PUBLISHED,
+    SearchSpace,
+    check_peers,
+    dimensions,
+    read_space,
+    searched_values,
+)
+from relax_rl.comparison.task import OUTCOME, Task, has_ended
+from relax_rl.comparison.task_scores import mean_score, read_anchors, scales
+from relax_rl.comparison.trials import Trial, best_trial, read_trials, write_trials
 from relax_rl.compute.installation import install_line
-from relax_rl.compute.serialization import writing
+from relax_rl.compute.serialization import write_text_atomic, writing
 from relax_rl.errors import SettingsError
-from relax_rl.runs import write_json
-from relax_rl.runs.record import read_object
+from relax_rl.runs import RunFolder
+from relax_rl.settings.fields import flat
 
-__all__ = ["FIRST_TUNING_SEED", "Studies", "Study", "check_installed", "curve_mean", "make_studies", "tune"]
+__all__ = ["Studies", "Study", "check", "curve_mean", "make_studies", "tune"]
 
-FIRST_TUNING_SEED = 1_000_000
-"""Seeds of trials begin here; those of comparisons end before it."""
-
-BATCH = 4
-"""Trials proposed at a time."""
-STARTUP = 8
-"""Trials at random before the estimator proposes."""
+TOGETHER = "together"
+"""In the names of folders, in place of an environment's."""
 
 
-def check_installed(config: CompareConfig) -> None:
+def check(config: CompareConfig, contestants: Sequence[Contestant]) -> None:
     """Raises:
-    SettingsError: Optuna is missing, or the seeds of trials would be among those of the comparison.
+    SettingsError: Optuna is missing, the seeds of trials would be among those of the comparison, or options of tuning
+        cannot work.
     """
     if find_spec("optuna") is None:
         raise SettingsError(f"--tune needs Optuna, which is missing: {install_line('compare')}")
-    if config.seed_range.stop > FIRST_TUNING_SEED:
-        raise SettingsError(f"first_seed is {config.first_seed}, expected seeds below {FIRST_TUNING_SEED} with --tune")
+    seeds, theirs = config.seed_range, config.tuning_seeds
+    if seeds.start < theirs.stop and theirs.start < seeds.stop:
+        raise SettingsError(f"first_seed is {config.first_seed}, expected seeds below {theirs.start} with --tune")
+    read_anchors(config)
+    space = read_space(_space_file(config, None if config.resume is None else Folder(Path(config.resume))))
+    if not any(_is_tuned(config, contestant, space) for contestant in contestants):
+        raise SettingsError(
+            f"tune is {config.tune}, but no contestant has a setting that is searched; leave --tune out"
+        )
+    if config.tune_peers:
+        check_peers(contestants, space)
 
 
 class Study:
-    """The trials of one contestant on one environment. The first trial is the contestant as it stands.
+    """The trials of one contestant. The first trial is the contestant as it stands.
 
     Args:
         config: of the comparison.
-        env, contestant: what is tuned, and where.
+        environments: where it is tuned: one, or several together.
+        contestant: what is tuned.
         folder: of the comparison.
+        space: what is searched (default: what this package searches).
 
     Attributes:
-        trials: `number`, `params` as searched, `settings` as trained and `score` of each that has ended.
+        trials: those that have ended.
     """
 
-    def __init__(self, config: CompareConfig, env: Environment, contestant: Contestant, folder: Folder) -> None:
-        self.config, self.env, self.contestant = config, env, contestant
-        self.root, self.folder = folder.path, folder.tuning(env.name, contestant)
-        self.space = dimensions(contestant)
-        self.seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + config.tune_seeds)
-        self.steps = config.tune_steps or env.total_steps
+    def __init__(
+        self,
+        config: CompareConfig,
+        environments: Sequence[Environment],
+        contestant: Contestant,
+        folder: Folder,
+        space: SearchSpace | None = None,
+    ) -> None:
+        self.config, self.environments, self.contestant = config, environments, contestant
+        name = TOGETHER if config.tune_together else environments[0].name
+        self.root, self.folder = folder.path, folder.tuning(name, contestant)
+        self.space = dimensions(contestant, space)
+        self.seeds = config.tuning_seeds
+        self.rungs = WHOLE if contestant.peer else config.tune_rungs or WHOLE
+        self.steps = {env.name: rung_steps(config.tune_steps or env.total_steps, self.rungs) for env in environments}
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        kept = self.folder / "trials.json"
-        self.trials: list[dict[str, Any]] = read_object(kept, "trials")["trials"] if kept.exists() else []
-        self._batch: list[dict[str, Any]] = []
+        self.trials, self._batch = read_trials(self.folder / "trials.json", environments[0].name, self.space)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a batch has been begun that has not ended."""
+        return bool(self._batch)
 
     @property
     def best(self) -> dict[str, Any]:
-        """Settings of the trial with the highest score; as the contestant stands if no trial has one."""
-        scored = [trial for trial in self.trials if trial["score"] is not None]
-        return dict(max(scored, key=lambda trial: float(trial["score"]))["settings"]) if scored else {}
+        """Settings of the best trial; as the contestant stands if no trial has a score."""
+        found = best_trial(self.trials)
+        return {} if found is None else dict(found["settings"])
 
     def tuned(self) -> Contestant:
         """The contestant with its best settings."""
@@ -83,143 +121,221 @@ class Study:
 
     def about(self) -> dict[str, Any]:
         """Steps and seeds of a trial, and all trials, as they are kept."""
-        return {"steps": self.steps, "seeds": list(self.seeds), "trials": self.trials}
+        steps = {name: at[-1] for name, at in self.steps.items()}
+        found: dict[str, Any] = {"steps": next(iter(steps.values())), "seeds": list(self.seeds)}
+        if self.config.tune_together:
+            found |= {"steps": steps, "scales": self._scales(len(self.rungs))}
+        if self.rungs != WHOLE:
+            found["rungs"] = list(self.rungs)
+        return {**found, "trials": self.trials}
 
     def propose(self) -> list[Task]:
-        """The runs of the next batch of trials that have not ended; none when there have been enough trials."""
-        first = len(self.trials)
-        points = self._points(min(BATCH, self.config.tune - first))
-        self._batch = [{"number": first + k, **point} for k, point in enumerate(points)]
-        runs = [self._task(trial, seed) for trial in self._batch for seed in self.seeds]
-        return [run for run in runs if not has_ended(run, self.root)]
+        """The runs to the next rung of the present batch that have not come there; begins a batch if there is none."""
+        if not self._batch:
+            first = len(self.trials)
+            most = self.config.tune_batch or batch_size(self.config.tune_rungs or WHOLE, self.config.tune_keep)
+            points = self._points(min(most, self.config.tune - first))
+            self._batch = [
+                {"number": first + k, **point, "score": None, "seconds": 0.0, "reached": []}
+                for k, point in enumerate(points)
+            ]
+            self._write()
+        rung = self._rung() + 1
+        left = []
+        for trial in self._alive():
+            for env in self.environments:
+                runs = [paused(self._run(trial, env, seed), self.steps[env.name], rung) for seed in self.seeds]
+                left += [run for run in runs if self._is_left(run, env, rung)]
+        return left
 
     def close(self) -> None:
-        """Score the batch, whose runs have all ended, and keep it."""
-        for trial in self._batch:
-            folders = [self.root / self._task(trial, seed).folder for seed in self.seeds]
-            scores = [curve_mean(folder, self.steps) for folder in folders]
-            known = [score for score in scores if score is not None]
-            trial["score"] = sum(known) / len(known) if len(known) == len(scores) else None
-        self.trials += self._batch
-        self._batch = []
-        write_json(self.folder / "trials.json", self.about())
+        """Score the trials at the rung that all their runs have come to, and end the batch if none goes on."""
+        alive, rung = self._alive(), self._rung() + 1
+        for trial in alive:
+            trial["reached"].append({env.name: self._score_on(trial, env, rung) for env in self.environments})
+            folders = [self._folder(trial, env, seed) for env in self.environments for seed in self.seeds]
+            trial["seconds"] = sum(last_row(RunFolder(folder).progress).get("seconds", 0.0) for folder in folders)
+        self._score()
+        if rung == len(self.rungs) or not self._alive():
+            self.trials += self._batch
+            self._batch = []
+        self._write()
 
-    def _task(self, trial: Mapping[str, Any], seed: int) -> Task:
+    def _rung(self) -> int:
+        """The rung that the present batch has come to; 0 before the first."""
+        return max((len(trial["reached"]) for trial in self._batch), default=0)
+
+    def _alive(self) -> list[Trial]:
+        """The trials of the batch that go on from its rung."""
+        at = [trial for trial in self._batch if len(trial["reached"]) == self._rung()]
+        if not self._rung():
+            return at
+        kept = survivors({trial["number"]: trial["score"] for trial in at}, self.config.tune_keep)
+        return [trial for trial in at if trial["number"] in kept]
+
+    def _score(self) -> None:
+        """Give each trial its score at its rung; together, on scales of all trials that have come there."""
+        if self.config.tune_together:
+            found = [self._scales(rung) for rung in range(1, len(self.rungs) + 1)]
+            for trial in (*self.trials, *self._batch):
+                trial["score"] = mean_score(trial["reached"][-1], found[len(trial["reached"]) - 1])
+            return
+        for trial in self._batch:
+            (trial["score"],) = trial["reached"][-1].values()
+
+    def _scales(self, rung: int) -> dict[str, tuple[float, float]]:
+        """What counts as 0 and as 1 at a rung, by environment."""
+        at = [trial["reached"][rung - 1] for trial in (*self.trials, *self._batch) if len(trial["reached"]) >= rung]
+        return scales(self.steps, at, read_anchors(self.config))
+
+    def _score_on(self, trial: Trial, env: Environment, rung: int) -> float | None:
+        """Mean over seeds of the curve up to a rung; None if one of the runs has none."""
+        steps, ended = self.steps[env.name][rung - 1], outcome_at(rung, len(self.rungs))
+        scores = [curve_mean(self._folder(trial, env, seed), steps, ended=ended) for seed in self.seeds]
+        known = [score for score in scores if score is not None]
+        return sum(known) / len(known) if len(known) == len(scores) else None
+
+    def _is_left(self, run: Task, env: Environment, rung: int) -> bool:
+        if self.contestant.peer or not self.config.tune_rungs:
+            return not has_ended(run, self.root)
+        return left_to_do(run, self.root, self.steps[env.name], rung)
+
+    def _run(self, trial: Trial, env: Environment, seed: int) -> Task:
+        """A whole run of a trial."""
+        folder = self._folder(trial, env, seed)
+        name = folder.name.removeprefix("trial-")
+        exact = self.config.tune_rungs and not self.contestant.peer
+        # Nothing is saved but at rungs, from which alone it goes on.
+        saved = {"checkpoint_interval": self.steps[env.name][-1], "keep_checkpoints": 2} if exact else {}
         return run_task(
             self.config,
-            self.env,
+            env,
             self.contestant,
             seed,
-            f"tuning/{self.folder.name}/trial-{trial['number']:03d}-s{seed}",
-            name=f"tune-{self.folder.name}-{trial['number']:03d}-s{seed}",
-            total_steps=self.steps,
-            settings=trial["settings"],
+            f"tuning/{self.folder.name}/{folder.name}",
+            name=f"tune-{self.folder.name}-{name}",
+            total_steps=self.steps[env.name][-1],
+            settings={**trial["settings"], **saved},
         )
+
+    def _folder(self, trial: Trial, env: Environment, seed: int) -> Path:
+        where = f"-{safe_name(env.name)}" if self.config.tune_together else ""
+        return self.folder / f"trial-{trial['number']:03d}{where}-s{seed}"
 
     def _points(self, count: int) -> list[dict[str, Any]]:
-        """The next points of the search, `{"params": as searched, "settings": as trained}` each."""
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        space = {d.name: _distribution(d) for d in self.space.values()}
-        name = f"{self.folder.name}-{len(self.trials)}".encode()
-        sampler = optuna.samplers.TPESampler(
-            seed=zlib.crc32(name), n_startup_trials=STARTUP, multivariate=False, constant_liar=True
-        )
-        study = optuna.create_study(direction="maximize", sampler=sampler)
-        for trial in self.trials:
-            if trial["params"] is None:
-                continue
-            score, states = trial["score"], optuna.trial.TrialState
-            state = states.FAIL if score is None else states.COMPLETE
-            study.add_trial(
-                optuna.trial.create_trial(params=trial["params"], distributions=space, value=score, state=state)
-            )
+        """The next points of the search, the contestant as it stands first."""
         points: list[dict[str, Any]] = []
         if not self.trials and count > 0:
-            points.append({"params": searched_values(self._own_settings(), self.space), "settings": {}})
-        while len(points) < count:
-            params = study.ask(space).params
-            settings = {name: d.setting(params[d.name]) for name, d in self.space.items()}
-            points.append({"params": params, "settings": settings})
-        return points
+            found = [searched_values(self._own_settings(env), self.space) for env in self.environments]
+            same = all(point == found[0] for point in found)
+            points.append({"params": found[0] if same else None, "settings": {}})
+        rest = count - len(points)
+        return points + propose(self.folder.name, self.space, self.trials, rest, rungs=len(self.rungs))
 
-    def _own_settings(self) -> Mapping[str, Any]:
+    def _own_settings(self, env: Environment) -> Mapping[str, Any]:
         """What the contestant would be trained with untuned."""
         if self.contestant.peer:
-            from relax_rl.comparison.peers import published
+            from relax_rl.comparison.peers import parameters_of, published
 
-            peer = published(self.env.id, self.contestant.kind)
-            return {**_peer_defaults(self.contestant.kind), **peer.settings, **peer.linear}
-        return asdict(own_config(self.env, self.contestant).agent)
+            peer = published(env.id, self.contestant.kind)
+            return {**parameters_of(self.contestant.kind), **peer.settings, **peer.linear}
+        return flat(own_config(env, self.contestant))
+
+    def _write(self) -> None:
+        own = [self._own_settings(env) for env in self.environments]
+        common = {name: own[0][name] for name in self.space if all(name in x and x[name] == own[0][name] for x in own)}
+        write_trials(
+            self.folder, self.about(), self._batch, environments=list(self.steps), space=self.space, own=common
+        )
 
 
 Studies = dict[tuple[str, str], Study]
-"""By the names of environments and the labels of contestants."""
+"""By the names of environments and the labels of contestants; one that is tuned together stands there for each of its own."""
 
 
 def make_studies(
     config: CompareConfig, environments: Sequence[Environment], contestants: Sequence[Contestant], folder: Folder
 ) -> Studies:
-    """Those that a comparison asks for."""
-    return {
-        (env.name, contestant.label): Study(config, env, contestant, folder)
-        for env in environments
-        for contestant in contestants
-        if config.tune and (config.tune_peers or not contestant.peer)
-    }
+    """Those that a comparison asks for, whose search space it keeps.
+
+    Raises:
+        SettingsError: the space, or trials that were kept, cannot be read.
+    """
+    if not config.tune:
+        return {}
+    path = _space_file(config, folder)
+    space = read_space(path)
+    tuned = [contestant for contestant in contestants if _is_tuned(config, contestant, space)]
+    if path != folder.space:
+        with writing(folder.space):
+            folder.space.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(folder.space, path.read_text(encoding="utf-8"))
+    found: Studies = {}
+    for contestant in tuned:
+        if config.tune_together:
+            found |= dict.fromkeys(
+                [(env.name, contestant.label) for env in environments],
+                Study(config, environments, contestant, folder, space),
+            )
+        else:
+            found |= {
+                (env.name, contestant.label): Study(config, [env], contestant, folder, space) for env in environments
+            }
+    order = [(env.name, contestant.label) for env in environments for contestant in tuned]
+    return {key: found[key] for key in order}
 
 
-def tune(studies: Studies, work: Callable[[list[Task]], bool]) -> bool:
+def tune(studies: Studies, work: Callable[[list[Task]], bool], budget: Budget | None = None) -> bool:
     """Bring all studies to their end, a batch of each at a time; returns False when interrupted.
 
     Args:
         work: runs tasks; False when interrupted.
+        budget: once it is spent, no batch is begun, unless it takes one for all to have as many trials.
     """
-    while left := [study for study in studies.values() if len(study.trials) < study.config.tune]:
-        if not work([task for study in left for task in study.propose()]):
+    every = list(dict.fromkeys(studies.values()))
+    while left := [study for study in every if len(study.trials) < study.config.tune]:
+        fewest = min(len(study.trials) for study in left)
+        if budget is not None and budget.spent:
+            even = len(left) == len(every) and all(len(study.trials) == fewest for study in every)
+            if even and not any(study.is_open for study in every):
+                break
+        turn = [study for study in left if len(study.trials) == fewest]
+        if not work([task for study in turn for task in study.propose()]):
             return False
-        for study in left:
+        for study in turn:
             study.close()
     return True
 
 
-def curve_mean(folder: Path, total_steps: int) -> float | None:
+def curve_mean(folder: Path, total_steps: int, *, ended: str = OUTCOME) -> float | None:
     """Mean over the steps of the curve of a run: the higher, the sooner and the more was learned.
 
     The curve is the mean return of the last 100 episodes; what comes before the first finished episode counts as that
     one, what comes after the end of the run as its last value.
+
+    Args:
+        folder: of the run.
+        total_steps: up to which the curve counts.
+        ended: the file in it that says that the run has come there.
 
     Returns:
         None for a run that did not end well, or in which no episode finished.
     """
     import numpy as np
 
-    run = read_run(folder, 0)
+    run = read_run(folder, 0, ended=ended)
     if run is None or run.status != "finished":
         return None
     values = run.at_steps(np.linspace(0, total_steps, POINTS + 1)[1:])
     return float(np.where(np.isnan(values), run.means[0], values).mean())
 
 
-def _distribution(dimension: Dimension) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if dimension.choices:
-        return CategoricalDistribution(dimension.choices)
-    if dimension.whole:
-        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+def _space_file(config: CompareConfig, folder: Folder | None) -> Path:
+    """The file of the search space: what a comparison keeps of it wins over what it was begun with."""
+    if folder is not None and folder.space.exists():
+        return folder.space
+    return Path(config.tune_space or PUBLISHED)
 
 
-def _peer_defaults(kind: str) -> dict[str, Any]:
-    """Stable-Baselines3's defaults of what is tuned, where the published entry is silent."""
-    import inspect
-
-    import stable_baselines3
-
-    from relax_rl.comparison.peers import ALGORITHMS
-
-    parameters = inspect.signature(getattr(stable_baselines3, ALGORITHMS[kind])).parameters
-    defaults = {name: parameter.default for name, parameter in parameters.items()}
-    return {name: value for name, value in defaults.items() if isinstance(value, (int, float))}
+def _is_tuned(config: CompareConfig, contestant: Contestant, space: SearchSpace) -> bool:
+    return bool(dimensions(contestant, space)) and (config.tune_peers or not contestant.peer)

@@ -24,7 +24,8 @@ class TrainingResult:
         solved: whether that mean is over 100 episodes and reaches `stop_at_return`, or what the environment's
             registration calls solved.
         checkpoint: the last one.
-        stopped_by: "total_steps", "return", "callback", or the signal that asked for it: "SIGINT", "SIGTERM", "SIGHUP".
+        stopped_by: "total_steps", "return", "step" (`stop_at_step`), "callback", or the signal that asked for it: "SIGINT",
+            "SIGTERM", "SIGHUP".
         best: the checkpoint of the agent with the highest mean return: of an evaluation, where there were any, else of 100
             training episodes; None if none has been kept.
         best_return, best_step: that mean, and the step of that agent.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -139,6 +140,8 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
         steps = steps_of(checkpoint.state, checkpoint.path)
         seed = (config.run.seed, steps)
         opening.check_steps(steps, "total_steps")
+        if config.run.stop_at_step is not None:
+            opening.check_steps(steps, "stop_at_step")
     first_env = workers.rank * config.env.num_envs
     envs = process.stack.enter_context(envs_of(config.env, seed=seed, first_env=first_env))
     estimator = resolve_estimator(config.run.estimator, envs.single_action_space)
@@ -212,6 +215,8 @@ class _Training:
         standing += [save, stop_when_interrupted(process.interruption, process.display)]
         if settings.stop_at_return is not None:
             standing.append(stop_at_return(run, settings.stop_at_return))
+        if (pause := settings.stop_at_step) is not None:
+            standing.append(lambda agent, info: info.steps < pause)
         profile = None
         if settings.profile and session.first:
             name = session.config.env.env
@@ -249,6 +254,8 @@ class _Training:
         stopped_by = self.process.signal()
         if stopped_by is None and run.reaches(settings.stop_at_return):
             stopped_by = "return"
+        elif stopped_by is None and (settings.stop_at_step or math.inf) <= agent.steps < settings.total_steps:
+            stopped_by = "step"
         run_dir = Path(str(settings.run_dir))  # as it was given
         return TrainingResult(
             run_dir=run_dir,

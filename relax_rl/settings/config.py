@@ -242,6 +242,8 @@ class RunConfig:
     """Folder of the run (default: runs/ENV-ESTIMATOR-sSEED-TIME)."""
     stop_at_return: float | None = setting(None, finite=False, resumable=True)
     """Stop once the mean return of the last 100 episodes reaches this."""
+    stop_at_step: int | None = setting(None, least=1, resumable=True, of_the_call=True)
+    """Pause at this step, as Ctrl-C does: schedules stay those of --total-steps, and --resume goes on."""
     resume: str | None = setting(None, of_the_call=True)
     """Folder of a run to go on with; its settings are taken over, --total-steps may be raised."""
     eval_interval: int = setting(0, least=0, resumable=True)
@@ -306,7 +308,9 @@ class TrainConfig:
             "life_loss_terminal"
         ),
         "evaluation": "eval_interval eval_episodes eval_step_limit",
-        "output": "log_interval checkpoint_interval keep_checkpoints tensorboard track track_project logger quiet profile",
+        "output": (
+            "log_interval checkpoint_interval keep_checkpoints stop_at_step tensorboard track track_project logger quiet profile"
+        ),
         "hardware": "threads compile worker_timeout",
     }
 

@@ -19,9 +19,10 @@ from relax_rl.agents.acting import HostSampler, ImageSampler, host_sampler
 from relax_rl.agents.batch import Batch, make_batch
 from relax_rl.agents.control_scale import ControlScale
 from relax_rl.agents.estimates import AgentEstimator, check_estimator
+from relax_rl.agents.factory import NetworkFactory, make_networks
 from relax_rl.agents.learner import Learner, Metrics
 from relax_rl.agents.listening import Listener, Listeners, listening
-from relax_rl.agents.networks import NetworkFactory, Outputs, make_networks
+from relax_rl.agents.networks import Outputs
 from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler, chosen_columns
 from relax_rl.agents.recurrence import EnvMemory, check_memory, collect_with_memory
 from relax_rl.agents.replay import ValueReplay

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from relax_rl.agents.actor import Actor
-from relax_rl.agents.networks import NetworkFactory
+from relax_rl.agents.factory import NetworkFactory
 from relax_rl.agents.saving import (
     check_fits,
     check_networks,

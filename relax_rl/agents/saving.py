@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from relax_rl.agents.networks import make_networks, observations_for
+from relax_rl.agents.factory import make_networks, observations_for
 from relax_rl.compute.serialization import pack
 from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.networks.actions import action_encoder, unit_scale

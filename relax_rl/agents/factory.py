@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gymnasium import spaces
@@ -69,7 +69,7 @@ def make_networks(
     surrogate: bool,
     factory: NetworkFactory | None = None,
 ) -> Networks:
-    """Networks that fit some spaces: torsos apart, or a shared one if there are images among what both see.
+    """Networks that fit some spaces: torsos apart, or a shared one, by default if there are images among what both see.
 
     Args:
         observations, actions: of the spaces.
@@ -78,20 +78,20 @@ def make_networks(
         factory: makes the torsos, and perhaps the surrogate, in place of those of the settings.
 
     Raises:
-        SettingsError: the factory is none, or a leaf is named that there is not.
+        SettingsError: the factory is none, a leaf is named that there is not, or a shared torso is to be two.
     """
     policy_sees = observations.only(config.policy_keys, "policy_keys")
     critic_sees = observations.only(config.critic_keys, "critic_keys")
     alike = policy_sees.leaves == critic_sees.leaves
     parts = None if factory is None else _own(factory, observations, actions, config)
     if parts is None:
-        shared = alike and any(leaf.kind == "image" for leaf in policy_sees.leaves)
+        shared = _shares(config, alike and any(leaf.kind == "image" for leaf in policy_sees.leaves))
     else:
         shared = parts.policy_torso is parts.value_torso
     if shared and not alike:
+        who = "policy and value function" if factory is None else f"networks {name_of(factory)}"
         raise SettingsError(
-            f"networks {name_of(factory)} share a torso, and policy_keys and critic_keys name different leaves; expected a "
-            "torso each"
+            f"{who} share a torso, and policy_keys and critic_keys name different leaves; expected a torso each"
         )
     torso = _torso(policy_sees, config) if parts is None else parts.policy_torso
     policy = Policy(
@@ -105,7 +105,7 @@ def make_networks(
         head_scale=config.policy_head_scale,
     )
     if not shared:
-        torso = _torso(critic_sees, config) if parts is None else parts.value_torso
+        torso = _critic_torso(critic_sees, config) if parts is None else parts.value_torso
         torso = _with_memory(_selecting(torso, observations, critic_sees), config, own=parts is not None)
     value = ValueFunction(policy.torso if shared else torso)
     state = "observation" if shared else _state_of(observations, critic_sees, own=parts is not None)
@@ -133,6 +133,20 @@ def _torso(sees: ObservationEncoder, config: AgentConfig) -> Torso:
         layer_norm=config.layer_norm,
         residual=config.residual,
     )
+
+
+def _shares(config: AgentConfig, images: bool) -> bool:
+    """Whether networks of the settings share a torso, both of them seeing the same images or not."""
+    shared = images if config.share_torso == "auto" else config.share_torso == "on"
+    if shared:
+        config.check_one_torso()
+    return shared
+
+
+def _critic_torso(sees: ObservationEncoder, config: AgentConfig) -> Torso:
+    """That of a value function with a torso of its own."""
+    layer_norm = config.layer_norm if config.critic_layer_norm == "auto" else config.critic_layer_norm == "on"
+    return _torso(sees, replace(config, hidden=config.critic_hidden or config.hidden, layer_norm=layer_norm))
 
 
 def _own(

@@ -149,6 +149,14 @@ class AgentConfig:
     """Activation of policy and value function (CNNs use ReLU)."""
     layer_norm: bool = False
     """Normalise the hidden layers of policy and value function before their activations (LayerNorm)."""
+    critic_hidden: tuple[int, ...] = setting(
+        (), least=1, cap=2**14, fits=_few, expected="at most 64 widths of at least 1, or none for those of --hidden"
+    )
+    """Widths of the hidden layers of the value function; those of --hidden if none is named."""
+    critic_layer_norm: Literal["auto", "on", "off"] = "auto"
+    """Normalise the hidden layers of the value function; auto does as --layer-norm says."""
+    share_torso: Literal["auto", "on", "off"] = "auto"
+    """Policy and value function share all but their last layers; auto does so where both see the same images."""
     residual: bool = False
     """Hidden layers of policy and value function that are as wide as the one before add to what they get."""
     memory: Literal["none", "gru", "lstm"] = "none"
@@ -220,6 +228,18 @@ class AgentConfig:
             raise SettingsError(
                 f"{name} is True, but it is for action_distribution 'gaussian', not 'beta'; leave it off"
             )
+        if self.share_torso == "on":
+            self.check_one_torso()
+
+    def check_one_torso(self) -> None:
+        """Raises SettingsError if the value function is to have a torso other than the policy's."""
+        name = "critic_hidden" if self.critic_hidden not in ((), self.hidden) else ""
+        if self.critic_layer_norm != "auto" and (self.critic_layer_norm == "on") != self.layer_norm:
+            name = "critic_layer_norm"
+        if name:
+            raise SettingsError(
+                f"{name} is {getattr(self, name)!r}, but the value function shares the policy's torso; set share_torso off"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,11 +305,12 @@ class TrainConfig:
             "num_steps gamma gae_lambda reward_clip normalize_reward normalize_obs normalize_keys obs_clip obs_std_floor"
         ),
         "optimisation": (
-            "policy_lr value_lr lr_schedule optimizer epochs minibatch_size value_coef value_replay max_grad_norm"
+            "policy_lr value_lr lr_schedule optimizer epochs minibatch_size value_coef max_grad_norm"
         ),
         "trust region and entropy": (
             "clip_range target_kl kl_bound kl_form kl_schedule entropy_coef entropy_schedule entropy_target multiplier_lr"
         ),
+        "value function": "critic_hidden critic_layer_norm share_torso value_replay",
         "surrogate": "surrogate_lr surrogate_steps surrogate_scale surrogate_hidden surrogate_activation",
         "networks": (
             "hidden activation layer_norm residual memory memory_size cnn cnn_features precision embed policy_keys critic_keys "

@@ -63,6 +63,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "memory_size": 8,
         },
     ),
+    "a2c, epochs, hl_gauss": ("CartPole-v1", "a2c", {**NORMALIZED, **EPOCHS, "critic_loss": "hl_gauss"}),
     "a2c, epochs, value replay": ("CartPole-v1", "a2c", {**NORMALIZED, **EPOCHS, "value_replay": 2}),
 }
 COLUMNS, STEPS, UPDATES = 6, 5, 12

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from gymnasium import spaces
 from torch import nn
 
 from relax_rl.agents.networks import Networks, StateOf
-from relax_rl.critics import ActionSurrogate, ValueFunction
+from relax_rl.critics import ActionSurrogate, Bins, DistributionalValue, ValueFunction
 from relax_rl.errors import SettingsError
 from relax_rl.networks.memory import MemoryTorso, RecurrentSelection, is_recurrent
 from relax_rl.networks.policies import Policy
@@ -19,7 +21,10 @@ from relax_rl.networks.torsos import Selection, Torso, make_torso
 from relax_rl.settings.config import AgentConfig
 from relax_rl.settings.naming import name_of, require_call
 
-__all__ = ["NetworkFactory", "NetworkParts", "make_networks", "observations_for"]
+__all__ = ["NetworkFactory", "NetworkParts", "make_networks", "observations_for", "seeded_networks"]
+
+_GLOBAL_GENERATOR = threading.Lock()
+"""Initial weights come from torch's one generator, which agents made in several threads take in turns."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,7 @@ def make_networks(
     critic_sees = observations.only(config.critic_keys, "critic_keys")
     alike = policy_sees.leaves == critic_sees.leaves
     parts = None if factory is None else _own(factory, observations, actions, config)
-    if parts is None:
-        shared = _shares(config, alike and any(leaf.kind == "image" for leaf in policy_sees.leaves))
-    else:
-        shared = parts.policy_torso is parts.value_torso
+    shared = _shares(config, parts, alike and any(leaf.kind == "image" for leaf in policy_sees.leaves))
     if shared and not alike:
         who = "policy and value function" if factory is None else f"networks {name_of(factory)}"
         raise SettingsError(
@@ -107,7 +109,7 @@ def make_networks(
     if not shared:
         torso = _critic_torso(critic_sees, config) if parts is None else parts.value_torso
         torso = _with_memory(_selecting(torso, observations, critic_sees), config, own=parts is not None)
-    value = ValueFunction(policy.torso if shared else torso)
+    value = _value_function(policy.torso if shared else torso, config)
     state = "observation" if shared else _state_of(observations, critic_sees, own=parts is not None)
     if is_recurrent(value.torso):
         state = "features"  # what is seen of a state is not all of it
@@ -119,6 +121,13 @@ def make_networks(
         num_features = critic_sees.shape[0] if plain else value.torso.num_features
         made = ActionSurrogate(num_features, sum(actions.sizes), config.surrogate_hidden, config.surrogate_activation)
     return Networks(policy, value, made, state=state)
+
+
+def seeded_networks(seed: int, *args: Any, **how: Any) -> Networks:
+    """`make_networks` with the initial weights of a seed; torch's own generator stays where it is."""
+    with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make_networks(*args, **how)
 
 
 def _torso(sees: ObservationEncoder, config: AgentConfig) -> Torso:
@@ -135,12 +144,32 @@ def _torso(sees: ObservationEncoder, config: AgentConfig) -> Torso:
     )
 
 
-def _shares(config: AgentConfig, images: bool) -> bool:
-    """Whether networks of the settings share a torso, both of them seeing the same images or not."""
-    shared = images if config.share_torso == "auto" else config.share_torso == "on"
-    if shared:
-        config.check_one_torso()
+def _shares(config: AgentConfig, parts: NetworkParts | None, images: bool) -> bool:
+    """Whether policy and value function share a torso.
+
+    Args:
+        config: says so, or leaves it open.
+        parts: the user's own, if there are any.
+        images: whether both see the same, and images in it.
+    """
+    if parts is None:
+        shared = images if config.share_torso == "auto" else config.share_torso == "on"
+        if shared:
+            config.check_one_torso()
+        return shared
+    shared = parts.policy_torso is parts.value_torso
+    if config.share_torso not in ("auto", "on" if shared else "off"):
+        raise SettingsError(
+            f"share_torso is {config.share_torso!r}, but networks of your own share what is the same module in both; leave "
+            "it at auto"
+        )
     return shared
+
+
+def _value_function(torso: Torso, config: AgentConfig) -> ValueFunction:
+    if config.critic_loss == "mse":
+        return ValueFunction(torso)
+    return DistributionalValue(torso, Bins(config.critic_bins, config.critic_range))
 
 
 def _critic_torso(sees: ObservationEncoder, config: AgentConfig) -> Torso:

@@ -31,11 +31,13 @@ class Outputs:
         params: `[B, P]` parameters of the action distribution.
         value: `[B + K]` V, of the K observations that only bootstrap too.
         features: `[B, F]` description of the states for the surrogate, without graph.
+        logits: `[B, num]` of the distribution whose mean V is; None where V is learned itself.
     """
 
     params: Tensor
     value: Tensor
     features: Tensor
+    logits: Tensor | None = None
 
 
 class Networks(nn.Module):
@@ -107,13 +109,21 @@ class Networks(nn.Module):
         features = self.policy.torso(obs[:rows]) if torso_features is None else torso_features
         if not self.shared_torso:
             seen = self.value.torso(obs)
-            return Outputs(self.policy.params(features), self.value.value(seen), self._told(obs[:rows], seen[:rows]))
-        value = self.value.value(features)
+            value, logits = self._valued(seen, rows)
+            return Outputs(self.policy.params(features), value, self._told(obs[:rows], seen[:rows]), logits)
+        value, logits = self._valued(features, rows)
         if len(obs) > rows:
             with torch.no_grad():  # the observations that only bootstrap take no part in the backward pass
                 bootstrapping = self.value(obs[rows:])
             value = torch.cat([value, bootstrapping])
-        return Outputs(self.policy.params(features), value, features.detach())
+        return Outputs(self.policy.params(features), value, features.detach(), logits)
+
+    def _valued(self, features: Tensor, rows: int) -> tuple[Tensor, Tensor | None]:
+        """`[B + K]` V, and the logits of the first rows where it is the mean of a distribution."""
+        if self.value.bins is None:
+            return self.value.value(features), None
+        outputs = self.value.outputs(features)
+        return self.value.from_outputs(outputs), outputs[:rows]
 
     def _through_time(self, obs: Tensor, rows: int, memory: Memory | None) -> Outputs:
         """The same for recurrent networks."""
@@ -128,7 +138,8 @@ class Networks(nn.Module):
             acted = memory.first(rows // len(memory.state)) if len(memory.state) else memory
             features = features_through_time(self.policy.torso, obs[:rows], of_policy, acted)
             of_state = self._told(obs[:rows], seen[:rows])
-        return Outputs(self.policy.params(features), self.value.value(seen), of_state)
+        value, logits = self._valued(seen, rows)
+        return Outputs(self.policy.params(features), value, of_state, logits)
 
     @torch.no_grad()
     def without_graph(self, obs: Tensor, rows: int, policy_outputs: Tensor | None = None) -> Outputs:
@@ -142,7 +153,8 @@ class Networks(nn.Module):
         if policy is None or value is None or self.shared_torso:
             return self.forward(obs, rows)
         said = policy.on_tensor(obs[:rows]) if policy_outputs is None else policy_outputs
-        return Outputs(self.policy.params_from(said), value.on_tensor(obs).squeeze(-1), self._told(obs[:rows]))
+        values = self.value.from_outputs(value.on_tensor(obs))
+        return Outputs(self.policy.params_from(said), values, self._told(obs[:rows]))
 
     def extra_repr(self) -> str:
         return "" if self._state == "observation" else f"state={self._state}"

@@ -55,6 +55,12 @@ class SavedActor(Actor):
     compiled_from: int | None = None
     networks_from: str | None = None
 
+    def schedule_factor(self, schedule: str) -> float:
+        """What a setting on the schedule "constant" or "linear" is multiplied by at the present step."""
+        if schedule == "constant" or self.schedule_end <= self.schedule_start:
+            return 1.0
+        return max(0.0, (self.schedule_end - self.steps) / (self.schedule_end - self.schedule_start))
+
     def components(self) -> dict[str, Any]:
         """Everything that learns or counts, by name: modules, optimisers and statistics, each with a state_dict."""
         raise NotImplementedError

@@ -80,7 +80,7 @@ def described(state: Mapping[str, Any], source: str) -> Description:
 
 _SHAPE_NO_TENSOR = (
     *("activation", "surrogate_activation", "squash", "state_dependent_std", "normalize_keys", "action_distribution"),
-    *("residual", "cnn", "policy_keys", "critic_keys", "memory"),
+    *("residual", "cnn", "policy_keys", "critic_keys", "memory", "critic_range"),
 )
 """Settings that say what the numbers of a network mean."""
 

@@ -155,6 +155,12 @@ class AgentConfig:
     """Widths of the hidden layers of the value function; those of --hidden if none is named."""
     critic_layer_norm: Literal["auto", "on", "off"] = "auto"
     """Normalise the hidden layers of the value function; auto does as --layer-norm says."""
+    critic_loss: Literal["mse", "hl_gauss"] = "mse"
+    """What V learns by: the squared error, or the cross entropy of a distribution over bins, whose mean V is, against a Gaussian around the return (hl_gauss)."""
+    critic_bins: int = setting(101, least=3, cap=2**12)
+    """hl_gauss: bins of the distribution."""
+    critic_range: float = setting(10.0, least=0.1, cap=1e6)
+    """hl_gauss: the bins go from minus this to this, in units of the returns' running root mean square; returns beyond count as the last bin, see value/clipped."""
     share_torso: Literal["auto", "on", "off"] = "auto"
     """Policy and value function share all but their last layers; auto does so where both see the same images."""
     residual: bool = False
@@ -310,7 +316,7 @@ class TrainConfig:
         "trust region and entropy": (
             "clip_range target_kl kl_bound kl_form kl_schedule entropy_coef entropy_schedule entropy_target multiplier_lr"
         ),
-        "value function": "critic_hidden critic_layer_norm share_torso value_replay",
+        "value function": "critic_hidden critic_layer_norm share_torso critic_loss critic_bins critic_range value_replay",
         "surrogate": "surrogate_lr surrogate_steps surrogate_scale surrogate_hidden surrogate_activation",
         "networks": (
             "hidden activation layer_norm residual memory memory_size cnn cnn_features precision embed policy_keys critic_keys "

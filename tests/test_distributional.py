@@ -204,7 +204,10 @@ def test_the_gradient_of_v_is_that_of_the_mean_cross_entropy_over_rollouts() -> 
 def test_compiled_steps_are_those_of_eager_code(
     estimator: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relax_rl.compute.compilation._compile", lambda graph, inputs, key: graph)
+    traced: list[Any] = []
+    monkeypatch.setattr(
+        "relax_rl.compute.compilation._compile", lambda graph, inputs, key: traced.append(graph) or graph
+    )
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "g++")
     told: tuple[list[Any], list[Any]] = ([], [])
     compiled, eager = (
@@ -213,6 +216,8 @@ def test_compiled_steps_are_those_of_eager_code(
     )
     assert compiled.learner.compiled is not None and compiled.value.unit != 1.0
     assert_alike(compiled, eager)
+    constants = [node for graph in traced for node in graph.graph.nodes if node.op == "get_attr"]
+    assert traced and not constants, "machine code would keep the unit of its first update"
     for ours, theirs in zip(*told, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4, nan_ok=True)
 

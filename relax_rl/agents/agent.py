@@ -24,8 +24,8 @@ from relax_rl.agents.listening import Listener, Listeners, listening
 from relax_rl.agents.networks import Outputs
 from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler, chosen_columns
 from relax_rl.agents.recurrence import EnvMemory, check_memory, collect_with_memory
-from relax_rl.agents.replay import ValueReplay
 from relax_rl.agents.return_spread import ReturnSpread
+from relax_rl.agents.rollout_replay import make_replay
 from relax_rl.agents.rollouts import Collector, Rollout, require_envs
 from relax_rl.agents.saved import SavedActor
 from relax_rl.agents.shards import columns, shard_of_rollout
@@ -100,7 +100,7 @@ class ActorCritic(SavedActor):
         self.return_spread = ReturnSpread() if self.value.bins is not None else None
         fitted = self.estimator.uses_surrogate and config.surrogate_scale == "fitted"
         self.control_scale = ControlScale() if fitted else None
-        self.value_replay = ValueReplay(config.value_replay) if config.value_replay else None
+        self.value_replay = make_replay(config, self.networks, self.normalized)
         self._acted: tuple[Rollout, ImageSampler | HostSampler] | None = None
 
     @property
@@ -289,7 +289,7 @@ class ActorCritic(SavedActor):
             self.return_spread.look_at(batch.return_ / self.reward_unit, batch.weight, self.workers)
             self._set_value_unit()
         if self.value_replay is not None:
-            batch = self.value_replay.join(batch, self.reward_unit)
+            batch = self.value_replay.join(batch, self.reward_unit, rollout, acted.params.detach())
         try:
             metrics, sums = self.learner.learn(batch, acted, self.schedule_factor(self.config.lr_schedule))
         except TrainingDiverged as error:

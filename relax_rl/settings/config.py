@@ -122,7 +122,9 @@ class AgentConfig:
     multiplier_lr: float = setting(0.01, above=0.0, cap=1e3)
     """The most by which the logarithm of a learned multiplier moves in a step of the policy (--kl-bound, --entropy-target)."""
     value_replay: int = setting(0, least=0, cap=1_000)
-    """Earlier rollouts that the value function learns from at each step beside the present one, with their returns as they were: less noise in its gradient."""
+    """Earlier rollouts that the value function learns from at each step beside the present one: less noise in its gradient; see --replay-targets."""
+    replay_targets: Literal["kept", "anew"] = "kept"
+    """With --value-replay: the returns of earlier rollouts stay as they were, or are computed anew at each update, by V-trace with the present policy and V."""
     surrogate_steps: int = setting(1, least=1, cap=10_000)
     """Steps of the surrogate per step of the policy; those beyond one are taken after it, with fresh noise behind the actions."""
     surrogate_scale: Literal["one", "fitted"] = "one"
@@ -234,6 +236,8 @@ class AgentConfig:
             raise SettingsError(
                 f"{name} is True, but it is for action_distribution 'gaussian', not 'beta'; leave it off"
             )
+        if self.replay_targets == "anew" and not self.value_replay:
+            raise SettingsError("replay_targets is 'anew', expected value_replay of at least 1 beside it")
         if self.share_torso == "on":
             self.check_one_torso()
 
@@ -316,7 +320,7 @@ class TrainConfig:
         "trust region and entropy": (
             "clip_range target_kl kl_bound kl_form kl_schedule entropy_coef entropy_schedule entropy_target multiplier_lr"
         ),
-        "value function": "critic_hidden critic_layer_norm share_torso critic_loss critic_bins critic_range value_replay",
+        "value function": "critic_hidden critic_layer_norm share_torso critic_loss critic_bins critic_range value_replay replay_targets",
         "surrogate": "surrogate_lr surrogate_steps surrogate_scale surrogate_hidden surrogate_activation",
         "networks": (
             "hidden activation layer_norm residual memory memory_size cnn cnn_features precision embed policy_keys critic_keys "

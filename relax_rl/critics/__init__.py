@@ -1,6 +1,7 @@
 """The critics: V(s) and the action-dependent surrogate c_phi(s, a)."""
 
-from relax_rl.critics.distributional import Bins, DistributionalValue, hl_gauss
+from relax_rl.critics.bins import Bins, hl_gauss
+from relax_rl.critics.distributional import DistributionalValue
 from relax_rl.critics.surrogate import ActionSurrogate, MLPSurrogate, surrogate_at
 from relax_rl.critics.value import ValueFunction, explained_variance
 

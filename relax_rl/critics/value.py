@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from relax_rl.critics.bins import Bins
 from relax_rl.networks.torsos import Torso, orthogonal
-
-if TYPE_CHECKING:
-    from relax_rl.critics.distributional import Bins
 
 __all__ = ["ValueFunction", "explained_variance"]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from relax_rl.agents import A2C, RELAX, ActorCritic
+from relax_rl.agents import A2C, RELAX, ActorCritic, NetworkParts
 from relax_rl.errors import SettingsError
 from relax_rl.networks.torsos import MLP, ResidualMLP
 from relax_rl.settings.config import AgentConfig
@@ -102,6 +102,20 @@ def test_one_torso_has_one_shape(settings: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match="set share_torso off"):
         agent_for(GRID, **settings)
     AgentConfig(share_torso="on", critic_hidden=(64, 64), critic_layer_norm="off")
+
+
+def own(observations: Any, actions: Any, config: Any) -> NetworkParts:
+    torso = MLP(observations.shape[0], (7,), "relu")
+    return NetworkParts(torso, torso)
+
+
+def test_networks_of_ones_own_share_as_they_say() -> None:
+    agent = agent_for(networks=own, critic_loss="hl_gauss", critic_bins=5, share_torso="on")
+    assert agent.networks.shared_torso and agent.value.head.out_features == 5
+    shake(agent)
+    assert "value/clipped" in agent.update(rollout_for(agent))
+    with pytest.raises(SettingsError, match="share_torso is 'off', but networks of your own share"):
+        agent_for(networks=own, share_torso="off")
 
 
 def test_a_torso_is_not_shared_by_what_sees_different_leaves() -> None:

@@ -15,6 +15,7 @@ from scipy.integrate import quad
 from torch import Tensor
 
 from relax_rl.agents import A2C, RELAX, ActorCritic
+from relax_rl.agents.compiled import identity_of
 from relax_rl.agents.return_spread import ReturnSpread
 from relax_rl.agents.rollouts import Rollout
 from relax_rl.compute.distributed import ALONE
@@ -272,6 +273,11 @@ def test_a_memory_goes_with_it() -> None:
     told: list[Any] = []
     agent = trained("relax", updates=2, told=told, memory="gru", **HL)
     assert agent.networks.recurrent and agent.value.unit != 1.0 and told[-1]["losses/value"] > 0.0
+
+
+def test_code_for_other_bins_is_other_code() -> None:
+    made = [agent_for(**more) for more in ({}, {"critic_range": 5.0}, {"critic_bins": 33}, {"critic_loss": "mse"})]
+    assert len({identity_of(each.networks, each.estimator, each.config) for each in made}) == 4
 
 
 def test_what_is_off_leaves_no_trace() -> None:

@@ -80,7 +80,7 @@ def described(state: Mapping[str, Any], source: str) -> Description:
 
 _SHAPE_NO_TENSOR = (
     *("activation", "surrogate_activation", "squash", "state_dependent_std", "normalize_keys", "action_distribution"),
-    *("residual", "cnn", "policy_keys", "critic_keys", "memory", "critic_range"),
+    *("residual", "cnn", "policy_keys", "critic_keys", "memory"),
 )
 """Settings that say what the numbers of a network mean."""
 
@@ -92,6 +92,8 @@ def check_fits(
     names = [*_SHAPE_NO_TENSOR]
     if unit_scale(action_encoder(action_space)) is not None:
         names.append("rescale_actions")
+    if config.critic_loss != "mse":
+        names.append("critic_range")
     for what, theirs, ours in (
         ("observation space", saved.observation_space, observation_space),
         ("action space", saved.action_space, action_space),

@@ -314,9 +314,7 @@ class TrainConfig:
         "rollouts and returns": (
             "num_steps gamma gae_lambda reward_clip normalize_reward normalize_obs normalize_keys obs_clip obs_std_floor"
         ),
-        "optimisation": (
-            "policy_lr value_lr lr_schedule optimizer epochs minibatch_size value_coef max_grad_norm"
-        ),
+        "optimisation": ("policy_lr value_lr lr_schedule optimizer epochs minibatch_size value_coef max_grad_norm"),
         "trust region and entropy": (
             "clip_range target_kl kl_bound kl_form kl_schedule entropy_coef entropy_schedule entropy_target multiplier_lr"
         ),

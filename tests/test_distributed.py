@@ -64,6 +64,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "memory_size": 8,
         },
     ),
+    "a2c, epochs, hl_gauss": ("CartPole-v1", "a2c", {**NORMALIZED, **EPOCHS, "critic_loss": "hl_gauss"}),
+    "relax, epochs, targets anew": (
+        "CartPole-v1",
+        "relax",
+        {**NORMALIZED, **EPOCHS, "value_replay": 2, "replay_targets": "anew"},
+    ),
     "a2c, epochs, value replay": ("CartPole-v1", "a2c", {**NORMALIZED, **EPOCHS, "value_replay": 2}),
 }
 COLUMNS, STEPS, UPDATES = 6, 5, 12

@@ -34,6 +34,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "lax": ("Pendulum-v1", "lax", {"normalize_obs": True, "normalize_reward": True}),
     "marginal": ("CartPole-v1", "marginal", {"entropy_coef": 0.01}),
     "a2c": ("CartPole-v1", "a2c", {}),
+    "a2c, hl_gauss": ("CartPole-v1", "a2c", {"critic_loss": "hl_gauss"}),
     "reinforce, passes": ("CartPole-v1", "reinforce", PASSES),
 }
 

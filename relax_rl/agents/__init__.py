@@ -9,8 +9,8 @@ from gymnasium import spaces
 from relax_rl.agents import estimates
 from relax_rl.agents.agent import ActorCritic, Callback
 from relax_rl.agents.estimates import AgentEstimator, Experience, check_estimator
+from relax_rl.agents.factory import NetworkParts
 from relax_rl.agents.listening import Listener
-from relax_rl.agents.networks import NetworkParts
 from relax_rl.agents.returns import VTrace, gae, n_step_returns, vtrace
 from relax_rl.agents.statistics import UpdateInfo
 from relax_rl.errors import SettingsError, did_you_mean

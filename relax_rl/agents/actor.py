@@ -13,7 +13,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from relax_rl.agents.networks import Networks, observations_for
+from relax_rl.agents.factory import observations_for
+from relax_rl.agents.networks import Networks
 from relax_rl.agents.normalization import ObservationNormalizer
 from relax_rl.agents.recurrence import step_with_memory
 from relax_rl.compute.devices import resolve_device

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -19,12 +18,14 @@ from relax_rl.agents.acting import HostSampler, ImageSampler, host_sampler
 from relax_rl.agents.batch import Batch, make_batch
 from relax_rl.agents.control_scale import ControlScale
 from relax_rl.agents.estimates import AgentEstimator, check_estimator
+from relax_rl.agents.factory import NetworkFactory, seeded_networks
 from relax_rl.agents.learner import Learner, Metrics
 from relax_rl.agents.listening import Listener, Listeners, listening
-from relax_rl.agents.networks import NetworkFactory, Outputs, make_networks
+from relax_rl.agents.networks import Outputs
 from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler, chosen_columns
 from relax_rl.agents.recurrence import EnvMemory, check_memory, collect_with_memory
-from relax_rl.agents.replay import ValueReplay
+from relax_rl.agents.return_spread import ReturnSpread
+from relax_rl.agents.rollout_replay import make_replay
 from relax_rl.agents.rollouts import Collector, Rollout, require_envs
 from relax_rl.agents.saved import SavedActor
 from relax_rl.agents.shards import columns, shard_of_rollout
@@ -41,9 +42,6 @@ from relax_rl.settings.naming import name_of
 __all__ = ["ActorCritic", "Callback", "UpdateInfo"]
 
 AgentT = TypeVar("AgentT", bound="ActorCritic")
-
-_GLOBAL_GENERATOR = threading.Lock()
-"""Initial weights come from torch's one generator, which agents made in several threads take in turns."""
 
 
 class ActorCritic(SavedActor):
@@ -88,26 +86,21 @@ class ActorCritic(SavedActor):
         super().__init__(observation_space, action_space, config, seed, own_networks=own)
         config = self.config
         check_estimator(self.estimator, self.actions)
-        with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            learned = self.estimator.uses_surrogate
-            made = make_networks(self.observations, self.actions, config, surrogate=learned, factory=networks)
+        seen, done, learned = self.observations, self.actions, self.estimator.uses_surrogate
+        made = seeded_networks(self.seed, seen, done, config, surrogate=learned, factory=networks)
         self.networks, self.networks_from = made.to(self.device), None if networks is None else name_of(networks)
         check_memory(self.networks, config)
         self.env_memory = EnvMemory()
         self.learner = Learner(self.networks, self.estimator, config, self.generator, own_networks=own)
         if config.normalize_obs:
-            columns, chosen = self.observations.vector_columns(), None
-            if config.normalize_keys:
-                chosen = chosen_columns(self.observations.leaves, config.normalize_keys)
-            elif len(columns) < self.observations.shape[0]:
-                chosen = np.isin(np.arange(self.observations.shape[0]), columns)
+            chosen = chosen_columns(self.observations, config.normalize_keys)
             how: dict[str, Any] = {"chosen": chosen, "clip": config.obs_clip, "floor": config.obs_std_floor}
             self.obs_normalizer = ObservationNormalizer(self.observations.shape, self.device, **how)
         self.reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
+        self.return_spread = ReturnSpread() if self.value.bins is not None else None
         fitted = self.estimator.uses_surrogate and config.surrogate_scale == "fitted"
         self.control_scale = ControlScale() if fitted else None
-        self.value_replay = ValueReplay(config.value_replay) if config.value_replay else None
+        self.value_replay = make_replay(config, self.networks, self.normalized)
         self._acted: tuple[Rollout, ImageSampler | HostSampler] | None = None
 
     @property
@@ -131,6 +124,7 @@ class ActorCritic(SavedActor):
             **{f"{name}_optimizer": optimizer for name, optimizer in self.learner.optimizers.items()},
             "obs_normalizer": self.obs_normalizer,
             "reward_scaler": self.reward_scaler,
+            "return_spread": self.return_spread,
             "control_scale": self.control_scale,
             **self.learner.multipliers.parts(),
             # Every worker has rows of its own, and only the first one's would be saved.
@@ -158,17 +152,17 @@ class ActorCritic(SavedActor):
             values = self.value(self.normalized(encoded)).cpu().numpy() / np.float32(self.reward_unit)
         return np.asarray(values[0] if single else values)
 
-    def schedule_factor(self, schedule: str) -> float:
-        """What a setting on the schedule "constant" or "linear" is multiplied by at the present step."""
-        if schedule == "constant" or self.schedule_end <= self.schedule_start:
-            return 1.0
-        return max(0.0, (self.schedule_end - self.steps) / (self.schedule_end - self.schedule_start))
-
     def load_state_dict(
         self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, optimizer: bool = True
     ) -> None:
         self._acted = None  # what acted knows other parameters
         super().load_state_dict(tensors, state, optimizer=optimizer)
+        self._set_value_unit()
+
+    def _set_value_unit(self) -> None:
+        """Tell a distribution over bins what it is measured in: the spread of raw returns, scaled as rewards are."""
+        if self.return_spread is not None:
+            self.return_spread.tell(self.value, self.reward_unit)
 
     # Learning
 
@@ -291,8 +285,11 @@ class ActorCritic(SavedActor):
         self.watch("advantage")
         batch, acted = self.batch(rollout)
         self._acted = None
+        if self.return_spread is not None:
+            self.return_spread.look_at(batch.return_ / self.reward_unit, batch.weight, self.workers)
+            self._set_value_unit()
         if self.value_replay is not None:
-            batch = self.value_replay.join(batch, self.reward_unit)
+            batch = self.value_replay.join(batch, self.reward_unit, rollout, acted.params.detach())
         try:
             metrics, sums = self.learner.learn(batch, acted, self.schedule_factor(self.config.lr_schedule))
         except TrainingDiverged as error:
@@ -308,7 +305,9 @@ class ActorCritic(SavedActor):
         if self.workers.count > 1:
             self.watch("communication")
         statistics = (self.obs_normalizer, self.reward_scaler)
-        steps, episodes = absorb(self.workers, rollout, *statistics, reward_clip=self.config.reward_clip)
+        how: dict[str, Any] = {"reward_clip": self.config.reward_clip, "return_spread": self.return_spread}
+        steps, episodes = absorb(self.workers, rollout, *statistics, **how)
+        self._set_value_unit()
         self.steps += steps
         self.episodes += episodes
         self.updates += 1

@@ -145,7 +145,10 @@ class CompiledGradients:
         if version is None:
             version = self._versions[objective, batch.shard] = self._traceable(batch.shard, objective)
         compiled, scalars = version
+        unit = getattr(self._networks.value, "unit", None)
         inputs = {f"{name} parameters": each.data for name, each in self._flat.items()} | batch.tensors()
+        if unit is not None:
+            inputs |= {"value unit": unit}
         if known is not None:
             inputs |= {"params": known.params, "features": known.features}
         found = compiled(inputs)
@@ -163,6 +166,8 @@ class CompiledGradients:
             exchanged: dict[str, Tensor] = {}
             for name, each in self._flat.items():
                 exchanged |= zip(self._places[name], each.unflatten(inputs.pop(f"{name} parameters")), strict=True)
+            if "value unit" in inputs:
+                exchanged["networks.value.unit"] = inputs.pop("value unit")
             known = None
             if "params" in inputs:
                 params = inputs.pop("params")

@@ -131,6 +131,7 @@ def gradients(
         )
         named = {"variance": applied} if plain is estimate else {"variance": applied, "variance_a2c": plain}
         metrics |= _statistics(batch, entropy.detach(), found.value[: len(batch.weight)].detach(), named)
+        metrics |= networks.value.metrics(batch.return_, batch.weight)
     if "surrogate" in objective.trains and networks.surrogate is not None:
         watch("surrogate")
         of_squares = 2.0 * batch.weight.unsqueeze(-1) * estimate.detach()
@@ -224,18 +225,18 @@ def _of_policy_and_value(
         ascent = region.hold(ascent, batch, objective.kl_form)
     # Rows without weight still count in `rows`: a divisor that depends on the batch would bias the mean.
     pulled = -ascent * (weight / rows).unsqueeze(-1)
-    value = found.value[: len(weight)]
-    error = (value.detach() - batch.return_) * weight
+    value = found.value[: len(weight)] if found.logits is None else found.logits
+    slope, loss = networks.value.regress(value, batch.return_, weight)
     earlier = 0 if batch.past_obs is None else len(batch.past_obs)
-    share = 2.0 * objective.value_coef / (rows * (1 + earlier))  # of a row of any rollout in the gradient of V's loss
-    outputs, of_loss = [found.params, value], [pulled, error * share]
+    share = objective.value_coef / (rows * (1 + earlier))  # of a row of any rollout in V's loss
+    outputs, of_loss = [found.params, value], [pulled, slope * share]
     if batch.past_obs is not None and batch.past_return is not None and batch.past_weight is not None:
-        past = networks.value(batch.past_obs.flatten(0, 1))
-        past_error = (past.detach() - batch.past_return.flatten()) * batch.past_weight.flatten()
-        outputs, of_loss = [*outputs, past], [*of_loss, past_error * share]
+        past = networks.value.regressed(batch.past_obs.flatten(0, 1))
+        slope, _ = networks.value.regress(past, batch.past_return.flatten(), batch.past_weight.flatten())
+        outputs, of_loss = [*outputs, past], [*of_loss, slope * share]
     of_policy = networks.parameters_of("policy")
     both = pull_back(outputs, of_loss, [*of_policy, *networks.parameters_of("value")])
-    return both[: len(of_policy)], both[len(of_policy) :], error.square().sum() / rows
+    return both[: len(of_policy)], both[len(of_policy) :], loss.sum() / rows
 
 
 def _squared_norms(x: Tensor) -> Tensor:

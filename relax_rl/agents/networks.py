@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 
 from relax_rl.agents.acting import HostNetwork, host_network
 from relax_rl.agents.memory import Memory, features_through_time
-from relax_rl.critics import ActionSurrogate, ValueFunction
+from relax_rl.critics import ValueFunction
 from relax_rl.errors import SettingsError
-from relax_rl.networks.memory import MemoryTorso, RecurrentSelection, is_recurrent
+from relax_rl.networks.memory import is_recurrent
 from relax_rl.networks.policies import Policy
-from relax_rl.networks.spaces import ActionEncoder, ObservationEncoder
-from relax_rl.networks.torsos import NatureCNN, Selection, Torso, make_torso, reads_images
-from relax_rl.settings.config import AgentConfig
-from relax_rl.settings.naming import name_of, require_call
+from relax_rl.networks.torsos import NatureCNN, reads_images
 
-__all__ = ["NetworkFactory", "NetworkParts", "Networks", "Outputs", "StateOf", "make_networks", "observations_for"]
+__all__ = ["Networks", "Outputs", "StateOf"]
 
 StateOf = Literal["observation", "columns", "features"]
 """What a surrogate sees of a state beside a torso of its own policy's: the whole observation, the columns that the value
@@ -36,11 +31,13 @@ class Outputs:
         params: `[B, P]` parameters of the action distribution.
         value: `[B + K]` V, of the K observations that only bootstrap too.
         features: `[B, F]` description of the states for the surrogate, without graph.
+        logits: `[B, num]` of the distribution whose mean V is; None where V is learned itself.
     """
 
     params: Tensor
     value: Tensor
     features: Tensor
+    logits: Tensor | None = None
 
 
 class Networks(nn.Module):
@@ -112,13 +109,21 @@ class Networks(nn.Module):
         features = self.policy.torso(obs[:rows]) if torso_features is None else torso_features
         if not self.shared_torso:
             seen = self.value.torso(obs)
-            return Outputs(self.policy.params(features), self.value.value(seen), self._told(obs[:rows], seen[:rows]))
-        value = self.value.value(features)
+            value, logits = self._valued(seen, rows)
+            return Outputs(self.policy.params(features), value, self._told(obs[:rows], seen[:rows]), logits)
+        value, logits = self._valued(features, rows)
         if len(obs) > rows:
             with torch.no_grad():  # the observations that only bootstrap take no part in the backward pass
                 bootstrapping = self.value(obs[rows:])
             value = torch.cat([value, bootstrapping])
-        return Outputs(self.policy.params(features), value, features.detach())
+        return Outputs(self.policy.params(features), value, features.detach(), logits)
+
+    def _valued(self, features: Tensor, rows: int) -> tuple[Tensor, Tensor | None]:
+        """`[B + K]` V, and the logits of the first rows where it is the mean of a distribution."""
+        if self.value.bins is None:
+            return self.value.value(features), None
+        outputs = self.value.outputs(features)
+        return self.value.from_outputs(outputs), outputs[:rows]
 
     def _through_time(self, obs: Tensor, rows: int, memory: Memory | None) -> Outputs:
         """The same for recurrent networks."""
@@ -133,7 +138,8 @@ class Networks(nn.Module):
             acted = memory.first(rows // len(memory.state)) if len(memory.state) else memory
             features = features_through_time(self.policy.torso, obs[:rows], of_policy, acted)
             of_state = self._told(obs[:rows], seen[:rows])
-        return Outputs(self.policy.params(features), self.value.value(seen), of_state)
+        value, logits = self._valued(seen, rows)
+        return Outputs(self.policy.params(features), value, of_state, logits)
 
     @torch.no_grad()
     def without_graph(self, obs: Tensor, rows: int, policy_outputs: Tensor | None = None) -> Outputs:
@@ -147,7 +153,8 @@ class Networks(nn.Module):
         if policy is None or value is None or self.shared_torso:
             return self.forward(obs, rows)
         said = policy.on_tensor(obs[:rows]) if policy_outputs is None else policy_outputs
-        return Outputs(self.policy.params_from(said), value.on_tensor(obs).squeeze(-1), self._told(obs[:rows]))
+        values = self.value.from_outputs(value.on_tensor(obs))
+        return Outputs(self.policy.params_from(said), values, self._told(obs[:rows]))
 
     def extra_repr(self) -> str:
         return "" if self._state == "observation" else f"state={self._state}"
@@ -194,157 +201,3 @@ def _owners(part: nn.Module) -> list[tuple[dict[str, Any], str]]:
         if parameter is not None
     }
     return [found[id(parameter)] for parameter in part.parameters()]
-
-
-@dataclass(frozen=True)
-class NetworkParts:
-    """What a factory of networks makes; heads and everything else are added to it.
-
-    Attributes:
-        policy_torso: encoded observations `[B, ...]` to features `[B, num_features]`, with that width as an attribute; of
-            the leaves that the policy sees, encoded as `observations.only(config.policy_keys)` would.
-        value_torso: the value function's, of `observations.only(config.critic_keys)`; the same module for a shared one.
-        surrogate: features of the state and relaxed actions to `[*]` values, see `relax_rl.critics.surrogate_at`; None for
-            the one of the settings.
-    """
-
-    policy_torso: Any
-    value_torso: Any
-    surrogate: nn.Module | None = None
-
-
-NetworkFactory = Callable[[ObservationEncoder, ActionEncoder, AgentConfig], NetworkParts]
-"""From both spaces and the settings to torsos, and perhaps a surrogate, with fresh weights drawn from torch's generator."""
-
-
-def observations_for(
-    space: spaces.Space[Any], config: AgentConfig, *, own_networks: bool = False
-) -> ObservationEncoder:
-    """Between a space and the networks of some settings.
-
-    Args:
-        space: of a single environment's observations.
-        config: says what is an image and what is embedded.
-        own_networks: whether the user makes them: what is an image is left as it was before there was a small CNN then,
-            unless one is named.
-
-    Raises:
-        SettingsError: for a space that no network reads.
-    """
-    cnn = "legacy" if own_networks and config.cnn == "auto" else config.cnn
-    return ObservationEncoder(space, cnn=cnn, embed=config.embed > 0)
-
-
-def make_networks(
-    observations: ObservationEncoder,
-    actions: ActionEncoder,
-    config: AgentConfig,
-    *,
-    surrogate: bool,
-    factory: NetworkFactory | None = None,
-) -> Networks:
-    """Networks that fit some spaces: torsos apart, or a shared one if there are images among what both see.
-
-    Args:
-        observations, actions: of the spaces.
-        config: widths, activations, initial deviations, and which leaves the policy and its critics see.
-        surrogate: whether there is one.
-        factory: makes the torsos, and perhaps the surrogate, in place of those of the settings.
-
-    Raises:
-        SettingsError: the factory is none, or a leaf is named that there is not.
-    """
-    policy_sees = observations.only(config.policy_keys, "policy_keys")
-    critic_sees = observations.only(config.critic_keys, "critic_keys")
-    alike = policy_sees.leaves == critic_sees.leaves
-    parts = None if factory is None else _own(factory, observations, actions, config)
-    if parts is None:
-        shared = alike and any(leaf.kind == "image" for leaf in policy_sees.leaves)
-    else:
-        shared = parts.policy_torso is parts.value_torso
-    if shared and not alike:
-        raise SettingsError(
-            f"networks {name_of(factory)} share a torso, and policy_keys and critic_keys name different leaves; expected a "
-            "torso each"
-        )
-    torso = _torso(policy_sees, config) if parts is None else parts.policy_torso
-    policy = Policy(
-        _with_memory(_selecting(torso, observations, policy_sees), config, own=parts is not None),
-        actions,
-        log_std_init=config.log_std_init,
-        ordinal_std_init=config.ordinal_std_init,
-        state_dependent_std=config.state_dependent_std,
-        squash=config.squash,
-        beta=config.action_distribution == "beta",
-        head_scale=config.policy_head_scale,
-    )
-    if not shared:
-        torso = _torso(critic_sees, config) if parts is None else parts.value_torso
-        torso = _with_memory(_selecting(torso, observations, critic_sees), config, own=parts is not None)
-    value = ValueFunction(policy.torso if shared else torso)
-    state = "observation" if shared else _state_of(observations, critic_sees, own=parts is not None)
-    if is_recurrent(value.torso):
-        state = "features"  # what is seen of a state is not all of it
-    if not surrogate:
-        return Networks(policy, value, state=state)
-    made = None if parts is None else parts.surrogate
-    if made is None:
-        plain = not shared and state != "features"
-        num_features = critic_sees.shape[0] if plain else value.torso.num_features
-        made = ActionSurrogate(num_features, sum(actions.sizes), config.surrogate_hidden, config.surrogate_activation)
-    return Networks(policy, value, made, state=state)
-
-
-def _torso(sees: ObservationEncoder, config: AgentConfig) -> Torso:
-    """That of the settings, for what it sees."""
-    return make_torso(
-        sees,
-        hidden=config.hidden,
-        activation=config.activation,
-        cnn_features=config.cnn_features,
-        precision=config.precision,
-        embed=config.embed,
-        layer_norm=config.layer_norm,
-        residual=config.residual,
-    )
-
-
-def _own(
-    factory: NetworkFactory, observations: ObservationEncoder, actions: ActionEncoder, config: AgentConfig
-) -> NetworkParts:
-    """Those of the user."""
-    require_call(factory, "networks", observations, actions, config)
-    parts = factory(observations, actions, config)
-    if not isinstance(parts, NetworkParts):
-        raise SettingsError(f"networks {name_of(factory)} made {type(parts).__name__}, expected NetworkParts")
-    return parts
-
-
-def _selecting(torso: Any, whole: ObservationEncoder, part: ObservationEncoder) -> Any:
-    """The torso as it reads the encoding of all leaves."""
-    if part is whole:
-        return torso
-    image = part.leaves[0].shape if part.is_image else None
-    selection = Selection(torso, whole.spans(part), image)
-    return RecurrentSelection(torso, selection) if is_recurrent(torso) else selection
-
-
-def _with_memory(torso: Any, config: AgentConfig, *, own: bool) -> Any:
-    """The torso with the memory of the settings; `own` ones of the user's have what memory they have."""
-    if own or config.memory == "none":
-        return torso
-    return MemoryTorso(torso, config.memory, config.memory_size)
-
-
-def _state_of(whole: ObservationEncoder, critic_sees: ObservationEncoder, *, own: bool) -> StateOf:
-    """What a surrogate is told that shares no torso: numbers where the critics see numbers alone, else features.
-
-    Args:
-        whole: of all leaves.
-        critic_sees: of those that the critics see.
-        own: whether torsos are the user's; their surrogates have always been told flat observations as they are.
-    """
-    kinds = {leaf.kind for leaf in critic_sees.leaves}
-    if "discrete" in kinds or (whole.is_image if own else "image" in kinds):
-        return "features"
-    return "observation" if critic_sees is whole else "columns"

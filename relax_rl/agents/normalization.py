@@ -10,14 +10,14 @@ a vector of the data, `merge` takes in one vector or several. `update` does both
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from relax_rl.errors import SettingsError
-from relax_rl.networks.spaces import Leaf
+from relax_rl.networks.spaces import ObservationEncoder
 
 __all__ = ["ObservationNormalizer", "RewardScaler", "RunningMoments", "chosen_columns"]
 
@@ -201,13 +201,20 @@ class RewardScaler:
         self.returns = np.zeros(0)
 
 
-def chosen_columns(leaves: Sequence[Leaf], keys: Iterable[str]) -> np.ndarray:
-    """`[D]` which entries of an encoded observation belong to the leaves of these names, or to leaves beneath them.
+def chosen_columns(observations: ObservationEncoder, keys: Collection[str]) -> np.ndarray | None:
+    """`[D]` which entries of an encoded observation are normalised; None for all of them.
+
+    Args:
+        observations: encodes them.
+        keys: names of leaves, or of what they are beneath; all vectors if there is none.
 
     Raises:
         SettingsError: there is no such leaf, or it is an image.
     """
-    names = [leaf.name for leaf in leaves if leaf.kind == "vector"]
+    if not keys:
+        columns, size = observations.vector_columns(), observations.shape[0]
+        return np.isin(np.arange(size), columns) if len(columns) < size else None
+    names = [leaf.name for leaf in observations.leaves if leaf.kind == "vector"]
     wanted: set[str] = set()
     for key in keys:
         found = {name for name in names if name == key or name.startswith(f"{key}.")}
@@ -216,4 +223,4 @@ def chosen_columns(leaves: Sequence[Leaf], keys: Iterable[str]) -> np.ndarray:
                 f"normalize_keys names {key!r}, expected vectors of the observation: {', '.join(names)}"
             )
         wanted |= found
-    return np.concatenate([np.full(leaf.size, leaf.name in wanted) for leaf in leaves])
+    return np.concatenate([np.full(leaf.size, leaf.name in wanted) for leaf in observations.leaves])

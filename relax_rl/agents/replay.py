@@ -30,7 +30,7 @@ class ValueReplay:
     def __init__(self, size: int) -> None:
         self._rollouts: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=size)
 
-    def join(self, batch: Batch, unit: float) -> Batch:
+    def join(self, batch: Batch, unit: float, rollout: object = None, params: object = None) -> Batch:
         """A rollout with those before it; it is kept for those to come.
 
         As long as there are fewer before it than are kept, it takes their place itself, which changes no mean.
@@ -38,6 +38,7 @@ class ValueReplay:
         Args:
             batch: all its rows.
             unit: what raw rewards were multiplied by on their way to the batch's returns.
+            rollout, params: what `RolloutReplay` asks for beside them.
         """
         own = (batch.obs, batch.return_ / unit, batch.weight)
         earlier = [rows for rows in self._rollouts if rows[0].shape == own[0].shape]

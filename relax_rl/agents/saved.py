@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from relax_rl.agents.actor import Actor
-from relax_rl.agents.networks import NetworkFactory
+from relax_rl.agents.factory import NetworkFactory
 from relax_rl.agents.saving import (
     check_fits,
     check_networks,
@@ -54,6 +54,12 @@ class SavedActor(Actor):
     steps = updates = episodes = schedule_start = schedule_end = 0
     compiled_from: int | None = None
     networks_from: str | None = None
+
+    def schedule_factor(self, schedule: str) -> float:
+        """What a setting on the schedule "constant" or "linear" is multiplied by at the present step."""
+        if schedule == "constant" or self.schedule_end <= self.schedule_start:
+            return 1.0
+        return max(0.0, (self.schedule_end - self.steps) / (self.schedule_end - self.schedule_start))
 
     def components(self) -> dict[str, Any]:
         """Everything that learns or counts, by name: modules, optimisers and statistics, each with a state_dict."""

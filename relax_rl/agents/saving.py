@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from relax_rl.agents.networks import make_networks, observations_for
+from relax_rl.agents.factory import make_networks, observations_for
 from relax_rl.compute.serialization import pack
 from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.networks.actions import action_encoder, unit_scale
@@ -92,6 +92,8 @@ def check_fits(
     names = [*_SHAPE_NO_TENSOR]
     if unit_scale(action_encoder(action_space)) is not None:
         names.append("rescale_actions")
+    if config.critic_loss != "mse":
+        names.append("critic_range")
     for what, theirs, ours in (
         ("observation space", saved.observation_space, observation_space),
         ("action space", saved.action_space, action_space),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler
+from relax_rl.agents.return_spread import ReturnSpread
 from relax_rl.agents.rollouts import Rollout
 from relax_rl.backends.infos import info_means
 from relax_rl.compute.distributed import Workers
@@ -72,6 +73,7 @@ def absorb(
     reward_scaler: RewardScaler | None,
     *,
     reward_clip: float,
+    return_spread: ReturnSpread | None = None,
 ) -> tuple[int, int]:
     """Let running statistics take in what all workers saw, now that an update is done.
 
@@ -80,17 +82,20 @@ def absorb(
         rollout: this worker's.
         obs_normalizer, reward_scaler: the statistics; None where there is none.
         reward_clip: where rewards are clipped.
+        return_spread: one more, which has looked at the rollout's returns.
 
     Returns:
         How many environment steps and finished episodes all workers' rollouts hold.
     """
-    summaries: list[tuple[ObservationNormalizer | RewardScaler, np.ndarray]] = []
+    summaries: list[tuple[ObservationNormalizer | RewardScaler | ReturnSpread, np.ndarray]] = []
     if obs_normalizer is not None:
         summaries.append((obs_normalizer, obs_normalizer.summary(rollout.obs[:-1], rollout.valid)))
     if reward_scaler is not None:
         reward = rollout.reward.clamp(-reward_clip, reward_clip) if math.isfinite(reward_clip) else rollout.reward
         ended = rollout.terminated | rollout.truncated
         summaries.append((reward_scaler, reward_scaler.summary(reward, ended, rollout.valid)))
+    if return_spread is not None:
+        summaries.append((return_spread, return_spread.summary()))
     counts = np.array([np.count_nonzero(rollout.valid.numpy()), len(rollout.episodes)], np.float64)
     found = workers.gather(np.concatenate([counts, *(summary for _, summary in summaries)]))
     steps, episodes = found[:, :2].sum(0)

@@ -1,6 +1,17 @@
 """The critics: V(s) and the action-dependent surrogate c_phi(s, a)."""
 
+from relax_rl.critics.bins import Bins, hl_gauss
+from relax_rl.critics.distributional import DistributionalValue
 from relax_rl.critics.surrogate import ActionSurrogate, MLPSurrogate, surrogate_at
 from relax_rl.critics.value import ValueFunction, explained_variance
 
-__all__ = ["ActionSurrogate", "MLPSurrogate", "ValueFunction", "explained_variance", "surrogate_at"]
+__all__ = [
+    "ActionSurrogate",
+    "Bins",
+    "DistributionalValue",
+    "MLPSurrogate",
+    "ValueFunction",
+    "explained_variance",
+    "hl_gauss",
+    "surrogate_at",
+]

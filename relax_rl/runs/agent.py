@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from relax_rl.agents import ActorCritic
-    from relax_rl.agents.networks import NetworkFactory
+    from relax_rl.agents.factory import NetworkFactory
     from relax_rl.envs import Episode
 
 __all__ = ["OVER_EPISODES", "WINDOW", "AgentRun", "check_same_run", "load_agent", "steps_of"]

@@ -48,7 +48,7 @@ from relax_rl.settings.presets import is_atari
 
 if TYPE_CHECKING:
     from relax_rl.agents import AgentEstimator, Listener
-    from relax_rl.agents.networks import NetworkFactory
+    from relax_rl.agents.factory import NetworkFactory
     from relax_rl.envs import VectorEnvs
 
 __all__ = ["TrainingResult", "resume_config", "train"]

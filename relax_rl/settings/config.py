@@ -124,7 +124,9 @@ class AgentConfig:
     multiplier_lr: float = setting(0.01, above=0.0, cap=1e3)
     """The most by which the logarithm of a learned multiplier moves in a step of the policy (--kl-bound, --entropy-target)."""
     value_replay: int = setting(0, least=0, cap=1_000)
-    """Earlier rollouts that the value function learns from at each step beside the present one, with their returns as they were: less noise in its gradient."""
+    """Earlier rollouts that the value function learns from at each step beside the present one: less noise in its gradient; see --replay-targets."""
+    replay_targets: Literal["kept", "anew"] = "kept"
+    """With --value-replay: the returns of earlier rollouts stay as they were, or are computed anew at each update, by V-trace with the present policy and V."""
     surrogate_steps: int = setting(1, least=1, cap=10_000)
     """Steps of the surrogate per step of the policy; those beyond one are taken after it, with fresh noise behind the actions."""
     surrogate_scale: Literal["one", "fitted"] = "one"
@@ -151,6 +153,20 @@ class AgentConfig:
     """Activation of policy and value function (CNNs use ReLU)."""
     layer_norm: bool = False
     """Normalise the hidden layers of policy and value function before their activations (LayerNorm)."""
+    critic_hidden: tuple[int, ...] = setting(
+        (), least=1, cap=2**14, fits=_few, expected="at most 64 widths of at least 1, or none for those of --hidden"
+    )
+    """Widths of the hidden layers of the value function; those of --hidden if none is named."""
+    critic_layer_norm: Literal["auto", "on", "off"] = "auto"
+    """Normalise the hidden layers of the value function; auto does as --layer-norm says."""
+    critic_loss: Literal["mse", "hl_gauss"] = "mse"
+    """What V learns by: the squared error, or the cross entropy of a distribution over bins, whose mean V is, against a Gaussian around the return (hl_gauss)."""
+    critic_bins: int = setting(101, least=3, cap=2**12)
+    """hl_gauss: bins of the distribution."""
+    critic_range: float = setting(10.0, least=0.1, cap=1e6)
+    """hl_gauss: the bins go from minus this to this, in units of the returns' running root mean square; returns beyond count as the last bin, see value/clipped."""
+    share_torso: Literal["auto", "on", "off"] = "auto"
+    """Policy and value function share all but their last layers; auto does so where both see the same images."""
     residual: bool = False
     """Hidden layers of policy and value function that are as wide as the one before add to what they get."""
     memory: Literal["none", "gru", "lstm"] = "none"
@@ -222,6 +238,20 @@ class AgentConfig:
             raise SettingsError(
                 f"{name} is True, but it is for action_distribution 'gaussian', not 'beta'; leave it off"
             )
+        if self.replay_targets == "anew" and not self.value_replay:
+            raise SettingsError("replay_targets is 'anew', expected value_replay of at least 1 beside it")
+        if self.share_torso == "on":
+            self.check_one_torso()
+
+    def check_one_torso(self) -> None:
+        """Raises SettingsError if the value function is to have a torso other than the policy's."""
+        name = "critic_hidden" if self.critic_hidden not in ((), self.hidden) else ""
+        if self.critic_layer_norm != "auto" and (self.critic_layer_norm == "on") != self.layer_norm:
+            name = "critic_layer_norm"
+        if name:
+            raise SettingsError(
+                f"{name} is {getattr(self, name)!r}, but the value function shares the policy's torso; set share_torso off"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,12 +319,11 @@ class TrainConfig:
             "num_steps gamma gae_lambda reward_clip normalize_reward normalize_obs normalize_keys obs_clip obs_std_floor "
             "normalize_advantage"
         ),
-        "optimisation": (
-            "policy_lr value_lr lr_schedule optimizer epochs minibatch_size value_coef value_replay max_grad_norm"
-        ),
+        "optimisation": ("policy_lr value_lr lr_schedule optimizer epochs minibatch_size value_coef max_grad_norm"),
         "trust region and entropy": (
             "clip_range target_kl kl_bound kl_form kl_schedule entropy_coef entropy_schedule entropy_target multiplier_lr"
         ),
+        "value function": "critic_hidden critic_layer_norm share_torso critic_loss critic_bins critic_range value_replay replay_targets",
         "surrogate": "surrogate_lr surrogate_steps surrogate_scale surrogate_hidden surrogate_activation",
         "networks": (
             "hidden activation layer_norm residual memory memory_size cnn cnn_features precision embed policy_keys critic_keys "

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from relax_rl.agents import AGENTS, ActorCritic
 from relax_rl.agents.batch import Batch
 from relax_rl.agents.estimates import MARGINAL, AgentEstimator, Experience, a2c, check_estimator
-from relax_rl.agents.networks import Outputs, make_networks
+from relax_rl.agents.factory import make_networks
+from relax_rl.agents.networks import Outputs
 from relax_rl.critics import surrogate_at
 from relax_rl.errors import SettingsError
 from relax_rl.variance.fitting import fit_surrogate, relative_variance

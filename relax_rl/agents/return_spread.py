@@ -1,0 +1,73 @@
+"""The spread of the returns that V is asked to predict: what a distribution over bins is measured in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from relax_rl.compute.distributed import Workers
+
+__all__ = ["ReturnSpread"]
+
+
+class ReturnSpread:
+    """Root mean square of raw returns over the last thousand rollouts or so; 1 until there was a return.
+
+    About 0 and not about the mean: bins on both sides of 0 have to hold the mean too. Rollouts count by their rows, and
+    half as much once seven hundred others have come.
+
+    Attributes:
+        value: the spread.
+    """
+
+    decay = 0.999
+
+    def __init__(self) -> None:
+        self.count = self.total = 0.0
+        self.value = 1.0
+        self._summary = np.zeros(2)
+
+    def look_at(self, return_: Tensor, weight: Tensor, workers: Workers) -> None:
+        """Note what the present rollout will bring in, for `summary`; the first one's spread is taken over at once.
+
+        V is 0 in any unit until it has learned something, so that nothing depends on the first rollout but what V learns.
+
+        Args:
+            return_, weight: `[B]` raw returns, and 0 for rows that are none.
+            workers: all of them.
+        """
+        square = return_.double().square() * weight
+        self._summary = np.array([float(weight.sum()), float(square.sum())])
+        if not self.count:
+            count, total = workers.gather(self._summary).sum(0)
+            self._refresh(count, total)
+
+    def tell(self, value: Any, reward_unit: float) -> None:
+        """Make it the unit of a `DistributionalValue`, in rewards that are multiplied by `reward_unit`."""
+        value.unit.fill_(self.value * reward_unit)
+
+    def summary(self) -> np.ndarray:
+        """`[2]` rows and sum of squared returns of the present rollout."""
+        return self._summary
+
+    def merge(self, summaries: np.ndarray) -> None:
+        """Take in the summaries of one rollout of all workers, one a row."""
+        count, total = summaries.sum(0)
+        self.count, self.total = self.decay * self.count + float(count), self.decay * self.total + float(total)
+        self._refresh(self.count, self.total)
+
+    def _refresh(self, count: float, total: float) -> None:
+        mean = total / count if count else 0.0
+        self.value = math.sqrt(mean) if 0.0 < mean < math.inf else 1.0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("count", "total")}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.count, self.total = float(state["count"]), float(state["total"])
+        self._refresh(self.count, self.total)

@@ -1,0 +1,129 @@
+"""Earlier rollouts whose returns are computed anew at every update, by V-trace with the policy and V at hand."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from relax_rl.agents.batch import Batch
+from relax_rl.agents.networks import Networks
+from relax_rl.agents.replay import ValueReplay
+from relax_rl.agents.returns import successor_values, vtrace
+from relax_rl.agents.rollouts import Rollout
+from relax_rl.settings.config import AgentConfig
+
+__all__ = ["RolloutReplay", "make_replay"]
+
+_MOST_LOG_RATIO = 30.0
+"""Ratios are cut at 1 anyway; from here on their exponentials would overflow."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is kept of a `Rollout`, as it was; `log_prob` is that of the policy that acted, `[T, N]`."""
+
+    obs: Tensor
+    action: Tensor
+    log_prob: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    valid: Tensor
+    final_obs: Tensor
+    final_index: Tensor
+    mask: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {field.name: x for field in fields(self) if (x := getattr(self, field.name)) is not None}
+
+
+class RolloutReplay:
+    """The last few rollouts, for V to learn from beside the present one; see `ValueReplay`.
+
+    Their returns are those of the policy at hand, not of the one that acted: V-trace (Espeholt et al. 2018), with ratios
+    of probabilities cut at 1 and lambda as for the advantages, bootstrapped from V at hand. Observations are normalised,
+    and rewards clipped and scaled, as they are at present.
+
+    Args:
+        config: says how many rollouts are kept, gamma, lambda and where rewards are clipped.
+        networks: policy and V at hand.
+        normalized: encoded observations `[B, ...]` as the networks take them.
+    """
+
+    def __init__(self, config: AgentConfig, networks: Networks, normalized: Callable[[Tensor], Tensor]) -> None:
+        self._config, self._networks, self._normalized = config, networks, normalized
+        self._rollouts: deque[_Kept] = deque(maxlen=config.value_replay)
+
+    def join(self, batch: Batch, unit: float, rollout: Rollout, params: Tensor) -> Batch:
+        """A rollout with those before it; it is kept for those to come, and stands in for those that are missing.
+
+        Args:
+            batch: all its rows.
+            unit: what raw rewards are multiplied by.
+            rollout: it.
+            params: `[B, P]` of the policy that acted in it, without graph.
+        """
+        shape = rollout.reward.shape
+        earlier = [self._rows(kept, unit) for kept in self._rollouts if kept.reward.shape == shape]
+        own = (batch.obs, batch.return_, batch.weight)
+        earlier += [own] * (self._config.value_replay - len(earlier))
+        log_prob = self._log_prob(params, batch.mask, batch.action).view(shape).cpu()
+        shared = {f.name: getattr(rollout, f.name) for f in fields(_Kept) if f.name != "log_prob"}
+        self._rollouts.append(_Kept(log_prob=log_prob, **shared))
+        past_obs, past_return, past_weight = (torch.stack(each) for each in zip(*earlier, strict=True))
+        return replace(batch, past_obs=past_obs, past_return=past_return, past_weight=past_weight)
+
+    def _rows(self, kept: _Kept, unit: float) -> tuple[Tensor, Tensor, Tensor]:
+        """`[T N, ...]` observations of a rollout as the networks take them, returns of the policy at hand, and weights."""
+        config, networks, (steps, num_envs) = self._config, self._networks, kept.reward.shape
+        device, rows, body = next(networks.parameters()).device, steps * num_envs, (steps + 1) * num_envs
+        seen = self._normalized(torch.cat([kept.obs.flatten(0, 1), kept.final_obs]).to(device))
+        said = networks.without_graph(seen, rows)
+        mask = None if kept.mask is None else kept.mask.flatten(0, 1).to(device)
+        log_prob = self._log_prob(said.params, mask, kept.action.flatten(0, 1).to(device)).view(steps, num_envs).cpu()
+        value = said.value.cpu()
+        values = value[:body].unflatten(0, (steps + 1, num_envs))
+        target = vtrace(
+            (log_prob - kept.log_prob).clamp(max=_MOST_LOG_RATIO),
+            kept.reward.clamp(-config.reward_clip, config.reward_clip) * unit,
+            values[:-1],
+            successor_values(values, value[body:], kept.final_index),
+            kept.terminated,
+            kept.truncated,
+            kept.valid,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+        ).target
+        return seen[:rows], target.flatten().to(device), kept.valid.flatten().to(device, said.value.dtype)
+
+    @torch.no_grad()
+    def _log_prob(self, params: Tensor, mask: Tensor | None, action: Tensor) -> Tensor:
+        return self._networks.policy.distribution(params, mask).log_prob(action)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {
+            f"{number}.{name}": x for number, kept in enumerate(self._rollouts) for name, x in kept.tensors().items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state_dict` gave; of a state that holds nothing begin anew."""
+        found: list[_Kept] = []
+        while f"{len(found)}.obs" in state and len(found) < self._config.value_replay:
+            names = [f.name for f in fields(_Kept) if f.name != "mask" or f"{len(found)}.mask" in state]
+            found.append(_Kept(**{name: state[f"{len(found)}.{name}"] for name in names}))
+        self._rollouts = deque(found, maxlen=self._config.value_replay)
+
+
+def make_replay(
+    config: AgentConfig, networks: Networks, normalized: Callable[[Tensor], Tensor]
+) -> ValueReplay | RolloutReplay | None:
+    """The earlier rollouts that V learns from as the settings say; None if it learns from the present one alone."""
+    if not config.value_replay:
+        return None
+    if config.replay_targets == "kept":
+        return ValueReplay(config.value_replay)
+    return RolloutReplay(config, networks, normalized)

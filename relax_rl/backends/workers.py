@@ -33,6 +33,8 @@ SECONDS_TO_DIE = 5.0
 """How long a polite close may take before workers are killed."""
 
 _PR_SET_PDEATHSIG = 1
+_DRIVERS = ("llvmpipe", "disk$", "gdrv")
+"""In the names of Mesa's threads: of its rasteriser, its cache of shaders and its queue of calls."""
 _COUNTED = ("env_num", "i", "env_idx")
 """What Gymnasium counts the environments of a batch by."""
 
@@ -82,7 +84,7 @@ def shielded_from_signals(*, forked: bool) -> Callable[[Env[Any, Any]], Env[Any,
                 threading.Thread(target=_leave_with, args=(multiprocessing.parent_process(),), daemon=True).start()
             env = _OwnStreams(env)
         elif forked and _has_threads_of_drivers():
-            env.close()
+            _Contained(env).close()
             raise CannotFork
         return _Contained(env)
 
@@ -90,15 +92,12 @@ def shielded_from_signals(*, forked: bool) -> Callable[[Env[Any, Any]], Env[Any,
 
 
 def _has_threads_of_drivers() -> bool:
-    """Whether native code has threads under names of their own, as Mesa's have, and not those of NumPy and torch."""
-    ours = {str(thread.native_id) for thread in threading.enumerate()}
-    names: dict[str, str] = {}
+    """Whether Mesa, which draws where there is no other driver of OpenGL, has threads in this process."""
+    names = []
     for path in Path("/proc/self/task").glob("*/comm"):
         with suppress(OSError):  # it has just ended
-            names[path.parent.name] = path.read_text()
-    main = names.get(str(os.getpid()))
-    others = [name for number, name in names.items() if number not in ours]
-    return any(name != main and not name.startswith("pt_") for name in others)
+            names.append(path.read_text())
+    return any(driver in name for name in names for driver in _DRIVERS)
 
 
 def _leave_with(main_process: Any) -> None:

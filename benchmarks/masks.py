@@ -90,7 +90,7 @@ BENCHMARK = SideBySide(
     title="Action masks",
     tasks=TASKS,
     contestants=tuple(CONTESTANTS),
-    peer=PEER,
+    peers=(PEER,),
     prepare=_prepared,
     symlog=("Taxi",),
 )

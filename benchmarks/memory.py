@@ -5,8 +5,8 @@
     python -m benchmarks.memory --speed                            # steps per second, on a machine that does nothing else
 
 Cue shows a sign and asks for it 20 steps later; Positions is CartPole without velocities (`benchmarks.memory_tasks`). Ours take
-rollouts of 128 steps of eight environments and the passes of PPO; RecurrentPPO the same, and its library's defaults else. All that
-is there is in `results/memory.json`, `.md` and `.png`.
+rollouts of 128 steps of eight environments, the passes of PPO and a learning rate of 0.003; RecurrentPPO the same rollouts and
+passes, once with that rate and once with its library's default, 0.0003, and its defaults else. All that is there is in `results/memory.json`, `.md` and `.png`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from benchmarks.side_by_side import NUM_ENVS, Curve, Learn, SideBySide, Task, le
 
 __all__ = ["BENCHMARK", "CONTESTANTS", "TASKS", "main"]
 
-PEER = "RecurrentPPO"
+PEERS = {"RecurrentPPO": 3e-4, "RecurrentPPO, rate 0.003": 3e-3}
 _PASSES = {"num_steps": 128, "minibatch_size": 256, "epochs": 4, "clip_range": 0.2, "compile": "off"}
+_RATES = {"policy_lr": 3e-3, "value_lr": 3e-3}
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ CONTESTANTS: dict[str, Contestant | None] = {
     **{f"{name}, gru": Contestant(name, "gru") for name in ("relax", "marginal", "a2c", "reinforce")},
     "relax, lstm": Contestant("relax", "lstm"),
     **{name: Contestant(name) for name in ("relax", "a2c")},
-    PEER: None,
+    **dict.fromkeys(PEERS),
 }
 
 
@@ -48,7 +49,7 @@ def _ours(task: Task, contestant: Contestant, seed: int, curve: Curve) -> Learn:
     from relax_rl.agents import AGENTS
 
     envs = make_envs(task.env, num_envs=NUM_ENVS, seed=seed, vectorization="sync")
-    settings: dict[str, Any] = {**_PASSES, "memory": contestant.memory}
+    settings: dict[str, Any] = {**_PASSES, **_RATES, "memory": contestant.memory}
     if AGENTS[contestant.estimator].estimator.uses_surrogate:
         settings["surrogate_scale"] = "fitted"
     kind = AGENTS[contestant.estimator]
@@ -56,7 +57,7 @@ def _ours(task: Task, contestant: Contestant, seed: int, curve: Curve) -> Learn:
     return learn_of_agent(agent, envs, curve)
 
 
-def _recurrent_ppo(task: Task, seed: int, curve: Curve) -> Learn:
+def _recurrent_ppo(task: Task, rate: float, seed: int, curve: Curve) -> Learn:
     import gymnasium as gym
     from sb3_contrib import RecurrentPPO
     from stable_baselines3.common.env_util import make_vec_env
@@ -65,13 +66,15 @@ def _recurrent_ppo(task: Task, seed: int, curve: Curve) -> Learn:
 
     env = make_vec_env(lambda: gym.make(registered(task.env)), NUM_ENVS, seed=seed)
     how: dict[str, Any] = {"n_steps": 128, "batch_size": 256, "n_epochs": 4, "policy_kwargs": {"lstm_hidden_size": 64}}
-    model = RecurrentPPO("MlpLstmPolicy", env, seed=seed, device="cpu", **how)
+    model = RecurrentPPO("MlpLstmPolicy", env, learning_rate=rate, seed=seed, device="cpu", **how)
     return learn_of_peer(model, curve)
 
 
 def _prepared(task: Task, label: str, seed: int, curve: Curve) -> Learn:
     contestant = CONTESTANTS[label]
-    return _recurrent_ppo(task, seed, curve) if contestant is None else _ours(task, contestant, seed, curve)
+    if contestant is None:
+        return _recurrent_ppo(task, PEERS[label], seed, curve)
+    return _ours(task, contestant, seed, curve)
 
 
 BENCHMARK = SideBySide(
@@ -79,7 +82,7 @@ BENCHMARK = SideBySide(
     title="Memory",
     tasks=TASKS,
     contestants=tuple(CONTESTANTS),
-    peer=PEER,
+    peers=tuple(PEERS),
     prepare=_prepared,
 )
 

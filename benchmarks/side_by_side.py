@@ -96,7 +96,7 @@ class SideBySide:
         title: of its table.
         tasks: by name.
         contestants: labels, in the order of the table.
-        peer: the one that needs sb3-contrib.
+        peers: those that need sb3-contrib; the first one's speed is the unit.
         prepare: (task, contestant, seed, curve) -> what is timed.
         symlog: names of tasks whose returns are drawn on a symmetric logarithmic axis.
     """
@@ -105,7 +105,7 @@ class SideBySide:
     title: str
     tasks: Mapping[str, Task]
     contestants: Sequence[str]
-    peer: str
+    peers: Sequence[str]
     prepare: Callable[[Task, str, int, Curve], Learn]
     symlog: tuple[str, ...] = ()
 
@@ -142,7 +142,7 @@ class SideBySide:
             "",
             f"Steps until the mean return of {WINDOW} training episodes reaches the threshold, medians over the seeds (inf: not "
             f"within the run); the mean return at the end; steps per second, the median of {ROUNDS} runs of {ROUND_STEPS:,} steps "
-            f"in turns with nothing beside them, and in units of {self.peer}'s. {NUM_ENVS} environments in one process, one "
+            f"in turns with nothing beside them, and in units of {self.peers[0]}'s. {NUM_ENVS} environments in one process, one "
             f"thread. `python -m benchmarks.{self.name}` writes this file.",
         ]
         for name, task in self.tasks.items():
@@ -151,12 +151,14 @@ class SideBySide:
                 continue
             lines += ["", f"## {name}", "", f"`{task.env}`, {task.budget:,} steps, threshold {task.threshold:g}.", ""]
             lines += [
-                f"| contestant | seeds | reached | steps to the threshold | return at the end | steps/s | of {self.peer} |",
+                f"| contestant | seeds | reached | steps to the threshold | return at the end | steps/s | of {self.peers[0]} |",
                 "|---|---:|---:|---:|---:|---:|---:|",
             ]
             known = {label: statistics.median(each) for label, each in speeds.get(name, {}).items() if each}
             lines += [
-                _row(label, each, task, known.get(label), known.get(self.peer)) for label, each in found.items() if each
+                _row(label, each, task, known.get(label), known.get(self.peers[0]))
+                for label, each in found.items()
+                if each
             ]
         return "\n".join([*lines, "", f"![Learning curves]({self.name}.png)", ""])
 
@@ -194,7 +196,7 @@ class SideBySide:
         parser.add_argument("--speed", action="store_true", help="measure speed and nothing else")
         parser.add_argument("--report", action="store_true", help="sum up and train nothing")
         args = parser.parse_args(argv)
-        labels = [label for label in args.only if label != self.peer or find_spec("sb3_contrib") is not None]
+        labels = [label for label in args.only if label not in self.peers or find_spec("sb3_contrib") is not None]
         if labels != args.only:
             print("sb3-contrib is not installed, and left out; the extra benchmarks has it")
         if args.speed:

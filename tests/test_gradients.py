@@ -57,6 +57,7 @@ def full_batch(agent: ActorCritic, *, later: bool = False) -> Batch:
     past_return = torch.randn((2, len(batch.weight)), generator=generator)
     batch = replace(
         batch,
+        advantage_unit=torch.tensor(1.3),
         entropy_coef=torch.tensor(0.3),
         control_scale=torch.tensor(0.7) if agent.surrogate is not None else None,
         past_obs=torch.stack([batch.obs.flip(0), batch.obs.roll(1, 0)]),
@@ -135,7 +136,7 @@ def policy_objective(agent: ActorCritic, batch: Batch, objective: Objective) -> 
     def value() -> Tensor:
         dist = policy.distribution(policy(batch.obs))
         rows = (signal - scale * taken) * dist.log_prob(batch.action) + scale * control(dist)[1]
-        rows = ratio * rows + batch.entropy_coef * dist.entropy()
+        rows = ratio * rows / batch.advantage_unit + batch.entropy_coef * dist.entropy()
         if beyond is not None:
             held = batch.kl_multiplier * old.kl_divergence(dist)
             rows = rows - held if objective.kl_form == "penalty" else torch.where(beyond, -held, rows)
@@ -160,9 +161,9 @@ def value_objective(agent: ActorCritic, batch: Batch, objective: Objective) -> C
 def variance_objective(agent: ActorCritic, batch: Batch, objective: Objective) -> Callable[[], Tensor]:
     """The sum of the squared norms of the estimates with all of the surrogate, in units of those with none of it."""
     options: dict[str, Any] = {"off_policy": objective.off_policy, "clip_range": objective.clip_range}
+    unused: dict[str, Any] = {"entropy_coef": None, "old_params": None, "advantage_unit": None}
     whole, none = (
-        replace(batch, control_scale=torch.full_like(batch.weight[0], scale), entropy_coef=None, old_params=None)
-        for scale in (1.0, 0.0)
+        replace(batch, control_scale=torch.full_like(batch.weight[0], scale), **unused) for scale in (1.0, 0.0)
     )
 
     def value() -> Tensor:

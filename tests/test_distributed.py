@@ -40,6 +40,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "relax",
         {**NORMALIZED, **EPOCHS, "surrogate_steps": 2, "surrogate_scale": "fitted"},
     ),
+    "relax, critic": ("CartPole-v1", "relax", {**NORMALIZED, "surrogate_loss": "critic", "surrogate_steps": 2}),
     "relax, epochs, normalised": ("CartPole-v1", "relax", {**NORMALIZED, **EPOCHS, "normalize_advantage": True}),
     "relax, value replay": ("CartPole-v1", "relax", {**NORMALIZED, "value_replay": 2}),
     "relax, epochs, memory": ("CartPole-v1", "relax", {**NORMALIZED, **EPOCHS, "memory": "gru", "memory_size": 8}),

@@ -35,6 +35,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "marginal": ("CartPole-v1", "marginal", {"entropy_coef": 0.01}),
     "a2c": ("CartPole-v1", "a2c", {}),
     "a2c, hl_gauss": ("CartPole-v1", "a2c", {"critic_loss": "hl_gauss"}),
+    "relax, critic": ("CartPole-v1", "relax", {"surrogate_loss": "critic"}),
     "reinforce, passes": ("CartPole-v1", "reinforce", PASSES),
 }
 

@@ -44,6 +44,7 @@ class Experience:
         return_: `[B]` advantage + value, 0 where PPO clips.
         weight: `[B]` 1 for a transition, 0 for a row made up by autoreset.
         score: `[B, P]` dlog pi(a | s) at the distributions' parameters, where it is at hand.
+        residual_weight: w, how much of what the surrogate leaves of the advantage multiplies the score.
     """
 
     features: Tensor
@@ -53,6 +54,7 @@ class Experience:
     return_: Tensor
     weight: Tensor
     score: Tensor | None = None
+    residual_weight: float = 1.0
 
 
 Estimate = Callable[[Experience, Any, Any], Tensor]
@@ -70,26 +72,29 @@ def a2c(x: Experience, dist: Any, surrogate: nn.Module | None = None) -> Tensor:
 
 
 def relax(x: Experience, dist: Any, surrogate: nn.Module) -> Tensor:
-    """g = (A - c^(s, z~)) dlog pi(a | s) + dc^(s, z) - dc^(s, z~), z~ = z (Grathwohl et al. 2018, eq. 9).
+    """g = w (A - c^(s, z~)) dlog pi(a | s) + dc^(s, z) - w dc^(s, z~), z~ = z (Grathwohl et al. 2018, eq. 9; w = 1).
 
     The continuous part of a hybrid action, which z~ holds as it is, moves in c^(s, z) alone: LAX.
     """
     control = surrogate_at(surrogate, x.features, dist)
-    return estimators.relax(
-        x.advantage, dist, control, noise=x.noise, sample=x.action, score=x.score, coupling="coupled"
-    ).grad
+    return estimators.relax(x.advantage, dist, control, coupling="coupled", **_drawn(x)).grad
 
 
 def lax(x: Experience, dist: Any, surrogate: nn.Module) -> Tensor:
-    """g = (A - c^(s, a)) dlog pi(a | s) + dc^(s, a), a = mu + sigma noise (Grathwohl et al. 2018, section 3)."""
+    """g = w (A - c^(s, a)) dlog pi(a | s) + dc^(s, a), a = mu + sigma noise (Grathwohl et al. 2018, section 3; w = 1)."""
     control = surrogate_at(surrogate, x.features, dist)
-    return estimators.lax(x.advantage, dist, control, noise=x.noise, sample=x.action, score=x.score).grad
+    return estimators.lax(x.advantage, dist, control, **_drawn(x)).grad
 
 
 def marginal(x: Experience, dist: Any, surrogate: nn.Module) -> Tensor:
-    """g = (A - c^(s, a)) dlog pi(a | s) + d sum_a' pi(a' | s) c^(s, a') (Gu et al. 2017; Liu et al. 2018)."""
+    """g = w (A - c^(s, a)) dlog pi(a | s) + d sum_a' pi(a' | s) c^(s, a') (Gu et al. 2017; Liu et al. 2018)."""
     control = surrogate_at(surrogate, x.features)
-    return estimators.marginal(x.advantage, dist, control, noise=x.noise, sample=x.action, score=x.score).grad
+    return estimators.marginal(x.advantage, dist, control, **_drawn(x)).grad
+
+
+def _drawn(x: Experience) -> dict[str, Any]:
+    """What is at hand of the draws, and w."""
+    return {"noise": x.noise, "sample": x.action, "score": x.score, "residual_weight": x.residual_weight}
 
 
 DISCRETE = ("categorical", "multi_categorical", "bernoulli")

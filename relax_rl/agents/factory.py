@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch import nn
 
 from relax_rl.agents.networks import Networks, StateOf
-from relax_rl.critics import ActionSurrogate, Bins, DistributionalValue, ValueFunction
+from relax_rl.critics import ActionSurrogate, ActionValues, Bins, DistributionalValue, ValueFunction
 from relax_rl.errors import SettingsError
 from relax_rl.networks.memory import MemoryTorso, RecurrentSelection, is_recurrent
 from relax_rl.networks.policies import Policy
@@ -119,7 +119,9 @@ def make_networks(
     if made is None:
         plain = not shared and state != "features"
         num_features = critic_sees.shape[0] if plain else value.torso.num_features
-        made = ActionSurrogate(num_features, sum(actions.sizes), config.surrogate_hidden, config.surrogate_activation)
+        by_action = config.surrogate_loss == "critic" and actions.kind == "categorical"
+        kind = ActionValues if by_action else ActionSurrogate
+        made = kind(num_features, sum(actions.sizes), config.surrogate_hidden, config.surrogate_activation)
     return Networks(policy, value, made, state=state)
 
 

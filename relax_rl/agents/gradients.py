@@ -41,6 +41,8 @@ class Objective:
         clip_range: PPO's, of that ratio.
         value_coef: weight of V's loss.
         max_grad_norm: norm to which the gradient of policy and value function is clipped.
+        surrogate_loss: what the surrogate learns: to lower the variance of the estimate, or to say what the advantage is.
+        residual_weight: how much of what the surrogate leaves of the advantage multiplies the score.
         kl_form: how rows with `old_params` are held to their bound, see `Region.hold`.
         entropy_target: whether the weight of the entropy bonus is learned, and the entropy that of `entropy_and_unit`.
     """
@@ -51,6 +53,8 @@ class Objective:
     clip_range: float = math.inf
     value_coef: float = 0.5
     max_grad_norm: float = math.inf
+    surrogate_loss: Literal["variance", "critic"] = "variance"
+    residual_weight: float = 1.0
     kl_form: Literal["switch", "penalty"] = "switch"
     entropy_target: bool = False
 
@@ -96,6 +100,9 @@ def gradients(
     watch("estimate")
     found = networks(batch.obs, memory=batch.memory) if known is None else known
     dist = networks.policy.distribution(found.params.detach().requires_grad_(), batch.mask)
+    if objective.trains == ("surrogate",) and objective.surrogate_loss == "critic":
+        alone, told = _of_action_value(networks, batch, dist, found.features)
+        return Gradients({"surrogate": alone}, {"rows": batch.weight.sum()}, told)
     experience, ratio = _as_if_on_policy(batch, dist, found.features, objective)
     estimate = objective.estimator.estimate(experience, dist, networks.surrogate)
     plain = a2c(experience, dist) if objective.estimator.uses_surrogate else estimate
@@ -134,12 +141,13 @@ def gradients(
         metrics |= networks.value.metrics(batch.return_, batch.weight)
     if "surrogate" in objective.trains and networks.surrogate is not None:
         watch("surrogate")
-        of_squares = 2.0 * batch.weight.unsqueeze(-1) * estimate.detach()
-        of["surrogate"] = pull_back([estimate], [of_squares], networks.parameters_of("surrogate"))
-        gain = getattr(networks.surrogate, "gain", None)
-        if gain is not None:
-            metrics["surrogate/gain"] = gain.detach().clone()
-        metrics["losses/variance"] = variance_loss(estimate.detach(), batch.weight)
+        by_variance = objective.surrogate_loss == "variance"
+        of["surrogate"], told = (
+            _of_variance(networks, batch, estimate)
+            if by_variance
+            else _of_action_value(networks, batch, dist, found.features)
+        )
+        metrics |= told
     return Gradients(of, sums, metrics)
 
 
@@ -164,7 +172,7 @@ def finished(found: Gradients, objective: Objective) -> Gradients:
         kept = clip_scale(norm, objective.max_grad_norm)
         of |= {"policy": of["policy"].mul_(kept), "value": of["value"].mul_(kept)}
         metrics["policy/grad_norm"] = norm
-    if "surrogate" in of:
+    if "surrogate" in of and objective.surrogate_loss == "variance":
         unit = found.sums["plain"] + _SMALLEST_VARIANCE * found.sums["rows"]
         of["surrogate"] = of["surrogate"] / unit.clamp(min=torch.finfo(unit.dtype).tiny)
     return Gradients(of, found.sums, metrics)
@@ -189,7 +197,32 @@ def _as_if_on_policy(
                     x * unclipped(x, ratio, objective.clip_range).to(x.dtype) for x in (advantage, return_)
                 )
     score = score_of(dist, batch.action)
-    return Experience(features, batch.action, noise, advantage, return_, batch.weight, score), ratio
+    seen = Experience(features, batch.action, noise, advantage, return_, batch.weight, score, objective.residual_weight)
+    return seen, ratio
+
+
+def _of_variance(networks: Networks, batch: Batch, estimate: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The gradient of the sum of squared norms of the estimate, with metrics; see `finished`."""
+    of_squares = 2.0 * batch.weight.unsqueeze(-1) * estimate.detach()
+    found = pull_back([estimate], [of_squares], networks.parameters_of("surrogate"))
+    gain = getattr(networks.surrogate, "gain", None)
+    metrics = {} if gain is None else {"surrogate/gain": gain.detach().clone()}
+    return found, {**metrics, "losses/variance": variance_loss(estimate.detach(), batch.weight)}
+
+
+def _of_action_value(
+    networks: Networks, batch: Batch, dist: Distribution, features: Tensor
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The gradient of the mean squared error of c^(s, a) for the advantage, so that q(s, a) = V(s) + c^(s, a), with metrics."""
+    said = networks.surrogate(features, dist.embed(batch.action))  # type: ignore[misc]
+    error = (said.detach() - batch.advantage) * batch.weight
+    found = pull_back([said], [2.0 * error / batch.shard.divisor], networks.parameters_of("surrogate"))
+    _, variance = weighted_moments(torch.stack([batch.advantage, batch.advantage - said.detach()], 1), batch.weight)
+    explained = explained_variance(variance[0], variance[1])
+    return found, {
+        "losses/action_value": error.square().sum() / batch.shard.divisor,
+        "surrogate/explained_variance": explained,
+    }
 
 
 def _of_policy_and_value(

@@ -85,6 +85,8 @@ class Learner:
             ("policy", "value"),
             value_coef=config.value_coef,
             max_grad_norm=config.max_grad_norm,
+            surrogate_loss=config.surrogate_loss,
+            residual_weight=config.residual_weight,
             kl_form=config.kl_form,
             entropy_target=config.entropy_target is not None,
         )
@@ -221,10 +223,9 @@ class Learner:
         assert batch.old_log_prob is not None
         metrics: Metrics = {}
         ratio = torch.exp(dist.log_prob(batch.action) - batch.old_log_prob)
-        # As rows of the present policy, which they count as from here on.
-        batch = replace(
-            batch, weight=batch.weight * ratio.clamp(max=_MOST_RATIO), old_log_prob=dist.log_prob(batch.action)
-        )
+        # As rows of the present policy, which they count as from here on; what an action was worth is the same for any.
+        weight = batch.weight * (ratio.clamp(max=_MOST_RATIO) if self.config.surrogate_loss == "variance" else 1.0)
+        batch = replace(batch, weight=weight, old_log_prob=dist.log_prob(batch.action))
         endless = (each for _ in repeat(None) for each in self._minibatches(batch))
         for part, index in islice(endless, count):
             known = Outputs(seen.params[index], seen.value[:0], seen.features[index])

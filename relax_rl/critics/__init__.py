@@ -1,5 +1,6 @@
 """The critics: V(s) and the action-dependent surrogate c_phi(s, a)."""
 
+from relax_rl.critics.action_value import ActionValues
 from relax_rl.critics.bins import Bins, hl_gauss
 from relax_rl.critics.distributional import DistributionalValue
 from relax_rl.critics.surrogate import ActionSurrogate, MLPSurrogate, surrogate_at
@@ -7,6 +8,7 @@ from relax_rl.critics.value import ValueFunction, explained_variance
 
 __all__ = [
     "ActionSurrogate",
+    "ActionValues",
     "Bins",
     "DistributionalValue",
     "MLPSurrogate",

@@ -70,6 +70,10 @@ class AgentConfig:
     """With --value-replay: the returns of earlier rollouts stay as they were, or are computed anew at each update, by V-trace with the present policy and V."""
     surrogate_steps: int = setting(1, least=1, cap=10_000)
     """Steps of the surrogate per step of the policy; those beyond one are taken after it, with fresh noise behind the actions."""
+    surrogate_loss: Literal["variance", "critic"] = "variance"
+    """What the surrogate learns: to lower the variance of the estimate, or what an action is worth: the advantage, by squared error, so that it and the value function are an action-value critic q(s, a) (critic)."""
+    residual_weight: float = setting(1.0, least=0.0, most=1.0)
+    """With --surrogate-loss critic: how much of what the critic leaves of the advantage multiplies the score: all of it (1, unbiased) down to nothing (0, the critic's own gradient)."""
     surrogate_scale: Literal["one", "fitted"] = "one"
     """How much of the surrogate enters the estimate: all of it (one), or the fraction between 0 and 1 that would have lowered the variance most over recent rollouts (fitted), none of a bad one."""
     entropy_coef: float = setting(0.0, least=0.0)
@@ -171,6 +175,11 @@ class AgentConfig:
         if self.entropy_target is not None and self.entropy_schedule != "constant":
             raise SettingsError(
                 f"entropy_schedule is {self.entropy_schedule!r}, expected 'constant' beside entropy_target"
+            )
+        if self.residual_weight < 1.0 and self.surrogate_loss != "critic":
+            raise SettingsError(
+                f"residual_weight is {self.residual_weight:g}, expected 1, or surrogate_loss 'critic' beside it: what lowers the "
+                "variance is no critic"
             )
         if self.normalize_keys and not self.normalize_obs:
             raise SettingsError(f"normalize_keys is {self.normalize_keys}, expected normalize_obs beside it")

@@ -145,7 +145,9 @@ class TrainConfig:
             "clip_range target_kl kl_bound kl_form kl_schedule entropy_coef entropy_schedule entropy_target multiplier_lr"
         ),
         "value function": "critic_hidden critic_layer_norm share_torso critic_loss critic_bins critic_range value_replay replay_targets",
-        "surrogate": "surrogate_lr surrogate_steps surrogate_scale surrogate_hidden surrogate_activation",
+        "surrogate": (
+            "surrogate_lr surrogate_steps surrogate_loss residual_weight surrogate_scale surrogate_hidden surrogate_activation"
+        ),
         "networks": (
             "hidden activation layer_norm residual memory memory_size cnn cnn_features precision embed policy_keys critic_keys "
             "networks"

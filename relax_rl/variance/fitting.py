@@ -85,10 +85,13 @@ def fit_surrogate(
         options: those of `Fit`, whose generator is that of the noise too.
     """
 
-    def of_rows(params: Tensor, features: Tensor, action: Tensor, *others: Tensor) -> Tensor:
+    def of_rows(
+        params: Tensor, features: Tensor, action: Tensor, advantage: Tensor, return_: Tensor, weight: Tensor
+    ) -> Tensor:
         dist = policy.distribution(params)
         standard = dist.sample_noise(options["generator"]) if hasattr(dist, "relax_given") else None
-        return loss(Experience(features, action, noise_behind(dist, action, standard), *others), dist)
+        noise = noise_behind(dist, action, standard)
+        return loss(Experience(features, action, noise, advantage, return_, weight), dist)
 
     fit = Fit(surrogate, of_rows, **options)
     return lambda x, dist: fit(dist.params, x.features, x.action, x.advantage, x.return_, x.weight)

@@ -28,6 +28,7 @@ from relax_rl.experiments.vae.presets import preset_config, preset_names
 from relax_rl.experiments.vae.sbn import SigmoidBeliefNetwork
 from relax_rl.experiments.vae.trainer import Trainer
 from relax_rl.experiments.vae.training import train_vae
+from relax_rl.runs.callbacks import SaveCheckpoints
 from relax_rl.runs.loggers import read_csv
 
 SMALL = VaeConfig(
@@ -144,6 +145,24 @@ def test_a_run_that_was_stopped_in_its_evaluation_is_evaluated_when_resumed(monk
     assert whole["bounds"] == parts["bounds"]
     with pytest.raises(SettingsError, match="already taken 35 of 35 steps"):
         train(run_dir=None, resume="parts", steps=35)
+
+
+def test_a_run_that_was_killed_after_its_last_checkpoint_has_the_row_of_its_last_step(monkeypatch):
+    """Step 35 is due for a checkpoint and not for a row, which has to be there before."""
+    train(run_dir="whole", steps=35, checkpoint_interval=35)
+    save, saved = SaveCheckpoints.save, []
+
+    def killed(self):
+        saved.append(save(self))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SaveCheckpoints, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(run_dir="parts", steps=35, checkpoint_interval=35)
+    assert len(saved) == 1 and read_csv(Path("parts/progress.csv"))["step"][-1] == 35
+    train(run_dir=None, resume="parts", steps=35)
+    assert_same_run("whole", "parts")
 
 
 @pytest.mark.parametrize("name", ["nvil", "muprop", "rebar", "rodeo", "double-cv", "disarm", "concrete"])

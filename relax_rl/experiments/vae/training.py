@@ -102,13 +102,10 @@ class _Loop:
         """Take all steps that are left, and evaluate."""
         config, trainer, session, display = self.config, self.trainer, self.session, self.process.display
         display.begin(session.headline(self._title()), step=max(0, trainer.step), total=config.steps)
-        start = trainer.step
         stopped_by = self._take_steps()
         finished = stopped_by in ("steps", "early stopping")
         if stopped_by == "early stopping":
             display.done("stopped early")
-        if trainer.step > start and finished and trainer.step % config.log_interval:
-            self._log()
         checkpoint = self.save.save()
         evaluation = None
         if finished and config.eval_samples and session.first:
@@ -132,9 +129,10 @@ class _Loop:
             trainer.take_step()
             if trainer.step % SHOW_EVERY == 0:
                 display.update(max(0, trainer.step), self.bounds)
-            if trainer.step > 0 and trainer.step % config.log_interval == 0:
-                self._log()
-                if config.early_stopping and trainer.step - self.run.best_step >= config.early_stopping:
+            due = trainer.step > 0 and trainer.step % config.log_interval == 0
+            if due or trainer.step == config.steps:
+                self._log()  # before the checkpoint that counts the row
+                if due and config.early_stopping and trainer.step - self.run.best_step >= config.early_stopping:
                     return "early stopping"
             # Several workers ask one another now and then only.
             if (self.workers.count == 1 or trainer.step % SHOW_EVERY == 0) and (name := self.process.signal()):

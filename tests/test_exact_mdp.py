@@ -149,19 +149,11 @@ def exact_policy_gradient(continuous: bool, mode: AutoresetMode) -> tuple[Tensor
     return gradient.flatten(), value
 
 
-def contributions(
-    kind: type[ActorCritic],
-    mode: AutoresetMode,
-    value: np.ndarray,
-    *,
-    continuous: bool = False,
-    spoil: Callable[[Rollout], Rollout] = lambda rollout: rollout,
-) -> Any:
-    """Draws `[N, S * P]` of the gradient each environment contributes at the parameters of each state."""
+def agent_of(kind: type[ActorCritic], value: np.ndarray, *, continuous: bool = False, **settings: Any) -> ActorCritic:
+    """An agent of the policy in question, with this V and a surrogate that is awake."""
     space: Any = spaces.Box(-np.inf, np.inf, (1,), np.float32) if continuous else spaces.Discrete(2)
-    agent = kind(
-        spaces.Box(0.0, 1.0, (STATES,), np.float32), space, hidden=(), gamma=GAMMA, gae_lambda=0.7, num_steps=STEPS
-    )
+    how: dict[str, Any] = {"hidden": (), "gamma": GAMMA, "gae_lambda": 0.7, "num_steps": STEPS, **settings}
+    agent = kind(spaces.Box(0.0, 1.0, (STATES,), np.float32), space, **how)
     with torch.no_grad():
         agent.policy.head.bias.zero_()
         if continuous:
@@ -175,13 +167,28 @@ def contributions(
         if agent.surrogate is not None:
             weight: Any = agent.surrogate.head.weight
             torch.nn.init.normal_(weight, std=0.5, generator=torch.Generator().manual_seed(0))
+    return agent
+
+
+def contributions(
+    kind: type[ActorCritic],
+    mode: AutoresetMode,
+    value: np.ndarray,
+    *,
+    continuous: bool = False,
+    spoil: Callable[[Rollout], Rollout] = lambda rollout: rollout,
+    **settings: Any,
+) -> Any:
+    """Draws `[N, S * P]` of the gradient each environment contributes at the parameters of each state."""
+    agent = agent_of(kind, value, continuous=continuous, **settings)
+    space = agent.action_space
     seeds = iter(range(1_000))
 
     def draw(rows: int) -> Tensor:
         envs = VectorEnvs(Chain(rows, space, mode, seed=next(seeds)), seed=0)
         collector = Collector(envs, agent.observations.encode, agent.to_env, STEPS)
         rollout = spoil(collector.collect(agent.sample, agent.sample_noise(STEPS, rows)))
-        gradient = applied(agent, agent.batch(rollout)[0])
+        gradient = applied(agent, agent.batch(rollout)[0], residual_weight=agent.config.residual_weight)
         states = rollout.obs[:-1].flatten(0, 1)
         each = (states[:, :, None] * gradient[:, None, :]).unflatten(0, (STEPS, rows)).sum(0)
         return each.flatten(1)
@@ -230,3 +237,32 @@ def value_of_the_next_episode(rollout: Rollout) -> Rollout:
 def test_mistakes_at_the_ends_of_episodes_are_found(spoil: Callable[[Rollout], Rollout], mode: AutoresetMode) -> None:
     exact, value = exact_policy_gradient(False, mode)
     assert rejects(collect(contributions(A2C, mode, value, spoil=spoil), 150_000, chunk=25_000), exact)
+
+
+def gradient_of_the_critic(kind: type[ActorCritic], mode: AutoresetMode, value: np.ndarray, **settings: Any) -> Tensor:
+    """`[S * P]` sum over the rollout of dE[c^(s, a)], over all actions, or over a grid of relaxed or continuous ones."""
+    continuous = kind is LAX
+    surrogate: Any = agent_of(kind, value, continuous=continuous, **settings).surrogate.double()
+    params = (NORMALS if continuous else LOGITS).double().requires_grad_()
+    states = torch.eye(STATES).double()
+    if continuous:
+        actions = params[:, :1] + params[:, 1:].exp() * NODES
+        said = surrogate(states[:, None].expand(-1, len(NODES), -1), actions.unsqueeze(-1)) @ WEIGHTS
+    else:
+        said = (params.softmax(-1) * surrogate.values(states)).sum(-1)
+    total = (torch.from_numpy(visits(params, continuous, mode)) * said).sum()
+    return torch.autograd.grad(total, params)[0].flatten()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.4])
+@pytest.mark.parametrize("kind", [LAX, Marginal])
+def test_less_of_the_residual_is_as_much_bias_towards_the_critic(kind: type[ActorCritic], weight: float) -> None:
+    """The mean is w times the exact policy gradient and 1 - w times the critic's own; the noise shrinks with w."""
+    mode, continuous, critic = AutoresetMode.SAME_STEP, kind is LAX, {"surrogate_loss": "critic"}
+    exact, value = exact_policy_gradient(continuous, mode)
+    alone = gradient_of_the_critic(kind, mode, value, **critic)
+    assert (alone - exact).norm() > 0.2 * exact.norm()
+    how: dict[str, Any] = {"continuous": continuous, **critic}
+    found = collect(contributions(kind, mode, value, residual_weight=weight, **how), 30_000, chunk=15_000)
+    assert_unbiased(found, weight * exact + (1 - weight) * alone, power=0.1)
+    assert rejects(found, exact)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from relax_rl.agents.normalization import ObservationNormalizer
 from relax_rl.compute.host import retire_threads
-from relax_rl.networks.host_cells import gru_step, lstm_step, pays_on_host
+from relax_rl.networks.host_cells import MOST, gru_step, lstm_step, pays_on_host
 from relax_rl.networks.memory import MemoryTorso
 from relax_rl.networks.policies import Policy
 from relax_rl.networks.torsos import MLP, NatureCNN, Selection, Torso, after_last_layer
@@ -25,9 +25,6 @@ __all__ = [
     "host_network",
     "host_sampler",
 ]
-
-_MOST = 2**18
-"""Products in a layer above which NumPy's BLAS would take threads of its own, whatever torch is allowed."""
 
 
 def _relu(x: np.ndarray) -> None:
@@ -62,7 +59,7 @@ class HostNetwork:
         for number, ((weight, bias), out) in enumerate(zip(self._on_host, self._buffers, strict=True)):
             if number:
                 self._activation(x)
-            if len(x) * weight.size > _MOST:
+            if len(x) * weight.size > MOST:
                 torch.addmm(
                     self._weights[number][1], torch.from_numpy(x), self._weights[number][0], out=torch.from_numpy(out)
                 )
@@ -152,6 +149,8 @@ def _affine(layer: tuple[np.ndarray, np.ndarray], x: np.ndarray) -> np.ndarray:
 def acts_on_host(torso: Any, num: int) -> TypeGuard[MemoryTorso]:
     """Whether `HostMemoryNetwork` takes a torso for that many environments."""
     if not isinstance(torso, MemoryTorso) or not isinstance(torso.encoder, MLP) or not pays_on_host(torso.cell, num):
+        return False
+    if num * cast(Tensor, torso.cell.weight_ih_l0).numel() > MOST:
         return False
     return torso.encoder.activation.__name__ in _IN_PLACE and torso.cell.weight_hh_l0.dtype == torch.float32
 

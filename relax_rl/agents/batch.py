@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from torch import Tensor
 
 from relax_rl.agents.memory import Memory
-from relax_rl.agents.returns import gae, successor_values
+from relax_rl.agents.returns import gae, values_in_time
 from relax_rl.agents.rollouts import Rollout
 from relax_rl.agents.shards import Shard
 from relax_rl.settings.config import AgentConfig
@@ -113,16 +113,14 @@ def make_batch(
         reward_scale: factor of the clipped rewards.
     """
     steps, num_envs, device = rollout.num_steps, rollout.num_envs, value.device
-    body = (steps + 1) * num_envs
-    on_host = value.cpu()
-    all_values = on_host[:body].unflatten(0, (steps + 1, num_envs))
+    values, successors = values_in_time(value.cpu(), num_envs, rollout.final_index)
     reward = rollout.reward
     if math.isfinite(config.reward_clip):
         reward = reward.clamp(-config.reward_clip, config.reward_clip)
     advantage = gae(
         reward * reward_scale,
-        all_values[:-1],
-        successor_values(all_values, on_host[body:], rollout.final_index),
+        values[:-1],
+        successors,
         rollout.terminated,
         rollout.truncated,
         rollout.valid,

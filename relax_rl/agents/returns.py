@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["VTrace", "gae", "n_step_returns", "successor_values", "vtrace"]
+__all__ = ["VTrace", "gae", "n_step_returns", "successor_values", "values_in_time", "vtrace"]
 
 
 def successor_values(value: Tensor, final_value: Tensor, final_index: Tensor) -> Tensor:
@@ -32,6 +32,19 @@ def successor_values(value: Tensor, final_value: Tensor, final_index: Tensor) ->
     next_value = next_value.clone()
     next_value[final_index[:, 0], final_index[:, 1]] = final_value
     return next_value
+
+
+def values_in_time(value: Tensor, num_envs: int, final_index: Tensor) -> tuple[Tensor, Tensor]:
+    """`[T + 1, N]` V of a rollout's observations, and `[T, N]` of the true successors.
+
+    Args:
+        value: `[(T + 1) N + K]` of all observations, then of the final ones.
+        num_envs: N.
+        final_index: `[K, 2]` where those belong.
+    """
+    body = len(value) - len(final_index)
+    values = value[:body].unflatten(0, (-1, num_envs))
+    return values, successor_values(values, value[body:], final_index)
 
 
 def gae(

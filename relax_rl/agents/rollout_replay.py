@@ -12,7 +12,7 @@ from torch import Tensor
 from relax_rl.agents.batch import Batch
 from relax_rl.agents.networks import Networks
 from relax_rl.agents.replay import ValueReplay
-from relax_rl.agents.returns import successor_values, vtrace
+from relax_rl.agents.returns import values_in_time, vtrace
 from relax_rl.agents.rollouts import Rollout
 from relax_rl.settings.config import AgentConfig
 
@@ -80,18 +80,17 @@ class RolloutReplay:
     def _rows(self, kept: _Kept, unit: float) -> tuple[Tensor, Tensor, Tensor]:
         """`[T N, ...]` observations of a rollout as the networks take them, returns of the policy at hand, and weights."""
         config, networks, (steps, num_envs) = self._config, self._networks, kept.reward.shape
-        device, rows, body = next(networks.parameters()).device, steps * num_envs, (steps + 1) * num_envs
+        device, rows = next(networks.parameters()).device, steps * num_envs
         seen = self._normalized(torch.cat([kept.obs.flatten(0, 1), kept.final_obs]).to(device))
         said = networks.without_graph(seen, rows)
         mask = None if kept.mask is None else kept.mask.flatten(0, 1).to(device)
         log_prob = self._log_prob(said.params, mask, kept.action.flatten(0, 1).to(device)).view(steps, num_envs).cpu()
-        value = said.value.cpu()
-        values = value[:body].unflatten(0, (steps + 1, num_envs))
+        values, successors = values_in_time(said.value.cpu(), num_envs, kept.final_index)
         target = vtrace(
             (log_prob - kept.log_prob).clamp(max=_MOST_LOG_RATIO),
             kept.reward.clamp(-config.reward_clip, config.reward_clip) * unit,
             values[:-1],
-            successor_values(values, value[body:], kept.final_index),
+            successors,
             kept.terminated,
             kept.truncated,
             kept.valid,

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["gru_step", "lstm_step", "pays_on_host", "unroll_gru"]
+__all__ = ["MOST", "gru_step", "lstm_step", "pays_on_host", "unroll_gru"]
 
-_MOST = 2**18
-"""Products of a step above which torch is as fast, and NumPy's BLAS would take threads of its own, whatever torch may."""
+MOST = 2**18
+"""Products in a layer above which NumPy's BLAS would take threads of its own, whatever torch is allowed."""
 
 
 def pays_on_host(cell: Any, num: int) -> bool:
     """Whether steps of that many sequences by a GRU or LSTM of one layer are for NumPy."""
     weight: Tensor = cell.weight_hh_l0
     plain = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
-    return plain and num * weight.numel() <= _MOST
+    return plain and num * weight.numel() <= MOST
 
 
 def gru_step(told: np.ndarray, inner: np.ndarray, h: np.ndarray, out: np.ndarray) -> None:

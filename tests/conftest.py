@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +20,29 @@ os.environ["RELAX_RL_CACHE"] = ""  # what earlier runs have compiled decides not
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Names a case of raw bytes by its argument, since bytes may differ (a time stamp, say) where two workers collect."""
     return argname if isinstance(val, bytes) else None
+
+
+def seed_by(name: str) -> None:
+    """Seeds the global generators, so that a test draws the same numbers in every run and in any order."""
+    seed = zlib.crc32(name.encode())
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    if isinstance(collector, pytest.Module):
+        seed_by(collector.nodeid)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest) -> None:
+    seed_by(f"{fixturedef.argname}{getattr(request, 'param', '')}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    seed_by(pyfuncitem.nodeid)
 
 
 @pytest.fixture(scope="session")

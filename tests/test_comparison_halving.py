@@ -375,6 +375,23 @@ def test_trials_that_train_are_the_same_after_stops(tmp_path, monkeypatch):
         assert path.read_bytes() == same.read_bytes()
 
 
+def test_trials_alone_and_the_comparison_later(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, *_, **__: Path(path).write_bytes(b""))
+    monkeypatch.chdir(tmp_path)
+    ours = "a2c=a2c:hidden=4,num_envs=2,compile=off,num_steps=5"
+    options = ["--env", "CartPole-v1", "--estimators", ours, "--total-steps", "100", "--num-workers", "1", "--quiet"]
+    assert main(["compare", *options, "--tune", "2", "--seeds", "0", "--run-dir", "found"]) == 0
+    assert not list(Path("found/runs").glob("*")) and not list(Path("found/figures").glob("*"))
+    assert "Tuned, and not yet compared." in Path("found/report.md").read_text()
+    tried = Path("found/tuning/CartPole-v1-a2c/trials.csv").read_bytes()
+    assert main(["compare", "--resume", "found", "--seeds", "1", "--quiet"]) == 0
+    assert [run.name for run in Path("found/runs").iterdir()] == ["CartPole-v1-a2c-s0"]
+    assert Path("found/tuning/CartPole-v1-a2c/trials.csv").read_bytes() == tried
+    capsys.readouterr()
+    assert main(["compare", "--resume", "found", "--seeds", "-1"]) == 2
+    assert capsys.readouterr().err == "error: seeds is -1, expected 0 or above\n"
+
+
 @pytest.mark.parametrize(
     ("args", "expected"),
     [

@@ -57,6 +57,8 @@ def _config(args: Sequence[str], prog: str) -> CompareConfig:
 
 def _told(result: Mapping[str, Any], folder: Path) -> list[str]:
     """The lines that the command ends with."""
+    if not result["options"]["seeds"]:
+        return [f"  report   {folder / 'report.md'}", f"  trials   {folder / 'tuning'}/*/trials.csv"]
     lines = []
     for env, summary in result["environments"].items():
         lines.append(env)

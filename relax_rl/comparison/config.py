@@ -58,8 +58,8 @@ class CompareConfig:
     """Stable-Baselines3's algorithms with rl-baselines3-zoo's settings; needs the extra compare."""
     set: tuple[str, ...] = ()
     """Settings of all estimators, over their presets: name=value, as the options of train."""
-    seeds: int = setting(10, least=1, resumable=True)
-    """Runs of each contestant on each environment."""
+    seeds: int = setting(10, least=0, resumable=True)
+    """Runs of each contestant on each environment; 0 tunes and ends there, until the comparison is gone on with."""
     first_seed: int = setting(0, least=0, expected="at least 0")
     """The first seed; the others follow it."""
     total_steps: int | None = setting(None, least=1)
@@ -122,6 +122,8 @@ class CompareConfig:
                 raise SettingsError(f"{name} has {twice[0]!r} twice, expected each once")
         if not self.estimators and not self.peers:
             raise SettingsError("estimators is empty, expected at least one contestant")
+        if not self.seeds and not self.tune:
+            raise SettingsError("seeds is 0, expected at least 1, or --tune for trials alone")
         if self.tune_anchors and not self.tune_together:
             raise SettingsError(f"tune_anchors is {self.tune_anchors}, expected tune_together beside it")
 

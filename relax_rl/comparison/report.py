@@ -37,8 +37,8 @@ def markdown(result: Mapping[str, Any]) -> str:
             "one that failed otherwise, or before its first episode had ended, is left out.",
         ]
     for env, summary in result["environments"].items():
-        lines += ["", *_environment(env, summary, result["variance"].get(env, {}))]
-    if result["aggregate"] is not None:
+        lines += ["", *_environment(env, summary, result["variance"].get(env, {}), seeds=options["seeds"])]
+    if result["aggregate"] is not None and options["seeds"]:
         lines += ["", *_aggregate(result["aggregate"])]
     lines += ["", *_settings(result), "", *_METHODS]
     return "\n".join(lines) + "\n"
@@ -49,11 +49,11 @@ def solved_by_any(summary: Mapping[str, Any]) -> bool:
     return any(entry["solved"] and entry["solved"]["solved"] for entry in summary["contestants"].values())
 
 
-def _environment(env: str, summary: Mapping[str, Any], variance: Mapping[str, Any]) -> list[str]:
+def _environment(env: str, summary: Mapping[str, Any], variance: Mapping[str, Any], *, seeds: int) -> list[str]:
     contestants, threshold = summary["contestants"], summary["threshold"]
     lines = [f"## {env}", ""]
     if not contestants:
-        return [*lines, "No run has ended."]
+        return [*lines, "No run has ended." if seeds else "Tuned, and not yet compared."]
     known = "no registered threshold" if threshold is None else f"solved at a mean return of {threshold:g}"
     lines += [f"{summary['total_steps']:,} steps a run; {known}.", ""]
     head = ["contestant", "runs", "final score"]

@@ -1,0 +1,187 @@
+"""Search for the presets: one setting for a family of tasks, each contestant with as many trials as the other.
+
+    python -m benchmarks.search --searches landers --minutes 60
+    python -m benchmarks.search --report
+
+A search is one `train_agent.py compare --tune` command that runs no seed of a comparison. It can be stopped at any time and
+is gone on with where it is there. Trials train from seed 1,000 on, which no other benchmark uses, and are paused at a tenth and
+at three tenths of their steps, where the best third goes on. What is searched stands in `benchmarks/spaces/`. The table of
+all trials, their settings and the space are kept in `results/search/<name>/`, and summed up in `results/search.md`; settings
+that are taken from it into a preset are committed before they meet a seed of a contest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.matches import RUNS
+from benchmarks.tasks import RESULTS, write_text
+
+__all__ = ["SEARCHES", "Search", "main"]
+
+GROUP = "search"
+FIRST_SEED = 1_000
+SPACES = Path(__file__).parent / "spaces"
+RUNGS = ("0.1", "0.3", "1")
+KEPT = ("trials.json", "trials.csv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """One setting for several tasks.
+
+    Attributes:
+        anchors: of each task: the returns that count as 0, what a random policy has, and as 1, what one would be content with.
+        steps: of a trial on each task.
+        contestants: ours, as `compare` takes them; what each sets is not searched.
+        space: file of what is searched.
+        trials: of each contestant.
+        settings: of all contestants, over nothing: no preset stands under them.
+    """
+
+    anchors: Mapping[str, tuple[float, float]]
+    steps: int
+    contestants: tuple[str, ...]
+    space: str
+    trials: int = 36
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def command(self, folder: Path, *, jobs: int, minutes: float | None) -> list[str]:
+        """What is started; a search that is there already is gone on with, for as many minutes as it was begun with."""
+        start = [sys.executable, "train_agent.py", "compare", "--num-workers", str(jobs)]
+        if (folder / "settings.json").exists():
+            return [*start, "--resume", str(folder)]
+        given = {**self.settings, "preset": "none"}
+        anchors = [f"{env}={low:g}:{high:g}" for env, (low, high) in self.anchors.items()]
+        options = ["--env", *self.anchors, "--estimators", *self.contestants, "--seeds", "0", "--run-dir", str(folder)]
+        options += ["--set", *(f"{name}={value}" for name, value in given.items()), "--total-steps", str(self.steps)]
+        options += ["--tune", str(self.trials), "--tune-together", "--tune-anchors", *anchors, "--tune-rungs", *RUNGS]
+        options += ["--tune-first-seed", str(FIRST_SEED), "--tune-space", str(SPACES / self.space)]
+        return [*start, *options, *([] if minutes is None else ["--tune-minutes", f"{minutes:g}"])]
+
+
+_CRITICS = ("V=a2c", "q=auto:surrogate_loss=critic", "c=auto:residual_weight=1")
+"""A baseline of states; of actions, learned as a critic; of actions, learned to lower the variance."""
+_COMMON = {"normalize_obs": "true", "normalize_reward": "true", "num_envs": "8", "entropy_schedule": "linear"}
+
+SEARCHES: dict[str, Search] = {
+    "classic": Search(
+        anchors={
+            "CartPole-v1": (22.0, 500.0),
+            "Acrobot-v1": (-500.0, -80.0),
+            "Pendulum-v1": (-1300.0, -150.0),
+            "MountainCarContinuous-v0": (-60.0, 95.0),
+            "InvertedPendulum-v5": (6.0, 1000.0),
+        },
+        steps=150_000,
+        contestants=_CRITICS,
+        space="small.json",
+        settings=_COMMON,
+    ),
+    "landers": Search(
+        anchors={"LunarLander-v3": (-200.0, 250.0), "LunarLanderContinuous-v3": (-200.0, 250.0)},
+        steps=500_000,
+        contestants=_CRITICS,
+        space="small.json",
+        settings=_COMMON,
+    ),
+    "locomotion": Search(
+        anchors={"HalfCheetah-v5": (-300.0, 6000.0), "Hopper-v5": (20.0, 2600.0), "Walker2d-v5": (0.0, 4000.0)},
+        steps=1_000_000,
+        contestants=_CRITICS[:2],
+        space="locomotion.json",
+        settings=_COMMON,
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Search for what is asked for, and keep the tables of all trials."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--searches", nargs="+", choices=list(SEARCHES), default=list(SEARCHES))
+    parser.add_argument("--minutes", type=float, help="of work on trials, counted over all calls (default: to the end)")
+    parser.add_argument("--jobs", type=int, default=0, help="runs side by side (default: one per core)")
+    parser.add_argument("--report", action="store_true", help="sum up and train nothing")
+    args = parser.parse_args(argv)
+    for name in args.searches:
+        folder = RUNS / GROUP / name
+        if not args.report:
+            subprocess.run(SEARCHES[name].command(folder, jobs=args.jobs, minutes=args.minutes), check=True)
+        _keep(folder, RESULTS / GROUP / name)
+    write_text(RESULTS / f"{GROUP}.md", _report())
+
+
+def _keep(folder: Path, kept: Path) -> None:
+    """The trials of every contestant so far, with the settings of the search and its space."""
+    for study in sorted(folder.glob("tuning/together-*")):
+        (kept / study.name.removeprefix("together-")).mkdir(parents=True, exist_ok=True)
+        for name in KEPT:
+            if (study / name).exists():
+                shutil.copy(study / name, kept / study.name.removeprefix("together-") / name)
+    for name in ("settings.json", "space.json"):
+        if (folder / name).exists():
+            kept.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / name, kept / name)
+
+
+def _report() -> str:
+    """Every search that has trials: how many, the best of each contestant, and what it is set to."""
+    lines = [
+        "# Searches for the presets",
+        "",
+        "One setting for all tasks of a family. A trial's score is the mean over its tasks of the mean of the learning curve, "
+        "0 at a random policy's return and 1 at the one named below. `python -m benchmarks.search` writes this file; "
+        "`trials.csv` beside it holds every trial.",
+    ]
+    for name, search in SEARCHES.items():
+        found = {label: _trials(name, label) for label in (text.partition("=")[0] for text in search.contestants)}
+        if not any(found.values()):
+            continue
+        tasks = ", ".join(f"{env} ({low:g} to {high:g})" for env, (low, high) in search.anchors.items())
+        lines += ["", f"## {name}", "", f"{search.steps:,} steps of {tasks}; `benchmarks/spaces/{search.space}`.", ""]
+        lines += ["| contestant | trials | to the end | best score | of it |", "|---|---:|---:|---:|---|"]
+        lines += [_row(label, trials) for label, trials in found.items() if trials]
+    return "\n".join([*lines, ""])
+
+
+def _trials(name: str, label: str) -> list[dict[str, str]]:
+    path = RESULTS / GROUP / name / label / "trials.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _row(label: str, trials: Sequence[Mapping[str, str]]) -> str:
+    whole = [trial for trial in trials if trial["rung"] == str(len(RUNGS)) and trial["score"]]
+    best: Mapping[str, Any] = max(whole, key=lambda trial: float(trial["score"]), default={})
+    score = f"{float(best['score']):.3f}" if best else ""
+    settings = {
+        name: value for name, value in best.items() if name not in _NO_SETTINGS and not name.startswith("score")
+    }
+    told = ", ".join(f"{name} {_short(value)}" for name, value in settings.items() if value)
+    return f"| {label} | {len(trials)} | {len(whole)} | {score} | {told} |"
+
+
+_NO_SETTINGS = ("number", "rung", "seconds")
+
+
+def _short(value: str) -> str:
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return value
+    return f"{found:.3g}" if isinstance(found, float) else value
+
+
+if __name__ == "__main__":
+    main()

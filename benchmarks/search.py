@@ -127,10 +127,10 @@ def _keep(folder: Path, kept: Path) -> None:
         for name in KEPT:
             if (study / name).exists():
                 shutil.copy(study / name, kept / study.name.removeprefix("together-") / name)
-    for name in ("settings.json", "space.json"):
-        if (folder / name).exists():
+    for path in (folder / "settings.json", folder / "tuning" / "search_space.json"):
+        if path.exists():
             kept.mkdir(parents=True, exist_ok=True)
-            shutil.copy(folder / name, kept / name)
+            shutil.copy(path, kept / path.name)
 
 
 def _report() -> str:
@@ -148,8 +148,8 @@ def _report() -> str:
             continue
         tasks = ", ".join(f"{env} ({low:g} to {high:g})" for env, (low, high) in search.anchors.items())
         lines += ["", f"## {name}", "", f"{search.steps:,} steps of {tasks}; `benchmarks/spaces/{search.space}`.", ""]
-        lines += ["| contestant | trials | to the end | best score | of it |", "|---|---:|---:|---:|---|"]
-        lines += [_row(label, trials) for label, trials in found.items() if trials]
+        lines += ["| contestant | trials | to the end | best score | its settings |", "|---|---:|---:|---:|---|"]
+        lines += [_row(label, trials, search.anchors) for label, trials in found.items() if trials]
     return "\n".join([*lines, ""])
 
 
@@ -161,7 +161,7 @@ def _trials(name: str, label: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _row(label: str, trials: Sequence[Mapping[str, str]]) -> str:
+def _row(label: str, trials: Sequence[Mapping[str, str]], tasks: Mapping[str, Any]) -> str:
     whole = [trial for trial in trials if trial["rung"] == str(len(RUNGS)) and trial["score"]]
     best: Mapping[str, Any] = max(whole, key=lambda trial: float(trial["score"]), default={})
     score = f"{float(best['score']):.3f}" if best else ""
@@ -172,7 +172,7 @@ def _row(label: str, trials: Sequence[Mapping[str, str]]) -> str:
     return f"| {label} | {len(trials)} | {len(whole)} | {score} | {told} |"
 
 
-_NO_SETTINGS = ("number", "rung", "seconds")
+_NO_SETTINGS = ("number", "rung", "score", "seconds")
 
 
 def _short(value: str) -> str:

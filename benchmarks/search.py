@@ -165,9 +165,7 @@ def _row(label: str, trials: Sequence[Mapping[str, str]], tasks: Mapping[str, An
     whole = [trial for trial in trials if trial["rung"] == str(len(RUNGS)) and trial["score"]]
     best: Mapping[str, Any] = max(whole, key=lambda trial: float(trial["score"]), default={})
     score = f"{float(best['score']):.3f}" if best else ""
-    settings = {
-        name: value for name, value in best.items() if name not in _NO_SETTINGS and not name.startswith("score")
-    }
+    settings = {name: value for name, value in best.items() if name not in (*_NO_SETTINGS, *tasks)}
     told = ", ".join(f"{name} {_short(value)}" for name, value in settings.items() if value)
     return f"| {label} | {len(trials)} | {len(whole)} | {score} | {told} |"
 

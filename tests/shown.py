@@ -48,6 +48,7 @@ SHORT: dict[str, dict[str, str]] = {
     "train": {"total-steps": "64", "num-envs": "2", "num-steps": "8", "hidden": "4", "surrogate-hidden": "4"},
     "evaluate": {"episodes": "1", "num-envs": "2"},
     "check": {"steps": "20", "num-envs": "2"},
+    "export": {},
     "variance": {"batches": "2", "fit-batches": "1", "states": "2", "actions": "3"},
     "toy": {"steps": "20", "seeds": "2", "draws": "10", "log-interval": "10"},
     "vae": {
@@ -172,7 +173,7 @@ def shortened(command: str, arguments: Sequence[str]) -> list[str]:
     words += [word for name, value in short.items() for word in (f"--{name}", value)]
     if command in ("train", "vae") and not resumed:
         words += ["--compile", "off"]
-    return [*words, *(["--quiet"] if command not in ("check", "evaluate", "variance") else [])]
+    return [*words, *(["--quiet"] if command not in ("check", "evaluate", "export", "variance") else [])]
 
 
 class _Untold(GroupLogger):

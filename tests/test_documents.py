@@ -12,6 +12,7 @@ import pytest
 
 from relax_rl.commands.check import CheckConfig
 from relax_rl.commands.evaluate import EvaluateConfig
+from relax_rl.commands.export import ExportConfig
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.experiments.toy.config import ToyConfig
 from relax_rl.experiments.vae.config import VaeConfig
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": EvaluateConfig,
     "variance": VarianceConfig,
     "check": CheckConfig,
+    "export": ExportConfig,
     "compare": CompareConfig,
     "toy": ToyConfig,
     "vae": VaeConfig,
@@ -77,6 +79,9 @@ def test_code_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     if document.name == "vae.md":
         pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
+    if document.name == "export.md":
+        for module in ("onnxscript", "onnxruntime"):
+            pytest.importorskip(module, reason="exports and runs a policy")
     if document.name == "logging.md":
         pytest.importorskip("pandas", reason="reads tables with it")
     namespace: dict[str, Any] = {}

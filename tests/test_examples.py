@@ -68,3 +68,14 @@ def test_relax_takes_fewer_than_ten_changed_lines(algorithm: str) -> None:
     changes = [line for line in difflib.ndiff(before, after) if line.startswith(("+ ", "- "))]
     added, removed = (sum(line.startswith(sign) for line in changes) for sign in "+-")
     assert 0 < max(added, removed) < 10
+
+
+def test_an_exported_policy_plays_without_the_package(finished_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="needs the extra export")
+    pytest.importorskip("onnxruntime", reason="runs the file with it")
+    from relax_rl.commands.main import main
+
+    assert main(["export", str(finished_run), "--output", str(tmp_path / "policy.onnx")]) == 0
+    lines = run("run_exported.py", "policy.onnx", "--episodes", "2", folder=tmp_path).splitlines()
+    assert len(lines) == 2 and lines[0].startswith("episode 0: return ")
+    assert "relax_rl" not in (EXAMPLES / "run_exported.py").read_text(encoding="utf-8").split('"""')[2]

@@ -50,6 +50,9 @@ COMMANDS: Mapping[str, Command] = {
         "measure the variance of a trained agent's gradient under every estimator",
         "relax_rl.commands.variance:variance_command",
     ),
+    "export": Command(
+        "write a trained policy into a file that runs without this package", "relax_rl.commands.export:export_command"
+    ),
     "check": Command("say what an environment is, and what is wrong with it", "relax_rl.commands.check:check_command"),
     "toy": Command("compare estimators on the toy problem of REBAR and RELAX", "relax_rl.commands.toy:toy_command"),
     "compare": Command(

@@ -134,7 +134,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     For float32 on a CPU torch asks MKL, which is slow on processors other than Intel's; here oneDNN is asked.
     """
-    if x.dtype == torch.float32 and x.device.type == "cpu" and _ONEDNN:
+    if x.dtype == torch.float32 and x.device.type == "cpu" and _ONEDNN and not torch.compiler.is_compiling():
         found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return found
     return F.linear(x, weight, bias)

@@ -36,7 +36,7 @@ class _Tanh(torch.autograd.Function):
 
 def tanh(x: Tensor) -> Tensor:
     """Hyperbolic tangent, by the cheapest way for its size."""
-    if x.numel() < _MANY or x.is_cuda or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or x.numel() < _MANY or x.is_cuda:
         return torch.tanh(x)
     if not (x.requires_grad and torch.is_grad_enabled()):
         return _Tanh.forward(x)

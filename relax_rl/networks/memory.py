@@ -80,7 +80,8 @@ class MemoryTorso(RecurrentTorso):
         return encoded
 
     def unroll(self, encoded: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        if isinstance(self.cell, nn.GRU) and pays_on_host(self.cell, len(state)):
+        traced = torch.compiler.is_compiling()
+        if isinstance(self.cell, nn.GRU) and not traced and pays_on_host(self.cell, len(state)):
             return unroll_gru(self.cell, encoded, state)
         parts = tuple(x.contiguous().unsqueeze(0) for x in state.split(self.num_features, -1))
         if isinstance(self.cell, nn.GRU):

@@ -110,6 +110,11 @@ class ObservationEncoder:
             begin = end
         return tuple(found)
 
+    def parts(self) -> Iterator[tuple[Leaf, spaces.Space[Any], Callable[[np.ndarray], np.ndarray]]]:
+        """Every leaf with its space, and how `[N, *space.shape]` of it becomes `[N, C, H, W]` or `[N, ...]` of its size."""
+        for each in self._encoders:
+            yield each.leaf, each.space, each.encode
+
     def encode(self, batch: Any, *, shift: np.ndarray | None = None) -> np.ndarray:
         """A batch of observations as one array `[N, *shape]` of `dtype`.
 

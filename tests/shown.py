@@ -31,7 +31,7 @@ from relax_rl.runs.loggers import GroupLogger
 __all__ = ["DOCUMENTS", "LANGUAGES", "NOT_RUN", "ROOT", "Shell", "blocks", "commands", "program_words", "would_start"]
 
 ROOT = Path(relax_rl.__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = {"python", "bash", "text", "bibtex", "mermaid"}
 """Of blocks; every block says which it is, and the first two are run."""
 NOT_RUN = {

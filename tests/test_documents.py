@@ -55,6 +55,10 @@ OTHERS = {
     *("--other", "--algo", "--help", "--version", "--backend", "--index-url", "--extra-index-url"),
     *("--env", "--busy"),
     "--project",  # trackio
+    *("--job-name", "--array", "--cpus-per-task", "--mem", "--time", "--signal", "--requeue"),  # sbatch
+    *("--nodes", "--ntasks-per-node"),
+    *("--total-timesteps", "--num-minibatches", "--update-epochs", "--learning-rate", "--anneal-lr"),  # CleanRL's
+    *("--clip-coef", "--ent-coef", "--vf-coef", "--norm-adv"),
 }
 
 

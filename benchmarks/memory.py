@@ -5,8 +5,9 @@
     python -m benchmarks.memory --speed                            # steps per second, on a machine that does nothing else
 
 Cue shows a sign and asks for it 20 steps later; Positions is CartPole without velocities (`benchmarks.memory_tasks`). Ours take
-rollouts of 128 steps of eight environments, the passes of PPO and a learning rate of 0.003; RecurrentPPO the same rollouts and
-passes, once with that rate and once with its library's default, 0.0003, and its defaults else. All that is there is in `results/memory.json`, `.md` and `.png`.
+rollouts of 128 steps of eight environments, the passes of PPO, a learning rate that falls linearly from 0.003, and rewards divided by
+the running spread of returns, chosen on seed 1,000; RecurrentPPO the same rollouts and passes, once with these settings and once with
+its library's defaults. All that is there is in `results/memory.json`, `.md` and `.png`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from benchmarks.side_by_side import NUM_ENVS, Curve, Learn, SideBySide, Task, le
 
 __all__ = ["BENCHMARK", "CONTESTANTS", "TASKS", "main"]
 
-PEERS = {"RecurrentPPO": 3e-4, "RecurrentPPO, rate 0.003": 3e-3}
+PEERS = {"RecurrentPPO": False, "RecurrentPPO, same settings": True}
+"""Whether the learning rate and the scale of rewards are ours."""
 _PASSES = {"num_steps": 128, "minibatch_size": 256, "epochs": 4, "clip_range": 0.2, "compile": "off"}
-_RATES = {"policy_lr": 3e-3, "value_lr": 3e-3}
+_RATE = 3e-3
+_RATES = {"policy_lr": _RATE, "value_lr": _RATE, "lr_schedule": "linear", "normalize_reward": True}
 
 
 @dataclass(frozen=True)
@@ -57,16 +60,20 @@ def _ours(task: Task, contestant: Contestant, seed: int, curve: Curve) -> Learn:
     return learn_of_agent(agent, envs, curve)
 
 
-def _recurrent_ppo(task: Task, rate: float, seed: int, curve: Curve) -> Learn:
+def _recurrent_ppo(task: Task, ours: bool, seed: int, curve: Curve) -> Learn:
     import gymnasium as gym
     from sb3_contrib import RecurrentPPO
     from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
 
     from relax_rl.backends.registry import find_spec as registered
 
-    env = make_vec_env(lambda: gym.make(registered(task.env)), NUM_ENVS, seed=seed)
+    env: Any = make_vec_env(lambda: gym.make(registered(task.env)), NUM_ENVS, seed=seed)
     how: dict[str, Any] = {"n_steps": 128, "batch_size": 256, "n_epochs": 4, "policy_kwargs": {"lstm_hidden_size": 64}}
-    model = RecurrentPPO("MlpLstmPolicy", env, learning_rate=rate, seed=seed, device="cpu", **how)
+    if ours:
+        env = VecNormalize(env, norm_obs=False)
+        how["learning_rate"] = lambda left: _RATE * left
+    model = RecurrentPPO("MlpLstmPolicy", env, seed=seed, device="cpu", **how)
     return learn_of_peer(model, curve)
 
 

@@ -13,6 +13,7 @@ import pytest
 from relax_rl.commands.check import CheckConfig
 from relax_rl.commands.evaluate import EvaluateConfig
 from relax_rl.commands.export import ExportConfig
+from relax_rl.commands.push import PushConfig
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.experiments.toy.config import ToyConfig
 from relax_rl.experiments.vae.config import VaeConfig
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Any] = {
     "variance": VarianceConfig,
     "check": CheckConfig,
     "export": ExportConfig,
+    "push": PushConfig,
     "compare": CompareConfig,
     "toy": ToyConfig,
     "vae": VaeConfig,

@@ -53,6 +53,9 @@ COMMANDS: Mapping[str, Command] = {
     "export": Command(
         "write a trained policy into a file that runs without this package", "relax_rl.commands.export:export_command"
     ),
+    "push": Command(
+        "put a trained agent into a repository of the Hugging Face hub", "relax_rl.commands.push:push_command"
+    ),
     "check": Command("say what an environment is, and what is wrong with it", "relax_rl.commands.check:check_command"),
     "toy": Command("compare estimators on the toy problem of REBAR and RELAX", "relax_rl.commands.toy:toy_command"),
     "compare": Command(

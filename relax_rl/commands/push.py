@@ -1,0 +1,50 @@
+"""The command `push`: the agent of a run to a model repository."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from relax_rl.runs.hub import push_to_hub
+from relax_rl.settings.fields import check, setting
+from relax_rl.settings.naming import named
+from relax_rl.settings.options import parse
+
+__all__ = ["PushConfig", "push_command"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushConfig:
+    """Put a trained agent, with its card, into a model repository of the Hugging Face hub; needs the extra hub."""
+
+    run: str
+    """Folder of the run."""
+    repo_id: str
+    """user/name of the repository; it is made if need be."""
+    checkpoint: str = "auto"
+    """Which agent: auto (the best that the run has kept, else the latest), latest, best, or a checkpoint file."""
+    private: bool = False
+    """For its owner alone, if it is made."""
+    endpoint: str | None = setting(None, fits=bool, expected="an address")
+    """Address of the hub (default: the hub's own, or HF_ENDPOINT)."""
+    networks: str | None = None
+    """module:factory of the run's networks, if they are your own."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def push_command(args: Sequence[str], prog: str) -> int:
+    """`push`: read the options, push, say where it is."""
+    config = parse(PushConfig, args, prog=prog)
+    networks = None if config.networks is None else named(config.networks, "networks")
+    url = push_to_hub(
+        config.run,
+        config.repo_id,
+        checkpoint=config.checkpoint,
+        private=config.private,
+        endpoint=config.endpoint,
+        networks=networks,
+    )
+    print(f"  pushed to  {url}")
+    return 0

@@ -1,0 +1,157 @@
+"""Agents on the Hugging Face hub, or whatever answers as it does: safetensors and JSON, a card, a curve and a video (extra `hub`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from relax_rl.compute.installation import install_line
+from relax_rl.errors import RelaxRLError, SettingsError
+from relax_rl.runs.folder import RunFolder
+from relax_rl.runs.model_card import model_card
+from relax_rl.runs.record import object_in, read_config
+
+if TYPE_CHECKING:
+    from relax_rl.agents import ActorCritic
+    from relax_rl.agents.factory import NetworkFactory
+
+__all__ = ["AGENT", "load_from_hub", "push_to_hub"]
+
+AGENT = "agent.safetensors"
+"""The file that an agent is loaded from."""
+_ABOUT = "config.json"
+
+
+def push_to_hub(
+    run: str | Path,
+    repo_id: str,
+    *,
+    checkpoint: str = "auto",
+    private: bool = False,
+    endpoint: str | None = None,
+    token: str | None = None,
+    networks: NetworkFactory | None = None,
+) -> str:
+    """Put the agent of a run into a model repository, which is made if need be.
+
+    The agent goes without what only learning needs, its settings as JSON without paths and commands of this machine; with them go
+    the card, and as far as they are there the scores of `evaluate`, the learning curve and the latest video.
+
+    Args:
+        run: folder of the run.
+        repo_id: `user/name`.
+        checkpoint: which agent: "auto" (the best that the run has kept, else the latest), "latest", "best", or a file.
+        private: whether a repository that is made is for its owner alone.
+        endpoint: address of the hub (default: that of `huggingface_hub`).
+        token: of the user (default: the one that `hf auth login` keeps).
+        networks: the factory that the agent was made with, if that is the user's own.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        CheckpointError: no such run or checkpoint.
+        SettingsError: the extra `hub` is missing, or that is no name of a repository.
+        RelaxRLError: the hub does not answer, or refuses.
+    """
+    from relax_rl.runs.agent import load_agent
+
+    api, folder = _api(endpoint, token), RunFolder(Path(run))
+    config = read_config(folder)
+    agent, _ = load_agent(folder, checkpoint, "cpu", networks=networks)
+    with TemporaryDirectory() as made:
+        staged = Path(made)
+        agent.save(staged / AGENT, optimizer=False)
+        about = {"estimator": agent.name, "step": agent.steps, "env": config.env.env, "agent": asdict(config.agent)}
+        (staged / _ABOUT).write_text(json.dumps(about, indent=2, default=str) + "\n", encoding="utf-8")
+        evaluation = object_in(folder.evaluation) or None
+        if evaluation is not None and evaluation.get("step") != agent.steps:
+            evaluation = None  # it is about another agent
+        if evaluation is not None:
+            kept = {name: x for name, x in evaluation.items() if name not in ("checkpoint", "video")}
+            (staged / "evaluation.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        for name, source in _pictures(folder):
+            (staged / name).write_bytes(source.read_bytes())
+        files = sorted(path.name for path in staged.iterdir())
+        card = model_card(config, agent.name, repo_id=repo_id, step=agent.steps, evaluation=evaluation, files=files)
+        (staged / "README.md").write_text(card, encoding="utf-8")
+        with _told("push to", repo_id):
+            url = api.create_repo(repo_id, private=private or None, exist_ok=True)
+            api.upload_folder(
+                repo_id=repo_id, folder_path=staged, commit_message=f"{agent.name} after {agent.steps} steps"
+            )
+    return str(url)
+
+
+def load_from_hub(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    endpoint: str | None = None,
+    token: str | None = None,
+    device: str = "cpu",
+    networks: NetworkFactory | None = None,
+) -> ActorCritic:
+    """The agent of a model repository, to act, or to learn on with fresh optimisers.
+
+    The file is kept in the cache of `huggingface_hub`. It is read as every checkpoint is: tensors and JSON, checked, and nothing run.
+
+    Args:
+        repo_id: `user/name`.
+        revision: a branch, a tag or a commit (default: main).
+        endpoint, token: as for `push_to_hub`.
+        device: where the networks go.
+        networks: the factory that the agent was made with, if that is somebody's own.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds no agent.
+        SettingsError: the extra `hub` is missing, or that is no name of a repository.
+        RelaxRLError: the hub does not answer, or has no such repository, or no agent in it.
+    """
+    from relax_rl.agents import ActorCritic
+
+    api = _api(endpoint, token)
+    with _told("load from", repo_id):
+        path = api.hf_hub_download(repo_id, AGENT, revision=revision)
+    # The cache keeps links of its own, which checkpoints must not be.
+    return ActorCritic.load(Path(path).resolve(), device=device, networks=networks, optimizer=False)
+
+
+def _pictures(folder: RunFolder) -> Iterator[tuple[str, Path]]:
+    """The learning curve and the latest video, under the names that the card has for them."""
+    curve = folder.path / "learning_curve.png"
+    if curve.is_file():
+        yield "learning_curve.png", curve
+    videos = sorted(folder.videos.glob("*.mp4"), key=lambda path: path.stat().st_mtime)
+    if videos:
+        yield "video.mp4", videos[-1]
+
+
+def _api(endpoint: str | None, token: str | None) -> Any:
+    if find_spec("huggingface_hub") is None:
+        raise SettingsError(f"the hub needs huggingface_hub, which is missing: {install_line('hub')}")
+    from huggingface_hub import HfApi
+
+    from relax_rl import __version__
+
+    return HfApi(endpoint=endpoint, token=token, library_name="relax_rl", library_version=__version__)
+
+
+@contextmanager
+def _told(what: str, repo_id: str) -> Iterator[None]:
+    """What the hub's library raises, in one line."""
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        yield
+    except HFValidationError:
+        raise SettingsError(f"repo_id is {repo_id!r}, expected user/name") from None
+    except Exception as error:  # its own, those of the library that it speaks HTTP with, and the network's
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise RelaxRLError(f"cannot {what} {repo_id}: {reason}") from error

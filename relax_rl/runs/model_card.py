@@ -1,0 +1,115 @@
+"""What is said of an agent where others find it: the card of a model repository."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from relax_rl.settings.config import AgentConfig, TrainConfig
+
+__all__ = ["model_card"]
+
+_UNBIASED = {
+    "relax": "a learned, action-dependent control variate is subtracted and put back by RELAX (Grathwohl et al. 2018)",
+    "lax": "a learned, action-dependent control variate is subtracted and put back by LAX (Grathwohl et al. 2018)",
+    "marginal": "a learned, action-dependent control variate is subtracted, and its exact mean over the actions added",
+    "a2c": "a value function of the state alone is subtracted from the returns",
+    "reinforce": "the returns multiply the score, less a value function of the state",
+}
+
+
+def model_card(
+    config: TrainConfig,
+    estimator: str,
+    *,
+    repo_id: str,
+    step: int,
+    evaluation: Mapping[str, Any] | None,
+    files: Sequence[str],
+) -> str:
+    """`README.md` of a model repository, with the metadata that hubs read.
+
+    Args:
+        config: of the run.
+        estimator: its name.
+        repo_id: `user/name`.
+        step: environment steps that the agent has learned from.
+        evaluation: what `evaluation.json` of the run holds, if it is there.
+        files: names of those beside the card.
+    """
+    env = config.env.env.rpartition(":")[2]
+    lines = ["---", *_front_matter(env, estimator, repo_id, evaluation), "---", "", f"# {estimator} on {env}", ""]
+    lines += [
+        f"An agent of `relax_rl`, after {step:,} steps of `{config.env.env}`. It is one safetensors file: weights, statistics of "
+        "the observations, spaces and settings. Nothing in it is code.",
+        "",
+        "```python",
+        "from relax_rl.runs.hub import load_from_hub",
+        "",
+        f"agent = load_from_hub({json.dumps(repo_id)})",
+        "action, state = agent.predict(observation, deterministic=True)",
+        "```",
+        "",
+    ]
+    lines += ["## Evaluation", "", _scores(evaluation), ""]
+    if "learning_curve.png" in files:
+        lines += ["![Learning curve](learning_curve.png)", ""]
+    if "video.mp4" in files:
+        lines += ["One episode: [video.mp4](video.mp4).", ""]
+    lines += [
+        '## What "unbiased" means here',
+        "",
+        f"In its gradient {_UNBIASED.get(estimator, 'the estimator is one of its own')}. Given the states of a rollout the first step "
+        "on it aims where that of advantage actor-critic aims, whatever was subtracted. That is relative to this aim: V stands in for "
+        "rewards beyond the rollout and, for lambda below 1, for later ones; later passes over the same rollout are biased as PPO's are; "
+        "and of the steps that Adam and clipping make of gradients nothing is claimed.",
+        "",
+        "## Settings",
+        "",
+        *_settings(config),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _front_matter(env: str, estimator: str, repo_id: str, evaluation: Mapping[str, Any] | None) -> list[str]:
+    """YAML in the style of JSON, which is YAML too."""
+    tags = ["reinforcement-learning", "deep-reinforcement-learning", "relax_rl", estimator, env]
+    lines = ["library_name: relax_rl", f"tags: {json.dumps(tags)}"]
+    if evaluation is None:
+        return lines
+    value = f"{evaluation['return_mean']:.2f} +/- {evaluation['return_std']:.2f}"
+    result = {
+        "task": {"type": "reinforcement-learning", "name": "reinforcement-learning"},
+        "dataset": {"name": env, "type": env},
+        "metrics": [{"type": "mean_reward", "name": "mean_reward", "value": value, "verified": False}],
+    }
+    index = [{"name": repo_id.rpartition("/")[2], "results": [result]}]
+    return [*lines, f"model-index: {json.dumps(index)}"]
+
+
+def _scores(evaluation: Mapping[str, Any] | None) -> str:
+    if evaluation is None:
+        return "Not evaluated: `python train_agent.py evaluate RUN` before pushing writes its returns here."
+    how = "deterministic" if evaluation["deterministic"] else "sampled"
+    return (
+        f"Return {evaluation['return_mean']:.2f} ± {evaluation['return_std']:.2f}: mean and standard deviation of "
+        f"{evaluation['episodes']} episodes with raw rewards and {how} actions, seed {evaluation['seed']}."
+    )
+
+
+def _settings(config: TrainConfig) -> list[str]:
+    """A table of what differs from the defaults."""
+    own, plain = asdict(config.agent), asdict(AgentConfig())
+    changed = {name: value for name, value in own.items() if value != plain[name]}
+    rows = {"seed": config.run.seed, "num_envs": config.env.num_envs, "preset": config.run.preset, **changed}
+    return ["| setting | value |", "|---|---|", *(f"| `{name}` | {_shown(value)} |" for name, value in rows.items())]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return "x".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

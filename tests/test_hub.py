@@ -1,0 +1,105 @@
+"""Agents that are pushed to a hub and loaded from it: a stand-in for its HTTP interface answers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("huggingface_hub", reason="needs the extra hub")
+
+from relax_rl.agents import ActorCritic
+from relax_rl.commands.main import main
+from relax_rl.errors import RelaxRLError, SettingsError
+from relax_rl.runs.hub import load_from_hub, push_to_hub
+from tests.hub_server import Hub, running_hub
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    with running_hub() as found:
+        yield found
+
+
+def test_an_agent_goes_there_and_back(run: Path, hub: Hub) -> None:
+    assert main(["evaluate", str(run), "--episodes", "2", "--num-envs", "2"]) == 0
+    (run / "videos").mkdir(exist_ok=True)
+    (run / "videos" / "step_1-seed_0.mp4").write_bytes(b"a film")
+    assert push_to_hub(run, "me/cart", endpoint=hub.url) == f"{hub.url}/me/cart"
+    files = hub.files["me/cart"]
+    expected = {"README.md", "agent.safetensors", "config.json", "evaluation.json", "learning_curve.png", "video.mp4"}
+    assert expected <= set(files) and not any(str(run).encode() in data for data in files.values())
+    agent = load_from_hub("me/cart", endpoint=hub.url)
+    kept = next((run / "checkpoints").glob("best.safetensors"), None) or max((run / "checkpoints").iterdir())
+    original = ActorCritic.load(kept, optimizer=False)
+    obs = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    assert (agent.predict(obs, deterministic=True)[0] == original.predict(obs, deterministic=True)[0]).all()
+    assert agent.steps == original.steps == json.loads(files["config.json"])["step"]
+
+
+def test_the_card_says_what_it_is(run: Path, hub: Hub) -> None:
+    assert main(["evaluate", str(run), "--episodes", "2", "--num-envs", "2"]) == 0
+    push_to_hub(run, "me/cart", endpoint=hub.url)
+    card = hub.files["me/cart"]["README.md"].decode()
+    yaml = pytest.importorskip("yaml")
+    front = yaml.safe_load(card.split("---")[1])
+    scores = json.loads((run / "evaluation.json").read_text())
+    assert front["library_name"] == "relax_rl" and "CartPole-v1" in front["tags"]
+    (metric,) = front["model-index"][0]["results"][0]["metrics"]
+    assert metric["value"] == f"{scores['return_mean']:.2f} +/- {scores['return_std']:.2f}"
+    assert 'load_from_hub("me/cart")' in card and "![Learning curve](learning_curve.png)" in card
+    assert '"unbiased" means here' in card and "| `seed` | 0 |" in card
+
+
+def test_scores_of_another_agent_are_left_out(run: Path, hub: Hub) -> None:
+    (run / "evaluation.json").write_text('{"step": 1, "return_mean": 500.0}')
+    push_to_hub(run, "me/cart", endpoint=hub.url)
+    assert (
+        "evaluation.json" not in hub.files["me/cart"] and "Not evaluated" in hub.files["me/cart"]["README.md"].decode()
+    )
+
+
+def test_the_command(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str], refused: Any) -> None:
+    assert main(["push", str(run), "me/mine", "--private", "--endpoint", hub.url]) == 0
+    assert hub.private == {"me/mine"} and f"pushed to  {hub.url}/me/mine" in capsys.readouterr().out
+    assert (
+        refused("push", str(run), "me/mi ne", "--endpoint", hub.url)
+        == "error: repo_id is 'me/mi ne', expected user/name"
+    )
+    hub.refuse = 403
+    assert "cannot push to me/mine: " in refused("push", str(run), "me/mine", "--endpoint", hub.url)
+    assert "does not exist" in refused("push", str(run / "nowhere"), "me/mine", "--endpoint", hub.url)
+
+
+def test_what_cannot_be_loaded_is_told_in_one_line(hub: Hub) -> None:
+    with pytest.raises(RelaxRLError, match=r"^cannot load from me/nothing: "):
+        load_from_hub("me/nothing", endpoint=hub.url)
+    hub.files["me/empty"] = {}
+    with pytest.raises(RelaxRLError, match=r"^cannot load from me/empty: "):
+        load_from_hub("me/empty", endpoint=hub.url)
+    hub.files["me/odd"] = {"agent.safetensors": b"\x80\x04cos\nsystem\n"}
+    with pytest.raises(RelaxRLError, match="damaged or not a checkpoint"):
+        load_from_hub("me/odd", endpoint=hub.url)
+    with pytest.raises(SettingsError, match="expected user/name"):
+        load_from_hub("me/o/dd", endpoint=hub.url)
+
+
+def test_a_hub_that_is_not_there(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    with pytest.raises(RelaxRLError, match=r"^cannot push to me/cart: "):
+        push_to_hub(run, "me/cart", endpoint="http://127.0.0.1:9")
+
+
+def test_the_library_is_not_needed_to_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import relax_rl.runs.hub, sys; sys.exit('huggingface_hub' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

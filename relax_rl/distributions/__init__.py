@@ -18,6 +18,7 @@ from relax_rl.distributions.categorical import Categorical
 from relax_rl.distributions.gaussian import DiagGaussian, TanhGaussian
 from relax_rl.distributions.multi_categorical import MultiCategorical
 from relax_rl.distributions.noise import gumbel_noise, logistic_noise
+from relax_rl.distributions.plackett_luce import PlackettLuce
 from relax_rl.distributions.product import Product
 from relax_rl.distributions.protocols import (
     Distribution,
@@ -35,6 +36,7 @@ __all__ = [
     "Distribution",
     "FiniteDistribution",
     "MultiCategorical",
+    "PlackettLuce",
     "Product",
     "RelaxedDistribution",
     "SlopedDistribution",

@@ -115,14 +115,13 @@ def noise_given_order(locations: Tensor, z: Tensor, count: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _levels(n: int, count: int) -> list[tuple[Tensor, Tensor]]:
-    """For each size j = 0..count, the sets of j of n items `[C, j]` and where each without its m-th item stands, `[C, j]`."""
-    levels, where = [], {(): 0}
+def _levels(n: int, count: int) -> list[tuple[list[tuple[int, ...]], list[list[int]]]]:
+    """For each size j = 0..count, the sets of j of n items, and where each without its m-th item stands among the smaller."""
+    levels = []
+    where: dict[tuple[int, ...], int] = {}
     for size in range(count + 1):
         sets = list(combinations(range(n), size))
-        without = [[where[chosen[:m] + chosen[m + 1 :]] for m in range(size)] for chosen in sets]
-        tables = (torch.tensor(table, dtype=torch.int64).reshape(len(sets), size) for table in (sets, without))
-        levels.append((next(tables), next(tables)))
+        levels.append((sets, [[where[chosen[:m] + chosen[m + 1 :]] for m in range(size)] for chosen in sets]))
         where = {chosen: index for index, chosen in enumerate(sets)}
     return levels
 
@@ -147,8 +146,10 @@ def first_sets(probs: Tensor, count: int) -> list[tuple[Tensor, Tensor, Tensor]]
     require_few(sets, MOST_SETS, f"a sum over sets of up to {count} of {n} items", "estimate it from samples")
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     at, following = probs.new_ones((*probs.shape[:-1], 1)), probs.unsqueeze(-2)
-    for members, without in _levels(n, count):
-        members, without = members.to(probs.device), without.to(probs.device)
+    for size, tables in enumerate(_levels(n, count)):
+        members, without = (
+            torch.tensor(table, dtype=torch.int64, device=probs.device).reshape(len(table), size) for table in tables
+        )
         if found:
             step = following[..., without, members]
             at = (at[..., without] * step).sum(-1)

@@ -26,6 +26,7 @@ from relax_rl.estimators.registry import ESTIMATORS, EstimatorInfo, describe, es
 from relax_rl.estimators.relaxation import dlax, lax, rebar, relax, relaxed_objective
 from relax_rl.estimators.score import MovingAverage, muprop, nvil, reinforce, rloo, vimco
 from relax_rl.estimators.slopes import SlopedSurrogate, Surrogate
+from relax_rl.estimators.without_replacement import unordered_set, without_replacement
 
 __all__ = [
     "ESTIMATORS",
@@ -71,8 +72,10 @@ __all__ = [
     "score_of",
     "straight_through",
     "unclipped",
+    "unordered_set",
     "value_and_gradient",
     "variance_loss",
     "vimco",
     "weighted_moments",
+    "without_replacement",
 ]

@@ -36,7 +36,8 @@ def cost(covariance: Tensor, matrix: Tensor) -> Tensor:
     n = len(covariance)
     places = matrix.unflatten(-1, (n, n))
     permuted = places @ covariance @ places.mT + 1e-4 * torch.eye(n)
-    return torch.linalg.cholesky(permuted).diagonal(dim1=-2, dim2=-1).square().mean(-1)
+    factor: Tensor = torch.linalg.cholesky(permuted)
+    return factor.diagonal(dim1=-2, dim2=-1).square().mean(-1)
 
 
 class Residual(nn.Module):
@@ -110,7 +111,9 @@ def main() -> None:
             edges += int((weight != 0).sum())
             excess.append(torch.tensor(costs) / truth)
         curves[method] = torch.stack(excess).mean(0)
-        print(f"{method:>10}: cost {curves[method][-1]:.3f} of the true order's, {wrong} of {edges} edges against the order")
+        print(
+            f"{method:>10}: cost {curves[method][-1]:.3f} of the true order's, {wrong} of {edges} edges against the order"
+        )
     draw(curves, arguments.figure)
 
 

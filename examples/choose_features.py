@@ -74,13 +74,15 @@ def search(method: str, net: nn.Module, steps: int, seed: int) -> tuple[Tensor, 
             estimate = rloo(f, one, num_samples=EVALUATIONS, generator=generator)
         else:
             many = one.with_params(logits.expand(EVALUATIONS, FEATURES))
-            estimate = relax(f, many, lambda z: surrogate(z - z.mean(-1, keepdim=True)).squeeze(-1), generator=generator)
+            estimate = relax(
+                f, many, lambda z: surrogate(z - z.mean(-1, keepdim=True)).squeeze(-1), generator=generator
+            )
         estimate.backward()
         if method == "relax":
             estimate.variance_loss().backward()
             of_phi.step()
         of_theta.step()
-        sure.append(float(one.log_prob(one.mode()).exp()))
+        sure.append(float(one.log_prob(one.mode()).detach().exp()))
     return logits.detach(), sure
 
 
@@ -102,7 +104,10 @@ def main() -> None:
         found[method] = family.with_params(logits).mode()
     for method, chosen in found.items():
         loss = float(held_out(chosen))
-        print(f"{method:>12}: loss {loss:.3f}, rank {int((losses < loss - 1e-6).sum()) + 1} of {len(losses)} sets, ", end="")
+        print(
+            f"{method:>12}: loss {loss:.3f}, rank {int((losses < loss - 1e-6).sum()) + 1} of {len(losses)} sets, ",
+            end="",
+        )
         print(f"features {chosen.nonzero().flatten().tolist()}")
     draw(curves, arguments.figure)
 

@@ -16,7 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from relax_rl.critics import MLPSurrogate
-from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical, PlackettLuce, Subset, TanhGaussian
+from relax_rl.distributions import (
+    Bernoulli,
+    Categorical,
+    DiagGaussian,
+    MultiCategorical,
+    PlackettLuce,
+    Subset,
+    TanhGaussian,
+)
 from relax_rl.estimators import (
     ESTIMATORS,
     MovingAverage,

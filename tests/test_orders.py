@@ -246,7 +246,12 @@ def test_float32_is_finite_and_agrees_with_float64_from_minus_80_to_80(family: s
     torch.testing.assert_close(given.double(), exact.relax_given(sample, noise.double()), rtol=1e-5, atol=1e-4)
     params = dist.params.clone().requires_grad_()
     here = dist.with_params(params)
-    for value in (here.log_prob(sample), here.entropy(), here.soften(here.relax(noise)), here.relax_given(sample, noise)):
+    for value in (
+        here.log_prob(sample),
+        here.entropy(),
+        here.soften(here.relax(noise)),
+        here.relax_given(sample, noise),
+    ):
         (first,) = torch.autograd.grad((value + torch.tanh(value)).sum(), params, create_graph=True)
         assert value.isfinite().all() and first.isfinite().all()
 

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 import relax_rl
-from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, Matching, MultiCategorical, PlackettLuce, Subset
+from relax_rl.distributions import (
+    Bernoulli,
+    Categorical,
+    DiagGaussian,
+    Matching,
+    MultiCategorical,
+    PlackettLuce,
+    Subset,
+)
 from relax_rl.estimators import ESTIMATORS, Estimate, MovingAverage, describe, estimator_table, make_estimator
 
 DOCUMENT = Path(relax_rl.__file__).parent.parent / "docs" / "estimators.md"

@@ -64,7 +64,7 @@ def test_leave_one_out_ratios_are_those_of_sums_over_orders(dist: Any, chosen: t
 
 def test_the_estimate_without_replacement_is_unbiased() -> None:
     exact = exact_gradient(WAYS, of_vector)
-    for count, rows in ((2, 200_000), (4, 60_000)):
+    for count, rows in ((2, 120_000), (4, 40_000)):
         generator = seeded(2)
         found = collect(
             lambda n, k=count, g=generator: (  # type: ignore[misc]
@@ -73,7 +73,7 @@ def test_the_estimate_without_replacement_is_unbiased() -> None:
             rows,
             chunk=20_000,
         )
-        assert_unbiased(found, exact, power=0.06)
+        assert_unbiased(found, exact, power=0.08)
 
 
 @pytest.mark.parametrize("make", [unordered_set, without_replacement])
@@ -107,7 +107,9 @@ def test_without_replacement_lowers_the_variance_and_the_set_more_than_the_order
 
 @pytest.mark.parametrize("make", [unordered_set, without_replacement])
 def test_what_is_refused(make: Any) -> None:
-    with pytest.raises(ValueError, match=r"^num_samples is 6, expected at most 5, the number of outcomes: take enumerated$"):
+    with pytest.raises(
+        ValueError, match=r"^num_samples is 6, expected at most 5, the number of outcomes: take enumerated$"
+    ):
         make(of_vector, WAYS, num_samples=6)
     with pytest.raises(ValueError, match=r"^num_samples is 1, expected at least 2$"):
         make(of_vector, WAYS, num_samples=1)

@@ -40,7 +40,9 @@ class Matching:
         require_params(self)
         width = self.params.shape[-1]
         if self._size**2 != width:
-            raise ValueError(f"params of Matching have a last dimension of {width}, expected a square: n rows of n columns")
+            raise ValueError(
+                f"params of Matching have a last dimension of {width}, expected a square: n rows of n columns"
+            )
 
     def with_params(self, params: Tensor) -> Matching:
         return replace(self, params=params)
@@ -83,7 +85,8 @@ class Matching:
         for _ in range(self.iterations):
             level = level - level.logsumexp(-2, keepdim=True)
             level = level - level.logsumexp(-1, keepdim=True)
-        return level.exp().flatten(-2)
+        soft: Tensor = level.exp().flatten(-2)
+        return soft
 
     def embed(self, sample: Tensor) -> Tensor:
         return sample if self.one_hot else self._one_hot(sample)

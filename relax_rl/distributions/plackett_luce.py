@@ -141,12 +141,15 @@ class PlackettLuce:
         Raises:
             ValueError: for more sets than `first_sets` runs through.
         """
-        places = [(at.unsqueeze(-1) * following).sum(-2) for _, at, following in first_sets(self._probs, self._count - 1)]
+        places = [
+            (at.unsqueeze(-1) * following).sum(-2) for _, at, following in first_sets(self._probs, self._count - 1)
+        ]
         # Places behind the last possible item belong to the masked ones, by index.
         expected = self._one_hot(self._masked.to(torch.uint8).sort(dim=-1, stable=True).indices[..., : self._count])
         left = 1.0 - torch.stack(places, -2).sum(-1, keepdim=True)
         filled = torch.stack(places, -2) + (left > 0.5) * expected.unflatten(-1, (self._count, -1))
-        return filled.flatten(-2).to(self.params.dtype)
+        mean: Tensor = filled.flatten(-2).to(self.params.dtype)
+        return mean
 
     def soften(self, z: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         falling = z.sort(dim=-1, descending=True, stable=True).values[..., : self._count]
@@ -166,7 +169,9 @@ class PlackettLuce:
             ValueError: for more than 40,320 of them, those of 8 items.
         """
         n, k = self.params.shape[-1], self._count
-        require_few(math.perm(n, k), MOST_OUTCOMES, f"a list of orders of {k} of {n} items", "take an estimator that samples")
+        require_few(
+            math.perm(n, k), MOST_OUTCOMES, f"a list of orders of {k} of {n} items", "take an estimator that samples"
+        )
         return self._sample(torch.tensor(list(permutations(range(n), k)), device=self.params.device))
 
     @property

@@ -75,7 +75,7 @@ def concrete(
 
     Args:
         f: a differentiable function of relaxed samples.
-        dist: `Bernoulli`, or a categorical with `one_hot`.
+        dist: `Bernoulli`, or another discrete family with `one_hot`.
         temperature: lambda, above 0.
         noise: the base noise of the sample; drawn from `generator` by default.
 

@@ -49,7 +49,7 @@ def unordered_set(
     sample, log_probs, _, _ = _draw(dist, "unordered_set", num_samples, generator)
     here = detached(dist)
     value = values_for(here, f(sample), num_samples)
-    ratios, second = (x.to(value.dtype) for x in leave_out_ratios(log_odds(log_probs, num_samples)))
+    ratios, second = (x.to(log_probs.dtype) for x in leave_out_ratios(log_odds(log_probs, num_samples)))
     probs = log_probs[..., :num_samples].exp()
     known = value.detach().movedim(0, -1)
     baseline = (second * (probs * known).unsqueeze(-2)).sum(-1)
@@ -97,7 +97,9 @@ def _draw(
     check_num_samples(num_samples)
     count = dist.params.shape[-1]
     if num_samples > count:
-        raise ValueError(f"num_samples is {num_samples}, expected at most {count}, the number of outcomes: take enumerated")
+        raise ValueError(
+            f"num_samples is {num_samples}, expected at most {count}, the number of outcomes: take enumerated"
+        )
     here = detached(dist)
     z = here.relax(here.sample_noise(generator))
     falling, order = z.sort(dim=-1, descending=True)

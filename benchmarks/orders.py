@@ -5,7 +5,8 @@ baselines.
 
 The problems are those of `examples/causal_order.py` and `examples/sort_numbers.py`, at logits where RLOO's own training
 stands after some steps. Every contestant has 12 evaluations of f for one estimate of a row. A control variate is first
-fitted at these logits, by the variance loss; what that asks of f is not counted, in its favour. Writes
+fitted at these logits, by the variance loss; what that asks of f is not counted, in its favour. A second table has RELAX's
+surrogate as its own training left it, at the logits of that training, where nothing is uncounted. Writes
 `results/orders.json` and `results/orders.md`.
 """
 
@@ -87,7 +88,7 @@ def mean_of(problem: Problem, rows: int = 2_000) -> Tensor:
     return problem.f(sample).mean(0)
 
 
-def measure(name: str, problem: Problem, *, fit: int, draws: int, seed: int = 0) -> tuple[float, float]:
+def measure(name: str, problem: Problem, *, fit: int, draws: int, seed: int = 0) -> dict[str, float]:
     """Total variance of an estimate of 12 evaluations at the logits, mean over contexts, and its standard error."""
     torch.manual_seed(seed)
     control, generator = Control(problem), torch.Generator().manual_seed(seed)
@@ -98,10 +99,14 @@ def measure(name: str, problem: Problem, *, fit: int, draws: int, seed: int = 0)
         estimate(name, problem, math.ceil(64 / contexts), control, generator).variance_loss().backward()
         optimizer.step()
     share = EVALUATIONS // ASKED[name]
-    grad = estimate(name, problem, draws * share, control, generator).grad.detach()
-    grad = grad.unflatten(0, (draws, share)).mean(1)
+    return spread(estimate(name, problem, draws * share, control, generator).grad, draws)
+
+
+def spread(grad: Tensor, draws: int) -> dict[str, float]:
+    """Of estimates `[draws * share, B, n]`, each the mean of `share`, the variance and its standard error."""
+    grad = grad.detach().unflatten(0, (draws, -1)).mean(1)
     deviations = (grad - grad.mean(0)).square().sum(-1).mean(-1) * (draws / (draws - 1))
-    return float(deviations.mean()), float(deviations.std()) / math.sqrt(draws)
+    return {"variance": float(deviations.mean()), "error": float(deviations.std()) / math.sqrt(draws)}
 
 
 def problems(steps: tuple[int, ...]) -> list[Problem]:
@@ -123,8 +128,32 @@ def problems(steps: tuple[int, ...]) -> list[Problem]:
     return found
 
 
-def report(results: dict[str, Any]) -> str:
-    """The table: variances over RLOO's."""
+def trained_along(steps: tuple[int, ...], draws: int) -> dict[str, Any]:
+    """RLOO, and RELAX with the surrogate as its own training left it, at the logits of that training."""
+    found: dict[str, Any] = {}
+    _, covariance = causal_order.structural_model(8, seed=0)
+    lists = torch.rand(8, 6, generator=torch.Generator().manual_seed(1))
+    for count in steps:
+        residual = causal_order.Residual(8)
+        logits, _ = causal_order.search("relax", covariance, count, 0, residual)
+        order = Problem(f"causal order, after {count} steps", logits[None], lambda b: causal_order.cost(covariance, b))
+        sorter, data = sort_numbers.Sorter("relax", 6, seed=0), torch.Generator().manual_seed(100)
+        for _ in range(count):
+            sorter.step(torch.rand(32, 6, generator=data))
+        name, scores = f"sorting, after {count} steps", sorter.dist(lists).params.detach()
+        sorting = Problem(name, scores, lambda b: sort_numbers.cost(lists, b), lists)
+        many = lists.expand(EVALUATIONS * draws, *lists.shape)
+        for problem, surrogate in ((order, residual), (sorting, sorter.control(many))):
+            rows = problem.logits.expand(EVALUATIONS * draws, *problem.logits.shape)
+            generator = torch.Generator().manual_seed(0)
+            grad = relax(problem.f, PlackettLuce(rows, one_hot=True), surrogate, generator=generator).grad
+            rival = measure("RLOO", problem, fit=0, draws=draws)
+            found[problem.name] = {"RLOO": rival, "RELAX, c as trained": spread(grad, draws)}
+    return dict(sorted(found.items(), key=lambda item: item[0].startswith("sorting")))
+
+
+def report(results: dict[str, Any], along: dict[str, Any]) -> str:
+    """The tables: variances over RLOO's."""
     lines = [
         "# Orders: the variance of estimates of 12 evaluations of f",
         "",
@@ -132,20 +161,31 @@ def report(results: dict[str, Any]) -> str:
         "standard error of the contestant's own. Logits are those of RLOO's training after some steps. Controls are fitted",
         "there first, at evaluations that are not counted. Made by `python -m benchmarks.orders`.",
         "",
-        f"| problem | {' | '.join(CONTESTANTS)} |",
-        f"|---|{'---|' * len(CONTESTANTS)}",
+        *table(results),
+        "",
+        "RELAX's surrogate as its own training left it, one step of the variance loss for each of the policy, at the logits of",
+        "that training. Nothing is uncounted here.",
+        "",
+        *table(along),
     ]
+    return "\n".join(lines) + "\n"
+
+
+def table(results: dict[str, Any]) -> list[str]:
+    """A row for each problem, a column for each contestant."""
+    names = list(next(iter(results.values())))
+    lines = [f"| problem | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     for problem, row in results.items():
         rival = row["RLOO"]["variance"]
-        cells = [f"{row[name]['variance'] / rival:.2f} ± {row[name]['error'] / rival:.2f}" for name in CONTESTANTS]
+        cells = [f"{row[name]['variance'] / rival:.2f} ± {row[name]['error'] / rival:.2f}" for name in names]
         lines.append(f"| {problem} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def main() -> None:
     """Measure every contestant at every problem and write the results."""
     parser = argparse.ArgumentParser(description="Variance of gradient estimates at Plackett-Luce orders.")
-    parser.add_argument("--fit", type=int, default=800, help="steps of the variance loss")
+    parser.add_argument("--fit", type=int, default=1000, help="steps of the variance loss")
     parser.add_argument("--draws", type=int, default=1000, help="estimates for each variance")
     parser.add_argument("--dry-run", action="store_true", help="print the table and write no files")
     arguments = parser.parse_args()
@@ -153,13 +193,15 @@ def main() -> None:
     results: dict[str, Any] = {}
     for problem in problems((0, 50, 150)):
         for name in CONTESTANTS:
-            variance, error = measure(name, problem, fit=arguments.fit, draws=arguments.draws)
-            results.setdefault(problem.name, {})[name] = {"variance": variance, "error": error}
-            print(f"{problem.name}: {name} {variance:.3g} ± {error:.2g}", flush=True)
-    print(report(results))
+            found = measure(name, problem, fit=arguments.fit, draws=arguments.draws)
+            results.setdefault(problem.name, {})[name] = found
+            print(f"{problem.name}: {name} {found['variance']:.3g} ± {found['error']:.2g}", flush=True)
+    along = trained_along((50, 150, 300), arguments.draws)
+    print(report(results, along))
     if not arguments.dry_run:
-        write_json(RESULTS / "orders.json", {"fit": arguments.fit, "draws": arguments.draws, "variance": results})
-        write_text(RESULTS / "orders.md", report(results))
+        settings = {"fit": arguments.fit, "draws": arguments.draws}
+        write_json(RESULTS / "orders.json", settings | {"fitted": results, "trained along": along})
+        write_text(RESULTS / "orders.md", report(results, along))
 
 
 if __name__ == "__main__":

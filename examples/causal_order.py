@@ -53,17 +53,20 @@ class Residual(nn.Module):
         return value
 
 
-def search(method: str, covariance: Tensor, steps: int, seed: int, lr: float = 0.05) -> tuple[Tensor, list[float]]:
+def search(
+    method: str, covariance: Tensor, steps: int, seed: int, residual: Residual | None = None
+) -> tuple[Tensor, list[float]]:
     """The logits found, and the cost of the most probable order after each step.
 
     Args:
         method: "rloo"; "relax" with a free surrogate, that asks the cost once for an estimate; or "relax f+r", which asks
             it at relaxed orders as well, three times in all.
+        residual: trained in place of a new one.
     """
     n = len(covariance)
     torch.manual_seed(seed)
-    logits, residual = torch.zeros(n, requires_grad=True), Residual(n)
-    of_theta = torch.optim.Adam([logits], lr=lr)
+    logits, residual = torch.zeros(n, requires_grad=True), Residual(n) if residual is None else residual
+    of_theta = torch.optim.Adam([logits], lr=0.05)
     of_phi = torch.optim.Adam(residual.parameters(), lr=5e-3)
     generator, costs = torch.Generator().manual_seed(seed), []
     for _ in range(steps):

@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--figure", default="choose_features.png")
     arguments = parser.parse_args()
     net = trained_classifier(0, arguments.classifier_steps)
-    x, label = data(2_000, 99)
+    x, label = data(1_000, 99)
     held_out, family = Objective(net, x, label), Subset(torch.zeros(FEATURES), CHOSEN, one_hot=True)
     losses = torch.cat([held_out(sets) for sets in family.support().split(33)])
     correlation = torch.corrcoef(torch.cat([x, label.unsqueeze(-1).float()], -1).T)[-1, :-1].abs()

@@ -11,7 +11,7 @@ from typing import Any
 from relax_rl.estimators import antithetic, exact, multisample, pathwise, relaxation, score, without_replacement
 from relax_rl.estimators.estimate import Estimate
 
-__all__ = ["ESTIMATORS", "EstimatorInfo", "describe", "estimator_table", "make_estimator"]
+__all__ = ["ESTIMATORS", "EstimatorInfo", "describe", "make_estimator"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,25 +315,3 @@ def make_estimator(name: str, **options: Any) -> Callable[..., Estimate]:
     if missing := [need for need in info.needs if need not in options]:
         raise ValueError(f"{name} needs {', '.join(missing)}")
     return partial(info.function, **{**info.defaults, **options})
-
-
-def estimator_table() -> str:
-    """The Markdown table of all estimators."""
-    lines = [
-        "| name | estimate | outcomes | bias | evaluations of f | backward passes | f differentiable | source |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for info in ESTIMATORS.values():
-        formula = info.formula.replace("|", r"\|")
-        cells = (
-            f"`{info.name}`",
-            formula,
-            ", ".join(info.outcomes),
-            info.bias,
-            info.evaluations,
-            info.backward_passes,
-            "yes" if info.differentiable else "no",
-            info.source,
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"

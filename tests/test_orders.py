@@ -177,7 +177,7 @@ def test_conditional_samples_have_the_law_of_those_that_rejection_leaves(family:
     _, z, sample = drawn(dist, 40_000, 11)
     outcomes = sorted(law(dist), key=law(dist).__getitem__)
     for outcome in (outcomes[0], outcomes[len(outcomes) // 2], outcomes[-1]):
-        given = z[(sample == torch.tensor(outcome)).all(-1)][:2_500]
+        given = z[(sample == torch.tensor(outcome)).all(-1)][:1_500]
         few = repeat(dist, len(given))
         z_tilde = few.relax_given(torch.tensor(outcome).expand(len(given), -1), few.sample_noise(seeded(12)))
         assert len(given) > 100 and worst_p_value(given, z_tilde) > 1e-4
@@ -205,7 +205,7 @@ def test_the_noise_behind_a_conditional_sample_is_standard_whatever_the_outcome(
 @every
 def test_gradients_equal_finite_differences(family: str) -> None:
     """z~ of sets to the first order alone."""
-    params = torch.randn(2, 4, generator=seeded(17), dtype=torch.float64).requires_grad_()
+    params = torch.randn(1, 4, generator=seeded(17), dtype=torch.float64).requires_grad_()
     here = FAMILIES[family]
     noise, sample = here(params.detach()).sample_noise(seeded(18)).double(), any_outcome(here(params))
     functions: list[Callable[[Tensor], Tensor]] = [
@@ -334,14 +334,14 @@ def test_unbiased_as_drawn(family: str, name: str) -> None:
     """The whole chain from the generator on, coarsely; the expectation is tested with more digits below."""
     dist = FAMILIES[family](LOGITS[:, :3].float())
     dist = type(dist)(dist.params, dist.k, one_hot=True)
-    generator, rows = seeded(25), 5_000 if family == "pair" else 40_000
-    found = collect(lambda n: ESTIMATES[name](repeat(dist, n), generator).grad, rows, chunk=5_000)
-    assert_unbiased(found, exact_gradient(dist), power=0.5 if family == "pair" else 0.25)
+    generator, rows = seeded(25), 2_500 if family == "pair" else 30_000
+    found = collect(lambda n: ESTIMATES[name](repeat(dist, n), generator).grad, rows, chunk=2_500)
+    assert_unbiased(found, exact_gradient(dist), power=0.6 if family == "pair" else 0.3)
 
 
-@pytest.mark.parametrize("family, count", [("order", 40), ("first 2", 40), ("pair", 22)])
+@pytest.mark.parametrize("family, count", [("order", 32), ("first 2", 32), ("pair", 22)])
 def test_the_expected_relax_estimate_is_the_gradient(family: str, count: int) -> None:
-    """A sum over outcomes and over a grid of noise, as in test_estimators.py: to six digits; for sets, whose grid is coarser,
+    """A sum over outcomes and over a grid of noise, as in test_estimators.py: to four digits; for sets, whose grid is coarser,
     to three."""
     dist = FAMILIES[family](LOGITS[:, :3])
     dist = type(dist)(dist.params, dist.k, one_hot=True)
@@ -355,7 +355,7 @@ def test_the_expected_relax_estimate_is_the_gradient(family: str, count: int) ->
             grad = relax_gradient(of_vector(sample), leaf.log_prob(sample), *controls, leaf.params)
             expected += p * (weight[:, None] * grad.detach()).sum(0)
     exact = exact_gradient(dist)
-    torch.testing.assert_close(expected, exact, rtol=0, atol=(2e-6 if family != "pair" else 1e-3) * float(exact.norm()))
+    torch.testing.assert_close(expected, exact, rtol=0, atol=(5e-5 if family != "pair" else 1e-3) * float(exact.norm()))
 
 
 def exact_gradient(dist: Any) -> Tensor:

@@ -92,7 +92,7 @@ def gumbels_given_order(locations: Tensor, gumbel: Tensor, count: int) -> Tensor
 
         exp(-z_j) = sum_{i <= j} E_i exp(-L_i),        exp(-z_i) = exp(-z_k) + E_i exp(-l_i) for i behind the first k = count
 
-    (Gadetsky et al. 2020, appendix): the largest is a Gumbel at L_1, each other one truncated at the one before.
+    (Gadetsky et al. 2020): the largest is a Gumbel at L_1, each other one truncated at the one before.
     """
     totals = suffix_logsumexp(locations, count)
     first = strictly_falling(-prefix_logsumexp(-gumbel[..., :count] - totals))

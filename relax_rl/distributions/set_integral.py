@@ -5,7 +5,7 @@ In the log of T, measured in units of its own rate, y = log(T p_rest), and with 
 
     P(S) = integral exp(y - e^y) prod_{s in S} (1 - exp(-e^(a_s + y))) dy
 
-(Kool et al. 2020, appendix). No term is negative, so that nothing cancels. Numbers are float64 (float32 on MPS), sums those
+(Kool et al. 2020). No term is negative, so that nothing cancels. Numbers are float64 (float32 on MPS), sums those
 of Gauss and Legendre in cells whose width falls with sqrt(k): relative errors are below 1e-7, for every k.
 """
 
@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["leave_out_ratios", "level_at", "log_set_probability", "noise_at", "set_score"]
+__all__ = ["level_at", "log_leave_out_ratios", "log_set_probability", "noise_at", "set_score"]
 
 _LOW = -24.0
 """Below this log T there is less than 4e-11 of any set's probability."""
@@ -76,21 +76,21 @@ def set_score(a: Tensor) -> Tensor:
     return (share.unsqueeze(-1) * _slopes(a.unsqueeze(-2) + y.unsqueeze(-1))).sum(-2)
 
 
-def leave_out_ratios(a: Tensor) -> tuple[Tensor, Tensor]:
-    """What leaving out members does to the probability of a set.
+def log_leave_out_ratios(a: Tensor) -> tuple[Tensor, Tensor]:
+    """What leaving out members does to the probability of a set, in logs.
 
     Returns:
-        `[*, k]` R(S, s) = P(S - s, of all but s) / P(S), and `[*, k, k]` the same of S - s where s' is left out as well,
-        P(S - s - s', of all but both) / P(S - s, of all but s), 1 for s' = s (Kool et al. 2020, eq. 16 and after).
+        `[*, k]` the log of R(S, s) = P(S - s, of all but s) / P(S), and `[*, k, k]` the same of S - s where s' is left out as well,
+        P(S - s - s', of all but both) / P(S - s, of all but s), 1 for s' = s (Kool et al. 2020).
     """
     y, log_weight = _nodes(a.shape[-1], a)
     factors = _log_factors(a.unsqueeze(-2) + y.unsqueeze(-1))
     terms = (y - y.exp() + factors.sum(-1) + log_weight).unsqueeze(-1)
     without = (terms - factors).logsumexp(-2)
     pair = (terms.unsqueeze(-1) - factors.unsqueeze(-1) - factors.unsqueeze(-2)).logsumexp(-3)
-    second = (pair - without.unsqueeze(-1)).exp()
     same = torch.eye(a.shape[-1], dtype=torch.bool, device=a.device)
-    return (without - terms.squeeze(-1).logsumexp(-1).unsqueeze(-1)).exp(), second.masked_fill(same, 1.0)
+    second = (pair - without.unsqueeze(-1)).masked_fill(same, 0.0)
+    return without - terms.squeeze(-1).logsumexp(-1, keepdim=True), second
 
 
 def level_at(a: Tensor, exponential: Tensor) -> Tensor:

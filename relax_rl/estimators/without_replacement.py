@@ -10,7 +10,7 @@ from torch import Tensor
 
 from relax_rl.distributions import Categorical
 from relax_rl.distributions.discrete import FAR, one_hot
-from relax_rl.distributions.set_integral import leave_out_ratios
+from relax_rl.distributions.set_integral import log_leave_out_ratios
 from relax_rl.distributions.subset import log_odds
 from relax_rl.estimators.draws import check_wrapped, detached, score_of, values_for
 from relax_rl.estimators.estimate import Estimate
@@ -26,13 +26,13 @@ def unordered_set(
     num_samples: int = 2,
     generator: torch.Generator | None = None,
 ) -> Estimate:
-    """The unordered set estimate with its built-in baseline (Kool et al. 2020, eq. 15): of a set S without replacement,
+    """The unordered set estimate with its built-in baseline (Kool et al. 2020): of a set S without replacement,
 
         g = sum_{s in S} p_s R(S, s) (f_s - sum_{s' in S} p_s' R(S - s, s') f_s') dlog p_s
 
     where R(S, s) = P(S - s, of all but s) / P(S) is the leave-one-out ratio, and R(S - s, s') that of all but s, 1 for
-    s' = s. It is what averaging every ordered estimate over the orders of S leaves, and the exact gradient once S holds
-    all that is possible.
+    s' = s. It is what averaging over the orders of S leaves of estimates that look at the order, and the exact gradient
+    once S holds all that is possible.
 
     Args:
         f: a function of samples `[K, *, ...]`, K different ones for each row.
@@ -49,11 +49,13 @@ def unordered_set(
     sample, log_probs, _, _ = _draw(dist, "unordered_set", num_samples, generator)
     here = detached(dist)
     value = values_for(here, f(sample), num_samples)
-    ratios, second = (x.to(log_probs.dtype) for x in leave_out_ratios(log_odds(log_probs, num_samples)))
-    probs = log_probs[..., :num_samples].exp()
-    known = value.detach().movedim(0, -1)
-    baseline = (second * (probs * known).unsqueeze(-2)).sum(-1)
-    weight = probs * ratios
+    ratios, second = (
+        x.to(log_probs.dtype) for x in log_leave_out_ratios(log_odds(log_probs.clamp(min=-FAR), num_samples))
+    )
+    log_probs, known = log_probs[..., :num_samples], value.detach().movedim(0, -1)
+    # Ratios grow as probabilities vanish: their product is what stays a number.
+    baseline = (torch.exp(second + log_probs.unsqueeze(-2)) * known.unsqueeze(-2)).sum(-1)
+    weight = torch.exp(ratios + log_probs)
     grad = _weighted_scores(dist, sample, weight * (known - baseline))
     return Estimate(sample, (weight.movedim(-1, 0) * value).sum(0), grad, dist.params)
 
@@ -65,7 +67,7 @@ def without_replacement(
     num_samples: int = 2,
     generator: torch.Generator | None = None,
 ) -> Estimate:
-    """The importance-weighted estimate without replacement, with a baseline (Kool et al. 2019, eq. 11).
+    """The importance-weighted estimate without replacement, with a baseline (Kool et al. 2019).
 
         g = sum_{s in S} w_s (f_s - p_s f_s - sum_{s' != s} w_s' f_s') dlog p_s,    w_s = p_s / (1 - exp(-exp(log p_s - kappa)))
 
@@ -80,7 +82,7 @@ def without_replacement(
     log_probs = log_probs[..., :num_samples]
     weight, probs = log_probs.exp(), log_probs.exp()
     if kappa is not None:
-        weight = weight / -torch.expm1(-torch.exp(log_probs - kappa))
+        weight = weight / -torch.expm1(-torch.exp(log_probs.clamp(min=-FAR) - kappa))
     known = value.detach().movedim(0, -1)
     baseline = (weight * known).sum(-1, keepdim=True) - (weight - probs) * known
     grad = _weighted_scores(dist, sample, weight * (known - baseline))
@@ -105,7 +107,7 @@ def _draw(
     falling, order = z.sort(dim=-1, descending=True)
     index = order[..., :num_samples].movedim(-1, 0)
     sample = one_hot(index, count, here.params.dtype) if here.one_hot else index
-    log_probs = here.log_probs.clamp(min=-FAR).gather(-1, order)
+    log_probs = here.log_probs.gather(-1, order)
     kappa = falling[..., num_samples : num_samples + 1] if num_samples < count else None
     return sample, log_probs, order, kappa
 

@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, Distribution, MultiCategorical, TanhGaussian
+from relax_rl.distributions import (
+    Bernoulli,
+    Categorical,
+    DiagGaussian,
+    Distribution,
+    MultiCategorical,
+    PlackettLuce,
+    Subset,
+    TanhGaussian,
+)
 from relax_rl.estimators import dlax_gradient, lax_gradient, reinforce_gradient, relax_gradient
 from tests.oracles import (
     Function,
@@ -179,6 +188,8 @@ KINDS: dict[str, Callable[[Tensor], Any]] = {
     "bits": Bernoulli,
     "categories": lambda params: Categorical(params, one_hot=True),
     "factors": lambda params: MultiCategorical(params, (2, 2), one_hot=True),
+    "orders": lambda params: PlackettLuce(params, 3, one_hot=True),
+    "subsets": lambda params: Subset(params, 2, one_hot=True),
     "continuous": DiagGaussian,
 }
 """Distributions of four parameters a row, by the kind of outcome that the registry names."""

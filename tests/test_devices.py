@@ -16,7 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from relax_rl.critics import MLPSurrogate
-from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical, TanhGaussian
+from relax_rl.distributions import (
+    Bernoulli,
+    Categorical,
+    DiagGaussian,
+    MultiCategorical,
+    PlackettLuce,
+    Subset,
+    TanhGaussian,
+)
 from relax_rl.estimators import (
     ESTIMATORS,
     MovingAverage,
@@ -42,12 +50,19 @@ FAMILIES: dict[str, Callable[[Tensor], Any]] = {
     "indices": Categorical,
     "factors": lambda params: MultiCategorical(params, (2, 4), one_hot=True),
     "index of factors": lambda params: MultiCategorical(params, (2, 4)),
+    "orders": lambda params: PlackettLuce(params, 3, one_hot=True),
+    "subsets": lambda params: Subset(params, 2, one_hot=True),
     "continuous": DiagGaussian,
     "squashed": TanhGaussian,
 }
 DISCRETE = ("bits", "categories", "indices", "factors", "index of factors")
-# nvil keeps statistics on the host, and so fetches the mean of f.
-CASES = [(name, kind) for name, info in ESTIMATORS.items() if name != "nvil" for kind in info.outcomes]
+# nvil keeps statistics on the host, and so fetches the mean of f; matchings are found there.
+CASES = [
+    (name, kind)
+    for name, info in ESTIMATORS.items()
+    for kind in info.outcomes
+    if name != "nvil" and kind != "matchings"
+]
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 devices = pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=on_cuda)])
 

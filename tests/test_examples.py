@@ -49,6 +49,21 @@ def test_code_of_ones_own_is_trained_gone_on_with_and_loaded(tmp_path: Path) -> 
     assert len((EXAMPLES / "your_own.py").read_text(encoding="utf-8").splitlines()) <= 60
 
 
+SHORT = {
+    "causal_order.py": ["--steps", "3", "--graphs", "1", "--variables", "4"],
+    "sort_numbers.py": ["--steps", "2", "--seeds", "1", "--numbers", "3"],
+    "choose_features.py": ["--steps", "2", "--classifier-steps", "5"],
+}
+
+
+@pytest.mark.parametrize("script", SHORT)
+def test_orders_and_sets_are_learned_and_drawn(script: str, tmp_path: Path) -> None:
+    lines = run(script, *SHORT[script], folder=tmp_path).splitlines()
+    assert len(lines) >= 3 and {"relax", "rloo"} <= {line.split(":")[0].strip() for line in lines}
+    assert (tmp_path / script.replace(".py", ".png")).stat().st_size > 1_000
+    assert len((EXAMPLES / script).read_text(encoding="utf-8").splitlines()) < 150
+
+
 @pytest.mark.skipif(importlib.util.find_spec("stable_baselines3") is None, reason="needs stable-baselines3")
 def test_stable_baselines3_evaluates_our_agent(tmp_path: Path) -> None:
     text = run("evaluate_with_sb3.py", "--steps", "2000", "--episodes", "4", folder=tmp_path)

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 import relax_rl
-from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical
+from relax_rl.distributions import (
+    Bernoulli,
+    Categorical,
+    DiagGaussian,
+    Matching,
+    MultiCategorical,
+    PlackettLuce,
+    Subset,
+)
 from relax_rl.estimators import ESTIMATORS, Estimate, MovingAverage, describe, estimator_table, make_estimator
 
 DOCUMENT = Path(relax_rl.__file__).parent.parent / "docs" / "estimators.md"
@@ -19,6 +27,9 @@ DISTS: dict[str, Any] = {
     "bits": Bernoulli(torch.randn(ROWS, 3)),
     "categories": Categorical(torch.randn(ROWS, 3), one_hot=True),
     "factors": MultiCategorical(torch.randn(ROWS, 5), (2, 3), one_hot=True),
+    "orders": PlackettLuce(torch.randn(ROWS, 3), one_hot=True),
+    "subsets": Subset(torch.randn(ROWS, 3), 2, one_hot=True),
+    "matchings": Matching(torch.randn(ROWS, 9), one_hot=True),
     "continuous": DiagGaussian(torch.randn(ROWS, 6)),
 }
 GIVEN: dict[str, Any] = {

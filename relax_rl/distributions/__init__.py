@@ -16,8 +16,10 @@ from relax_rl.distributions.bernoulli import Bernoulli
 from relax_rl.distributions.beta import Beta
 from relax_rl.distributions.categorical import Categorical
 from relax_rl.distributions.gaussian import DiagGaussian, TanhGaussian
+from relax_rl.distributions.matching import Matching
 from relax_rl.distributions.multi_categorical import MultiCategorical
 from relax_rl.distributions.noise import gumbel_noise, logistic_noise
+from relax_rl.distributions.plackett_luce import PlackettLuce
 from relax_rl.distributions.product import Product
 from relax_rl.distributions.protocols import (
     Distribution,
@@ -26,6 +28,7 @@ from relax_rl.distributions.protocols import (
     SlopedDistribution,
     SlopedRelaxation,
 )
+from relax_rl.distributions.subset import Subset
 
 __all__ = [
     "Bernoulli",
@@ -34,11 +37,14 @@ __all__ = [
     "DiagGaussian",
     "Distribution",
     "FiniteDistribution",
+    "Matching",
     "MultiCategorical",
+    "PlackettLuce",
     "Product",
     "RelaxedDistribution",
     "SlopedDistribution",
     "SlopedRelaxation",
+    "Subset",
     "TanhGaussian",
     "gumbel_noise",
     "logistic_noise",

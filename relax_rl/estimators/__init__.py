@@ -22,10 +22,12 @@ from relax_rl.estimators.gradients import (
 from relax_rl.estimators.losses import noise_behind, policy_gradient_loss, unclipped
 from relax_rl.estimators.multisample import double_cv, rodeo
 from relax_rl.estimators.pathwise import concrete, gumbel_rao, reinmax, reparameterized, straight_through
-from relax_rl.estimators.registry import ESTIMATORS, EstimatorInfo, describe, estimator_table, make_estimator
+from relax_rl.estimators.registry import ESTIMATORS, EstimatorInfo, describe, make_estimator
 from relax_rl.estimators.relaxation import dlax, lax, rebar, relax, relaxed_objective
 from relax_rl.estimators.score import MovingAverage, muprop, nvil, reinforce, rloo, vimco
 from relax_rl.estimators.slopes import SlopedSurrogate, Surrogate
+from relax_rl.estimators.tables import estimator_table
+from relax_rl.estimators.without_replacement import unordered_set, without_replacement
 
 __all__ = [
     "ESTIMATORS",
@@ -71,8 +73,10 @@ __all__ = [
     "score_of",
     "straight_through",
     "unclipped",
+    "unordered_set",
     "value_and_gradient",
     "variance_loss",
     "vimco",
     "weighted_moments",
+    "without_replacement",
 ]

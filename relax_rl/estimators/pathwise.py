@@ -75,7 +75,7 @@ def concrete(
 
     Args:
         f: a differentiable function of relaxed samples.
-        dist: `Bernoulli`, or a categorical with `one_hot`.
+        dist: `Bernoulli`, or another discrete family with `one_hot`.
         temperature: lambda, above 0.
         noise: the base noise of the sample; drawn from `generator` by default.
 
@@ -106,6 +106,8 @@ def straight_through(
     Args and raises as `concrete`.
     """
     here, noise = _relaxed(dist, "straight_through", noise, generator)
+    if temperature is None:
+        require(dist, "mean", "straight_through", "give it a temperature")
     sample = here.threshold(here.relax(noise))
     moving = moving_mean(sample) if temperature is None else moving_softened(sample, noise, temperature)
     return _through(f, moving, sample, here, dist)
@@ -166,6 +168,7 @@ def reinmax(
     if temperature < 1.0:
         raise ValueError(f"temperature is {temperature:g}, expected at least 1: for one below take straight_through")
     here, noise = _relaxed(dist, "reinmax", noise, generator)
+    require(dist, "with_mean", "reinmax", "use straight_through")
     sample = here.threshold(here.relax(noise))
     return _through(f, moving_reinmax(here, sample, temperature), sample, here, dist)
 

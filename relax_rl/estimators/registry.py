@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from relax_rl.estimators import antithetic, exact, multisample, pathwise, relaxation, score
+from relax_rl.estimators import antithetic, exact, multisample, pathwise, relaxation, score, without_replacement
 from relax_rl.estimators.estimate import Estimate
 
-__all__ = ["ESTIMATORS", "EstimatorInfo", "describe", "estimator_table", "make_estimator"]
+__all__ = ["ESTIMATORS", "EstimatorInfo", "describe", "make_estimator"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,8 @@ class EstimatorInfo:
         function: `function(f, dist, **options)` gives an `Estimate`.
         formula: of the estimate, in the words of the documentation.
         source: where it comes from.
-        outcomes: kinds of distribution it is defined for: bits, categories, factors, continuous.
+        outcomes: kinds of distribution it is defined for: bits, categories, factors, orders, subsets, matchings,
+            continuous.
         bias: "none", or where it comes from.
         evaluations: of f for one estimate; K is `num_samples`, M the number of outcomes.
         backward_passes: beyond REINFORCE's pull-back through the parameters.
@@ -45,7 +46,9 @@ class EstimatorInfo:
     defaults: dict[str, Any] = field(default_factory=dict)
 
 
-_DISCRETE = ("bits", "categories", "factors")
+_FACTORED = ("bits", "categories", "factors")
+_DISCRETE = (*_FACTORED, "orders", "subsets")
+_SOFT = (*_DISCRETE, "matchings")
 _ANY = (*_DISCRETE, "continuous")
 _BITS = ("bits",)
 _THROUGH_C = "1 through c, 1 second-order"
@@ -117,7 +120,7 @@ _INFOS = (
         function=pathwise.concrete,
         formula="df(sigma(z / lambda))",
         source="Maddison et al. 2017; Jang et al. 2017",
-        outcomes=_DISCRETE,
+        outcomes=_SOFT,
         bias="that of the relaxed problem; falls with lambda as the variance rises",
         backward_passes="1 through f",
         differentiable=True,
@@ -137,7 +140,7 @@ _INFOS = (
         function=pathwise.straight_through,
         formula="f'(b) dsigma(z / lambda)",
         source="Jang et al. 2017",
-        outcomes=_DISCRETE,
+        outcomes=_SOFT,
         bias="first order",
         backward_passes="1 through f",
         differentiable=True,
@@ -158,7 +161,7 @@ _INFOS = (
         function=pathwise.reinmax,
         formula="2 J((p + b) / 2) f'(b) - 1/2 J(p) f'(b)",
         source="Liu et al. 2023",
-        outcomes=_DISCRETE,
+        outcomes=_FACTORED,
         bias="second order: exact for quadratic f of one variable",
         backward_passes="1 through f",
         differentiable=True,
@@ -246,6 +249,22 @@ _INFOS = (
         differentiable=True,
     ),
     EstimatorInfo(
+        name="unordered-set",
+        function=without_replacement.unordered_set,
+        formula="sum_{s in S} p_s R(S, s) (f_s - sum_{s' in S} p_s' R(S - s, s') f_s') s_s, S of K without replacement",
+        source="Kool et al. 2020",
+        outcomes=("categories",),
+        evaluations="K",
+    ),
+    EstimatorInfo(
+        name="without-replacement",
+        function=without_replacement.without_replacement,
+        formula="sum_{s in S} w_s (f_s - p_s f_s - sum of the other w f) s_s, w_s = p_s / P(z_s > the next z)",
+        source="Kool et al. 2019",
+        outcomes=("categories",),
+        evaluations="K",
+    ),
+    EstimatorInfo(
         name="marginal",
         function=exact.marginal,
         formula="(f(b) - c(b)) s + d sum_b' p(b') c(b')",
@@ -296,25 +315,3 @@ def make_estimator(name: str, **options: Any) -> Callable[..., Estimate]:
     if missing := [need for need in info.needs if need not in options]:
         raise ValueError(f"{name} needs {', '.join(missing)}")
     return partial(info.function, **{**info.defaults, **options})
-
-
-def estimator_table() -> str:
-    """The Markdown table of all estimators."""
-    lines = [
-        "| name | estimate | outcomes | bias | evaluations of f | backward passes | f differentiable | source |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for info in ESTIMATORS.values():
-        formula = info.formula.replace("|", r"\|")
-        cells = (
-            f"`{info.name}`",
-            formula,
-            ", ".join(info.outcomes),
-            info.bias,
-            info.evaluations,
-            info.backward_passes,
-            "yes" if info.differentiable else "no",
-            info.source,
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"

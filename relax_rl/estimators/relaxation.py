@@ -188,7 +188,7 @@ def rebar(
 
     Args:
         f: a function of the samples and of relaxed ones, differentiable.
-        dist: `Bernoulli`, or a categorical with `one_hot`.
+        dist: `Bernoulli`, or another discrete family with `one_hot`.
         eta: scale of the control variate, a number or what broadcasts to `[*]`.
         temperature: lambda, above 0.
         noise, conditional_noise, coupling, num_conditional, generator: as in `relax`.

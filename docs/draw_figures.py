@@ -46,7 +46,8 @@ def _variance(probs: np.ndarray, costs: np.ndarray, baseline: np.ndarray) -> np.
     scores = np.eye(len(probs)) - probs  # a row for each outcome
     estimates = (costs[None, :, None] - baseline[:, None, None]) * scores
     mean = np.einsum("b,nbl->nl", probs, estimates)
-    return np.einsum("b,nbl->n", probs, estimates**2) - (mean**2).sum(-1)
+    found: np.ndarray = np.einsum("b,nbl->n", probs, estimates**2) - (mean**2).sum(-1)
+    return found
 
 
 def _baseline() -> Figure:

@@ -88,6 +88,26 @@ def test_nothing_is_fetched_from_elsewhere(pages: dict[Path, Page]) -> None:
         assert "mermaid" not in path.read_text(encoding="utf-8"), "drawings load a script from elsewhere"
 
 
+def test_what_typesets_formulas_is_there(site: Path, pages: dict[Path, Page]) -> None:
+    folder = site / "assets" / "katex"
+    css = (folder / "katex.min.css").read_text(encoding="utf-8")
+    named = set(re.findall(r"url\(([^)]*)\)", css))
+    assert {path.name for path in (folder / "fonts").iterdir()} == {Path(font).name for font in named}
+    assert all(font.endswith(".woff2") and (folder / font).is_file() for font in named)
+    assert "MIT" in (folder / "LICENSE").read_text(encoding="utf-8")
+    for path, page in pages.items():
+        loaded = [Path(urlsplit(load).path).name for load in page.loads]
+        assert {"katex.min.css", "katex.min.js", "math.js"} <= set(loaded), path
+        assert loaded.index("katex.min.js") < loaded.index("math.js"), path
+        outside = re.sub(r"\\\(.*?\\\)|\\\[.*?\\\]", "", page.text, flags=re.DOTALL)
+        assert "$$" not in outside, f"{path} has a formula that is not marked as one"
+
+
+def test_every_page_says_of_which_version_it_tells(pages: dict[Path, Page]) -> None:
+    for path, page in pages.items():
+        assert f"relax_rl {relax_rl.__version__}, MIT licence" in page.text, path
+
+
 def test_nothing_but_documents_and_results_is_published(site: Path) -> None:
     beside = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.suffix in (".py", ".csv", ".json")}
     assert beside == {"search/search_index.json"}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 RESULTS = "benchmarks/results/"
 _OUTSIDE = re.compile(r"(\]\((?:\.\./)*)\.\./(benchmarks/)")
+_DIALOG = 'class="md-search" data-md-component="search" role="dialog" aria-label="Search"'
 _VERSION = re.compile(r'^__version__ = "(.+)"$', re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s#:]+)(?:#[^)]*)?\)")
 _MERMAID = re.compile(r"^```mermaid\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
@@ -54,6 +55,11 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         page.meta["search"] = {"exclude": True}
         return markdown
     return _MERMAID.sub(lambda drawing: _as_list(drawing[1]), _OUTSIDE.sub(r"\1\2", markdown))
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Give the dialog of the search the name that readers of screens ask for."""
+    return output.replace('class="md-search" data-md-component="search" role="dialog"', _DIALOG, 1)
 
 
 def _linked(page: Path, root: Path) -> set[Path]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
 import relax_rl
+from tests.surface import MODULES
 
-pytest.importorskip("material", reason="needs the extra docs")
+for needed in ("material", "mkdocstrings_handlers.python"):
+    pytest.importorskip(needed, reason="needs the extra docs")
 
 ROOT = Path(relax_rl.__file__).parent.parent
 
@@ -97,10 +100,25 @@ def test_what_typesets_formulas_is_there(site: Path, pages: dict[Path, Page]) ->
     assert "MIT" in (folder / "LICENSE").read_text(encoding="utf-8")
     for path, page in pages.items():
         loaded = [Path(urlsplit(load).path).name for load in page.loads]
-        assert {"katex.min.css", "katex.min.js", "math.js"} <= set(loaded), path
-        assert loaded.index("katex.min.js") < loaded.index("math.js"), path
+        assert {"katex.min.css", "katex.min.js", "site.js"} <= set(loaded), path
+        assert loaded.index("katex.min.js") < loaded.index("site.js"), path
         outside = re.sub(r"\\\(.*?\\\)|\\\[.*?\\\]", "", page.text, flags=re.DOTALL)
         assert "$$" not in outside, f"{path} has a formula that is not marked as one"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_name_has_its_place(pages: dict[Path, Page], site: Path, module: str) -> None:
+    known = {f"{home}.{name}": name for home in (module, "relax_rl") for name in import_module(module).__all__}
+    page = pages[site / "reference" / module.rpartition(".")[2] / "index.html"]
+    here = page.anchors | pages[site / "reference" / "relax_rl" / "index.html"].anchors
+    for name in import_module(module).__all__:
+        assert any(place in here for place, called in known.items() if called == name), f"{module}.{name}"
+
+
+def test_reference_is_cross_linked(pages: dict[Path, Page], site: Path) -> None:
+    page = pages[site / "reference" / "relax_rl" / "index.html"]
+    assert "#relax_rl.AgentConfig" in page.links, "types of signatures lead to their classes"
+    assert "Grathwohl" in page.text and "Raises:" in page.text, "docstrings are there"
 
 
 def test_every_page_says_of_which_version_it_tells(pages: dict[Path, Page]) -> None:

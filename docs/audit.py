@@ -91,6 +91,7 @@ def audited(browser: Browser, address: str, path: str, out: Path) -> Iterator[st
             found = Axe().run(page).response["violations"]
             told += [_in_a_line(violation) for violation in found if violation["impact"] in GRAVE]
             page.evaluate("() => scrollTo(0, 0)")
+            page.wait_for_timeout(500)  # the tabs come back
             page.screenshot(path=out / f"{name}.png", full_page=True)
             context.close()
             yield from (f"{name}: {fault}" for fault in told)

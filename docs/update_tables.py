@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+
+import result_tables as results
 
 from relax_rl.commands.check import CheckConfig
 from relax_rl.commands.evaluate import EvaluateConfig
@@ -22,6 +24,7 @@ from relax_rl.settings.synonyms import flag
 from relax_rl.variance.measure import VarianceConfig
 
 DOCUMENTS = Path(__file__).parent
+ALGORITHMS = DOCUMENTS / "algorithms"
 CONFIGS: Mapping[str, type] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
@@ -57,16 +60,43 @@ def main() -> None:
 
 def documents() -> dict[Path, dict[str, str]]:
     """Tables by document and mark, as the code has them now."""
-    families = {
-        DOCUMENTS / "algorithms" / f"{name}.md": {"estimators": of(names)}
-        for name, names in FAMILIES.items()
-        if (DOCUMENTS / "algorithms" / f"{name}.md").is_file()
-    }
     return {
         DOCUMENTS / "estimators.md": {"estimators": estimator_table()},
         DOCUMENTS / "reference" / "command_line.md": {"options": command_line()},
-        **families,
+        **{ALGORITHMS / f"{name}.md": of_agent for name, of_agent in agents().items()},
+        **{ALGORITHMS / f"{name}.md": of_family(names) for name, names in FAMILIES.items()},
     }
+
+
+def agents() -> dict[str, dict[str, str]]:
+    """Tables of results by agent."""
+    peers, solved, classic = ("SB3 PPO", "SB3 A2C"), ("CartPole-v1", "LunarLander-v3"), ("CartPole-v1", "Acrobot-v1")
+    continuous = ("InvertedPendulum-v5", "LunarLanderContinuous-v3", "Hopper-v5", "HalfCheetah-v5")
+    both, choices = {"off": "A2C", "sb3-ppo": "SB3 PPO"}, (*classic, "LunarLander-v3")
+    return {
+        "reinforce": {"variance": results.variance((*classic, *continuous[:2]), "reinforce")},
+        "a2c": {
+            "learning": results.learning(("CartPole-v1", "InvertedPendulum-v5", "LunarLander-v3"), ("A2C", *peers))
+        },
+        "relax": {
+            "learning": results.learning(solved, ("RELAX", "A2C", *peers)),
+            "variance": results.variance(choices, "relax, fitted"),
+        },
+        "lax": {
+            "learning": results.against_ppo(continuous, {"on": "LAX", **both}),
+            "variance": results.variance(continuous, "lax, fitted"),
+        },
+        "marginal": {
+            "learning": results.against_ppo(choices, {"exact": "marginal", "on": "RELAX", **both}),
+            "variance": results.variance(choices, "marginal, fitted"),
+        },
+    }
+
+
+def of_family(names: Sequence[str]) -> dict[str, str]:
+    """What a page of a family of estimators has of the registry and of the results."""
+    found = {"estimators": of(names), "toy": results.toy(names), "autoencoders": results.autoencoders(names)}
+    return {mark: table for mark, table in found.items() if table.count("\n") > 2}
 
 
 def replaced(text: str, mark: str, table: str) -> str:

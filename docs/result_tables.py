@@ -88,3 +88,106 @@ def autoencoders(names: Iterable[str]) -> str:
     for name in (name for name in names if name in bound):
         lines.append(f"| `{name}` | {bound[name].split(' (')[0]} | {noise[name]} |")
     return "\n".join(lines) + "\n"
+
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Learning": (
+        *("learning_curves", "learning", "against_ppo", "papers_tasks", "hybrid", "masks", "memory", "asymmetric"),
+        *("small_images", "twice_the_batch", "larger_batches", "search", "candidates", "tuning", "agents", "peers"),
+    ),
+    "Variance": ("headroom", "trained_along", "ablation"),
+    "Speed": (*("estimators", "throughput", "whole_runs", "time_to_solve", "library_speed", "scaling", "beside"),),
+    "Reliability": ("reliability", "third_party"),
+    "Autoencoders and the toy problem": ("vae", "toy"),
+}
+"""Results by what they are about; whatever is in no group stands at the end."""
+_BESIDE = {
+    "vae": (
+        "discrete variational autoencoders on the rows of the published tables",
+        "`python -m benchmarks.vae`; speed.md by `python -m benchmarks.vae_speed`",
+    ),
+    "reliability": ("kills, damaged files, odd command lines and broken environments", "`make soak`"),
+}
+"""What has no line in the table of commands."""
+
+
+def index() -> str:
+    """Every page and figure among the results, by group, with the command that makes it."""
+    known = commands()
+    files: dict[str, list[Path]] = {}
+    for path in sorted(path for path in RESULTS.rglob("*") if path.suffix in (".md", ".png")):
+        files.setdefault(_name(path), []).append(path)
+    groups = {**GROUPS, "Others": tuple(sorted(files.keys() - {name for names in GROUPS.values() for name in names}))}
+    lines: list[str] = []
+    for heading, names in groups.items():
+        present = [name for name in names if name in files]
+        lines += [f"\n## {heading}\n"] if present else []
+        for name in present:
+            lines += _entry(name, files[name], *known.get(f"{name}.md", known.get(name, ("", ""))))
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines) + "\n")
+
+
+def commands() -> dict[str, tuple[str, str]]:
+    """What is measured and the command, by name and by file of the results, from the tables of the benchmarks' own page."""
+    found: dict[str, tuple[str, str]] = dict(_BESIDE)
+    text = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if len(cells) == 3:
+            what, command, where = cells
+        elif len(cells) == 2 and cells[0].startswith("`results/"):
+            where, _, what = cells[0].partition(": ")
+            command = f"at commit 807239f: {cells[1]}"
+        else:
+            continue
+        for name in re.findall(r"`results/(\w+(?:\.md)?)", where):
+            found.setdefault(name, (what, command))
+    return found
+
+
+def _entry(name: str, files: Sequence[Path], what: str, command: str) -> list[str]:
+    """A section of results: what they are, the command, pages, figures, and what there is of each task."""
+    pages = [path for path in files if path.suffix == ".md"]
+    top = [path for path in pages if path in (RESULTS / f"{name}.md", RESULTS / name / f"{name}.md")]
+    title = _title(top[0]) if top else name.replace("_", " ").capitalize()
+    lines = [f"### {title}\n", f"{what[:1].upper()}{what[1:]}.\n" if what else "", f"{command}\n" if command else ""]
+    lines += [f"**Tables:** {' · '.join(f'[{path.name}]({_link(path)})' for path in top)}\n"] if top else []
+    lines += [
+        f"![{_words(path)}]({_link(path)})\n" for path in files if path.suffix == ".png" and path.parent == RESULTS
+    ]
+    deeper: dict[Path, list[Path]] = {}
+    for path in files:
+        if path.parent != RESULTS and path not in top:
+            deeper.setdefault(path.parent.parent if path.parent.name == "figures" else path.parent, []).append(path)
+    if deeper:
+        lines += ["| of | tables | figures |", "|---|---|---|"]
+        for folder, inside in deeper.items():
+            tables_, figures = (
+                ", ".join(f"[{_words(path)}]({_link(path)})" for path in inside if path.suffix == suffix)
+                for suffix in (".md", ".png")
+            )
+            lines.append(f"| {folder.relative_to(RESULTS).as_posix()} | {tables_} | {figures} |")
+        lines.append("")
+    return lines
+
+
+def _name(path: Path) -> str:
+    """Of the results that a file belongs to."""
+    first = path.relative_to(RESULTS).parts[0]
+    if (RESULTS / first).is_dir():
+        return "learning_curves" if first == "learning" else first
+    return "learning" if first.startswith("learning_") and path.suffix == ".png" else path.stem
+
+
+def _title(page: Path) -> str:
+    return page.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+
+
+def _link(path: Path) -> str:
+    return f"../benchmarks/results/{path.relative_to(RESULTS).as_posix()}"
+
+
+def _words(path: Path) -> str:
+    """What a file shows, from its name: `CartPole-v1-curves.png` among those of CartPole-v1 shows curves."""
+    words = path.stem.rpartition("-")[2] if path.parent.name == "figures" else path.stem
+    return words.replace("_", " ")

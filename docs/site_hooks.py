@@ -57,6 +57,11 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     return _MERMAID.sub(lambda drawing: _as_list(drawing[1]), _OUTSIDE.sub(r"\1\2", markdown))
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Pictures are fetched as they are scrolled to."""
+    return html.replace("<img ", '<img loading="lazy" ')
+
+
 def on_post_page(output: str, **_: Any) -> str:
     """Give the dialog of the search the name that readers of screens ask for."""
     return output.replace('class="md-search" data-md-component="search" role="dialog"', _DIALOG, 1)

@@ -97,3 +97,14 @@ def defined(body: list[ast.stmt], within: str = "") -> set[str]:
         elif isinstance(node, ast.Assign):
             found |= {within + target.id for target in node.targets if isinstance(target, ast.Name)}
     return found
+
+
+def test_every_result_is_in_the_index() -> None:
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    results = ROOT / "benchmarks" / "results"
+    for path in (path for path in results.rglob("*") if path.suffix in (".md", ".png")):
+        assert f"](../benchmarks/results/{path.relative_to(results).as_posix()})" in text, (
+            f"{path}: run `make docs-tables`"
+        )
+    for section in re.split(r"^### ", text, flags=re.MULTILINE)[1:]:
+        assert "`python -m benchmarks." in section or "`make soak`" in section, section.partition("\n")[0]

@@ -88,11 +88,9 @@ def audited(browser: Browser, address: str, path: str, out: Path) -> Iterator[st
             told += [f"not typeset: {formula}" for formula in page.evaluate(_NOT_TYPESET)]
             beyond = page.evaluate(_TOO_WIDE)
             told += [f"{beyond} pixels wider than the window"] if beyond > 0 else []
+            page.screenshot(path=out / f"{name}.png", full_page=True)
             found = Axe().run(page).response["violations"]
             told += [_in_a_line(violation) for violation in found if violation["impact"] in GRAVE]
-            page.evaluate("() => scrollTo(0, 0)")
-            page.wait_for_timeout(500)  # the tabs come back
-            page.screenshot(path=out / f"{name}.png", full_page=True)
             context.close()
             yield from (f"{name}: {fault}" for fault in told)
 

@@ -102,13 +102,18 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """Results by what they are about; whatever is in no group stands at the end."""
 _BESIDE = {
+    "learning.md": (
+        "learning curves of this package's agents with their presets, and of Stable-Baselines3's A2C and PPO with "
+        "rl-baselines3-zoo's settings, seeds 0 to 9",
+        "at commit 807239f: `python -m benchmarks.report`",
+    ),
     "vae": (
         "discrete variational autoencoders on the rows of the published tables",
         "`python -m benchmarks.vae`; speed.md by `python -m benchmarks.vae_speed`",
     ),
     "reliability": ("kills, damaged files, odd command lines and broken environments", "`make soak`"),
 }
-"""What has no line in the table of commands."""
+"""What has no line of its own in the table of commands."""
 
 
 def index() -> str:
@@ -150,7 +155,11 @@ def _entry(name: str, files: Sequence[Path], what: str, command: str) -> list[st
     pages = [path for path in files if path.suffix == ".md"]
     top = [path for path in pages if path in (RESULTS / f"{name}.md", RESULTS / name / f"{name}.md")]
     title = _title(top[0]) if top else name.replace("_", " ").capitalize()
-    lines = [f"### {title}\n", f"{what[:1].upper()}{what[1:]}.\n" if what else "", f"{command}\n" if command else ""]
+    lines = [
+        f"### {title}\n",
+        f"{what[:1].upper()}{what[1:]}.\n" if what else "",
+        f"{command[:1].upper()}{command[1:]}\n" if command else "",
+    ]
     lines += [f"**Tables:** {' · '.join(f'[{path.name}]({_link(path)})' for path in top)}\n"] if top else []
     lines += [
         f"![{_words(path)}]({_link(path)})\n" for path in files if path.suffix == ".png" and path.parent == RESULTS

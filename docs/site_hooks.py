@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 RESULTS = "benchmarks/results/"
 _OUTSIDE = re.compile(r"(\]\((?:\.\./)*)\.\./(benchmarks/)")
 _DIALOG = 'class="md-search" data-md-component="search" role="dialog" aria-label="Search"'
+_SEVERAL = re.compile(r"(\w+),((?:</span>)?</code></b>)\s*\(<code>\(([\w, ]+)\)</code>\)")
 _VERSION = re.compile(r'^__version__ = "(.+)"$', re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s#:]+)(?:#[^)]*)?\)")
 _MERMAID = re.compile(r"^```mermaid\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
@@ -58,8 +59,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Pictures are fetched as they are scrolled to."""
-    return html.replace("<img ", '<img loading="lazy" ')
+    """Pictures are fetched as they are scrolled to; several attributes before one colon are no type of the first."""
+    return _SEVERAL.sub(r"\1, \3\2", html.replace("<img ", '<img loading="lazy" '))
 
 
 def on_post_page(output: str, **_: Any) -> str:

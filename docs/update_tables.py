@@ -12,6 +12,7 @@ import result_tables as results
 
 from relax_rl.commands.check import CheckConfig
 from relax_rl.commands.evaluate import EvaluateConfig
+from relax_rl.commands.export import ExportConfig
 from relax_rl.commands.main import COMMANDS
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.estimators import estimator_table
@@ -30,6 +31,7 @@ CONFIGS: Mapping[str, type] = {
     "evaluate": EvaluateConfig,
     "variance": VarianceConfig,
     "check": CheckConfig,
+    "export": ExportConfig,
     "toy": ToyConfig,
     "compare": CompareConfig,
     "vae": VaeConfig,

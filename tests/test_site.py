@@ -138,7 +138,8 @@ def test_pages_come_with_what_readers_expect(site: Path, pages: dict[Path, Page]
 
 
 def test_markdown_comes_out_as_on_the_forge(pages: dict[Path, Page]) -> None:
-    """Lists need an empty line before them and tables their pipes, which not every renderer asks for."""
+    """Lists need an empty line before them and tables their pipes, which not every renderer asks for; headings may have numbers."""
     for path, page in pages.items():
         stray = re.findall(r"^(?:[-*] |\d\. ).*\S|^\|.*\||^#+ .*|^```.*|!\[.*?\]\(.*?\)", page.text, re.MULTILINE)
-        assert not [line for line in stray if "results" not in path.parts], (path, stray)
+        found = [line for line in stray if not line.endswith("¶")]
+        assert not [line for line in found if "results" not in path.parts], (path, found)

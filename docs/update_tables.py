@@ -14,6 +14,7 @@ from relax_rl.commands.check import CheckConfig
 from relax_rl.commands.evaluate import EvaluateConfig
 from relax_rl.commands.export import ExportConfig
 from relax_rl.commands.main import COMMANDS
+from relax_rl.commands.push import PushConfig
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.estimators import estimator_table
 from relax_rl.experiments.toy.config import ToyConfig
@@ -30,8 +31,9 @@ CONFIGS: Mapping[str, type] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "variance": VarianceConfig,
-    "check": CheckConfig,
     "export": ExportConfig,
+    "push": PushConfig,
+    "check": CheckConfig,
     "toy": ToyConfig,
     "compare": CompareConfig,
     "vae": VaeConfig,

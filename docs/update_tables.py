@@ -48,7 +48,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
         *("gumbel-rao", "reinmax"),
     ),
     "antithetic": ("arm", "disarm", "arms"),
-    "multisample": ("rloo", "vimco", "double-cv", "rodeo"),
+    "multisample": ("rloo", "vimco", "unordered-set", "without-replacement", "double-cv", "rodeo"),
 }
 """Estimators of each family, which has a page; `enumerated` is in none, for it estimates nothing."""
 

@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # All that a user needs, so that what the README shows works after `make train` too; EXTRAS= installs none of it.
 EXTRAS ?= all
 
-.PHONY: train test soak lint site bench docs-tables install clean
+.PHONY: train test soak lint site docs-audit bench docs-tables install clean
 
 train: $(VENV)/.installed
 	$(BIN)/python train_agent.py train --env $(ENV) --estimator $(ESTIMATOR) \
@@ -30,6 +30,10 @@ lint: $(VENV)/.installed-test
 site: $(VENV)/.installed-test
 	$(BIN)/mkdocs build --strict --site-dir build/site
 
+# Five of its pages in a browser, light and dark, wide and narrow, through axe-core; screenshots in build/audit.
+docs-audit: $(VENV)/.installed-audit site
+	$(BIN)/python docs/audit.py $(ARGS)
+
 # Speeds beside the peers', in turns; the machine must be otherwise idle.
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.throughput
@@ -49,6 +53,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@
+
+$(VENV)/.installed-audit: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[audit]"
 	touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed

@@ -1,7 +1,7 @@
 """Hooks of MkDocs: the result pages that documents link to become pages of the site, drawings in Mermaid become lists.
 
 Documents link to results beside the folder of documents, `../benchmarks/results/...`, which a reader of the repository can
-follow. On the site the same files stand at `benchmarks/...`; nothing is copied within the repository.
+follow (from a folder of documents, `../../benchmarks/results/...`). On the site the same files stand at `benchmarks/...`; nothing is copied within the repository.
 """
 
 from __future__ import annotations
@@ -17,10 +17,21 @@ if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
 
 RESULTS = "benchmarks/results/"
-_OUTSIDE = re.compile(r"(\]\()\.\./(benchmarks/)")
+_OUTSIDE = re.compile(r"(\]\((?:\.\./)*)\.\./(benchmarks/)")
+_DIALOG = 'class="md-search" data-md-component="search" role="dialog" aria-label="Search"'
+_SEVERAL = re.compile(r"(\w+),((?:</span>)?</code></b>)\s*\(<code>\(([\w, ]+)\)</code>\)")
+_VERSION = re.compile(r'^__version__ = "(.+)"$', re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s#:]+)(?:#[^)]*)?\)")
 _MERMAID = re.compile(r"^```mermaid\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 _BOX = re.compile(r'(\w+)\["?(.+?)"?\]$')
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Every page says of which version it tells."""
+    package = Path(config.config_file_path).parent / "relax_rl" / "__init__.py"
+    found = _VERSION.search(package.read_text(encoding="utf-8"))
+    config.copyright = f"{config.site_name} {found[1]}, MIT licence" if found else None
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -45,6 +56,16 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         page.meta["search"] = {"exclude": True}
         return markdown
     return _MERMAID.sub(lambda drawing: _as_list(drawing[1]), _OUTSIDE.sub(r"\1\2", markdown))
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Pictures are fetched as they are scrolled to; several attributes before one colon are no type of the first."""
+    return _SEVERAL.sub(r"\1, \3\2", html.replace("<img ", '<img loading="lazy" '))
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Give the dialog of the search the name that readers of screens ask for."""
+    return output.replace('class="md-search" data-md-component="search" role="dialog"', _DIALOG, 1)
 
 
 def _linked(page: Path, root: Path) -> set[Path]:

@@ -18,7 +18,7 @@ from relax_rl.settings.fields import Setting, flat, from_text, settings_of, with
 from relax_rl.settings.naming import is_own
 from relax_rl.settings.synonyms import flag, meant
 
-__all__ = ["ALIASES", "parse"]
+__all__ = ["ALIASES", "help_of", "parse", "sections"]
 
 ALIASES = {"backend": "vectorization"}
 """Options that may be called by another name, and what they are called in the settings."""
@@ -63,7 +63,7 @@ def parse(
     given = vars(_parser(kind, options, prog, description).parse_args(told))
     missing = [option for option in required if given[option.name] is None]
     if missing and not helping:
-        raise SettingsError(f"{missing[0].name.upper()} is missing: {_help(missing[0])}; see {prog} --help")
+        raise SettingsError(f"{missing[0].name.upper()} is missing: {help_of(missing[0])}; see {prog} --help")
     if default is None and not missing:
         default = kind(**{option.name: given[option.name] for option in required})
     if default is not None and base is not None:
@@ -92,7 +92,7 @@ def _parser(
         formatter_class=_Formatter,
         add_help=False,
     )
-    for number, (heading, listed) in enumerate(_sections(kind, options).items()):
+    for number, (heading, listed) in enumerate(sections(kind, options).items()):
         group = parser.add_argument_group(heading)
         if number == 0:
             group.add_argument("-h", "--help", action="help", help="Show this and leave.")
@@ -102,7 +102,7 @@ def _parser(
     return parser
 
 
-def _sections(kind: type, options: Mapping[str, Setting]) -> dict[str, list[Setting]]:
+def sections(kind: type, options: Mapping[str, Setting]) -> dict[str, list[Setting]]:
     """Options by the heading that they stand under: those of `SECTIONS` first, then whatever that leaves out."""
     found = {
         heading: [options[name] for name in names.split()] for heading, names in getattr(kind, "SECTIONS", {}).items()
@@ -138,14 +138,15 @@ def _add(option: Setting, parser: Any, help_: str | None) -> None:
     parser.add_argument(flag(option.name), dest=option.name, default=argparse.SUPPRESS, help=help_, **how)
 
 
-def _help(option: Setting) -> str:
+def help_of(option: Setting) -> str:
+    """The docstring under the field."""
     return _docstrings(option.section).get(option.name, "")
 
 
 def _told(option: Setting, default: Any) -> str:
     """The help of an option, with its default."""
     words = " ".join(map(str, default)) if isinstance(default, tuple) else default
-    return _help(option) if option.required or words in (None, "") else f"{_help(option)} (default: {words})"
+    return help_of(option) if option.required or words in (None, "") else f"{help_of(option)} (default: {words})"
 
 
 class _OrOwn(tuple[str, ...]):

@@ -1,0 +1,112 @@
+"""`make docs-audit`: looks at pages of the built site as a reader's browser shows them, and fails on what shuts readers out.
+
+Each page is opened light and dark, wide and as narrow as a telephone. axe-core looks for violations of WCAG; those that it
+calls serious or critical fail, and so do formulas that are not typeset, pages that are wider than the window, errors of
+scripts, and anything that is asked of another host. Screenshots lie in `build/audit`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Literal
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, sync_playwright
+
+PAGES = ("", "algorithms/relax/", "estimators/", "reference/relax_rl/", "results/")
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+SIZES = ((1280, 900), (380, 800))
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+GRAVE = ("serious", "critical")
+_NOT_TYPESET = "() => [...document.querySelectorAll('.arithmatex:not(:has(.katex))')].map(x => x.textContent)"
+_TOO_WIDE = "() => document.scrollingElement.scrollWidth - document.scrollingElement.clientWidth"
+_ALL_IMAGES = "() => document.querySelectorAll('img').forEach(image => image.loading = 'eager')"
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing of each file."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Audit pages; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Audit pages of the built site.")
+    parser.add_argument("pages", nargs="*", default=PAGES, help="paths on the site (default: five of them)")
+    parser.add_argument("--site", type=Path, default=Path("build/site"), help="folder of the built site")
+    parser.add_argument("--out", type=Path, default=Path("build/audit"), help="folder of the screenshots")
+    given = parser.parse_args(arguments)
+    given.out.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+        found = next(filter(None, map(shutil.which, BROWSERS)), own if Path(own).is_file() else None)
+        if found is None:
+            print(f"docs-audit: skipped, no browser was found (looked for {', '.join(BROWSERS)} and playwright's own)")
+            return 0
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        with serving(given.site) as address:
+            faults = [fault for page in given.pages for fault in audited(browser, address, page, given.out)]
+        browser.close()
+    print(*faults, f"{len(faults)} faults; screenshots in {given.out}", sep="\n")
+    return 1 if faults else 0
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The address at which a folder is served meanwhile."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+
+
+def audited(browser: Browser, address: str, path: str, out: Path) -> Iterator[str]:
+    """Faults of a page in every scheme and size, a line each; leaves a screenshot of each."""
+    for scheme in SCHEMES:
+        for width, height in SIZES:
+            name = f"{path.strip('/').replace('/', '-') or 'index'}-{scheme}-{width}"
+            context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})
+            page, told = context.new_page(), list[str]()
+            page.on("pageerror", lambda error, told=told: told.append(f"script: {error}"))
+            page.on(
+                "request", lambda request, told=told: _is_elsewhere(request.url, address) and told.append(request.url)
+            )
+            answer = page.goto(address + path, wait_until="load")
+            if answer is None or not answer.ok:
+                told.append("there is no such page")
+            page.evaluate(_ALL_IMAGES)
+            page.wait_for_load_state("networkidle")
+            told += [f"not typeset: {formula}" for formula in page.evaluate(_NOT_TYPESET)]
+            beyond = page.evaluate(_TOO_WIDE)
+            told += [f"{beyond} pixels wider than the window"] if beyond > 0 else []
+            page.screenshot(path=out / f"{name}.png", full_page=True)
+            found = Axe().run(page).response["violations"]
+            told += [_in_a_line(violation) for violation in found if violation["impact"] in GRAVE]
+            context.close()
+            yield from (f"{name}: {fault}" for fault in told)
+
+
+def _in_a_line(violation: dict[str, Any]) -> str:
+    """What a violation is, how often, and the first place, with its colours where they are the matter."""
+    nodes = violation["nodes"]
+    data = [each["data"] for node in nodes for each in node["any"] if isinstance(each.get("data"), dict)]
+    colours = {f"{known['fgColor']} on {known['bgColor']}" for known in data if known.get("fgColor")}
+    place = " ".join(nodes[0]["html"].split())[:120]
+    return f"{violation['id']}, {len(nodes)} times: {place} {' '.join(sorted(colours))}"
+
+
+def _is_elsewhere(url: str, address: str) -> bool:
+    return not url.startswith((address, "data:", "blob:"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

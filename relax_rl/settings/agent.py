@@ -72,8 +72,10 @@ class AgentConfig:
     """Steps of the surrogate per step of the policy; those beyond one are taken after it, with fresh noise behind the actions."""
     surrogate_loss: Literal["variance", "critic"] = "variance"
     """What the surrogate learns: to lower the variance of the estimate, or what an action is worth: the advantage, by squared error, so that it and the value function are an action-value critic q(s, a) (critic)."""
-    residual_weight: float = setting(1.0, least=0.0, most=1.0)
-    """With --surrogate-loss critic: how much of what the critic leaves of the advantage multiplies the score: all of it (1, unbiased) down to nothing (0, the critic's own gradient)."""
+    residual_weight: float | Literal["adaptive"] = setting(
+        1.0, least=0.0, most=1.0, expected="between 0 and 1, or 'adaptive'"
+    )
+    """With --surrogate-loss critic: how much of what the critic leaves of the advantage multiplies the score: all of it (1, unbiased) down to nothing (0, the critic's own gradient), or as much as the gradients of two halves of the environments agree on (adaptive)."""
     surrogate_scale: Literal["one", "fitted"] = "one"
     """How much of the surrogate enters the estimate: all of it (one), or the fraction between 0 and 1 that would have lowered the variance most over recent rollouts (fitted), none of a bad one."""
     entropy_coef: float = setting(0.0, least=0.0)
@@ -176,10 +178,14 @@ class AgentConfig:
             raise SettingsError(
                 f"entropy_schedule is {self.entropy_schedule!r}, expected 'constant' beside entropy_target"
             )
-        if self.residual_weight < 1.0 and self.surrogate_loss != "critic":
+        if self.residual_weight != 1.0 and self.surrogate_loss != "critic":
             raise SettingsError(
-                f"residual_weight is {self.residual_weight:g}, expected 1, or surrogate_loss 'critic' beside it: what lowers the "
+                f"residual_weight is {self.residual_weight!r}, expected 1, or surrogate_loss 'critic' beside it: what lowers the "
                 "variance is no critic"
+            )
+        if self.residual_weight == "adaptive" and self.surrogate_scale != "one":
+            raise SettingsError(
+                f"surrogate_scale is {self.surrogate_scale!r}, expected 'one' beside residual_weight 'adaptive'"
             )
         if self.normalize_keys and not self.normalize_obs:
             raise SettingsError(f"normalize_keys is {self.normalize_keys}, expected normalize_obs beside it")

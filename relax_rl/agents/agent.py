@@ -126,7 +126,7 @@ class ActorCritic(SavedActor):
             "reward_scaler": self.reward_scaler,
             "return_spread": self.return_spread,
             "control_scale": self.control_scale,
-            **self.learner.multipliers.parts(),
+            **self.learner.parts(),
             # Every worker has rows of its own, and only the first one's would be saved.
             "value_replay": self.value_replay if self.workers.count == 1 else None,
         }
@@ -160,9 +160,9 @@ class ActorCritic(SavedActor):
         self._set_value_unit()
 
     def _set_value_unit(self) -> None:
-        """Tell a distribution over bins what it is measured in: the spread of raw returns, scaled as rewards are."""
+        """Tell distributions over bins what they are measured in: the spread of raw returns, scaled as rewards are."""
         if self.return_spread is not None:
-            self.return_spread.tell(self.value, self.reward_unit)
+            self.return_spread.tell((self.value, self.surrogate), self.reward_unit)
 
     # Learning
 
@@ -214,6 +214,7 @@ class ActorCritic(SavedActor):
         """
         envs = require_envs(envs, self.observation_space, self.action_space, (self.seed, self.steps))
         self.learner.check_networks()
+        self.learner.check_environments(envs.num_envs)
         self.check_precision()
         if not self.steps and (flat := self.observations.image_warning()):
             warnings.warn(flat, UserWarning, stacklevel=2)

@@ -106,6 +106,7 @@ def make_batch(
     config: AgentConfig,
     shard: Shard,
     reward_scale: float = 1.0,
+    bonus: Tensor | None = None,
 ) -> Batch:
     """The rows of a rollout, with their advantages and returns, on the device of `value`.
 
@@ -116,14 +117,18 @@ def make_batch(
         config: says gamma, lambda and where rewards are clipped.
         shard: which rows these are among those of all workers.
         reward_scale: factor of the clipped rewards.
+        bonus: `[B]` what is added to the scaled rewards.
     """
     steps, num_envs, device = rollout.num_steps, rollout.num_envs, value.device
     values, successors = values_in_time(value.cpu(), num_envs, rollout.final_index)
     reward = rollout.reward
     if math.isfinite(config.reward_clip):
         reward = reward.clamp(-config.reward_clip, config.reward_clip)
+    reward = reward * reward_scale
+    if bonus is not None:
+        reward = reward + bonus.view(reward.shape).cpu()
     advantage = gae(
-        reward * reward_scale,
+        reward,
         values[:-1],
         successors,
         rollout.terminated,

@@ -43,7 +43,8 @@ class DistributionalActionValues(OverBins, ActionValues):
 
     def regressed(self, features: Tensor, action: Tensor) -> Tensor:
         """`[*, num]` logits of one-hot actions `[*, n]`, which the loss is taken at."""
-        return (self._logits(features) * action.unsqueeze(-1)).sum(-2)
+        taken: Tensor = (self._logits(features) * action.unsqueeze(-1)).sum(-2)
+        return taken
 
     def _logits(self, features: Tensor) -> Tensor:
         """`[*, n, num]`"""

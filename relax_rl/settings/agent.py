@@ -82,6 +82,8 @@ class AgentConfig:
     """Weight of the entropy bonus."""
     entropy_schedule: Literal["constant", "linear"] = "constant"
     """The entropy bonus stays constant, or falls linearly to zero at the last step."""
+    soft_returns: bool = False
+    """Returns and advantages count the entropy bonus of every state that is come through, so that V and q are those of maximum-entropy RL: a reward at each step of the bonus' weight times the policy's entropy there."""
     entropy_target: float | None = None
     """The weight of the entropy bonus is learned, from --entropy-coef (or 0.01), so that the mean entropy tends to this: continuous actions in nats per dimension, before tanh if squashed; discrete ones as a fraction of the uniform distribution's over what may be chosen."""
     value_coef: float = setting(0.5, least=0.0)
@@ -178,6 +180,8 @@ class AgentConfig:
             raise SettingsError(
                 f"entropy_schedule is {self.entropy_schedule!r}, expected 'constant' beside entropy_target"
             )
+        if self.soft_returns:
+            self._check_soft()
         if self.residual_weight != 1.0 and self.surrogate_loss != "critic":
             raise SettingsError(
                 f"residual_weight is {self.residual_weight!r}, expected 1, or surrogate_loss 'critic' beside it: what lowers the "
@@ -198,6 +202,16 @@ class AgentConfig:
             raise SettingsError("replay_targets is 'anew', expected value_replay of at least 1 beside it")
         if self.share_torso == "on":
             self.check_one_torso()
+
+    def _check_soft(self) -> None:
+        if not self.entropy_coef and self.entropy_target is None:
+            raise SettingsError(
+                "soft_returns is True, expected an entropy_coef above 0, or an entropy_target, beside it"
+            )
+        if self.normalize_advantage:
+            raise SettingsError(
+                "normalize_advantage is True, expected False beside soft_returns: the bonus and the advantages have to have one unit"
+            )
 
     def check_one_torso(self) -> None:
         """Raises SettingsError if the value function is to have a torso other than the policy's."""

@@ -46,7 +46,7 @@ def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
         ("lax", {**PASSES, "normalize_advantage": True}),
         ("relax", {"surrogate_loss": "critic", "residual_weight": 0.5}),
         ("lax", {"surrogate_loss": "critic", "residual_weight": 0.5, **PASSES}),
-        ("relax", {"entropy_coef": 0.05, "entropy_schedule": "linear", "lr_schedule": "linear"}),
+        ("relax", {"entropy_coef": 0.05, "entropy_schedule": "linear", "lr_schedule": "linear", "soft_returns": True}),
         ("relax", {"normalize_obs": True, "normalize_reward": True, "optimizer": "rmsprop", "surrogate_steps": 2}),
         ("relax", {"epochs": 3, "minibatch_size": 8, "clip_range": 0.2, "surrogate_steps": 2}),
         ("lax", {"epochs": 2, "target_kl": 0.01, "max_grad_norm": 0.01}),

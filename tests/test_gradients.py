@@ -229,7 +229,7 @@ def test_every_field_of_a_batch_means_the_same_in_compiled_code(
     """Each field is changed in turn: compiled code, made once, follows it as eager code does."""
     monkeypatch.setattr("relax_rl.compute.compilation._compile", lambda graph, inputs, key: graph)
     agent = agent_for(case)
-    batch = full_batch(agent, later=later)
+    batch = replace(full_batch(agent, later=later), residual_weight=torch.tensor(1.0))
     objective = objective_for(agent, later=later)
     compiled = CompiledGradients(agent.networks, agent.learner.flat)
 
@@ -249,7 +249,9 @@ def test_every_field_of_a_batch_means_the_same_in_compiled_code(
     for name in (field.name for field in fields(Batch) if field.name not in ("shard", "memory")):
         x = getattr(batch, name)
         if x is None:
-            assert name in idle | {"mask"} or (case == "lax" and name == "conditional_noise")  # see test_masked_agents
+            assert name in idle | {"mask", "group"} or (
+                case == "lax" and name == "conditional_noise"
+            )  # see test_masked_agents
             continue
         found = check(replace(batch, **{name: x.flip(0) if name == "action" or not x.is_floating_point() else 0.6 * x}))
         same = all(torch.allclose(found[key], y, rtol=1e-3) for key, y in first.items())

@@ -36,6 +36,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "a2c": ("CartPole-v1", "a2c", {}),
     "a2c, hl_gauss": ("CartPole-v1", "a2c", {"critic_loss": "hl_gauss"}),
     "relax, critic": ("CartPole-v1", "relax", {"surrogate_loss": "critic"}),
+    "relax, critic over bins": (
+        "CartPole-v1",
+        "relax",
+        {"surrogate_loss": "critic", "critic_loss": "hl_gauss", "residual_weight": "adaptive"},
+    ),
     "reinforce, passes": ("CartPole-v1", "reinforce", PASSES),
 }
 

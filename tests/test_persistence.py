@@ -51,6 +51,7 @@ def assert_equal_states(left: ActorCritic, right: ActorCritic) -> None:
         ("relax", DISCRETE, {"value_replay": 2, "normalize_reward": True, **PASSES}),
         ("relax", DISCRETE, {"kl_bound": 0.001, "entropy_target": 0.5, "kl_schedule": "linear", **PASSES}),
         ("lax", BOX, {"kl_bound": 0.001, "kl_form": "penalty", "epochs": 3, "policy_lr": 0.01}),
+        ("lax", BOX, {"surrogate_loss": "critic", "residual_weight": "adaptive", **PASSES}),
     ],
 )
 def test_a_loaded_agent_goes_on_as_if_nothing_had_happened(

@@ -30,6 +30,7 @@ from relax_rl.agents.rollouts import Collector, Rollout, require_envs
 from relax_rl.agents.saved import SavedActor
 from relax_rl.agents.shards import columns, shard_of_rollout
 from relax_rl.agents.statistics import RecentEpisodes, UpdateInfo, absorb, episodes_of_all, numbers
+from relax_rl.agents.trust_region import entropy_bonus
 from relax_rl.compute.clocks import Watch
 from relax_rl.compute.distributed import Workers
 from relax_rl.compute.host import set_threads
@@ -118,7 +119,6 @@ class ActorCritic(SavedActor):
         return self.learner.workers
 
     def components(self) -> dict[str, Any]:
-        """Everything that learns or counts, by name: modules, optimisers and statistics, each with a state_dict."""
         everything = {
             **self.networks.parts(),
             **{f"{name}_optimizer": optimizer for name, optimizer in self.learner.optimizers.items()},
@@ -126,7 +126,7 @@ class ActorCritic(SavedActor):
             "reward_scaler": self.reward_scaler,
             "return_spread": self.return_spread,
             "control_scale": self.control_scale,
-            **self.learner.multipliers.parts(),
+            **self.learner.parts(),
             # Every worker has rows of its own, and only the first one's would be saved.
             "value_replay": self.value_replay if self.workers.count == 1 else None,
         }
@@ -160,9 +160,9 @@ class ActorCritic(SavedActor):
         self._set_value_unit()
 
     def _set_value_unit(self) -> None:
-        """Tell a distribution over bins what it is measured in: the spread of raw returns, scaled as rewards are."""
+        """Tell distributions over bins what they are measured in: the spread of raw returns, scaled as rewards are."""
         if self.return_spread is not None:
-            self.return_spread.tell(self.value, self.reward_unit)
+            self.return_spread.tell((self.value, self.surrogate), self.reward_unit)
 
     # Learning
 
@@ -214,6 +214,7 @@ class ActorCritic(SavedActor):
         """
         envs = require_envs(envs, self.observation_space, self.action_space, (self.seed, self.steps))
         self.learner.check_networks()
+        self.learner.check_environments(envs.num_envs)
         self.check_precision()
         if not self.steps and (flat := self.observations.image_warning()):
             warnings.warn(flat, UserWarning, stacklevel=2)
@@ -304,9 +305,8 @@ class ActorCritic(SavedActor):
             metrics["surrogate/scale"] = self.control_scale.value
         if self.workers.count > 1:
             self.watch("communication")
-        statistics = (self.obs_normalizer, self.reward_scaler)
         how: dict[str, Any] = {"reward_clip": self.config.reward_clip, "return_spread": self.return_spread}
-        steps, episodes = absorb(self.workers, rollout, *statistics, **how)
+        steps, episodes = absorb(self.workers, rollout, self.obs_normalizer, self.reward_scaler, **how)
         self._set_value_unit()
         self.steps += steps
         self.episodes += episodes
@@ -332,12 +332,13 @@ class ActorCritic(SavedActor):
         else:
             acted = forward(seen, rows, recalled)
         shard = shard_of_rollout(self.workers, rollout.num_steps, rollout.num_envs, self.device)
-        batch = make_batch(
-            rollout, seen[:rows], acted.value.detach(), config=config, shard=shard, reward_scale=self.reward_unit
-        )
-        if config.entropy_coef:
-            weight = config.entropy_coef * self.schedule_factor(config.entropy_schedule)
-            batch = replace(batch, entropy_coef=batch.weight.new_tensor(weight))
+        how: dict[str, Any] = {"config": config, "shard": shard, "reward_scale": self.reward_unit}
+        coef = self.learner.multipliers.entropy_coef(self.schedule_factor(config.entropy_schedule))
+        if config.soft_returns:
+            how["bonus"] = entropy_bonus(config, self.policy, acted.params, rollout.mask, coef)
+        batch = make_batch(rollout, seen[:rows], acted.value.detach(), **how)
+        if config.entropy_coef or config.soft_returns:
+            batch = replace(batch, entropy_coef=batch.weight.new_tensor(coef))
         if self.control_scale is not None:
             batch = replace(batch, control_scale=batch.weight.new_tensor(self.control_scale.value))
         if self.learner.multipliers.kl is not None:

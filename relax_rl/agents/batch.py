@@ -16,7 +16,7 @@ from relax_rl.settings.config import AgentConfig
 __all__ = ["Batch", "make_batch"]
 
 _PAST = ("past_obs", "past_return", "past_weight")
-_SCALARS = ("advantage_unit", "entropy_coef", "control_scale", "kl_bound", "kl_multiplier")
+_SCALARS = ("advantage_unit", "entropy_coef", "control_scale", "kl_bound", "kl_multiplier", "residual_weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,9 @@ class Batch:
         advantage_unit: scalar, what the estimates are divided by, surrogate and all; None for nothing.
         entropy_coef: scalar, the weight of the entropy bonus; None for no bonus.
         control_scale: scalar, how much of the surrogate enters the estimate, between 0 and 1; None for all of it.
+        residual_weight: scalar, how much of what the surrogate leaves of the advantage multiplies the score; None for what the
+            objective says.
+        group: `[B]` bool, rows of every other environment of all workers'; None where nobody tells them apart.
         old_log_prob: `[B]` log-probability of each action under the policy that acted; None where nobody asks for it.
         old_params: `[B, P]` parameters of the distributions of the policy that acted, before any mask; None unless the
             divergence from them is bounded.
@@ -57,6 +60,8 @@ class Batch:
     advantage_unit: Tensor | None = None
     entropy_coef: Tensor | None = None
     control_scale: Tensor | None = None
+    residual_weight: Tensor | None = None
+    group: Tensor | None = None
     old_log_prob: Tensor | None = None
     old_params: Tensor | None = None
     kl_bound: Tensor | None = None
@@ -101,6 +106,7 @@ def make_batch(
     config: AgentConfig,
     shard: Shard,
     reward_scale: float = 1.0,
+    bonus: Tensor | None = None,
 ) -> Batch:
     """The rows of a rollout, with their advantages and returns, on the device of `value`.
 
@@ -111,14 +117,18 @@ def make_batch(
         config: says gamma, lambda and where rewards are clipped.
         shard: which rows these are among those of all workers.
         reward_scale: factor of the clipped rewards.
+        bonus: `[B]` what is added to the scaled rewards.
     """
     steps, num_envs, device = rollout.num_steps, rollout.num_envs, value.device
     values, successors = values_in_time(value.cpu(), num_envs, rollout.final_index)
     reward = rollout.reward
     if math.isfinite(config.reward_clip):
         reward = reward.clamp(-config.reward_clip, config.reward_clip)
+    reward = reward * reward_scale
+    if bonus is not None:
+        reward = reward + bonus.view(reward.shape).cpu()
     advantage = gae(
-        reward * reward_scale,
+        reward,
         values[:-1],
         successors,
         rollout.terminated,
@@ -136,6 +146,7 @@ def make_batch(
         return_=advantage + value[: steps * num_envs],
         weight=rollout.valid.flatten().to(device, advantage.dtype),
         shard=shard,
+        group=shard.every_other(steps, device) if config.residual_weight == "adaptive" else None,
         mask=None if rollout.mask is None else rollout.mask.flatten(0, 1).to(device),
         memory=None if rollout.memory is None else rollout.memory.first(steps).to(device),
     )

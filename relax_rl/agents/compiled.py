@@ -18,6 +18,7 @@ from relax_rl.agents.shards import Shard
 from relax_rl.compute import code_cache
 from relax_rl.compute.compilation import NO_COMPILER, Compiled, has_compiler
 from relax_rl.compute.optimizers import FlatParameters
+from relax_rl.critics import OverBins
 from relax_rl.errors import SettingsError
 from relax_rl.settings.config import AgentConfig
 
@@ -167,6 +168,8 @@ class CompiledGradients:
             for name, each in self._flat.items():
                 exchanged |= zip(self._places[name], each.unflatten(inputs.pop(f"{name} parameters")), strict=True)
             if "value unit" in inputs:
+                if isinstance(self._networks.surrogate, OverBins):
+                    exchanged["networks.surrogate.unit"] = inputs["value unit"]
                 exchanged["networks.value.unit"] = inputs.pop("value unit")
             known = None
             if "params" in inputs:

@@ -44,7 +44,8 @@ class Experience:
         return_: `[B]` advantage + value, 0 where PPO clips.
         weight: `[B]` 1 for a transition, 0 for a row made up by autoreset.
         score: `[B, P]` dlog pi(a | s) at the distributions' parameters, where it is at hand.
-        residual_weight: w, how much of what the surrogate leaves of the advantage multiplies the score.
+        residual_weight: w, how much of what the surrogate leaves of the advantage multiplies the score; a number or a scalar.
+        value: `[B]` V, which the advantage is taken against, where the surrogate is a critic of returns.
     """
 
     features: Tensor
@@ -54,7 +55,8 @@ class Experience:
     return_: Tensor
     weight: Tensor
     score: Tensor | None = None
-    residual_weight: float = 1.0
+    residual_weight: Tensor | float = 1.0
+    value: Tensor | None = None
 
 
 Estimate = Callable[[Experience, Any, Any], Tensor]

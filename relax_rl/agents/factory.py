@@ -12,7 +12,15 @@ from gymnasium import spaces
 from torch import nn
 
 from relax_rl.agents.networks import Networks, StateOf
-from relax_rl.critics import ActionSurrogate, ActionValues, Bins, DistributionalValue, ValueFunction
+from relax_rl.critics import (
+    ActionSurrogate,
+    ActionValues,
+    Bins,
+    DistributionalActionValue,
+    DistributionalActionValues,
+    DistributionalValue,
+    ValueFunction,
+)
 from relax_rl.errors import SettingsError
 from relax_rl.networks.memory import MemoryTorso, RecurrentSelection, is_recurrent
 from relax_rl.networks.policies import Policy
@@ -119,9 +127,7 @@ def make_networks(
     if made is None:
         plain = not shared and state != "features"
         num_features = critic_sees.shape[0] if plain else value.torso.num_features
-        by_action = config.surrogate_loss == "critic" and actions.kind == "categorical"
-        kind = ActionValues if by_action else ActionSurrogate
-        made = kind(num_features, sum(actions.sizes), config.surrogate_hidden, config.surrogate_activation)
+        made = _surrogate(num_features, actions, config)
     return Networks(policy, value, made, state=state)
 
 
@@ -169,9 +175,22 @@ def _shares(config: AgentConfig, parts: NetworkParts | None, images: bool) -> bo
 
 
 def _value_function(torso: Torso, config: AgentConfig) -> ValueFunction:
-    if config.critic_loss == "mse":
-        return ValueFunction(torso)
-    return DistributionalValue(torso, Bins(config.critic_bins, config.critic_range))
+    bins = _bins(config)
+    return ValueFunction(torso) if bins is None else DistributionalValue(torso, bins)
+
+
+def _surrogate(num_features: int, actions: ActionEncoder, config: AgentConfig) -> nn.Module:
+    """That of the settings: what lowers the variance, or a critic of actions, a few of which have a head each."""
+    critic, few = config.surrogate_loss == "critic", actions.kind == "categorical"
+    how = num_features, sum(actions.sizes), config.surrogate_hidden, config.surrogate_activation
+    bins = _bins(config) if critic else None
+    if bins is not None:
+        return (DistributionalActionValues if few else DistributionalActionValue)(*how, bins=bins)
+    return (ActionValues if critic and few else ActionSurrogate)(*how)
+
+
+def _bins(config: AgentConfig) -> Bins | None:
+    return None if config.critic_loss == "mse" else Bins(config.critic_bins, config.critic_range)
 
 
 def _critic_torso(sees: ObservationEncoder, config: AgentConfig) -> Torso:

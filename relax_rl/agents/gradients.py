@@ -16,11 +16,12 @@ from torch import Tensor
 from relax_rl.agents.batch import Batch
 from relax_rl.agents.estimates import AgentEstimator, Experience, a2c
 from relax_rl.agents.networks import Networks, Outputs
+from relax_rl.agents.residual_weight import agreement, gradients_of_groups
 from relax_rl.agents.trust_region import Region, entropy_and_unit, region_of
 from relax_rl.compute.clocks import Watch, unwatched
 from relax_rl.compute.derivatives import pull_back
 from relax_rl.compute.optimizers import FlatParameters, clip_scale
-from relax_rl.critics import explained_variance
+from relax_rl.critics import OverBins, explained_variance, relative_to
 from relax_rl.distributions import Distribution
 from relax_rl.estimators import noise_behind, score_of, unclipped, variance_loss, weighted_moments
 
@@ -36,13 +37,14 @@ class Objective:
 
     Attributes:
         estimator: how the policy's gradient is estimated.
-        trains: names of the networks that learn: "policy" and "value" together, "surrogate", or all three.
+        trains: names of the networks that learn: "policy" and "value" together, "surrogate", or all three; with none of them
+            it is measured how far the residual's gradient can be told from noise, see `residual_weight`.
         off_policy: whether an earlier policy may have acted, so that rows count by the ratio of probabilities.
         clip_range: PPO's, of that ratio.
         value_coef: weight of V's loss.
         max_grad_norm: norm to which the gradient of policy and value function is clipped.
-        surrogate_loss: what the surrogate learns: to lower the variance of the estimate, or to say what the advantage is.
-        residual_weight: how much of what the surrogate leaves of the advantage multiplies the score.
+        surrogate_loss: what the surrogate learns: to lower the variance of the estimate, or to say what an action is worth.
+        residual_weight: how much of what the surrogate leaves of the advantage multiplies the score, where no batch says.
         kl_form: how rows with `old_params` are held to their bound, see `Region.hold`.
         entropy_target: whether the weight of the entropy bonus is learned, and the entropy that of `entropy_and_unit`.
     """
@@ -100,17 +102,20 @@ def gradients(
     watch("estimate")
     found = networks(batch.obs, memory=batch.memory) if known is None else known
     dist = networks.policy.distribution(found.params.detach().requires_grad_(), batch.mask)
+    if not objective.trains:
+        experience, _ = _as_if_on_policy(batch, dist, found.features, objective, networks.surrogate)
+        of_groups, told = gradients_of_groups(networks, batch, objective.estimator, found.params, dist, experience)
+        return Gradients(of_groups, told, {})
     if objective.trains == ("surrogate",) and objective.surrogate_loss == "critic":
         alone, told = _of_action_value(networks, batch, dist, found.features)
         return Gradients({"surrogate": alone}, {"rows": batch.weight.sum()}, told)
-    experience, ratio = _as_if_on_policy(batch, dist, found.features, objective)
-    estimate = objective.estimator.estimate(experience, dist, networks.surrogate)
+    experience, ratio = _as_if_on_policy(batch, dist, found.features, objective, networks.surrogate)
+    estimate = objective.estimator.estimate(experience, dist, relative_to(networks.surrogate, experience.value))
     plain = a2c(experience, dist) if objective.estimator.uses_surrogate else estimate
-    if ratio is not None:
-        estimate, plain = ratio.unsqueeze(-1) * estimate, ratio.unsqueeze(-1) * plain
     of: dict[str, Any] = {}
     sums, metrics = {"rows": batch.weight.sum()}, {}
     if ratio is not None:
+        estimate, plain = ratio.unsqueeze(-1) * estimate, ratio.unsqueeze(-1) * plain
         sums["divergence"] = ((ratio - 1.0 - ratio.clamp(min=1e-30).log()) * batch.weight).sum()
         if math.isfinite(objective.clip_range):
             kept = unclipped(getattr(batch, objective.estimator.signal), ratio, objective.clip_range)
@@ -155,7 +160,10 @@ def flattened(
     found: Gradients, flat: Mapping[str, FlatParameters], out: Mapping[str, Tensor] | None = None
 ) -> Gradients:
     """The same with the gradients of each network as one tensor, written to `out` if that is given."""
-    of = {name: flat[name].flatten(x, None if out is None else out[name]) for name, x in found.of.items()}
+    of = {
+        name: flat[name.split("/")[0]].flatten(x, None if out is None else out.get(name))
+        for name, x in found.of.items()
+    }
     return Gradients(of, found.sums, found.metrics)
 
 
@@ -167,6 +175,8 @@ def finished(found: Gradients, objective: Objective) -> Gradients:
     hundred calm batches, on which an untrained surrogate then adds more noise than there was.
     """
     of, metrics = dict(found.of), dict(found.metrics)
+    if not objective.trains:
+        return Gradients({}, agreement(of, found.sums), metrics)
     if "policy" in of:
         norm = torch.hypot(torch.linalg.vector_norm(of["policy"]), torch.linalg.vector_norm(of["value"]))
         kept = clip_scale(norm, objective.max_grad_norm)
@@ -179,7 +189,7 @@ def finished(found: Gradients, objective: Objective) -> Gradients:
 
 
 def _as_if_on_policy(
-    batch: Batch, dist: Distribution, features: Tensor, objective: Objective
+    batch: Batch, dist: Distribution, features: Tensor, objective: Objective, surrogate: Any
 ) -> tuple[Experience, Tensor | None]:
     """What an estimate sees of the rows, and the ratio `[B]` of the policy's probabilities to those of the one that acted.
 
@@ -187,6 +197,7 @@ def _as_if_on_policy(
     behind an action is drawn anew from its law given that action: what made the action at first need not lead to it.
     """
     noise, advantage, return_, ratio = batch.noise, batch.advantage, batch.return_, None
+    value = return_ - advantage if isinstance(surrogate, OverBins) else None
     if objective.off_policy:
         with torch.no_grad():
             assert batch.old_log_prob is not None
@@ -197,7 +208,8 @@ def _as_if_on_policy(
                     x * unclipped(x, ratio, objective.clip_range).to(x.dtype) for x in (advantage, return_)
                 )
     score = score_of(dist, batch.action)
-    seen = Experience(features, batch.action, noise, advantage, return_, batch.weight, score, objective.residual_weight)
+    rest = objective.residual_weight if batch.residual_weight is None else batch.residual_weight
+    seen = Experience(features, batch.action, noise, advantage, return_, batch.weight, score, rest, value)
     return seen, ratio
 
 
@@ -213,15 +225,27 @@ def _of_variance(networks: Networks, batch: Batch, estimate: Tensor) -> tuple[li
 def _of_action_value(
     networks: Networks, batch: Batch, dist: Distribution, features: Tensor
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """The gradient of the mean squared error of c^(s, a) for the advantage, so that q(s, a) = V(s) + c^(s, a), with metrics."""
-    said = networks.surrogate(features, dist.embed(batch.action))  # type: ignore[misc]
-    error = (said.detach() - batch.advantage) * batch.weight
-    found = pull_back([said], [2.0 * error / batch.shard.divisor], networks.parameters_of("surrogate"))
-    _, variance = weighted_moments(torch.stack([batch.advantage, batch.advantage - said.detach()], 1), batch.weight)
-    explained = explained_variance(variance[0], variance[1])
+    """The gradient of the mean loss of an action-value critic, with metrics.
+
+    That of the squared error of c^(s, a) for the advantage, so that q(s, a) = V(s) + c^(s, a); or where q is a distribution
+    over bins, the cross entropy against the return.
+    """
+    critic: Any = networks.surrogate
+    if isinstance(critic, OverBins):
+        said = critic.regressed(features, dist.embed(batch.action))  # type: ignore[attr-defined]
+        slope, losses = critic.regress(said, batch.return_, batch.weight)
+        left, metrics = batch.return_ - critic.from_outputs(said.detach()), critic.metrics(batch.return_, batch.weight)
+    else:
+        said = critic(features, dist.embed(batch.action))
+        error = (said.detach() - batch.advantage) * batch.weight
+        slope, losses = 2.0 * error, error.square()
+        left, metrics = batch.advantage - said.detach(), {}
+    found = pull_back([said], [slope / batch.shard.divisor], networks.parameters_of("surrogate"))
+    _, variance = weighted_moments(torch.stack([batch.advantage, left], 1), batch.weight)
     return found, {
-        "losses/action_value": error.square().sum() / batch.shard.divisor,
-        "surrogate/explained_variance": explained,
+        **metrics,
+        "losses/action_value": losses.sum() / batch.shard.divisor,
+        "surrogate/explained_variance": explained_variance(variance[0], variance[1]),
     }
 
 

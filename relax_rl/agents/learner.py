@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice, repeat
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from relax_rl.agents.estimates import AgentEstimator
 from relax_rl.agents.gradients import Gradients, Objective, finished, flattened, gradients
 from relax_rl.agents.memory import sequence_minibatches
 from relax_rl.agents.networks import Networks, Outputs
+from relax_rl.agents.residual_weight import METRIC, ResidualWeight
 from relax_rl.agents.shards import minibatches, sample_noise
 from relax_rl.agents.trust_region import Multipliers
 from relax_rl.compute.clocks import Watch, unwatched
@@ -50,6 +52,7 @@ class Learner:
     Attributes:
         optimizers: by the names of `Networks.parts`.
         multipliers: the weights of the policy's divergence and entropy, where they are learned.
+        residual_weight: how much of the residual enters, where that is learned.
         workers: the processes that learn together.
         watch: told which section of an update begins.
         compiled: where gradients come from, in the place of eager code; None where that failed.
@@ -86,15 +89,23 @@ class Learner:
             value_coef=config.value_coef,
             max_grad_norm=config.max_grad_norm,
             surrogate_loss=config.surrogate_loss,
-            residual_weight=config.residual_weight,
+            residual_weight=1.0 if config.residual_weight == "adaptive" else config.residual_weight,
             kl_form=config.kl_form,
             entropy_target=config.entropy_target is not None,
         )
         self.multipliers = Multipliers(config, networks.policy)
+        adaptive = config.residual_weight == "adaptive" and "surrogate" in self.flat
+        self.residual_weight = ResidualWeight() if adaptive else None
         # The estimate is unbiased for a surrogate that has not seen the actions it is used on: within passes it waits.
         self._at_once = replace(own, trains=tuple(self.flat))
         self._in_passes = replace(own, off_policy=True, clip_range=config.clip_range)
         self._surrogate_alone = replace(own, trains=("surrogate",), off_policy=True)
+        self._groups = replace(own, trains=())
+
+    def parts(self) -> dict[str, Any]:
+        """What is learned beside the networks, by its place in checkpoints."""
+        rest = self.residual_weight
+        return {**self.multipliers.parts(), **({} if rest is None else {"residual_weight": rest})}
 
     def choose_compiled(self, total_steps: int, num_envs: int, *, again: bool = False) -> None:
         """Take compiled code from here on if the settings ask for it, or if that many environment steps make it pay.
@@ -130,6 +141,14 @@ class Learner:
                     "make them by a factory, networks=..., or copy numbers into those that are there"
                 )
 
+    def check_environments(self, num_envs: int) -> None:
+        """Raises SettingsError if there are too few environments, `num_envs` in each process, for what is learned from them."""
+        if self.residual_weight is not None and self.workers.count * num_envs < 2:
+            raise SettingsError(
+                "residual_weight is 'adaptive' with a single environment, expected at least 2, whose gradients it compares; "
+                "raise num_envs, or give a number"
+            )
+
     def learn(self, batch: Batch, acted: Outputs, factor: float) -> tuple[Metrics, dict[str, Tensor]]:
         """All steps of an update.
 
@@ -144,6 +163,24 @@ class Learner:
         Raises:
             TrainingDiverged: if a gradient is not finite; what it belongs to has not moved then.
         """
+        if self.residual_weight is not None:
+            return self._learn_weighed(self.residual_weight, batch, acted, factor)
+        return self._learn(batch, acted, factor)
+
+    def _learn_weighed(
+        self, weight: ResidualWeight, batch: Batch, acted: Outputs, factor: float
+    ) -> tuple[Metrics, dict[str, Tensor]]:
+        """`learn` with the residual's weight from rollouts before, which then takes this one in, as it was met."""
+        whole = self._standardized(batch) if self.config.normalize_advantage else batch
+        found = self._gradients(whole, self._groups, acted if acted.params.requires_grad else None).sums
+        used = weight.value
+        batch = replace(batch, group=None, residual_weight=batch.weight.new_tensor(used))
+        metrics, sums = self._learn(batch, acted, factor)
+        weight.update(agreeing=float(found["agreeing"]), whole=float(found["whole"]))
+        return {**metrics, METRIC: used}, sums
+
+    def _learn(self, batch: Batch, acted: Outputs, factor: float) -> tuple[Metrics, dict[str, Tensor]]:
+        """See `learn`."""
         config, taken = self.config, 1
         if config.epochs > 1 or 0 < config.minibatch_size < batch.shard.rows:
             params = acted.params.detach()

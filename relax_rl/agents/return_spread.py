@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from relax_rl.compute.distributed import Workers
+from relax_rl.critics import OverBins
 
 __all__ = ["ReturnSpread"]
 
@@ -47,9 +48,11 @@ class ReturnSpread:
             count, total = workers.gather(self._summary).sum(0)
             self._refresh(count, total)
 
-    def tell(self, value: Any, reward_unit: float) -> None:
-        """Make it the unit of a `DistributionalValue`, in rewards that are multiplied by `reward_unit`."""
-        value.unit.fill_(self.value * reward_unit)
+    def tell(self, critics: Iterable[Any], reward_unit: float) -> None:
+        """Make it the unit of those that are distributions over bins, in rewards that are multiplied by `reward_unit`."""
+        for value in critics:
+            if isinstance(value, OverBins):
+                value.unit.fill_(self.value * reward_unit)
 
     def summary(self) -> np.ndarray:
         """`[2]` rows and sum of squared returns of the present rollout."""

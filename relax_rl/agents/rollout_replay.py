@@ -14,6 +14,7 @@ from relax_rl.agents.networks import Networks
 from relax_rl.agents.replay import ValueReplay
 from relax_rl.agents.returns import values_in_time, vtrace
 from relax_rl.agents.rollouts import Rollout
+from relax_rl.agents.trust_region import entropy_bonus
 from relax_rl.settings.config import AgentConfig
 
 __all__ = ["RolloutReplay", "make_replay"]
@@ -68,7 +69,8 @@ class RolloutReplay:
             params: `[B, P]` of the policy that acted in it, without graph.
         """
         shape = rollout.reward.shape
-        earlier = [self._rows(kept, unit) for kept in self._rollouts if kept.reward.shape == shape]
+        coef = batch.entropy_coef if self._config.soft_returns else None
+        earlier = [self._rows(kept, unit, coef) for kept in self._rollouts if kept.reward.shape == shape]
         own = (batch.obs, batch.return_, batch.weight)
         earlier += [own] * (self._config.value_replay - len(earlier))
         log_prob = self._log_prob(params, batch.mask, batch.action).view(shape).cpu()
@@ -77,8 +79,11 @@ class RolloutReplay:
         past_obs, past_return, past_weight = (torch.stack(each) for each in zip(*earlier, strict=True))
         return replace(batch, past_obs=past_obs, past_return=past_return, past_weight=past_weight)
 
-    def _rows(self, kept: _Kept, unit: float) -> tuple[Tensor, Tensor, Tensor]:
-        """`[T N, ...]` observations of a rollout as the networks take them, returns of the policy at hand, and weights."""
+    def _rows(self, kept: _Kept, unit: float, coef: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """`[T N, ...]` observations of a rollout as the networks take them, returns of the policy at hand, and weights.
+
+        Returns count the entropy of the policy at hand, times `coef`, unless that is None.
+        """
         config, networks, (steps, num_envs) = self._config, self._networks, kept.reward.shape
         device, rows = next(networks.parameters()).device, steps * num_envs
         seen = self._normalized(torch.cat([kept.obs.flatten(0, 1), kept.final_obs]).to(device))
@@ -86,9 +91,13 @@ class RolloutReplay:
         mask = None if kept.mask is None else kept.mask.flatten(0, 1).to(device)
         log_prob = self._log_prob(said.params, mask, kept.action.flatten(0, 1).to(device)).view(steps, num_envs).cpu()
         values, successors = values_in_time(said.value.cpu(), num_envs, kept.final_index)
-        target = vtrace(
+        reward = kept.reward.clamp(-config.reward_clip, config.reward_clip) * unit
+        if coef is not None:
+            bonus = entropy_bonus(config, networks.policy, said.params, kept.mask, coef)
+            reward = reward + bonus.view(reward.shape).cpu()
+        found = vtrace(
             (log_prob - kept.log_prob).clamp(max=_MOST_LOG_RATIO),
-            kept.reward.clamp(-config.reward_clip, config.reward_clip) * unit,
+            reward,
             values[:-1],
             successors,
             kept.terminated,
@@ -97,7 +106,7 @@ class RolloutReplay:
             gamma=config.gamma,
             gae_lambda=config.gae_lambda,
         ).target
-        return seen[:rows], target.flatten().to(device), kept.valid.flatten().to(device, said.value.dtype)
+        return seen[:rows], found.flatten().to(device), kept.valid.flatten().to(device, said.value.dtype)
 
     @torch.no_grad()
     def _log_prob(self, params: Tensor, mask: Tensor | None, action: Tensor) -> Tensor:

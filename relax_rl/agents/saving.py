@@ -178,8 +178,8 @@ def _family(cls: type[T]) -> list[type[T]]:
 
 
 def for_learning(component: str) -> bool:
-    """Whether an agent asks for a component, by its name, only when it learns: an optimiser, a multiplier, the replay of V."""
-    return component.endswith(("_optimizer", "_multiplier")) or component == "value_replay"
+    """Whether an agent asks for a component, by its name, only when it learns: an optimiser, a learned weight, the replay of V."""
+    return component.endswith(("_optimizer", "_multiplier")) or component in ("value_replay", "residual_weight")
 
 
 def without(tensors: Mapping[str, Tensor], components: Iterable[str]) -> dict[str, Tensor]:

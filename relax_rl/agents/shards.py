@@ -33,6 +33,11 @@ class Shard:
         """What makes a sum over a worker's rows a mean over all rows, once it is averaged over the workers."""
         return self.rows / self.workers
 
+    def every_other(self, num_steps: int, device: torch.device) -> Tensor:
+        """`[B]` bool, rows of every other environment of all workers', if these are the rows of a rollout."""
+        place = torch.arange(self.rows, device=device) if self.own is None else self.own
+        return place % (self.rows // num_steps) % 2 == 0
+
 
 def columns(workers: Workers, num_envs: int) -> slice:
     """The columns of a worker's environments among those of all, when each has `num_envs`."""

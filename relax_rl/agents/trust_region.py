@@ -16,7 +16,7 @@ from relax_rl.errors import SettingsError
 from relax_rl.networks.policies import Policy
 from relax_rl.settings.config import AgentConfig
 
-__all__ = ["METRICS", "Multiplier", "Multipliers", "Region", "entropy_and_unit", "region_of"]
+__all__ = ["METRICS", "Multiplier", "Multipliers", "Region", "entropy_and_unit", "entropy_bonus", "region_of"]
 
 METRICS = (
     "policy/kl_exact",
@@ -105,6 +105,23 @@ def entropy_and_unit(dist: Any) -> tuple[Tensor, Tensor]:
     return entropy, torch.full_like(params[..., 0], params.shape[-1] // 2)
 
 
+@torch.no_grad()
+def entropy_bonus(
+    config: AgentConfig, policy: Policy, params: Tensor, mask: Tensor | None, coef: Tensor | float
+) -> Tensor:
+    """`[B]` what the policy's entropy is worth in each state, in the unit of rewards.
+
+    Args:
+        config: says whether the entropy is that of `entropy_and_unit`, as for a learned weight.
+        policy: makes distributions of parameters.
+        params: `[B, P]` of a rollout's rows.
+        mask: `[T, N, W]` what could be chosen, on any device.
+        coef: the bonus' weight.
+    """
+    dist: Any = policy.distribution(params.detach(), None if mask is None else mask.flatten(0, 1).to(params.device))
+    return coef * (dist.entropy() if config.entropy_target is None else entropy_and_unit(dist)[0])
+
+
 class Multiplier:
     """A positive weight of a term that holds a bound: it rises while the bound is broken, and falls while it is kept.
 
@@ -163,7 +180,7 @@ class Multipliers:
         target, rate = config.entropy_target, config.multiplier_lr
         if target is not None:
             _check_target(target, policy)
-        self._bound, self._target = config.kl_bound, target
+        self._bound, self._target, self._coef = config.kl_bound, target, config.entropy_coef
         self.kl = Multiplier(_OF_KL, rate) if math.isfinite(config.kl_bound) else None
         self.entropy = None if target is None else Multiplier(config.entropy_coef or _OF_ENTROPY, rate)
         self.on = bool(self.parts())
@@ -176,6 +193,10 @@ class Multipliers:
     def bounded(self, batch: Batch, factor: float) -> Batch:
         """A rollout's rows with the bound on the divergence, when the schedule has come to `factor`."""
         return replace(batch, kl_bound=batch.weight.new_tensor(self._bound * (_LEFT + (1.0 - _LEFT) * factor)))
+
+    def entropy_coef(self, factor: float) -> float:
+        """The weight of the entropy bonus, when the schedule of one that is not learned has come to `factor`."""
+        return self._coef * factor if self.entropy is None else self.entropy.value
 
     def weigh(self, batch: Batch) -> Batch:
         """The rows of a step, with the multipliers as they stand."""

@@ -10,7 +10,9 @@ from torch import Tensor
 __all__ = ["pull_back"]
 
 
-def pull_back(outputs: Sequence[Tensor], gradients: Sequence[Tensor], inputs: Iterable[Tensor]) -> list[Tensor]:
+def pull_back(
+    outputs: Sequence[Tensor], gradients: Sequence[Tensor], inputs: Iterable[Tensor], *, keep_graph: bool = False
+) -> list[Tensor]:
     """Gradients at `inputs` of what has these `gradients` at `outputs`; zeros at what no output depends on.
 
     As `torch.autograd.grad(outputs, inputs, gradients, materialize_grads=True)`, straight from the engine: torch's own way
@@ -24,6 +26,6 @@ def pull_back(outputs: Sequence[Tensor], gradients: Sequence[Tensor], inputs: It
             raise ValueError(f"the gradient has shape {list(gradient.shape)}, the output {list(output.shape)}")
     at = tuple(inputs)
     found = torch.autograd.Variable._execution_engine.run_backward(
-        tuple(outputs), tuple(gradients), False, False, at, allow_unreachable=True, accumulate_grad=False
+        tuple(outputs), tuple(gradients), keep_graph, False, at, allow_unreachable=True, accumulate_grad=False
     )
     return [torch.zeros_like(x) if gradient is None else gradient for x, gradient in zip(at, found, strict=True)]

@@ -1,49 +1,46 @@
-"""V(s) as the mean of a distribution over bins, learned by cross entropy against a Gaussian around each return (HL-Gauss)."""
+"""Critics as means of distributions over bins, learned by cross entropy against a Gaussian around each return (HL-Gauss)."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from relax_rl.critics.bins import Bins, hl_gauss
 from relax_rl.critics.value import ValueFunction
 from relax_rl.networks.torsos import Torso
 
-__all__ = ["DistributionalValue"]
+__all__ = ["DistributionalValue", "OverBins"]
 
 
-class DistributionalValue(ValueFunction):
-    """V(s) = unit * sum_k p_k(s) centre_k, with p the softmax of the head's outputs.
+class OverBins:
+    """What a critic says by the softmax p of `[*, num]` logits: unit * sum_k p_k centre_k; a part of a module.
 
-    It begins at V = 0, with the same symmetric distribution in every state, about as wide as returns are.
-
-    Args:
-        torso: its own, or shared with the policy.
-        bins: in units.
+    It begins at 0, with the same symmetric distribution everywhere, about as wide as returns are.
 
     Attributes:
-        unit: scalar, what V is measured in: the spread of the returns so far.
+        bins: in units.
+        unit: scalar, what is measured in them: the spread of the returns so far.
+        called: how its metrics begin.
     """
 
     bins: Bins
     unit: Tensor
+    called = "value"
 
-    def __init__(self, torso: Torso, bins: Bins) -> None:
-        super().__init__(torso, bins.num)
+    def _begin(self, head: nn.Linear, bins: Bins) -> None:
+        """Let the module speak by the outputs of a layer, one set of bins after the other."""
         self.bins = bins
-        self.register_buffer("unit", torch.ones(()), persistent=False)
+        self.register_buffer("unit", torch.ones(()), persistent=False)  # type: ignore[attr-defined]
         with torch.no_grad():
-            self.head.weight.zero_()
-            self.head.bias.copy_(-bins.centres(self.head.bias).abs())
+            head.weight.zero_()
+            head.bias.view(-1, bins.num).copy_(-bins.centres(head.bias).abs())
 
     def extra_repr(self) -> str:
         return f"bins={self.bins}"
 
     def from_outputs(self, outputs: Tensor) -> Tensor:
+        """`[*]` means from logits."""
         return self.unit * (torch.softmax(outputs, -1) @ self.bins.centres(outputs))
-
-    def regressed(self, obs: Tensor) -> Tensor:
-        return self.outputs(self.torso(obs))
 
     def regress(self, said: Tensor, return_: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The cross entropy of each row against `hl_gauss` of its return in units, and its gradient at the logits."""
@@ -52,5 +49,22 @@ class DistributionalValue(ValueFunction):
         return (log_p.exp() - wanted) * weight.unsqueeze(-1), -(wanted * log_p).sum(-1) * weight
 
     def metrics(self, return_: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        """The share of rows whose return lies beyond the bins."""
         beyond = (return_ / self.unit).abs() > self.bins.limit
-        return {"value/clipped": beyond.to(weight.dtype) @ weight / weight.sum().clamp(min=1.0)}
+        return {f"{self.called}/clipped": beyond.to(weight.dtype) @ weight / weight.sum().clamp(min=1.0)}
+
+
+class DistributionalValue(OverBins, ValueFunction):  # type: ignore[misc]
+    """V(s) as the mean of a distribution over bins.
+
+    Args:
+        torso: its own, or shared with the policy.
+        bins: in units.
+    """
+
+    def __init__(self, torso: Torso, bins: Bins) -> None:
+        super().__init__(torso, bins.num)
+        self._begin(self.head, bins)
+
+    def regressed(self, obs: Tensor) -> Tensor:
+        return self.outputs(self.torso(obs))

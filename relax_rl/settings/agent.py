@@ -72,14 +72,18 @@ class AgentConfig:
     """Steps of the surrogate per step of the policy; those beyond one are taken after it, with fresh noise behind the actions."""
     surrogate_loss: Literal["variance", "critic"] = "variance"
     """What the surrogate learns: to lower the variance of the estimate, or what an action is worth: the advantage, by squared error, so that it and the value function are an action-value critic q(s, a) (critic)."""
-    residual_weight: float = setting(1.0, least=0.0, most=1.0)
-    """With --surrogate-loss critic: how much of what the critic leaves of the advantage multiplies the score: all of it (1, unbiased) down to nothing (0, the critic's own gradient)."""
+    residual_weight: float | Literal["adaptive"] = setting(
+        1.0, least=0.0, most=1.0, expected="between 0 and 1, or 'adaptive'"
+    )
+    """With --surrogate-loss critic: how much of what the critic leaves of the advantage multiplies the score: all of it (1, unbiased) down to nothing (0, the critic's own gradient), or as much as the gradients of two halves of the environments agree on (adaptive)."""
     surrogate_scale: Literal["one", "fitted"] = "one"
     """How much of the surrogate enters the estimate: all of it (one), or the fraction between 0 and 1 that would have lowered the variance most over recent rollouts (fitted), none of a bad one."""
     entropy_coef: float = setting(0.0, least=0.0)
     """Weight of the entropy bonus."""
     entropy_schedule: Literal["constant", "linear"] = "constant"
     """The entropy bonus stays constant, or falls linearly to zero at the last step."""
+    soft_returns: bool = False
+    """Returns and advantages count the entropy bonus of every state that is come through, so that V and q are those of maximum-entropy RL: a reward at each step of the bonus' weight times the policy's entropy there."""
     entropy_target: float | None = None
     """The weight of the entropy bonus is learned, from --entropy-coef (or 0.01), so that the mean entropy tends to this: continuous actions in nats per dimension, before tanh if squashed; discrete ones as a fraction of the uniform distribution's over what may be chosen."""
     value_coef: float = setting(0.5, least=0.0)
@@ -176,10 +180,16 @@ class AgentConfig:
             raise SettingsError(
                 f"entropy_schedule is {self.entropy_schedule!r}, expected 'constant' beside entropy_target"
             )
-        if self.residual_weight < 1.0 and self.surrogate_loss != "critic":
+        if self.soft_returns:
+            self._check_soft()
+        if self.residual_weight != 1.0 and self.surrogate_loss != "critic":
             raise SettingsError(
-                f"residual_weight is {self.residual_weight:g}, expected 1, or surrogate_loss 'critic' beside it: what lowers the "
+                f"residual_weight is {self.residual_weight!r}, expected 1, or surrogate_loss 'critic' beside it: what lowers the "
                 "variance is no critic"
+            )
+        if self.residual_weight == "adaptive" and self.surrogate_scale != "one":
+            raise SettingsError(
+                f"surrogate_scale is {self.surrogate_scale!r}, expected 'one' beside residual_weight 'adaptive'"
             )
         if self.normalize_keys and not self.normalize_obs:
             raise SettingsError(f"normalize_keys is {self.normalize_keys}, expected normalize_obs beside it")
@@ -192,6 +202,16 @@ class AgentConfig:
             raise SettingsError("replay_targets is 'anew', expected value_replay of at least 1 beside it")
         if self.share_torso == "on":
             self.check_one_torso()
+
+    def _check_soft(self) -> None:
+        if not self.entropy_coef and self.entropy_target is None:
+            raise SettingsError(
+                "soft_returns is True, expected an entropy_coef above 0, or an entropy_target, beside it"
+            )
+        if self.normalize_advantage:
+            raise SettingsError(
+                "normalize_advantage is True, expected False beside soft_returns: the bonus and the advantages have to have one unit"
+            )
 
     def check_one_torso(self) -> None:
         """Raises SettingsError if the value function is to have a torso other than the policy's."""

@@ -18,12 +18,13 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from relax_rl.errors import SettingsError
 from relax_rl.settings.dictionaries import pairs, plain
 from relax_rl.settings.synonyms import flag, meant
+from relax_rl.settings.unions import is_union, member
 
 __all__ = [
     "Setting",
@@ -181,10 +182,9 @@ def from_text(kind: Any, text: str) -> Any:
         ValueError: it stands for none; the message says what is expected.
     """
     origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        if NoneType in inner and text == "None":
-            return None
-        return from_text(next(part for part in inner if part is not NoneType), text)
+    if is_union(kind):
+        of = member(kind, None if text == "None" else text)
+        return None if of is NoneType else from_text(of, text)
     if origin is Literal and text not in inner:
         raise ValueError(f"one of {', '.join(map(str, inner))}")
     try:
@@ -324,10 +324,9 @@ def _typed(name: str, kind: Any, value: Any, rule: Rule) -> Any:
     origin, inner = get_origin(kind), get_args(kind)
     if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a number of NumPy or torch
         value = value.item()
-    if origin in (Union, UnionType):
-        if value is None and NoneType in inner:
-            return None
-        return _typed(name, next(part for part in inner if part is not NoneType), value, rule)
+    if is_union(kind):
+        of = member(kind, value)
+        return None if of is NoneType else _typed(name, of, value, rule)
     if origin is dict or (origin is tuple and isinstance(value, (list, tuple))):
         return plain(name, value) if origin is dict else tuple(_typed(name, inner[0], part, rule) for part in value)
     if origin is Literal:

@@ -10,13 +10,13 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
-from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from relax_rl.errors import SettingsError
 from relax_rl.settings.fields import Setting, flat, from_text, settings_of, with_settings
 from relax_rl.settings.naming import is_own
 from relax_rl.settings.synonyms import flag, meant
+from relax_rl.settings.unions import is_union, words
 
 __all__ = ["ALIASES", "help_of", "parse", "sections"]
 
@@ -121,8 +121,8 @@ def _add(option: Setting, parser: Any, help_: str | None) -> None:
         parser.add_argument(option.name, nargs="?", metavar=option.name.upper(), help=help_)
         return
     inner = get_args(option.kind)
-    several, optional = get_origin(option.kind) is tuple, NoneType in inner
-    plain = inner[0] if several or optional else option.kind
+    several, either = get_origin(option.kind) is tuple, is_union(option.kind)
+    plain = inner[0] if several or either else option.kind
     how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
     if get_origin(plain) is Literal:
         choices = get_args(plain)
@@ -130,7 +130,7 @@ def _add(option: Setting, parser: Any, help_: str | None) -> None:
     elif get_origin(plain) is dict:
         how, several = {"type": _reader(plain), "metavar": "NAME=VALUE"}, True
     elif plain is not bool:
-        how = {"type": _reader(plain | None if optional else plain), "metavar": plain.__name__.upper()}
+        how = {"type": _reader(option.kind if either else plain), "metavar": plain.__name__.upper()}
     if several:
         how["nargs"] = "*"
     if option.rule.repeatable:
@@ -163,7 +163,7 @@ def _reader(kind: Any) -> Callable[[str], Any]:
         try:
             return from_text(kind, text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {error}") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is not {' or '.join([str(error), *words(kind)])}") from None
 
     return read
 

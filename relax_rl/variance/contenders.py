@@ -16,7 +16,7 @@ from relax_rl.agents.batch import Batch
 from relax_rl.agents.estimates import MARGINAL, AgentEstimator, Experience, a2c, check_estimator
 from relax_rl.agents.factory import make_networks
 from relax_rl.agents.networks import Outputs
-from relax_rl.critics import surrogate_at
+from relax_rl.critics import relative_to, surrogate_at
 from relax_rl.errors import SettingsError
 from relax_rl.variance.fitting import fit_surrogate, relative_variance
 
@@ -49,7 +49,8 @@ class Contender:
 
 def experience_of(agent: ActorCritic, batch: Batch, outputs: Outputs) -> tuple[Experience, Any]:
     """What an estimate sees of an agent's batch and its networks' outputs on it: experience and action distribution."""
-    experience = Experience(outputs.features, batch.action, batch.noise, batch.advantage, batch.return_, batch.weight)
+    seen = outputs.features, batch.action, batch.noise, batch.advantage, batch.return_, batch.weight
+    experience = Experience(*seen, value=batch.return_ - batch.advantage)
     return experience, agent.policy.distribution(outputs.params.detach(), batch.mask)
 
 
@@ -100,7 +101,7 @@ def _fitted(
 
 
 def _with(estimator: AgentEstimator, surrogate: nn.Module | None) -> Callable[[Experience, Any], Tensor]:
-    return lambda x, dist: estimator.estimate(x, dist, surrogate)
+    return lambda x, dist: estimator.estimate(x, dist, relative_to(surrogate, x.value))
 
 
 def _scaled(estimate: Callable[[Experience, Any], Tensor], eta: float) -> Callable[[Experience, Any], Tensor]:
@@ -114,7 +115,7 @@ def _with_state_part(name: str, estimator: AgentEstimator, surrogate: nn.Module,
     @torch.no_grad()
     def state_part(x: Experience, dist: Any) -> Tensor:
         embedded = estimator is MARGINAL  # which asks c^ at actions, the others at relaxed ones
-        control = surrogate_at(surrogate, x.features, None if embedded else dist)
+        control = surrogate_at(relative_to(surrogate, x.value), x.features, None if embedded else dist)
         # Drawn apart from the actions taken, so that nothing is biased, and alike at every call, so that the estimate is
         # affine in the advantage.
         generator = torch.Generator(x.advantage.device).manual_seed(seed + 1)

@@ -44,11 +44,11 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "score_function": ("reinforce", "nvil"),
     "control_variates": ("lax", "dlax", "rebar", "relax", "simple-muprop", "muprop", "marginal"),
     "pathwise": (
-        *("reparameterized", "concrete", "straight-through", "straight-through-gumbel"),
+        *("reparameterized", "rejection", "concrete", "straight-through", "straight-through-gumbel"),
         *("gumbel-rao", "reinmax"),
     ),
     "antithetic": ("arm", "disarm", "arms"),
-    "multisample": ("rloo", "vimco", "unordered-set", "without-replacement", "double-cv", "rodeo"),
+    "multisample": ("rloo", "vimco", "dreg", "unordered-set", "without-replacement", "double-cv", "rodeo"),
 }
 """Estimators of each family, which has a page; `enumerated` is in none, for it estimates nothing."""
 

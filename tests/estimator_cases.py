@@ -13,8 +13,11 @@ from relax_rl.distributions import (
     Categorical,
     DiagGaussian,
     Distribution,
+    Gamma,
     MultiCategorical,
+    Ordinal,
     PlackettLuce,
+    Poisson,
     Subset,
     TanhGaussian,
 )
@@ -188,9 +191,12 @@ KINDS: dict[str, Callable[[Tensor], Any]] = {
     "bits": Bernoulli,
     "categories": lambda params: Categorical(params, one_hot=True),
     "factors": lambda params: MultiCategorical(params, (2, 2), one_hot=True),
+    "counts": Poisson,
+    "ranks": Ordinal,
     "orders": lambda params: PlackettLuce(params, 3, one_hot=True),
     "subsets": lambda params: Subset(params, 2, one_hot=True),
     "continuous": DiagGaussian,
+    "positive": Gamma,
 }
 """Distributions of four parameters a row, by the kind of outcome that the registry names."""
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import relax_rl
@@ -94,3 +95,26 @@ def test_an_exported_policy_plays_without_the_package(finished_run: Path, tmp_pa
     lines = run("run_exported.py", "policy.onnx", "--episodes", "2", folder=tmp_path).splitlines()
     assert len(lines) == 2 and lines[0].startswith("episode 0: return ")
     assert "relax_rl" not in (EXAMPLES / "run_exported.py").read_text(encoding="utf-8").split('"""')[2]
+
+
+@pytest.mark.parametrize("script", ["counts.py", "sequences.py", "components.py"])
+def test_demonstrations_run_and_draw(script: str, tmp_path: Path) -> None:
+    lines = run(script, "--steps", "12", "--seeds", "1", folder=tmp_path).splitlines()
+    assert len(lines) >= 3 and all("at the end" in line for line in lines)
+    assert (tmp_path / script.replace(".py", ".png")).stat().st_size > 1000
+    assert len((EXAMPLES / script).read_text(encoding="utf-8").splitlines()) < 150
+
+
+def test_hard_attention_runs_on_data_of_its_form_and_says_what_is_missing(tmp_path: Path) -> None:
+    """On a few random digits: the files of MNIST are not part of the project."""
+    generator = np.random.default_rng(0)
+    for name, count in (("train", 70), ("t10k", 20)):
+        images = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(bytes(16) + images.tobytes())
+        (tmp_path / f"{name}-labels-idx1-ubyte").write_bytes(bytes(8) + bytes(i % 10 for i in range(count)))
+    short = ["--steps", "4", "--seeds", "1"]
+    lines = run("attention.py", "--data-dir", str(tmp_path), *short, folder=tmp_path).splitlines()
+    assert [line.split()[0] for line in lines] == ["REINFORCE", "RELAX"] and (tmp_path / "attention.png").exists()
+    assert len((EXAMPLES / "attention.py").read_text(encoding="utf-8").splitlines()) < 150
+    with pytest.raises(AssertionError, match=r"get the four files of MNIST .* by --data-dir"):
+        run("attention.py", *short, folder=tmp_path)

@@ -14,9 +14,12 @@ from relax_rl.distributions import (
     Bernoulli,
     Categorical,
     DiagGaussian,
+    Gamma,
     Matching,
     MultiCategorical,
+    Ordinal,
     PlackettLuce,
+    Poisson,
     Subset,
 )
 from relax_rl.estimators import ESTIMATORS, Estimate, MovingAverage, describe, estimator_table, make_estimator
@@ -27,10 +30,13 @@ DISTS: dict[str, Any] = {
     "bits": Bernoulli(torch.randn(ROWS, 3)),
     "categories": Categorical(torch.randn(ROWS, 3), one_hot=True),
     "factors": MultiCategorical(torch.randn(ROWS, 5), (2, 3), one_hot=True),
+    "counts": Poisson(torch.randn(ROWS, 3)),
+    "ranks": Ordinal(torch.randn(ROWS, 3)),
     "orders": PlackettLuce(torch.randn(ROWS, 3), one_hot=True),
     "subsets": Subset(torch.randn(ROWS, 3), 2, one_hot=True),
     "matchings": Matching(torch.randn(ROWS, 9), one_hot=True),
     "continuous": DiagGaussian(torch.randn(ROWS, 6)),
+    "positive": Gamma(torch.randn(ROWS, 6)),
 }
 GIVEN: dict[str, Any] = {
     "surrogate": lambda z: torch.tanh(z).sum(-1),
@@ -79,7 +85,7 @@ def test_evaluations_of_f_and_whether_it_must_be_differentiable(name: str) -> No
     f = Counted(differentiable=info.differentiable)
     kind = info.outcomes[0]
     estimate(name, kind, f)
-    samples = {"K": {"rloo": 2, "vimco": 5, "arms": 4}.get(name, 2), "M": 8}
+    samples = {"K": {"rloo": 2, "vimco": 5, "arms": 4, "dreg": 5}.get(name, 2), "M": 8}
     count = samples.get(info.evaluations) or int(info.evaluations.split()[0])
     assert f.rows == count * ROWS
     if info.differentiable:

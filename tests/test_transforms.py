@@ -37,7 +37,7 @@ def f(b: Tensor) -> Tensor:
 
 
 def c(z: Tensor) -> Tensor:
-    return 0.4 * torch.tanh(z).sum(-1) - 0.3 * torch.sin(z[..., 0]) * torch.tanh(z[..., 1])
+    return 0.4 * torch.tanh(z).sum(-1) - 0.3 * torch.sin(z[..., 0]) * torch.tanh(z[..., -1])
 
 
 @pytest.mark.parametrize("name, kind", CASES)
@@ -55,13 +55,13 @@ def test_every_estimator_can_be_mapped_and_differentiated(name: str, kind: str) 
 
     one_by_one = []
     for row in params:
-        torch.manual_seed(3)
+        torch.manual_seed(2)
         one_by_one.append(found(row))
-    torch.manual_seed(3)
+    torch.manual_seed(2)
     value, gradient = vmap(found, randomness="same")(params)
     torch.testing.assert_close(value, torch.stack([each[0] for each in one_by_one]))
     torch.testing.assert_close(gradient, torch.stack([each[1] for each in one_by_one]))
-    torch.manual_seed(3)
+    torch.manual_seed(2)
     torch.testing.assert_close(vmap(grad(loss), randomness="same")(params), gradient)
     assert gradient.abs().sum() > 0
 

@@ -15,11 +15,15 @@ for infinite logits, which mask a choice or fix a bit.
 from relax_rl.distributions.bernoulli import Bernoulli
 from relax_rl.distributions.beta import Beta
 from relax_rl.distributions.categorical import Categorical
+from relax_rl.distributions.counts import Binomial, Geometric, NegativeBinomial, Poisson
+from relax_rl.distributions.from_torch import TorchDistribution, from_torch
 from relax_rl.distributions.gaussian import DiagGaussian, TanhGaussian
 from relax_rl.distributions.matching import Matching
 from relax_rl.distributions.multi_categorical import MultiCategorical
 from relax_rl.distributions.noise import gumbel_noise, logistic_noise
+from relax_rl.distributions.ordinal import Ordinal
 from relax_rl.distributions.plackett_luce import PlackettLuce
+from relax_rl.distributions.positive import Dirichlet, Gamma
 from relax_rl.distributions.product import Product
 from relax_rl.distributions.protocols import (
     Distribution,
@@ -33,19 +37,28 @@ from relax_rl.distributions.subset import Subset
 __all__ = [
     "Bernoulli",
     "Beta",
+    "Binomial",
     "Categorical",
     "DiagGaussian",
+    "Dirichlet",
     "Distribution",
     "FiniteDistribution",
+    "Gamma",
+    "Geometric",
     "Matching",
     "MultiCategorical",
+    "NegativeBinomial",
+    "Ordinal",
     "PlackettLuce",
+    "Poisson",
     "Product",
     "RelaxedDistribution",
     "SlopedDistribution",
     "SlopedRelaxation",
     "Subset",
     "TanhGaussian",
+    "TorchDistribution",
+    "from_torch",
     "gumbel_noise",
     "logistic_noise",
 ]

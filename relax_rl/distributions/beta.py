@@ -10,13 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from relax_rl.distributions.checks import require_alike, require_numbers, require_params
+from relax_rl.distributions.gamma_variables import TRIES, accepted, proposals, proposed_for
 
 __all__ = ["Beta"]
-
-_TRIES = 6
-"""Proposals for each gamma variable, of which the first accepted one counts: less than 5% are refused each time, so that none
-is accepted once in 10^8."""
-_ACCEPTED = 1e30
 
 
 @dataclass(frozen=True)
@@ -60,10 +56,7 @@ class Beta:
     def sample_noise(self, generator: torch.Generator | None = None) -> Tensor:
         require_numbers(self)
         like = self.params
-        shape = (*like.shape[:-1], like.shape[-1] // 2, 2, _TRIES)
-        normal = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
-        exponential = torch.empty_like(normal).exponential_(generator=generator)
-        return torch.stack([normal, exponential], -1).flatten(-4)
+        return proposals((*like.shape[:-1], like.shape[-1] // 2, 2), like, generator).flatten(-4)
 
     def relax(self, noise: Tensor) -> Tensor:
         x = self._sample(noise)
@@ -75,24 +68,15 @@ class Beta:
     @torch.no_grad()
     def _sample(self, noise: Tensor) -> Tensor:
         concentration = torch.stack(self.concentrations, -1)  # [*, D, 2]
-        normal, exponential = noise.unflatten(-1, (-1, 2, _TRIES, 2)).unbind(-1)
-        d = concentration.unsqueeze(-1) - 1.0 / 3.0
-        v = (1.0 + normal / (3.0 * d.sqrt())).pow(3)
-        positive = v.clamp(min=torch.finfo(v.dtype).tiny)
-        accepted = (v > 0) & (-exponential < 0.5 * normal.square() + d * (1.0 - v + positive.log()))
-        first = accepted.to(torch.uint8).argmax(-1, keepdim=True)
-        gamma = (d * positive).gather(-1, first).squeeze(-1)
+        gamma, _ = accepted(concentration, noise.unflatten(-1, (-1, 2, TRIES, 2)))
         return _inside(gamma[..., 0] / gamma.sum(-1))
 
     @torch.no_grad()
     def noise_of(self, z: Tensor) -> Tensor:
         """Noise of which the first proposals, accepted whatever they are, make the gamma variables x and 1 - x in proportion."""
         concentration = torch.stack(self.concentrations, -1)
-        d = concentration - 1.0 / 3.0
         gamma = torch.stack([z, 1.0 - z], -1) * concentration.sum(-1, keepdim=True)
-        normal = 3.0 * d.sqrt() * ((gamma / d).pow(1.0 / 3.0) - 1.0)
-        first = torch.stack([normal, torch.full_like(normal, _ACCEPTED)], -1).unsqueeze(-2)
-        return F.pad(first, (0, 0, 0, _TRIES - 1)).flatten(-4)
+        return proposed_for(concentration, gamma).flatten(-4)
 
     def threshold(self, z: Tensor) -> Tensor:
         return z

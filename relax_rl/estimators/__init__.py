@@ -6,6 +6,7 @@ methods; all of them return an `Estimate`. `ESTIMATORS` finds them by name.
 """
 
 from relax_rl.estimators.antithetic import arm, arms, disarm
+from relax_rl.estimators.bounds import dreg
 from relax_rl.estimators.draws import Objective, score_of
 from relax_rl.estimators.estimate import Estimate, only_to, variance_loss, weighted_moments
 from relax_rl.estimators.exact import enumerated, marginal
@@ -21,10 +22,13 @@ from relax_rl.estimators.gradients import (
 )
 from relax_rl.estimators.losses import noise_behind, policy_gradient_loss, unclipped
 from relax_rl.estimators.multisample import double_cv, rodeo
+from relax_rl.estimators.nodes import StochasticGraph
 from relax_rl.estimators.pathwise import concrete, gumbel_rao, reinmax, reparameterized, straight_through
 from relax_rl.estimators.registry import ESTIMATORS, EstimatorInfo, describe, make_estimator
+from relax_rl.estimators.rejection import rejection
 from relax_rl.estimators.relaxation import dlax, lax, rebar, relax, relaxed_objective
 from relax_rl.estimators.score import MovingAverage, muprop, nvil, reinforce, rloo, vimco
+from relax_rl.estimators.sequences import Sequences, sample_sequences, sequence_rloo
 from relax_rl.estimators.slopes import SlopedSurrogate, Surrogate
 from relax_rl.estimators.tables import estimator_table
 from relax_rl.estimators.without_replacement import unordered_set, without_replacement
@@ -35,7 +39,9 @@ __all__ = [
     "EstimatorInfo",
     "MovingAverage",
     "Objective",
+    "Sequences",
     "SlopedSurrogate",
+    "StochasticGraph",
     "Surrogate",
     "arm",
     "arms",
@@ -46,6 +52,7 @@ __all__ = [
     "dlax",
     "dlax_gradient",
     "double_cv",
+    "dreg",
     "enumerated",
     "estimator_table",
     "gumbel_rao",
@@ -62,6 +69,7 @@ __all__ = [
     "reinforce",
     "reinforce_gradient",
     "reinmax",
+    "rejection",
     "relax",
     "relax_gradient",
     "relaxed_objective",
@@ -69,8 +77,10 @@ __all__ = [
     "rloo",
     "rodeo",
     "row_gradient",
+    "sample_sequences",
     "score_function",
     "score_of",
+    "sequence_rloo",
     "straight_through",
     "unclipped",
     "unordered_set",

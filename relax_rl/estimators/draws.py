@@ -20,6 +20,7 @@ __all__ = [
     "detached",
     "draw",
     "require",
+    "require_moving",
     "require_vectors",
     "score_of",
     "values_for",
@@ -144,7 +145,16 @@ def require(dist: Distribution, method: str, estimator: str, instead: str) -> No
     """Raises ValueError if the distribution lacks what the estimator needs."""
     check_wrapped(dist)
     if not hasattr(dist, method):
+        if "relax" in method:
+            instead = getattr(dist, "without_relaxation", instead)
         raise ValueError(f"{estimator} needs {method}, which {type(dist).__name__} lacks: {instead}")
+
+
+def require_moving(dist: Distribution, estimator: str) -> None:
+    """Raises ValueError if samples of the distribution do not move with its parameters, as some from elsewhere do not."""
+    if getattr(dist, "reparameterized", True) is False:
+        told = getattr(dist, "without_relaxation", "take an estimator by the score, such as reinforce")
+        raise ValueError(f"{estimator} needs samples that move with the parameters: {told}")
 
 
 def as_phi(phi: Tensor | Iterable[Tensor] | None) -> tuple[Tensor, ...] | None:
@@ -179,6 +189,8 @@ def check_wrapped(dist: Any) -> None:
             f"torch.distributions.{type(dist).__name__} lacks the relaxed sample that estimators need: wrap it as "
             f"relax_rl.distributions.{wrapped}"
         )
+    hint = " (from_torch makes one of it)" if type(dist).__module__.startswith("torch.distributions") else ""
     raise TypeError(
-        f"expected a distribution of relax_rl.distributions, or one that offers the same methods, not {type(dist).__name__}"
+        f"expected a distribution of relax_rl.distributions, or one that offers the same methods{hint}, not "
+        f"{type(dist).__name__}"
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import Distribution, FiniteDistribution, RelaxedDistribution
-from relax_rl.estimators.draws import detached, require, require_vectors, values_for
+from relax_rl.estimators.draws import detached, require, require_moving, require_vectors, values_for
 from relax_rl.estimators.estimate import Estimate
 from relax_rl.estimators.gradients import value_and_gradient
 
@@ -54,6 +54,7 @@ def reparameterized(
             f"the outcomes of {type(dist).__name__} are discrete and do not move with the parameters: use concrete, "
             "or an unbiased estimator such as relax"
         )
+    require_moving(dist, "reparameterized")
     here = detached(dist)
     if noise is None:
         noise = here.sample_noise(generator)

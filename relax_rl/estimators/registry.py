@@ -8,7 +8,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from relax_rl.estimators import antithetic, exact, multisample, pathwise, relaxation, score, without_replacement
+from relax_rl.estimators import (
+    antithetic,
+    bounds,
+    exact,
+    multisample,
+    pathwise,
+    rejection,
+    relaxation,
+    score,
+    without_replacement,
+)
 from relax_rl.estimators.estimate import Estimate
 
 __all__ = ["ESTIMATORS", "EstimatorInfo", "describe", "make_estimator"]
@@ -23,8 +33,8 @@ class EstimatorInfo:
         function: `function(f, dist, **options)` gives an `Estimate`.
         formula: of the estimate, in the words of the documentation.
         source: where it comes from.
-        outcomes: kinds of distribution it is defined for: bits, categories, factors, orders, subsets, matchings,
-            continuous.
+        outcomes: kinds of distribution it is defined for: bits, categories, factors, orders, subsets, matchings, counts,
+            ranks, continuous, positive.
         bias: "none", or where it comes from.
         evaluations: of f for one estimate; K is `num_samples`, M the number of outcomes.
         backward_passes: beyond REINFORCE's pull-back through the parameters.
@@ -47,9 +57,12 @@ class EstimatorInfo:
 
 
 _FACTORED = ("bits", "categories", "factors")
-_DISCRETE = (*_FACTORED, "orders", "subsets")
+_CHOSEN = (*_FACTORED, "orders", "subsets")
+_LISTED = (*_CHOSEN, "ranks")
+_DISCRETE = (*_CHOSEN, "counts", "ranks")
 _SOFT = (*_DISCRETE, "matchings")
-_ANY = (*_DISCRETE, "continuous")
+_MOVING = ("continuous", "positive")
+_ANY = (*_DISCRETE, *_MOVING)
 _BITS = ("bits",)
 _THROUGH_C = "1 through c, 1 second-order"
 
@@ -92,7 +105,7 @@ _INFOS = (
         function=score.muprop,
         formula="(f(b) - eta f(mu) - baseline) s",
         source="Gu et al. 2016",
-        outcomes=_DISCRETE,
+        outcomes=_LISTED,
         evaluations="2",
         defaults={"slope": 0.0},
     ),
@@ -101,7 +114,7 @@ _INFOS = (
         function=score.muprop,
         formula="(f(b) - eta f(mu) - eta_1 f'(mu)(b - mu)) s + eta_1 f'(mu) dmu",
         source="Gu et al. 2016",
-        outcomes=_DISCRETE,
+        outcomes=_LISTED,
         evaluations="2",
         backward_passes="1 through f",
         differentiable=True,
@@ -111,7 +124,26 @@ _INFOS = (
         function=pathwise.reparameterized,
         formula="df(T(params, noise))",
         source="Kingma and Welling 2014",
-        outcomes=("continuous",),
+        outcomes=_MOVING,
+        backward_passes="1 through f",
+        differentiable=True,
+    ),
+    EstimatorInfo(
+        name="rejection",
+        function=rejection.rejection,
+        formula="f'(b) dh(eps) + f(b) d[log q(h(eps)) + log h'(eps)], b = h(eps) accepted",
+        source="Naesseth et al. 2017",
+        outcomes=("positive",),
+        backward_passes="1 through f",
+        differentiable=True,
+    ),
+    EstimatorInfo(
+        name="dreg",
+        function=bounds.dreg,
+        formula="sum_k (w_k / sum of w)^2 dlog w_k(T(params, noise_k)), of L = log mean_k w_k",
+        source="Tucker et al. 2019",
+        outcomes=_MOVING,
+        evaluations="K",
         backward_passes="1 through f",
         differentiable=True,
     ),
@@ -171,7 +203,7 @@ _INFOS = (
         function=relaxation.lax,
         formula="(f(b) - c(b)) s + dc(b)",
         source="Grathwohl et al. 2018",
-        outcomes=("continuous",),
+        outcomes=_MOVING,
         backward_passes=_THROUGH_C,
         needs=("surrogate",),
     ),
@@ -180,7 +212,7 @@ _INFOS = (
         function=relaxation.dlax,
         formula="f(b) s - c(z) dlog p(z) + dc(z)",
         source="Grathwohl et al. 2018",
-        outcomes=_DISCRETE,
+        outcomes=(*_CHOSEN, "counts"),
         backward_passes=_THROUGH_C,
         needs=("surrogate",),
     ),
@@ -269,7 +301,7 @@ _INFOS = (
         function=exact.marginal,
         formula="(f(b) - c(b)) s + d sum_b' p(b') c(b')",
         source="Liu et al. 2018; Gu et al. 2017",
-        outcomes=_DISCRETE,
+        outcomes=_LISTED,
         backward_passes=_THROUGH_C.replace(", 1 second-order", " (first order)"),
         needs=("surrogate",),
     ),
@@ -278,7 +310,7 @@ _INFOS = (
         function=exact.enumerated,
         formula="d sum_b p(b) f(b)",
         source="definition",
-        outcomes=_DISCRETE,
+        outcomes=_LISTED,
         evaluations="M",
     ),
 )
@@ -309,7 +341,7 @@ def make_estimator(name: str, **options: Any) -> Callable[..., Estimate]:
         ValueError: for an unknown name, an unknown option, or one that is needed and missing.
     """
     info = describe(name)
-    known = set(inspect.signature(info.function).parameters) - {"f", "log_weight", "dist"}
+    known = set(inspect.signature(info.function).parameters) - {"f", "log_weight", "log_joint", "dist"}
     if unknown := sorted(set(options) - known):
         raise ValueError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(sorted(known)) or 'none'}")
     if missing := [need for need in info.needs if need not in options]:

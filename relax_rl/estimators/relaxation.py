@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import Distribution, RelaxedDistribution
-from relax_rl.estimators.draws import Draw, Objective, as_phi, draw, require, require_vectors
+from relax_rl.estimators.draws import Draw, Objective, as_phi, draw, require, require_moving, require_vectors
 from relax_rl.estimators.estimate import Estimate
 from relax_rl.estimators.gradients import (
     Weight,
@@ -72,6 +72,7 @@ def lax(
     """
     if hasattr(dist, "relax_given"):
         raise ValueError(f"lax needs an outcome that is its own relaxed sample: use relax for {type(dist).__name__}")
+    require_moving(dist, "lax")
     drawn = draw(f, dist, noise=noise, generator=generator, sample=sample, score=score)
     if is_sloped(drawn.dist):
         grad = _estimate(drawn, *control_through_z(surrogate, drawn.dist, drawn.z), residual_weight)

@@ -138,12 +138,12 @@ def test_reinmax_takes_no_temperature_below_one() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_factors_of_unequal_sizes_and_bits_live_in_every_type(dtype: torch.dtype) -> None:
-    for name, dist in DISTS.items():
+    for dist in DISTS.values():
         here = dist.with_params(dist.params.to(dtype))
         z = here.relax(here.sample_noise(seeded(3)).to(dtype))
         sample = here.threshold(z)
         assert sample.dtype == dtype
-        if name != "continuous":
+        if hasattr(here, "relax_given"):
             loose = {torch.float16: 1e-2, torch.bfloat16: 5e-2}.get(dtype, 1e-5)
             torch.testing.assert_close(here.entropy().float(), dist.entropy(), rtol=loose, atol=loose)
             assert here.relax_given(sample, here.sample_noise(seeded(4)).to(dtype)).isfinite().all()

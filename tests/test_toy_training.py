@@ -52,7 +52,7 @@ def test_what_is_called_unbiased_is(problem, name):
     assert ((draws.mean(0) - exact).abs() <= 4.5 * error + 1e-12).all()
 
 
-@pytest.mark.parametrize("name", APPLICABLE)
+@pytest.mark.parametrize("name", cases(BIT, APPLICABLE))
 def test_a_seed_goes_its_way_whoever_is_beside_it(name):
     together = train(name, BIT, small(seed=4))
     alone = train(name, BIT, small(seed=5, seeds=1))
@@ -112,7 +112,11 @@ def test_reinforce_varies_as_the_formula_says():
 @pytest.mark.parametrize("theta", [0.03, 0.3, 0.8])
 @pytest.mark.parametrize(
     ("name", "coupling"),
-    [(name, "coupled") for name in APPLICABLE if name not in ("rloo", "arms", "double-cv", "rodeo", "gumbel-rao")]
+    [
+        (name, "coupled")
+        for name in cases(BIT, APPLICABLE)
+        if name not in ("rloo", "arms", "double-cv", "rodeo", "gumbel-rao")
+    ]
     + [("relax", "independent"), ("rebar", "independent")],
 )
 def test_quadrature_agrees_with_sampling(name, coupling, theta):
@@ -190,7 +194,12 @@ def test_the_floor_of_rebar_is_below_whatever_it_learns():
 
 
 def test_estimators_that_do_not_apply_are_refused():
-    check_estimators(APPLICABLE, BIT)
+    check_estimators(cases(BIT, APPLICABLE), BIT)
+    check_estimators(cases(THREE, APPLICABLE), THREE)
+    with pytest.raises(
+        SettingsError, match="'unordered-set' is for one of several categories; with --outcomes 2 there"
+    ):
+        check_estimators(["unordered-set"], BIT)
     for names, message in (
         (["relaxx"], "unknown estimator 'relaxx'; did you mean relax"),
         (["lax"], "is for continuous outcomes"),

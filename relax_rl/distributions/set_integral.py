@@ -111,7 +111,7 @@ def level_at(a: Tensor, exponential: Tensor) -> Tensor:
     cell = cell.clamp(max=mass.shape[-1] - 1)
     before, after, here = (x.gather(-1, cell.unsqueeze(-1)).squeeze(-1) for x in (before, after, mass))
     wanted = torch.where(lower, low - before, here - (high - after)).clamp(min=0.0)
-    begin = start[cell]
+    begin = start.expand(mass.shape).gather(-1, cell.unsqueeze(-1)).squeeze(-1)  # which vmap takes
     y = _within(given, begin, width, wanted, top)
     density = torch.exp(_log_integrand(given, y.unsqueeze(-1)) - top).squeeze(-1)
     by_a = _quantile_slopes(given, y, begin, cell, torch.exp(-noise), top) / density.unsqueeze(-1)

@@ -107,7 +107,8 @@ def check_estimators(names: Sequence[str], problem: Problem) -> None:
             raise SettingsError(f"estimator {name!r} is for {why}, this problem takes {', '.join(APPLICABLE)}")
         if problem.kind not in describe(name).outcomes:
             fit = ", ".join(other for other in APPLICABLE if problem.kind in describe(other).outcomes)
-            raise SettingsError(f"estimator {name!r} is for bits; with --outcomes {problem.outcomes} there are {fit}")
+            why = "bits" if "bits" in describe(name).outcomes else "one of several categories"
+            raise SettingsError(f"estimator {name!r} is for {why}; with --outcomes {problem.outcomes} there are {fit}")
 
 
 def make_contestant(name: str, problem: Problem, seeds: Sequence[int], *, coupling: str = "coupled") -> Contestant:

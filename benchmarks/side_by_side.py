@@ -180,8 +180,9 @@ class SideBySide:
             axes.set_ylabel(f"mean return of {WINDOW} episodes")
             if name in self.symlog:
                 axes.set_yscale("symlog", linthresh=10)
-            if axes.lines:
-                axes.legend(frameon=False, fontsize=8)
+        known = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+        shown = [label for label in self.contestants if label in known]
+        figure.legend([known[label] for label in shown], shown, loc="outside lower center", ncols=5, frameon=False)
         return png(figure)
 
     def main(self, description: str | None, argv: Sequence[str] | None = None) -> None:

@@ -10,17 +10,14 @@ from torch.nn import functional as F
 
 from relax_rl.distributions.checks import require_alike, require_params
 from relax_rl.distributions.discrete import (
-    FAR,
     broadcast_rows,
-    check_possible,
     cumulative,
     divergence,
     one_hot,
     visible,
 )
+from relax_rl.distributions.gumbel_perturbed import GumbelPerturbed
 from relax_rl.distributions.noise import (
-    gumbel_log_density,
-    gumbel_noise,
     gumbels_given_argmax,
     noise_given_gumbels,
 )
@@ -29,7 +26,7 @@ __all__ = ["Categorical"]
 
 
 @dataclass(frozen=True)
-class Categorical:
+class Categorical(GumbelPerturbed):
     """One of `P` outcomes, relaxed by the Gumbel-max construction.
 
     z and noise are `[*, P]`, z = log_softmax(logits) + Gumbel noise, H = argmax. Samples are int64 `[*]`, or with
@@ -47,30 +44,6 @@ class Categorical:
     def with_params(self, params: Tensor) -> Categorical:
         return replace(self, params=params)
 
-    @property
-    def log_probs(self) -> Tensor:
-        """`[*, P]` normalised log-probabilities, -inf for a masked choice."""
-        return F.log_softmax(self.params, dim=-1)
-
-    @property
-    def _locations(self) -> Tensor:
-        """`[*, P]` of z: the log-probabilities, finite and constant where they are -inf."""
-        return self.log_probs.clamp(min=-FAR)
-
-    def require_possible(self) -> None:
-        """Raises ValueError where every choice of a row is masked, as sampling does; on a CPU, in eager code."""
-        check_possible(self.params)
-
-    def sample_noise(self, generator: torch.Generator | None = None) -> Tensor:
-        self.require_possible()
-        return gumbel_noise(tuple(self.params.shape), generator, self.params.device)
-
-    def relax(self, noise: Tensor) -> Tensor:
-        return self._locations + noise
-
-    def noise_of(self, z: Tensor) -> Tensor:
-        return (z - self._locations).detach()
-
     def threshold(self, z: Tensor) -> Tensor:
         return self._sample(z.argmax(-1))
 
@@ -79,9 +52,6 @@ class Categorical:
 
     def noise_given(self, sample: Tensor, z: Tensor) -> Tensor:
         return noise_given_gumbels(self._locations.detach(), self._index(sample), z.detach())
-
-    def relaxed_log_prob(self, z: Tensor) -> Tensor:
-        return gumbel_log_density(z - self._locations).sum(-1)
 
     def log_prob(self, sample: Tensor) -> Tensor:
         index, log_probs = broadcast_rows(self._index(sample), self.log_probs)

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from relax_rl.distributions.checks import require_params
-from relax_rl.distributions.discrete import FAR, HIDDEN, check_possible, one_hot, visible
-from relax_rl.distributions.noise import gumbel_log_density, gumbel_noise
+from relax_rl.distributions.discrete import FAR, HIDDEN, one_hot
+from relax_rl.distributions.gumbel_perturbed import GumbelPerturbed
 from relax_rl.distributions.orders import (
     MOST_OUTCOMES,
     first_sets,
@@ -28,7 +28,7 @@ __all__ = ["PlackettLuce"]
 
 
 @dataclass(frozen=True)
-class PlackettLuce:
+class PlackettLuce(GumbelPerturbed):
     """The first `k` of `n` items drawn one after the other without replacement, each with probability softmax(logits) of
     those that are left; an order of all items without `k`.
 
@@ -56,34 +56,6 @@ class PlackettLuce:
     def _count(self) -> int:
         return self.params.shape[-1] if self.k is None else self.k
 
-    @property
-    def _masked(self) -> Tensor:
-        return self.params.detach() == -math.inf
-
-    @property
-    def log_probs(self) -> Tensor:
-        """`[*, n]` log-probability of each item to be the first, -inf where masked."""
-        return F.log_softmax(self.params, dim=-1)
-
-    @property
-    def _locations(self) -> Tensor:
-        """`[*, n]` of z: the log-probabilities, finite and constant where they are -inf."""
-        return self.log_probs.clamp(min=-FAR)
-
-    def require_possible(self) -> None:
-        """Raises ValueError where every item of a row is masked, as sampling does; on a CPU, in eager code."""
-        check_possible(self.params)
-
-    def sample_noise(self, generator: torch.Generator | None = None) -> Tensor:
-        self.require_possible()
-        return gumbel_noise(tuple(self.params.shape), generator, self.params.device)
-
-    def relax(self, noise: Tensor) -> Tensor:
-        return self._locations + noise
-
-    def noise_of(self, z: Tensor) -> Tensor:
-        return (z - self._locations).detach()
-
     def threshold(self, z: Tensor) -> Tensor:
         z = z.detach()
         level = torch.where(z > -HIDDEN, z, torch.full_like(z, -FAR))  # masked items tie, and so come by index
@@ -98,9 +70,6 @@ class PlackettLuce:
         order, locations, masked, z = self._in_order(sample, self._locations.detach(), self._masked, z.detach())
         noise = noise_given_order(locations, z, self._count)
         return _by_item(torch.where(masked, z + FAR, noise), order)
-
-    def relaxed_log_prob(self, z: Tensor) -> Tensor:
-        return gumbel_log_density(z - self._locations).sum(-1)
 
     def log_prob(self, sample: Tensor) -> Tensor:
         order, locations, masked = self._in_order(sample, self._locations, self._masked)
@@ -157,10 +126,6 @@ class PlackettLuce:
 
     def embed(self, sample: Tensor) -> Tensor:
         return sample if self.one_hot else self._one_hot(sample)
-
-    def pull_back(self, slope: Tensor, z: Tensor) -> Tensor:
-        slope = visible(slope, z)
-        return slope - F.softmax(self.params.detach(), dim=-1) * slope.sum(-1, keepdim=True)
 
     def support(self) -> Tensor:
         """`[M, k]` every order, M = n! / (n - k)!; with `one_hot` `[M, k n]`.

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from relax_rl.distributions.checks import on_host, require_params
-from relax_rl.distributions.discrete import FAR, check_possible, one_hot, visible
-from relax_rl.distributions.noise import gumbel_log_density, gumbel_noise
+from relax_rl.distributions.discrete import FAR, check_possible, one_hot
+from relax_rl.distributions.gumbel_perturbed import GumbelPerturbed
 from relax_rl.distributions.orders import MOST_OUTCOMES, below, first_sets, require_count, require_few
 from relax_rl.distributions.set_integral import level_at, log_set_probability, noise_at, set_score
 
@@ -23,7 +23,7 @@ _FURTHEST = 600.0
 
 
 @dataclass(frozen=True)
-class Subset:
+class Subset(GumbelPerturbed):
     """`k` of `n` items drawn one after the other without replacement, each with probability softmax(logits) of those that
     are left, whatever their order: a Gumbel top-k set.
 
@@ -51,20 +51,6 @@ class Subset:
     def with_params(self, params: Tensor) -> Subset:
         return replace(self, params=params)
 
-    @property
-    def _masked(self) -> Tensor:
-        return self.params.detach() == -math.inf
-
-    @property
-    def log_probs(self) -> Tensor:
-        """`[*, n]` log-probability of each item to be drawn first, -inf where masked."""
-        return F.log_softmax(self.params, dim=-1)
-
-    @property
-    def _locations(self) -> Tensor:
-        """`[*, n]` of z: the log-probabilities, finite and constant where they are -inf."""
-        return self.log_probs.clamp(min=-FAR)
-
     def require_possible(self) -> None:
         """Raises ValueError where fewer than k items of a row are left; on a CPU, in eager code."""
         check_possible(self.params)
@@ -72,16 +58,6 @@ class Subset:
             left = int((~self._masked).sum(-1).min())
             if left < self.k:
                 raise ValueError(f"a row of logits leaves {left} items, expected at least k = {self.k} above -inf")
-
-    def sample_noise(self, generator: torch.Generator | None = None) -> Tensor:
-        self.require_possible()
-        return gumbel_noise(tuple(self.params.shape), generator, self.params.device)
-
-    def relax(self, noise: Tensor) -> Tensor:
-        return self._locations + noise
-
-    def noise_of(self, z: Tensor) -> Tensor:
-        return (z - self._locations).detach()
 
     def threshold(self, z: Tensor) -> Tensor:
         chosen = z.detach().sort(dim=-1, descending=True, stable=True).indices[..., : self.k].sort(-1).values
@@ -122,9 +98,6 @@ class Subset:
         members = _gumbel_before(of_members - given[..., : self.k], (odds + y).clamp(max=_FURTHEST))
         noise = torch.where(masked, z + FAR, torch.cat([members, rest], -1).to(z.dtype))
         return noise.gather(-1, order.argsort(dim=-1))
-
-    def relaxed_log_prob(self, z: Tensor) -> Tensor:
-        return gumbel_log_density(z - self._locations).sum(-1)
 
     def log_prob(self, sample: Tensor) -> Tensor:
         _, locations, masked = self._members_first(sample, self._locations, self._masked)
@@ -180,10 +153,6 @@ class Subset:
 
     def embed(self, sample: Tensor) -> Tensor:
         return sample if self.one_hot else self._hot(sample)
-
-    def pull_back(self, slope: Tensor, z: Tensor) -> Tensor:
-        slope = visible(slope, z)
-        return slope - F.softmax(self.params.detach(), dim=-1) * slope.sum(-1, keepdim=True)
 
     def support(self) -> Tensor:
         """`[M, k]` every set, M = n! / (k! (n - k)!); with `one_hot` `[M, n]`.

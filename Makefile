@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # All that a user needs, so that what the README shows works after `make train` too; EXTRAS= installs none of it.
 EXTRAS ?= all
 
-.PHONY: train test soak lint site docs-audit bench docs-tables install clean
+.PHONY: train test soak lint site docs-audit dist bench docs-tables install clean
 
 train: $(VENV)/.installed
 	$(BIN)/python train_agent.py train --env $(ENV) --estimator $(ESTIMATOR) \
@@ -33,6 +33,10 @@ site: $(VENV)/.installed-test
 # Five of its pages in a browser, light and dark, wide and narrow, through axe-core; screenshots in build/audit.
 docs-audit: $(VENV)/.installed-audit site
 	$(BIN)/python docs/audit.py $(ARGS)
+
+# The wheel and the source distribution, checked; the wheel is tried in an environment of its own, outside of this folder.
+dist: $(VENV)/.installed-dist
+	$(BIN)/python -m tests.dist $(ARGS)
 
 # Speeds beside the peers', in turns; the machine must be otherwise idle.
 bench: $(VENV)/.installed-bench
@@ -59,9 +63,13 @@ $(VENV)/.installed-audit: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[audit]"
 	touch $@
 
+$(VENV)/.installed-dist: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dist]"
+	touch $@
+
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[benchmarks,envpool]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

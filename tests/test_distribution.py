@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import relax_rl
+from tests import dist
 
 ROOT = Path(relax_rl.__file__).parent.parent
 NOT_HANDED_OUT = {".ci/run", ".gitignore"}
@@ -93,3 +95,20 @@ def test_its_description_can_be_read_outside_the_repository(metadata: Message) -
     assert isinstance(text, str) and "nothing is biased (docs/unbiased.md)" in text
     links = re.findall(r"\]\(([^)]*)\)", text)
     assert links and all(link.startswith("https://") for link in links), links
+
+
+def test_what_is_tried_of_the_wheel_is_the_first_training_of_the_readme() -> None:
+    assert dist.first_training() == ["--env", "CartPole-v1", "--estimator", "relax"]
+
+
+def test_a_step_that_fails_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(command: Sequence[str], folder: Path) -> None:
+        raise subprocess.CalledProcessError(3, command)
+
+    monkeypatch.setattr(dist, "run", fails)
+    monkeypatch.setattr(dist, "ROOT", tmp_path)
+    assert dist.main(["--out", str(tmp_path / "dist")]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("dist: failed with code 3: ") and "-m build" in err and len(err.splitlines()) == 1

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from relax_rl.backends.checks import check_env
     from relax_rl.envs import make_envs
     from relax_rl.runs.training import train
+    from relax_rl.runs.zoo import load_zoo
     from relax_rl.settings.config import AgentConfig, EnvConfig, RunConfig, TrainConfig
     from relax_rl.settings.presets import settings_for
 
@@ -30,6 +31,7 @@ _HOMES = {
     "RunConfig": "relax_rl.settings.config",
     "TrainConfig": "relax_rl.settings.config",
     "check_env": "relax_rl.backends.checks",
+    "load_zoo": "relax_rl.runs.zoo",
     "make_envs": "relax_rl.envs",
     "settings_for": "relax_rl.settings.presets",
     "train": "relax_rl.runs.training",
@@ -47,6 +49,7 @@ __all__ = [
     "RunConfig",
     "TrainConfig",
     "check_env",
+    "load_zoo",
     "make_envs",
     "settings_for",
     "train",

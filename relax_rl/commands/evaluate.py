@@ -15,6 +15,7 @@ from relax_rl.compute.serialization import write_json
 from relax_rl.runs.displays import describe_number, say
 from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.record import known_env, read_config
+from relax_rl.runs.zoo import run_of
 from relax_rl.settings.config import STEP_LIMIT
 from relax_rl.settings.fields import check, setting
 from relax_rl.settings.naming import named
@@ -29,7 +30,7 @@ class EvaluateConfig:
     """Score a trained agent on fresh environments with raw rewards, and record a video of it."""
 
     run: str
-    """Folder of the run."""
+    """Folder of the run; zoo:NAME plays a trained agent of the zoo, which goes to runs/zoo/NAME."""
     episodes: int = setting(20, least=1)
     """Episodes to play."""
     deterministic: bool = True
@@ -153,6 +154,7 @@ def evaluate_config(args: Sequence[str], prog: str) -> EvaluateConfig:
     """The options; whether actions are sampled, if it is not given, goes by the run's environment."""
 
     def base(given: EvaluateConfig) -> EvaluateConfig:
-        return replace(given, deterministic=not is_atari(read_config(RunFolder(Path(given.run))).env.env))
+        return replace(given, deterministic=not is_atari(read_config(RunFolder(Path(run_of(given.run)))).env.env))
 
-    return parse(EvaluateConfig, args, base=base, prog=prog)
+    found = parse(EvaluateConfig, args, base=base, prog=prog)
+    return replace(found, run=run_of(found.run))

@@ -29,6 +29,8 @@ def model_card(
     step: int,
     evaluation: Mapping[str, Any] | None,
     files: Sequence[str],
+    load: Sequence[str] = (),
+    licence: str | None = None,
 ) -> str:
     """`README.md` of a model repository, with the metadata that hubs read.
 
@@ -39,17 +41,20 @@ def model_card(
         step: environment steps that the agent has learned from.
         evaluation: what `evaluation.json` of the run holds, if it is there.
         files: names of those beside the card.
+        load: lines of code that make `agent` (default: those that load it from the hub).
+        licence: of the weights, as metadata has it.
     """
     env = config.env.env.rpartition(":")[2]
-    lines = ["---", *_front_matter(env, estimator, repo_id, evaluation), "---", "", f"# {estimator} on {env}", ""]
+    load = load or ["from relax_rl.runs.hub import load_from_hub", "", f"agent = load_from_hub({json.dumps(repo_id)})"]
+    head = _front_matter(env, estimator, repo_id, evaluation)
+    head += [] if licence is None else [f"license: {json.dumps(licence)}"]
+    lines = ["---", *head, "---", "", f"# {estimator} on {env}", ""]
     lines += [
         f"An agent of `relax_rl`, after {step:,} steps of `{config.env.env}`. It is one safetensors file: weights, statistics of "
         "the observations, spaces and settings. Nothing in it is code.",
         "",
         "```python",
-        "from relax_rl.runs.hub import load_from_hub",
-        "",
-        f"agent = load_from_hub({json.dumps(repo_id)})",
+        *load,
         "action, state = agent.predict(observation, deterministic=True)",
         "```",
         "",

@@ -28,7 +28,7 @@ from relax_rl.runs.checkpoints import newest_first, step_of
 from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.loggers import read_csv
 from relax_rl.runs.model_card import model_card
-from relax_rl.runs.record import read_config, write_config
+from relax_rl.runs.record import note, read_config, read_record, write_config
 from relax_rl.runs.training import resume_config, train
 from relax_rl.runs.zoo import MANIFEST, ZooAgent, digest, zoo_agents
 from relax_rl.settings.config import TrainConfig
@@ -145,7 +145,9 @@ def trained(task: ZooTask, run: Path, seed: int) -> bool:
         own = {"run_dir": str(run), "seed": seed, "total_steps": task.total_steps, "tensorboard": False}
         own |= {"eval_interval": interval, "eval_episodes": 20, **task.settings}
         config = preset_config(task.env, **own)
-    return not train(config, command=f"python -m benchmarks.zoo, {task.name}").interrupted
+    interrupted = train(config, command=f"python -m benchmarks.zoo, {task.name}").interrupted
+    note(folder, commit=commit())
+    return not interrupted
 
 
 def chosen(run: RunFolder) -> Path:
@@ -185,7 +187,7 @@ def released(task: ZooTask, run: RunFolder, out: Path, checkpoint: Path, found: 
         deterministic=bool(found["deterministic"]),
         seed=config.run.seed,
         steps=agent.steps,
-        commit=commit(),
+        commit=str(read_record(run).get("commit", "unknown")),
         licence=LICENCE,
     )
 

@@ -45,7 +45,7 @@ def address(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Where that copy is served."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -195,11 +195,11 @@ def test_links_are_not_followed(folder: Path, tmp_path: Path) -> None:
         ('{"agents": {}}', "it lists no agents"),
         ('{"agents": [], "version": 2}', "its version is 2, expected 1; update relax_rl"),
         ('{"agents": [3], "version": 1}', "3 is no agent"),
-        ("\udcff", "cannot be read: "),
+        ("\xff", "cannot be read: "),
     ],
 )
 def test_a_damaged_manifest_is_told(folder: Path, text: str, expected: str) -> None:
-    (folder / MANIFEST).write_bytes(text.encode(errors="surrogateescape"))
+    (folder / MANIFEST).write_bytes(text.encode("latin-1"))
     assert expected in told(CheckpointError, folder)
 
 
@@ -264,7 +264,7 @@ def test_making_a_zoo_goes_on_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny: dict[str, Any] = {"hidden": (4,), "surrogate_hidden": (4,), "quiet": True, "num_envs": 2, "eval_episodes": 1}
-    tasks = tuple(making.ZooTask(env=env, total_steps=200, settings=tiny) for env in ("CartPole-v1", "Acrobot-v1"))
+    tasks = tuple(making.ZooTask(env=env, total_steps=200, settings=tiny) for env in ("CartPole-v1", "FrozenLake-v1"))
     monkeypatch.setattr(making, "TASKS", tasks)
     monkeypatch.setattr(making, "EVALUATIONS", 2)
     out, trained, calls = tmp_path / "out", making.train, []
@@ -283,14 +283,14 @@ def test_making_a_zoo_goes_on_where_it_was_stopped(
     assert not (out / MANIFEST).exists()
     monkeypatch.setattr(making, "train", told)
     making.main([str(out), "--episodes", "2"])
-    assert calls == [None, str(out / "work" / "CartPole-v1-s0"), None], "one is gone on with, the other begun"
+    assert calls == [str(out / "work" / "CartPole-v1-s0"), None], "one is gone on with, the other begun"
     making.main([str(out), "--episodes", "2"])
-    assert len(calls) == 3 and capsys.readouterr().out.count("made before") == 2
+    assert len(calls) == 2 and capsys.readouterr().out.count("made before") == 2
     agents = zoo_agents(out)
-    assert list(agents) == ["CartPole-v1", "Acrobot-v1"] and load_zoo("Acrobot-v1", source=out).steps >= 100
+    assert list(agents) == ["CartPole-v1", "FrozenLake-v1"] and load_zoo("FrozenLake-v1", source=out).steps >= 100
     (out / agents["CartPole-v1"].file).write_bytes(b"damaged")
     making.main([str(out), "--episodes", "2"])
-    assert len(calls) == 3, "it is released again, and not trained again"
+    assert len(calls) == 2, "it is released again, and not trained again"
     assert load_zoo("CartPole-v1", source=out).steps == agents["CartPole-v1"].steps
     assert zoo.zoo_agents(out)["CartPole-v1"].sha256 == agents["CartPole-v1"].sha256
 

@@ -292,7 +292,7 @@ def test_making_a_zoo_goes_on_where_it_was_stopped(
     making.main([str(out), "--episodes", "2"])
     assert len(calls) == 2, "it is released again, and not trained again"
     assert load_zoo("CartPole-v1", source=out).steps == agents["CartPole-v1"].steps
-    assert zoo.zoo_agents(out)["CartPole-v1"].sha256 == agents["CartPole-v1"].sha256
+    assert zoo_agents(out)["CartPole-v1"].bytes == agents["CartPole-v1"].bytes
 
 
 def test_the_tasks_are_those_whose_results_are_told() -> None:

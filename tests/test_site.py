@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from html.parser import HTMLParser
@@ -12,9 +13,10 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import relax_rl
+from tests.shown import blocks
 from tests.surface import MODULES
 
-for needed in ("material", "mkdocstrings_handlers.python"):
+for needed in ("material", "mkdocstrings_handlers.python", "markdown_exec"):
     pytest.importorskip(needed, reason="needs the extra docs")
 
 ROOT = Path(relax_rl.__file__).parent.parent
@@ -52,6 +54,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=True))
     return folder
+
+
+NOTEBOOKS = sorted(path for path in (ROOT / "docs" / "notebooks").glob("*.md") if path.stem != "index")
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +148,29 @@ def test_markdown_comes_out_as_on_the_forge(pages: dict[Path, Page]) -> None:
         stray = re.findall(r"^(?:[-*] |\d\. ).*\S|^\|.*\||^#+ .*|^```.*|!\[.*?\]\(.*?\)", page.text, re.MULTILINE)
         found = [line for line in stray if not line.endswith("¶")]
         assert not [line for line in found if "results" not in path.parts], (path, found)
+
+
+@pytest.mark.parametrize("source", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_have_run(site: Path, pages: dict[Path, Page], source: Path) -> None:
+    """The build is strict, so that nothing in them has failed; what they say and draw is on the page."""
+    page = pages[site / "notebooks" / source.stem / "index.html"]
+    code = blocks(source, "python")
+    figures = [load for load in page.loads if load.startswith("data:image/png;base64,")]
+    assert len(figures) == sum("plt.subplots" in block for block in code) >= 1
+    html = (site / "notebooks" / source.stem / "index.html").read_text(encoding="utf-8")
+    assert 'class="language-text highlight"' in html and html.count('alt=""') == 0
+    assert f"../{source.stem}.ipynb" in page.links
+    assert f"{source.name}" in (source.parent / "index.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("source", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_can_be_downloaded(site: Path, source: Path) -> None:
+    found = json.loads((site / "notebooks" / f"{source.stem}.ipynb").read_text(encoding="utf-8"))
+    assert (found["nbformat"], found["nbformat_minor"]) == (4, 5) and found["metadata"]["kernelspec"][
+        "name"
+    ] == "python3"
+    code = ["".join(cell["source"]) for cell in found["cells"] if cell["cell_type"] == "code"]
+    assert code == [block.strip() for block in blocks(source, "python")]
+    words = ["".join(cell["source"]) for cell in found["cells"] if cell["cell_type"] == "markdown"]
+    assert words[0].startswith("# ") and not any("```" in text or ".md" in text for text in words)
+    assert len({cell["id"] for cell in found["cells"]}) == len(found["cells"])

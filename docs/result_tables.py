@@ -97,7 +97,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Variance": ("headroom", "trained_along", "ablation", "orders"),
     "Speed": (*("estimators", "throughput", "whole_runs", "time_to_solve", "library_speed", "scaling", "beside"),),
-    "Reliability": ("reliability", "third_party"),
+    "Reliability": ("reliability", "third_party", "newcomer"),
     "Autoencoders and the toy problem": ("vae", "toy"),
 }
 """Results by what they are about; whatever is in no group stands at the end."""

@@ -25,7 +25,9 @@ LAUNCHER = "python train_agent.py "
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build, check and try; returns the exit code: 1 after a step that failed, whose output says why."""
     parser = argparse.ArgumentParser(description="Build, check and try the distributions.")
-    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder of the wheel and the source distribution")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "dist", help="folder of the wheel and the source distribution"
+    )
     parser.add_argument("--not-tried", action="store_true", help="only build and check")
     parser.add_argument("--total-steps", type=int, help="of the training that is tried (default: those of the README)")
     given = parser.parse_args(arguments)
@@ -66,7 +68,16 @@ def installed(wheel: Path, env: Path) -> Path:
     """Install a wheel into a fresh environment, with PyTorch first and all versions those of the tests; returns its Python."""
     run([sys.executable, "-m", "venv", str(env)], env.parent)
     python = env / "bin" / "python"
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt")]
+    pip = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "-c",
+        str(ROOT / "constraints.txt"),
+    ]
     run([*pip, "torch"], env.parent)
     run([*pip, str(wheel)], env.parent)
     return python

@@ -38,6 +38,8 @@ NOT_RUN = {
     "python -m venv": "makes an environment and activates it in the shell",
     "pip install": "installs packages from a network; its files and extras are looked at",
     "python train_agent.py push": "needs a hub; its tests have a stand-in for one",
+    "python -m benchmarks.newcomer": "installs packages; its steps are looked at in tests/test_newcomer.py",
+    "python -m benchmarks.zoo": "trains for minutes; tests/test_zoo.py makes a small one",
     "ray start": "starts a cluster; the commands behind it run on this machine alone",
     "python train_agent.py --env minigrid:": "needs a package of somebody else's",
     "make": "installs into .venv; what it would start is looked at",

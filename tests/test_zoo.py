@@ -25,6 +25,7 @@ from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.runs import zoo
 from relax_rl.runs.hub import push_to_hub
 from relax_rl.runs.zoo import MANIFEST, OWN_ZOO, VARIABLE, digest, fetch_agent, zoo_agents
+from tests.old_artefacts import blank_figures
 
 SMALL = ("CartPole-v1", "Acrobot-v1", "InvertedPendulum-v5")
 
@@ -139,7 +140,9 @@ def test_an_argument_a_variable_a_folder_and_an_address(
 def test_a_missing_name_lists_what_there_is(folder: Path, address: str) -> None:
     for source in (folder, address):
         said = told(SettingsError, source, "CartPol-v1")
-        assert said.endswith("has no agent 'CartPol-v1', only Acrobot-v1, CartPole-v1, InvertedPendulum-v5; did you mean CartPole-v1?")
+        assert said.endswith(
+            "has no agent 'CartPol-v1', only Acrobot-v1, CartPole-v1, InvertedPendulum-v5; did you mean CartPole-v1?"
+        )
 
 
 def test_a_bad_checksum_is_refused(folder: Path, address: str) -> None:
@@ -148,7 +151,9 @@ def test_a_bad_checksum_is_refused(folder: Path, address: str) -> None:
     content[-1] ^= 1
     file.write_bytes(content)
     for source in (folder, address):
-        assert f"is damaged: its SHA-256 is {digest(bytes(content))}, manifest.json says" in told(CheckpointError, source)
+        assert f"is damaged: its SHA-256 is {digest(bytes(content))}, manifest.json says" in told(
+            CheckpointError, source
+        )
 
 
 def test_what_is_larger_than_the_manifest_says_is_not_read(folder: Path, address: str) -> None:
@@ -163,7 +168,20 @@ def test_what_is_larger_than_the_manifest_says_is_not_read(folder: Path, address
 
 
 @pytest.mark.parametrize(
-    "file", ["../x", "/etc/passwd", "CartPole-v1/../../x", "a\\..\\x", "http://x/y", "", ".hidden", "a//b", "a/", "x%2e", "a?b"]
+    "file",
+    [
+        "../x",
+        "/etc/passwd",
+        "CartPole-v1/../../x",
+        "a\\..\\x",
+        "http://x/y",
+        "",
+        ".hidden",
+        "a//b",
+        "a/",
+        "x%2e",
+        "a?b",
+    ],
 )
 @pytest.mark.parametrize("entry", ["file", "config", "name"])
 def test_a_path_that_leads_out_is_refused(folder: Path, entry: str, file: str) -> None:
@@ -216,7 +234,9 @@ def test_addresses_that_do_not_answer_or_are_of_another_kind(address: str) -> No
     assert told(CheckpointError, f"{address}nowhere").endswith("cannot be read: 404 File not found")
     assert "cannot be read: " in told(CheckpointError, "http://127.0.0.1:9")
     for other in ("file:///etc", "ftp://x"):
-        assert told(SettingsError, other).endswith("expected a folder or an address that begins with http:// or https://")
+        assert told(SettingsError, other).endswith(
+            "expected a folder or an address that begins with http:// or https://"
+        )
 
 
 # Commands
@@ -267,6 +287,7 @@ def test_making_a_zoo_goes_on_where_it_was_stopped(
     tasks = tuple(making.ZooTask(env=env, total_steps=200, settings=tiny) for env in ("CartPole-v1", "FrozenLake-v1"))
     monkeypatch.setattr(making, "TASKS", tasks)
     monkeypatch.setattr(making, "EVALUATIONS", 2)
+    blank_figures(monkeypatch)
     out, trained, calls = tmp_path / "out", making.train, []
 
     def killed(config: Any, **how: Any) -> Any:

@@ -29,7 +29,18 @@ from relax_rl.settings.fields import shown
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic
 
-__all__ = ["MANIFEST", "OWN_ZOO", "PREFIX", "VARIABLE", "ZooAgent", "digest", "fetch_agent", "load_zoo", "run_of", "zoo_agents"]
+__all__ = [
+    "MANIFEST",
+    "OWN_ZOO",
+    "PREFIX",
+    "VARIABLE",
+    "ZooAgent",
+    "digest",
+    "fetch_agent",
+    "load_zoo",
+    "run_of",
+    "zoo_agents",
+]
 
 MANIFEST = "manifest.json"
 VARIABLE = "RELAX_RL_ZOO"
@@ -125,7 +136,9 @@ def fetch_agent(
     found = _asked(name, place)
     run = RunFolder(_FETCHED / name.replace("/", "-") if folder is None else Path(folder))
     checkpoint = run.checkpoints / Path(found.file).name
-    others = {path.name for path in (*newest_first(run.checkpoints), run.checkpoints / "best.safetensors") if path.exists()}
+    others = {
+        path.name for path in (*newest_first(run.checkpoints), run.checkpoints / "best.safetensors") if path.exists()
+    }
     if others - {checkpoint.name}:
         raise SettingsError(f"{run.path} holds another agent; remove or rename that folder, or choose another")
     for path, file, sha256, size in (
@@ -179,7 +192,9 @@ def _source(source: str | os.PathLike[str] | None) -> str | Path:
     if not found:
         return Path(text)
     if scheme.lower() not in ("http", "https"):
-        raise SettingsError(f"the zoo is {text!r}, expected a folder or an address that begins with http:// or https://")
+        raise SettingsError(
+            f"the zoo is {text!r}, expected a folder or an address that begins with http:// or https://"
+        )
     return text.rstrip("/")
 
 
@@ -199,7 +214,9 @@ def _agent(entry: Any) -> ZooAgent:
     hints, given = get_type_hints(ZooAgent), {}
     for each in fields(ZooAgent):
         kind, value = hints[each.name], entry.get(each.name)
-        fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+        fits = isinstance(value, (int, float) if kind is float else kind) and (
+            kind is bool or not isinstance(value, bool)
+        )
         if not fits:
             raise ValueError(f"{each.name} of {shown(entry.get('name'))} is {shown(value)}, expected {kind.__name__}")
         given[each.name] = value

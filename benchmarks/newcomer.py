@@ -189,8 +189,10 @@ def report(rows: Sequence[tuple[str, str, float]]) -> str:
     lines += [f"| {what} | {page} | {seconds:.0f} |" for what, page, seconds in rows]
     lines += [f"| in all | | {sum(seconds for *_, seconds in rows):.0f} |", ""]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    load = os.getloadavg()[1] if hasattr(os, "getloadavg") else float("nan")
     lines += [
-        f"`python -m benchmarks.newcomer --write` at commit {commit()}, on {cores} cores. Reading is not counted.",
+        f"`python -m benchmarks.newcomer --write` at commit {commit()}, on {cores} cores with a load average of {load:.1f} over the",
+        "last five minutes, the way's own work included. Reading is not counted, and packages came from wherever `pip` is set up to look.",
         "",
     ]
     return "\n".join(lines)

@@ -142,7 +142,7 @@ def trained(task: ZooTask, run: Path, seed: int) -> bool:
         config = resume_config(run, total_steps=task.total_steps)
     else:
         interval = max(1, task.total_steps // EVALUATIONS)
-        own = {"run_dir": str(run), "seed": seed, "total_steps": task.total_steps, "tensorboard": False}
+        own: dict[str, Any] = {"run_dir": str(run), "seed": seed, "total_steps": task.total_steps, "tensorboard": False}
         own |= {"eval_interval": interval, "eval_episodes": 20, **task.settings}
         config = preset_config(task.env, **own)
     interrupted = train(config, command=f"python -m benchmarks.zoo, {task.name}").interrupted

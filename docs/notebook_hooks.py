@@ -73,8 +73,8 @@ def notebook(text: str) -> dict[str, Any]:
         source = (part if code else _LINK.sub(r"\1", part)).strip()
         if source:
             cell: dict[str, Any] = {"id": f"cell-{number}", "metadata": {}, "source": source.splitlines(keepends=True)}
-            kind = {"cell_type": "code", "execution_count": None, "outputs": []} if code else {"cell_type": "markdown"}
-            cells.append(kind | cell)
+            cell |= {"cell_type": "code", "execution_count": None, "outputs": []} if code else {"cell_type": "markdown"}
+            cells.append(cell)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
 

@@ -211,7 +211,8 @@ def _agent(entry: Any) -> ZooAgent:
     """An entry of the manifest; raises ValueError for what cannot be one."""
     if not isinstance(entry, Mapping):
         raise ValueError(f"{shown(entry)} is no agent")
-    hints, given = get_type_hints(ZooAgent), {}
+    hints: dict[str, type] = get_type_hints(ZooAgent)
+    given: dict[str, Any] = {}
     for each in fields(ZooAgent):
         kind, value = hints[each.name], entry.get(each.name)
         fits = isinstance(value, (int, float) if kind is float else kind) and (

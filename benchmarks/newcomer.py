@@ -89,12 +89,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write results/newcomer.md")
     given = parser.parse_args(argv)
+    cloned = commit()
     try:
         rows = walk(STEPS)
     except subprocess.CalledProcessError as error:
         print(f"newcomer: failed with code {error.returncode}: {error.cmd}", file=sys.stderr)
         return 1
-    table = report(rows)
+    table = report(rows, cloned)
     print(table)
     if given.write:
         write_text(RESULTS / "newcomer.md", table)
@@ -182,8 +183,8 @@ def run(script: str, folder: Path) -> None:
     subprocess.run(["bash", "-e", "-c", script], cwd=folder, check=True, env=kept)
 
 
-def report(rows: Sequence[tuple[str, str, float]]) -> str:
-    """The table, and what it was measured on."""
+def report(rows: Sequence[tuple[str, str, float]], cloned: str) -> str:
+    """The table, and what it was measured on: the commit that was cloned, the machine and how busy it was."""
     lines = ["# A newcomer's way", "", "Seconds of each step, by code and commands of the documents alone:", ""]
     lines += ["| step | page | seconds |", "|---|---|---:|"]
     lines += [f"| {what} | {page} | {seconds:.0f} |" for what, page, seconds in rows]
@@ -191,7 +192,7 @@ def report(rows: Sequence[tuple[str, str, float]]) -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = os.getloadavg()[1] if hasattr(os, "getloadavg") else float("nan")
     lines += [
-        f"`python -m benchmarks.newcomer --write` at commit {commit()}, on {cores} cores with a load average of {load:.1f} over the",
+        f"`python -m benchmarks.newcomer --write` at commit {cloned}, on {cores} cores with a load average of {load:.1f} over the",
         "last five minutes, the way's own work included. Reading is not counted, and packages came from wherever `pip` is set up to look.",
         "",
     ]

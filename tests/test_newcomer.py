@@ -58,7 +58,7 @@ def test_the_way_is_gone_in_a_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     steps.append(Step(what="b", page="page.md", commands=commands[1]))
     rows = walk(steps, source)
     assert [row[:2] for row in rows] == [("clone", "README.md"), ("a", "docs/page.md"), ("b", "docs/page.md")]
-    assert "| a | docs/page.md |" in newcomer.report(rows)
+    assert "| a | docs/page.md |" in newcomer.report(rows, "a commit")
     monkeypatch.setattr(newcomer, "STEPS", steps[:1])
     monkeypatch.setattr(newcomer, "walk", lambda _: (_ for _ in ()).throw(subprocess.CalledProcessError(3, "make")))
     assert main([]) == 1

@@ -60,7 +60,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) 
         markdown = f"{markdown}\n*Not run here: this notebook needs {needs}, which was missing.*\n"
     elif config.extra["execute_notebooks"]:
         markdown = _BLOCK.sub(lambda block: _run(block[1], session), markdown)
-    button = f"[Download for Jupyter]({session}.ipynb){{ .md-button download }}"
+    button = f"[Download for Jupyter]({session}.ipynb){{ .md-button .md-button--primary download }}"
     return re.sub(r"\A(\s*# .*\n)", rf"\1\n{button}\n", markdown)
 
 

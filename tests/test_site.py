@@ -159,7 +159,9 @@ def test_notebooks_have_run(site: Path, pages: dict[Path, Page], source: Path) -
     assert len(figures) == sum("plt.subplots" in block for block in code) >= 1
     html = (site / "notebooks" / source.stem / "index.html").read_text(encoding="utf-8")
     said = sum(re.search(r"^\s*print\(", block, re.MULTILINE) is not None for block in code)
-    assert html.count("<pre><span></span><code>") == len(code) + said > len(code), "what it prints stands below each block"
+    assert html.count("<pre><span></span><code>") == len(code) + said > len(code), (
+        "what it prints stands below each block"
+    )
     assert 'alt=""' not in html
     assert f"../{source.stem}.ipynb" in page.links
     assert f"{source.name}" in (source.parent / "index.md").read_text(encoding="utf-8")

@@ -73,7 +73,9 @@ def notebook(text: str) -> dict[str, Any]:
         source = (part if code else _LINK.sub(r"\1", part)).strip()
         if source:
             cell: dict[str, Any] = {"id": f"cell-{number}", "metadata": {}, "source": source.splitlines(keepends=True)}
-            cell |= {"cell_type": "code", "execution_count": None, "outputs": []} if code else {"cell_type": "markdown"}
+            cell["cell_type"] = "code" if code else "markdown"
+            if code:
+                cell |= {"execution_count": None, "outputs": []}
             cells.append(cell)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}

@@ -13,10 +13,10 @@ __all__ = ["choices", "draw", "pick", "reference", "report"]
 
 Entry = Mapping[str, Any]
 COLUMNS = {
-    "f is evaluated": (False, False),
-    "and something is kept": (False, True),
-    "f is differentiated": (True, False),
-    "and something is kept ": (True, True),
+    "f evaluated": (False, False),
+    "f evaluated, something kept": (False, True),
+    "f differentiated": (True, False),
+    "f differentiated, something kept": (True, True),
 }
 """Whether f may be differentiated, and whether something is kept from step to step."""
 
@@ -92,8 +92,7 @@ def choices(results: Mapping[str, Any]) -> str:
     """The table of the documentation: a row for each kind and budget."""
     found = results["found"]
     functions = list(dict.fromkeys(entry["function"] for entry in found))
-    columns = [name.strip() for name in COLUMNS]
-    lines = [f"| outcomes | evaluations | {' | '.join(columns)} |", "|---|---:|---|---|---|---|"]
+    lines = [f"| outcomes | evaluations | {' | '.join(COLUMNS)} |", "|---|---:|---|---|---|---|"]
     for kind in results["kinds"]:
         for budget in sorted({entry["budget"] for entry in found}):
             cells = []
@@ -157,12 +156,7 @@ def _kind(found: Sequence[Entry]) -> list[str]:
     return lines
 
 
-_COLORS = {
-    (False, False): ("#3b6ea5", "f evaluated"),
-    (False, True): ("#7fb069", "f evaluated, something kept"),
-    (True, False): ("#d98f3d", "f differentiated"),
-    (True, True): ("#b5577a", "f differentiated, something kept"),
-}
+_COLORS = dict(zip(COLUMNS, ("#3b6ea5", "#7fb069", "#d98f3d", "#b5577a"), strict=True))
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
@@ -176,16 +170,15 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     panels = figure.subplots(len(functions), len(kinds), squeeze=False, sharex=True)
     for row, function in zip(panels, functions, strict=True):
         for axes, kind in zip(row, kinds, strict=True):
-            for (differentiable, kept), (color, label) in _COLORS.items():
+            for label, (differentiable, kept) in COLUMNS.items():
                 points = []
                 for budget in budgets:
                     here = of(found, kind=kind, function=function, budget=budget)
                     rival = of(here, estimator=reference(budget))[0]["mse"]
                     values = [entry["mse"] for entry in of(here, differentiable=differentiable, kept=kept)]
                     points += [(budget, min(values) / rival)] if values else []
-                axes.plot(
-                    *zip(*points, strict=True), color=color, label=label, marker="o", ms=3, lw=1.2
-                ) if points else None
+                if points:
+                    axes.plot(*zip(*points, strict=True), color=_COLORS[label], label=label, marker="o", ms=3, lw=1.2)
             axes.axhline(1.0, color="0.3", lw=0.8, ls="--")
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")

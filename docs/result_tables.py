@@ -95,7 +95,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("learning_curves", "learning", "against_ppo", "papers_tasks", "hybrid", "masks", "memory", "asymmetric"),
         *("small_images", "twice_the_batch", "larger_batches", "search", "candidates", "tuning", "agents", "peers"),
     ),
-    "Variance": ("headroom", "trained_along", "ablation", "orders"),
+    "Variance": ("headroom", "trained_along", "ablation", "orders", "library_peers"),
     "Speed": (*("estimators", "throughput", "whole_runs", "time_to_solve", "library_speed", "scaling", "beside"),),
     "Reliability": ("reliability", "third_party", "newcomer"),
     "Autoencoders and the toy problem": ("vae", "toy"),

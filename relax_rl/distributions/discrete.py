@@ -21,6 +21,7 @@ __all__ = [
     "cumulative",
     "divergence",
     "every_combination",
+    "log_probability",
     "one_hot",
     "visible",
 ]
@@ -55,6 +56,12 @@ def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     left_out = impossible | beyond
     log_p, log_q = log_p.masked_fill(left_out, 0.0), log_q.masked_fill(left_out, 0.0)
     return (log_p.exp() * (log_p - log_q)).masked_fill(beyond, math.inf)
+
+
+def log_probability(probs: Tensor) -> Tensor:
+    """log p, -inf where p is 0, without a derivative there."""
+    impossible = probs == 0.0
+    return probs.masked_fill(impossible, 1.0).log().masked_fill(impossible, -math.inf)
 
 
 def cumulative(probs: Tensor, index: Tensor) -> Tensor:

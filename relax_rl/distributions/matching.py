@@ -95,6 +95,10 @@ class Matching:
         """Raises ValueError: it is a sum over all ways to perturb the logits."""
         raise ValueError(f"the probability {_INTRACTABLE}")
 
+    def score(self, sample: Tensor) -> NoReturn:
+        """Raises ValueError, as `log_prob`."""
+        raise ValueError(f"the probability {_INTRACTABLE}")
+
     def relax_given(self, sample: Tensor, noise: Tensor) -> NoReturn:
         """Raises ValueError, as `log_prob`."""
         raise ValueError(f"z given the outcome {_INTRACTABLE}")

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from relax_rl.distributions.discrete import one_hot
+
 __all__ = [
     "MOST_OUTCOMES",
     "MOST_SETS",
@@ -126,7 +128,7 @@ def _levels(n: int, count: int) -> list[tuple[list[tuple[int, ...]], list[list[i
     return levels
 
 
-def first_sets(probs: Tensor, count: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+def first_sets(probs: Tensor, count: int, *, by_index: bool = False) -> list[tuple[Tensor, Tensor, Tensor]]:
     """The law of the set of the first j items drawn without replacement, j = 0..count, exactly.
 
     A sum over sets instead of orders, all of whose terms are positive: P(A) = sum_{i in A} P(A - i) p_i / p(not A - i).
@@ -134,6 +136,7 @@ def first_sets(probs: Tensor, count: int) -> list[tuple[Tensor, Tensor, Tensor]]
     Args:
         probs: `[*, n]`.
         count: of items drawn.
+        by_index: whether items of probability 0 follow by index once no others are left, instead of none.
 
     Returns:
         for each j the sets `[C, j]`, their probabilities `[*, C]` and `[*, C, n]` the probability of each item to be next.
@@ -157,5 +160,7 @@ def first_sets(probs: Tensor, count: int) -> list[tuple[Tensor, Tensor, Tensor]]
         left = probs.unsqueeze(-2).masked_fill(taken, 0.0)
         total = left.sum(-1, keepdim=True)
         following = left / total.masked_fill(total == 0.0, 1.0)
+        if by_index:
+            following = torch.where(total == 0.0, one_hot((~taken).long().argmax(-1), n, left.dtype), following)
         found.append((members, at, following))
     return found

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from relax_rl.distributions.checks import require_params
-from relax_rl.distributions.discrete import FAR, HIDDEN, one_hot
+from relax_rl.distributions.checks import require_alike, require_params
+from relax_rl.distributions.discrete import FAR, HIDDEN, divergence, log_probability, one_hot
 from relax_rl.distributions.gumbel_perturbed import GumbelPerturbed
 from relax_rl.distributions.orders import (
     MOST_OUTCOMES,
@@ -100,6 +100,23 @@ class PlackettLuce(GumbelPerturbed):
             total = total + (at * choice).sum(-1).to(total.dtype)
         return total
 
+    def kl_divergence(self, other: PlackettLuce) -> Tensor:
+        """`[*]` KL(self || other) in nats; as `entropy` a sum over sets, of the divergences of what is drawn next.
+
+        Raises:
+            ValueError: when the other is of another family, width or k; for more sets than `first_sets` runs through:
+                log_prob - other.log_prob of a sample is an unbiased estimate.
+        """
+        require_alike(self, other, ("_count",))
+        ours, theirs = (first_sets(dist._probs, self._count - 1, by_index=True) for dist in (self, other))
+        total = torch.zeros((), dtype=self.params.dtype, device=self.params.device)
+        for (_, at, following), (_, _, expected) in zip(ours, theirs, strict=True):
+            apart = divergence(log_probability(following), log_probability(expected)).sum(-1)
+            beyond = apart == math.inf
+            reached = (at * apart.masked_fill(beyond, 0.0)).masked_fill(beyond & (at > 0.0), math.inf)
+            total = total + reached.sum(-1).to(self.params.dtype)
+        return total
+
     def mode(self) -> Tensor:
         return self.threshold(self._locations)
 
@@ -110,15 +127,9 @@ class PlackettLuce(GumbelPerturbed):
         Raises:
             ValueError: for more sets than `first_sets` runs through.
         """
-        places = [
-            (at.unsqueeze(-1) * following).sum(-2) for _, at, following in first_sets(self._probs, self._count - 1)
-        ]
-        # Places behind the last possible item belong to the masked ones, by index.
-        expected = self._one_hot(self._masked.to(torch.uint8).sort(dim=-1, stable=True).indices[..., : self._count])
-        left = 1.0 - torch.stack(places, -2).sum(-1, keepdim=True)
-        filled = torch.stack(places, -2) + (left > 0.5) * expected.unflatten(-1, (self._count, -1))
-        mean: Tensor = filled.flatten(-2).to(self.params.dtype)
-        return mean
+        sets = first_sets(self._probs, self._count - 1, by_index=True)
+        places = [(at.unsqueeze(-1) * following).sum(-2) for _, at, following in sets]
+        return torch.cat(places, -1).to(self.params.dtype)
 
     def soften(self, z: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         falling = z.sort(dim=-1, descending=True, stable=True).values[..., : self._count]

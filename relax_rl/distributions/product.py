@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions.checks import require_params
+from relax_rl.distributions.from_torch import TorchDistribution
 
 __all__ = ["Product"]
 
@@ -37,9 +38,19 @@ class _Part:
     def discrete(self) -> bool:
         return hasattr(self.family, "relax_given")
 
+    @property
+    def sloped(self) -> bool:
+        """Whether the derivatives of z, and of z~ where there is one, are known."""
+        return hasattr(self.family, "pull_back") and (not self.discrete or hasattr(self.family, "conditional_weight"))
+
 
 def _part(dist: Any) -> _Part:
     """How the vectors of a distribution are built, found out on one draw at parameters of 0."""
+    if isinstance(dist, TorchDistribution):
+        raise ValueError(
+            f"torch.distributions.{type(dist.dist).__name__} cannot be a factor, for its noise is the state of a generator "
+            "and not one entry a row: make it a draw of a StochasticGraph"
+        )
     family = dist.with_params(torch.zeros((1, dist.params.shape[-1]), dtype=dist.params.dtype, device="cpu"))
     noise = family.sample_noise(torch.Generator())
     z = family.relax(noise)
@@ -67,6 +78,9 @@ class Product:
     is LAX in the continuous factors and RELAX in the discrete ones, in one estimate with one surrogate of all of them. It is
     unbiased by the argument for either: given x, z~_d is a z_d given b; and x moves with the parameters in c(z) alone.
 
+    Orders, subsets and ranks are factors as any other; they do not know the derivatives of z~ in closed form, and a product
+    with one of them takes them from a graph, as their own estimates do.
+
     Make it by `Product.of`.
 
     Args:
@@ -82,10 +96,11 @@ class Product:
 
     @classmethod
     def of(cls, *factors: Any) -> Product:
-        """The product of some distributions of this package, or of others that have the same methods, `pull_back` among them.
+        """The product of some distributions of this package, or of others that have the same methods.
 
         Raises:
-            ValueError: when there is none, or their parameters `[*, P]` lead with other dimensions.
+            ValueError: when there is none, their parameters `[*, P]` lead with other dimensions, or one of them is of
+                torch.distributions, whose noise is not one entry a row.
         """
         rows = {tuple(factor.params.shape[:-1]) for factor in factors}
         if len(rows) != 1:
@@ -101,6 +116,11 @@ class Product:
         """The distributions, each at its own entries of `params`; made anew, with the graph if there is one now."""
         split = self.params.split([part.params for part in self.parts], -1)
         return tuple(part.family.with_params(own) for part, own in zip(self.parts, split, strict=True))
+
+    @property
+    def sloped(self) -> bool:
+        """Whether the derivatives of the relaxation are known of every factor: `pull_back` and `conditional_weight`."""
+        return all(part.sloped for part in self.parts)
 
     @property
     def one_hot(self) -> bool:
@@ -195,11 +215,11 @@ class Product:
         Raises:
             ValueError: when a factor is continuous.
         """
-        self._require_finite()
+        self._require_finite("mean")
         return torch.cat([factor.mean for factor in self.factors], -1)
 
     def with_mean(self, mean: Tensor) -> Product:
-        self._require_finite()
+        self._require_finite("with_mean")
         split = mean.split([part.embedded for part in self.parts], -1)
         made = [f.with_mean(own).params for f, own in zip(self.factors, split, strict=True)]
         return self.with_params(torch.cat(made, -1))
@@ -210,7 +230,7 @@ class Product:
         Raises:
             ValueError: when a factor is continuous.
         """
-        self._require_finite()
+        self._require_finite("support")
         tables = [f.support() for f in self.factors]
         chosen = torch.cartesian_prod(*(torch.arange(len(table), device=table.device) for table in tables))
         chosen = chosen.reshape(-1, len(tables))
@@ -254,11 +274,12 @@ class Product:
             [discrete(f, b, own) if part.discrete else continuous(part, b, own) for part, f, b, own in every], -1
         )
 
-    def _require_finite(self) -> None:
-        for factor in self.factors:
-            if not hasattr(factor, "support"):
+    def _require_finite(self, method: str) -> None:
+        for part in self.parts:
+            if not part.discrete or not hasattr(type(part.family), method):
                 raise ValueError(
-                    f"the outcomes of a product with {type(factor).__name__} cannot be listed: take an estimator that samples"
+                    f"the outcomes of a product with {type(part.family).__name__} cannot be listed: take an estimator that "
+                    "samples"
                 )
 
 

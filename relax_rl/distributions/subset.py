@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from relax_rl.distributions.checks import on_host, require_params
-from relax_rl.distributions.discrete import FAR, check_possible, one_hot
+from relax_rl.distributions.checks import on_host, require_alike, require_params
+from relax_rl.distributions.discrete import FAR, check_possible, divergence, log_probability, one_hot
 from relax_rl.distributions.gumbel_perturbed import GumbelPerturbed
 from relax_rl.distributions.orders import MOST_OUTCOMES, below, first_sets, require_count, require_few
 from relax_rl.distributions.set_integral import level_at, log_set_probability, noise_at, set_score
@@ -123,6 +123,17 @@ class Subset(GumbelPerturbed):
         """
         _, at, _ = first_sets(self._probs, self.k)[-1]
         return -(at * at.clamp(min=torch.finfo(at.dtype).tiny).log()).sum(-1).to(self.params.dtype)
+
+    def kl_divergence(self, other: Subset) -> Tensor:
+        """`[*]` KL(self || other) in nats; as `entropy` a sum over all sets.
+
+        Raises:
+            ValueError: when the other is of another family, width or k; for more sets than `first_sets` runs through:
+                log_prob - other.log_prob of a sample is an unbiased estimate.
+        """
+        require_alike(self, other, ("k",))
+        log_p, log_q = (log_probability(first_sets(dist._probs, self.k)[-1][1]) for dist in (self, other))
+        return divergence(log_p, log_q).sum(-1).to(self.params.dtype)
 
     def mode(self) -> Tensor:
         return self.threshold(self._locations)

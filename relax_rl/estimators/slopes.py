@@ -41,7 +41,7 @@ class SlopedSurrogate(Protocol):
 
 def is_sloped(dist: Any) -> TypeGuard[SlopedDistribution]:
     """Whether J is known."""
-    return hasattr(dist, "pull_back")
+    return hasattr(dist, "pull_back") and getattr(dist, "sloped", True)
 
 
 def is_sloped_relaxation(dist: Any) -> TypeGuard[SlopedRelaxation]:

@@ -97,6 +97,13 @@ class ActionMasks:
         left: np.ndarray = np.asarray(rows.any(1)) if len(self._sizes) == 1 else self._left(rows).all(1)
         return ~left
 
+    def sample(self, row: np.ndarray, rng: np.random.Generator) -> Any:
+        """An action of the space that a row `[W]` allows."""
+        picks = [int(rng.choice(np.flatnonzero(part))) for part in np.split(row, self._starts[1:])]
+        if isinstance(self._space, spaces.Discrete):
+            return self._space.start + picks[0]
+        return np.asarray(picks, self._space.dtype).reshape(self._space.shape)
+
     def _left(self, rows: np.ndarray) -> Any:
         """`[N, K]` where a dimension has something left."""
         return np.logical_or.reduceat(rows, self._starts, axis=1)

@@ -140,6 +140,11 @@ class EnvMasks:
         self._masks = action_masks_for(space) if space == vector_env.single_action_space else None
         if self._masks is None and (key is not None or how in ("info", "method")):
             what = f"mask_key is {key!r}" if key is not None else "masks of actions are asked for"
+            if space != vector_env.single_action_space:
+                raise SettingsError(
+                    f"{what}, but the actions of {env_id} are those of {space} by bins, which nothing says how to mask; leave "
+                    "action_masks at auto, or bins at 0"
+                )
             raise SettingsError(f"{what}, but the actions of {env_id} are those of {space}; leave action_masks at auto")
         self._env, self._how, self._key, self._id, self._first = vector_env.unwrapped, how, key, env_id, first_env
         self._seen, self._chosen = vector_env.single_observation_space, how == "off" or self._masks is None
@@ -223,7 +228,7 @@ class EnvMasks:
         if not isinstance(env, SyncVectorEnv | AsyncVectorEnv):
             return None
         # A worker that is asked for what it has not would end.
-        return partial(env.call, METHOD) if all(env.call("has_wrapper_attr", METHOD)) else None
+        return (lambda: list(env.call(METHOD))) if all(env.call("has_wrapper_attr", METHOD)) else None
 
     def _possible(self, found: np.ndarray, unasked: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """The masks, all allowed where nothing is asked for."""

@@ -144,9 +144,11 @@ class ForkableEnv:
     def _trial(self, env: gym.Env[Any, Any]) -> tuple[list[Any], list[Any]]:
         """What an environment in the present state answers to some actions, and these."""
         path, actions, mask, rng = [], [], self.mask, np.random.default_rng(0)
-        masks = None if mask is None else action_masks_for(env.action_space)
+        masks = action_masks_for(env.action_space)
         for _ in range(_TRIAL_STEPS):
-            actions.append(env.action_space.sample() if masks is None else masks.sample(mask, rng))
+            actions.append(
+                masks.sample(mask, rng) if masks is not None and mask is not None else env.action_space.sample()
+            )
             obs, reward, terminated, truncated, info = env.step(actions[-1])
             path.append((_plain(obs), float(reward), bool(terminated), bool(truncated)))
             if terminated or truncated:

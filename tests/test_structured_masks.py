@@ -259,6 +259,6 @@ def test_vectors_and_forks_heed_them_too() -> None:
 def test_bins_have_no_masks() -> None:
     with pytest.raises(
         SettingsError,
-        match="are those of .* by bins, which nothing says how to mask; leave action_masks at auto, or bins at 0",
+        match=r"are those of .* by bins, which nothing says how to mask; leave action_masks at auto, or bins at 0",
     ):
         make_envs("Pendulum-v1", num_envs=1, vectorization="sync", bins=3, action_masks="info")

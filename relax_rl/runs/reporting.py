@@ -6,8 +6,10 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 
+from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.runs.displays import Display
 from relax_rl.runs.folder import RunFolder
+from relax_rl.runs.guarded import GuardedLogger
 from relax_rl.runs.interruption import exit_code
 from relax_rl.runs.loggers import GroupLogger, Logger, TensorBoardLogger, TheirLogger, as_logger, read_csv
 from relax_rl.runs.record import logged_again, resumed_config
@@ -15,7 +17,7 @@ from relax_rl.runs.result import TrainingResult
 from relax_rl.runs.tracking import Tracker, default_project, require_trackers
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import flat
-from relax_rl.settings.naming import named, require_call
+from relax_rl.settings.naming import name_of, named, require_call
 
 __all__ = ["checked_loggers", "loggers_of", "resumed_with_loggers", "tell_outcome"]
 
@@ -26,7 +28,7 @@ def checked_loggers(config: TrainConfig, theirs: Iterable[TheirLogger | Logger])
     Raises:
         SettingsError: one is none, a name names nothing that can be called, or the package of a tracker is missing.
     """
-    found = [as_logger(each) for each in theirs]
+    found: list[Logger] = [GuardedLogger(as_logger(each), name_of(type(each))) for each in theirs]
     require_trackers(config.run.track)
     for name in config.run.logger:
         require_call(named(name, "logger"), "logger", config)
@@ -37,13 +39,24 @@ def loggers_of(config: TrainConfig, folder: RunFolder, *, resumed: bool) -> list
     """The loggers that the settings of a run ask for, each about to take its numbers.
 
     Raises:
-        SettingsError: a factory gives what is no logger.
+        SettingsError: a factory fails, or gives what is no logger.
     """
-    own = [as_logger(named(name, "logger")(config)) for name in config.run.logger]
+    own = [GuardedLogger(_made(name, config), name) for name in config.run.logger]
     project = config.run.track_project or default_project(config.env.env)
     settings = flat(config)
     names = dict.fromkeys(config.run.track)
     return [*own, *(Tracker(x, folder, project=project, settings=settings, resumed=resumed) for x in names)]
+
+
+def _made(name: str, config: TrainConfig) -> Logger:
+    """The logger that `module:name` makes."""
+    try:
+        return as_logger(named(name, "logger")(config))
+    except RelaxRLError:
+        raise
+    except Exception as error:  # whatever somebody's own code does
+        line = (str(error).splitlines() or [""])[0][:300]
+        raise SettingsError(f"logger {name} cannot be made: {type(error).__name__}: {line}; mend it") from error
 
 
 def tell_outcome(result: TrainingResult, loggers: Sequence[Logger], folder: RunFolder, display: Display) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shlex
-import warnings
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -225,9 +224,6 @@ def resumed_config(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
         )
     if wanted.run.estimator == "auto":
         wanted = with_settings(wanted, {"estimator": saved.run.estimator})
-    if (total := wanted.run.total_steps) < saved.run.total_steps:
-        told = f"--total-steps is {total:,}, the run was to take {saved.run.total_steps:,}: it ends, and schedules fall to zero, earlier"
-        warnings.warn(told, UserWarning, stacklevel=2)
     return check_resumable(saved, wanted)
 
 

@@ -19,7 +19,7 @@ from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import flat
 from relax_rl.settings.naming import name_of, named, require_call
 
-__all__ = ["checked_loggers", "loggers_of", "resumed_with_loggers", "tell_outcome"]
+__all__ = ["checked_loggers", "loggers_of", "resumed_with_loggers", "tell_fewer_steps", "tell_outcome"]
 
 
 def checked_loggers(config: TrainConfig, theirs: Iterable[TheirLogger | Logger]) -> list[Logger]:
@@ -81,6 +81,15 @@ def tell_outcome(result: TrainingResult, loggers: Sequence[Logger], folder: RunF
         with display.busy(f"handing the rest to {', '.join(tracker.name for tracker in trackers)}"):
             for tracker in trackers:
                 tracker.close()
+
+
+def tell_fewer_steps(saved: int, wanted: int) -> None:
+    """Warn where a run that is gone on with is to take fewer steps than it was to take before."""
+    if wanted < saved:
+        told = (
+            f"--total-steps is {wanted:,}, the run was to take {saved:,}: it ends, and schedules fall to zero, earlier"
+        )
+        warnings.warn(told, UserWarning, stacklevel=2)
 
 
 def resumed_with_loggers(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:

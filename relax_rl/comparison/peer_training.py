@@ -141,7 +141,7 @@ def train_peer(config: PeerConfig) -> signal.Signals | None:
             earlier = entries(read_record(folder), "resumed")
             note(folder, resumed=[*earlier, {"step": state["step"], "time": now()}])
             seed = int(np.random.SeedSequence([config.seed, state["step"]]).generate_state(1)[0] % 2**31)
-        around = {"wrapper": config.wrapper, "frame_stack": config.frame_stack}
+        around: dict[str, Any] = {"wrapper": config.wrapper, "frame_stack": config.frame_stack}
         envs = make_peer_envs(peer, seed, config.bins, config.env_kwargs, **around)
         try:
             model = make_peer(peer, envs, seed)

@@ -166,7 +166,8 @@ class StructuredMasks(ActionMasks):
         if array is not None:
             found: np.ndarray = self._checked(array[None], array.shape)[0]
             return found
-        return self._of_leaves(mask, None)[0]
+        row: np.ndarray = self._of_leaves(mask, None)[0]
+        return row
 
     def rows(self, masks: Any, count: int) -> np.ndarray:
         """`[N, W]` a batch of masks, a new array: `[N, W]`, a list of nested ones, or one that is nested with a batch in each leaf."""

@@ -6,6 +6,7 @@ __all__ = [
     "CheckpointError",
     "DamagedCheckpoint",
     "EnvironmentFault",
+    "LoggerFault",
     "RelaxRLError",
     "SettingsError",
     "TrainingDiverged",
@@ -51,6 +52,10 @@ class TrainingDiverged(RelaxRLError):
 
 class EnvironmentFault(RelaxRLError):
     """An environment gave what nothing can be learned from: a number that is not finite, or a mask that allows no action."""
+
+
+class LoggerFault(RelaxRLError):
+    """A logger of the user's own raised an error."""
 
 
 class WorkerLost(RelaxRLError):

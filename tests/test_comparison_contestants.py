@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import gymnasium as gym
 import pytest
 
 from relax_rl.commands.train import train_config as _train_config
 from relax_rl.comparison import peers
-from relax_rl.comparison.config import CompareConfig, check_resumable, read_settings, write_settings
+from relax_rl.comparison.config import CompareConfig, check_resumable, own_code, read_settings, write_settings
 from relax_rl.comparison.contestants import (
     Contestant,
     parse_settings,
@@ -271,3 +272,47 @@ def test_peers_make_their_environments_with_settings():
     envs = make_peer_envs(published("Pendulum-v1", "sb3-ppo"), 0, 0, {"g": 5.0})
     assert set(envs.get_attr("g")) == {5.0}
     envs.close()
+
+
+WRAPPED: dict[str, Any] = {"wrapper": ("gymnasium.wrappers:TimeLimit", "max_episode_steps=3"), "frame_stack": 2}
+
+
+def test_wrappers_and_stacks_go_around_the_environments_of_every_contestant():
+    config = CompareConfig(env=("Pendulum-v1,bins=3",), **WRAPPED)
+    (env,), spaces = make_environments(config)
+    assert spaces[env.name][0].shape == (2, 3)
+    assert own_code(config)["wrapper"] == WRAPPED["wrapper"]
+    own, peer = read_contestant("a2c"), Contestant("sb3-ppo", "sb3-ppo", peer=True)
+    tasks = [run_task(config, env, contestant, 0, "runs/x", name="x") for contestant in (own, peer)]
+    for task in tasks:
+        words = " ".join(task.begin)
+        assert "--wrapper gymnasium.wrappers:TimeLimit max_episode_steps=3" in words and "--frame-stack=2" in words
+        assert "--wrapper gymnasium.wrappers:TimeLimit max_episode_steps=3" in " ".join(task.resume)
+    given = _train_config([*tasks[0].begin[2:]], "train")
+    assert given.env.wrapper == WRAPPED["wrapper"] and given.env.frame_stack == 2
+    assert own_config(env, own).env == replace(given.env, num_envs=own_config(env, own).env.num_envs)
+    check_contestants([own, peer], [env], spaces)
+    refused = {
+        "Pendulum-v1": ("gymnasium.wrappers.vector:RecordEpisodeStatistics",),
+        "ALE/Pong-v5": WRAPPED["wrapper"],
+    }
+    for name, wrapper in refused.items():
+        with pytest.raises(SettingsError, match=r"goes around .*, which no peer is trained in; leave --peers out"):
+            check_contestants([peer], [replace(env, id=name, wrapper=wrapper)], spaces)
+
+
+def test_peers_learn_in_wrapped_environments():
+    pytest.importorskip("stable_baselines3")
+    from relax_rl.comparison.peer_training import PeerConfig, make_peer_envs
+
+    peer = replace(published("Pendulum-v1", "sb3-a2c"), num_envs=2, normalize=False)
+    envs = make_peer_envs(peer, 0, bins=3, **WRAPPED)
+    try:
+        assert envs.observation_space.shape == (2, 3) and list(envs.action_space.nvec) == [3]
+        envs.reset()
+        for _ in range(3):
+            _, _, dones, infos = envs.step([[0], [1]])
+        assert dones.all() and all(info["episode"]["l"] == 3 for info in infos)  # the monitor sees the wrapper's end
+    finally:
+        envs.close()
+    assert PeerConfig(**WRAPPED).frame_stack == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from relax_rl.agents import UpdateInfo
 from relax_rl.agents.statistics import episodes_of_all
 from relax_rl.backends.infos import InfoTerms, followed, info_means, number
 from relax_rl.cli import main
+from relax_rl.compute import distributed
 from relax_rl.envs import Episode, VectorEnvs
 from relax_rl.errors import SettingsError
 from relax_rl.runs.agent import AgentRun
 from relax_rl.runs.displays import describe_return
 from relax_rl.runs.loggers import CsvLogger, read_csv, truncate_csv
 from relax_rl.runs.training import resume_config
-from tests.fakes import GoldenEnv
+from tests.fakes import GoldenEnv, vector_of
 from tests.old_artefacts import blank_figures
+from tests.workers import run_workers
 
 HERE = "tests.test_env_infos"
 
@@ -179,16 +182,63 @@ def test_what_a_run_remembers(tmp_path: Path) -> None:
     assert describe_return(2.0) == "mean return 2.00"
 
 
-def test_workers_know_the_infos_of_their_own_episodes() -> None:
+def test_workers_know_the_infos_of_all() -> None:
+    """By rank, exact to the bit, and without a word where no info says anything."""
+    theirs = (Episode(3.0, 1, {"success": 0.0, "näher": 1 / 3}), Episode(4.0, 2))
+    own = (Episode(5.0, 3, {"success": 1.0}),)
+
     class Two:
-        count, rank = 2, 1
+        count = 2
+
+        def __init__(self, rank: int) -> None:
+            self.rank, self.sent = rank, list[np.ndarray]()
 
         def gather(self, table: np.ndarray) -> np.ndarray:
-            return np.stack([np.array([3.0, 1.0, 4.0, 2.0, 0.0, 0.0]), table])
+            self.sent.append(table)
+            return np.stack([others[len(self.sent) - 1], table])
 
-    own = (Episode(5.0, 3, {"success": 1.0}),)
-    found = episodes_of_all(Two(), own, 3)  # type: ignore[arg-type]
-    assert found == (Episode(3.0, 1), Episode(4.0, 2), own[0])
+    text = json.dumps(dict(theirs[0].info)).encode()
+    of_other = np.array([3.0, 1.0, len(text), 4.0, 2.0, 0.0, 0.0, 0.0, 0.0])
+    others = [of_other, np.frombuffer(text, np.uint8).astype(float)]
+    assert episodes_of_all(Two(1), own, 3) == (*theirs, *own)  # type: ignore[arg-type]
+    others = [np.array([3.0, 1.0, 0.0])]
+    silent = Two(1)
+    found = episodes_of_all(silent, (Episode(1.0, 2),), 1)  # type: ignore[arg-type]
+    assert found == (Episode(3.0, 1), Episode(1.0, 2)) and len(silent.sent) == 1
+
+
+def infos_by_rank(rank: int) -> tuple[list[dict[str, float]], float]:
+    with distributed.joined(timeout=60.0) as workers:
+        agent = A2C(GoldenEnv().observation_space, GoldenEnv().action_space, hidden=(4,), num_steps=8)
+        agent.join(workers)
+        heard: list[dict[str, float]] = []
+        means = []
+
+        def listen(_: Any, info: Any) -> None:
+            heard.extend(dict(episode.info) for episode in info.episodes)
+            means.append(info.metrics.get("info/rank", math.nan))
+
+        with VectorEnvs(vector_of([lambda: Ranked(rank)], AutoresetMode.NEXT_STEP), info_keys=("rank",)) as envs:
+            agent.learn(envs, 200, [listen])
+    return heard, means[-1]
+
+
+class Ranked(GoldenEnv):
+    """Tells the rank of its process."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(rank)
+        self.rank = rank
+
+    def step(self, action: Any) -> Any:
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward, terminated, truncated, {**info, "rank": float(self.rank)}
+
+
+def test_workers_agree_on_the_means_over_all_episodes() -> None:
+    (first, (heard, mean)), (second, (other, other_mean)) = run_workers(2, infos_by_rank)
+    assert first == second == "done" and heard == other and mean == other_mean
+    assert {terms["rank"] for terms in heard} == {0.0, 1.0} and 0.0 < mean < 1.0
 
 
 def test_late_columns_stand_behind_the_others(tmp_path: Path) -> None:

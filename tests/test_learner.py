@@ -224,9 +224,9 @@ def test_rows_of_an_earlier_policy_count_by_their_present_probability(kind: type
     assert ratio.max() > MOST_RATIO and ratio.min() < 0.9
     torch.testing.assert_close(part.weight, old.weight[order] * ratio.clamp(max=MOST_RATIO))
     # As rows of the present policy, whose noise leads to the action.
-    torch.testing.assert_close(part.old_log_prob, log_prob)
-    noise = noise_behind(now, part.action, part.conditional_noise)
-    torch.testing.assert_close(now.threshold(now.relax(noise)), part.action)
+    assert part.old_log_prob is None and not steps[1].objective.off_policy
+    torch.testing.assert_close(now.threshold(now.relax(part.noise)), part.action)
+    assert not torch.isclose(part.noise, old.noise[order]).any()
     # What the networks say is known by then: it is what they would say.
     found = whole_gradients(agent, part, steps[1].objective)
     torch.testing.assert_close(found.of["surrogate"], steps[1].gradients["surrogate"], rtol=1e-4, atol=1e-6)

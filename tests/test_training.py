@@ -332,6 +332,14 @@ def test_a_mistake_of_a_callback_leaves_a_checkpoint(tmp_path):
     assert train(resume_config(tmp_path / "run", total_steps=300)).steps >= 300
 
 
+def test_a_run_that_is_to_end_earlier_says_so(tmp_path, recwarn):
+    path = tmp_path / "run"
+    train(small_run(path, total_steps=900, stop_at_step=100))
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="--total-steps is 400, the run was to take 900: it ends, and schedules fall"):
+        assert 400 <= train(resume_config(path, total_steps=400)).steps < 900
+
+
 def test_a_folder_with_a_run_is_refused(finished):
     with pytest.raises(SettingsError, match="already holds a run"):
         train(small_run(finished.run_dir))

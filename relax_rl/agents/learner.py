@@ -24,7 +24,9 @@ from relax_rl.compute.clocks import Watch, unwatched
 from relax_rl.compute.compilation import CompilationError, NotKept, warn_or_raise
 from relax_rl.compute.distributed import ALONE, Workers
 from relax_rl.compute.optimizers import OPTIMIZERS, Adam, FlatParameters, Optimizer
+from relax_rl.distributions import Distribution
 from relax_rl.errors import SettingsError, TrainingDiverged
+from relax_rl.estimators import noise_behind
 from relax_rl.settings.config import AgentConfig
 
 __all__ = ["Learner"]
@@ -99,7 +101,7 @@ class Learner:
         # The estimate is unbiased for a surrogate that has not seen the actions it is used on: within passes it waits.
         self._at_once = replace(own, trains=tuple(self.flat))
         self._in_passes = replace(own, off_policy=True, clip_range=config.clip_range)
-        self._surrogate_alone = replace(own, trains=("surrogate",), off_policy=True)
+        self._surrogate_alone = replace(own, trains=("surrogate",))
         self._groups = replace(own, trains=())
 
     def parts(self) -> dict[str, Any]:
@@ -262,12 +264,22 @@ class Learner:
         ratio = torch.exp(dist.log_prob(batch.action) - batch.old_log_prob)
         # As rows of the present policy, which they count as from here on; what an action was worth is the same for any.
         weight = batch.weight * (ratio.clamp(max=_MOST_RATIO) if self.config.surrogate_loss == "variance" else 1.0)
-        batch = replace(batch, weight=weight, old_log_prob=dist.log_prob(batch.action))
-        endless = (each for _ in repeat(None) for each in self._minibatches(batch))
+        batch = replace(batch, weight=weight, old_log_prob=None)
+        endless = (each for _ in repeat(None) for each in self._as_if_drawn(batch, dist))
         for part, index in islice(endless, count):
             known = Outputs(seen.params[index], seen.value[:0], seen.features[index])
             metrics, _ = self.step(part, self._surrogate_alone, factor, known)
         return metrics
+
+    def _as_if_drawn(self, batch: Batch, dist: Distribution) -> Iterator[tuple[Batch, Tensor]]:
+        """`_minibatches` of rows whose noise makes their actions under `dist` `[B]`, drawn from its law given them."""
+        parts = list(self._minibatches(batch))
+        order = torch.cat([index for _, index in parts])
+        given = [part.conditional_noise for part, _ in parts if part.conditional_noise is not None]
+        here = dist.with_params(dist.params[order])
+        noise = noise_behind(here, batch.action[order], torch.cat(given) if given else None)
+        for (part, index), behind in zip(parts, noise.split([len(index) for _, index in parts]), strict=True):
+            yield replace(part, noise=behind, conditional_noise=None), index
 
     def _pass_over(self, batch: Batch, factor: float) -> tuple[Metrics, dict[str, Tensor], int]:
         """Epochs of minibatches, each one step of policy and value function; see `learn`.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -115,16 +117,30 @@ def episodes_of_all(workers: Workers, own: tuple[Episode, ...], count: int) -> t
         count: of all workers.
 
     Returns:
-        Their returns and lengths; what infos come to is known of this worker's own only.
+        Their returns, lengths and what their infos come to.
     """
     if workers.count == 1 or not count:
         return own
-    table = np.zeros((count, 2))  # rows of length 0 hold none
-    table[: len(own)] = np.reshape([(episode.return_, episode.length) for episode in own], (-1, 2))
-    found = workers.gather(table.ravel()).reshape(-1, count, 2)
+    texts = [json.dumps(dict(episode.info)).encode() if episode.info else b"" for episode in own]
+    table = np.zeros((count, 3))  # rows of length 0 hold none
+    told = [(episode.return_, episode.length, len(text)) for episode, text in zip(own, texts, strict=True)]
+    table[: len(own)] = np.reshape(told, (-1, 3))
+    found = workers.gather(table.ravel()).reshape(-1, count, 3)
+    infos = _texts_of_all(workers, b"".join(texts), found[..., 2].astype(int))
     return tuple(
-        own[place] if rank == workers.rank else Episode(float(return_), int(length))
+        Episode(float(return_), int(length), json.loads(infos[rank].read(int(size)) or b"{}"))
         for rank, rows in enumerate(found)
-        for place, (return_, length) in enumerate(rows)
+        for return_, length, size in rows
         if length
     )
+
+
+def _texts_of_all(workers: Workers, own: bytes, sizes: np.ndarray) -> list[io.BytesIO]:
+    """What each worker has to say, `sizes` `[W, n]` bytes of it; nothing is sent where nobody says anything."""
+    totals = sizes.sum(1)
+    if not totals.any():
+        return [io.BytesIO() for _ in totals]
+    padded = np.zeros(totals.max())
+    padded[: len(own)] = np.frombuffer(own, np.uint8)
+    found = workers.gather(padded).astype(np.uint8)
+    return [io.BytesIO(row[:total].tobytes()) for row, total in zip(found, totals, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -16,7 +16,7 @@ from relax_rl.errors import EnvironmentFault, SettingsError
 from relax_rl.networks.masks import action_masks_for
 from relax_rl.networks.spaces import leaf_spaces
 
-__all__ = ["AskedMasks", "EnvMasks", "MaskInInfo", "with_mask_in_info"]
+__all__ = ["AskedMasks", "EnvMasks", "MaskInInfo", "single_masks", "with_mask_in_info"]
 
 AskedMasks = Literal["auto", "off", "info", "method"]
 KEY, METHOD = "action_mask", "action_masks"
@@ -79,7 +79,33 @@ def with_mask_in_info(
         if how == "method":
             raise SettingsError(_no_method(env_id))
         return env
-    return MaskInInfo(env, lambda _: method(), always=how == "method")
+    return MaskInInfo(env, partial(_answer, method), always=how == "method")  # a deep copy asks its own environment
+
+
+def single_masks(
+    env: gym.Env[Any, Any], key: str | None, drop: Sequence[str], env_id: str
+) -> Callable[[Any, Mapping[str, Any]], np.ndarray] | None:
+    """What reads `[W]` the mask of an observation of a single environment that came with an info; None without masks.
+
+    Where an info has none, at the end of an episode say, everything is allowed.
+
+    Args:
+        env: has its masks in its infos, see `with_mask_in_info`, or as a leaf of its observations.
+        key, drop: names of that leaf, and of those that are left out.
+        env_id: its name in messages.
+
+    Raises:
+        SettingsError: there is no such leaf.
+    """
+    masks = action_masks_for(env.action_space)
+    if masks is None:
+        return None
+    if key is not None and key not in drop:
+        path = _path_to(env.observation_space, key, env_id)
+        return lambda obs, _: masks.row(_leaf(obs, path))
+    if KEY not in env.reset(seed=0)[1]:
+        return None
+    return lambda _, info: np.ones(masks.width, dtype=bool) if info.get(KEY) is None else masks.row(info[KEY])
 
 
 class EnvMasks:
@@ -114,6 +140,11 @@ class EnvMasks:
         self._masks = action_masks_for(space) if space == vector_env.single_action_space else None
         if self._masks is None and (key is not None or how in ("info", "method")):
             what = f"mask_key is {key!r}" if key is not None else "masks of actions are asked for"
+            if space != vector_env.single_action_space:
+                raise SettingsError(
+                    f"{what}, but the actions of {env_id} are those of {space} by bins, which nothing says how to mask; leave "
+                    "action_masks at auto, or bins at 0"
+                )
             raise SettingsError(f"{what}, but the actions of {env_id} are those of {space}; leave action_masks at auto")
         self._env, self._how, self._key, self._id, self._first = vector_env.unwrapped, how, key, env_id, first_env
         self._seen, self._chosen = vector_env.single_observation_space, how == "off" or self._masks is None
@@ -197,7 +228,7 @@ class EnvMasks:
         if not isinstance(env, SyncVectorEnv | AsyncVectorEnv):
             return None
         # A worker that is asked for what it has not would end.
-        return partial(env.call, METHOD) if all(env.call("has_wrapper_attr", METHOD)) else None
+        return (lambda: list(env.call(METHOD))) if all(env.call("has_wrapper_attr", METHOD)) else None
 
     def _possible(self, found: np.ndarray, unasked: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """The masks, all allowed where nothing is asked for."""
@@ -212,6 +243,10 @@ class EnvMasks:
                 "at least one (in every dimension); mend the environment, or end its episode there"
             )
         return found
+
+
+def _answer(method: Callable[[], Any], _obs: Any) -> Any:
+    return method()
 
 
 def _no_method(env_id: str) -> str:

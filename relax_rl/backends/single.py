@@ -19,7 +19,17 @@ from relax_rl.backends.masks import AskedMasks, with_mask_in_info
 from relax_rl.errors import SettingsError
 from relax_rl.networks.masks import action_masks_for
 
-__all__ = ["COMPLAINT", "REFUSAL", "SingleEnv", "heed", "kept_space", "misfit", "prepared", "vector_reward"]
+__all__ = [
+    "COMPLAINT",
+    "REFUSAL",
+    "SingleEnv",
+    "heed",
+    "kept_space",
+    "misfit",
+    "prepared",
+    "prepared_env",
+    "vector_reward",
+]
 
 COMPLAINT, REFUSAL = "relax_rl_complaint", "relax_rl_refusal"
 """Infos that hold a line to warn with, and one to end with."""
@@ -37,13 +47,10 @@ def prepared(
     info_keys: Sequence[str] = (),
 ) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
     """A wrapper for sub-environments, which says once, in this process, what leaves it has left out unasked."""
-    key = mask_key if mask_key is not None and mask_key in drop else None  # else it is read in the observations
     process, told = os.getpid(), set[str]()
 
     def prepare(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-        if key is not None or (mask_key is None and action_masks != "off"):
-            env = with_mask_in_info(env, action_masks, key, env_id)
-        made = SingleEnv(env, drop, env_id, masks=action_masks != "off", info_keys=info_keys)
+        made = prepared_env(env, env_id, drop, action_masks=action_masks, mask_key=mask_key, info_keys=info_keys)
         if made.unread and os.getpid() == process and not told:
             told.update(made.unread)
             warnings.warn(
@@ -54,6 +61,22 @@ def prepared(
         return made
 
     return prepare
+
+
+def prepared_env(
+    env: gym.Env[Any, Any],
+    env_id: str,
+    drop: Sequence[str],
+    *,
+    action_masks: AskedMasks,
+    mask_key: str | None,
+    info_keys: Sequence[str] = (),
+) -> SingleEnv:
+    """A single environment as `prepared` makes it, in silence."""
+    key = mask_key if mask_key is not None and mask_key in drop else None  # else it is read in the observations
+    if key is not None or (mask_key is None and action_masks != "off"):
+        env = with_mask_in_info(env, action_masks, key, env_id)
+    return SingleEnv(env, drop, env_id, masks=action_masks != "off", info_keys=info_keys)
 
 
 class SingleEnv(gym.Wrapper[Any, Any, Any, Any]):

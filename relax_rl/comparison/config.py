@@ -37,7 +37,7 @@ class CompareConfig:
     """Compare estimators, and other libraries, over environments and seeds."""
 
     SECTIONS: ClassVar[dict[str, str]] = {
-        "what is compared": "env env_kwargs estimators peers set seeds first_seed total_steps",
+        "what is compared": "env env_kwargs wrapper frame_stack estimators peers set seeds first_seed total_steps",
         "scores": "threshold stop_when_solved",
         "tuning": (
             "tune tune_together tune_anchors tune_rungs tune_keep tune_batch tune_minutes tune_space tune_seeds tune_first_seed "
@@ -52,6 +52,10 @@ class CompareConfig:
     """Gymnasium ids; ID,bins=7 cuts continuous actions into 7 values per dimension."""
     env_kwargs: dict[str, Any] | None = None
     """Settings of the environments themselves, for all contestants: name=value pairs, values in JSON, or one JSON object."""
+    wrapper: tuple[str, ...] = setting((), repeatable=True)
+    """module:Wrapper around each environment of all contestants, its keyword arguments behind it as name=value; innermost first."""
+    frame_stack: int = setting(0, least=0, cap=1_024)
+    """Show all contestants the last so many observations at once; 0 for 4 in Atari and none elsewhere."""
     estimators: tuple[str, ...] = ("auto", "a2c")
     """Contestants: an estimator, with settings of its own (relax:surrogate_steps=4,hidden=64x64), and with a label (best=relax:policy_lr=2e-3)."""
     peers: tuple[PeerName, ...] = ()
@@ -152,6 +156,7 @@ def own_code(config: CompareConfig) -> dict[str, tuple[str, ...]]:
 
     found = {
         "env": is_own(config.env),
+        "wrapper": is_own(config.wrapper),
         "estimators": any(map(names_code, config.estimators)),
         "set": any(names_code(f"auto:{text}") for text in config.set),
     }

@@ -29,6 +29,10 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from relax_rl.backends.actions import BinnedActions
+from relax_rl.backends.creation import single_env
+from relax_rl.backends.frames import FrameStack
+from relax_rl.backends.own import ATARI_FRAMES, Making
+from relax_rl.backends.registry import find_spec
 from relax_rl.comparison.peers import ALGORITHMS, Peer, planned, with_overrides
 from relax_rl.compute.serialization import write_bytes_atomic
 from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError, in_one_line
@@ -70,6 +74,10 @@ class PeerConfig:
     """Cut each dimension of continuous actions into this many values; 0 leaves them as they are."""
     env_kwargs: dict[str, Any] | None = None
     """Settings of the environment itself: name=value pairs, values in JSON, or one JSON object."""
+    wrapper: tuple[str, ...] = setting((), repeatable=True)
+    """module:Wrapper around each environment, its keyword arguments behind it as name=value; innermost first."""
+    frame_stack: int = setting(0, least=0, cap=1_024)
+    """Show the last so many observations at once; 0 for 4 in Atari and none elsewhere."""
     set: tuple[str, ...] = ()
     """Keyword arguments of the algorithm over the published ones: name=value, values in JSON."""
     log_interval: int = setting(2_000, least=1)
@@ -125,7 +133,7 @@ def train_peer(config: PeerConfig) -> signal.Signals | None:
             about = {"peer": asdict(peer), "seed": seed, "steps": steps, "resumed": []}
             write_config(folder, config, about, section="options", packages=("stable_baselines3", "torch"))
         else:
-            config = _known(_saved_config(folder), config.env)
+            config = _known(_saved_config(folder), config)
             peer, steps = config.planned()
             state, saved = _newest(folder.checkpoints)
             for table in (folder.progress, folder.episodes):
@@ -133,7 +141,8 @@ def train_peer(config: PeerConfig) -> signal.Signals | None:
             earlier = entries(read_record(folder), "resumed")
             note(folder, resumed=[*earlier, {"step": state["step"], "time": now()}])
             seed = int(np.random.SeedSequence([config.seed, state["step"]]).generate_state(1)[0] % 2**31)
-        envs = make_peer_envs(peer, seed, config.bins, config.env_kwargs)
+        around: dict[str, Any] = {"wrapper": config.wrapper, "frame_stack": config.frame_stack}
+        envs = make_peer_envs(peer, seed, config.bins, config.env_kwargs, **around)
         try:
             model = make_peer(peer, envs, seed)
             run = _Run(config, folder, interruption)
@@ -225,17 +234,39 @@ class _Run(BaseCallback):
         remove_all_but(self.folder.checkpoints)
 
 
-def make_peer_envs(peer: Peer, seed: int, bins: int = 0, env_kwargs: Mapping[str, Any] | None = None) -> VecEnv:
-    """The peer's environments, seeded, each with a Monitor, normalised if its setting says so."""
+def make_peer_envs(
+    peer: Peer,
+    seed: int,
+    bins: int = 0,
+    env_kwargs: Mapping[str, Any] | None = None,
+    *,
+    wrapper: Sequence[str] = (),
+    frame_stack: int = 0,
+) -> VecEnv:
+    """The peer's environments, seeded, each with a Monitor around all wrappers, normalised if its setting says so."""
     if peer.atari:
         gymnasium.register_envs(ale_py)
         skipping = {"frameskip": 1} if peer.env.startswith("ALE/") else {}
         kwargs = {**skipping, **(env_kwargs or {})}
-        return VecFrameStack(make_atari_env(peer.env, n_envs=peer.num_envs, seed=seed, env_kwargs=kwargs), n_stack=4)
+        games = make_atari_env(peer.env, n_envs=peer.num_envs, seed=seed, env_kwargs=kwargs)
+        return VecFrameStack(games, n_stack=frame_stack or ATARI_FRAMES)
     cut: dict[str, Any] = {"wrapper_class": BinnedActions, "wrapper_kwargs": {"bins": bins}} if bins else {}
-    kwargs = dict(env_kwargs or {})
-    envs: VecEnv = make_vec_env(peer.env, n_envs=peer.num_envs, seed=seed, env_kwargs=kwargs, **cut)
+    kwargs, made = dict(env_kwargs or {}), _inside(peer.env, wrapper, frame_stack)
+    envs: VecEnv = make_vec_env(made, n_envs=peer.num_envs, seed=seed, env_kwargs=kwargs, **cut)
     return VecNormalize(envs, gamma=peer.settings.get("gamma", 0.99)) if peer.normalize else envs
+
+
+def _inside(env: str, wrapper: Sequence[str], frame_stack: int) -> str | Callable[..., gymnasium.Env[Any, Any]]:
+    """What makes an environment inside wrappers, as our own contestants have it; its id where there are none."""
+    if not wrapper and not frame_stack:
+        return env
+    spec, making = find_spec(env), Making.of(wrapper, frame_stack, ())
+
+    def made(**env_kwargs: Any) -> gymnasium.Env[Any, Any]:
+        inner = single_env(spec, env_kwargs=env_kwargs, making=making)
+        return FrameStack(inner, frame_stack) if frame_stack else inner
+
+    return made
 
 
 def make_peer(peer: Peer, envs: VecEnv, seed: int) -> Any:
@@ -265,14 +296,16 @@ def _normalization(model: Any) -> dict[str, Any]:
     }
 
 
-def _known(saved: PeerConfig, env: str) -> PeerConfig:
+def _known(saved: PeerConfig, given: PeerConfig) -> PeerConfig:
     """The settings of a run that is gone on with; what only its file names is not imported.
 
     Raises:
-        SettingsError: the environment is of a module, and not named again.
+        SettingsError: the environment is of a module, or a wrapper is, and not named again.
     """
-    if is_own(saved.env) and env != saved.env:
-        raise SettingsError(named_by_a_file("env", saved.env))
+    for name in ("env", "wrapper"):
+        before = getattr(saved, name)
+        if is_own(before) and getattr(given, name) != before:
+            raise SettingsError(named_by_a_file(name, before))
     return saved
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
@@ -18,6 +18,7 @@ __all__ = [
     "ALGORITHMS",
     "Peer",
     "check_installed",
+    "check_wrapped_peer",
     "parameters_of",
     "planned",
     "planned_steps",
@@ -147,6 +148,20 @@ def check_installed() -> None:
     """
     if find_spec("stable_baselines3") is None:
         raise SettingsError(f"--peers needs Stable-Baselines3, which is missing: {install_line('compare')}")
+
+
+def check_wrapped_peer(env: str, wrapper: Sequence[str]) -> None:
+    """Raises SettingsError for wrappers that a peer's environments cannot be inside of."""
+    from relax_rl.backends.own import own_wrappers
+
+    _, of_vectors = own_wrappers(wrapper)
+    if of_vectors or (wrapper and is_atari(env)):
+        what = (
+            f"{of_vectors[0].name} goes around vectors of Gymnasium"
+            if of_vectors
+            else f"{wrapper[0]} goes around {env}"
+        )
+        raise SettingsError(f"wrapper {what}, which no peer is trained in; leave --peers out")
 
 
 def parameters_of(kind: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.comparison.contestants import Contestant, safe_name
-from relax_rl.comparison.peers import planned
+from relax_rl.comparison.peers import check_wrapped_peer, planned
 from relax_rl.comparison.task import Task
 from relax_rl.errors import SettingsError
 from relax_rl.runs.folder import KeepingFolder, Within
@@ -46,6 +46,8 @@ class Environment:
         id: Gymnasium's.
         bins: values that each dimension of its actions is cut into; 0 leaves them as they are.
         kwargs: settings of its own, if any.
+        wrapper: around each, as texts; see `make_envs`.
+        frame_stack: observations that are shown at once; 0 for what is usual.
     """
 
     name: str
@@ -54,6 +56,14 @@ class Environment:
     id: str
     bins: int = 0
     kwargs: Mapping[str, Any] | None = None
+    wrapper: tuple[str, ...] = ()
+    frame_stack: int = 0
+
+    @property
+    def making(self) -> dict[str, Any]:
+        """The settings by which every contestant's are made, as far as there are any."""
+        every = {"env_kwargs": self.kwargs, "wrapper": self.wrapper, "frame_stack": self.frame_stack}
+        return {name: value for name, value in every.items() if value}
 
 
 @dataclass(frozen=True)
@@ -101,12 +111,15 @@ def make_environments(config: CompareConfig) -> tuple[list[Environment], dict[st
     found, spaces = [], {}
     for name in config.env:
         env, bins = _parse_env(name)
-        with make_envs(env, num_envs=1, seed=0, env_kwargs=config.env_kwargs) as envs:
+        around: dict[str, Any] = {"wrappers": config.wrapper, "frame_stack": config.frame_stack}
+        with make_envs(env, num_envs=1, seed=0, env_kwargs=config.env_kwargs, **around) as envs:
             spaces[name] = (envs.single_observation_space, envs.single_action_space)
             threshold = given.get(name, given.get("", envs.solve_threshold))
         _cut(spaces[name][1], bins)
         steps = config.total_steps or preset_config(env).run.total_steps
-        found.append(Environment(name, steps, threshold, env, bins, config.env_kwargs))
+        found.append(
+            Environment(name, steps, threshold, env, bins, config.env_kwargs, config.wrapper, config.frame_stack)
+        )
         if config.stop_when_solved and threshold is None:
             raise SettingsError(f"{name} has no registered threshold to stop at; give one by --threshold {name}=VALUE")
     return found, spaces
@@ -129,6 +142,7 @@ def check_contestants(
         observations, actions = spaces[env.name]
         for contestant in contestants:
             if contestant.peer:
+                check_wrapped_peer(env.id, env.wrapper)
                 continue
             try:
                 config = own_config(env, contestant)
@@ -161,7 +175,7 @@ def own_config(env: Environment, contestant: Contestant) -> TrainConfig:
     """
     from relax_rl.settings.presets import preset_config
 
-    settings = {"bins": env.bins, "env_kwargs": env.kwargs, **contestant.settings}
+    settings = {"bins": env.bins, **env.making, **contestant.settings}
     return preset_config(env.id, contestant.kind, preset=settings.pop("preset", "auto"), **settings)
 
 
@@ -191,13 +205,14 @@ def run_task(
     changes = {**contestant.settings, **(settings or {})}
     given: dict[str, Any] = {"env": env.id, "seed": seed, "total_steps": steps, "run_dir": folder}
     given |= {} if stop is None else {"stop_at_return": stop}
-    given |= {} if env.kwargs is None else {"env_kwargs": env.kwargs}
+    given |= env.making
     if contestant.peer:
         texts = tuple(f"{name}={json.dumps(value)}" for name, value in changes.items())
         ours: dict[str, Any] = {"bins": env.bins, "algo": contestant.kind, **given, **({"set": texts} if texts else {})}
         steps = planned(env.id, contestant.kind, env.bins, steps)[1]
         program: tuple[str, ...] = ("relax_rl.comparison.peer_training",)
-        resume = (*program, f"--resume={folder}", *options({"env": env.id} if is_own(env.id) else {}))
+        again = {name: given[name] for name in ("env", "wrapper") if is_own(given.get(name))}
+        resume = (*program, f"--resume={folder}", *options(again))
     else:
         # One thread for each of the runs side by side, unless asked for otherwise.
         ours = {"threads": 1, "tensorboard": False, "bins": env.bins, **changes, "estimator": contestant.kind, **given}

@@ -9,8 +9,9 @@ import numpy as np
 from gymnasium import spaces
 
 from relax_rl.errors import SettingsError
+from relax_rl.networks.spaces import leaf_spaces
 
-__all__ = ["ActionMasks", "action_masks_for"]
+__all__ = ["ActionMasks", "StructuredMasks", "action_masks_for"]
 
 
 class ActionMasks:
@@ -97,6 +98,13 @@ class ActionMasks:
         left: np.ndarray = np.asarray(rows.any(1)) if len(self._sizes) == 1 else self._left(rows).all(1)
         return ~left
 
+    def sample(self, row: np.ndarray, rng: np.random.Generator) -> Any:
+        """An action of the space that a row `[W]` allows."""
+        picks = [int(rng.choice(np.flatnonzero(part))) for part in np.split(row, self._starts[1:])]
+        if isinstance(self._space, spaces.Discrete):
+            return self._space.start + picks[0]
+        return np.asarray(picks, self._space.dtype).reshape(self._space.shape)
+
     def _left(self, rows: np.ndarray) -> Any:
         """`[N, K]` where a dimension has something left."""
         return np.logical_or.reduceat(rows, self._starts, axis=1)
@@ -131,10 +139,128 @@ class ActionMasks:
         )
 
 
+class StructuredMasks(ActionMasks):
+    """The same for a Dict or Tuple space, nested at will: the rows of its choices one after the other, in the order of the space.
+
+    A mask is nested like the space, as for its `sample(mask=...)` in Gymnasium: None, or nothing under a key, allows everything
+    there. A Box has none.
+
+    Args:
+        space: Dict or Tuple with a choice in it, of a single environment.
+    """
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        self._nest, self._bits, self._padded = space, 0, -1
+        self._parts = [(_named(path), leaf, action_masks_for(leaf)) for path, leaf in leaf_spaces(space)]
+        self._sizes = tuple(size for *_, masks in self._parts if masks is not None for size in masks._sizes)
+        self.width = sum(self._sizes)
+        self._starts = np.cumsum((0, *self._sizes[:-1]))
+
+    def row(self, mask: Any) -> np.ndarray:
+        """`[W]` one mask, a new array: nested, or flat `[W]`.
+
+        Raises:
+            SettingsError: it is something else, or holds other numbers than 0 and 1.
+        """
+        array = None if isinstance(mask, Mapping | tuple) else _array(mask)
+        if array is not None:
+            found: np.ndarray = self._checked(array[None], array.shape)[0]
+            return found
+        row: np.ndarray = self._of_leaves(mask, None)[0]
+        return row
+
+    def rows(self, masks: Any, count: int) -> np.ndarray:
+        """`[N, W]` a batch of masks, a new array: `[N, W]`, a list of nested ones, or one that is nested with a batch in each leaf."""
+        if not isinstance(masks, Mapping | tuple):
+            return super().rows(masks, count)
+        return self._of_leaves(masks, count)
+
+    def of_infos(self, infos: Mapping[str, Any], count: int) -> np.ndarray:
+        masks, given = infos.get("action_mask"), infos.get("_action_mask")
+        if not isinstance(masks, Mapping):
+            return super().of_infos(infos, count)
+        found = self.rows(masks, count)
+        if given is not None:
+            found[~given] = True
+        return found
+
+    def sample(self, row: np.ndarray, rng: np.random.Generator) -> Any:
+        own = iter(np.split(row, np.cumsum([masks.width for *_, masks in self._parts if masks is not None])[:-1]))
+        made = iter([leaf.sample() if m is None else m.sample(next(own), rng) for _, leaf, m in self._parts])
+        return _like(self._nest, made)
+
+    def _of_leaves(self, mask: Any, count: int | None) -> np.ndarray:
+        """`[N, W]` from the mask of each leaf, or `[1, W]` of a single mask, its count being None; True where there is none."""
+        found, rows = [], 1 if count is None else count
+        for (name, leaf, masks), own in zip(self._parts, self._leaves(self._nest, mask, count), strict=True):
+            if masks is None and own is not None:
+                raise SettingsError(
+                    f"an action mask is given for {name!r}, which is no choice but {leaf}; leave it None"
+                )
+            if masks is None:
+                continue
+            try:
+                if own is None:
+                    found.append(np.ones((rows, masks.width), np.bool_))
+                else:
+                    found.append(masks.row(own)[None] if count is None else masks.rows(own, count))
+            except SettingsError as error:
+                raise SettingsError(f"at {name!r} {error}") from None
+        return np.concatenate(found, 1)
+
+    def _leaves(self, space: spaces.Space[Any], mask: Any, count: int | None) -> Iterator[Any]:
+        """The masks of the leaves of a space, in its order."""
+        if isinstance(space, spaces.Dict):
+            known = {
+                *space.spaces,
+                *(f"_{key}" for key in space.spaces),
+            }  # of vectors the second say where there is one
+            strange = isinstance(mask, Mapping) and [key for key in mask if key not in known]
+            if strange or not (mask is None or isinstance(mask, Mapping)):
+                raise self._misfit(f"has {strange[0]!r}" if strange else f"is {type(mask).__name__}")
+            for key, part in space.spaces.items():
+                yield from self._leaves(part, None if mask is None else mask.get(key), count)
+        elif isinstance(space, spaces.Tuple):
+            size = len(space.spaces)
+            if count is not None and isinstance(
+                mask, list | np.ndarray
+            ):  # in the infos of a vector: each environment's
+                columns = [[each[k] for each in mask] for k in range(size)]
+                mask = tuple(None if all(own is None for own in column) else column for column in columns)
+            if mask is not None and not (hasattr(mask, "__len__") and len(mask) == size):
+                raise self._misfit(f"is not of {size} parts")
+            for k, part in enumerate(space.spaces):
+                yield from self._leaves(part, None if mask is None else mask[k], count)
+        else:
+            yield mask
+
+    def _misfit(self, what: str) -> SettingsError:
+        return SettingsError(
+            f"an action mask {what}, expected one nested like {self._nest}, with None where everything is allowed, or "
+            f"({self.width},) of its choices one after the other; mend the mask"
+        )
+
+
 def action_masks_for(space: spaces.Space[Any]) -> ActionMasks | None:
     """The masks of a space's actions; None of one whose actions are no choices."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        choices = any(action_masks_for(leaf) is not None for _, leaf in leaf_spaces(space))
+        return StructuredMasks(space) if choices else None
     choices = isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
     return ActionMasks(space) if choices else None  # type: ignore[arg-type]
+
+
+def _named(path: tuple[str | int, ...]) -> str:
+    return ".".join(map(str, path))
+
+
+def _like(space: spaces.Space[Any], leaves: Iterator[Any]) -> Any:
+    """What there is for the leaves, in their order, nested like the space."""
+    if isinstance(space, spaces.Dict):
+        return {key: _like(part, leaves) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_like(part, leaves) for part in space.spaces)
+    return next(leaves)
 
 
 def _array(mask: Any) -> np.ndarray | None:

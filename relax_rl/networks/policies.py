@@ -123,6 +123,9 @@ class Policy(nn.Module):
         if self.kind == "bernoulli":
             zero, one = mask.unflatten(-1, (-1, 2)).unbind(-1)
             return params.masked_fill(~one, -math.inf).masked_fill(~zero, math.inf)
+        if self.kind == "hybrid":  # whose numbers come first, and have no mask
+            numbers, choices = params.tensor_split((params.shape[-1] - mask.shape[-1],), -1)
+            return torch.cat([numbers, choices.masked_fill(~mask, -math.inf)], -1)
         return params.masked_fill(~mask, -math.inf)
 
     def distribution(self, params: Tensor, mask: Tensor | None = None) -> Distribution:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relax_rl.compute.distributed import ALONE, Workers
-from relax_rl.errors import EnvironmentFault, RelaxRLError, TrainingDiverged, WorkerLost, add_note
+from relax_rl.errors import EnvironmentFault, LoggerFault, RelaxRLError, TrainingDiverged, WorkerLost, add_note
 from relax_rl.runs.agent import OVER_EPISODES, AgentRun
 from relax_rl.runs.checkpoints import CheckpointFolder, Trainable
 from relax_rl.runs.displays import Display
@@ -324,7 +324,7 @@ class SaveCheckpoints:
             again: further options that going on with it needs.
 
         Raises:
-            TrainingDiverged, WorkerLost, EnvironmentFault: as raised inside, with the last checkpoint named.
+            TrainingDiverged, WorkerLost, EnvironmentFault, LoggerFault: as raised inside, with the last checkpoint named.
         """
         try:
             yield
@@ -334,10 +334,10 @@ class SaveCheckpoints:
         except TrainingDiverged as error:
             left = f"the last good checkpoint is {self._told(run_dir)}"
             raise TrainingDiverged(f"{error}; {left if self.last else _NONE_YET}") from error
-        except EnvironmentFault as error:
+        except (EnvironmentFault, LoggerFault) as error:
             self.save()
             left = f"saved as {self._told(run_dir)}; go on with --resume {run_dir}{again}"
-            raise EnvironmentFault(f"{error}; {left}") from error
+            raise type(error)(f"{error}; {left}") from error
         except RelaxRLError:
             raise
         except Exception as error:  # of an environment's or a callback's own: the agent is as it was before it

@@ -135,6 +135,7 @@ class Opening(Generic[C]):
         checkpoint: the one to go on from, its tensors in the first worker alone.
         workers: that learn together.
         section: the entry of `config.json` that holds the settings.
+        saved: the settings of the run to go on with as they were; None of a new one.
     """
 
     config: C
@@ -142,6 +143,7 @@ class Opening(Generic[C]):
     section: str | None = None
     folder: RunFolder | None = None
     checkpoint: Checkpoint | None = None
+    saved: C | None = None
 
     def check_steps(self, steps: int, total: str, *, complete: bool = True) -> None:
         """Refuse to go on with a run that is done.
@@ -306,7 +308,7 @@ def open_run(
     else:
         state, path = workers.from_first(None)
         checkpoint = Checkpoint({}, state, Path(path))
-    return Opening(config, workers, section, folder, checkpoint)
+    return Opening(config, workers, section, folder, checkpoint, saved)
 
 
 def _has_checkpoint(run_dir: str) -> bool:

@@ -38,7 +38,7 @@ from relax_rl.runs.loggers import (
 )
 from relax_rl.runs.profile import profile_of
 from relax_rl.runs.record import named_again, settings_to_resume
-from relax_rl.runs.reporting import checked_loggers, loggers_of, resumed_with_loggers, tell_outcome
+from relax_rl.runs.reporting import checked_loggers, loggers_of, resumed_with_loggers, tell_fewer_steps, tell_outcome
 from relax_rl.runs.result import TrainingResult
 from relax_rl.runs.session import Process, Session, open_run, training_process
 from relax_rl.settings.config import TrainConfig
@@ -140,6 +140,8 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
         steps = steps_of(checkpoint.state, checkpoint.path)
         seed = (config.run.seed, steps)
         opening.check_steps(steps, "total_steps")
+        if opening.saved is not None and workers.rank == 0:
+            tell_fewer_steps(opening.saved.run.total_steps, config.run.total_steps)
         if config.run.stop_at_step is not None:
             opening.check_steps(steps, "stop_at_step")
     first_env = workers.rank * config.env.num_envs

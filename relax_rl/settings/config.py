@@ -27,7 +27,7 @@ def _wrappers(texts: tuple[str, ...]) -> bool:
     return all("=" in text or ":" in text for text in texts) and "=" not in (texts or (":",))[0]
 
 
-def _all_own(names: tuple[str, ...]) -> bool:
+def all_own(names: tuple[str, ...]) -> bool:
     return all(":" in name for name in names)
 
 
@@ -115,7 +115,7 @@ class RunConfig:
     """Trackers that get the run's numbers too, one or more: each needs the extra of its name; none if none is named."""
     track_project: str | None = setting(None, fits=bool, expected="the name of a project, or nothing", resumable=True)
     """Project of the trackers, the experiment in MLflow (default: the environment's id); the run is called as its folder."""
-    logger: tuple[str, ...] = setting((), fits=_all_own, expected="module:factory", of_the_call=True)
+    logger: tuple[str, ...] = setting((), fits=all_own, expected="module:factory", of_the_call=True)
     """Loggers of your own: module:factory, called with the TrainConfig; a run that is gone on with has to be told of them again."""
     quiet: bool = setting(False, resumable=True, of_the_call=True)
     """Show no progress: what came of the run, in one line, and errors alone are told."""

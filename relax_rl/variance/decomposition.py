@@ -22,6 +22,7 @@ from relax_rl.errors import SettingsError
 from relax_rl.estimators.diagnostics import VarianceParts, variance_parts
 from relax_rl.networks.actions import action_rows
 from relax_rl.variance.contenders import REFERENCE, Contender
+from relax_rl.variance.standing import History, Standing, encoded, mask_rows, sample_from
 
 __all__ = ["EXACT_VALUE", "Tails", "decompose", "follow"]
 
@@ -124,82 +125,96 @@ def follow(
 ) -> Tails:
     """Try actions in states that the policy visits, and see each of them through to the end of a rollout.
 
-    The position of a state within a rollout is drawn, since the advantage of a late step looks ahead less far. Arguments
-    as for `decompose`.
+    The position of a state within a rollout is drawn, since the advantage of a late step looks ahead less far, and the
+    gradient of a policy with a memory goes back further. Arguments as for `decompose`.
     """
     rng = np.random.default_rng(seed)
     theta = list(agent.policy.parameters())
     of_states, advantages, jacobians = [], [], []
-    for done, obs in enumerate(_visited(agent, env, num_states, rng), start=1):
-        found = agent.networks(agent.normalized(obs))
+    for done, history in enumerate(_visited(agent, env, num_states, rng), start=1):
+        place = int(rng.integers(agent.config.num_steps))
+        found, state = history.outputs(place)
         rows = [torch.autograd.grad(x, theta, retain_graph=True) for x in found.params[0].unbind()]
         jacobians += [torch.cat([x.flatten() for x in row]) for row in rows]
-        value, noise = found.value.detach(), agent.sample_noise(num_actions)
-        action = agent.sample(obs.expand(num_actions, *obs.shape[1:]), noise)
-        horizon = agent.config.num_steps - int(rng.integers(agent.config.num_steps))
+        value, mask = found.value.detach(), mask_rows([env.mask] * num_actions, agent)
+        action, noise = sample_from(agent, found.params.expand(num_actions, -1), mask)
         forks = [env.fork(int(rng.integers(2**31))) for _ in range(num_actions * CONTINUATIONS)]
-        first = action.repeat_interleave(CONTINUATIONS, 0)
-        advantages.append(_advantages(agent, forks, first, value, horizon).view(num_actions, CONTINUATIONS))
+        first, standing = action.repeat_interleave(CONTINUATIONS, 0), (value, state)
+        reached = _advantages(agent, env, forks, first, *standing, agent.config.num_steps - place)
+        advantages.append(reached.view(num_actions, CONTINUATIONS))
         for fork in forks:
             fork.close()
         alike = (x.detach().expand(num_actions, *x.shape[1:]) for x in (found.features, value, found.params))
-        of_states.append((action.clone(), noise, *alike))  # out of inference mode
+        of_states.append((action, noise, *alike, *(() if mask is None else (mask,))))
         progress(done)
-    action, noise, features, value, params = (torch.cat(column) for column in zip(*of_states, strict=True))
+    action, noise, features, value, params, *masks = (torch.cat(column) for column in zip(*of_states, strict=True))
     experience = Experience(features, action, noise, torch.zeros_like(value), value, torch.ones_like(value))
     # J' = Q R: the columns of R are the rows of J in the orthonormal basis Q.
     coordinates = torch.linalg.qr(torch.stack(jacobians, 1), mode="r").R.T
     coordinates = coordinates.unflatten(0, (num_states, -1))
-    return Tails(experience, agent.policy.distribution(params), torch.stack(advantages), coordinates)
+    return Tails(experience, agent.policy.distribution(params, *masks), torch.stack(advantages), coordinates)
 
 
-def _visited(agent: ActorCritic, env: ForkableEnv, count: int, rng: np.random.Generator) -> Iterator[Tensor]:
-    """`[1, ...]` encoded observations of states of the policy's episodes; `env` then stands in them."""
-    env.reset(int(rng.integers(2**31)))
+def _visited(agent: ActorCritic, env: ForkableEnv, count: int, rng: np.random.Generator) -> Iterator[History]:
+    """The history of states of the policy's episodes; `env` then stands in them."""
+    history, state = History(agent), None
+
+    def begin() -> None:
+        nonlocal state
+        history.see(env.reset(int(rng.integers(2**31))), begins=True)
+        state = None
+
+    begin()
     for _ in range(count):
         for _ in range(int(rng.integers(1, 2 * _MEAN_GAP))):
             if env.done:
-                env.reset(int(rng.integers(2**31)))
-            env.step(agent.predict(env.obs)[0])
+                begin()
+            action, state = agent.predict(env.obs, state, action_masks=env.mask)
+            env.step(action)
+            history.see(env.obs, begins=False)
         if env.done:
-            env.reset(int(rng.integers(2**31)))
-        yield _encoded(agent, env.obs)
+            begin()
+        yield history
 
 
 def _advantages(
-    agent: ActorCritic, forks: Sequence[gym.Env[Any, Any]], outcome: Tensor, value: Tensor, horizon: int
+    agent: ActorCritic,
+    env: ForkableEnv,
+    forks: Sequence[gym.Env[Any, Any]],
+    outcome: Tensor,
+    value: Tensor,
+    state: Tensor,
+    horizon: int,
 ) -> Tensor:
     """`[M]` generalised advantage estimates of the first step, from M environments that all stand in one state.
 
     Args:
+        env: whose forks they are.
         outcome: `[M, ...]` of the action distribution, for the first step.
         value: `[1]` V of the state.
+        state: `[1, S]` of the agent's memory after its observation.
         horizon: steps until the rollout ends and V takes over.
     """
     config = agent.config
     advantage = torch.zeros(len(forks), dtype=torch.float32, device=agent.device)
     alive, value, weight = torch.arange(len(forks)), value.expand(len(forks)), 1.0
+    state = state.expand(len(forks), -1)
     for _ in range(horizon):
         actions = action_rows(agent.to_env(outcome.cpu().numpy()), len(alive))
         steps = [forks[i].step(a) for i, a in zip(alive.tolist(), actions, strict=True)]
         reward, terminated, truncated = (
             torch.tensor([float(step[k]) for step in steps], dtype=torch.float32) for k in (1, 2, 3)
         )
-        obs = torch.cat([_encoded(agent, step[0]) for step in steps])
-        with torch.no_grad():
-            following = agent.value(agent.normalized(obs))
+        obs = torch.cat([encoded(agent, step[0]) for step in steps])
+        found, state = Standing(obs, state).outputs(agent)
         reward = reward.clamp(-config.reward_clip, config.reward_clip).to(agent.device) * agent.reward_unit
-        delta = reward + config.gamma * following * (1.0 - terminated.to(agent.device)) - value
+        delta = reward + config.gamma * found.value * (1.0 - terminated.to(agent.device)) - value
         advantage[alive] += weight * delta
         weight *= config.gamma * config.gae_lambda
         on = (terminated + truncated == 0).nonzero().squeeze(-1)
         if len(on) == 0:
             break
-        alive, value, obs = alive[on], following[on], obs[on]
-        outcome = agent.sample(obs, agent.sample_noise(len(on)))
+        mask = mask_rows([env.mask_of(steps[i][0], steps[i][4]) for i in on.tolist()], agent)
+        alive, value, state = alive[on], found.value[on], state[on]
+        outcome, _ = sample_from(agent, found.params[on], mask)
     return advantage
-
-
-def _encoded(agent: ActorCritic, obs: Any) -> Tensor:
-    batch, _ = agent.observations.as_batch(obs)
-    return torch.from_numpy(np.ascontiguousarray(agent.encode(batch))).to(agent.device)

@@ -92,12 +92,7 @@ def variance_run(config: VarianceConfig) -> dict[str, Any]:
                 agent, envs, entrants, num_batches=config.batches, fit_batches=before, progress=progress
             )
         applied = applied_variances(draws, generator=torch.Generator().manual_seed(config.seed))
-        masked = envs.action_mask is not None
-        parts, reason = (
-            (None, "of environments with masks of actions they are not measured")
-            if masked
-            else _parts(agent, env, entrants, config, stack)
-        )
+        parts, reason = _parts(agent, env, entrants, config, stack, masked=envs.action_mask is not None)
     result = {
         "env": trained.env.env,
         "estimator": agent.name,
@@ -122,7 +117,13 @@ def variance_run(config: VarianceConfig) -> dict[str, Any]:
 
 
 def _parts(
-    agent: ActorCritic, env_config: EnvConfig, entrants: Sequence[Contender], config: VarianceConfig, stack: ExitStack
+    agent: ActorCritic,
+    env_config: EnvConfig,
+    entrants: Sequence[Contender],
+    config: VarianceConfig,
+    stack: ExitStack,
+    *,
+    masked: bool,
 ) -> tuple[dict[str, VarianceParts] | None, str | None]:
     """The parts, or why there are none."""
     from relax_rl.backends.snapshots import ForkableEnv
@@ -137,9 +138,13 @@ def _parts(
             drop_keys=env_config.drop_keys,
             wrappers=env_config.wrapper,
             frame_stack=env_config.frame_stack,
+            action_masks=env_config.action_masks if masked else "off",
+            mask_key=env_config.mask_key if masked else None,
             env_kwargs=env_config.env_kwargs,
         )
         stack.callback(env.close)
+        if masked and env.mask is None:
+            return None, f"a single environment of {env_config.env} gives no masks of actions, as many at once do"
         with counting("states", config.states) as progress:
             parts = decompose(
                 agent,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from relax_rl.errors import SettingsError, did_you_mean
+from relax_rl.settings.config import TrackerName, all_own
 from relax_rl.settings.fields import check, setting
 
 __all__ = ["ESTIMATOR_NAMES", "VaeConfig"]
@@ -36,7 +37,7 @@ class VaeConfig:
         ),
         "optimisation": "lr lr_factor beta2 batch_size pretrain_steps freeze_at early_stopping",
         "evaluation": "valid_images eval_samples",
-        "output": "log_interval checkpoint_interval tensorboard quiet",
+        "output": "log_interval checkpoint_interval tensorboard track track_project logger quiet",
         "hardware": "threads compile",
     }
 
@@ -124,6 +125,12 @@ class VaeConfig:
     """Importance samples of the tighter bound in the evaluation at the end; 0 makes no evaluation."""
     tensorboard: bool = True
     """Write TensorBoard events."""
+    track: tuple[TrackerName, ...] = setting((), resumable=True)
+    """Trackers that get the run's numbers too, one or more: each needs the extra of its name; none if none is named."""
+    track_project: str | None = setting(None, fits=bool, expected="the name of a project, or nothing", resumable=True)
+    """Project of the trackers, the experiment in MLflow (default: vae-DATA); the run is called as its folder."""
+    logger: tuple[str, ...] = setting((), fits=all_own, expected="module:factory", of_the_call=True)
+    """Loggers of your own: module:factory, called with the VaeConfig; a run that is gone on with has to be told of them again."""
     quiet: bool = setting(False, resumable=True, of_the_call=True)
     """Show no progress: what came of the run, in one line, and errors alone are told."""
     threads: int = setting(1, least=0, cap=1_024, resumable=True)

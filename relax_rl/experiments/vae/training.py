@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from relax_rl.experiments.vae.session import VaeRun, open_session
 from relax_rl.runs.callbacks import SaveCheckpoints, interrupted_by
 from relax_rl.runs.checkpoints import Checkpoint
 from relax_rl.runs.folder import RunFolder
+from relax_rl.runs.interruption import exit_code
+from relax_rl.runs.loggers import Logger, read_csv
 from relax_rl.runs.plotting import never_fatal
+from relax_rl.runs.reporting import finish_loggers, loggers_named, require_loggers
 from relax_rl.runs.session import Process, Session, training_process
 
 __all__ = ["COLUMNS", "SHOW_EVERY", "VaeResult", "describe_bounds", "train_vae"]
@@ -71,6 +75,7 @@ def train_vae(config: VaeConfig, *, command: str = "") -> VaeResult:
         WorkerLost: another process of the same run stopped or does not answer; the message names the last checkpoint.
         RelaxRLError: the data cannot be had, or the run's folder cannot be written.
     """
+    require_loggers(config, config.logger, config.track)
     with training_process(
         config.device, threads=config.threads, quiet=config.quiet, describe=describe_bounds
     ) as process:
@@ -92,11 +97,19 @@ class _Loop:
     def __init__(self, session: Session[VaeConfig], run: VaeRun, process: Process) -> None:
         self.session, self.run, self.process = session, run, process
         self.config, self.trainer, self.workers = session.config, run.trainer, session.workers
-        self.loggers = session.loggers(COLUMNS, process.stack, outcome="valid_bound")
+        theirs = self._theirs() if session.first else []
+        self.loggers = session.loggers(COLUMNS, process.stack, theirs, outcome="valid_bound")
         self.bounds = math.nan, math.nan
         self.save = SaveCheckpoints(
             run, session.checkpoints, interval=self.config.checkpoint_interval, last=session.resumed_from
         )
+
+    def _theirs(self) -> list[Logger]:
+        """Trackers, and loggers of the user's own."""
+        config, session = self.config, self.session
+        how: dict[str, Any] = {"logger": config.logger, "track": config.track}
+        how["project"] = config.track_project or f"vae-{config.data}"
+        return loggers_named(config, session.folder, **how, resumed=session.resumed_from is not None)
 
     def learn(self) -> VaeResult:
         """Take all steps that are left, and evaluate."""
@@ -116,6 +129,7 @@ class _Loop:
             evaluation = _evaluate(self.run)
             write_json(session.folder.evaluation, evaluation)
         self._draw()
+        self._tell_outcome(evaluation, stopped_by)
         self.workers.from_first(None)  # the others leave when the first one has done all this
         seconds = self.run.clock.seconds
         run_dir = Path(str(config.run_dir))
@@ -159,6 +173,16 @@ class _Loop:
             run.best_bound, run.best_step = valid_bound, trainer.step
             if self.config.early_stopping and self.session.first:
                 self.session.checkpoints.save_best(run)
+
+    def _tell_outcome(self, evaluation: Mapping[str, Any] | None, stopped_by: str) -> None:
+        """Tell the loggers how the run has ended: the bound on the validation set, and those of the evaluation if there is one."""
+        found = [] if not self.session.first else read_csv(self.session.folder.progress).get("valid_bound", [])
+        known = [x for x in found if not math.isnan(x)]
+        outcome = {"final/valid_bound": known[-1], "best/valid_bound": max(known)} if known else {}
+        if evaluation is not None:
+            outcome |= {f"evaluation/{name}": x for name, x in evaluation["bounds"].items()}
+        telling = self.loggers, self.trainer.step, outcome, self.session.folder, self.process.display
+        finish_loggers(*telling, code=exit_code(stopped_by))
 
     def _draw(self) -> None:
         if not self.session.first:

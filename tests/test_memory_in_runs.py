@@ -22,7 +22,7 @@ from relax_rl.runs.training import resume_config, train
 from relax_rl.runs.video import record_video, rendering_env
 from relax_rl.settings.config import EnvConfig
 from tests.masked import SPACES
-from tests.steps import PASSES, shake, small_run
+from tests.steps import OBS, PASSES, shake, small_run
 from tests.test_masked_agents import masked_envs
 from tests.test_training import assert_same_state, final_state
 
@@ -144,3 +144,19 @@ def test_evaluations_and_videos_remember(run: Path, tmp_path: Path) -> None:
             step = env.step(action)
             obs, over, length = step.next_obs, bool((step.terminated | step.truncated)[0]), length + 1
     assert scores.lengths == (length,) and (tmp_path / "a.mp4").stat().st_size > 0
+
+
+@KINDS
+def test_predict_takes_masks_beside_a_state(kind: str) -> None:
+    """What is left is chosen by the probabilities that the state gives it, and the state goes on as without masks."""
+    agent = AGENTS["relax"](OBS, SPACES["discrete"], memory=kind, **SMALL)
+    shake(agent)
+    obs, mask = np.random.default_rng(0).normal(size=(6, *OBS.shape)).astype(np.float32), np.zeros((6, 5), bool)
+    mask[:, [1, 3]] = True
+    _, state = agent.predict(obs)
+    chosen, after = agent.predict(obs, state, deterministic=True, action_masks=mask)
+    free, expected = agent.predict(obs, state, deterministic=True)
+    np.testing.assert_array_equal(after, expected)
+    assert np.isin(chosen, [0, 2]).all() and not np.isin(free, [0, 2]).all()  # actions begin at -1
+    one, _ = agent.predict(obs[0], state[:1], deterministic=True, action_masks=mask[0])
+    assert one == chosen[0]

@@ -150,7 +150,8 @@ def _kind(found: Sequence[Entry]) -> list[str]:
                 continue
             text, top = f"{entry['mse']:.3g} ± {entry['mse_error']:.1g}", best[column]
             margin = 2.0 * (entry["mse_error"] ** 2 + top["mse_error"] ** 2) ** 0.5
-            cells.append(f"**{text}**" if entry["mse"] - top["mse"] <= margin else text)
+            known = entry["mse_error"] < 0.5 * entry["mse"] or entry is top
+            cells.append(f"**{text}**" if known and entry["mse"] - top["mse"] <= margin else text)
         mark = ("†" if any_["kept"] else "") + ("∂" if any_["differentiable"] else "")
         lines.append(f"| {name}{' ' + mark if mark else ''} | {' | '.join(cells)} |")
     return lines
@@ -183,9 +184,11 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
             axes.set_xticks(budgets, [str(budget) for budget in budgets])
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
             axes.grid(alpha=0.25)
             axes.set_title(f"{kind}, {function} f", fontsize=9)
-            axes.tick_params(labelsize=7.5)
+            axes.tick_params(which="both", labelsize=7)
     figure.supxlabel("evaluations of f", fontsize=9)
     figure.supylabel("least error / leave-one-out's", fontsize=9)
     handles = {

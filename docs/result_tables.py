@@ -79,6 +79,13 @@ def toy(names: Iterable[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def decision() -> str:
+    """Which estimator does best on two functions, for each kind of outcome and number of evaluations."""
+    rows = tables(RESULTS / "decision.md")["In short"][0]
+    lines = [f"| {' | '.join(rows[0])} |", "|---|---:|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row.values())} |" for row in rows)]) + "\n"
+
+
 def autoencoders(names: Iterable[str]) -> str:
     """Training bound and log variance of the encoder's gradient on MNIST with one linear layer of bits."""
     task = "MNIST, one linear layer"
@@ -95,7 +102,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("learning_curves", "learning", "against_ppo", "papers_tasks", "hybrid", "masks", "memory", "asymmetric"),
         *("small_images", "twice_the_batch", "larger_batches", "search", "candidates", "tuning", "agents", "peers"),
     ),
-    "Variance": ("headroom", "trained_along", "ablation", "orders", "library_peers"),
+    "Variance": ("headroom", "trained_along", "ablation", "orders", "decision", "library_peers"),
     "Speed": (*("estimators", "throughput", "whole_runs", "time_to_solve", "library_speed", "scaling", "beside"),),
     "Reliability": ("reliability", "third_party", "newcomer"),
     "Autoencoders and the toy problem": ("vae", "toy"),

@@ -66,6 +66,7 @@ def documents() -> dict[Path, dict[str, str]]:
     """Tables by document and mark, as the code has them now."""
     return {
         DOCUMENTS / "estimators.md": {"estimators": estimator_table()},
+        DOCUMENTS / "choosing.md": {"decision": results.decision()},
         DOCUMENTS / "results.md": {"results": results.index()},
         DOCUMENTS / "reference" / "command_line.md": {"options": command_line()},
         **{ALGORITHMS / f"{name}.md": of_agent for name, of_agent in agents().items()},

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from relax_rl.distributions import Bernoulli, Categorical
+from relax_rl.distributions import Bernoulli, Categorical, set_integral
 from relax_rl.distributions.set_integral import log_leave_out_ratios
 from relax_rl.estimators import enumerated, rloo, unordered_set, without_replacement
 from tests.estimator_cases import of_vector, seeded
@@ -61,6 +61,16 @@ def test_leave_one_out_ratios_are_those_of_sums_over_orders(dist: Any, chosen: t
         assert float(first[0, i]) == pytest.approx(without(s) / without(), rel=1e-6)
         for j, other in enumerate(chosen):
             assert float(second[0, i, j]) == pytest.approx(without(s, other) / without(s), rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [2, 5, 10])
+def test_ratios_by_recursion_are_those_of_integrals(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    odds = 3 * torch.randn(7, count, dtype=torch.float64, generator=seeded(count))
+    odds[0, 0], odds[1, 0] = -900.0, 700.0  # a masked member; one beside which all else is nothing
+    found = log_leave_out_ratios(odds)
+    monkeypatch.setattr(set_integral, "_MOST_BY_SUBSETS", 0)
+    for by_recursion, by_integral in zip(found, log_leave_out_ratios(odds), strict=True):
+        torch.testing.assert_close(by_recursion, by_integral, rtol=1e-6, atol=1e-6)
 
 
 def test_the_estimate_without_replacement_is_unbiased() -> None:

@@ -37,7 +37,7 @@ def unordered_set(
     Args:
         f: a function of samples `[K, *, ...]`, K different ones for each row.
         dist: `Categorical` with `[*, P]` logits.
-        num_samples: K, from 2 to P. Time and memory of a row grow with K^2 sqrt(K).
+        num_samples: K, from 2 to P. Time and memory of a row grow with 2^K up to 10 samples, with K^2 sqrt(K) above.
 
     Returns:
         the estimate; its `value` sum_{s in S} p_s R(S, s) f_s is unbiased for E[f(b)].

@@ -55,7 +55,7 @@ OTHERS = {
         "--data-dir",
     ),
     *("--other", "--algo", "--help", "--version", "--backend", "--index-url", "--extra-index-url"),
-    *("--env", "--busy", "--not-tried", "--write"),
+    *("--env", "--busy", "--not-tried", "--speed", "--write"),
     "--project",  # trackio
     *("--job-name", "--array", "--cpus-per-task", "--mem", "--time", "--signal", "--requeue"),  # sbatch
     *("--nodes", "--ntasks-per-node"),

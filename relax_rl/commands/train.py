@@ -67,11 +67,6 @@ def train_config(args: Sequence[str], prog: str) -> TrainConfig:
     if config.run.preset == "auto":
         config = with_settings(config, {"preset": saved.run.preset})
     assert config.run.resume is not None
-    if config.run.total_steps < saved.run.total_steps:
-        less = (
-            f"--total-steps {config.run.total_steps} is less than the {saved.run.total_steps} that the run was to take"
-        )
-        warnings.warn(less, UserWarning, stacklevel=2)
     return resumed_config(read_config(RunFolder(Path(config.run.resume))), config)
 
 

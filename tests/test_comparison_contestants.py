@@ -50,6 +50,13 @@ def test_a_contestants_own_settings_win_over_the_common_ones():
     assert peer.settings == {} and peer.peer and peer.kind == "sb3-ppo"
 
 
+def test_settings_that_go_together_may_be_given_apart():
+    (found,) = read_contestants(["relax:epochs=4"], [], ["clip_range=0.2"])
+    assert found.settings == {"epochs": 4, "clip_range": 0.2}
+    given = CompareConfig(env=("CartPole-v1",), estimators=("relax:epochs=4",), set=("epochs=4", "clip_range=0.2"))
+    assert own_code(given) == {}
+
+
 def test_values_have_the_type_of_their_setting():
     assert parse_settings(["max_grad_norm=inf"])["max_grad_norm"] == math.inf
     assert parse_settings(["activation=silu", "num_steps=8"]) == {"activation": "silu", "num_steps": 8}

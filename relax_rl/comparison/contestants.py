@@ -9,7 +9,7 @@ from typing import Any
 
 from relax_rl.errors import SettingsError, did_you_mean
 from relax_rl.settings.config import ESTIMATORS, TrainConfig
-from relax_rl.settings.fields import from_text, settings_of, with_settings
+from relax_rl.settings.fields import allowed, from_text, settings_of
 
 __all__ = ["GOVERNED", "Contestant", "parse_settings", "read_contestant", "read_contestants", "safe_name"]
 
@@ -90,7 +90,7 @@ def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
     """Settings of a run by name from `name=value` texts; widths are written 64x64.
 
     Raises:
-        SettingsError: an unknown name, one that the comparison itself gives, or a value of the wrong type.
+        SettingsError: an unknown name, one that the comparison itself gives, or a value that it cannot have.
     """
     settings: dict[str, Any] = {}
     known = settings_of(TrainConfig)
@@ -104,10 +104,10 @@ def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
         if name not in known:
             raise SettingsError(f"unknown setting {name!r}{did_you_mean(name, known)}")
         try:
-            settings[name] = from_text(known[name].kind, text.strip())
+            value = from_text(known[name].kind, text.strip())
         except ValueError as error:
             raise SettingsError(f"{name} is {text.strip()!r}, expected {error}") from None
-    with_settings(TrainConfig(), settings)  # ranges are checked where they are defined
+        settings[name] = allowed(known[name], value)  # whether they go together is seen once all of a run's are there
     return settings
 
 

@@ -28,6 +28,7 @@ from relax_rl.settings.unions import is_union, member
 
 __all__ = [
     "Setting",
+    "allowed",
     "check",
     "check_resumable",
     "flat",
@@ -169,10 +170,19 @@ def check(config: Any) -> None:
     for name, known in settings_of(type(config)).items():
         if known.section is not type(config):  # that section has checked it
             continue
-        value = _typed(name, known.kind, getattr(config, name), known.rule)
-        if not known.rule.allows(value):
-            raise SettingsError(f"{name} is {shown(value)}, expected {known.rule.expectation(value)}")
-        object.__setattr__(config, name, value)
+        object.__setattr__(config, name, allowed(known, getattr(config, name)))
+
+
+def allowed(known: Setting, value: Any) -> Any:
+    """A value that a setting may have, whatever the others are, with its type.
+
+    Raises:
+        SettingsError: it is of another type, or beyond the setting's bounds.
+    """
+    value = _typed(known.name, known.kind, value, known.rule)
+    if not known.rule.allows(value):
+        raise SettingsError(f"{known.name} is {shown(value)}, expected {known.rule.expectation(value)}")
+    return value
 
 
 def from_text(kind: Any, text: str) -> Any:

@@ -47,7 +47,7 @@ class Match:
         """What is started; a comparison that is there already is gone on with."""
         start = [sys.executable, "train_agent.py", "compare", "--num-workers", str(jobs)]
         if (folder / "settings.json").exists():
-            return [*start, "--resume", str(folder), "--seeds", str(seeds)]
+            return [*start, "--resume", str(folder), "--env", self.env, "--seeds", str(seeds)]
         options = ["--env", self.env, "--estimators", *self.contestants]
         if self.peers:
             options += ["--peers", *self.peers]

@@ -1,6 +1,7 @@
 """The errors a user can cause, each told in one line."""
 
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
     "CheckpointError",
@@ -16,6 +17,7 @@ __all__ = [
     "in_one_line",
     "notes_of",
     "set_notes",
+    "shown",
 ]
 
 _LONGEST = 1000
@@ -95,3 +97,12 @@ def did_you_mean(word: str, known: Iterable[str], *, count: int = 3) -> str:
 
     close = difflib.get_close_matches(word, list(known), n=count, cutoff=0.6)
     return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+def shown(value: Any, *, longest: int = 80) -> str:
+    """A value in a message: of a long one its beginning."""
+    try:
+        text = repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        text = f"{'-' if value < 0 else ''}{hex(abs(value))}"
+    return text if len(text) <= longest else f"{text[:longest]}..."

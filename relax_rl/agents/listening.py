@@ -13,8 +13,7 @@ from typing import Any, Protocol
 from relax_rl.agents.rollouts import Rollout
 from relax_rl.agents.statistics import UpdateInfo, stops
 from relax_rl.envs import Step
-from relax_rl.errors import SettingsError
-from relax_rl.settings.fields import shown
+from relax_rl.errors import SettingsError, shown
 
 __all__ = [
     "HOOKS",

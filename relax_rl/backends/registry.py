@@ -14,8 +14,7 @@ from gymnasium.envs.registration import EnvSpec, parse_env_id
 from gymnasium.vector import VectorEnv
 
 from relax_rl.compute.installation import typed
-from relax_rl.errors import SettingsError
-from relax_rl.settings.fields import shown
+from relax_rl.errors import SettingsError, shown
 from relax_rl.settings.naming import find_here, name_of
 
 __all__ = ["find_spec", "first_line", "is_atari", "spec_made_by", "told", "without_version"]

@@ -15,10 +15,10 @@ from typing import Any
 from relax_rl.comparison.contestants import GOVERNED, Contestant
 from relax_rl.comparison.peers import ALGORITHMS, parameters_of
 from relax_rl.compute.serialization import read_regular
-from relax_rl.errors import SettingsError, did_you_mean
+from relax_rl.errors import SettingsError, did_you_mean, shown
 from relax_rl.runs.record import OWN
 from relax_rl.settings.config import ESTIMATORS, TrainConfig
-from relax_rl.settings.fields import Setting, from_text, settings_of, shown
+from relax_rl.settings.fields import Setting, from_text, settings_of
 from relax_rl.settings.synonyms import meant
 
 __all__ = ["PUBLISHED", "Dimension", "SearchSpace", "check_peers", "dimensions", "read_space", "searched_values"]

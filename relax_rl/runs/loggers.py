@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from relax_rl.compute.serialization import read_regular, write_text_atomic, writing
-from relax_rl.errors import SettingsError
-from relax_rl.settings.fields import shown
+from relax_rl.errors import SettingsError, shown
 
 __all__ = [
     "EPISODE_COLUMNS",

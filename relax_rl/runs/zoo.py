@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from relax_rl.compute.serialization import read_regular, write_bytes_atomic, writing
-from relax_rl.errors import CheckpointError, SettingsError, did_you_mean
+from relax_rl.errors import CheckpointError, SettingsError, did_you_mean, shown
 from relax_rl.runs.checkpoints import newest_first
 from relax_rl.runs.folder import RunFolder
-from relax_rl.settings.fields import shown
 
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic

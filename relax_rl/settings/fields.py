@@ -21,7 +21,7 @@ from functools import cache
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from relax_rl.errors import SettingsError
+from relax_rl.errors import SettingsError, shown
 from relax_rl.settings.dictionaries import pairs, plain
 from relax_rl.settings.synonyms import flag, meant
 from relax_rl.settings.unions import is_union, member
@@ -37,7 +37,6 @@ __all__ = [
     "of_the_call",
     "setting",
     "settings_of",
-    "shown",
     "to_json",
     "whole",
     "with_settings",
@@ -46,7 +45,6 @@ __all__ = [
 T = TypeVar("T")
 
 _RULE = "relax_rl"
-_LONGEST = 80
 _WHOLE = 2.0**53
 """Whole numbers beyond are no longer all floats, and no settings either."""
 
@@ -224,15 +222,6 @@ def whole(name: str, value: Any, *, least: int, below: int = 2**63) -> int:
     if not rule.allows(number):
         raise SettingsError(f"{name} is {shown(number)}, expected a whole number from {least} to {below - 1}")
     return number
-
-
-def shown(value: Any, *, longest: int = _LONGEST) -> str:
-    """A value in a message: of a long one its beginning."""
-    try:
-        text = repr(value)
-    except ValueError:  # a number of more digits than Python writes
-        text = f"{'-' if value < 0 else ''}{hex(abs(value))}"
-    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def to_json(config: Any) -> dict[str, Any]:

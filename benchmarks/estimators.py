@@ -16,8 +16,8 @@ import platform
 import shutil
 import time
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -29,8 +29,9 @@ from benchmarks.tasks import RESULTS, write_text
 from benchmarks.throughput import spread
 from relax_rl.runs import write_json
 
-__all__ = ["MODELS", "main", "measure"]
+__all__ = ["MODELS", "in_turns", "machine", "main", "measure", "peak_memory"]
 
+Key = TypeVar("Key")
 Peers = Callable[[], dict[str, Step]]
 MODELS: dict[str, tuple[Callable[[], Model], Peers]] = {
     "belief-network": (belief_network, storchastic_peers.belief_network_peers),
@@ -56,14 +57,7 @@ def measure(model: Model, peers: dict[str, Step], rounds: int, turn: float, *, w
         turn: seconds that a contestant runs for in a round.
     """
     steps = contestants(model, peers, with_compiled=with_compiled)
-    repeats = {key: max(1, round(turn / warm(step))) for key, step in steps.items()}
-    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
-    for _ in range(rounds):
-        for key, step in steps.items():
-            start = time.perf_counter()
-            for _ in range(repeats[key]):
-                step()
-            seconds[key].append((time.perf_counter() - start) / repeats[key])
+    seconds = in_turns(steps, rounds, turn)
     entries = []
     for (way, name), times in seconds.items():
         reference = seconds["eager", model.references.get(name, "reinforce")]
@@ -86,6 +80,19 @@ def measure(model: Model, peers: dict[str, Step], rounds: int, turn: float, *, w
         "references": model.references,
         "contestants": entries,
     }
+
+
+def in_turns(steps: Mapping[Key, Step], rounds: int, turn: float) -> dict[Key, list[float]]:
+    """Seconds of one call of everyone, in each of `rounds` turns of `turn` seconds."""
+    repeats = {key: max(1, round(turn / warm(step))) for key, step in steps.items()}
+    seconds: dict[Key, list[float]] = {key: [] for key in steps}
+    for _ in range(rounds):
+        for key, step in steps.items():
+            start = time.perf_counter()
+            for _ in range(repeats[key]):
+                step()
+            seconds[key].append((time.perf_counter() - start) / repeats[key])
+    return seconds
 
 
 def warm(step: Step) -> float:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.estimators import machine, peak_memory, warm
+from benchmarks.estimators import in_turns, machine, peak_memory
 from benchmarks.peer_code import load
 from benchmarks.peer_gradients import OURS, Contestant, contestants, exact
 from benchmarks.peer_laws import laws
@@ -87,14 +86,7 @@ def gradients(entries: Sequence[Contestant], rows: int) -> list[dict[str, Any]]:
 def speeds(entries: Sequence[Contestant], rounds: int, turn: float) -> dict[str, Any]:
     """Milliseconds and peak KiB of one call of everyone, in turns."""
     steps = {(e.problem, e.estimator, e.who): (lambda e=e: e.draw(CALL)) for e in entries}
-    repeats = {key: max(1, round(turn / warm(step))) for key, step in steps.items()}
-    seconds: dict[tuple[str, str, str], list[float]] = {key: [] for key in steps}
-    for _ in range(rounds):
-        for key, step in steps.items():
-            start = time.perf_counter()
-            for _ in range(repeats[key]):
-                step()
-            seconds[key].append((time.perf_counter() - start) / repeats[key])
+    seconds = in_turns(steps, rounds, turn)
     return {
         "rounds": rounds,
         "size": CALL,

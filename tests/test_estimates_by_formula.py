@@ -170,12 +170,16 @@ def student(params: Tensor) -> Any:
     return td.StudentT(4.0, params[..., 0], params[..., 1].exp())
 
 
+def made_or_student(family: str) -> Any:
+    """Rows of a family, or of that distribution of torch's."""
+    if family != "student":
+        return made(family)
+    return from_torch(student, torch.randn(ROWS, 2, generator=seeded(5), dtype=torch.float64))
+
+
 @pytest.mark.parametrize("family", [*FAMILIES, "student"])
 def test_estimates_of_several_samples_are_their_formulas(family: str) -> None:
-    if family == "student":
-        dist = from_torch(student, torch.randn(ROWS, 2, generator=seeded(5), dtype=torch.float64))
-    else:
-        dist = made(family)
+    dist = made_or_student(family)
     found = rloo(f, dist, num_samples=3, generator=seeded(6))
     value, score = f(found.sample), scores(dist, found.sample)
     expected = sum((value[k] - (value.sum(0) - value[k]) / 2).unsqueeze(-1) * score[k] / 3 for k in range(3))
@@ -201,10 +205,7 @@ def test_estimates_of_several_samples_are_their_formulas(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["gamma", "Dirichlet", "beta", "student"])
 def test_dreg_is_its_formula(family: str) -> None:
-    if family == "student":
-        dist = from_torch(student, torch.randn(ROWS, 2, generator=seeded(5), dtype=torch.float64))
-    else:
-        dist = made(family)
+    dist = made_or_student(family)
     found = dreg(f, dist, num_samples=3, generator=seeded(8))
     wide = dist.with_params(dist.params.expand(3, -1, -1))
     noise = wide.sample_noise(seeded(8))

@@ -7,7 +7,7 @@ In the log of T, measured in units of its own rate, y = log(T p_rest), and with 
 
 (Kool et al. 2020). No term is negative, so that nothing cancels. Numbers are float64 (float32 on MPS), sums those
 of Gauss and Legendre in cells whose width falls with sqrt(k): relative errors are below 1e-7, for every k. Ratios of the
-probabilities of a small set and of its own subsets come from a recursion, which is exact, and faster while 2^k is small.
+probabilities of a small set and of its own subsets come from a recursion, which is exact, and takes fewer numbers while 2^k is small.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _HALVINGS, _STEPS = 5, 3
 _FAR = 40.0
 """The largest exponential number that noise makes is 37."""
 _TINY = -36.0
+"""Below this x, 1 - exp(-e^x) is e^x to every digit."""
 _MOST_BY_SUBSETS = 10
 """Members of a set up to which all its subsets are fewer numbers than the nodes of the integrals."""
 

@@ -168,6 +168,8 @@ def main() -> None:
     parser.add_argument("--turn", type=float, default=0.1, help="seconds of a turn")
     parser.add_argument("--dry-run", action="store_true", help="print the tables and write no files")
     arguments = parser.parse_args()
+    if arguments.peers is not None and not arguments.peers.is_dir():
+        parser.error(f"argument --peers: {arguments.peers} is no folder; benchmarks/peer_code.py says how to fill one")
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     peers, about = load(arguments.peers)

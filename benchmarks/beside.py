@@ -6,7 +6,8 @@
 
 The tasks are those of `benchmarks.throughput` (whole training on its terms, eager and compiled) and of
 `benchmarks.vae_speed` (one update with each estimator). Each side runs its own tree's scripts; a round times one side
-directly after the other, the first of them changing from round to round.
+directly after the other, the first of them changing from round to round, and for half of the rounds processes start in the
+other order.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROUNDS, VAE_STEPS = 9, 15
+ROUNDS, VAE_STEPS = 10, 15
 ROOT = Path(__file__).parent.parent
 SIDES = ("this", "other")
 Timed = Callable[[], float]
@@ -110,21 +111,32 @@ def side(tree: Path, task: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def measure(task: str, other: Path, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of every case of a task, by case and side, one value a round."""
-    with side(ROOT, task) as this, side(other, task) as before:
-        processes = dict(zip(SIDES, (this, before), strict=True))
-        names = {label: json.loads(_line(process)) for label, process in processes.items()}
-        shared = [name for name in names["this"] if name in names["other"]]
-        seconds: dict[str, dict[str, list[float]]] = {name: {label: [] for label in SIDES} for name in shared}
-        for number in range(rounds):
-            for name in shared:
-                for label in SIDES if number % 2 == 0 else SIDES[::-1]:
-                    process = processes[label]
-                    assert process.stdin is not None
-                    process.stdin.write(f"{name}\n")
-                    process.stdin.flush()
-                    seconds[name][label].append(float(_line(process)))
+    """Seconds of every case of a task, by case and side, one value a round.
+
+    Half of the rounds are by processes that started in the other order: by a few percent it matters who came first.
+    """
+    trees = {"this": ROOT, "other": other}
+    seconds: dict[str, dict[str, list[float]]] = {}
+    for order, count in ((SIDES, rounds - rounds // 2), (SIDES[::-1], rounds // 2)):
+        with side(trees[order[0]], task) as first, side(trees[order[1]], task) as second:
+            _time_rounds(dict(zip(order, (first, second), strict=True)), count, seconds)
     return seconds
+
+
+def _time_rounds(
+    processes: dict[str, subprocess.Popen[str]], rounds: int, seconds: dict[str, dict[str, list[float]]]
+) -> None:
+    """Adds the rounds to `seconds`; who begins changes from round to round."""
+    names = {label: json.loads(_line(process)) for label, process in processes.items()}
+    order = list(processes)
+    for number in range(rounds):
+        for name in (name for name in names["this"] if name in names["other"]):
+            for label in order if number % 2 == 0 else order[::-1]:
+                process = processes[label]
+                assert process.stdin is not None
+                process.stdin.write(f"{name}\n")
+                process.stdin.flush()
+                seconds.setdefault(name, {side: [] for side in SIDES})[label].append(float(_line(process)))
 
 
 def _line(process: subprocess.Popen[str]) -> str:
@@ -134,9 +146,9 @@ def _line(process: subprocess.Popen[str]) -> str:
     return line
 
 
-def table(task: str, found: dict[str, Any]) -> str:
+def table(task: str, other: str, found: dict[str, Any]) -> str:
     """The Markdown section of one task: medians, and the median of the rounds' ratios."""
-    lines = [f"## {task}", "", f"This tree at `{found['this']}`, the other at `{found['other']}`.", ""]
+    lines = [f"## {task}, beside {other[:7]}", "", f"This tree at `{found['this']}`, the other at `{other}`.", ""]
     lines += ["| case | ms, this tree | ms, the other | this : other |", "|---|---:|---:|---:|"]
     for name, sides in found["seconds"].items():
         this, before = (sides[label] for label in SIDES)
@@ -147,7 +159,7 @@ def table(task: str, found: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-ABOUT = """# This tree beside an earlier one
+ABOUT = """# This tree beside earlier ones
 
 Milliseconds of the same work by this tree and by another, in turns: a turn of training, or an update of a VAE. Medians of the
 rounds; above 1 this tree is slower. `python -m benchmarks.beside CHECKOUT` writes this file.
@@ -175,17 +187,17 @@ def main() -> None:
             parser.error(f"no task begins with {beginning!r}, expected one of {tasks}")
     path = RESULTS / "beside.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    about = {"this": commit(), "other": commit_of(arguments.other)}
+    this, other = commit(), commit_of(arguments.other)
+    beside = found.setdefault(other, {})
     for task in tasks:
         if task.startswith(tuple(arguments.tasks)):
-            found[task] = {**about, "seconds": measure(task, arguments.other, arguments.rounds)}
-            print(table(task, found[task]), flush=True)
+            beside[task] = {"this": this, "seconds": measure(task, arguments.other, arguments.rounds)}
+            print(table(task, other, beside[task]), flush=True)
             if not arguments.dry_run:
                 write_json(path, found)
     if not arguments.dry_run:
-        write_text(
-            path.with_suffix(".md"), "\n".join([ABOUT, *(table(task, found[task]) for task in tasks if task in found)])
-        )
+        tables = [table(task, it, rows[task]) for it, rows in found.items() for task in tasks if task in rows]
+        write_text(path.with_suffix(".md"), "\n".join([ABOUT, *tables]))
 
 
 if __name__ == "__main__":

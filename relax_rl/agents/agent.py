@@ -322,7 +322,7 @@ class ActorCritic(SavedActor):
         networks, config = self.networks, self.config
         recalled = self._acted[1].recalled() if self._acted is not None and self._acted[0] is rollout else None
         obs = rollout.obs.flatten(0, 1)
-        seen = torch.cat([obs, rollout.final_obs]) if len(rollout.final_obs) else obs
+        seen = torch.cat([obs, rollout.final_obs]) if rollout.final_obs.shape[0] else obs
         seen, rows = seen.to(self.device), rollout.num_steps * rollout.num_envs
         if self.obs_normalizer is not None:
             seen = self.obs_normalizer(seen)

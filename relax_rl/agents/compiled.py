@@ -146,10 +146,9 @@ class CompiledGradients:
         if version is None:
             version = self._versions[objective, batch.shard] = self._traceable(batch.shard, objective)
         compiled, scalars = version
-        unit = getattr(self._networks.value, "unit", None)
         inputs = {f"{name} parameters": each.data for name, each in self._flat.items()} | batch.tensors()
-        if unit is not None:
-            inputs |= {"value unit": unit}
+        if isinstance(critic := self._networks.value, OverBins):
+            inputs |= {"value unit": critic.unit}
         if known is not None:
             inputs |= {"params": known.params, "features": known.features}
         found = compiled(inputs)

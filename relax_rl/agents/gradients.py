@@ -142,7 +142,7 @@ def gradients(
             networks, batch, found, applied, dist.params, bonus, objective, region
         )
         named = {"variance": applied} if plain is estimate else {"variance": applied, "variance_a2c": plain}
-        metrics |= _statistics(batch, entropy.detach(), found.value[: len(batch.weight)].detach(), named)
+        metrics |= _statistics(batch, entropy.detach(), found.value[: batch.weight.shape[0]].detach(), named)
         metrics |= networks.value.metrics(batch.return_, batch.weight)
     if "surrogate" in objective.trains and networks.surrogate is not None:
         watch("surrogate")
@@ -282,7 +282,7 @@ def _of_policy_and_value(
         ascent = region.hold(ascent, batch, objective.kl_form)
     # Rows without weight still count in `rows`: a divisor that depends on the batch would bias the mean.
     pulled = -ascent * (weight / rows).unsqueeze(-1)
-    value = found.value[: len(weight)] if found.logits is None else found.logits
+    value = found.value[: weight.shape[0]] if found.logits is None else found.logits
     slope, loss = networks.value.regress(value, batch.return_, weight)
     earlier = 0 if batch.past_obs is None else len(batch.past_obs)
     share = objective.value_coef / (rows * (1 + earlier))  # of a row of any rollout in V's loss
@@ -310,7 +310,7 @@ def _statistics(batch: Batch, entropy: Tensor, value: Tensor, estimates: Mapping
     """
     columns = torch.stack([entropy, batch.return_, batch.return_ - value], 1)
     mean, variance = weighted_moments(torch.cat([columns, *(x.detach() for x in estimates.values())], 1), batch.weight)
-    of_scalars, of_gradients = variance[:3], variance[3:].unflatten(0, (len(estimates), -1)).sum(1)
+    of_scalars, of_gradients = variance[:3], variance[3:].view(len(estimates), -1).sum(1)
     return {
         "policy/entropy": mean[0],
         "value/explained_variance": explained_variance(of_scalars[1], of_scalars[2]),

@@ -42,8 +42,8 @@ def values_in_time(value: Tensor, num_envs: int, final_index: Tensor) -> tuple[T
         num_envs: N.
         final_index: `[K, 2]` where those belong.
     """
-    body = len(value) - len(final_index)
-    values = value[:body].unflatten(0, (-1, num_envs))
+    body = value.shape[0] - final_index.shape[0]
+    values = value[:body].view(-1, num_envs)
     return values, successor_values(values, value[body:], final_index)
 
 

@@ -86,7 +86,7 @@ def evaluate(layers: Layers, x: Tensor, num_features: int) -> Evaluation:
         if derivatives.needs_input:
             inputs.append(entering)
     out = layers.out_weight
-    value = torch.addmv(layers.out_bias.expand(len(x)), outputs[-1], out[0])  # a single bias makes one row of none
+    value = torch.addmv(layers.out_bias.expand(x.shape[0]), outputs[-1], out[0])  # a single bias makes one row of none
     back, back_inputs, kept = out, [], []
     for number in reversed(range(len(slopes))):
         back_inputs.append(back * slopes[number])

@@ -187,7 +187,7 @@ class _ValueAndSlope(torch.autograd.Function):
 
 
 def _blocks(rows: Tensor) -> Sequence[Tensor]:
-    return [rows] if len(rows) <= _BLOCK or rows.device.type != "cpu" else rows.split(_BLOCK)
+    return [rows] if rows.shape[0] <= _BLOCK or rows.device.type != "cpu" else rows.split(_BLOCK)
 
 
 def _joined(blocks: list[Tensor]) -> Tensor:

@@ -150,16 +150,17 @@ class Subset(GumbelPerturbed):
 
     def soften(self, z: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         level = z / temperature
-        total = F.softmax(level, dim=-1)
+        total = share = F.softmax(level, dim=-1)
         for _ in range(self.k - 1):
-            share, largest = F.softmax(level, dim=-1), one_hot(level.argmax(-1), level.shape[-1], torch.bool)
+            largest = one_hot(level.argmax(-1), level.shape[-1], torch.bool)
             others = level.masked_fill(largest, -math.inf).logsumexp(-1, keepdim=True) - level.logsumexp(
                 -1, keepdim=True
             )
             # log(1 - share), with the digits of the others where one share rounds to 1.
             left = torch.where(largest, others, torch.log1p(-share.masked_fill(largest, 0.0)))
             level = level + left / temperature
-            total = total + F.softmax(level, dim=-1)
+            share = F.softmax(level, dim=-1)
+            total = total + share
         return total
 
     def embed(self, sample: Tensor) -> Tensor:

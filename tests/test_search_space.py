@@ -10,7 +10,13 @@ import pytest
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.comparison.contestants import Contestant, read_contestant
 from relax_rl.comparison.plan import Environment, Folder, own_config
-from relax_rl.comparison.search_space import PUBLISHED, check_peers, dimensions, read_space, searched_values
+from relax_rl.comparison.search_space import (
+    PUBLISHED,
+    check_peers,
+    dimensions,
+    read_space,
+    searched_values,
+)
 from relax_rl.comparison.tuning import check, make_studies
 from relax_rl.errors import SettingsError
 
@@ -58,6 +64,41 @@ def test_what_is_searched_is_what_is_trained(tmp_path):
                 assert f"{option}={value}" in words
         own_config(ENV, Contestant("a2c", "a2c", trial["settings"]))
     assert {json.dumps(trial["settings"].get("hidden")) for trial in study._batch} == {"null", "[8]", "[64, 64]"}
+
+
+def test_a_search_begins_with_what_it_is_given(tmp_path):
+    gamma = {"own": "gamma", "name": "one_minus_gamma", "one_minus": True, "low": 1e-3, "high": 0.1, "scale": "log"}
+    rate = {"own": "surrogate_lr", "low": 1e-4, "high": 1e-2, "estimators": ["relax"]}
+    starts = [{"policy_lr": 1e-3, "hidden": [8], "surrogate_lr": 1e-3}, {"one_minus_gamma": 0.01}, {"num_envs": 16}]
+    path = written(tmp_path, LR, gamma, rate, *CHOICES[:4], starts=starts)
+    config = CompareConfig(tune=6, tune_batch=3, tune_space=str(path))
+    ((_, study),) = make_studies(config, [ENV], [read_contestant("a2c")], Folder(tmp_path / "it")).items()
+    study.propose()
+    first, second = (trial["settings"] for trial in study._batch[1:])
+    assert (first["policy_lr"], first["hidden"], second["gamma"]) == (1e-3, [8], 0.99)
+    assert set(first) == set(second) == set(study.space) and "surrogate_lr" not in first
+    study.trials, study._batch = [{**trial, "score": 1.0} for trial in study._batch], []
+    study.propose()
+    assert study._batch[0]["settings"]["num_envs"] == 16
+    assert all(trial["settings"] not in (first, second) for trial in study._batch)
+
+
+@pytest.mark.parametrize(
+    ("starts", "expected"),
+    [
+        ([{"policy_lt": 1e-3}], "a start has 'policy_lt', which is not searched; did you mean policy_lr?"),
+        ([{"policy_lr": 1.0}], "a start has policy_lr 1.0, expected numbers from 1e-05 to 0.01"),
+        ([{"policy_lr": True}], "a start has policy_lr True, expected numbers"),
+        ([{"hidden": [9]}], "a start has hidden '9', expected one of 8, 64x64"),
+        ([{"layer_norm": 1}], "a start has layer_norm 1, expected one of False, True"),
+        ([3], 'is not of the form {"starts": [{...}, ...]}'),
+    ],
+)
+def test_mistakes_in_a_start(starts, expected, tmp_path):
+    path = written(tmp_path, *CHOICES[:4], LR, starts=starts)
+    with pytest.raises(SettingsError) as error:
+        check(CompareConfig(tune=1, tune_space=str(path)), [read_contestant("a2c")])
+    assert expected in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_comparison_keeps_its_space(tmp_path):

@@ -15,7 +15,13 @@ STARTUP = 8
 
 
 def propose(
-    name: str, space: Mapping[str, Dimension], trials: Sequence[Mapping[str, Any]], count: int, *, rungs: int = 1
+    name: str,
+    space: Mapping[str, Dimension],
+    trials: Sequence[Mapping[str, Any]],
+    count: int,
+    *,
+    rungs: int = 1,
+    starts: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """The next points of a search, `{"params": as searched, "settings": as trained}` each.
 
@@ -28,6 +34,7 @@ def propose(
             One that did not reach the last rung counts as pruned: worse than all that did.
         count: of points.
         rungs: that a trial can reach.
+        starts: values by the names that are searched, with which the first of the points are made.
     """
     import optuna
 
@@ -40,6 +47,8 @@ def propose(
         if trial["params"] is not None:
             made = {"params": trial["params"], "distributions": distributions, **_result(trial, rungs)}
             study.add_trial(optuna.trial.create_trial(**made))
+    for start in starts[:count]:
+        study.enqueue_trial({key: value for key, value in start.items() if key in distributions})
     points = []
     for _ in range(count):
         params = study.ask(distributions).params

@@ -21,7 +21,16 @@ from relax_rl.settings.config import ESTIMATORS, TrainConfig
 from relax_rl.settings.fields import Setting, from_text, settings_of
 from relax_rl.settings.synonyms import meant
 
-__all__ = ["PUBLISHED", "Dimension", "SearchSpace", "check_peers", "dimensions", "read_space", "searched_values"]
+__all__ = [
+    "PUBLISHED",
+    "Dimension",
+    "SearchSpace",
+    "check_peers",
+    "dimensions",
+    "read_space",
+    "read_starts",
+    "searched_values",
+]
 
 PUBLISHED = Path(__file__).with_name("search_space.json")
 
@@ -86,6 +95,12 @@ class Dimension:
         value = min(self.high, max(self.low, 1.0 - setting if self.one_minus else setting))
         return round(value) if self.whole else float(value)
 
+    def takes(self, value: Any) -> bool:
+        """Whether it is one of the values that are searched."""
+        if self.choices:
+            return any(type(value) is type(known) and value == known for known in self.categories)
+        return _is_number(value) and self.low <= value <= self.high and not (self.whole and value != int(value))
+
     def for_kind(self, kind: str) -> str | None:
         """Its name for a contestant of that kind, or None if that has no such setting."""
         if kind in ALGORITHMS:
@@ -107,15 +122,9 @@ def read_space(path: Path = PUBLISHED) -> SearchSpace:
     Raises:
         SettingsError: the file cannot be read, or an entry names no setting, or values that the setting cannot have.
     """
-    try:
-        found = json.loads(read_regular(path.resolve(), most=_LARGEST).decode("utf-8"))
-    except OSError as error:
-        raise SettingsError(f"tune_space {path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise SettingsError(f"tune_space {path} is no JSON: {error}") from None
-    entries = found.get("settings") if isinstance(found, dict) else None
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise SettingsError(f'tune_space {path} is not of the form {{"settings": [{{...}}, ...]}}')
+    entries = _objects(path, "settings")
+    if not entries:
+        raise _no_such_form(path, "settings")
     try:
         space = tuple(map(_dimension, entries))
         for named in [[d.name for d in space], *([d.for_kind(kind) or "" for d in space] for kind in _KINDS)]:
@@ -125,6 +134,57 @@ def read_space(path: Path = PUBLISHED) -> SearchSpace:
     except SettingsError as error:
         raise SettingsError(f"tune_space {path}: {error}") from None
     return space
+
+
+def read_starts(path: Path, space: SearchSpace) -> tuple[dict[str, Any], ...]:
+    """Points that a search begins with: `starts` beside `settings`, a list of objects of values by the names that are searched.
+
+    What a point leaves out is proposed; what a contestant does not have is left out for it.
+
+    Args:
+        path: of the file.
+        space: that it holds.
+
+    Raises:
+        SettingsError: the file cannot be read, or a point has a name or a value that is not searched.
+    """
+    known = {d.name: d for d in space}
+
+    def value_of(name: str, value: Any) -> Any:
+        if name not in known:
+            raise SettingsError(f"tune_space {path}: a start has {name!r}, which is not searched{meant(name, known)}")
+        value = _text(value) if isinstance(value, list) else value
+        if not known[name].takes(value):
+            raise SettingsError(
+                f"tune_space {path}: a start has {name} {shown(value)}, expected {_within(known[name])}"
+            )
+        return value if known[name].choices or known[name].whole else float(value)
+
+    return tuple({name: value_of(name, value) for name, value in point.items()} for point in _objects(path, "starts"))
+
+
+def _within(dimension: Dimension) -> str:
+    if dimension.choices:
+        return f"one of {', '.join(map(str, dimension.categories))}"
+    return f"{'whole numbers' if dimension.whole else 'numbers'} from {dimension.low:g} to {dimension.high:g}"
+
+
+def _objects(path: Path, name: str) -> list[dict[str, Any]]:
+    """A list of objects in a JSON file; empty where it is not there."""
+    try:
+        found = json.loads(read_regular(path.resolve(), most=_LARGEST).decode("utf-8"))
+    except OSError as error:
+        raise SettingsError(f"tune_space {path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"tune_space {path} is no JSON: {error}") from None
+    entries = found.get(name, []) if isinstance(found, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise _no_such_form(path, name)
+    return entries
+
+
+def _no_such_form(path: Path, name: str) -> SettingsError:
+    return SettingsError(f'tune_space {path} is not of the form {{"{name}": [{{...}}, ...]}}')
 
 
 def dimensions(contestant: Contestant, space: SearchSpace | None = None) -> dict[str, Dimension]:

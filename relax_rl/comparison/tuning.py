@@ -34,6 +34,7 @@ from relax_rl.comparison.search_space import (
     check_peers,
     dimensions,
     read_space,
+    read_starts,
     searched_values,
 )
 from relax_rl.comparison.task import OUTCOME, Task, has_ended
@@ -62,7 +63,9 @@ def check(config: CompareConfig, contestants: Sequence[Contestant]) -> None:
     if seeds.start < theirs.stop and theirs.start < seeds.stop:
         raise SettingsError(f"first_seed is {config.first_seed}, expected seeds below {theirs.start} with --tune")
     read_anchors(config)
-    space = read_space(_space_file(config, None if config.resume is None else Folder(Path(config.resume))))
+    path = _space_file(config, None if config.resume is None else Folder(Path(config.resume)))
+    space = read_space(path)
+    read_starts(path, space)
     if not any(_is_tuned(config, contestant, space) for contestant in contestants):
         raise SettingsError(
             f"tune is {config.tune}, but no contestant has a setting that is searched; leave --tune out"
@@ -80,6 +83,7 @@ class Study:
         contestant: what is tuned.
         folder: of the comparison.
         space: what is searched (default: what this package searches).
+        starts: points that are tried after the first one, see `read_starts`.
 
     Attributes:
         trials: those that have ended.
@@ -92,11 +96,12 @@ class Study:
         contestant: Contestant,
         folder: Folder,
         space: SearchSpace | None = None,
+        starts: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.config, self.environments, self.contestant = config, environments, contestant
         name = TOGETHER if config.tune_together else environments[0].name
         self.root, self.folder = folder.path, folder.tuning(name, contestant)
-        self.space = dimensions(contestant, space)
+        self.space, self.starts = dimensions(contestant, space), starts
         self.seeds = config.tuning_seeds
         self.rungs = WHOLE if contestant.peer else config.tune_rungs or WHOLE
         self.steps = {env.name: rung_steps(config.tune_steps or env.total_steps, self.rungs) for env in environments}
@@ -229,8 +234,8 @@ class Study:
             found = [searched_values(self._own_settings(env), self.space) for env in self.environments]
             same = all(point == found[0] for point in found)
             points.append({"params": found[0] if same else None, "settings": {}})
-        rest = count - len(points)
-        return points + propose(self.folder.name, self.space, self.trials, rest, rungs=len(self.rungs))
+        rest, starts = count - len(points), self.starts[max(0, len(self.trials) - 1) :]
+        return points + propose(self.folder.name, self.space, self.trials, rest, rungs=len(self.rungs), starts=starts)
 
     def _own_settings(self, env: Environment) -> Mapping[str, Any]:
         """What the contestant would be trained with untuned."""
@@ -265,6 +270,7 @@ def make_studies(
         return {}
     path = _space_file(config, folder)
     space = read_space(path)
+    starts = read_starts(path, space)
     tuned = [contestant for contestant in contestants if _is_tuned(config, contestant, space)]
     if path != folder.space:
         with writing(folder.space):
@@ -275,11 +281,12 @@ def make_studies(
         if config.tune_together:
             found |= dict.fromkeys(
                 [(env.name, contestant.label) for env in environments],
-                Study(config, environments, contestant, folder, space),
+                Study(config, environments, contestant, folder, space, starts),
             )
         else:
             found |= {
-                (env.name, contestant.label): Study(config, [env], contestant, folder, space) for env in environments
+                (env.name, contestant.label): Study(config, [env], contestant, folder, space, starts)
+                for env in environments
             }
     order = [(env.name, contestant.label) for env in environments for contestant in tuned]
     return {key: found[key] for key in order}

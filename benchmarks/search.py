@@ -5,9 +5,10 @@
 
 A search is one `train_agent.py compare --tune` command that runs no seed of a comparison. It can be stopped at any time and
 is gone on with where it is there. Trials train from seed 1,000 on, which no other benchmark uses, and are paused at a tenth and
-at three tenths of their steps, where the best third goes on. What is searched stands in `benchmarks/spaces/`. The table of
-all trials, their settings and the space are kept in `results/search/<name>/`, and summed up in `results/search.md`; settings
-that are taken from it into a preset are committed before they meet a seed of a contest.
+at three tenths of their steps, where the best third goes on. What is searched stands in `benchmarks/spaces/`, with the points
+that a search begins with: presets, published settings of PPO, and a recipe with a bounded divergence. The table of all trials,
+their settings and the space are kept in `results/search/<name>/`, and summed up in `results/search.md`; settings that are taken
+from it into a preset are committed before they meet a seed of a contest.
 """
 
 from __future__ import annotations

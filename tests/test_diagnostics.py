@@ -7,7 +7,7 @@ import torch
 
 from relax_rl.distributions import Bernoulli
 from relax_rl.estimators import enumerated, reinforce, rloo, straight_through
-from relax_rl.estimators.diagnostics import bias, draws_of, effective_sample_size_ratio, variance
+from relax_rl.estimators.diagnostics import bias, draws_of, effective_sample_size_ratio, squared_distance, variance
 from tests.estimator_cases import seeded
 
 
@@ -21,6 +21,23 @@ def test_the_interval_of_the_variance_holds_the_truth_as_often_as_it_says() -> N
     held = sum(interval.low <= truth <= interval.high for interval in intervals)
     assert 0.88 * 200 <= held <= 0.99 * 200
     assert sum(interval.value for interval in intervals) / 200 == pytest.approx(truth, rel=0.03)
+
+
+def test_the_squared_distance_of_means_is_unbiased_and_its_interval_holds_the_truth() -> None:
+    shift = torch.tensor([0.1, 0.0, -0.1])
+    for truth, moved in ((0.02, shift), (0.0, 0.0 * shift)):
+        found = [
+            squared_distance(normals(100, 2 * seed) + moved, normals(100, 2 * seed + 1), generator=seeded(seed))
+            for seed in range(200)
+        ]
+        values = torch.tensor([interval.value for interval in found])
+        assert abs(float(values.mean()) - truth) < 4 * float(values.std()) / 200**0.5
+        assert sum(interval.low <= truth <= interval.high for interval in found) >= 0.85 * 200
+    common = normals(50, 0)
+    paired = squared_distance(common + shift, common)
+    assert paired.value == pytest.approx(0.02, rel=1e-4) and paired.high - paired.low < 1e-6
+    with pytest.raises(ValueError, match="equal numbers of at least 2, not 50 and 49"):
+        squared_distance(common, common[1:])
 
 
 def test_the_ratio_of_variances() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,9 +48,16 @@ def test_the_estimators_that_fit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings"), [(A2C, {}), (RELAX, {}), (RELAX, {"surrogate_scale": "fitted"}), (Reinforce, {})]
+    ("kind", "settings"),
+    [
+        (A2C, {}),
+        (RELAX, {}),
+        (RELAX, {"surrogate_scale": "fitted"}),
+        (RELAX, {"surrogate_loss": "critic", "residual_weight": 0.3}),
+        (Reinforce, {}),
+    ],
 )
-def test_the_gradient_measured_is_the_one_applied(kind: type[ActorCritic], settings: dict[str, str]) -> None:
+def test_the_gradient_measured_is_the_one_applied(kind: type[ActorCritic], settings: dict[str, Any]) -> None:
     agent, envs = setup(kind, **settings)
     shake(agent)
     if agent.control_scale is not None:
@@ -125,6 +134,37 @@ def test_a_fresh_surrogate_is_a2c_and_a_fitted_one_lowers_the_variance() -> None
         (draws["relax, fitted"] - draws["a2c"]).std(0) / 60**0.5
     ).clamp(min=1e-12)
     assert float(error.abs().max()) < 5
+
+
+def test_a_critic_is_measured_at_other_weights_of_its_residual() -> None:
+    agent, envs = setup(RELAX, surrogate_loss="critic", residual_weight=0.5)
+    shake(agent)
+    entrants = contenders(agent, fit_batches=0)
+    weights = {each.name: each.weight for each in entrants}
+    expected = {
+        "reinforce": 1.0,
+        "a2c": 1.0,
+        "relax": 0.5,
+        "relax, w = 0": 0.0,
+        "relax, w = 0.3": 0.3,
+        "relax, w = 1": 1.0,
+        f"relax, {STATE_PART}": 1.0,
+    }
+    assert list(weights) == list(expected) and weights == pytest.approx(expected)
+    draws = applied_gradients(agent, envs, entrants, num_batches=8, fit_batches=0)
+    whole, nothing = draws["relax, w = 1"], draws["relax, w = 0"]
+    torch.testing.assert_close(draws["relax, w = 0.3"], torch.lerp(nothing, whole, 0.3), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(draws["relax"], torch.lerp(nothing, whole, 0.5), atol=1e-6, rtol=1e-4)
+    assert not torch.allclose(whole, nothing, atol=1e-3)
+    biased = [name for name, weight in weights.items() if weight != 1.0]
+    found = applied_variances(draws, biased=biased)
+    assert {name for name, it in found.items() if it.squared_bias is not None} == set(biased)
+    # The slope by which each enters the parts of the variance.
+    x, dist = experience_of(agent, *agent.batch(agent.collect(agent.collector(envs))))
+    score = entrants[1].estimate(replace(x, advantage=torch.ones_like(x.advantage)), dist)
+    for each in entrants[1:]:
+        here, there = (each.estimate(replace(x, advantage=x.advantage + shift), dist) for shift in (0.0, 1.0))
+        torch.testing.assert_close(there - here, each.weight * score, atol=1e-5, rtol=1e-4)
 
 
 def test_what_would_not_fit_into_memory_is_refused() -> None:

@@ -31,13 +31,16 @@ def variance_command(args: Sequence[str], prog: str) -> int:
 
 def _show(result: Mapping[str, Any]) -> None:
     print(f"{result['env']} · {result['estimator']} · {result['checkpoint']}")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, found in result["applied"].items():
         ratio = found["ratio"]
         interval = f"{ratio['low']:.3g} to {ratio['high']:.3g}"
-        rows.append((name, f"{found['variance']['value']:.3g}", f"{ratio['value']:.3g}", interval))
-    columns = ("estimator", "variance", "times A2C's", "95% interval")
-    print(text_table("Gradient of one update at frozen parameters", columns, rows))
+        bias = found["squared_bias"]
+        told = f"{bias['value']:.3g} [{bias['low']:.3g}, {bias['high']:.3g}]" if bias else ""
+        rows.append((name, f"{found['variance']['value']:.3g}", f"{ratio['value']:.3g}", interval, told))
+    columns = ("estimator", "variance", "times A2C's", "95% interval", "squared bias")
+    shown = len(columns) if any(row[-1] for row in rows) else len(columns) - 1
+    print(text_table("Gradient of one update at frozen parameters", columns[:shown], [row[:shown] for row in rows]))
     print(
         f"over {result['batches']} rollouts of {result['rows_per_batch']} rows; the squared norm of the gradient itself "
         f"is {result['squared_gradient_norm']:.3g}"

@@ -21,6 +21,7 @@ __all__ = [
     "draws_of",
     "effective_sample_size_ratio",
     "mean",
+    "squared_distance",
     "squared_norm",
     "variance",
     "variance_parts",
@@ -103,6 +104,24 @@ def squared_norm(draws: Tensor) -> float:
     return float(_mean_product(draws.double()))
 
 
+def squared_distance(draws: Tensor, reference: Tensor, *, generator: torch.Generator | None = None) -> Interval:
+    """Squared distance between two mean gradients, without the bias that variances add, so that a small one may fall below 0.
+
+    Args:
+        draws: `[R, P]` independent gradients of one estimator.
+        reference: `[R, P]` of another at the same parameters; row i of both comes from the same samples.
+        generator: of the resampling.
+
+    Raises:
+        ValueError: with fewer than two draws, or when they differ in number.
+    """
+    if len(draws) != len(reference) or len(draws) < 2:
+        raise ValueError(f"paired draws come in equal numbers of at least 2, not {len(draws)} and {len(reference)}")
+    difference = draws.double() - reference.double()
+    products, rows = difference @ difference.T, _resampled(difference, generator)
+    return _interval(float(_mean_product(difference)), _mean_of_pairs(products, _counts(rows)))
+
+
 def variance(draws: Tensor, *, generator: torch.Generator | None = None) -> Interval:
     """Total variance of the gradient, the trace of its covariance.
 
@@ -169,22 +188,17 @@ def variance_parts(
     given_state = _mean_product(action_means)
     state_means = action_means.mean(1)
     products = state_means @ state_means.T
-    products.fill_diagonal_(0.0)
     second_moment = of_pairs if given_action is None else given_action.double()
     columns = torch.stack([squared.mean(1) - of_pairs, second_moment - given_state, given_state], -1)
 
     def parts(counts: Tensor) -> Tensor:
         """`[..., 4]` parts when state i is counted `counts[..., i]` times."""
         means = counts @ columns / counts.sum(-1, keepdim=True)
-        # Of two different states; a state that is drawn twice is no pair.
-        pairs = counts.sum(-1).square() - counts.square().sum(-1)
-        state = means[..., 2] - ((counts @ products) * counts).sum(-1) / pairs.clamp(min=1.0)
+        state = means[..., 2] - _mean_of_pairs(products, counts)
         return torch.stack([means[..., 0], means[..., 1], state, means[..., 0] + means[..., 1] + state], -1)
 
-    rows = _resampled(draws, generator)
-    ones = torch.ones_like(rows, dtype=torch.float64)
-    counts = torch.zeros_like(ones).scatter_add_(1, rows, ones)
-    values = parts(ones[0])
+    counts = _counts(_resampled(draws, generator))
+    values = parts(torch.ones_like(counts[0]))
     return VarianceParts(*(_interval(float(v), x) for v, x in zip(values, parts(counts).unbind(-1), strict=True)))
 
 
@@ -206,6 +220,22 @@ def _mean_product(draws: Tensor) -> Tensor:
     count = draws.shape[-2]
     everything, same = draws.sum(-2).square().sum(-1), draws.square().sum((-1, -2))
     return (everything - same) / (count * (count - 1))
+
+
+def _mean_of_pairs(products: Tensor, counts: Tensor) -> Tensor:
+    """`[*]` mean of x_i . x_j over pairs i != j, from `[R, R]` products, x_i being there `counts[*, i]` times.
+
+    One that is there twice is no pair.
+    """
+    pairs = counts.sum(-1).square() - counts.square().sum(-1)
+    apart = products - torch.diag(products.diagonal())
+    return ((counts @ apart) * counts).sum(-1) / pairs.clamp(min=1.0)
+
+
+def _counts(rows: Tensor) -> Tensor:
+    """`[resamples, R]` how often each row is in a resample `[resamples, R]` of indices."""
+    ones = torch.ones_like(rows, dtype=torch.float64)
+    return torch.zeros_like(ones).scatter_add_(1, rows, ones)
 
 
 def _resampled(rows: Tensor, generator: torch.Generator | None) -> Tensor:

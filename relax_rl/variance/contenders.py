@@ -29,6 +29,8 @@ STATE_PART = "state part"
 """Added to the name of a contender that takes its surrogate for a baseline of the state alone."""
 
 _ACTIONS_AVERAGED = 16
+_WEIGHTS = (0.0, 0.3, 1.0)
+"""Residual weights that a critic is measured at beside its own."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,15 @@ class Contender:
     Attributes:
         name: what it is called in results.
         estimate: experience and action distribution to `[B, P]` gradients at the distribution's parameters, affine in
-            the advantage with the score as its slope.
+            the advantage with `weight` times the score as its slope.
         fit: trains its surrogate, if it has one that is to be trained, on the experience of a rollout.
+        weight: of the advantage; other than 1 where the estimate is biased towards its surrogate.
     """
 
     name: str
     estimate: Callable[[Experience, Any], Tensor]
     fit: Callable[[Experience, Any], None] | None = None
+    weight: float = 1.0
 
 
 def experience_of(agent: ActorCritic, batch: Batch, outputs: Outputs) -> tuple[Experience, Any]:
@@ -61,7 +65,8 @@ def contenders(agent: ActorCritic, *, fit_batches: int, seed: int = 0) -> list[C
     gains beyond it is owed to the dependence on the action, the rest makes up for errors of V.
 
     Args:
-        agent: whose surrogate, if it has one, enters as it stands, as much of it as in an update.
+        agent: whose surrogate, if it has one, enters as it stands, as much of it as in an update; one that is a critic
+            at other residual weights too.
         fit_batches: rollouts of the frozen policy on which surrogates will be trained for further contenders, which
             start from the agent's own surrogate if it is of their kind, else from nothing; 0 leaves them out.
         seed: of fresh surrogates and of the noise of relaxations.
@@ -69,8 +74,12 @@ def contenders(agent: ActorCritic, *, fit_batches: int, seed: int = 0) -> list[C
     found = [Contender(name, _with(AGENTS[name].estimator, None)) for name in ("reinforce", REFERENCE)]
     if (own := agent.networks.surrogate) is not None:
         eta = 1.0 if agent.control_scale is None else agent.control_scale.value
-        for each in _with_state_part(agent.name, agent.estimator, own, seed):
-            found.append(replace(each, estimate=_scaled(each.estimate, eta)))
+        weights = [_residual_weight(agent)]
+        if agent.config.surrogate_loss == "critic":
+            weights += [w for w in _WEIGHTS if w not in weights]
+        found += [_weighed(agent, own, w, eta) for w in weights]
+        _, state_part = _with_state_part(agent.name, agent.estimator, own, seed)
+        found.append(replace(state_part, estimate=_scaled(state_part.estimate, eta)))
     for name, kind in AGENTS.items() if fit_batches else ():
         with suppress(SettingsError):  # of estimators for other actions, or for fewer
             check_estimator(kind.estimator, agent.actions)
@@ -98,6 +107,20 @@ def _fitted(
     fit = fit_surrogate(agent.policy, surrogate, loss, rollouts=rollouts, generator=generator)
     whole, state_part = _with_state_part(f"{estimator.name}, fitted", estimator, surrogate, seed)
     return [replace(whole, fit=fit), state_part]
+
+
+def _residual_weight(agent: ActorCritic) -> float:
+    """That of an update; 1 for agents that have none."""
+    learned, given = agent.learner.residual_weight, agent.config.residual_weight
+    return learned.value if learned is not None else given if isinstance(given, float | int) else 1.0
+
+
+def _weighed(agent: ActorCritic, surrogate: nn.Module, weight: float, eta: float) -> Contender:
+    """The agent's own estimate at a residual weight."""
+    estimate = _with(agent.estimator, surrogate)
+    name = agent.name if weight == _residual_weight(agent) else f"{agent.name}, w = {weight:g}"
+    at_weight = _scaled(lambda x, dist: estimate(replace(x, residual_weight=weight), dist), eta)
+    return Contender(name, at_weight, weight=1.0 + eta * (weight - 1.0))
 
 
 def _with(estimator: AgentEstimator, surrogate: nn.Module | None) -> Callable[[Experience, Any], Tensor]:

@@ -54,11 +54,12 @@ class Tails:
     def gradients(self, contender: Contender) -> Tensor:
         """`[S, A, C, D]` the contender's policy gradient for each continuation.
 
-        An estimate is affine in the advantage, with the score as its slope: asking once, at 0, lets the continuations
-        of an action share the noise of a relaxation, which then counts with the action.
+        An estimate is affine in the advantage, with the score times its weight as the slope: asking once, at 0, lets the
+        continuations of an action share the noise of a relaxation, which then counts with the action.
         """
         constant = contender.estimate(self.experience, self.dist).detach().view(*self.advantage.shape[:2], 1, -1)
-        return (constant + self.advantage.unsqueeze(-1) * self._score) @ self.coordinates.unsqueeze(1)
+        slope = contender.weight * self._score
+        return (constant + self.advantage.unsqueeze(-1) * slope) @ self.coordinates.unsqueeze(1)
 
     def given_action_with_exact_value(self) -> Tensor:
         """`[S]` E[(Q(s, a) - V(s))^2 |s|^2 | s] with the true Q and V, where A2C has its own V.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from relax_rl.agents import ActorCritic
 from relax_rl.envs import VectorEnvs
 from relax_rl.errors import SettingsError
-from relax_rl.estimators.diagnostics import Interval, effective_sample_size_ratio, variance
+from relax_rl.estimators.diagnostics import Interval, effective_sample_size_ratio, squared_distance, variance
 from relax_rl.variance.contenders import REFERENCE, Contender, experience_of
 
 __all__ = ["AppliedVariance", "applied_gradients", "applied_variances", "policy_gradient"]
@@ -27,10 +27,12 @@ class AppliedVariance:
     Attributes:
         variance: trace of the covariance over the parameters of the policy.
         ratio: to the variance of A2C's gradient from the same rollouts.
+        squared_bias: squared distance of the mean from that of A2C's gradient; None for estimators whose mean is the same.
     """
 
     variance: Interval
     ratio: Interval
+    squared_bias: Interval | None = None
 
 
 def applied_gradients(
@@ -95,14 +97,15 @@ def policy_gradient(estimate: Tensor, weight: Tensor, params: Tensor, theta: Seq
 
 
 def applied_variances(
-    draws: Mapping[str, Tensor], *, generator: torch.Generator | None = None
+    draws: Mapping[str, Tensor], *, biased: Collection[str] = (), generator: torch.Generator | None = None
 ) -> dict[str, AppliedVariance]:
-    """Variance of each contender's gradient, and its ratio to A2C's, from `applied_gradients`."""
+    """Variance of each contender's gradient, and its ratio to A2C's, from `applied_gradients`; the bias of those that have one."""
     reference = draws[REFERENCE]
     return {
         name: AppliedVariance(
             variance(found, generator=generator),
             effective_sample_size_ratio(reference, found, paired=True, generator=generator),
+            squared_distance(found, reference, generator=generator) if name in biased else None,
         )
         for name, found in draws.items()
     }

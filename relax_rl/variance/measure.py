@@ -91,7 +91,8 @@ def variance_run(config: VarianceConfig) -> dict[str, Any]:
             draws = applied_gradients(
                 agent, envs, entrants, num_batches=config.batches, fit_batches=before, progress=progress
             )
-        applied = applied_variances(draws, generator=torch.Generator().manual_seed(config.seed))
+        biased = [entrant.name for entrant in entrants if entrant.weight != 1.0]
+        applied = applied_variances(draws, biased=biased, generator=torch.Generator().manual_seed(config.seed))
         parts, reason = _parts(agent, env, entrants, config, stack, masked=envs.action_mask is not None)
     result = {
         "env": trained.env.env,

@@ -100,7 +100,8 @@ def autoencoders(names: Iterable[str]) -> str:
 GROUPS: dict[str, tuple[str, ...]] = {
     "Learning": (
         *("learning_curves", "learning", "against_ppo", "papers_tasks", "hybrid", "masks", "memory", "asymmetric"),
-        *("small_images", "twice_the_batch", "larger_batches", "search", "candidates", "tuning", "agents", "peers"),
+        *("small_images", "twice_the_batch", "larger_batches", "search", "factorial"),
+        *("candidates", "tuning", "agents", "peers"),
     ),
     "Variance": ("headroom", "trained_along", "ablation", "orders", "decision", "library_peers"),
     "Speed": (*("estimators", "throughput", "whole_runs", "time_to_solve", "library_speed", "scaling", "beside"),),

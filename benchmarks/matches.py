@@ -28,6 +28,7 @@ class Match:
     steps: int
     contestants: tuple[str, ...]
     """As `compare` takes them: label=estimator:setting=value,..."""
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     """Of all of ours, over the preset of the environment."""
     peers: tuple[str, ...] = ()
@@ -43,12 +44,14 @@ class Match:
     commit: str | None = None
     """The last one that has the settings of this match, which is reported only; None where it can be played."""
 
-    def command(self, folder: Path, seeds: int, jobs: int) -> list[str]:
+    def command(self, folder: Path, seeds: int, jobs: int, python: str | Path = sys.executable) -> list[str]:
         """What is started; a comparison that is there already is gone on with."""
-        start = [sys.executable, "train_agent.py", "compare", "--num-workers", str(jobs)]
+        start = [str(python), "train_agent.py", "compare", "--num-workers", str(jobs)]
         if (folder / "settings.json").exists():
             return [*start, "--resume", str(folder), "--env", self.env, "--seeds", str(seeds)]
         options = ["--env", self.env, "--estimators", *self.contestants]
+        if self.env_kwargs:
+            options += ["--env-kwargs", json.dumps(dict(self.env_kwargs))]
         if self.peers:
             options += ["--peers", *self.peers]
         if self.settings:
@@ -100,7 +103,15 @@ def read_result(group: str, name: str) -> dict[str, Any] | None:
     return found
 
 
-def play(name: str, match: Match, group: str, *, seeds: int | None = None, jobs: int = 0) -> Path:
+def play(
+    name: str,
+    match: Match,
+    group: str,
+    *,
+    seeds: int | None = None,
+    jobs: int = 0,
+    python: str | Path = sys.executable,
+) -> Path:
     """Run a comparison to its end, from where it stands, and keep its report, numbers and figures.
 
     Args:
@@ -109,12 +120,13 @@ def play(name: str, match: Match, group: str, *, seeds: int | None = None, jobs:
         group: folder of the results that it belongs to.
         seeds: other than the match's own.
         jobs: runs side by side; 0 takes one per core.
+        python: that runs the comparison.
 
     Returns:
         The folder with what is kept, `results/<group>/<name>`.
     """
     folder, kept = RUNS / group / name, RESULTS / group / name
-    subprocess.run(match.command(folder, match.seeds if seeds is None else seeds, jobs), check=True)
+    subprocess.run(match.command(folder, match.seeds if seeds is None else seeds, jobs, python), check=True)
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
     for file in ("report.md", "settings.json"):

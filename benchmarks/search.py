@@ -102,7 +102,22 @@ SEARCHES: dict[str, Search] = {
         space="locomotion.json",
         settings=_COMMON,
     ),
+    "untold": Search(
+        anchors={
+            "CartPole-v1": (22.0, 500.0),
+            "Acrobot-v1": (-500.0, -80.0),
+            "LunarLander-v3": (-200.0, 250.0),
+            "Pendulum-v1": (-1300.0, -150.0),
+            "Swimmer-v5": (0.0, 100.0),
+            "Hopper-v5": (20.0, 2600.0),
+        },
+        steps=100_000,
+        contestants=("auto",),
+        space="small.json",
+        settings=_COMMON,
+    ),
 }
+"""The last is for tasks that no preset names, none of which it knows: `benchmarks.unknown_tasks`."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -168,7 +168,8 @@ VARIANCE = {
     "squared_gradient_norm": 0.01,
     "applied": {
         "reinforce": {"ratio": {"value": 300.0, "low": 200.0, "high": "inf"}},
-        "a2c": {"ratio": {"value": 1.0, "low": 1.0, "high": 1.0}},
+        "a2c": {"ratio": {"value": 1.0, "low": 1.0, "high": 1.0}, "variance": {"value": 0.02}, "squared_bias": None},
+        "relax, w = 0": {"ratio": RATIO, "squared_bias": {"value": 0.005, "low": 0.004, "high": 0.006}},
         "relax, fitted": {"ratio": RATIO},
     },
 }
@@ -203,6 +204,7 @@ def test_the_report_says_it_all(runs):
     assert "| 2 of 4 | beyond [" in slow and slow.count("|") == 9
     assert "- A-slow-s9: failed: out of luck" in text
     assert "| P(quick > slow) | 0.88 [" in text and "averaged over A, B" in text
+    assert "| relax, w = 0 | 0.4 [0.3, 0.6] + 0.25 |" in text
     assert "| relax, fitted | 0.4 [0.3, 0.6] |" in text and "| reinforce | 300 [200, inf] |" in text
     assert "with gamma 0.9" in text and "zoo (CartPole-v1); departures: none" in text
     assert "best, number 1, mean of the curve 20.0 (untuned 10.0): policy_lr 0.00123456" in text

@@ -53,6 +53,16 @@ def test_parts_and_fits_can_be_left_out(run, capsys):
     assert list(result["applied"]) == ["reinforce", "a2c", "relax", "relax, state part"]
 
 
+def test_what_is_biased_is_told(tmp_path, capsys):
+    path = tmp_path / "run"
+    train(small_run(path, "CartPole-v1", total_steps=40, surrogate_loss="critic", residual_weight=0.0))
+    result = measure(path, "--states", "0", "--fit-batches", "0")
+    out, err = capsys.readouterr()
+    told = {name: found["squared_bias"] for name, found in result["applied"].items()}
+    assert {name for name, bias in told.items() if bias} == {"relax", "relax, w = 0.3"} and err == ""
+    assert f"{told['relax']['value']:.3g} [" in out and "squared bias" in out
+
+
 def test_games_have_no_parts(tmp_path, capsys):
     path = tmp_path / "run"
     train(small_run(path, "ALE/Pong-v5", cnn_features=8, num_envs=1, total_steps=10))

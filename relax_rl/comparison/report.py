@@ -92,15 +92,20 @@ def _variance(env: str, stages: Mapping[str, Any]) -> list[str]:
     for name in first["applied"]:
         cells = [name]
         for found in stages.values():
-            ratio = {key: float(value) for key, value in found["applied"][name]["ratio"].items()}
-            cells.append(f"{ratio['value']:.3g} [{ratio['low']:.3g}, {ratio['high']:.3g}]")
+            applied = found["applied"][name]
+            ratio = {key: float(value) for key, value in applied["ratio"].items()}
+            cell = f"{ratio['value']:.3g} [{ratio['low']:.3g}, {ratio['high']:.3g}]"
+            if bias := applied.get("squared_bias"):
+                cell += f" + {float(bias['value']) / float(found['applied']['a2c']['variance']['value']):.2g}"
+            cells.append(cell)
         rows.append(cells)
     head = ["estimator", *(f"{stage}, {found['step']:,} steps" for stage, found in stages.items())]
     squares = ", ".join(f"{float(found['squared_gradient_norm']):.3g} {stage}" for stage, found in stages.items())
     return [
         f"Variance of an update's gradient, times A2C's, at frozen parameters of {first['estimator']} on the same "
         f"{first['batches']} rollouts of {first['rows_per_batch']} rows. *Fitted* surrogates were trained on "
-        f"{first['fit_batches']} rollouts at these parameters. The squared norm of the gradient itself: {squares}.",
+        f"{first['fit_batches']} rollouts at these parameters. What is added to a variance is the squared bias of an estimate "
+        f"that has one, in the same unit. The squared norm of the gradient itself: {squares}.",
         "",
         *_table(head, rows),
         "",

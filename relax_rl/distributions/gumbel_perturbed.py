@@ -11,7 +11,12 @@ from torch.nn import functional as F
 from relax_rl.distributions.discrete import FAR, check_possible, visible
 from relax_rl.distributions.noise import gumbel_log_density, gumbel_noise
 
-__all__ = ["GumbelPerturbed"]
+__all__ = ["GumbelPerturbed", "widened"]
+
+
+def widened(x: Tensor) -> Tensor:
+    """In float64, where there is one."""
+    return x.float() if x.device.type == "mps" else x.double()
 
 
 class GumbelPerturbed:

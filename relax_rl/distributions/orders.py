@@ -24,7 +24,6 @@ __all__ = [
     "require_few",
     "strictly_falling",
     "suffix_logsumexp",
-    "suffixes",
 ]
 
 MOST_SETS = 4096
@@ -54,13 +53,8 @@ def prefix_logsumexp(x: Tensor) -> Tensor:
 
 def suffix_logsumexp(x: Tensor, count: int) -> Tensor:
     """`[*, count]` log of the sums of exp(x) from each of the first entries of `[*, n]` on."""
-    return suffixes(x, count).logsumexp(-1)
-
-
-def suffixes(x: Tensor, count: int) -> Tensor:
-    """`[*, count, n]` x from each of the first entries on, -inf before."""
     earlier = torch.ones(count, x.shape[-1], dtype=torch.bool, device=x.device).tril(-1)
-    return x.unsqueeze(-2).masked_fill(earlier, -math.inf)
+    return x.unsqueeze(-2).masked_fill(earlier, -math.inf).logsumexp(-1)
 
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

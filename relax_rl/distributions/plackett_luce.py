@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from relax_rl.distributions.checks import require_alike, require_params
 from relax_rl.distributions.discrete import FAR, HIDDEN, divergence, log_probability, one_hot
-from relax_rl.distributions.gumbel_perturbed import GumbelPerturbed
+from relax_rl.distributions.gumbel_perturbed import GumbelPerturbed, widened
 from relax_rl.distributions.orders import (
     MOST_OUTCOMES,
     first_sets,
@@ -21,7 +21,6 @@ from relax_rl.distributions.orders import (
     require_count,
     require_few,
     suffix_logsumexp,
-    suffixes,
 )
 
 __all__ = ["PlackettLuce"]
@@ -82,11 +81,15 @@ class PlackettLuce(GumbelPerturbed):
 
     def score(self, sample: Tensor) -> Tensor:
         order, locations, masked = self._in_order(sample, self._locations.detach(), self._masked)
-        k = self._count
-        drawn = (~masked[..., :k]).to(locations.dtype)
-        chance = F.softmax(suffixes(locations, k), dim=-1)  # of each item to be the next
-        expected = (chance * drawn.unsqueeze(-1)).sum(-2)
-        return _by_item((F.pad(drawn, (0, locations.shape[-1] - k)) - expected).masked_fill(masked, 0.0), order)
+        k, n = self._count, locations.shape[-1]
+        location, drawn = widened(locations), ~masked[..., :k]
+        # An item that is left at place j is next with probability exp(location - left_j): summed over places up to its own.
+        left = location.flip(-1).logcumsumexp(-1).flip(-1)[..., :k]
+        times = (-left).masked_fill(~drawn, -math.inf).logcumsumexp(-1)
+        place = torch.arange(n, device=times.device).clamp(max=k - 1)
+        expected = torch.exp(location + times[..., place])
+        score = F.pad(drawn.to(location.dtype), (0, n - k)) - expected
+        return _by_item(score.masked_fill(masked, 0.0).to(locations.dtype), order)
 
     def entropy(self) -> Tensor:
         """`[*]` entropy in nats, a sum over the sets that may come first; there is no closed form.
@@ -153,8 +156,7 @@ class PlackettLuce(GumbelPerturbed):
     @property
     def _probs(self) -> Tensor:
         """`[*, n]` in float64, where there is one, 0 where masked."""
-        wide = self.params if self.params.device.type == "mps" else self.params.double()
-        return F.softmax(wide, dim=-1)
+        return F.softmax(widened(self.params), dim=-1)
 
     def _in_order(self, sample: Tensor, *by_item: Tensor) -> tuple[Tensor, ...]:
         """All n items, those of the sample first and the others by index, `[*, n]`; and tensors `[*, n]` in this order."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from relax_rl.distributions.checks import on_host, require_alike, require_params
 from relax_rl.distributions.discrete import FAR, check_possible, divergence, log_probability, one_hot
-from relax_rl.distributions.gumbel_perturbed import GumbelPerturbed
+from relax_rl.distributions.gumbel_perturbed import GumbelPerturbed, widened
 from relax_rl.distributions.orders import MOST_OUTCOMES, below, first_sets, require_count, require_few
 from relax_rl.distributions.set_integral import level_at, log_set_probability, noise_at, set_score
 
@@ -67,7 +67,7 @@ class Subset(GumbelPerturbed):
         order, locations, masked, noise = self._members_first(sample, self._locations, self._masked, noise)
         if self.k == self.params.shape[-1]:
             return self.relax(noise.gather(-1, order.argsort(dim=-1)))
-        wide, gumbel = _wide(locations), _wide(noise)
+        wide, gumbel = widened(locations), widened(noise)
         of_members, of_rest = wide[..., : self.k], wide[..., self.k :]
         rest_total = of_rest.logsumexp(-1, keepdim=True).clamp(min=-_FURTHEST)
         # Of the rest, in units in which the smallest is a standard exponential.
@@ -87,7 +87,7 @@ class Subset(GumbelPerturbed):
         order, locations, masked, z = self._members_first(sample, self._locations.detach(), self._masked, z.detach())
         if self.k == self.params.shape[-1]:
             return self.noise_of(z.gather(-1, order.argsort(dim=-1)))
-        wide, given = _wide(locations), _wide(z)
+        wide, given = widened(locations), widened(z)
         of_members, of_rest = wide[..., : self.k], wide[..., self.k :]
         rest_total = of_rest.logsumexp(-1, keepdim=True).clamp(min=-_FURTHEST)
         odds = (of_members - rest_total).clamp(max=_FURTHEST)
@@ -185,7 +185,7 @@ class Subset(GumbelPerturbed):
     @property
     def _probs(self) -> Tensor:
         """`[*, n]` in float64, where there is one, 0 where masked."""
-        return F.softmax(_wide(self.params), dim=-1)
+        return F.softmax(widened(self.params), dim=-1)
 
     def _hot(self, sets: Tensor) -> Tensor:
         """`[*, k]` items -> `[*, n]`."""
@@ -201,13 +201,9 @@ class Subset(GumbelPerturbed):
 
 def log_odds(locations: Tensor, k: int) -> Tensor:
     """`[*, k]` log p_s - log p_rest of the first k of log-probabilities `[*, n]`, in float64 where there is one."""
-    wide = _wide(locations)
+    wide = widened(locations)
     rest = wide[..., k:].logsumexp(-1, keepdim=True)
     return (wide[..., :k] - rest.clamp(min=-_FURTHEST)).clamp(max=_FURTHEST)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.device.type == "mps" else x.double()
 
 
 def _log_truncated(gumbel: Tensor, log_bound: Tensor) -> Tensor:

@@ -63,7 +63,7 @@
       `<path class="density" d="${path(zs.map((z) => [z, density(z)]), [-6, 6], ys)}"/>
        <path class="truth" d="${path(zs.map((z) => [z, f(z)]), [-6, 6], ys)}"/>
        <path class="ours" d="${path(zs.map((z) => [z, c(z)]), [-6, 6], ys)}"/>`,
-      [["f(H(z))", "truth"], ["c(z)", "ours"], ["p(z), to scale", "density"]]);
+      [["f(H(z))", "truth"], ["c(z)", "ours"], ["p(z), height not to scale", "density"]]);
     const us = range(0.002, 0.998, 400);
     const plain = { ...k, eta: 0, constant: 0 };
     const both = [...us.map((u) => estimate(plain, u)), ...us.map((u) => estimate(k, u))];

@@ -52,6 +52,15 @@ def same(one: ActorCritic, other: ActorCritic) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(x, theirs[name]) for name, x in mine.items())
 
 
+def test_what_is_no_space_is_refused() -> None:
+    with pytest.raises(
+        SettingsError, match="observation_space is a str, expected a space of Gymnasium; an agent is made of"
+    ):
+        A2C("MlpPolicy", OBS)  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="action_space is a int, expected a space"):
+        A2C(OBS, 2)  # type: ignore[arg-type]
+
+
 # States
 
 MISFITS: dict[str, tuple[Callable[[], ActorCritic], Callable[[], ActorCritic]]] = {

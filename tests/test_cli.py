@@ -118,6 +118,7 @@ def test_explicit_options_win_over_the_preset():
         (["--device", "toaster"], "unknown device 'toaster'"),
         (["--run-dir", "file/run"], "file/run: Not a directory"),
         (["--resume", "none"], "run none does not exist"),
+        (["export", "zoo:CartPole-v1"], "does not exist; evaluate zoo:NAME puts that agent into runs/zoo/NAME"),
         (["--resume", "."], "holds no run"),
         (["evaluate"], "RUN is missing"),
         (["evaluate", "none"], "run none does not exist"),
@@ -127,6 +128,17 @@ def test_mistakes_are_told_in_one_line(args, expected, refused):
     Path("file").write_text("")
     assert expected in refused(*args)
     assert [path.name for path in Path().iterdir()] == ["file"]
+
+
+def test_a_python_without_the_package_is_told(monkeypatch, refused):
+    def lacking(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr("relax_rl.commands.main.import_module", lambda name: lacking("gymnasium"))
+    assert "has no gymnasium: activate the environment" in refused("--env", "CartPole-v1")
+    monkeypatch.setattr("relax_rl.commands.main.import_module", lambda name: lacking("theirs"))
+    with pytest.raises(ModuleNotFoundError, match="theirs"):
+        main(["--env", "CartPole-v1"])
 
 
 def test_the_missing_extra_is_named(monkeypatch, refused):

@@ -68,6 +68,7 @@ def test_values_have_the_type_of_their_setting():
     [
         ("relaks", "unknown estimator 'relaks', expected one of auto, relax, .*; did you mean relax"),
         ("relax:policy_rl=1", "unknown setting 'policy_rl'; did you mean policy_lr"),
+        ("relax:learning_rate=1", "unknown setting 'learning_rate'; did you mean policy_lr"),
         ("relax:policy_lr=fast", "policy_lr is 'fast', expected a number"),
         ("relax:policy_lr=-1", "policy_lr is -1.0, expected above 0"),
         ("relax:num_steps=1.5", "num_steps is '1.5', expected a whole number"),

@@ -133,3 +133,7 @@ def test_check_env_has_nothing_against_good_ones() -> None:
     assert relax_rl.check_env("CartPole-v1") == [] and relax_rl.check_env(Strays()) == []
     with pytest.raises(SettingsError, match="unknown environment"):
         relax_rl.check_env("CartPol-v1")
+
+
+def test_bounds_of_actions_other_than_one_are_no_fault() -> None:
+    assert relax_rl.check_env("Pendulum-v1") == []

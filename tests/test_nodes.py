@@ -271,6 +271,12 @@ def test_what_a_graph_refuses() -> None:
         graph.draw(bits, "reparameterized")
     with pytest.raises(ValueError, match="num_samples is 1, expected at least 2"):
         graph.draw(Bernoulli(torch.zeros(1, 5, 1)), "rloo")
+    with pytest.raises(ValueError, match="rloo has no options in a graph"):
+        graph.draw(Bernoulli(torch.zeros(2, 5, 1)), "rloo", num_samples=2)
+    with pytest.raises(ValueError, match="rebar in a graph needs f"):
+        graph.draw(bits, "rebar")
+    with pytest.raises(ValueError, match="nvil needs baseline, average"):
+        graph.draw(bits, "nvil")
     graph.cost(torch.zeros(3, 1))
     with pytest.raises(ValueError, match="f has shape"):
         graph.loss()

@@ -126,7 +126,7 @@ def test_what_has_to_be_given(capsys):
 
     assert parsed("here") == Named("here") == parsed("--kinds", "--share", "None", "here")
     assert parsed("--kinds", "x", "y", "--share", "0.5", "--", "here") == Named("here", 0.5, ("x", "y"))
-    with pytest.raises(SettingsError, match="RUN is missing: What to look at, in two lines"):
+    with pytest.raises(SettingsError, match="RUN is missing: What to look at, in two lines; see p --help"):
         parsed("--share", "1")
     with pytest.raises(SettingsError, match="--kinds: invalid choice: 'z'"):
         parsed("here", "--kinds", "x", "z")

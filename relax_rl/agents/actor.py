@@ -63,6 +63,12 @@ class Actor:
         *,
         own_networks: bool = False,
     ) -> None:
+        for name, space in (("observation_space", observation_space), ("action_space", action_space)):
+            if not isinstance(space, spaces.Space):
+                raise SettingsError(
+                    f"{name} is a {type(space).__name__}, expected a space of Gymnasium; an agent is made of "
+                    "envs.single_observation_space and envs.single_action_space"
+                )
         self.seed = whole("seed", seed, least=0)
         self.observation_space, self.action_space = observation_space, action_space
         self.observations = observations_for(observation_space, config, own_networks=own_networks)

@@ -22,8 +22,9 @@ __all__ = ["FirstLook", "check_env"]
 
 LOOKS = 32
 """Batches that are compared with the bounds of their space."""
-_NO_FAULTS = ("This is probably too", "is different from the unwrapped version")
-"""Said by Gymnasium's checker of observations without bounds, which are normalised, and of wrappers, which are meant."""
+_NO_FAULTS = ("This is probably too", "is different from the unwrapped version", "a symmetric and normalized space")
+"""Said by Gymnasium's checker of observations without bounds, which are normalised, of wrappers, which are meant, and of
+bounds of actions, which agents cut to or are rescaled to."""
 _ROUNDING = 1e-5
 """Of a bound's size that a number may lie beyond it."""
 

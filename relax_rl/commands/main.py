@@ -24,6 +24,8 @@ from relax_rl.errors import RelaxRLError, SettingsError, did_you_mean, in_one_li
 
 __all__ = ["COMMANDS", "Command", "main"]
 
+_ALWAYS_NEEDED = ("gymnasium", "matplotlib", "numpy", "rich", "safetensors", "tensorboard", "torch")
+
 
 @dataclass(frozen=True)
 class Command:
@@ -102,6 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
         except Exception as error:
+            if isinstance(error, ModuleNotFoundError) and error.name in _ALWAYS_NEEDED:
+                told = f"{sys.executable} has no {error.name}: activate the environment that relax_rl is installed in"
+                print(f"error: {told} (`make` installs into .venv: . .venv/bin/activate)", file=sys.stderr)
+                return 2
             if not notes_of(error):
                 raise
             print(_code_of_theirs(error), file=sys.stderr)

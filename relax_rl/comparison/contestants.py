@@ -10,6 +10,7 @@ from typing import Any
 from relax_rl.errors import SettingsError, did_you_mean
 from relax_rl.settings.config import ESTIMATORS, TrainConfig
 from relax_rl.settings.fields import allowed, from_text, settings_of
+from relax_rl.settings.synonyms import meant
 
 __all__ = ["GOVERNED", "Contestant", "parse_settings", "read_contestant", "read_contestants", "safe_name"]
 
@@ -102,7 +103,7 @@ def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
         if name in GOVERNED:
             raise SettingsError(f"{name} cannot be set for a contestant; use {GOVERNED[name]}")
         if name not in known:
-            raise SettingsError(f"unknown setting {name!r}{did_you_mean(name, known)}")
+            raise SettingsError(f"unknown setting {name!r}{meant(name, known)}")
         try:
             value = from_text(known[name].kind, text.strip())
         except ValueError as error:

@@ -165,9 +165,13 @@ class StochasticGraph:
     ) -> Callable[..., Estimate]:
         """The estimator as a function of value, distribution, noise and sample."""
         if estimator == "rloo":
+            if options.keys() - {"generator"}:
+                raise ValueError("rloo has no options in a graph: its samples are the first dimension of the rows")
             check_num_samples(dist.params.shape[0] if dist.params.dim() > 1 else 0)
             return lambda value, dist, **drawn: reinforce(leave_one_out(value), dist, **drawn, **options)
         if estimator == "rebar":
+            if "f" not in options:
+                raise ValueError("rebar in a graph needs f: what the costs that follow would be, for relaxed samples")
             function: Callable[..., Estimate] = relax
             options = _rebar_options(dist, **options)
         elif isinstance(estimator, str):
@@ -176,6 +180,8 @@ class StochasticGraph:
                 told = ", ".join((*BY_VALUE, *THROUGH))
                 raise ValueError(f"{estimator} does not take costs that follow as numbers; a draw takes {told}")
             function = describe(estimator).function
+            if missing := [need for need in describe(estimator).needs if need not in options]:
+                raise ValueError(f"{estimator} needs {', '.join(missing)}")
         else:
             function = estimator
         known = inspect.signature(function).parameters

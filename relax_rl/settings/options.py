@@ -63,7 +63,8 @@ def parse(
     given = vars(_parser(kind, options, prog, description).parse_args(told))
     missing = [option for option in required if given[option.name] is None]
     if missing and not helping:
-        raise SettingsError(f"{missing[0].name.upper()} is missing: {help_of(missing[0])}; see {prog} --help")
+        what = help_of(missing[0]).rstrip(".")
+        raise SettingsError(f"{missing[0].name.upper()} is missing: {what}; see {prog} --help")
     if default is None and not missing:
         default = kind(**{option.name: given[option.name] for option in required})
     if default is not None and base is not None:

@@ -63,7 +63,8 @@ def test_the_card_says_what_it_is(run: Path, hub: Hub) -> None:
 
 def test_scores_of_another_agent_are_left_out(run: Path, hub: Hub) -> None:
     (run / "evaluation.json").write_text('{"step": 1, "return_mean": 500.0}')
-    push_to_hub(run, "me/cart", endpoint=hub.url)
+    with pytest.warns(UserWarning, match="evaluation.json is about step 1, this agent of step"):
+        push_to_hub(run, "me/cart", endpoint=hub.url)
     assert (
         "evaluation.json" not in hub.files["me/cart"] and "Not evaluated" in hub.files["me/cart"]["README.md"].decode()
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -72,7 +73,9 @@ def push_to_hub(
         (staged / _ABOUT).write_text(json.dumps(about, indent=2, default=str) + "\n", encoding="utf-8")
         evaluation = object_in(folder.evaluation) or None
         if evaluation is not None and evaluation.get("step") != agent.steps:
-            evaluation = None  # it is about another agent
+            told = f"evaluation.json is about step {evaluation.get('step')}, this agent of step {agent.steps}"
+            warnings.warn(f"{told}: left out; `evaluate` it and push again", UserWarning, stacklevel=2)
+            evaluation = None
         if evaluation is not None:
             kept = {name: x for name, x in evaluation.items() if name not in ("checkpoint", "video")}
             (staged / "evaluation.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")

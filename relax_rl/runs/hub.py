@@ -71,11 +71,7 @@ def push_to_hub(
         agent.save(staged / AGENT, optimizer=False)
         about = {"estimator": agent.name, "step": agent.steps, "env": config.env.env, "agent": asdict(config.agent)}
         (staged / _ABOUT).write_text(json.dumps(about, indent=2, default=str) + "\n", encoding="utf-8")
-        evaluation = object_in(folder.evaluation) or None
-        if evaluation is not None and evaluation.get("step") != agent.steps:
-            told = f"evaluation.json is about step {evaluation.get('step')}, this agent of step {agent.steps}"
-            warnings.warn(f"{told}: left out; `evaluate` it and push again", UserWarning, stacklevel=2)
-            evaluation = None
+        evaluation = _scores(folder, agent.steps)
         if evaluation is not None:
             kept = {name: x for name, x in evaluation.items() if name not in ("checkpoint", "video")}
             (staged / "evaluation.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
@@ -90,6 +86,16 @@ def push_to_hub(
                 repo_id=repo_id, folder_path=staged, commit_message=f"{agent.name} after {agent.steps} steps"
             )
     return str(url)
+
+
+def _scores(folder: RunFolder, step: int) -> dict[str, Any] | None:
+    """What `evaluate` found of the agent of that step; a warning where it is about another one."""
+    found = object_in(folder.evaluation)
+    if not found or found.get("step") == step:
+        return found or None
+    told = f"evaluation.json is about step {found.get('step')}, this agent of step {step}"
+    warnings.warn(f"{told}: left out; `evaluate` it and push again", UserWarning, stacklevel=3)
+    return None
 
 
 def load_from_hub(

@@ -22,7 +22,8 @@ from relax_rl.runs.training import train
 from relax_rl.settings.presets import preset_config
 from tests.steps import BOX, DISCRETE, OBS, assert_alike, assert_same, rollout_for, target_envs, trained
 
-PASSES: dict[str, Any] = {"epochs": 2, "minibatch_size": 8, "clip_range": 0.2}
+PASSES: dict[str, Any] = {"epochs": 2, "minibatch_size": 10, "clip_range": 0.2}
+"""With minibatches of one size, and so one graph."""
 
 
 @pytest.fixture(autouse=True)

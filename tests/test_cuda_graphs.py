@@ -151,9 +151,9 @@ CASES: list[tuple[str, type[TargetEnv], dict[str, Any]]] = [
     ("lax", TargetEnv, {"epochs": 2, "minibatch_size": 8, "clip_range": 0.2}),
     ("a2c", ImageEnv, {"entropy_coef": 0.01, "optimizer": "rmsprop"}),
     ("relax", ImageEnv, {"entropy_coef": 0.01, "entropy_schedule": "linear"}),
-    ("relax", ImageEnv, {"epochs": 2, "minibatch_size": 8, "clip_range": 0.2}),
+    ("relax", ImageEnv, {"epochs": 2, "minibatch_size": 10, "clip_range": 0.2}),
     ("relax", ImageEnv, {"surrogate_steps": 2}),
-    ("lax", TargetEnv, {"epochs": 2, "minibatch_size": 8, "kl_bound": 0.01, "entropy_target": 0.5, "squash": True}),
+    ("lax", TargetEnv, {"epochs": 2, "minibatch_size": 10, "kl_bound": 0.01, "entropy_target": 0.5, "squash": True}),
     ("lax", TargetEnv, {"surrogate_loss": "critic", "critic_loss": "hl_gauss", "residual_weight": "adaptive"}),
 ]
 

@@ -131,7 +131,7 @@ WHERE_RARE = [case for case in UNBIASED if case[0] in RARE and case[1] != "dlax"
 def test_unbiased_where_outcomes_are_rare(family: str, name: str, make: Estimator) -> None:
     del name
     dist = RARE[family]
-    assert_unbiased(of_rows(make, dist, MILLION // 2), exact_gradient(dist, of_vector), power=0.1)
+    assert_unbiased(of_rows(make, dist, MILLION // 4), exact_gradient(dist, of_vector), power=0.1)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.7])

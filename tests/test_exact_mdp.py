@@ -203,7 +203,7 @@ MODES = pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.parametrize("kind", [A2C, Reinforce, RELAX, Marginal])
 def test_discrete_agents_estimate_the_exact_policy_gradient(kind: type[ActorCritic], mode: AutoresetMode) -> None:
     exact, value = exact_policy_gradient(False, mode)
-    assert_unbiased(collect(contributions(kind, mode, value), 200_000, chunk=25_000), exact, power=0.06)
+    assert_unbiased(collect(contributions(kind, mode, value), 50_000, chunk=25_000), exact, power=0.05)
 
 
 @MODES
@@ -211,7 +211,7 @@ def test_discrete_agents_estimate_the_exact_policy_gradient(kind: type[ActorCrit
 def test_continuous_agents_estimate_the_exact_policy_gradient(kind: type[ActorCritic], mode: AutoresetMode) -> None:
     exact, value = exact_policy_gradient(True, mode)
     draws = contributions(kind, mode, value, continuous=True)
-    assert_unbiased(collect(draws, 400_000, chunk=25_000), exact, power=0.15)
+    assert_unbiased(collect(draws, 100_000, chunk=25_000), exact, power=0.12)
 
 
 # The same test finds what others get wrong
@@ -236,7 +236,7 @@ def value_of_the_next_episode(rollout: Rollout) -> Rollout:
 )
 def test_mistakes_at_the_ends_of_episodes_are_found(spoil: Callable[[Rollout], Rollout], mode: AutoresetMode) -> None:
     exact, value = exact_policy_gradient(False, mode)
-    assert rejects(collect(contributions(A2C, mode, value, spoil=spoil), 150_000, chunk=25_000), exact)
+    assert rejects(collect(contributions(A2C, mode, value, spoil=spoil), 50_000, chunk=25_000), exact)
 
 
 def gradient_of_the_critic(kind: type[ActorCritic], mode: AutoresetMode, value: np.ndarray, **settings: Any) -> Tensor:

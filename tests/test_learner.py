@@ -87,7 +87,7 @@ def test_gradients_are_those_of_ppos_objective_for_discrete_actions(
     objective = (old.softmax(-1) * torch.minimum(ratio * payoff, ratio.clamp(0.8, 1.2) * payoff)).sum()
     (exact,) = torch.autograd.grad(objective, new)
     draw = draws(agent, old, new.detach(), payoff.__getitem__, 0.2, advantage_sign=advantage_sign)
-    assert_unbiased(collect(draw, 1_500_000), exact.double())
+    assert_unbiased(collect(draw, 187_500), exact.double())
 
 
 def test_gradients_are_those_of_the_later_policy_for_continuous_actions() -> None:
@@ -97,7 +97,7 @@ def test_gradients_are_those_of_the_later_policy_for_continuous_actions() -> Non
     old, new = torch.tensor([0.35, -0.2]), torch.tensor([mean, log_std])
     draw = draws(agent, old, new, lambda a: (a - 1.0).square().squeeze(-1) - 1.2, math.inf)
     exact = torch.tensor([2 * (mean - 1.0), 2 * np.exp(2 * log_std)], dtype=torch.float64)
-    assert_unbiased(collect(draw, 1_500_000), exact, power=0.02)
+    assert_unbiased(collect(draw, 1_000_000), exact, power=0.02)
 
 
 @pytest.mark.parametrize("actions", ACTIONS)

@@ -207,7 +207,7 @@ def test_estimates_are_unbiased_for_what_is_left(estimator: str, kind: str, late
         assert not gradient[masked_params(kind, batch.mask)].any()
         return gradient
 
-    assert_unbiased(collect(draw, 125_000), exact(kind), power=0.1)
+    assert_unbiased(collect(draw, 62_500), exact(kind), power=0.1)
 
 
 @pytest.mark.parametrize("estimator", ["marginal", "a2c", "reinforce"])

@@ -242,7 +242,7 @@ def test_the_expected_estimate_is_the_gradient_of_what_is_left(kind: str, name: 
     dist, generator = dist_of(kind, -INF), seeded(6)
     exact = left_gradient(dist, of_vector)
     assert exact.abs().sum() > 0.1 and not exact[masked(dist)[0]].any()
-    rows = 2_000_000 if name == "dlax" else 250_000
+    rows = 500_000 if name == "dlax" else 125_000
     assert_unbiased(collect(lambda n: make(repeat(dist, n), generator).grad, rows), exact, power=0.05)
 
 

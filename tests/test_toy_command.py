@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,14 @@ def toy(folder: Path, *args: str) -> dict:
 
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with REINFORCE alone. Tests must not write to it."""
+    folder = tmp_path_factory.mktemp("toy") / "whole"
+    toy(folder, "--estimators", "reinforce")
+    return folder
 
 
 def test_a_run_leaves_tables_and_figures(tmp_path, capsys):
@@ -121,8 +130,8 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, capsys, args, expecte
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_in_use_is_refused(tmp_path, capsys):
-    toy(tmp_path / "run", "--estimators", "reinforce")
+def test_a_folder_in_use_is_refused(whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
     before = content(tmp_path / "run")
     assert main(["toy", *SMALL, "--run-dir", str(tmp_path / "run")]) == 2
     assert "already holds a run; choose another --run-dir" in capsys.readouterr().err
@@ -189,8 +198,7 @@ def test_figures_of_many_estimators_and_other_thetas():
 
 
 @pytest.mark.parametrize("reached", ["toy.json", "curves.csv", "densities.png", "config.json"])
-def test_a_run_that_was_killed_while_it_wrote_is_made_again_by_the_same_command(tmp_path, monkeypatch, reached):
-    toy(tmp_path / "whole", "--estimators", "reinforce")
+def test_a_run_that_was_killed_while_it_wrote_is_made_again_by_the_same_command(whole, tmp_path, monkeypatch, reached):
     replace = os.replace
 
     def kill(source, target):
@@ -204,5 +212,5 @@ def test_a_run_that_was_killed_while_it_wrote_is_made_again_by_the_same_command(
     monkeypatch.undo()
     assert list((tmp_path / "run").glob(".*.tmp"))
     toy(tmp_path / "run", "--estimators", "reinforce")
-    assert content(tmp_path / "run").keys() == content(tmp_path / "whole").keys()
-    assert content(tmp_path / "run")["curves.csv"] == content(tmp_path / "whole")["curves.csv"]
+    assert content(tmp_path / "run").keys() == content(whole).keys()
+    assert content(tmp_path / "run")["curves.csv"] == content(whole)["curves.csv"]

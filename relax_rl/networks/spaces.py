@@ -196,30 +196,28 @@ class ObservationEncoder:
         Raises:
             SettingsError: if the observation fits neither.
         """
-        expected = f"expected one of {self.space}, or a batch of them"
         if isinstance(observation, tuple) and not self._by_place:
-            raise SettingsError(
-                f"an observation is a tuple; {expected}; give the first part of what env.reset() returns"
-            )
+            raise self._misfit("an observation is a tuple", "; give the first part of what env.reset() returns")
         singles: set[bool] = set()
         for encoder in self._encoders:
             name, shape = encoder.leaf.name, encoder.space.shape or ()
             try:
                 array = encoder.find(observation)
             except (KeyError, IndexError, TypeError, ValueError):
-                raise SettingsError(
-                    f"an observation has no leaf {name!r}, or one that is no array; {expected}"
-                ) from None
+                raise self._misfit(f"an observation has no leaf {name!r}, or one that is no array") from None
             if array.shape != shape and array.shape[1:] != shape:
-                raise SettingsError(f"the observation {name!r} has shape {array.shape}, not {shape}; {expected}")
+                raise self._misfit(f"the observation {name!r} has shape {array.shape}, not {shape}")
             if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and not np.isfinite(array).all()):
-                raise SettingsError(f"the observation {name!r} holds what is not a finite number; {expected}")
+                raise self._misfit(f"the observation {name!r} holds what is not a finite number")
             singles.add(array.shape == shape)
         if len(singles) == 2:
-            raise SettingsError(f"some leaves of an observation are single and others a batch; {expected}")
+            raise self._misfit("some leaves of an observation are single and others a batch")
         if singles == {True}:
             return _map_leaves(lambda leaf: np.asarray(leaf)[None], self.space, observation), True
         return observation, False
+
+    def _misfit(self, what: str, advice: str = "") -> SettingsError:
+        return SettingsError(f"{what}; expected one of {self.space}, or a batch of them{advice}")
 
 
 class ActionEncoder:

@@ -181,7 +181,7 @@ def plot_improvement(path: Path, title: str, pairs: Sequence[Mapping[str, Any]])
     axes.axvline(0.5, color="0.4", linestyle="--", linewidth=1, zorder=0)
     axes.set_xlim(-0.03, 1.03)
     name_rows(axes, [f"{pair['x']} > {pair['y']}" for pair in pairs])
-    axes.set_xlabel("P(X > Y): a run of X ends with a higher score than one of Y")
+    figure.supxlabel("P(X > Y): a run of X ends with a higher score than one of Y", fontsize="medium")
     _finish(
         path, figure, title, "probability of improvement with its 95% bootstrap interval, blue where 1/2 lies outside"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +78,8 @@ def test_what_is_untidy_is_seen(does: Callable[[], int], seen: str) -> None:
 def test_what_never_ends_is_ended() -> None:
     def wait() -> int:
         while True:
-            warnings.warn("still here", stacklevel=1)
+            warnings.warn("still here", stacklevel=1)  # pytest keeps each of them
+            time.sleep(0.01)
 
     gc.collect()
     gc.disable()  # what other tests have left would be swept up in here, and the alarm ring in pytest's words about it

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 PAGES = ("", "algorithms/relax/", "estimators/", "reference/relax_rl/", "results/")
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
@@ -76,10 +76,7 @@ def audited(browser: Browser, address: str, path: str, out: Path) -> Iterator[st
             name = f"{path.strip('/').replace('/', '-') or 'index'}-{scheme}-{width}"
             context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})
             page, told = context.new_page(), list[str]()
-            page.on("pageerror", lambda error, told=told: told.append(f"script: {error}"))
-            page.on(
-                "request", lambda request, told=told: _is_elsewhere(request.url, address) and told.append(request.url)
-            )
+            _listen(page, address, told)
             answer = page.goto(address + path, wait_until="load")
             if answer is None or not answer.ok:
                 told.append("there is no such page")
@@ -93,6 +90,20 @@ def audited(browser: Browser, address: str, path: str, out: Path) -> Iterator[st
             told += [_in_a_line(violation) for violation in found if violation["impact"] in GRAVE]
             context.close()
             yield from (f"{name}: {fault}" for fault in told)
+
+
+def _listen(page: Page, address: str, told: list[str]) -> None:
+    """Tells what goes wrong in a page's scripts, and what it asks of other addresses."""
+
+    def failed(error: Any) -> None:
+        told.append(f"script: {error}")
+
+    def asked(request: Any) -> None:
+        if _is_elsewhere(request.url, address):
+            told.append(request.url)
+
+    page.on("pageerror", failed)
+    page.on("request", asked)
 
 
 def _in_a_line(violation: dict[str, Any]) -> str:

@@ -257,7 +257,7 @@ def _kill(cluster, victim, runs: Path, told: dict[str, object]) -> None:
     """Kill a node once a checkpoint of the run on it has come back; `told` is which run that is, and what worked on it."""
     (raylet,) = (process.process.pid for process in victim.all_processes["raylet"])
     lost, pids = "", (0, 0)
-    while not lost or not any((runs / lost).glob("checkpoints/step_*")):
+    while not lost:
         time.sleep(0.05)
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
@@ -266,6 +266,8 @@ def _kill(cluster, victim, runs: Path, told: dict[str, object]) -> None:
                     child, actor = int(entry.name), _parent(int(entry.name))
                     if _parent(actor) == raylet:
                         lost, pids = found[1].decode(), (child, actor)
+    while not any((runs / lost).glob("checkpoints/step_*")):
+        time.sleep(0.01)
     told |= {"lost": lost, "pids": pids}
     os.kill(pids[0], signal.SIGSTOP)  # it shall not come to its end in the second that Ray takes to end it
     cluster.remove_node(victim, allow_graceful=False)

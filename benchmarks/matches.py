@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.tasks import RESULTS, write_text
 
-__all__ = ["RUNS", "Match", "main_of", "play", "read_result", "section", "spread", "write_summary"]
+__all__ = ["RUNS", "Match", "main_of", "plan_parser", "play", "read_result", "section", "spread", "write_summary"]
 
 RUNS = Path("runs/benchmarks")
 
@@ -69,6 +69,16 @@ class Match:
         return [*start, *options]
 
 
+def plan_parser(names: Collection[str], doc: str | None) -> argparse.ArgumentParser:
+    """The options of a plan, whose tasks have these names."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("--tasks", nargs="+", choices=list(names), default=list(names))
+    parser.add_argument("--seeds", type=int, help="runs of each contestant (default: the task's)")
+    parser.add_argument("--jobs", type=int, default=0, help="runs side by side (default: one per core)")
+    parser.add_argument("--report", action="store_true", help="sum up and train nothing")
+    return parser
+
+
 def main_of(
     matches: Mapping[str, Match], group: str, write: Callable[[], None], doc: str | None, argv: Sequence[str] | None
 ) -> None:
@@ -81,12 +91,7 @@ def main_of(
         doc: of the script.
         argv: arguments; those of the process if None.
     """
-    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
-    parser.add_argument("--tasks", nargs="+", choices=list(matches), default=list(matches))
-    parser.add_argument("--seeds", type=int, help="runs of each contestant (default: the task's)")
-    parser.add_argument("--jobs", type=int, default=0, help="runs side by side (default: one per core)")
-    parser.add_argument("--report", action="store_true", help="sum up and train nothing")
-    args = parser.parse_args(argv)
+    args = plan_parser(matches, doc).parse_args(argv)
     for name in () if args.report else args.tasks:
         if matches[name].commit is not None:
             print(f"{name} is played at commit {matches[name].commit}, which has its settings; reported as it stands")

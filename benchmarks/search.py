@@ -109,7 +109,7 @@ SEARCHES: dict[str, Search] = {
             "LunarLander-v3": (-200.0, 250.0),
             "Pendulum-v1": (-1300.0, -150.0),
             "Swimmer-v5": (0.0, 100.0),
-            "Hopper-v5": (20.0, 2600.0),
+            "HalfCheetah-v5": (-300.0, 3000.0),
         },
         steps=100_000,
         contestants=("auto",),

@@ -10,20 +10,19 @@ Importing this module registers `Dial-v0`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from benchmarks.matches import Match, play, write_summary
+from benchmarks.matches import Match, plan_parser, play, write_summary
 from benchmarks.tasks import RESULTS, write_json
 from benchmarks.third_party import environment_of
 from benchmarks.third_party_packages import PACKAGES
@@ -110,18 +109,14 @@ def match_of(task: UnknownTask) -> Match:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is asked for, and sum up all that is there."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--seeds", type=int, help="runs of each contestant (default 3)")
-    parser.add_argument("--jobs", type=int, default=0, help="runs side by side (default: one per core)")
-    parser.add_argument("--report", action="store_true", help="sum up and train nothing")
+    parser = plan_parser(TASKS, __doc__)
     parser.add_argument("--random", choices=list(TASKS), help="print returns of a random policy on a task")
     args = parser.parse_args(argv)
     if args.random:
         print(json.dumps(random_returns(TASKS[args.random])))
         return
     for name in () if args.report else args.tasks:
-        python = _python_of(TASKS[name])
+        python = _python_of(TASKS[name], parser.error)
         play(name, match_of(TASKS[name]), GROUP, seeds=args.seeds, jobs=args.jobs, python=python)
         told = subprocess.run(
             [str(python), "-m", "benchmarks.unknown_tasks", "--random", name],
@@ -148,13 +143,13 @@ def random_returns(task: UnknownTask) -> list[float]:
     return found[:RANDOM_EPISODES]
 
 
-def _python_of(task: UnknownTask) -> str | Path:
-    """Where the task's package is."""
+def _python_of(task: UnknownTask, refuse: Callable[[str], NoReturn]) -> str | Path:
+    """Where the task's package is; `refuse` is told where it cannot be installed."""
     if task.package is None:
         return sys.executable
     python, error = environment_of(next(package for package in PACKAGES if package.name == task.package))
     if error:
-        raise SystemExit(f"{task.package} cannot be installed: {error}")
+        refuse(f"{task.package} cannot be installed: {error}")
     return python
 
 

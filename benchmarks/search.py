@@ -4,7 +4,8 @@
     python -m benchmarks.search --report
 
 A search is one `train_agent.py compare --tune` command that runs no seed of a comparison. It can be stopped at any time and
-is gone on with where it is there. Trials train from seed 1,000 on, which no other benchmark uses, and are paused at a tenth and
+is gone on with where it is there, or else from the tables that were kept of it: trials are a function of those before them,
+and a run of which nothing is left is made again from its seed. Trials train from seed 1,000 on, which no other benchmark uses, and are paused at a tenth and
 at three tenths of their steps, where the best third goes on. What is searched stands in `benchmarks/spaces/`, with the points
 that a search begins with: presets, published settings of PPO, and a recipe with a bounded divergence. The table of all trials,
 their settings and the space are kept in `results/search/<name>/`, and summed up in `results/search.md`; settings that are taken
@@ -33,7 +34,10 @@ GROUP = "search"
 FIRST_SEED = 1_000
 SPACES = Path(__file__).parent / "spaces"
 RUNGS = ("0.1", "0.3", "1")
+STUDY = "together-"
+"""Before the name of a contestant in that of the folder of its trials."""
 KEPT = ("trials.json", "trials.csv")
+PLAN = ("settings.json", "tuning/search_space.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,19 +109,20 @@ SEARCHES: dict[str, Search] = {
     "untold": Search(
         anchors={
             "CartPole-v1": (22.0, 500.0),
-            "Acrobot-v1": (-500.0, -80.0),
             "LunarLander-v3": (-200.0, 250.0),
             "Pendulum-v1": (-1300.0, -150.0),
-            "Swimmer-v5": (0.0, 100.0),
             "HalfCheetah-v5": (-300.0, 3000.0),
+            "minatar:MinAtar/Freeway-v1": (0.0, 30.0),
+            "minigrid:MiniGrid-SimpleCrossingS9N1-v0": (0.0, 0.95),
         },
         steps=100_000,
         contestants=("auto",),
-        space="small.json",
-        settings=_COMMON,
+        space="untold.json",
+        trials=27,
+        settings={**_COMMON, "surrogate_scale": "fitted"},
     ),
 }
-"""The last is for tasks that no preset names, none of which it knows: `benchmarks.unknown_tasks`."""
+"""The last is for tasks that no preset names: those by which it is judged, of `benchmarks.unknown_tasks`, are none of its own."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -129,24 +134,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--report", action="store_true", help="sum up and train nothing")
     args = parser.parse_args(argv)
     for name in args.searches:
-        folder = RUNS / GROUP / name
+        folder, kept = RUNS / GROUP / name, RESULTS / GROUP / name
         if not args.report:
+            _restore(kept, folder)
             subprocess.run(SEARCHES[name].command(folder, jobs=args.jobs, minutes=args.minutes), check=True)
-        _keep(folder, RESULTS / GROUP / name)
+        _keep(folder, kept)
     write_text(RESULTS / f"{GROUP}.md", _report())
 
 
 def _keep(folder: Path, kept: Path) -> None:
     """The trials of every contestant so far, with the settings of the search and its space."""
-    for study in sorted(folder.glob("tuning/together-*")):
-        (kept / study.name.removeprefix("together-")).mkdir(parents=True, exist_ok=True)
-        for name in KEPT:
-            if (study / name).exists():
-                shutil.copy(study / name, kept / study.name.removeprefix("together-") / name)
-    for path in (folder / "settings.json", folder / "tuning" / "search_space.json"):
-        if path.exists():
-            kept.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, kept / path.name)
+    for study in folder.glob(f"tuning/{STUDY}*"):
+        for path in (study / name for name in KEPT if (study / name).exists()):
+            _copy(path, kept / study.name.removeprefix(STUDY) / path.name)
+    for path in (folder / name for name in PLAN if (folder / name).exists()):
+        _copy(path, kept / path.name)
+
+
+def _restore(kept: Path, folder: Path) -> None:
+    """A folder from which a search goes on that was kept elsewhere."""
+    if folder.exists():
+        return
+    for name in PLAN:
+        if (kept / Path(name).name).exists():
+            _copy(kept / Path(name).name, folder / name)
+    for path in kept.glob(f"*/{KEPT[0]}"):
+        _copy(path, folder / "tuning" / f"{STUDY}{path.parent.name}" / path.name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source, target)
 
 
 def _report() -> str:

@@ -68,6 +68,18 @@ def test_the_reward_scale_is_that_of_the_discounted_return_cut_at_episode_ends()
     assert math.isclose(scaler.scale, 1 / np.sqrt(np.var(seen) + 1e-8), rel_tol=1e-9)
 
 
+@pytest.mark.parametrize("reward", [0.0, 0.1])
+def test_the_first_rare_reward_is_not_divided_by_a_spread_of_nothing(reward: float) -> None:
+    scaler, ended, valid = RewardScaler(0.0), torch.zeros(40, 8, dtype=torch.bool), torch.ones(40, 8, dtype=torch.bool)
+    rewards = torch.full((40, 8), reward, dtype=torch.float64)
+    scaler.update(rewards, ended, valid)
+    assert scaler.scale == 1.0
+    rewards[7, 3] += 1.0
+    scaler.update(rewards, ended, valid)
+    share = 1 / (2 * rewards.numel())
+    assert math.isclose(scaler.scale, 1 / math.sqrt(share * (1 - share)), rel_tol=1e-4)
+
+
 def of_dicts(envs: VectorEnvs, **settings: Any) -> A2C:
     space, actions = envs.single_observation_space, envs.single_action_space
     return A2C(space, actions, hidden=(4,), num_steps=6, normalize_obs=True, **settings)

@@ -21,6 +21,9 @@ from relax_rl.networks.spaces import ObservationEncoder
 
 __all__ = ["ObservationNormalizer", "RewardScaler", "RunningMoments", "chosen_columns"]
 
+_NO_SPREAD = 1e-12
+"""Variance of returns that are all the same but for rounding."""
+
 
 class RunningMoments:
     """Mean and variance of a stream of vectors, in float64 on the host (Chan et al. 1979, parallel update)."""
@@ -164,8 +167,12 @@ class RewardScaler:
 
     @property
     def scale(self) -> float:
-        """What rewards are multiplied by; 1 until a rollout was seen."""
-        return 1.0 / math.sqrt(float(self.moments.var) + 1e-8) if self.moments.count else 1.0
+        """What rewards are multiplied by; 1 until returns have differed.
+
+        Where rewards are rare, the first rollouts have none: the first reward must not be divided by the spread of zeros.
+        """
+        spread = float(self.moments.var)
+        return 1.0 / math.sqrt(spread + 1e-8) if self.moments.count and spread > _NO_SPREAD else 1.0
 
     def summary(self, reward: Tensor, ended: Tensor, valid: Tensor) -> np.ndarray:
         """Of the raw rewards of one rollout, all `[T, N]`: `ended` cuts the return, rows not `valid` are skipped.

@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
+from gymnasium import spaces
 
 from relax_rl.commands.train import train_config as _train_config
 from relax_rl.comparison import peers
@@ -275,10 +277,52 @@ def test_settings_of_the_environments_reach_every_contestant():
 
 def test_peers_make_their_environments_with_settings():
     pytest.importorskip("stable_baselines3")
-    from relax_rl.comparison.peer_training import make_peer_envs
+    from relax_rl.comparison.peer_envs import make_peer_envs
 
     envs = make_peer_envs(published("Pendulum-v1", "sb3-ppo"), 0, 0, {"g": 5.0})
     assert set(envs.get_attr("g")) == {5.0}
+    envs.close()
+
+
+class Parts(gym.Env[Any, Any]):
+    """Observations of several parts, one of which is a text."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, side: int) -> None:
+        image = spaces.Box(0, 255, (side, side, 3), np.uint8)
+        self.observation_space = spaces.Dict(image=image, place=spaces.Discrete(3), task=spaces.Text(9))
+
+    def reset(self, **_: Any) -> tuple[Any, dict[str, Any]]:
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.observation_space.sample(), 1.0, True, False, {}
+
+
+@pytest.mark.parametrize(("side", "expected"), [(7, 7 * 7 * 3 + 3), (36, None)])
+def test_peers_learn_from_the_parts_of_an_observation_that_can_be_read(side: int, expected: int | None) -> None:
+    pytest.importorskip("stable_baselines3")
+    from relax_rl.comparison.peer_envs import make_peer_envs
+    from relax_rl.comparison.peer_training import make_peer
+
+    peer = replace(published(f"{__name__}:Parts", "sb3-ppo"), num_envs=2, settings={"n_steps": 8})
+    envs = make_peer_envs(peer, 0, env_kwargs={"side": side})
+    space = envs.observation_space
+    assert list(space) == ["image", "place"] if expected is None else space.shape == (expected,)
+    model = make_peer(peer, envs, 0)
+    model.learn(16)
+    assert len(model.ep_info_buffer) == 16  # the monitor's words have come through
+    envs.close()
+
+
+def test_peers_find_ids_that_a_package_registers_when_it_is_asked() -> None:
+    pytest.importorskip("stable_baselines3")
+    pytest.importorskip("minatar")
+    from relax_rl.comparison.peer_envs import make_peer_envs
+
+    envs = make_peer_envs(published("minatar:MinAtar/Seaquest-v1", "sb3-ppo"), 0)
+    assert envs.observation_space.shape == (10, 10, 10)
     envs.close()
 
 
@@ -311,7 +355,8 @@ def test_wrappers_and_stacks_go_around_the_environments_of_every_contestant():
 
 def test_peers_learn_in_wrapped_environments():
     pytest.importorskip("stable_baselines3")
-    from relax_rl.comparison.peer_training import PeerConfig, make_peer_envs
+    from relax_rl.comparison.peer_envs import make_peer_envs
+    from relax_rl.comparison.peer_training import PeerConfig
 
     peer = replace(published("Pendulum-v1", "sb3-a2c"), num_envs=2, normalize=False)
     envs = make_peer_envs(peer, 0, bins=3, **WRAPPED)

@@ -13,26 +13,20 @@ import json
 import signal
 import sys
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import ale_py
-import gymnasium
 import numpy as np
 import stable_baselines3
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 
-from relax_rl.backends.actions import BinnedActions
-from relax_rl.backends.creation import single_env
-from relax_rl.backends.frames import FrameStack
-from relax_rl.backends.own import ATARI_FRAMES, Making
-from relax_rl.backends.registry import find_spec
+from relax_rl.comparison.peer_envs import make_peer_envs
 from relax_rl.comparison.peers import ALGORITHMS, Peer, planned, with_overrides
 from relax_rl.compute.serialization import write_bytes_atomic
 from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError, in_one_line
@@ -234,41 +228,6 @@ class _Run(BaseCallback):
         remove_all_but(self.folder.checkpoints)
 
 
-def make_peer_envs(
-    peer: Peer,
-    seed: int,
-    bins: int = 0,
-    env_kwargs: Mapping[str, Any] | None = None,
-    *,
-    wrapper: Sequence[str] = (),
-    frame_stack: int = 0,
-) -> VecEnv:
-    """The peer's environments, seeded, each with a Monitor around all wrappers, normalised if its setting says so."""
-    if peer.atari:
-        gymnasium.register_envs(ale_py)
-        skipping = {"frameskip": 1} if peer.env.startswith("ALE/") else {}
-        kwargs = {**skipping, **(env_kwargs or {})}
-        games = make_atari_env(peer.env, n_envs=peer.num_envs, seed=seed, env_kwargs=kwargs)
-        return VecFrameStack(games, n_stack=frame_stack or ATARI_FRAMES)
-    cut: dict[str, Any] = {"wrapper_class": BinnedActions, "wrapper_kwargs": {"bins": bins}} if bins else {}
-    kwargs, made = dict(env_kwargs or {}), _inside(peer.env, wrapper, frame_stack)
-    envs: VecEnv = make_vec_env(made, n_envs=peer.num_envs, seed=seed, env_kwargs=kwargs, **cut)
-    return VecNormalize(envs, gamma=peer.settings.get("gamma", 0.99)) if peer.normalize else envs
-
-
-def _inside(env: str, wrapper: Sequence[str], frame_stack: int) -> str | Callable[..., gymnasium.Env[Any, Any]]:
-    """What makes an environment inside wrappers, as our own contestants have it; its id where there are none."""
-    if not wrapper and not frame_stack:
-        return env
-    spec, making = find_spec(env), Making.of(wrapper, frame_stack, ())
-
-    def made(**env_kwargs: Any) -> gymnasium.Env[Any, Any]:
-        inner = single_env(spec, env_kwargs=env_kwargs, making=making)
-        return FrameStack(inner, frame_stack) if frame_stack else inner
-
-    return made
-
-
 def make_peer(peer: Peer, envs: VecEnv, seed: int) -> Any:
     """The algorithm with the peer's settings, on the CPU."""
     kind = getattr(stable_baselines3, ALGORITHMS[peer.algo])
@@ -279,7 +238,9 @@ def make_peer(peer: Peer, envs: VecEnv, seed: int) -> Any:
         for name, value in peer.policy_kwargs.items()
     }
     arguments = {**peer.settings, **schedules, "policy_kwargs": policy_kwargs or None}
-    return kind(peer.policy, envs, seed=seed, device="cpu", **arguments)
+    parts = peer.policy == "MlpPolicy" and isinstance(envs.observation_space, spaces.Dict)
+    policy = "MultiInputPolicy" if parts else peer.policy
+    return kind(policy, envs, seed=seed, device="cpu", **arguments)
 
 
 def _linear_to_zero(start: float) -> Callable[[float], float]:

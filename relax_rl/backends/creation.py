@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import fields
 from functools import partial
 from typing import Any, Literal, cast, get_args
 
@@ -22,7 +24,9 @@ from relax_rl.backends.workers import CannotFork, EnvironmentReport, shielded_fr
 from relax_rl.compute.host import usable_cores
 from relax_rl.compute.installation import install_line, typed
 from relax_rl.errors import RelaxRLError, SettingsError
+from relax_rl.settings.config import EnvConfig
 from relax_rl.settings.naming import is_own, named, require_call
+from relax_rl.settings.synonyms import meant
 
 __all__ = ["AskedVectorization", "create_vector_env", "is_atari", "one_line_errors", "single_env", "vector_env_of"]
 
@@ -297,7 +301,10 @@ def one_line_errors(spec: EnvSpec) -> Iterator[None]:
         raise SettingsError(f"{spec.id} cannot be made: {first_line(wrong)}") from wrong
     except Exception as wrong:  # whatever an environment of somebody's own does when it is made
         if isinstance(wrong, TypeError) and "keyword argument" in str(wrong):
-            raise SettingsError(f"{spec.id} does not take these settings: {first_line(wrong)}") from wrong
+            reason = first_line(wrong)
+            theirs = re.search(r"keyword argument '(\w+)'", reason)
+            advice = meant(theirs[1], [f.name for f in fields(EnvConfig)]) if theirs else ""
+            raise SettingsError(f"{spec.id} does not take these settings: {reason}{advice}") from wrong
         # stable-retro's emulator
         advice = "; use vectorization 'async'" if "per process" in str(wrong) else ""
         raise SettingsError(f"{spec.id} cannot be made: {told(wrong)}{advice}") from wrong

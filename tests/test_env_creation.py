@@ -153,7 +153,7 @@ def test_a_setting_that_an_environment_does_not_have_is_refused():
     for vectorization in ("native", "sync"):
         with pytest.raises(SettingsError, match=r"does not take these settings.*wings"):
             make_envs("CartPole-v1", vectorization=vectorization, wings=2)
-        with pytest.raises(SettingsError, match=r"does not take these settings.*'n_envs'; did you mean num_envs\?"):
+        with pytest.raises(SettingsError, match=r"does not take these settings.*'n_envs'.*; did you mean num_envs\?"):
             make_envs("CartPole-v1", vectorization=vectorization, n_envs=2)
 
 

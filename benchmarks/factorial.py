@@ -11,11 +11,10 @@ are measured at frozen agents of q: variance and squared bias under every estima
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.matches import Match, main_of, write_summary
+from benchmarks.matches import Match, curve_mean, final, main_of, write_summary
 from relax_rl.comparison.statistics import improvement
 
 __all__ = ["BOUNDS", "MATCHES", "main"]
@@ -105,20 +104,11 @@ def _pairs(_: str, found: Mapping[str, Any]) -> list[str]:
             if f"{first}, {bound:g}" in runs and f"V, {bound:g}" in runs
         ]
         cells = []
-        for score in (_of_curve, _of_end):
+        for score in (curve_mean, final):
             scores = [(list(map(score, x)), list(map(score, y))) for x, y in pairs]
             cells.append("{:.2f} [{:.2f}, {:.2f}]".format(*_interval(scores)) if scores else "")
         lines.append(f"| {first} over V | {' | '.join(cells)} |")
     return [*lines, ""]
-
-
-def _of_curve(run: Mapping[str, Any]) -> float:
-    points = [x for x in map(float, run["curve"]["return"]) if not math.isnan(x)]
-    return sum(points) / len(points)
-
-
-def _of_end(run: Mapping[str, Any]) -> float:
-    return float(run["final"])
 
 
 def _interval(scores: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[float, float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,19 @@ from typing import Any
 
 from benchmarks.tasks import RESULTS, write_text
 
-__all__ = ["RUNS", "Match", "main_of", "plan_parser", "play", "read_result", "section", "spread", "write_summary"]
+__all__ = [
+    "RUNS",
+    "Match",
+    "curve_mean",
+    "final",
+    "main_of",
+    "plan_parser",
+    "play",
+    "read_result",
+    "section",
+    "spread",
+    "write_summary",
+]
 
 RUNS = Path("runs/benchmarks")
 
@@ -141,6 +154,17 @@ def play(
     write_text(kept / "comparison.json", json.dumps(numbers, separators=(",", ":")) + "\n")
     shutil.copytree(folder / "figures", kept / "figures")
     return kept
+
+
+def curve_mean(run: Mapping[str, Any]) -> float:
+    """The mean of a run's learning curve, from its first finished episode on."""
+    points = [x for x in map(float, run["curve"]["return"]) if not math.isnan(x)]
+    return sum(points) / len(points)
+
+
+def final(run: Mapping[str, Any]) -> float:
+    """The mean of a run's last 100 episodes."""
+    return float(run["final"])
 
 
 def section(name: str, group: str, found: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,167 @@
+"""Our presets beside Stable-Baselines3's PPO with rl-baselines3-zoo's settings, and beside what was asked of them.
+
+    python -m benchmarks.contests                            # everything; runs that are there are kept
+    python -m benchmarks.contests --tasks Ant-v5 Ant-v5-ppo
+
+Ours and PPO's are a `train_agent.py compare` command each, so that PPO need not be trained again for another preset; where it has
+been trained with as many steps for `benchmarks.against_ppo`, those runs are taken. Seeds begin at 0, which no search has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from benchmarks.matches import Match, curve_mean, final, main_of, read_result, spread, write_summary
+from relax_rl.comparison.statistics import bootstrap, iqm
+
+__all__ = ["CONTESTS", "MATCHES", "Contest", "main"]
+
+GROUP = "contests"
+PPO = "sb3-ppo"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """What is asked of a preset.
+
+    Attributes:
+        env: the task.
+        steps: of a run.
+        asked: of the measure: the value, or how many times PPO's with `times_ppo`; None: not below PPO, intervals apart.
+        measure: "final", the interquartile mean of the runs' last 100 episodes; "curve", that of the whole curve; "steps", the median
+            of the steps to the registered threshold; "reached", how many runs end at `least` or above.
+        least: see there.
+        times_ppo: whether what is asked is a multiple of PPO's.
+        seeds: runs.
+        known: the comparison of `benchmarks.against_ppo` that has PPO's runs.
+    """
+
+    env: str
+    steps: int
+    asked: float | None
+    measure: str = "final"
+    least: float = 0.0
+    times_ppo: bool = False
+    seeds: int = 10
+    known: str | None = None
+
+
+def _classic(env: str, steps: int, *, known: bool = True) -> Contest:
+    return Contest(env=env, steps=steps, asked=None, measure="curve", known=env if known else None)
+
+
+CONTESTS = {
+    contest.env: contest
+    for contest in (
+        _classic("CartPole-v1", 100_000),
+        _classic("Acrobot-v1", 100_000),
+        _classic("InvertedPendulum-v5", 150_000),
+        _classic("Pendulum-v1", 100_000, known=False),
+        _classic("MountainCarContinuous-v0", 100_000, known=False),
+        Contest(env="LunarLander-v3", steps=500_000, asked=100_000, measure="steps", known="LunarLander-v3"),
+        Contest(
+            env="LunarLanderContinuous-v3",
+            steps=500_000,
+            asked=100_000,
+            measure="steps",
+            known="LunarLanderContinuous-v3",
+        ),
+        Contest(env="InvertedDoublePendulum-v5", steps=1_000_000, asked=10, measure="reached", least=9_100.0),
+        Contest(env="HalfCheetah-v5", steps=1_000_000, asked=6_000, known="HalfCheetah-v5"),
+        Contest(env="Hopper-v5", steps=1_000_000, asked=2_600, known="Hopper-v5"),
+        Contest(env="Walker2d-v5", steps=1_000_000, asked=1.3, times_ppo=True, seeds=5),
+        Contest(env="Ant-v5", steps=1_000_000, asked=1.3, times_ppo=True, seeds=5),
+        Contest(env="BipedalWalker-v3", steps=2_000_000, asked=270, seeds=5),
+    )
+}
+
+
+def _matches() -> dict[str, Match]:
+    found = {}
+    for name, contest in CONTESTS.items():
+        ours = Match(env=contest.env, steps=contest.steps, seeds=contest.seeds, contestants=("ours=auto",))
+        found[name] = replace(ours, stop_when_solved=contest.measure == "steps")
+        if contest.known is None:
+            found[f"{name}-ppo"] = replace(ours, contestants=(), peers=(PPO,))
+    return found
+
+
+MATCHES = _matches()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what is asked for, and sum up all that is there."""
+    main_of(MATCHES, GROUP, _write_summary, __doc__, argv)
+
+
+def _write_summary() -> None:
+    """`results/contests.md` from the comparisons that are there."""
+    rows = [_row(contest) for contest in CONTESTS.values()]
+    intro = [
+        "Final scores and curves are interquartile means over runs, steps to the threshold medians, with 95% intervals.",
+        "`python -m benchmarks.contests` writes this file.",
+        "",
+        "| task | steps | measure | ours | PPO | asked | |",
+        "|---|---:|---|---:|---:|---:|---|",
+        *filter(None, rows),
+        "",
+    ]
+    write_summary("Presets and PPO", GROUP, MATCHES, intro=intro)
+
+
+def _row(contest: Contest) -> str:
+    ours = read_result(GROUP, contest.env)
+    group, name = (GROUP, f"{contest.env}-ppo") if contest.known is None else ("against_ppo", contest.known)
+    theirs = read_result(group, name)
+    if ours is None and (theirs is None or contest.known is not None):
+        return ""
+    measured = [
+        None if found is None else _measured(contest, label, found) for label, found in (("ours", ours), (PPO, theirs))
+    ]
+    held = "" if measured[0] is None else _held(contest, measured[0], measured[1])
+    style = ",.0f" if contest.measure in ("steps", "reached") else ",.1f"
+    cells = ["" if value is None else spread(value, style) for value in measured]
+    what = f"runs at {contest.least:,.0f}" if contest.measure == "reached" else contest.measure
+    return f"| {contest.env} | {contest.steps:,} | {what} | {cells[0]} | {cells[1]} | {_asked(contest)} | {held} |"
+
+
+def _asked(contest: Contest) -> str:
+    if contest.asked is None:
+        return "not below PPO"
+    return f"{contest.asked:g} times PPO" if contest.times_ppo else f"{contest.asked:,.0f}"
+
+
+def _measured(contest: Contest, label: str, found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The measure of a contestant, with its interval."""
+    ((_, task),) = found["environments"].items()
+    entry = task["contestants"][label]
+    runs = entry["runs"]
+    if contest.measure == "steps":
+        steps: Mapping[str, Any] = entry["solved"]["steps"]["median"]
+        return steps
+    of_run: Callable[[Mapping[str, Any]], float] = curve_mean if contest.measure == "curve" else final
+    scores = np.array([of_run(run) for run in runs])
+    if contest.measure == "reached":
+        count = float((scores >= contest.least).sum())
+        return {"value": count, "low": count, "high": count}
+    interval = bootstrap(iqm, scores)
+    return {name: float(getattr(interval, name)) for name in ("value", "low", "high")}
+
+
+def _held(contest: Contest, ours: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> str:
+    value = float(ours["value"])
+    if contest.asked is None or contest.times_ppo:
+        if theirs is None:
+            return ""
+        if contest.asked is None:
+            return "no" if float(ours["high"]) < float(theirs["low"]) else "yes"
+        return "yes" if value >= contest.asked * float(theirs["value"]) else "no"
+    return "yes" if (value <= contest.asked if contest.measure == "steps" else value >= contest.asked) else "no"
+
+
+if __name__ == "__main__":
+    main()

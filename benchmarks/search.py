@@ -112,7 +112,7 @@ SEARCHES: dict[str, Search] = {
             "LunarLander-v3": (-200.0, 250.0),
             "Pendulum-v1": (-1300.0, -150.0),
             "HalfCheetah-v5": (-300.0, 3000.0),
-            "minatar:MinAtar/Freeway-v1": (0.0, 30.0),
+            "minigrid:MiniGrid-LavaGapS7-v0": (0.0, 0.95),
             "minigrid:MiniGrid-SimpleCrossingS9N1-v0": (0.0, 0.95),
         },
         steps=100_000,

@@ -74,10 +74,26 @@ def test_the_first_rare_reward_is_not_divided_by_a_spread_of_nothing(reward: flo
     rewards = torch.full((40, 8), reward, dtype=torch.float64)
     scaler.update(rewards, ended, valid)
     assert scaler.scale == 1.0
-    rewards[7, 3] += 1.0
+    rewards[:4] += 1.0
     scaler.update(rewards, ended, valid)
-    share = 1 / (2 * rewards.numel())
-    assert math.isclose(scaler.scale, 1 / math.sqrt(share * (1 - share)), rel_tol=1e-4)
+    assert math.isclose(scaler.scale, 1 / math.sqrt(0.05 * 0.95), rel_tol=1e-4)
+
+
+def test_no_reward_that_was_seen_is_scaled_beyond_ten() -> None:
+    scaler, ended, valid = RewardScaler(0.0), torch.zeros(50, 8, dtype=torch.bool), torch.ones(50, 8, dtype=torch.bool)
+    rewards = torch.zeros(50, 8, dtype=torch.float64)
+    rewards[7, 3] = -0.5
+    rewards[9, 1] = math.inf  # of a row that is none
+    valid[9, 1] = False
+    scaler.update(rewards, ended, valid)
+    assert scaler.scale == 20.0 < 1 / math.sqrt(float(scaler.moments.var))
+    again = RewardScaler(0.0)
+    again.load_state_dict(scaler.state_dict())
+    assert (again.scale, again.largest) == (20.0, 0.5)
+    before = {name: x for name, x in scaler.state_dict().items() if name != "largest"}
+    again.load_state_dict(before)  # as versions saved it that did not look
+    again.update(rewards, ended, valid)
+    assert again.scale > 20.0 and "largest" not in again.state_dict()
 
 
 def of_dicts(envs: VectorEnvs, **settings: Any) -> A2C:

@@ -23,6 +23,8 @@ __all__ = ["ObservationNormalizer", "RewardScaler", "RunningMoments", "chosen_co
 
 _NO_SPREAD = 1e-12
 """Variance of returns that are all the same but for rounding."""
+_LARGEST_SCALED = 10.0
+"""Size of a reward after scaling, of those that have been seen."""
 
 
 class RunningMoments:
@@ -158,24 +160,30 @@ class ObservationNormalizer:
 
 
 class RewardScaler:
-    """Divides rewards by the running standard deviation of the discounted return of each environment."""
+    """Divides rewards by the running standard deviation of the discounted return of each environment.
+
+    Attributes:
+        largest: size of the largest reward so far, which is not scaled beyond 10: where rewards are rare, that deviation says little.
+            None in agents saved by versions that did not look at it.
+    """
 
     def __init__(self, gamma: float) -> None:
         self.gamma = gamma
         self.moments = RunningMoments(())
+        self.largest: float | None = 0.0
         self.returns = np.zeros(0)
 
     @property
     def scale(self) -> float:
-        """What rewards are multiplied by; 1 until returns have differed.
-
-        Where rewards are rare, the first rollouts have none: the first reward must not be divided by the spread of zeros.
-        """
+        """What rewards are multiplied by; 1 until returns have differed."""
         spread = float(self.moments.var)
-        return 1.0 / math.sqrt(spread + 1e-8) if self.moments.count and spread > _NO_SPREAD else 1.0
+        if not self.moments.count or spread <= _NO_SPREAD:
+            return 1.0
+        scale = 1.0 / math.sqrt(spread + 1e-8)
+        return min(scale, _LARGEST_SCALED / self.largest) if self.largest else scale
 
     def summary(self, reward: Tensor, ended: Tensor, valid: Tensor) -> np.ndarray:
-        """Of the raw rewards of one rollout, all `[T, N]`: `ended` cuts the return, rows not `valid` are skipped.
+        """`[4]`, of the raw rewards of one rollout, all `[T, N]`: `ended` cuts the return, rows not `valid` are skipped.
 
         The returns go on from here: each rollout is summarised once.
         """
@@ -186,25 +194,30 @@ class RewardScaler:
         seen = reward.cpu().numpy().copy()
         if not everywhere:
             seen[~ok] = 0.0  # such a row follows an end: its return stays 0
+        largest = float(np.abs(seen).max(initial=0.0))
         for returns, kept in zip(seen, keep, strict=True):
             returns += self.gamma * self.returns
             self.returns = returns * kept
-        return self.moments.summary(seen.ravel() if everywhere else seen[ok])
+        return np.append(self.moments.summary(seen.ravel() if everywhere else seen[ok]), largest)
 
     def merge(self, summaries: np.ndarray) -> None:
         """Take in summaries, one a row."""
-        self.moments.merge(summaries)
+        self.moments.merge(summaries[:, :-1])
+        if self.largest is not None:
+            self.largest = max(self.largest, float(summaries[:, -1].max()))
 
     def update(self, reward: Tensor, ended: Tensor, valid: Tensor) -> None:
         """Take in the raw rewards of one rollout; arguments as for `summary`."""
         self.merge(self.summary(reward, ended, valid)[None])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The moments alone: after a load the environments begin new episodes, and so do the returns."""
-        return self.moments.state_dict()
+        """Without the returns: after a load the environments begin new episodes, and so do they."""
+        found = self.moments.state_dict()
+        return found if self.largest is None else {**found, "largest": torch.tensor(self.largest, dtype=torch.float64)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.moments.load_state_dict(state)
+        self.largest = float(state["largest"]) if "largest" in state else None
         self.returns = np.zeros(0)
 
 

@@ -159,7 +159,7 @@ class AgentConfig:
     obs_std_floor: float = setting(0.0, least=0.0)
     """With --normalize-obs: the least standard deviation that an entry is divided by, so that what hardly varies is not blown up."""
     normalize_reward: bool = False
-    """Scale rewards by the running standard deviation of the discounted return."""
+    """Scale rewards by the running standard deviation of the discounted return, those that were seen to 10 at most."""
     reward_clip: float = setting(math.inf, above=0.0, finite=False)
     """Clip rewards to [-c, c] for learning; reported scores stay raw."""
     compile: Literal["auto", "on", "off"] = "auto"

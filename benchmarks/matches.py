@@ -8,6 +8,7 @@ import math
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,14 @@ from statistics import median
 from typing import Any
 
 from benchmarks.tasks import RESULTS, write_text
+from relax_rl.comparison.task import OUTCOME
 
 __all__ = [
     "RUNS",
     "Match",
     "curve_mean",
     "final",
+    "keep_unfinished",
     "main_of",
     "plan_parser",
     "play",
@@ -31,6 +34,8 @@ __all__ = [
 ]
 
 RUNS = Path("runs/benchmarks")
+UNFINISHED = "unfinished.zip"
+"""Beside the results of a comparison, until there are any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +110,8 @@ def main_of(
         argv: arguments; those of the process if None.
     """
     args = plan_parser(matches, doc).parse_args(argv)
+    for name in args.tasks if args.report else ():
+        keep_unfinished(RUNS / group / name, RESULTS / group / name)
     for name in () if args.report else args.tasks:
         if matches[name].commit is not None:
             print(f"{name} is played at commit {matches[name].commit}, which has its settings; reported as it stands")
@@ -130,7 +137,7 @@ def play(
     jobs: int = 0,
     python: str | Path = sys.executable,
 ) -> Path:
-    """Run a comparison to its end, from where it stands, and keep its report, numbers and figures.
+    """Run a comparison to its end, from where it stands or was kept unfinished, and keep its report, numbers and figures.
 
     Args:
         name: of its folders.
@@ -144,7 +151,13 @@ def play(
         The folder with what is kept, `results/<group>/<name>`.
     """
     folder, kept = RUNS / group / name, RESULTS / group / name
-    subprocess.run(match.command(folder, match.seeds if seeds is None else seeds, jobs, python), check=True)
+    if not folder.exists() and (kept / UNFINISHED).exists():
+        shutil.unpack_archive(kept / UNFINISHED, folder)
+    try:
+        subprocess.run(match.command(folder, match.seeds if seeds is None else seeds, jobs, python), check=True)
+    except BaseException:
+        keep_unfinished(folder, kept)
+        raise
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
     for file in ("report.md", "settings.json"):
@@ -154,6 +167,18 @@ def play(
     write_text(kept / "comparison.json", json.dumps(numbers, separators=(",", ":")) + "\n")
     shutil.copytree(folder / "figures", kept / "figures")
     return kept
+
+
+def keep_unfinished(folder: Path, kept: Path) -> None:
+    """Keep what a comparison needs to go on elsewhere without the runs that have ended; nothing where it is all done, or not begun."""
+    if not (folder / "settings.json").exists() or (kept / "comparison.json").exists():
+        return
+    kept.mkdir(parents=True, exist_ok=True)
+    ended = [run for run in sorted(folder.glob("runs/*")) if (run / OUTCOME).exists()]
+    files = [run / name for run in ended for name in ("config.json", OUTCOME, "progress.csv", "episodes.csv")]
+    with zipfile.ZipFile(kept / UNFINISHED, "w", zipfile.ZIP_LZMA) as archive:
+        for file in (folder / "settings.json", *(file for file in files if file.exists())):
+            archive.write(file, file.relative_to(folder))
 
 
 def curve_mean(run: Mapping[str, Any]) -> float:

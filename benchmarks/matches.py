@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.tasks import RESULTS, write_text
+from relax_rl.comparison.contestants import safe_name
 from relax_rl.comparison.task import OUTCOME
 
 __all__ = [
@@ -111,7 +112,7 @@ def main_of(
     """
     args = plan_parser(matches, doc).parse_args(argv)
     for name in args.tasks if args.report else ():
-        keep_unfinished(RUNS / group / name, RESULTS / group / name)
+        keep_unfinished(matches[name], RUNS / group / name, RESULTS / group / name)
     for name in () if args.report else args.tasks:
         if matches[name].commit is not None:
             print(f"{name} is played at commit {matches[name].commit}, which has its settings; reported as it stands")
@@ -156,7 +157,7 @@ def play(
     try:
         subprocess.run(match.command(folder, match.seeds if seeds is None else seeds, jobs, python), check=True)
     except BaseException:
-        keep_unfinished(folder, kept)
+        keep_unfinished(match, folder, kept)
         raise
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
@@ -169,12 +170,17 @@ def play(
     return kept
 
 
-def keep_unfinished(folder: Path, kept: Path) -> None:
-    """Keep what a comparison needs to go on elsewhere without the runs that have ended; nothing where it is all done, or not begun."""
+def keep_unfinished(match: Match, folder: Path, kept: Path) -> None:
+    """Keep what a comparison needs to go on elsewhere without the runs that have ended; nothing where it is all done, or not begun.
+
+    The run at whose checkpoints gradients are measured is left out, as these are large: it is made again.
+    """
     if not (folder / "settings.json").exists() or (kept / "comparison.json").exists():
         return
     kept.mkdir(parents=True, exist_ok=True)
     ended = [run for run in sorted(folder.glob("runs/*")) if (run / OUTCOME).exists()]
+    if match.variance_of is not None:
+        ended = [run for run in ended if not run.name.endswith(f"-{safe_name(match.variance_of)}-s{match.first_seed}")]
     files = [run / name for run in ended for name in ("config.json", OUTCOME, "progress.csv", "episodes.csv")]
     with zipfile.ZipFile(kept / UNFINISHED, "w", zipfile.ZIP_LZMA) as archive:
         for file in (folder / "settings.json", *(file for file in files if file.exists())):

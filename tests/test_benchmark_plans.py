@@ -1,0 +1,115 @@
+"""Plans of `benchmarks`: comparisons and searches that go on where nothing is left but what was kept of them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import matches, search
+from benchmarks.contests import CONTESTS
+from benchmarks.contests import MATCHES as CONTEST_MATCHES
+from benchmarks.matches import Match, keep_unfinished, play
+from benchmarks.search import SEARCHES, SPACES
+from relax_rl.comparison.contestants import read_contestant
+from relax_rl.comparison.search_space import dimensions, read_space, read_starts
+from relax_rl.comparison.task import OUTCOME
+from relax_rl.settings.presets import preset_config
+
+MATCH = Match(env="CartPole-v1", steps=100, contestants=("a=a2c", "b=relax"), seeds=2, variance_of="b")
+
+
+def begun(folder: Path) -> None:
+    """A comparison that was stopped: two runs have ended, one has not."""
+    for name, ended in (("a-s0", True), ("a-s1", False), ("b-s0", True), ("b-s1", True)):
+        run = folder / "runs" / f"CartPole-v1-{name}"
+        (run / "checkpoints").mkdir(parents=True)
+        for file in ("config.json", "progress.csv", "episodes.csv", *([OUTCOME] if ended else [])):
+            (run / file).write_text(name)
+    (folder / "settings.json").write_text("{}")
+
+
+def test_an_unfinished_comparison_goes_on_from_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matches, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(matches, "RESULTS", tmp_path / "results")
+    folder, kept = tmp_path / "runs" / "g" / "task", tmp_path / "results" / "g" / "task"
+    begun(folder)
+    keep_unfinished(MATCH, folder, kept)
+    shutil.rmtree(folder)
+    seen: list[Any] = []
+
+    def stopped(command: list[str], **_: Any) -> None:
+        runs = {path.name: sorted(file.name for file in path.iterdir()) for path in (folder / "runs").iterdir()}
+        seen.extend([command, runs, (folder / "settings.json").read_text()])
+        begun(folder.parent / "another")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(matches.subprocess, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        play("task", MATCH, "g")
+    command, runs, settings = seen
+    assert "--resume" in command and settings == "{}"
+    files = sorted(["config.json", OUTCOME, "progress.csv", "episodes.csv"])
+    # Gradients are measured at the checkpoints of b's first run, which is made again.
+    assert runs == {"CartPole-v1-a-s0": files, "CartPole-v1-b-s1": files}
+
+
+def test_nothing_is_kept_of_what_is_done_or_not_begun(tmp_path: Path) -> None:
+    keep_unfinished(MATCH, tmp_path / "none", tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+    begun(tmp_path / "folder")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "comparison.json").touch()
+    keep_unfinished(MATCH, tmp_path / "folder", tmp_path / "kept")
+    assert [file.name for file in (tmp_path / "kept").iterdir()] == ["comparison.json"]
+
+
+def test_a_search_goes_on_from_its_tables(tmp_path: Path) -> None:
+    folder, kept = tmp_path / "folder", tmp_path / "kept"
+    study = folder / "tuning" / "together-V"
+    study.mkdir(parents=True)
+    for file in (
+        folder / "settings.json",
+        folder / "tuning" / "search_space.json",
+        study / "trials.json",
+        study / "trials.csv",
+    ):
+        file.write_text(file.name)
+    search._keep(folder, kept)
+    assert {str(file.relative_to(kept)) for file in kept.rglob("*.*")} == {
+        *("settings.json", "search_space.json"),
+        *("V/trials.json", "V/trials.csv"),
+    }
+    again = tmp_path / "again"
+    search._restore(kept, again)
+    for name in ("settings.json", "tuning/search_space.json", "tuning/together-V/trials.json"):
+        assert (again / name).read_text() == Path(name).name
+    (folder / "settings.json").write_text("of now")
+    search._restore(kept, folder)  # a search that is there stays
+    assert (folder / "settings.json").read_text() == "of now"
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_what_a_search_begins_with_can_be_trained(name: str) -> None:
+    plan = SEARCHES[name]
+    space = read_space(SPACES / plan.space)
+    common = {key: {"true": True, "false": False}.get(value, value) for key, value in plan.settings.items()}
+    common["num_envs"] = int(common["num_envs"])
+    for text in plan.contestants:
+        contestant = read_contestant(text)
+        searched = {dimension.name: dimension for dimension in dimensions(contestant, space).values()}
+        for point in read_starts(SPACES / plan.space, space):
+            settings = {d.own: d.setting(point[d.name]) for d in searched.values() if d.name in point}
+            for env in plan.anchors:
+                preset_config(env, contestant.kind, preset="none", **{**common, **contestant.settings, **settings})
+
+
+def test_contests_know_where_the_runs_of_ppo_are() -> None:
+    for name, contest in CONTESTS.items():
+        own = f"{name}-ppo" in CONTEST_MATCHES
+        assert own == (contest.known is None)
+        if contest.known is not None:
+            found = matches.read_result("against_ppo", contest.known)
+            assert found is not None and "sb3-ppo" in next(iter(found["environments"].values()))["contestants"]

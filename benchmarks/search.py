@@ -50,7 +50,8 @@ class Search:
         contestants: ours, as `compare` takes them; what each sets is not searched.
         space: file of what is searched.
         trials: of each contestant.
-        settings: of all contestants, over nothing: no preset stands under them.
+        peers: of `compare`; their runs are never paused, so that 9 trials take the steps of 36 of ours.
+        settings: of all of ours, over nothing: no preset stands under them.
     """
 
     anchors: Mapping[str, tuple[float, float]]
@@ -58,6 +59,7 @@ class Search:
     contestants: tuple[str, ...]
     space: str
     trials: int = 36
+    peers: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def command(self, folder: Path, *, jobs: int, minutes: float | None) -> list[str]:
@@ -68,6 +70,7 @@ class Search:
         given = {**self.settings, "preset": "none"}
         anchors = [f"{env}={low:g}:{high:g}" for env, (low, high) in self.anchors.items()]
         options = ["--env", *self.anchors, "--estimators", *self.contestants, "--seeds", "0", "--run-dir", str(folder)]
+        options += ["--peers", *self.peers] if self.peers else []
         options += ["--set", *(f"{name}={value}" for name, value in given.items()), "--total-steps", str(self.steps)]
         options += ["--tune", str(self.trials), "--tune-together", "--tune-anchors", *anchors, "--tune-rungs", *RUNGS]
         options += ["--tune-first-seed", str(FIRST_SEED), "--tune-space", str(SPACES / self.space)]
@@ -91,6 +94,19 @@ SEARCHES: dict[str, Search] = {
         contestants=_CRITICS,
         space="small.json",
         settings=_COMMON,
+    ),
+    "ppo": Search(
+        anchors={
+            "CartPole-v1": (22.0, 500.0),
+            "Acrobot-v1": (-500.0, -80.0),
+            "Pendulum-v1": (-1300.0, -150.0),
+            "MountainCarContinuous-v0": (-60.0, 95.0),
+        },
+        steps=150_000,
+        contestants=(),
+        peers=("sb3-ppo",),
+        space="ppo.json",
+        trials=9,
     ),
     "landers": Search(
         anchors={"LunarLander-v3": (-200.0, 250.0), "LunarLanderContinuous-v3": (-200.0, 250.0)},
@@ -177,7 +193,8 @@ def _report() -> str:
         "`trials.csv` beside it holds every trial.",
     ]
     for name, search in SEARCHES.items():
-        found = {label: _trials(name, label) for label in (text.partition("=")[0] for text in search.contestants)}
+        labels = [text.partition("=")[0] for text in (*search.contestants, *search.peers)]
+        found = {label: _trials(name, label) for label in labels}
         if not any(found.values()):
             continue
         tasks = ", ".join(f"{env} ({low:g} to {high:g})" for env, (low, high) in search.anchors.items())
@@ -196,7 +213,8 @@ def _trials(name: str, label: str) -> list[dict[str, str]]:
 
 
 def _row(label: str, trials: Sequence[Mapping[str, str]], tasks: Mapping[str, Any]) -> str:
-    whole = [trial for trial in trials if trial["rung"] == str(len(RUNGS)) and trial["score"]]
+    rungs = "1" if label.startswith("sb3-") else str(len(RUNGS))
+    whole = [trial for trial in trials if trial["rung"] == rungs and trial["score"]]
     best: Mapping[str, Any] = max(whole, key=lambda trial: float(trial["score"]), default={})
     score = f"{float(best['score']):.3f}" if best else ""
     settings = {name: value for name, value in best.items() if name not in (*_NO_SETTINGS, *tasks)}

@@ -150,8 +150,11 @@ WANTED = [
 ]
 
 
-@pytest.mark.parametrize("algo", ["sb3-a2c", "sb3-ppo"])
-@pytest.mark.parametrize("env", WANTED)
+DISCRETE = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "LunarLander-v3", "ALE/Pong-v5")
+PAIRS = [(env, algo) for env in WANTED for algo in peers.ALGORITHMS if algo != "sb3-sac" or env not in DISCRETE]
+
+
+@pytest.mark.parametrize(("env", "algo"), PAIRS)
 def test_every_peer_has_a_source_and_takes_its_settings(env, algo):
     peer = published(env, algo)
     assert peer.env == env and peer.algo == algo
@@ -176,6 +179,18 @@ def test_peers_are_told_apart_by_environment_and_algorithm():
 def test_an_environment_without_an_entry():
     peer = published("Taxi-v3", "sb3-ppo")
     assert peer.source == "none" and "defaults" in peer.departure and not peer.settings
+    assert (peer.num_envs, published("Pusher-v5", "sb3-sac").num_envs) == (8, 1)
+
+
+def test_sac_takes_continuous_actions_alone():
+    peer = Contestant("sb3-sac", "sb3-sac", peer=True)
+    for name in ("CartPole-v1", "Pendulum-v1,bins=3"):
+        environments, spaces = make_environments(CompareConfig(env=(name,)))
+        with pytest.raises(
+            SettingsError, match=r"sb3-sac takes continuous actions \(Box\), not .*; leave it out of --peers"
+        ):
+            check_contestants([peer], environments, spaces)
+    check_contestants([peer], *make_environments(CompareConfig(env=("Pendulum-v1",))))
 
 
 def test_overrides_keep_schedules():

@@ -88,6 +88,18 @@ def _everything(model) -> dict[str, np.ndarray]:
     return found
 
 
+def test_sac_goes_on_from_its_parameters_with_an_empty_memory(tmp_path) -> None:
+    run = tmp_path / "run"
+    options = ["--set", "learning_starts=100", "batch_size=8", "buffer_size=1000", "gradient_steps=1", "train_freq=10"]
+    args = ["--env=Pendulum-v1", "--algo=sb3-sac", "--total-steps=300", "--checkpoint-interval=100", *options]
+    assert main([*args, f"--run-dir={run}"]) == 0
+    (run / "checkpoints" / "step_000000300.zip").unlink()
+    assert main([f"--resume={run}"]) == 0
+    record = json.loads((run / "config.json").read_text())
+    assert record["peer"]["algo"] == "sb3-sac" and [entry["step"] for entry in record["resumed"]] == [200]
+    assert read_csv(run / "progress.csv")["step"][-1] == 300
+
+
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
     config = PeerConfig(env="CartPole-v1", total_steps=400, checkpoint_interval=200, run_dir=str(tmp_path / "run"))
     assert train_peer(config) is None
@@ -105,7 +117,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (["--algo=sb3-dqn"], "algo is 'sb3-dqn', expected one of sb3-a2c, sb3-ppo"),
+        (["--algo=sb3-dqn"], "algo is 'sb3-dqn', expected one of sb3-a2c, sb3-ppo, sb3-sac"),
         (["--total-steps=0"], "total_steps is 0, expected at least 1"),
         (["--set", "gamma=high"], "expected name=value with values in JSON"),
         (["--resume=nowhere"], "run nowhere does not exist"),

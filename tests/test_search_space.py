@@ -158,7 +158,7 @@ def test_estimators_that_alone_have_a_setting(tmp_path):
         ({"own": "num_envs", "choices": [4, 4]}, "num_envs has the choice 4 twice"),
         ({"own": "num_envs", "choices": [{}]}, "choices is [{}], expected a list of numbers, words, booleans or lists"),
         ({**LR, "estimators": ["ppo"]}, "policy_lr: estimators is ['ppo'], expected some of relax, lax"),
-        ({"name": "x", "low": 0, "high": 1}, "x names no setting, expected own, sb3-a2c or sb3-ppo"),
+        ({"name": "x", "low": 0, "high": 1}, "x names no setting, expected own, or any of sb3-a2c, sb3-ppo, sb3-sac"),
         ({"own": 3, "name": "x"}, "own is 3, expected a name"),
         ({"sb3-ppo": "n_epochs", "low": 1, "high": 2}, "name is None, expected a name"),
     ],

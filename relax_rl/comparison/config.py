@@ -24,7 +24,7 @@ __all__ = ["CompareConfig", "check_resumable", "own_code", "read_settings", "wri
 
 _ADDRESS = re.compile(r"auto|local|(ray://)?([^\s:/]+|\[[0-9a-fA-F:]+\]):\d{1,5}")
 
-PeerName = Literal["sb3-a2c", "sb3-ppo"]
+PeerName = Literal["sb3-a2c", "sb3-ppo", "sb3-sac"]
 
 
 def _rungs(fractions: tuple[float, ...]) -> bool:

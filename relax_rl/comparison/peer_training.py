@@ -55,7 +55,7 @@ class PeerConfig:
     env: str = "CartPole-v1"
     """Gymnasium id."""
     algo: str = setting("sb3-a2c", fits=ALGORITHMS.__contains__, expected=f"one of {', '.join(ALGORITHMS)}")
-    """sb3-a2c or sb3-ppo."""
+    """sb3-a2c, sb3-ppo or sb3-sac."""
     seed: int = 0
     """Seed of environments and algorithm."""
     total_steps: int = setting(500_000, least=1)

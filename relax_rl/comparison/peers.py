@@ -17,6 +17,7 @@ from relax_rl.settings.presets import is_atari
 __all__ = [
     "ALGORITHMS",
     "Peer",
+    "check_actions",
     "check_installed",
     "check_wrapped_peer",
     "parameters_of",
@@ -28,7 +29,7 @@ __all__ = [
     "with_overrides",
 ]
 
-ALGORITHMS = {"sb3-a2c": "A2C", "sb3-ppo": "PPO"}
+ALGORITHMS = {"sb3-a2c": "A2C", "sb3-ppo": "PPO", "sb3-sac": "SAC"}
 """Class in stable_baselines3, by the name of the peer."""
 
 PUBLISHED = Path(__file__).with_name("published.json")
@@ -91,19 +92,20 @@ def read_published(path: Path = PUBLISHED) -> tuple[Peer, ...]:
 
 
 def published(env: str, algo: str) -> Peer:
-    """The setting that is published for an environment; where there is none, the library's defaults, 8 environments."""
+    """The setting that is published for an environment; where there is none, the library's defaults, with 8 environments, SAC with 1."""
     env_id = env.rpartition(":")[2]
     entry = "atari" if is_atari(env) else env_id
     for peer in read_published():
         if (peer.env, peer.algo) == (entry, algo):
             return replace(peer, env=env)
+    num_envs, told = (1, "1 environment") if algo == "sb3-sac" else (8, "8 environments")
     return Peer(
         env=env,
         algo=algo,
-        num_envs=8,
+        num_envs=num_envs,
         total_steps=1_000_000,
         source="none",
-        departure="no published entry for this environment; the library's defaults with 8 environments are taken",
+        departure=f"no published entry for this environment; the library's defaults with {told} are taken",
     )
 
 
@@ -162,6 +164,14 @@ def check_wrapped_peer(env: str, wrapper: Sequence[str]) -> None:
             else f"{wrapper[0]} goes around {env}"
         )
         raise SettingsError(f"wrapper {what}, which no peer is trained in; leave --peers out")
+
+
+def check_actions(algo: str, actions: Any) -> None:
+    """Raises SettingsError for a space of actions that an algorithm does not take; SAC takes continuous ones alone."""
+    from gymnasium import spaces
+
+    if algo == "sb3-sac" and not isinstance(actions, spaces.Box):
+        raise SettingsError(f"{algo} takes continuous actions (Box), not {actions}; leave it out of --peers")
 
 
 def parameters_of(kind: str) -> dict[str, Any]:

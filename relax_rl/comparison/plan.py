@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.comparison.contestants import Contestant, safe_name
-from relax_rl.comparison.peers import check_wrapped_peer, planned
+from relax_rl.comparison.peers import check_actions, check_wrapped_peer, planned
 from relax_rl.comparison.task import Task
 from relax_rl.errors import SettingsError
 from relax_rl.runs.folder import KeepingFolder, Within
@@ -143,6 +143,7 @@ def check_contestants(
         for contestant in contestants:
             if contestant.peer:
                 check_wrapped_peer(env.id, env.wrapper)
+                check_actions(contestant.kind, _cut(actions, env.bins))
                 continue
             try:
                 config = own_config(env, contestant)

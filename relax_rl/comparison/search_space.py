@@ -115,8 +115,8 @@ def read_space(path: Path = PUBLISHED) -> SearchSpace:
     """The search space in a JSON file.
 
     Args:
-        path: of an object with `settings`, a list of objects: `own` names a setting of `train`, `sb3-a2c` and `sb3-ppo`
-            arguments of these peers; `low` and `high` with `scale` ("linear" or "log"), `whole` and `one_minus`, or
+        path: of an object with `settings`, a list of objects: `own` names a setting of `train`, `sb3-a2c`, `sb3-ppo` and
+            `sb3-sac` arguments of these peers; `low` and `high` with `scale` ("linear" or "log"), `whole` and `one_minus`, or
             `choices`; `estimators` that alone have it, and the `name` in tables (default: `own`).
 
     Raises:
@@ -224,7 +224,7 @@ def _dimension(entry: Mapping[str, Any]) -> Dimension:
     name, own = texts["name"], texts["own"] or None
     known = _own_setting(own) if own is not None else None
     if known is None and not peers:
-        raise SettingsError(f"{name} names no setting, expected own, sb3-a2c or sb3-ppo")
+        raise SettingsError(f"{name} names no setting, expected own, or any of {', '.join(ALGORITHMS)}")
     estimators = entry.get("estimators")
     if estimators is not None and not (isinstance(estimators, list) and set(map(str, estimators)) <= set(ESTIMATORS)):
         raise SettingsError(f"{name}: estimators is {shown(estimators)}, expected some of {', '.join(ESTIMATORS)}")

@@ -100,7 +100,16 @@ def autoencoders(names: Iterable[str]) -> str:
 GROUPS: dict[str, tuple[str, ...]] = {
     "Learning": (
         *("learning_curves", "learning", "against_ppo", "papers_tasks", "hybrid", "masks", "memory", "asymmetric"),
-        *("small_images", "twice_the_batch", "larger_batches", "search", "factorial", "contests", "unknown_tasks"),
+        *(
+            "small_images",
+            "twice_the_batch",
+            "larger_batches",
+            "search",
+            "factorial",
+            "contests",
+            "five_minutes",
+            "unknown_tasks",
+        ),
         *("candidates", "tuning", "agents", "peers"),
     ),
     "Variance": ("headroom", "trained_along", "ablation", "orders", "decision", "library_peers"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import matches, search
+from benchmarks import five_minutes, matches, search
 from benchmarks.contests import CONTESTS
 from benchmarks.contests import MATCHES as CONTEST_MATCHES
 from benchmarks.matches import Match, keep_unfinished, play
@@ -113,3 +113,24 @@ def test_contests_know_where_the_runs_of_ppo_are() -> None:
         if contest.known is not None:
             found = matches.read_result("against_ppo", contest.known)
             assert found is not None and "sb3-ppo" in next(iter(found["environments"].values()))["contestants"]
+
+
+def test_the_best_after_minutes_is_told_where_all_runs_have_a_score() -> None:
+    scores = {
+        "ours": [(100.0, 490.0), (120.0, 500.0)],
+        "sb3-ppo": [(150.0, 400.0), (None, 400.0)],
+        "sb3-a2c": [(20.0, 30.0)],
+    }
+    runs = [
+        {"env": "CartPole-v1", "contestant": label, "scores": list(each)}
+        for label, found in scores.items()
+        for each in found
+    ]
+    lines = five_minutes.report(runs).splitlines()
+    first, second = (next(line for line in lines if f"| {at} |" in line) for at in (120, 300))
+    assert first == "| CartPole-v1 | 120 | **110.0** [100.0, 120.0] | 20.0 [20.0, 20.0] |  |  |"
+    assert "**495.0**" in second and "| 400.0 [400.0, 400.0] |" in second
+    assert "Best at both times: 1 of 1 tasks" in lines[-1]
+    assert five_minutes.contestants("Pendulum-v1")[-1] == "sb3-sac" and "sb3-sac" not in five_minutes.contestants(
+        "Acrobot-v1"
+    )

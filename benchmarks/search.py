@@ -66,7 +66,7 @@ class Search:
         """What is started; a search that is there already is gone on with, for as many minutes as it was begun with."""
         start = [sys.executable, "train_agent.py", "compare", "--num-workers", str(jobs)]
         if (folder / "settings.json").exists():
-            return [*start, "--resume", str(folder)]
+            return [*start, "--resume", str(folder), "--env", *self.anchors]
         given = {**self.settings, "preset": "none"}
         anchors = [f"{env}={low:g}:{high:g}" for env, (low, high) in self.anchors.items()]
         options = ["--env", *self.anchors, "--estimators", *self.contestants, "--seeds", "0", "--run-dir", str(folder)]

@@ -86,6 +86,9 @@ def test_a_search_goes_on_from_its_tables(tmp_path: Path) -> None:
     search._restore(kept, again)
     for name in ("settings.json", "tuning/search_space.json", "tuning/together-V/trials.json"):
         assert (again / name).read_text() == Path(name).name
+    # Environments of other packages have to be named again.
+    command = SEARCHES["untold"].command(again, jobs=1, minutes=None)
+    assert command[command.index("--resume") :] == ["--resume", str(again), "--env", *SEARCHES["untold"].anchors]
     (folder / "settings.json").write_text("of now")
     search._restore(kept, folder)  # a search that is there stays
     assert (folder / "settings.json").read_text() == "of now"

@@ -4,7 +4,7 @@
     python -m benchmarks.five_minutes --tasks Hopper-v5 --seeds 0
 
 Whole processes on one thread each, one after the other, imports and compiling counted. Ours is what `train` starts, with the preset
-of the task and, where five minutes do not hold that, as many steps as they hold; peers are what `compare` starts, with
+and the steps of the contest; peers are what `compare` starts, with
 rl-baselines3-zoo's settings, until their published steps are done. What counts at a time are the last 20 training episodes that
 had been written by then. Writes `results/five_minutes.json` and `.md`; runs that are there are kept.
 """
@@ -37,8 +37,6 @@ OURS = "ours"
 TIMES = (120.0, 300.0)
 WINDOW = 20
 """Episodes that count."""
-STEPS: dict[str, int] = {}
-"""Of ours, where five minutes do not hold those of the contest."""
 DISCRETE = ("CartPole-v1", "Acrobot-v1", "LunarLander-v3")
 REPORT = RESULTS / "five_minutes.json"
 ASKED = 9
@@ -53,17 +51,8 @@ def contestants(env: str) -> tuple[str, ...]:
 def command(env: str, contestant: str, seed: int, folder: Path) -> list[str]:
     """What is started."""
     if contestant == OURS:
-        steps = STEPS.get(env, CONTESTS[env].steps)
-        start = [
-            "train_agent.py",
-            "train",
-            "--quiet",
-            "--no-tensorboard",
-            "--threads",
-            "1",
-            "--total-steps",
-            str(steps),
-        ]
+        steps = str(CONTESTS[env].steps)
+        start = ["train_agent.py", "train", "--quiet", "--no-tensorboard", "--threads", "1", "--total-steps", steps]
     else:
         start = ["-m", "relax_rl.comparison.peer_training", "--algo", contestant, "--total-steps", "100000000"]
     return [sys.executable, *start, "--env", env, "--seed", str(seed), "--run-dir", str(folder)]

@@ -29,6 +29,7 @@ __all__ = [
     "plan_parser",
     "play",
     "read_result",
+    "run_command",
     "section",
     "spread",
     "write_summary",
@@ -111,9 +112,10 @@ def main_of(
         argv: arguments; those of the process if None.
     """
     args = plan_parser(matches, doc).parse_args(argv)
-    for name in args.tasks if args.report else ():
-        keep_unfinished(matches[name], RUNS / group / name, RESULTS / group / name)
-    for name in () if args.report else args.tasks:
+    for name in args.tasks:
+        if args.report:
+            keep_unfinished(matches[name], RUNS / group / name, RESULTS / group / name)
+            continue
         if matches[name].commit is not None:
             print(f"{name} is played at commit {matches[name].commit}, which has its settings; reported as it stands")
             continue
@@ -155,7 +157,7 @@ def play(
     if not folder.exists() and (kept / UNFINISHED).exists():
         shutil.unpack_archive(kept / UNFINISHED, folder)
     try:
-        subprocess.run(match.command(folder, match.seeds if seeds is None else seeds, jobs, python), check=True)
+        run_command(match.command(folder, match.seeds if seeds is None else seeds, jobs, python))
     except BaseException:
         keep_unfinished(match, folder, kept)
         raise
@@ -168,6 +170,12 @@ def play(
     write_text(kept / "comparison.json", json.dumps(numbers, separators=(",", ":")) + "\n")
     shutil.copytree(folder / "figures", kept / "figures")
     return kept
+
+
+def run_command(command: Sequence[str]) -> None:
+    """Run a command that tells itself what went wrong, and leave with its exit code if it fails."""
+    if code := subprocess.run(command).returncode:
+        raise SystemExit(code)
 
 
 def keep_unfinished(match: Match, folder: Path, kept: Path) -> None:

@@ -18,14 +18,13 @@ import argparse
 import csv
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.matches import RUNS
+from benchmarks.matches import RUNS, run_command
 from benchmarks.tasks import RESULTS, write_text
 
 __all__ = ["SEARCHES", "Search", "main"]
@@ -81,27 +80,37 @@ _CRITICS = ("V=a2c", "q=auto:surrogate_loss=critic", "c=auto:residual_weight=1")
 """A baseline of states; of actions, learned as a critic; of actions, learned to lower the variance."""
 _COMMON = {"normalize_obs": "true", "normalize_reward": "true", "num_envs": "8", "entropy_schedule": "linear"}
 
+_ANCHORS: dict[str, tuple[float, float]] = {
+    "CartPole-v1": (22.0, 500.0),
+    "Acrobot-v1": (-500.0, -80.0),
+    "Pendulum-v1": (-1300.0, -150.0),
+    "MountainCarContinuous-v0": (-60.0, 95.0),
+    "InvertedPendulum-v5": (6.0, 1000.0),
+    "LunarLander-v3": (-200.0, 250.0),
+    "LunarLanderContinuous-v3": (-200.0, 250.0),
+    "HalfCheetah-v5": (-300.0, 6000.0),
+    "Hopper-v5": (20.0, 2600.0),
+    "Walker2d-v5": (0.0, 4000.0),
+    "minigrid:MiniGrid-LavaGapS7-v0": (0.0, 0.95),
+    "minigrid:MiniGrid-SimpleCrossingS9N1-v0": (0.0, 0.95),
+}
+"""What a random policy has on a task, and what one would be content with."""
+
+
+def _anchors(*tasks: str) -> dict[str, tuple[float, float]]:
+    return {task: _ANCHORS[task] for task in tasks}
+
+
 SEARCHES: dict[str, Search] = {
     "classic": Search(
-        anchors={
-            "CartPole-v1": (22.0, 500.0),
-            "Acrobot-v1": (-500.0, -80.0),
-            "Pendulum-v1": (-1300.0, -150.0),
-            "MountainCarContinuous-v0": (-60.0, 95.0),
-            "InvertedPendulum-v5": (6.0, 1000.0),
-        },
+        anchors=_anchors("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0", "InvertedPendulum-v5"),
         steps=150_000,
         contestants=_CRITICS,
         space="small.json",
         settings=_COMMON,
     ),
     "ppo": Search(
-        anchors={
-            "CartPole-v1": (22.0, 500.0),
-            "Acrobot-v1": (-500.0, -80.0),
-            "Pendulum-v1": (-1300.0, -150.0),
-            "MountainCarContinuous-v0": (-60.0, 95.0),
-        },
+        anchors=_anchors("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0"),
         steps=150_000,
         contestants=(),
         peers=("sb3-ppo",),
@@ -109,28 +118,29 @@ SEARCHES: dict[str, Search] = {
         trials=9,
     ),
     "landers": Search(
-        anchors={"LunarLander-v3": (-200.0, 250.0), "LunarLanderContinuous-v3": (-200.0, 250.0)},
+        anchors=_anchors("LunarLander-v3", "LunarLanderContinuous-v3"),
         steps=500_000,
         contestants=_CRITICS,
         space="small.json",
         settings=_COMMON,
     ),
     "locomotion": Search(
-        anchors={"HalfCheetah-v5": (-300.0, 6000.0), "Hopper-v5": (20.0, 2600.0), "Walker2d-v5": (0.0, 4000.0)},
+        anchors=_anchors("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"),
         steps=1_000_000,
         contestants=_CRITICS[:2],
         space="locomotion.json",
         settings=_COMMON,
     ),
     "untold": Search(
-        anchors={
-            "CartPole-v1": (22.0, 500.0),
-            "LunarLander-v3": (-200.0, 250.0),
-            "Pendulum-v1": (-1300.0, -150.0),
-            "HalfCheetah-v5": (-300.0, 3000.0),
-            "minigrid:MiniGrid-LavaGapS7-v0": (0.0, 0.95),
-            "minigrid:MiniGrid-SimpleCrossingS9N1-v0": (0.0, 0.95),
-        },
+        anchors=_anchors(
+            "CartPole-v1",
+            "LunarLander-v3",
+            "Pendulum-v1",
+            "HalfCheetah-v5",
+            "minigrid:MiniGrid-LavaGapS7-v0",
+            "minigrid:MiniGrid-SimpleCrossingS9N1-v0",
+        )
+        | {"HalfCheetah-v5": (-300.0, 3000.0)},
         steps=100_000,
         contestants=("auto",),
         space="untold.json",
@@ -153,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder, kept = RUNS / GROUP / name, RESULTS / GROUP / name
         if not args.report:
             _restore(kept, folder)
-            subprocess.run(SEARCHES[name].command(folder, jobs=args.jobs, minutes=args.minutes), check=True)
+            run_command(SEARCHES[name].command(folder, jobs=args.jobs, minutes=args.minutes))
         _keep(folder, kept)
     write_text(RESULTS / f"{GROUP}.md", _report())
 

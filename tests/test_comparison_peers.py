@@ -100,6 +100,11 @@ def test_sac_goes_on_from_its_parameters_with_an_empty_memory(tmp_path) -> None:
     assert read_csv(run / "progress.csv")["step"][-1] == 300
 
 
+def test_sac_refuses_choices_in_one_line(tmp_path, capsys) -> None:
+    assert main(["--env=CartPole-v1", "--algo=sb3-sac", "--total-steps=64", f"--run-dir={tmp_path / 'run'}"]) == 2
+    assert capsys.readouterr().err.startswith("error: sb3-sac takes continuous actions (Box), not Discrete(2)")
+
+
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
     config = PeerConfig(env="CartPole-v1", total_steps=400, checkpoint_interval=200, run_dir=str(tmp_path / "run"))
     assert train_peer(config) is None

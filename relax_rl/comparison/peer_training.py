@@ -27,7 +27,7 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import VecEnv
 
 from relax_rl.comparison.peer_envs import make_peer_envs
-from relax_rl.comparison.peers import ALGORITHMS, Peer, planned, with_overrides
+from relax_rl.comparison.peers import ALGORITHMS, Peer, check_actions, planned, with_overrides
 from relax_rl.compute.serialization import write_bytes_atomic
 from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError, in_one_line
 from relax_rl.runs import RunFolder, read_record, write_config
@@ -229,7 +229,12 @@ class _Run(BaseCallback):
 
 
 def make_peer(peer: Peer, envs: VecEnv, seed: int) -> Any:
-    """The algorithm with the peer's settings, on the CPU."""
+    """The algorithm with the peer's settings, on the CPU.
+
+    Raises:
+        SettingsError: actions that it does not take.
+    """
+    check_actions(peer.algo, envs.action_space)
     kind = getattr(stable_baselines3, ALGORITHMS[peer.algo])
     schedules = {name: _linear_to_zero(start) for name, start in peer.linear.items()}
     classes = {"ReLU": torch.nn.ReLU, "RMSpropTFLike": RMSpropTFLike}

@@ -174,8 +174,10 @@ def play(
 
 def run_command(command: Sequence[str]) -> None:
     """Run a command that tells itself what went wrong, and leave with its exit code if it fails."""
-    if code := subprocess.run(command).returncode:
-        raise SystemExit(code)
+    try:
+        subprocess.run(command, check=True)
+    except subprocess.CalledProcessError as failed:
+        raise SystemExit(failed.returncode) from None
 
 
 def keep_unfinished(match: Match, folder: Path, kept: Path) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks.matches import RUNS, run_command
 from benchmarks.tasks import RESULTS, write_text
 
-__all__ = ["SEARCHES", "Search", "main"]
+__all__ = ["NO_SETTINGS", "SEARCHES", "Search", "main"]
 
 GROUP = "search"
 FIRST_SEED = 1_000
@@ -227,12 +227,12 @@ def _row(label: str, trials: Sequence[Mapping[str, str]], tasks: Mapping[str, An
     whole = [trial for trial in trials if trial["rung"] == rungs and trial["score"]]
     best: Mapping[str, Any] = max(whole, key=lambda trial: float(trial["score"]), default={})
     score = f"{float(best['score']):.3f}" if best else ""
-    settings = {name: value for name, value in best.items() if name not in (*_NO_SETTINGS, *tasks)}
+    settings = {name: value for name, value in best.items() if name not in (*NO_SETTINGS, *tasks)}
     told = ", ".join(f"{name} {_short(value)}" for name, value in settings.items() if value)
     return f"| {label} | {len(trials)} | {len(whole)} | {score} | {told} |"
 
 
-_NO_SETTINGS = ("number", "rung", "score", "seconds")
+NO_SETTINGS = ("number", "rung", "score", "seconds")
 
 
 def _short(value: str) -> str:

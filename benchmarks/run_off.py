@@ -73,13 +73,7 @@ FINALISTS: dict[str, dict[str, Finalist]] = {
     }
 }
 """By search and label."""
-MORE: dict[str, dict[str, tuple[float, float]]] = {"untold": {"minatar:MinAtar/Asterix-v1": (0.5, 4.0)}}
-"""Tasks that a search did not have, with the returns that count as 0 and as 1."""
 SEEDS = 2
-
-
-def _anchors(name: str) -> dict[str, tuple[float, float]]:
-    return {**SEARCHES[name].anchors, **MORE.get(name, {})}
 
 
 def _contestant(label: str, finalist: Finalist) -> str:
@@ -100,7 +94,7 @@ MATCHES = {
         first_seed=FIRST_SEED,
     )
     for name, finalists in FINALISTS.items()
-    for env in _anchors(name)
+    for env in SEARCHES[name].anchors
 }
 
 
@@ -120,7 +114,7 @@ def _table(name: str, finalists: Mapping[str, Finalist]) -> list[str]:
     known = {env: found for match, env in _names(name) if (found := read_result(GROUP, match)) is not None}
     if not known:
         return []
-    anchors = _anchors(name)
+    anchors = SEARCHES[name].anchors
     lines = [
         f"Finalists of {name}: means of the learning curves over seeds, and the score as the search counts it.",
         "",

@@ -10,21 +10,46 @@ import gymnasium as gym
 import numpy as np
 import onnxruntime
 
+
+def leaves(obs, name=""):
+    """Arrays of an observation by the names of the file's inputs, such as `camera.left`; `obs` where there is only one."""
+    if not isinstance(obs, (dict, tuple)):
+        return {name or "obs": np.asarray(obs)}
+    found = {}
+    for key, part in obs.items() if isinstance(obs, dict) else enumerate(obs):
+        found |= leaves(part, f"{name}.{key}" if name else str(key))
+    return found
+
+
+def action_of(space, outputs, name="action"):
+    """The environment's action, put together from outputs such as `action.gear`."""
+    if isinstance(space, gym.spaces.Dict):
+        return {key: action_of(part, outputs, f"{name}.{key}") for key, part in space.items()}
+    if isinstance(space, gym.spaces.Tuple):
+        return tuple(action_of(part, outputs, f"{name}.{i}") for i, part in enumerate(space))
+    return outputs[name][0]
+
+
 parser = argparse.ArgumentParser()
 parser.add_argument("policy")
 parser.add_argument("--episodes", type=int, default=5)
 args = parser.parse_args()
 
 session = onnxruntime.InferenceSession(args.policy)
-inputs = {each.name: each for each in session.get_inputs()}
+inputs = {each.name: each.shape for each in session.get_inputs()}
+outputs = [each.name for each in session.get_outputs()]
 env = gym.make(session.get_modelmeta().custom_metadata_map["env"])
 for episode in range(args.episodes):
     (obs, info), total, ended = env.reset(seed=episode), 0.0, False
+    state, first = np.zeros((1, inputs.get("state", [1, 1])[1]), np.float32), True
     while not ended:
-        given = {"obs": np.asarray(obs)[None]}
-        if "action_mask" in inputs:  # True allows an action; here all are
-            given["action_mask"] = np.ones((1, inputs["action_mask"].shape[1]), np.bool_)
-        action = session.run(["action"], given)[0][0]
-        obs, reward, terminated, truncated, info = env.step(action)
+        given = {name: value[None] for name, value in leaves(obs).items()}
+        if "action_mask" in inputs:  # True allows an action; without a mask all are
+            mask = info.get("action_mask", np.ones(inputs["action_mask"][1]))
+            given["action_mask"] = np.asarray(mask, np.bool_).reshape(1, -1)
+        given |= {"state": state, "episode_start": np.array([first])}
+        found = dict(zip(outputs, session.run(None, {name: given[name] for name in inputs}), strict=True))
+        state, first = found.get("next_state", state), False
+        obs, reward, terminated, truncated, info = env.step(action_of(env.action_space, found))
         total, ended = total + float(reward), terminated or truncated
     print(f"episode {episode}: return {total:g}")

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -145,11 +144,12 @@ class Shell:
         for each in (script, matches) if hasattr(script, "RESULTS") else (matches,):
             self._patch.setattr(each, "RESULTS", Path("results"))
 
-        def played(command: Sequence[str], **_: Any) -> None:
+        def played(command: Sequence[str]) -> None:
             assert command[1] == "train_agent.py" and self._program(*command[2:]) == 0
 
-        with mock.patch.object(matches.subprocess, "run", played):
-            script.main(list(arguments))
+        for each in (script, matches) if hasattr(script, "run_command") else (matches,):
+            self._patch.setattr(each, "run_command", played)
+        script.main(list(arguments))
         return 0
 
 

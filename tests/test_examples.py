@@ -115,6 +115,28 @@ def test_an_exported_policy_plays_without_the_package(finished_run: Path, tmp_pa
     assert "relax_rl" not in (EXAMPLES / "run_exported.py").read_text(encoding="utf-8").split('"""')[2]
 
 
+@pytest.mark.parametrize(
+    ("env", "options"),
+    [
+        ("Blackjack-v1", ("--memory", "gru")),  # a Tuple of observations, and a state
+        ("Taxi-v4", ()),  # numbered states, and a mask in each info
+        ("benchmarks.docks:relax_rl/Docks-v0", ()),  # a compound action
+    ],
+)
+def test_exported_policies_of_any_spaces_play(
+    env: str, options: tuple[str, ...], tmp_path: Path, shown: Callable[..., list[str]]
+) -> None:
+    pytest.importorskip("onnxscript", reason="needs the extra export")
+    pytest.importorskip("onnxruntime", reason="runs the file with it")
+    from relax_rl.commands.main import main
+
+    short = ("--total-steps", "64", "--num-steps", "8", "--num-envs", "2", "--vectorization", "sync")
+    assert main(["train", "--env", env, "--run-dir", "run", *short, *options]) == 0
+    assert main(["export", "run", "--checkpoint", "latest", "--output", "policy.onnx"]) == 0
+    lines = shown("run_exported.py", "policy.onnx", "--episodes", "2")
+    assert [line.partition(":")[0] for line in lines] == ["episode 0", "episode 1"]
+
+
 @pytest.mark.parametrize("script", ["counts.py", "sequences.py", "components.py"])
 def test_demonstrations_run_and_draw(script: str, tmp_path: Path, shown: Callable[..., list[str]]) -> None:
     lines = shown(script, "--steps", "12", "--seeds", "1")

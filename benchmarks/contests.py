@@ -135,10 +135,12 @@ def _asked(contest: Contest) -> str:
     return f"{contest.asked:g} times PPO" if contest.times_ppo else f"{contest.asked:,.0f}"
 
 
-def _measured(contest: Contest, label: str, found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The measure of a contestant, with its interval."""
+def _measured(contest: Contest, label: str, found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The measure of a contestant, with its interval; None where it has no run."""
     ((_, task),) = found["environments"].items()
-    entry = task["contestants"][label]
+    entry = task["contestants"].get(label)
+    if entry is None:  # no episode of any run has ended
+        return None
     runs = entry["runs"]
     if contest.measure == "steps":
         steps: Mapping[str, Any] = entry["solved"]["steps"]["median"]
@@ -159,7 +161,8 @@ def _held(contest: Contest, ours: Mapping[str, Any], theirs: Mapping[str, Any] |
             return ""
         if contest.asked is None:
             return "no" if float(ours["high"]) < float(theirs["low"]) else "yes"
-        return "yes" if value >= contest.asked * float(theirs["value"]) else "no"
+        peer = float(theirs["value"])  # below zero as well, 1.3 times asks for three tenths of its size more
+        return "yes" if value >= peer + (contest.asked - 1.0) * abs(peer) else "no"
     return "yes" if (value <= contest.asked if contest.measure == "steps" else value >= contest.asked) else "no"
 
 

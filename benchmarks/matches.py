@@ -154,22 +154,42 @@ def play(
         The folder with what is kept, `results/<group>/<name>`.
     """
     folder, kept = RUNS / group / name, RESULTS / group / name
+    wanted, there = match.seeds if seeds is None else seeds, _seeds_of(read_result(group, name))
+    if there > wanted or (there == wanted and not folder.exists()):
+        print(f"{name} is there, with {there} runs of each; delete {kept} to play it anew", flush=True)
+        return kept
     if not folder.exists() and (kept / UNFINISHED).exists():
         shutil.unpack_archive(kept / UNFINISHED, folder)
+    numbers = folder / "comparison.json"
+    numbers.unlink(missing_ok=True)
     try:
-        run_command(match.command(folder, match.seeds if seeds is None else seeds, jobs, python))
+        run_command(match.command(folder, wanted, jobs, python))
     except BaseException:
-        keep_unfinished(match, folder, kept)
-        raise
+        if not _only_diverged(numbers):
+            keep_unfinished(match, folder, kept)
+            raise
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
     for file in ("report.md", "settings.json"):
         shutil.copy(folder / file, kept / file)
     # As written by the comparison, with a number a line, it would be half a megabyte.
-    numbers = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
-    write_text(kept / "comparison.json", json.dumps(numbers, separators=(",", ":")) + "\n")
+    found = json.loads(numbers.read_text(encoding="utf-8"))
+    write_text(kept / "comparison.json", json.dumps(found, separators=(",", ":")) + "\n")
     shutil.copytree(folder / "figures", kept / "figures")
     return kept
+
+
+def _seeds_of(found: Mapping[str, Any] | None) -> int:
+    """Runs of each contestant in a result; 0 where there is none."""
+    return 0 if found is None else int(found["options"]["seeds"])
+
+
+def _only_diverged(numbers: Path) -> bool:
+    """Whether a comparison has come to its end, and nothing but diverged runs, which count, made it a failure."""
+    if not numbers.exists():
+        return False
+    failures = json.loads(numbers.read_text(encoding="utf-8"))["failures"]
+    return bool(failures) and all(failure["status"] == "diverged" for failure in failures)
 
 
 def run_command(command: Sequence[str]) -> None:
@@ -181,14 +201,14 @@ def run_command(command: Sequence[str]) -> None:
 
 
 def keep_unfinished(match: Match, folder: Path, kept: Path) -> None:
-    """Keep what a comparison needs to go on elsewhere without the runs that have ended; nothing where it is all done, or not begun.
+    """Keep what a comparison needs to go on elsewhere without the runs that have ended; nothing where no more are known than are kept.
 
     The run at whose checkpoints gradients are measured is left out, as these are large: it is made again.
     """
-    if not (folder / "settings.json").exists() or (kept / "comparison.json").exists():
+    ended = [run for run in sorted(folder.glob("runs/*")) if (run / OUTCOME).exists()]
+    if not (folder / "settings.json").exists() or len(ended) <= _runs_in(kept / "comparison.json"):
         return
     kept.mkdir(parents=True, exist_ok=True)
-    ended = [run for run in sorted(folder.glob("runs/*")) if (run / OUTCOME).exists()]
     if match.variance_of is not None:
         ended = [run for run in ended if not run.name.endswith(f"-{safe_name(match.variance_of)}-s{match.first_seed}")]
     files = [run / name for run in ended for name in ("config.json", OUTCOME, "progress.csv", "episodes.csv")]
@@ -197,10 +217,19 @@ def keep_unfinished(match: Match, folder: Path, kept: Path) -> None:
             archive.write(file, file.relative_to(folder))
 
 
+def _runs_in(numbers: Path) -> int:
+    """Runs of a result that is kept; -1 where there is none."""
+    if not numbers.exists():
+        return -1
+    tasks = json.loads(numbers.read_text(encoding="utf-8"))["environments"].values()
+    return sum(len(entry["runs"]) for task in tasks for entry in task["contestants"].values())
+
+
 def curve_mean(run: Mapping[str, Any]) -> float:
-    """The mean of a run's learning curve, from its first finished episode on."""
-    points = [x for x in map(float, run["curve"]["return"]) if not math.isnan(x)]
-    return sum(points) / len(points)
+    """The mean of a run's learning curve; what comes before the first finished episode counts as that one."""
+    points = list(map(float, run["curve"]["return"]))
+    first = next(x for x in points if not math.isnan(x))
+    return sum(first if math.isnan(x) else x for x in points) / len(points)
 
 
 def final(run: Mapping[str, Any]) -> float:

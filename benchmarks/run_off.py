@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from statistics import fmean
 from typing import Any
 
@@ -78,10 +79,10 @@ SEEDS = 2
 
 def _contestant(label: str, finalist: Finalist) -> str:
     """As `compare` takes it: what the search had as contestant, with the trial's settings."""
-    known = {text.partition("=")[0]: text.rpartition("=")[2] for text in SEARCHES[finalist.search].contestants}
-    estimator, _, own = known[finalist.contestant].partition(":")
-    settings = [*filter(None, own.split(",")), *(f"{name}={value}" for name, value in finalist.settings().items())]
-    return f"{label}={estimator}:{','.join(settings)}"
+    known = {text.partition("=")[0]: text for text in SEARCHES[finalist.search].contestants}
+    text = known[finalist.contestant].removeprefix(f"{finalist.contestant}=")
+    settings = ",".join(f"{name}={value}" for name, value in finalist.settings().items())
+    return f"{label}={text}{',' if ':' in text else ':'}{settings}"
 
 
 MATCHES = {
@@ -110,7 +111,7 @@ def _write_summary() -> None:
 
 
 def _table(name: str, finalists: Mapping[str, Finalist]) -> list[str]:
-    """Means of the curves of a search's finalists, task by task, and their scores over the tasks that all have played."""
+    """Means of the curves of a search's finalists, task by task, and their scores over the tasks that have been played."""
     known = {env: found for match, env in _names(name) if (found := read_result(GROUP, match)) is not None}
     if not known:
         return []
@@ -133,8 +134,10 @@ def _names(search: str) -> list[tuple[str, str]]:
 
 
 def _mean_curve(found: Mapping[str, Any], label: str) -> float:
+    """Over the runs of a contestant; NaN where no episode has ended."""
     ((_, task),) = found["environments"].items()
-    return fmean(curve_mean(run) for run in task["contestants"][label]["runs"])
+    runs = task["contestants"].get(label, {"runs": []})["runs"]
+    return fmean(map(curve_mean, runs)) if runs else nan
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Search for the presets: one setting for a family of tasks, each contestant with as many trials as the other.
+"""Search for the presets: one setting for a family of tasks, each contestant with as many steps of trials as the other.
 
     python -m benchmarks.search --searches landers --minutes 60
     python -m benchmarks.search --report
@@ -33,10 +33,11 @@ GROUP = "search"
 FIRST_SEED = 1_000
 SPACES = Path(__file__).parent / "spaces"
 RUNGS = ("0.1", "0.3", "1")
+PEER_BATCH = 3
 STUDY = "together-"
 """Before the name of a contestant in that of the folder of its trials."""
 KEPT = ("trials.json", "trials.csv")
-PLAN = ("settings.json", "tuning/search_space.json")
+PLAN = ("settings.json", "tuning/search_space.json", "tuning/budget.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,8 @@ class Search:
         options += ["--set", *(f"{name}={value}" for name, value in given.items()), "--total-steps", str(self.steps)]
         options += ["--tune", str(self.trials), "--tune-together", "--tune-anchors", *anchors, "--tune-rungs", *RUNGS]
         options += ["--tune-first-seed", str(FIRST_SEED), "--tune-space", str(SPACES / self.space)]
+        # Of runs that are never paused a batch of the usual size would be all of them, proposed before any has ended.
+        options += ["--tune-batch", str(PEER_BATCH)] if self.peers else []
         return [*start, *options, *([] if minutes is None else ["--tune-minutes", f"{minutes:g}"])]
 
 
@@ -163,7 +166,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder, kept = RUNS / GROUP / name, RESULTS / GROUP / name
         if not args.report:
             _restore(kept, folder)
-            run_command(SEARCHES[name].command(folder, jobs=args.jobs, minutes=args.minutes))
+            try:
+                run_command(SEARCHES[name].command(folder, jobs=args.jobs, minutes=args.minutes))
+            except BaseException:
+                _keep(folder, kept)
+                raise
         _keep(folder, kept)
     write_text(RESULTS / f"{GROUP}.md", _report())
 

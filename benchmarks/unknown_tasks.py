@@ -22,7 +22,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from benchmarks.matches import Match, plan_parser, play, write_summary
+from benchmarks.matches import RUNS, Match, keep_unfinished, plan_parser, play, write_summary
 from benchmarks.tasks import RESULTS, write_json
 from benchmarks.third_party import environment_of
 from benchmarks.third_party_packages import PACKAGES
@@ -115,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.random:
         print(json.dumps(random_returns(TASKS[args.random])))
         return
+    for name in args.tasks if args.report else ():
+        keep_unfinished(match_of(TASKS[name]), RUNS / GROUP / name, RESULTS / GROUP / name)
     for name in () if args.report else args.tasks:
         python = _python_of(TASKS[name], parser.error)
         play(name, match_of(TASKS[name]), GROUP, seeds=args.seeds, jobs=args.jobs, python=python)
@@ -167,6 +169,8 @@ def _verdict(name: str, found: Mapping[str, Any]) -> list[str]:
     blind = np.array(json.loads(file.read_text(encoding="utf-8")))
     error = 1.96 * float(blind.std(ddof=1)) / len(blind) ** 0.5
     ((_, task),) = found["environments"].items()
+    if len(task["contestants"]) < 2:
+        return ["One of the two has finished no episode.", ""]
     own, peer = ({key: float(x) for key, x in entry["final"].items()} for entry in task["contestants"].values())
     above, below = own["low"] > float(blind.mean()) + error, own["high"] < peer["low"]
     return [

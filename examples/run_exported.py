@@ -5,6 +5,7 @@ python examples/run_exported.py runs/my-run/policy.onnx --episodes 5
 """
 
 import argparse
+import json
 
 import gymnasium as gym
 import numpy as np
@@ -38,7 +39,11 @@ args = parser.parse_args()
 session = onnxruntime.InferenceSession(args.policy)
 inputs = {each.name: each.shape for each in session.get_inputs()}
 outputs = [each.name for each in session.get_outputs()]
-env = gym.make(session.get_modelmeta().custom_metadata_map["env"])
+about = session.get_modelmeta().custom_metadata_map
+for name in ("bins", "wrapper", "frame_stack"):
+    if name in about:
+        raise SystemExit(f"the policy was trained with {name} {about[name]}: do the same to the environment here")
+env = gym.make(about["env"], **json.loads(about["env_kwargs"]))
 for episode in range(args.episodes):
     (obs, info), total, ended = env.reset(seed=episode), 0.0, False
     state, first = np.zeros((1, inputs.get("state", [1, 1])[1]), np.float32), True

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import five_minutes, matches, search
+from benchmarks import contests, five_minutes, matches, search
 from benchmarks.contests import CONTESTS
 from benchmarks.contests import MATCHES as CONTEST_MATCHES
 from benchmarks.matches import Match, keep_unfinished, play
+from benchmarks.run_off import MATCHES as RUN_OFFS
+from benchmarks.run_off import Finalist
 from benchmarks.search import SEARCHES, SPACES
 from relax_rl.comparison.contestants import read_contestant
 from relax_rl.comparison.search_space import dimensions, read_space, read_starts
@@ -40,13 +44,13 @@ def test_an_unfinished_comparison_goes_on_from_its_runs(tmp_path: Path, monkeypa
     shutil.rmtree(folder)
     seen: list[Any] = []
 
-    def stopped(command: list[str], **_: Any) -> None:
+    def stopped(command: list[str]) -> None:
         runs = {path.name: sorted(file.name for file in path.iterdir()) for path in (folder / "runs").iterdir()}
         seen.extend([command, runs, (folder / "settings.json").read_text()])
         begun(folder.parent / "another")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(matches.subprocess, "run", stopped)
+    monkeypatch.setattr(matches, "run_command", stopped)
     with pytest.raises(KeyboardInterrupt):
         play("task", MATCH, "g")
     command, runs, settings = seen
@@ -61,9 +65,119 @@ def test_nothing_is_kept_of_what_is_done_or_not_begun(tmp_path: Path) -> None:
     assert not (tmp_path / "kept").exists()
     begun(tmp_path / "folder")
     (tmp_path / "kept").mkdir()
-    (tmp_path / "kept" / "comparison.json").touch()
+    (tmp_path / "kept" / "comparison.json").write_text(json.dumps(result(a=2, b=1)))
     keep_unfinished(MATCH, tmp_path / "folder", tmp_path / "kept")
     assert [file.name for file in (tmp_path / "kept").iterdir()] == ["comparison.json"]
+    (tmp_path / "kept" / "comparison.json").write_text(json.dumps(result(a=1, b=1)))
+    keep_unfinished(MATCH, tmp_path / "folder", tmp_path / "kept")
+    assert (tmp_path / "kept" / "unfinished.zip").exists()
+
+
+def result(*, seeds: int = 2, failures: Sequence[str] = (), **runs: int) -> dict[str, Any]:
+    """What `comparison.json` holds, as far as plans read it to go on."""
+    contestants = {label: {"runs": [{}] * count} for label, count in runs.items()}
+    failed = [{"status": status} for status in failures]
+    return {
+        "options": {"seeds": seeds},
+        "failures": failed,
+        "environments": {"CartPole-v1": {"contestants": contestants}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("failures", "kept"), [(("diverged", "diverged"), True), (("diverged", "failed"), False), ((), False)]
+)
+def test_diverged_runs_are_results(
+    failures: tuple[str, ...], kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`compare` ends with 1 where a run has diverged, and has written what came of all."""
+    monkeypatch.setattr(matches, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(matches, "RESULTS", tmp_path / "results")
+    folder = tmp_path / "runs" / "g" / "task"
+
+    def ends_badly(command: list[str]) -> None:
+        begun(folder)
+        (folder / "figures").mkdir()
+        (folder / "report.md").touch()
+        if failures:
+            (folder / "comparison.json").write_text(json.dumps(result(failures=failures, a=2, b=2)))
+        raise SystemExit(1)
+
+    monkeypatch.setattr(matches, "run_command", ends_badly)
+    if kept:
+        play("task", MATCH, "g")
+    else:
+        with pytest.raises(SystemExit):
+            play("task", MATCH, "g")
+    assert (tmp_path / "results" / "g" / "task" / "comparison.json").exists() == kept
+    assert (tmp_path / "results" / "g" / "task" / "unfinished.zip").exists() != kept
+
+
+def test_results_that_are_there_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matches, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(matches, "RESULTS", tmp_path / "results")
+    kept = tmp_path / "results" / "g" / "task"
+    kept.mkdir(parents=True)
+    (kept / "comparison.json").write_text(json.dumps(result(seeds=5, a=5, b=5)))
+    started: list[Any] = []
+
+    def noted(command: list[str]) -> None:
+        started.append(command)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(matches, "run_command", noted)
+    for seeds in (5, 2):
+        assert play("task", MATCH, "g", seeds=seeds) == kept and not started
+    (tmp_path / "runs" / "g" / "task").mkdir(parents=True)
+    play("task", MATCH, "g", seeds=2)  # fewer never replace more
+    assert not started
+    for seeds in (5, 6):
+        with pytest.raises(KeyboardInterrupt):
+            play("task", MATCH, "g", seeds=seeds)
+    assert len(started) == 2
+
+
+def test_an_interrupted_search_keeps_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(search, "RESULTS", tmp_path / "results")
+
+    def stopped(command: list[str]) -> None:
+        (tmp_path / "runs" / "search" / "classic" / "tuning").mkdir(parents=True)
+        for name in ("settings.json", "tuning/budget.json"):
+            (tmp_path / "runs" / "search" / "classic" / name).touch()
+        raise SystemExit(130)
+
+    monkeypatch.setattr(search, "run_command", stopped)
+    with pytest.raises(SystemExit):
+        search.main(["--searches", "classic"])
+    kept = tmp_path / "results" / "search" / "classic"
+    assert sorted(file.name for file in kept.iterdir()) == ["budget.json", "settings.json"]
+
+
+def test_the_mean_of_a_curve_begins_with_its_first_value() -> None:
+    assert matches.curve_mean({"curve": {"return": ["nan", "nan", 2.0, 6.0]}}) == 3.0
+
+
+def test_more_than_a_peer_below_zero_is_above_it() -> None:
+    contest = CONTESTS["Ant-v5"]
+    for ours, theirs, held in (
+        (-60.0, -50.0, "no"),
+        (-40.0, -50.0, "no"),
+        (-35.0, -50.0, "yes"),
+        (130.0, 100.0, "yes"),
+    ):
+        assert contests._held(contest, {"value": ours}, {"value": theirs}) == held
+
+
+def test_finalists_are_what_their_searches_had() -> None:
+    for match in RUN_OFFS.values():
+        for text in match.contestants:
+            contestant = read_contestant(text)
+            preset_config(match.env, contestant.kind, preset="none", **contestant.settings)
+    own = Finalist(search="untold", contestant="auto", trial=6, changed={"epochs": "3"}).settings()
+    assert (own["num_steps"], own["epochs"], own["normalize_obs"]) == ("32", "3", "true")
+    with pytest.raises(ValueError, match="no trial 1000"):
+        Finalist(search="untold", contestant="auto", trial=1000).settings()
 
 
 def test_a_search_goes_on_from_its_tables(tmp_path: Path) -> None:
@@ -133,7 +247,14 @@ def test_the_best_after_minutes_is_told_where_all_runs_have_a_score() -> None:
     first, second = (next(line for line in lines if f"| {at} |" in line) for at in (120, 300))
     assert first == "| CartPole-v1 | 120 | **110.0** [100.0, 120.0] | 20.0 [20.0, 20.0] |  |  |"
     assert "**495.0**" in second and "| 400.0 [400.0, 400.0] |" in second
-    assert "Best at both times: 1 of 1 tasks" in lines[-1]
+    assert "Best at both times, level with none and with all rivals run: 0 of 1 tasks" in lines[-1]  # PPO lacks a score
+    level = [
+        {"env": "Acrobot-v1", "contestant": x, "scores": [-80.0, y]} for x, y in (("ours", -80.0), ("sb3-ppo", -90.0))
+    ]
+    level.append({"env": "Acrobot-v1", "contestant": "sb3-a2c", "scores": [-90.0, -90.0]})
+    assert "0 of 1" in five_minutes.report(level)
+    level[1]["scores"] = [-80.5, -90.0]
+    assert "1 of 1" in five_minutes.report(level)
     assert five_minutes.contestants("Pendulum-v1")[-1] == "sb3-sac" and "sb3-sac" not in five_minutes.contestants(
         "Acrobot-v1"
     )

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from relax_rl.cli import main
+from relax_rl.comparison import plan
 from relax_rl.comparison.plan import Folder
 from relax_rl.compute.installation import install_line
 from relax_rl.errors import SettingsError
@@ -99,6 +101,23 @@ def test_a_finished_comparison_is_only_reported_anew(finished, tmp_path, capsys)
     summary = json.loads((finished / "comparison.json").read_text())["environments"]["CartPole-v1"]
     assert all(entry["solved"]["solved"] == 0 for entry in summary["contestants"].values())
     assert "| beyond |" in (finished / "report.md").read_text()
+
+
+def test_seeds_under_a_changed_preset_are_refused(tmp_path, capsys, monkeypatch):
+    args = ["--env", "CartPole-v1", "--estimators", "a2c", "--peers", "sb3-a2c", "--total-steps", "40", "--quiet"]
+    folder = tmp_path / "c"
+    assert main(["compare", *args, "--seeds", "1", "--run-dir", str(folder)]) == 0
+    preset, own = plan.own_config, {"policy_lr": 0.5}
+    monkeypatch.setattr(
+        plan, "own_config", lambda env, who: preset(env, replace(who, settings={**who.settings, **own}))
+    )
+    assert main(["compare", "--resume", str(folder), "--quiet"]) == 0  # nothing is trained
+    capsys.readouterr()
+    assert main(["compare", "--resume", str(folder), "--seeds", "2", "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert "was trained with policy_lr 0.001, now 0.5: the preset has changed" in said and said.count("\n") == 1
+    own["policy_lr"] = 1e-3
+    assert main(["compare", "--resume", str(folder), "--seeds", "2", "--quiet"]) == 0
 
 
 def test_folders_that_were_removed_are_made_again(finished):

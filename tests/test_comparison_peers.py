@@ -6,12 +6,16 @@ import json
 import os
 import signal
 import zipfile
+from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from relax_rl.comparison import peer_training
-from relax_rl.comparison.peer_training import PeerConfig, main, train_peer
+from relax_rl.comparison.peer_envs import make_peer_envs
+from relax_rl.comparison.peer_training import PeerConfig, main, make_peer, train_peer
 from relax_rl.comparison.peers import published, with_bins
 from relax_rl.runs.loggers import read_csv
 
@@ -25,6 +29,34 @@ def test_peers_on_cut_actions(tmp_path):
     assert "use_sde" not in peer["settings"] and peer["settings"]["gamma"] == 0.9
     plain = published("Pendulum-v1", "sb3-ppo")
     assert with_bins(plain, 0) == plain
+
+
+@pytest.mark.parametrize(("side", "flat"), [(7, True), (84, False)])
+def test_small_grids_are_numbers_and_not_images(side, flat):
+    """An MLP would get the values of a grid, from 0 to 10, divided by 255."""
+    peer = replace(published(f"{__name__}:Grid", "sb3-ppo"), settings={"n_steps": 64})
+    envs = make_peer_envs(peer, 0, env_kwargs={"side": side})
+    model = make_peer(peer, envs, 0)
+    obs = model.policy.obs_to_tensor(envs.reset())[0]
+    assert envs.observation_space.shape == ((side * side * 3,) if flat else (side, side, 3))
+    seen = model.policy.extract_features(obs) if flat else None
+    assert seen is None or (seen.shape == (1, side * side * 3) and float(seen.max()) == 10.0)
+    envs.close()
+
+
+class Grid(gym.Env):
+    """Sees numbers of what lies on its cells."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, side):
+        self.observation_space = spaces.Box(0, 255, (side, side, 3), np.uint8)
+
+    def reset(self, **_):
+        return np.full(self.observation_space.shape, 10, np.uint8), {}
+
+    def step(self, action):
+        return self.reset()[0], 1.0, True, False, {}
 
 
 @pytest.mark.parametrize("algo", ["sb3-a2c", "sb3-ppo"])

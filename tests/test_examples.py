@@ -118,7 +118,7 @@ def test_an_exported_policy_plays_without_the_package(finished_run: Path, tmp_pa
 @pytest.mark.parametrize(
     ("env", "options"),
     [
-        ("Blackjack-v1", ("--memory", "gru")),  # a Tuple of observations, and a state
+        ("Blackjack-v1", ("--memory", "gru", "--env-kwargs", "sab=true")),  # a Tuple of observations, and a state
         ("Taxi-v4", ()),  # numbered states, and a mask in each info
         ("benchmarks.docks:relax_rl/Docks-v0", ()),  # a compound action
     ],
@@ -135,6 +135,20 @@ def test_exported_policies_of_any_spaces_play(
     assert main(["export", "run", "--checkpoint", "latest", "--output", "policy.onnx"]) == 0
     lines = shown("run_exported.py", "policy.onnx", "--episodes", "2")
     assert [line.partition(":")[0] for line in lines] == ["episode 0", "episode 1"]
+
+
+def test_an_exported_policy_is_not_played_on_another_environment(
+    tmp_path: Path, shown: Callable[..., list[str]]
+) -> None:
+    """Actions cut into bins are numbers, which a pendulum would take as torques."""
+    pytest.importorskip("onnxscript", reason="needs the extra export")
+    pytest.importorskip("onnxruntime", reason="runs the file with it")
+    from relax_rl.commands.main import main
+
+    assert main(["train", "--env", "Pendulum-v1", "--bins", "7", "--total-steps", "64", "--run-dir", "run"]) == 0
+    assert main(["export", "run", "--checkpoint", "latest", "--output", "policy.onnx"]) == 0
+    with pytest.raises(SystemExit, match="trained with bins 7"):
+        shown("run_exported.py", "policy.onnx")
 
 
 @pytest.mark.parametrize("script", ["counts.py", "sequences.py", "components.py"])

@@ -69,6 +69,12 @@ def export_run(config: ExportConfig) -> tuple[Path, list[str], list[str]]:
     about = {
         "relax_rl": __version__,
         "env": trained.env.env,
+        "env_kwargs": trained.env.env_kwargs or {},
+        **{
+            name: getattr(trained.env, name)
+            for name in ("bins", "wrapper", "frame_stack")
+            if getattr(trained.env, name)
+        },
         "estimator": agent.name,
         "step": str(agent.steps),
         "checkpoint": source.name,

@@ -74,7 +74,8 @@ def _inside(env: str, wrapper: Sequence[str], frame_stack: int) -> str | Callabl
 def _with_readable_observations(env: gymnasium.Env[Any, Any], name: str) -> gymnasium.Env[Any, Any]:
     whole = env.observation_space
     if not isinstance(whole, spaces.Dict | spaces.Tuple):
-        return env
+        # Its MLP would divide the few values of a small grid by 255.
+        return FlattenObservation(env) if is_image_space(whole) and not _is_large_image(whole) else env
     space, unread = kept_space(whole, (), name)
     if unread:
         env = prepared_env(env, name, (), action_masks="off", mask_key=None)

@@ -92,20 +92,18 @@ def read_published(path: Path = PUBLISHED) -> tuple[Peer, ...]:
 
 
 def published(env: str, algo: str) -> Peer:
-    """The setting that is published for an environment; where there is none, the library's defaults, with 8 environments, SAC with 1."""
+    """The setting that is published for an environment; where there is none, the library's defaults, with one environment."""
     env_id = env.rpartition(":")[2]
     entry = "atari" if is_atari(env) else env_id
     for peer in read_published():
         if (peer.env, peer.algo) == (entry, algo):
             return replace(peer, env=env)
-    num_envs, told = (1, "1 environment") if algo == "sb3-sac" else (8, "8 environments")
     return Peer(
         env=env,
         algo=algo,
-        num_envs=num_envs,
         total_steps=1_000_000,
         source="none",
-        departure=f"no published entry for this environment; the library's defaults with {told} are taken",
+        departure="no published entry for this environment; the library's defaults with one environment are taken",
     )
 
 

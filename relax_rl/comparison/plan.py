@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.comparison.contestants import Contestant, safe_name
 from relax_rl.comparison.peers import check_actions, check_wrapped_peer, planned
-from relax_rl.comparison.task import Task
+from relax_rl.comparison.task import Task, read_outcome
 from relax_rl.errors import SettingsError
-from relax_rl.runs.folder import KeepingFolder, Within
-from relax_rl.runs.record import OWN
+from relax_rl.runs.folder import KeepingFolder, RunFolder, Within
+from relax_rl.runs.record import OWN, read_config
+from relax_rl.settings.fields import flat
 from relax_rl.settings.naming import is_own
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = [
     "Environment",
     "Folder",
     "check_contestants",
+    "check_same_settings",
     "make_environments",
     "options",
     "own_config",
@@ -151,6 +153,34 @@ def check_contestants(
                 AGENTS[resolve_estimator(contestant.kind, cut)](observations, cut, config=config.agent)
             except SettingsError as error:
                 raise SettingsError(f"contestant {contestant.label!r} on {env.name}: {error}") from None
+
+
+def check_same_settings(
+    config: CompareConfig, folder: Folder, environments: Sequence[Environment], contestants: Sequence[Contestant]
+) -> None:
+    """Refuse to train further seeds of an agent that would have other settings than its runs so far: its preset has changed.
+
+    Args:
+        config: of the comparison, in which no settings are searched for.
+        folder: of the comparison, with the runs so far.
+        environments, contestants: of it.
+
+    Raises:
+        SettingsError: naming a run and what differs.
+    """
+    for env in environments:
+        for contestant in contestants:
+            runs = [folder.run(env.name, contestant, seed) for seed in config.seed_range]
+            begun = [run for run in runs if RunFolder(run).config.exists()]
+            if contestant.peer or not begun or all(read_outcome(run) for run in runs):
+                continue
+            now, then = flat(own_config(env, contestant).agent), flat(read_config(RunFolder(begun[0])).agent)
+            changed = [f"{name} {then[name]}, now {now[name]}" for name in now if then[name] != now[name]]
+            if changed:
+                raise SettingsError(
+                    f"{begun[0]} was trained with {'; '.join(changed)}: the preset has changed since; "
+                    "go on with the version that began it, or begin a new comparison"
+                )
 
 
 def variance_reference(contestants: Sequence[Contestant], config: CompareConfig) -> Contestant | None:

@@ -18,6 +18,7 @@ from relax_rl.comparison.plan import (
     Environment,
     Folder,
     check_contestants,
+    check_same_settings,
     make_environments,
     run_task,
     variance_reference,
@@ -68,6 +69,8 @@ def run_comparison(
     check_contestants(contestants, environments, spaces)
     folder = Folder(Path(config.resume or config.run_dir or default_run_dir("compare")))
     folder.create(resumed=config.resume is not None)
+    if not config.tune:
+        check_same_settings(config, folder, environments, contestants)
     with ExitStack() as stack:
         held = stack.enter_context(folder.locked())
         folder.sweep()

@@ -14,7 +14,6 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
 
 from benchmarks.matches import Match, curve_mean, main_of, read_result, write_summary
 from benchmarks.search import GROUP as SEARCH_GROUP

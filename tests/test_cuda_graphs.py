@@ -242,7 +242,7 @@ def test_no_gradient_leaves_its_device_or_waits_for_it(
 class On:
     """Networks on images, on some device."""
 
-    convolves, recurrent = True, False
+    reads_large_images, recurrent = True, False
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from relax_rl.agents import AGENTS, RELAX, ActorCritic, Experience, NetworkParts
 from relax_rl.agents.acting import HostNetwork, host_sampler
 from relax_rl.agents.batch import Batch
-from relax_rl.agents.compiled import why_not_compiled
 from relax_rl.agents.gradients import Objective, gradients
 from relax_rl.agents.networks import Networks
 from relax_rl.critics import ActionSurrogate, MLPSurrogate, surrogate_at
@@ -122,7 +121,7 @@ def test_a_dict_of_a_small_image_and_a_choice_is_learned_from_leaf_by_leaf(env: 
     chosen = None if agent.obs_normalizer is None else agent.obs_normalizer.chosen
     assert (None if chosen is None else chosen.sum()) == (None if "embed" in settings else 4)
     assert agent.networks.shared_torso == ("policy_keys" not in settings)
-    assert "images" in str(why_not_compiled(agent.networks, 1))
+    assert not agent.networks.reads_large_images
 
 
 def test_a_small_cnn_learns_what_the_image_asks_for() -> None:
@@ -143,6 +142,8 @@ def shared(observations: Any, actions: Any, config: Any) -> NetworkParts:
         ("lax", {"policy_keys": ("asked",), "critic_keys": ("where",), "value_replay": 1}),
         ("marginal", {"policy_keys": ("where",), "embed": 3, "normalize_obs": True}),
         ("a2c", {"networks": shared}),
+        ("relax", {"env": GridEnv}),
+        ("marginal", {"env": GridEnv, "policy_keys": ("image",), "share_torso": "on"}),
     ],
 )
 def test_compiled_code_takes_the_steps_of_eager_code(
@@ -150,16 +151,17 @@ def test_compiled_code_takes_the_steps_of_eager_code(
 ) -> None:
     monkeypatch.setattr("relax_rl.compute.compilation._compile", lambda graph, inputs, key: graph)
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "g++")
-    compiled, eager = (trained(estimator, env=ChoiceEnv, compile=how, updates=2, **settings) for how in ("on", "off"))
+    settings = {"env": ChoiceEnv, **settings}
+    compiled, eager = (trained(estimator, compile=how, updates=2, **settings) for how in ("on", "off"))
     assert compiled.learner.compiled is not None and eager.learner.compiled is None
     assert_alike(compiled, eager)
 
 
-def test_convolutions_are_not_compiled_on_a_cpu_and_it_is_said_why() -> None:
-    for settings in ({}, {"policy_keys": ("image",)}):
+def test_large_convolutions_are_not_compiled_on_a_cpu_and_it_is_said_why() -> None:
+    for settings in ({"cnn": "impala"}, {"cnn": "impala", "policy_keys": ("image",)}):
         with target_envs(DISCRETE, n=2, env=GridEnv) as envs:
             agent = small(envs.single_observation_space, compile="on", **settings)
-            with pytest.raises(SettingsError, match="convolutions on images gain nothing"):
+            with pytest.raises(SettingsError, match="convolutions on large images gain nothing"):
                 agent.learn(envs, 10)
 
 

@@ -20,6 +20,7 @@ from relax_rl.compute.compilation import NO_COMPILER, Compiled, has_compiler
 from relax_rl.compute.optimizers import FlatParameters
 from relax_rl.critics import OverBins
 from relax_rl.errors import SettingsError
+from relax_rl.networks.cnns import SmallCNN
 from relax_rl.settings.config import AgentConfig
 
 __all__ = ["Choice", "CompiledGradients", "choose", "identity_of", "why_not_compiled"]
@@ -28,6 +29,8 @@ _COST = 40.0
 """Seconds that compiling takes where nothing is cached, roughly."""
 _SAVED, _SAVED_PER_ROW = 0.8e-3, 1.5e-6
 """Seconds that a compiled step saves, roughly: whatever the batch, and for each of its rows."""
+_SAVED_BY_CNN = 3e-3
+"""Seconds that a compiled step of CNNs for small images saves, roughly, in minibatches of 64."""
 _LOADING = 0.2
 """Seconds that it takes to load compiled code and to check it, roughly."""
 _RECORDED = 1_000
@@ -51,8 +54,8 @@ def _why_not_taken(networks: Networks, workers: int) -> str | None:
         return "it is for networks without memory: the lengths of sequences change from update to update"
     if workers > 1:
         return "it is for a single process"
-    if device.type == "cpu" and networks.convolves:
-        return "on a CPU it is for vector observations: the convolutions on images gain nothing"
+    if device.type == "cpu" and networks.reads_large_images:
+        return "on a CPU the convolutions on large images gain nothing"
     return None
 
 
@@ -89,7 +92,8 @@ def _worth_while(config: AgentConfig, networks: Networks, total_steps: int, num_
     steps = total_steps / rows * config.epochs * math.ceil(rows / size)
     if next(networks.parameters()).is_cuda:
         return Choice.COMPILED if steps >= _RECORDED else Choice.EAGER
-    saved = steps * (_SAVED + _SAVED_PER_ROW * size)
+    grids = any(isinstance(each, SmallCNN) for each in networks.modules())
+    saved = steps * (_SAVED_BY_CNN if grids else _SAVED + _SAVED_PER_ROW * size)
     if saved >= _COST:
         return Choice.COMPILED
     return Choice.KEPT if saved >= _LOADING and code_cache.folder() is not None else Choice.EAGER

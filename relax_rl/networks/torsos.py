@@ -32,7 +32,7 @@ __all__ = [
     "mlp",
     "orthogonal",
     "product",
-    "reads_images",
+    "reads_large_images",
     "tanh",
 ]
 
@@ -236,9 +236,9 @@ def make_torso(
     return mlp(encoder.shape[0], hidden, activation, **how)
 
 
-def reads_images(module: nn.Module) -> bool:
-    """Whether a CNN of this package is in it."""
-    return any(isinstance(each, NatureCNN | ImpalaCNN | SmallCNN) for each in module.modules())
+def reads_large_images(module: nn.Module) -> bool:
+    """Whether one of the CNNs for large images is in it."""
+    return any(isinstance(each, NatureCNN | ImpalaCNN) for each in module.modules())
 
 
 def _cnn(leaf: Leaf, num_features: int, precision: Precision) -> NatureCNN | ImpalaCNN | SmallCNN:

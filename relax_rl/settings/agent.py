@@ -163,7 +163,7 @@ class AgentConfig:
     reward_clip: float = setting(math.inf, above=0.0, finite=False)
     """Clip rewards to [-c, c] for learning; reported scores stay raw."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the update: C++ for vector observations on the CPU (needs g++; seconds from a cache, else half a minute), a CUDA graph on a GPU. The same numbers to rounding, in less time; auto does it where a run is long enough to gain."""
+    """Compile the update: C++ for vectors and small images on the CPU (needs g++; seconds from a cache, else half a minute), a CUDA graph on a GPU. The same numbers to rounding, in less time; auto does it where a run is long enough to gain."""
     device: str = setting("cpu", resumable=True)
     """Device of the networks: cpu, cuda, cuda:1, mps, or auto."""
 

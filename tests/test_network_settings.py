@@ -143,7 +143,7 @@ def shared(observations: Any, actions: Any, config: Any) -> NetworkParts:
         ("marginal", {"policy_keys": ("where",), "embed": 3, "normalize_obs": True}),
         ("a2c", {"networks": shared}),
         ("relax", {"env": GridEnv}),
-        ("marginal", {"env": GridEnv, "policy_keys": ("image",), "share_torso": "on"}),
+        ("marginal", {"env": GridEnv, "policy_keys": ("image",)}),
     ],
 )
 def test_compiled_code_takes_the_steps_of_eager_code(

@@ -105,6 +105,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "twice_the_batch",
             "larger_batches",
             "search",
+            "run_off",
             "factorial",
             "contests",
             "five_minutes",

@@ -99,13 +99,20 @@ def _match(env: str, steps: int, of_policy: str, threshold: float, settings: dic
             for kind in ("relax", "a2c")
             for what, rest in (("all", ""), ("the same", f":critic_keys={of_policy}"))
         ),
-        settings={"policy_keys": of_policy, **settings},
+        settings={"policy_keys": of_policy, **_COMMON, **settings},
         seeds=10,
         threshold=threshold,
         stop_when_solved=True,
     )
 
 
+_COMMON = {
+    "preset": "none",
+    "normalize_obs": "true",
+    "normalize_reward": "true",
+    "value_lr": "0.003",
+    "surrogate_lr": "0.003",
+}
 # As `benchmarks.memory` plays it, with the threshold of there.
 _WITH_MEMORY = {
     "memory": "gru",

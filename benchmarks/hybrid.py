@@ -30,6 +30,9 @@ MATCHES = {
             "a2c, beta=a2c:action_distribution=beta",
         ),
         settings={
+            "preset": "none",
+            "normalize_obs": "true",
+            "normalize_reward": "true",
             "num_envs": "16",
             "num_steps": "16",
             "gamma": "0.95",

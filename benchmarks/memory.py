@@ -6,8 +6,8 @@
 
 Cue shows a sign and asks for it 20 steps later; Positions is CartPole without velocities (`benchmarks.memory_tasks`). Ours take
 rollouts of 128 steps of eight environments, the passes of PPO, a learning rate that falls linearly from 0.003, and rewards divided by
-the running spread of returns, chosen on seed 1,000; RecurrentPPO the same rollouts and passes, once with these settings and once with
-its library's defaults. All that is there is in `results/memory.json`, `.md` and `.png`.
+the running spread of returns, chosen on seed 1,000; RecurrentPPO the same rollouts, passes and width, once with these
+settings too and once with its library's learning rate, and rewards as they are. All that is there is in `results/memory.json`, `.md` and `.png`.
 """
 
 from __future__ import annotations

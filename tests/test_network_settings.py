@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from relax_rl.agents import AGENTS, RELAX, ActorCritic, Experience, NetworkParts
 from relax_rl.agents.acting import HostNetwork, host_sampler
 from relax_rl.agents.batch import Batch
+from relax_rl.agents.compiled import Choice, choose
 from relax_rl.agents.gradients import Objective, gradients
 from relax_rl.agents.networks import Networks
 from relax_rl.critics import ActionSurrogate, MLPSurrogate, surrogate_at
@@ -155,6 +156,17 @@ def test_compiled_code_takes_the_steps_of_eager_code(
     compiled, eager = (trained(estimator, compile=how, updates=2, **settings) for how in ("on", "off"))
     assert compiled.learner.compiled is not None and eager.learner.compiled is None
     assert_alike(compiled, eager)
+
+
+def test_small_images_are_compiled_sooner_than_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager convolutions of a minibatch take several times what an MLP takes, whatever their size."""
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "g++")
+    passes: Any = {"num_steps": 64, "minibatch_size": 64, "epochs": 10, "clip_range": 0.2}
+    found = [
+        choose(agent.config, agent.networks, workers=1, total_steps=100_000, num_envs=8)
+        for agent in (small(**passes), small(cnn="none", **passes), small(cnn="impala", **passes))
+    ]
+    assert found == [Choice.COMPILED, Choice.KEPT, Choice.EAGER]
 
 
 def test_large_convolutions_are_not_compiled_on_a_cpu_and_it_is_said_why() -> None:

@@ -14,7 +14,7 @@ from relax_rl.comparison.peers import check_actions, check_wrapped_peer, planned
 from relax_rl.comparison.task import Task, read_outcome
 from relax_rl.errors import SettingsError
 from relax_rl.runs.folder import KeepingFolder, RunFolder, Within
-from relax_rl.runs.record import OWN, read_config
+from relax_rl.runs.record import OWN, read_config, read_record
 from relax_rl.settings.fields import flat
 from relax_rl.settings.naming import is_own
 
@@ -174,8 +174,11 @@ def check_same_settings(
             begun = [run for run in runs if RunFolder(run).config.exists()]
             if contestant.peer or not begun or all(read_outcome(run) for run in runs):
                 continue
-            now, then = flat(own_config(env, contestant).agent), flat(read_config(RunFolder(begun[0])).agent)
-            changed = [f"{name} {then[name]}, now {now[name]}" for name in now if then[name] != now[name]]
+            first = RunFolder(begun[0])
+            now, then = flat(own_config(env, contestant).agent), flat(read_config(first).agent)
+            # What the record does not know yet came later, and is no preset's.
+            known = [name for name in now if name in read_record(first)["agent"]]
+            changed = [f"{name} {then[name]}, now {now[name]}" for name in known if then[name] != now[name]]
             if changed:
                 raise SettingsError(
                     f"{begun[0]} was trained with {'; '.join(changed)}: the preset has changed since; "

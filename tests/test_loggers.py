@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -90,6 +91,7 @@ def test_tensorboard_has_the_names_of_the_columns_and_is_gone_on_with(tmp_path):
         first.log({"step": step, "return_mean": float(step), "losses/value": 1.0, "seconds": math.nan})
     first.log({"step": 20, "return_mean": 5.0}, group="evaluation")
     first.close()
+    time.sleep(1.0)  # files of one second are read in the order of a counter in their names, as text: 10 before 9
     second = TensorBoardLogger(tmp_path, from_step=21)
     second.log({"step": 25, "return_mean": -1.0})
     second.close()

@@ -140,8 +140,8 @@ class SideBySide:
         lines = [
             f"# {self.title}",
             "",
-            f"Steps until the mean return of {WINDOW} training episodes reaches the threshold, medians over the seeds (inf: not "
-            f"within the run); the mean return at the end; steps per second, the median of {ROUNDS} runs of {ROUND_STEPS:,} steps "
+            f"Steps until the mean return of {WINDOW} training episodes reaches the threshold, medians over the seeds with the "
+            f"lowest and the highest (inf: not within the run); the mean return at the end; steps per second, the median of {ROUNDS} runs of {ROUND_STEPS:,} steps "
             f"in turns with nothing beside them, and in units of {self.peers[0]}'s. {NUM_ENVS} environments in one process, one "
             f"thread. `python -m benchmarks.{self.name}` writes this file.",
         ]
@@ -251,7 +251,7 @@ def _row(
         label,
         str(len(runs)),
         f"{sum(map(math.isfinite, needed))} of {len(runs)}",
-        f"{statistics.median(needed):,.0f}",
+        f"{statistics.median(needed):,.0f} [{min(needed):,.0f}, {max(needed):,.0f}]",
         f"{statistics.median(ends):.2f}" if ends else "",
         f"{speed:,.0f}" if speed else "",
         f"{speed / of:.1f}" if speed and of else "",

@@ -12,10 +12,9 @@ from relax_rl.agents.acting import HostNetwork, host_network
 from relax_rl.agents.memory import Memory, features_through_time
 from relax_rl.critics import ValueFunction
 from relax_rl.errors import SettingsError
-from relax_rl.networks.cnns import NatureCNN, SmallCNN
+from relax_rl.networks.cnns import ImpalaCNN, NatureCNN, SmallCNN
 from relax_rl.networks.memory import is_recurrent
 from relax_rl.networks.policies import Policy
-from relax_rl.networks.torsos import reads_large_images
 
 __all__ = ["Networks", "Outputs", "StateOf"]
 
@@ -183,7 +182,7 @@ class Networks(nn.Module):
     @property
     def reads_large_images(self) -> bool:
         """Whether large images are read: by a CNN for them, or by convolutions of somebody's own that policy and V share."""
-        if reads_large_images(self):
+        if any(isinstance(each, NatureCNN | ImpalaCNN) for each in self.modules()):
             return True
         small = {id(each) for cnn in self.modules() if isinstance(cnn, SmallCNN) for each in cnn.modules()}
         own = (each for each in self.modules() if isinstance(each, nn.Conv1d | nn.Conv2d | nn.Conv3d))

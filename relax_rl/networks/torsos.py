@@ -32,7 +32,6 @@ __all__ = [
     "mlp",
     "orthogonal",
     "product",
-    "reads_large_images",
     "tanh",
 ]
 
@@ -234,11 +233,6 @@ def make_torso(
     if any(leaf.kind != "vector" for leaf in encoder.leaves):
         return CombinedTorso(encoder.leaves, hidden, activation, cnn_features, precision, embed=embed, **how)
     return mlp(encoder.shape[0], hidden, activation, **how)
-
-
-def reads_large_images(module: nn.Module) -> bool:
-    """Whether one of the CNNs for large images is in it."""
-    return any(isinstance(each, NatureCNN | ImpalaCNN) for each in module.modules())
 
 
 def _cnn(leaf: Leaf, num_features: int, precision: Precision) -> NatureCNN | ImpalaCNN | SmallCNN:

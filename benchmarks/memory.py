@@ -7,21 +7,21 @@
 Cue shows a sign and asks for it 20 steps later; Positions is CartPole without velocities (`benchmarks.memory_tasks`). Ours take
 rollouts of 128 steps of eight environments, the passes of PPO, a learning rate that falls linearly from 0.003, and rewards divided by
 the running spread of returns, chosen on seed 1,000; RecurrentPPO the same rollouts, passes and width, once with these
-settings too and once with its library's learning rate, and rewards as they are. All that is there is in `results/memory.json`, `.md` and `.png`.
+settings too and once with its library's learning rate, and rewards as they are; and once more with its library's defaults in
+everything, on one environment. All that is there is in `results/memory.json`, `.md` and `.png`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.side_by_side import NUM_ENVS, Curve, Learn, SideBySide, Task, learn_of_agent, learn_of_peer
 
 __all__ = ["BENCHMARK", "CONTESTANTS", "TASKS", "main"]
 
-PEERS = {"RecurrentPPO": False, "RecurrentPPO, same settings": True}
-"""Whether the learning rate and the scale of rewards are ours."""
+_SAME_SHAPE = {"n_steps": 128, "batch_size": 256, "n_epochs": 4, "policy_kwargs": {"lstm_hidden_size": 64}}
 _PASSES = {"num_steps": 128, "minibatch_size": 256, "epochs": 4, "clip_range": 0.2, "compile": "off"}
 _RATE = 3e-3
 _RATES = {"policy_lr": _RATE, "value_lr": _RATE, "lr_schedule": "linear", "normalize_reward": True}
@@ -35,6 +35,20 @@ class Contestant:
     memory: str = "none"
 
 
+@dataclass(frozen=True)
+class Peer:
+    """RecurrentPPO with `settings`, on `num_envs` environments; `rates`: the learning rate and the scale of rewards are ours."""
+
+    rates: bool = False
+    num_envs: int = NUM_ENVS
+    settings: Mapping[str, Any] = field(default_factory=lambda: _SAME_SHAPE)
+
+
+PEERS = {
+    "RecurrentPPO": Peer(),
+    "RecurrentPPO, same settings": Peer(rates=True),
+    "RecurrentPPO, its defaults": Peer(num_envs=1, settings={}),
+}
 TASKS = {
     "Cue": Task("benchmarks.memory_tasks:Cue-v0", 200_000, 0.9),
     "Positions": Task("benchmarks.memory_tasks:CartPolePositions-v0", 300_000, 400.0),
@@ -60,7 +74,7 @@ def _ours(task: Task, contestant: Contestant, seed: int, curve: Curve) -> Learn:
     return learn_of_agent(agent, envs, curve)
 
 
-def _recurrent_ppo(task: Task, ours: bool, seed: int, curve: Curve) -> Learn:
+def _recurrent_ppo(task: Task, peer: Peer, seed: int, curve: Curve) -> Learn:
     import gymnasium as gym
     from sb3_contrib import RecurrentPPO
     from stable_baselines3.common.env_util import make_vec_env
@@ -68,9 +82,9 @@ def _recurrent_ppo(task: Task, ours: bool, seed: int, curve: Curve) -> Learn:
 
     from relax_rl.backends.registry import find_spec as registered
 
-    env: Any = make_vec_env(lambda: gym.make(registered(task.env)), NUM_ENVS, seed=seed)
-    how: dict[str, Any] = {"n_steps": 128, "batch_size": 256, "n_epochs": 4, "policy_kwargs": {"lstm_hidden_size": 64}}
-    if ours:
+    env: Any = make_vec_env(lambda: gym.make(registered(task.env)), peer.num_envs, seed=seed)
+    how: dict[str, Any] = dict(peer.settings)
+    if peer.rates:
         env = VecNormalize(env, norm_obs=False)
         how["learning_rate"] = lambda left: _RATE * left
     model = RecurrentPPO("MlpLstmPolicy", env, seed=seed, device="cpu", **how)

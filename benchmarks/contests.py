@@ -4,7 +4,8 @@
     python -m benchmarks.contests --tasks Ant-v5 Ant-v5-ppo
 
 Ours and PPO's are a `train_agent.py compare` command each, so that PPO need not be trained again for another preset; where it has
-been trained with as many steps for `benchmarks.against_ppo`, those runs are taken. Seeds begin at 0, which no search has seen.
+been trained with as many steps for `benchmarks.against_ppo`, those runs are taken. On Atari PPO is not trained: its published
+scores stand beside ours. Seeds begin at 0, which no search has seen.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from benchmarks.matches import Match, curve_mean, final, main_of, read_result, spread, write_summary
 from relax_rl.comparison.statistics import bootstrap, iqm
 
-__all__ = ["CONTESTS", "MATCHES", "Contest", "main"]
+__all__ = ["ATARI", "CONTESTS", "MATCHES", "Contest", "main"]
 
 GROUP = "contests"
 PPO = "sb3-ppo"
@@ -38,6 +39,7 @@ class Contest:
         times_ppo: whether what is asked is a multiple of PPO's.
         seeds: runs.
         known: the comparison of `benchmarks.against_ppo` that has PPO's runs.
+        published: PPO's score where it is not trained here.
     """
 
     env: str
@@ -48,6 +50,7 @@ class Contest:
     times_ppo: bool = False
     seeds: int = 10
     known: str | None = None
+    published: float | None = None
 
 
 def _classic(env: str, steps: int, *, known: bool = True) -> Contest:
@@ -78,14 +81,19 @@ CONTESTS = {
         Contest(env="BipedalWalker-v3", steps=2_000_000, asked=270, seeds=5),
     )
 }
+ATARI = {
+    "Pong": Contest(env="ALE/Pong-v5", steps=4_000_000, asked=18, seeds=3, published=20.7),
+    "Breakout": Contest(env="ALE/Breakout-v5", steps=4_000_000, asked=100, seeds=3, published=274.8),
+}
+"""Published: Schulman et al. (2017), table 6, after 10,000,000 steps and without sticky actions."""
 
 
 def _matches() -> dict[str, Match]:
     found = {}
-    for name, contest in CONTESTS.items():
+    for name, contest in {**CONTESTS, **ATARI}.items():
         ours = Match(env=contest.env, steps=contest.steps, seeds=contest.seeds, contestants=("ours=auto",))
         found[name] = replace(ours, stop_when_solved=contest.measure == "steps")
-        if contest.known is None:
+        if contest.known is None and contest.published is None:
             found[f"{name}-ppo"] = replace(ours, contestants=(), peers=(PPO,))
     return found
 
@@ -100,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _write_summary() -> None:
     """`results/contests.md` from the comparisons that are there."""
-    rows = [_row(contest) for contest in CONTESTS.values()]
+    rows = [_row(name, contest) for name, contest in {**CONTESTS, **ATARI}.items()]
     intro = [
         "Final scores and curves are interquartile means over runs, steps to the threshold medians, with 95% intervals.",
         "`python -m benchmarks.contests` writes this file.",
@@ -113,9 +121,9 @@ def _write_summary() -> None:
     write_summary("Presets and PPO", GROUP, MATCHES, intro=intro)
 
 
-def _row(contest: Contest) -> str:
-    ours = read_result(GROUP, contest.env)
-    group, name = (GROUP, f"{contest.env}-ppo") if contest.known is None else ("against_ppo", contest.known)
+def _row(task: str, contest: Contest) -> str:
+    ours = read_result(GROUP, task)
+    group, name = (GROUP, f"{task}-ppo") if contest.known is None else ("against_ppo", contest.known)
     theirs = read_result(group, name)
     if ours is None and (theirs is None or contest.known is not None):
         return ""
@@ -125,6 +133,8 @@ def _row(contest: Contest) -> str:
     held = "" if measured[0] is None else _held(contest, measured[0], measured[1])
     style = ",.0f" if contest.measure in ("steps", "reached") else ",.1f"
     cells = ["" if value is None else spread(value, style) for value in measured]
+    if contest.published is not None:
+        cells[1] = f"{contest.published:,.1f} (published)"
     what = f"runs at {contest.least:,.0f}" if contest.measure == "reached" else contest.measure
     return f"| {contest.env} | {contest.steps:,} | {what} | {cells[0]} | {cells[1]} | {_asked(contest)} | {held} |"
 

@@ -137,7 +137,9 @@ def _row(option: Setting, given: Mapping[str, Any]) -> str:
     called = option.name.upper() if option.required else flag(option.name)
     told = options.help_of(option)
     choices = [str(choice) for choice in _choices(option.kind)]
-    if choices:
+    if choices and option.rule.expected is not None:
+        told += f" {option.rule.expected.capitalize()}."
+    elif choices:
         told += f" One of {', '.join(f'`{choice}`' for choice in choices)}{', or `module:name`' * option.rule.open}."
     return f"| `{called}` | {_default(given.get(option.name, option.default))} | {_in_a_cell(told)} |"
 

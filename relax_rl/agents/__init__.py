@@ -46,7 +46,7 @@ class RELAX(ActorCritic):
 
         g = (A - c^(s, z~)) dlog pi(a | s) + dc^(s, z) - dc^(s, z~)
 
-    (Grathwohl et al. 2018, eq. 9, with the advantage A for f.) The noise of z~ is coupled with that of z (Tucker et al.
+    (Grathwohl et al. 2018, section 3.2, with the advantage A for f.) The noise of z~ is coupled with that of z (Tucker et al.
     2017, appendix): z~ is z, and only moves otherwise with the parameters, so that c^ is asked once. For discrete,
     multi-discrete and binary actions, and for those beside continuous ones, which it treats as LAX does.
     """
@@ -70,7 +70,7 @@ class Marginal(ActorCritic):
 
         g = (A - c^(s, a)) dlog pi(a | s) + d sum_a' pi(a' | s) c^(s, a')
 
-    The action-dependent baseline of small action sets (Gu et al. 2017; Liu et al. 2018): c^ is asked at every action,
+    The action-dependent baseline of small action sets (Gu et al. 2017, Q-Prop; Liu et al. 2018): c^ is asked at every action,
     so that no noise of a relaxation is added. For discrete, multi-discrete and binary actions of few combinations.
 
     Raises:

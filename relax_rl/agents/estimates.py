@@ -74,7 +74,7 @@ def a2c(x: Experience, dist: Any, surrogate: nn.Module | None = None) -> Tensor:
 
 
 def relax(x: Experience, dist: Any, surrogate: nn.Module) -> Tensor:
-    """g = w (A - c^(s, z~)) dlog pi(a | s) + dc^(s, z) - w dc^(s, z~), z~ = z (Grathwohl et al. 2018, eq. 9; w = 1).
+    """g = w (A - c^(s, z~)) dlog pi(a | s) + dc^(s, z) - w dc^(s, z~), z~ = z (Grathwohl et al. 2018, section 3.2; w = 1).
 
     The continuous part of a hybrid action, which z~ holds as it is, moves in c^(s, z) alone: LAX.
     """
@@ -89,7 +89,7 @@ def lax(x: Experience, dist: Any, surrogate: nn.Module) -> Tensor:
 
 
 def marginal(x: Experience, dist: Any, surrogate: nn.Module) -> Tensor:
-    """g = w (A - c^(s, a)) dlog pi(a | s) + d sum_a' pi(a' | s) c^(s, a') (Gu et al. 2017; Liu et al. 2018)."""
+    """g = w (A - c^(s, a)) dlog pi(a | s) + d sum_a' pi(a' | s) c^(s, a') (Gu et al. 2017, Q-Prop; Liu et al. 2018)."""
     control = surrogate_at(surrogate, x.features)
     return estimators.marginal(x.advantage, dist, control, **_drawn(x)).grad
 

@@ -63,7 +63,7 @@ def marginal(
         g = w (f(b) - c(b)) dlog p(b) + d sum_b' p(b') c(b')
 
     Unbiased for every c at w = 1; the variance vanishes where c(b) is f(b) up to a constant. In reinforcement learning this is
-    the all-action gradient of c plus a correction (Liu et al. 2018; Gu et al. 2017).
+    the all-action gradient of c plus a correction (Liu et al. 2018; Gu et al. 2017, Q-Prop).
 
     Args:
         f: a function of the samples, or its `[*]` values (`noise` is needed then).

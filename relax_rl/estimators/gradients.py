@@ -140,7 +140,7 @@ def dlax_gradient(
     *,
     score: Tensor | None = None,
 ) -> Tensor:
-    """DLAX estimate for a discrete b (Grathwohl et al. 2018, section 3.1): LAX's control at z, REINFORCE's score at b.
+    """DLAX estimate for a discrete b (Grathwohl et al. 2018, section 3.2): LAX's control at z, REINFORCE's score at b.
 
         g = f(b) dlog p(b) - c(z) dlog p(z) + dc(z),    b = H(z)
 
@@ -178,7 +178,7 @@ def relax_gradient(
     score: Tensor | None = None,
     residual_weight: Weight = 1.0,
 ) -> Tensor:
-    """RELAX estimate for a discrete b (Grathwohl et al. 2018, eq. 9).
+    """RELAX estimate for a discrete b (Grathwohl et al. 2018, section 3.2).
 
         g = w (f(b) - c(z~)) dlog p(b) + dc(z) - w dc(z~),    b = H(z),  z~ ~ p(z | b)
 

@@ -91,7 +91,7 @@ def dlax(
     phi: Tensor | Iterable[Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Estimate:
-    """DLAX estimate for a discrete distribution (Grathwohl et al. 2018, section 3.1).
+    """DLAX estimate for a discrete distribution (Grathwohl et al. 2018, section 3.2).
 
         g = f(b) dlog p(b) - c(z) dlog p(z) + dc(z)
 
@@ -129,7 +129,7 @@ def relax(
     phi: Tensor | Iterable[Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Estimate:
-    """RELAX estimate for a discrete distribution (Grathwohl et al. 2018, eq. 9).
+    """RELAX estimate for a discrete distribution (Grathwohl et al. 2018, section 3.2).
 
         g = w (f(b) - c(z~)) dlog p(b) + dc(z) - w dc(z~)
 
@@ -219,7 +219,7 @@ def relaxed_objective(
     temperature: Tensor | float,
     residual: Surrogate | None = None,
 ) -> Surrogate:
-    """The surrogate c(z) = f(sigma(z / lambda)) + r(z) (Grathwohl et al. 2018, section 3.2).
+    """The surrogate c(z) = f(sigma(z / lambda)) + r(z) (Grathwohl et al. 2018, section 3.3).
 
     Args:
         f: a differentiable function of relaxed samples.

@@ -26,17 +26,17 @@ __all__ = [
 ]
 
 Surrogate = Callable[[Tensor], Tensor]
-"""c: relaxed samples z `[*, P]` to `[*]` values, differentiable twice, or a `SlopedSurrogate`."""
+"""c: relaxed samples z `[*, A]` to `[*]` values, differentiable twice, or a `SlopedSurrogate`."""
 
 
 class SlopedSurrogate(Protocol):
     """A surrogate that knows its slope, so that no graph need be differentiated twice."""
 
     def __call__(self, z: Tensor) -> Tensor:
-        """`[*]` c at `[*, P]` relaxed samples."""
+        """`[*]` c at `[*, A]` relaxed samples."""
 
     def value_and_slope(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """`[*]` c and `[*, P]` dc/dz, both differentiable in phi, once; whatever dimensions lead."""
+        """`[*]` c and `[*, A]` dc/dz, both differentiable in phi, once; whatever dimensions lead."""
 
 
 def is_sloped(dist: Any) -> TypeGuard[SlopedDistribution]:

@@ -35,7 +35,7 @@ class AgentConfig:
     gamma: float = setting(0.99, least=0.0, most=1.0)
     """Discount factor."""
     gae_lambda: float = setting(0.95, least=0.0, most=1.0)
-    """GAE lambda: 0 trusts the value function alone, 1 the observed rewards alone."""
+    """GAE lambda, from one-step TD errors (0) to the observed rewards up to the rollout's end or a truncation, and V behind it (1)."""
     normalize_advantage: bool = False
     """Advantages of each step of the policy, of a minibatch in passes, with mean 0 and standard deviation 1, as PPO's code has them; the estimate is biased by it."""
     policy_lr: float = setting(1e-3, above=0.0, cap=1e3)
@@ -43,7 +43,7 @@ class AgentConfig:
     value_lr: float = setting(1e-3, above=0.0, cap=1e3)
     """Learning rate of the value function."""
     surrogate_lr: float = setting(1e-3, above=0.0, cap=1e3)
-    """Learning rate of the surrogate (relax, lax)."""
+    """Learning rate of the surrogate (relax, lax, marginal)."""
     lr_schedule: Literal["constant", "linear"] = "constant"
     """Learning rates stay constant, or fall linearly to zero at the last step."""
     optimizer: Literal["adam", "rmsprop"] = "adam"

@@ -13,7 +13,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,7 @@ class SideBySide:
         peers: those that need sb3-contrib; the first one's speed is the unit.
         prepare: (task, contestant, seed, curve) -> what is timed.
         symlog: names of tasks whose returns are drawn on a symmetric logarithmic axis.
+        shares: of the steps of a run, by contestant, where one takes fewer than all.
     """
 
     name: str
@@ -108,11 +109,16 @@ class SideBySide:
     peers: Sequence[str]
     prepare: Callable[[Task, str, int, Curve], Learn]
     symlog: tuple[str, ...] = ()
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
         """The file of all runs."""
         return RESULTS / f"{self.name}.json"
+
+    def budget(self, task: str, contestant: str) -> int:
+        """Steps of a run."""
+        return round(self.tasks[task].budget * self.shares.get(contestant, 1.0))
 
     def play(self, task: str, contestant: str, seed: int, budget: int) -> dict[str, Any]:
         """One run: its curve, the steps that it took, and how many a second."""
@@ -149,7 +155,9 @@ class SideBySide:
             found = {label: _of(runs, name, label) for label in self.contestants}
             if not any(found.values()):
                 continue
-            lines += ["", f"## {name}", "", f"`{task.env}`, {task.budget:,} steps, threshold {task.threshold:g}.", ""]
+            fewer = [f"; {label} {self.budget(name, label):,}" for label in self.shares if found[label]]
+            told = f"`{task.env}`, {task.budget:,} steps{''.join(fewer)}. Threshold {task.threshold:g}."
+            lines += ["", f"## {name}", "", told, ""]
             lines += [
                 f"| contestant | seeds | reached | steps to the threshold | return at the end | steps/s | of {self.peers[0]} |",
                 "|---|---:|---:|---:|---:|---:|---:|",
@@ -208,7 +216,7 @@ class SideBySide:
                 for label in labels:
                     if kept and _of(self._known()["runs"], name, label, seed):
                         continue
-                    found = self.play(name, label, seed, args.budget or self.tasks[name].budget)
+                    found = self.play(name, label, seed, args.budget or self.budget(name, label))
                     run = {"task": name, "contestant": label, "seed": seed, "commit": commit(), **found}
                     print(_row(f"{name}, {label}, seed {seed}", [run], self.tasks[name]), flush=True)
                     if kept:

@@ -214,6 +214,8 @@ def test_what_cannot_be_is_refused_in_a_line() -> None:
         AgentConfig(residual_weight="adaptive")
     with pytest.raises(SettingsError, match="surrogate_scale is 'fitted', expected 'one' beside residual_weight"):
         AgentConfig(**ADAPTIVE, surrogate_scale="fitted")
+    with pytest.raises(SettingsError, match=r"expected 'one' beside residual_weight 0\.5"):
+        AgentConfig(surrogate_loss="critic", residual_weight=0.5, surrogate_scale="fitted")
     with pytest.raises(SettingsError, match=r"residual_weight is 1\.5, expected between 0 and 1, or 'adaptive'"):
         AgentConfig(surrogate_loss="critic", residual_weight=1.5)
     agent = AGENTS["relax"](OBS, DISCRETE, **ADAPTIVE)

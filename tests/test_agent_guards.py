@@ -23,6 +23,7 @@ from torch import nn
 import relax_rl
 from relax_rl import A2C, LAX, RELAX, ActorCritic, make_envs
 from relax_rl.agents import UpdateInfo
+from relax_rl.agents.compiled import why_not_compiled
 from relax_rl.envs import VectorEnvs
 from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.networks.space_json import space_from_json, space_to_json
@@ -178,8 +179,28 @@ def test_agents_are_handed_on(hand_on: Callable[[ActorCritic], ActorCritic]) -> 
         agent = of_cartpole(envs, value_replay=2, normalize_obs=True).learn(envs, 100)
         other = hand_on(agent)
         assert type(other) is RELAX and same(agent, other) and other.steps == agent.steps
+        before = {name: x.clone() for name, x in other.networks.state_dict().items()}
         other.learn(envs, 40)
         assert not same(agent, other)
+        # The weights that it acts with are those that learn, each network's.
+        moved = {
+            name.split(".")[0] for name, x in other.networks.state_dict().items() if not torch.equal(x, before[name])
+        }
+        assert moved == {"policy", "value", "surrogate"}
+        other.learner.check_networks()
+
+
+@pytest.mark.skipif(why_not_compiled(made().networks, 1) is not None, reason="needs a C++ compiler")
+def test_copies_of_agents_with_compiled_code_learn_as_they_do() -> None:
+    agents = []
+    with cartpole() as envs:
+        agent = of_cartpole(envs, compile="on").learn(envs, 20)
+        for each in (agent, copy.deepcopy(agent)):
+            with cartpole() as fresh:
+                agents.append(each.learn(fresh, 40))
+    assert agents[0].learner.compiled is not agents[1].learner.compiled
+    for (name, x), y in zip(agents[0].state_dict()[0].items(), agents[1].state_dict()[0].values(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5, msg=name)
 
 
 # Learning
@@ -194,6 +215,13 @@ def test_replaced_parts_are_told() -> None:
         agent = of_cartpole(envs)
         agent.networks.surrogate = copy.deepcopy(agent.networks.surrogate)
         with pytest.raises(SettingsError, match="surrogate network were replaced"):
+            agent.learn(envs, 20)
+        agent = of_cartpole(envs)
+        numbers = nn.utils.parameters_to_vector(agent.policy.parameters()).detach()
+        nn.utils.vector_to_parameters(numbers, agent.policy.parameters())
+        with pytest.raises(
+            SettingsError, match=r"policy network were replaced.* copy numbers into those that are there"
+        ):
             agent.learn(envs, 20)
 
 

@@ -50,6 +50,11 @@ def test_densities_entropies_and_divergences_are_those_of_torch() -> None:
     torch.testing.assert_close(dist.entropy(), theirs.entropy().sum(-1))
     expected = td.kl_divergence(theirs, td.Beta(*other.concentrations)).sum(-1)
     torch.testing.assert_close(dist.kl_divergence(other), expected)
+    # Two narrow ones close to each other, in float32: smaller than the rounding of any of its terms.
+    narrow = torch.full((200, 2), 3000.0) + torch.rand(200, 2, generator=seeded(0))
+    near, far = narrow.double(), (narrow * (1 + 1e-4)).double()
+    exact = Beta(near).kl_divergence(Beta(far))
+    torch.testing.assert_close(Beta(narrow).kl_divergence(Beta(narrow * (1 + 1e-4))), exact.float(), rtol=1e-3, atol=0)
     alpha, beta = reference(dist)
     np.testing.assert_allclose(dist.cdf(x)[:, 0].numpy(), special.betainc(alpha, beta, x[:, 0].numpy()), atol=1e-7)
     np.testing.assert_allclose(dist.mode()[:, 0].numpy(), alpha / (alpha + beta), rtol=1e-9)

@@ -12,6 +12,7 @@ import torch
 from gymnasium import spaces
 
 from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal, Reinforce
+from relax_rl.critics import OverBins
 from relax_rl.envs import VectorEnvs, make_envs
 from relax_rl.errors import SettingsError
 from relax_rl.variance.contenders import STATE_PART, contenders, experience_of, fresh_surrogate
@@ -134,6 +135,24 @@ def test_a_fresh_surrogate_is_a2c_and_a_fitted_one_lowers_the_variance() -> None
         (draws["relax, fitted"] - draws["a2c"]).std(0) / 60**0.5
     ).clamp(min=1e-12)
     assert float(error.abs().max()) < 5
+
+
+def test_a_critic_over_bins_is_fitted_to_what_is_measured() -> None:
+    """q - V is the control, in the agent's unit of returns, in the fit as in the estimate."""
+    how: dict[str, Any] = {
+        "surrogate_loss": "critic",
+        "critic_loss": "hl_gauss",
+        "surrogate_hidden": (32,),
+        "num_steps": 32,
+    }
+    agent, envs = setup(RELAX, **how, normalize_reward=True)
+    agent.learn(envs, 1_280)
+    assert isinstance(agent.value, OverBins) and float(agent.value.unit) != 1.0
+    fresh: Any = fresh_surrogate(agent, 1)
+    assert torch.equal(fresh.unit, agent.value.unit)
+    draws = applied_gradients(agent, envs, contenders(agent, fit_batches=60), num_batches=40, fit_batches=60)
+    found = applied_variances(draws)
+    assert found["relax, fitted"].ratio.value < 1.05 * found["relax"].ratio.value
 
 
 def test_a_critic_is_measured_at_other_weights_of_its_residual() -> None:

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal, Reinforce
-from relax_rl.agents.batch import Batch
+from relax_rl.agents.batch import Batch, standardized
 from relax_rl.agents.gradients import Objective, gradients
 from relax_rl.agents.shards import Shard
 from relax_rl.errors import SettingsError
@@ -161,6 +161,49 @@ def test_clipping_holds_the_policy_back() -> None:
     assert tight < 0.5 * loose and some > 0.3 and none == 0.0
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+@pytest.mark.parametrize("kind", [RELAX, LAX, Marginal])
+def test_clipping_holds_a_critics_own_gradient_back_too(kind: type[ActorCritic], weight: float) -> None:
+    """Rows whose ratio is beyond the range are left out whole where their estimate pushes it farther, and only there."""
+
+    def divergence(clip_range: float) -> float:
+        more: dict[str, Any] = {"epochs": 30, "clip_range": clip_range, "target_kl": 1e9, "policy_lr": 0.01}
+        agent = agent_for(kind, surrogate_loss="critic", residual_weight=weight, **more)
+        return float(agent.update(rollout_for(agent))["policy/kl"])
+
+    assert divergence(0.05) < 0.4 * divergence(math.inf)
+    agent = agent_for(kind, surrogate_loss="critic", residual_weight=weight)
+    batch, _ = agent.batch(rollout_for(agent))
+    dist = agent.policy.distribution(agent.policy.params(agent.policy.torso(batch.obs)).detach())
+    # In every second row the present policy takes the action twice as often as the one that acted.
+    shift = math.log(2.0) * (torch.arange(len(batch.weight)) % 2)
+    batch = off_policy(agent, batch, dist.log_prob(batch.action) - shift)
+    objective = Objective(
+        agent.estimator,
+        ("policy", "value"),
+        off_policy=True,
+        value_coef=0.0,
+        surrogate_loss="critic",
+        residual_weight=weight,
+    )
+    for row, far in ((0, False), (1, True), (3, True), (5, True)):
+        alone = replace(batch, weight=torch.eye(len(batch.weight))[row])
+        torch.manual_seed(0)
+        free = gradients(agent.networks, alone, objective).of["policy"]
+        torch.manual_seed(0)
+        held = gradients(agent.networks, alone, replace(objective, clip_range=0.2)).of["policy"]
+        zero = all(not x.any() for x in held)
+        # A step up the estimate: does the action become more likely?
+        moved = agent_for(kind, surrogate_loss="critic", residual_weight=weight)
+        before = moved.policy.distribution(moved.policy(batch.obs[row : row + 1])).log_prob(batch.action[row : row + 1])
+        with torch.no_grad():
+            for parameter, slope in zip(moved.policy.parameters(), free, strict=True):
+                parameter -= 1e-4 * slope
+        after = moved.policy.distribution(moved.policy(batch.obs[row : row + 1])).log_prob(batch.action[row : row + 1])
+        assert zero == (far and bool(after > before)), row
+        assert zero or all(torch.equal(x, y) for x, y in zip(free, held, strict=True))
+
+
 def test_images_go_through_minibatches() -> None:
     space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
     agent = RELAX(space, DISCRETE, seed=0, cnn_features=16, epochs=2, minibatch_size=8, clip_range=0.1)
@@ -240,7 +283,7 @@ def test_normalised_advantages_shift_and_scale_the_whole_estimate(kind: type[Act
     weight = batch.weight.clone()
     weight[::5] = 0.0
     batch = replace(batch, weight=weight, advantage=batch.advantage * 3.0 + 1.0)
-    found = agent.learner._standardized(batch)
+    found = standardized(batch, agent.learner.workers)
     kept = batch.advantage[weight > 0].double()
     mean, std = kept.mean(), kept.std(correction=0)
     assert found.advantage_unit is not None
@@ -253,6 +296,39 @@ def test_normalised_advantages_shift_and_scale_the_whole_estimate(kind: type[Act
     before = weights(agent)
     agent.update(rollout_for(agent))
     assert any(not torch.equal(x, before[name]) for name, x in weights(agent).items())
+
+
+@pytest.mark.parametrize("kind", [A2C, RELAX, LAX])
+def test_a_row_without_others_has_the_gradient_of_its_own_size(kind: type[ActorCritic]) -> None:
+    """Nothing is divided by the deviation of one advantage, or of advantages that are all the same, which is 0."""
+    agent = agent_for(kind, normalize_advantage=True)
+    batch, _ = agent.batch(rollout_for(agent))
+    alone = replace(batch, weight=torch.zeros_like(batch.weight).index_fill_(0, torch.tensor([3]), 1.0))
+    equal = replace(batch, advantage=torch.full_like(batch.advantage, 7.3))
+    objective = Objective(agent.estimator, ("policy", "value"), value_coef=0.0, max_grad_norm=math.inf)
+    for rows, mean in ((alone, 0.0), (equal, 7.3)):
+        found = standardized(rows, agent.learner.workers)
+        assert float(found.advantage_unit) == 1.0  # type: ignore[arg-type]
+        torch.testing.assert_close(found.advantage, (rows.advantage - mean) * (rows.weight > 0), atol=2e-6, rtol=0)
+        norms = [gradients(agent.networks, each, objective).of["policy"] for each in (found, rows)]
+        one, plain = (float(torch.cat([x.flatten() for x in each]).norm()) for each in norms)
+        assert one < 10.0 * plain + 1e-3
+
+
+def test_the_surrogate_learns_from_the_advantages_that_it_is_subtracted_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once and afterwards: with normalised advantages both have mean 0."""
+    agent = agent_for(RELAX, normalize_advantage=True, surrogate_steps=3, surrogate_loss="critic", num_steps=8)
+    means: list[float] = []
+    step = agent.learner.step
+
+    def told(batch: Batch, *args: Any, **kwargs: Any) -> Any:
+        means.append(float(batch.advantage @ batch.weight / batch.weight.sum()))
+        return step(batch, *args, **kwargs)
+
+    monkeypatch.setattr(agent.learner, "step", told)
+    batch, acted = agent.batch(rollout_for(agent))
+    agent.learner.learn(replace(batch, advantage=batch.advantage + 5.0), acted, 1.0)
+    assert len(means) == 3 and max(map(abs, means)) < 1e-4
 
 
 def test_returns_without_a_baseline_are_not_normalised() -> None:

@@ -231,7 +231,14 @@ def test_a_memory_of_the_users_own_is_shared_and_learns_in_passes() -> None:
         torso = Sums()
         return NetworkParts(torso, torso)
 
+    def forgetful(observations: Any, actions: Any, config: Any) -> NetworkParts:
+        return NetworkParts(MLP(3, (4,), "tanh"), MLP(3, (4,), "tanh"))
+
     with cue_envs() as envs:
+        with pytest.raises(
+            SettingsError, match="memory is 'gru', but networks of your own have what memory they are made"
+        ):
+            agent_of(envs, networks=forgetful, memory="gru")
         passes = {"epochs": 2, "clip_range": 0.2, "minibatch_size": 7, "surrogate_steps": 2, "memory": "none"}
         agent = agent_of(envs, networks=shared, **passes)
         assert agent.networks.state_sizes == (3, 0)

@@ -106,6 +106,9 @@ def test_large_images_get_what_they_got() -> None:
     new, old = small(space, cnn="auto", cnn_features=8), small(space, cnn="legacy", cnn_features=8)
     assert isinstance(new.policy.torso, NatureCNN) and str(new.networks) == str(old.networks)
     assert_same(new.state_dict()[0], old.state_dict()[0])
+    for name, value in {"critic_hidden": (32,), "critic_layer_norm": "on"}.items():
+        with pytest.raises(SettingsError, match=f"{name} is .*, but V reads a large image, whose CNN has neither"):
+            small(space, cnn_features=8, share_torso="off", **{name: value})
 
 
 @pytest.mark.parametrize(

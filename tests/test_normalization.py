@@ -12,9 +12,9 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from relax_rl import A2C, ActorCritic
+from relax_rl import A2C, RELAX, ActorCritic
 from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler, RunningMoments
-from relax_rl.envs import VectorEnvs
+from relax_rl.envs import VectorEnvs, make_envs
 from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.networks.spaces import ObservationEncoder
 from tests.fakes import DictEnv, golden_envs
@@ -66,6 +66,24 @@ def test_the_reward_scale_is_that_of_the_discounted_return_cut_at_episode_ends()
     for part in (slice(0, 4), slice(4, 6)):  # returns go on across rollouts
         scaler.update(*(torch.from_numpy(x[part]) for x in (rewards, ended, valid)))
     assert math.isclose(scaler.scale, 1 / np.sqrt(np.var(seen) + 1e-8), rel_tol=1e-9)
+
+
+def test_returns_do_not_go_on_in_episodes_that_begin() -> None:
+    scaler, ones = RewardScaler(0.5), torch.ones(1, 3, dtype=torch.float64)
+    ended, valid = torch.zeros(1, 3, dtype=torch.bool), torch.ones(1, 3, dtype=torch.bool)
+    scaler.update(ones, ended, valid)
+    scaler.begin(np.array([True, False, True]))
+    scaler.update(ones, ended, valid)
+    assert scaler.returns.tolist() == [1.0, 1.5, 1.0]
+    # Other environments than those of the last call, as many of them.
+    agent: ActorCritic | None = None
+    for _ in range(2):
+        with make_envs("CartPole-v1", num_envs=2, seed=0) as envs:
+            seen = envs.single_observation_space, envs.single_action_space
+            agent = agent or RELAX(*seen, normalize_reward=True, num_steps=4, hidden=(8,))
+            agent.learn(envs, 8)
+            assert agent.reward_scaler is not None
+            assert agent.reward_scaler.returns.tolist() == pytest.approx([1 + 0.99 + 0.99**2 + 0.99**3] * 2)
 
 
 @pytest.mark.parametrize("reward", [0.0, 0.1])

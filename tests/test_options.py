@@ -169,6 +169,11 @@ def test_only_what_json_has_words_for_is_kept(wrong: Any) -> None:
         EnvConfig(env_kwargs=wrong)
 
 
+def test_numbers_below_zero_are_values_however_they_are_written() -> None:
+    for text, value in (("-0.5", -0.5), ("-5e-1", -0.5), ("-.5", -0.5), ("-2", -2.0), ("-1E+0", -1.0)):
+        assert parse(TrainConfig, ["--log-std-init", text], prog="train").agent.log_std_init == value
+
+
 def test_names_of_leaves_stand_side_by_side() -> None:
     assert parse(TrainConfig, ["--drop-keys", "text", "inner.x"], prog="train").env.drop_keys == ("text", "inner.x")
     assert from_text(tuple[str, ...], "text+inner.x") == ("text", "inner.x")

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from relax_rl.commands.train import train_config
 from relax_rl.errors import SettingsError
 from relax_rl.settings.config import AgentConfig, TrainConfig
 from relax_rl.settings.fields import with_settings
@@ -34,6 +35,24 @@ from relax_rl.settings.presets import PRESETS, Override, Preset, find_preset, is
 def test_the_family_is_told_from_the_id(env, name):
     assert find_preset(env).name == name
     assert is_atari(env) == (name == "atari")
+
+
+def test_what_is_given_is_checked_together_with_the_preset() -> None:
+    """The command line takes what a configuration from Python takes: a preset may bring what a setting asks for."""
+    for env, given in {
+        "LunarLander-v3": {"epochs": 6},
+        "CartPole-v1": {"replay_targets": "anew"},
+        "Foo-v1": {"soft_returns": True},
+        "HalfCheetah-v5": {"surrogate_loss": "critic", "residual_weight": 0.5},
+    }.items():
+        words = {name: "" if value is True else value for name, value in given.items()}
+        line = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in words.items())
+        found = train_config(["--env", env, *line.split()], "train")
+        assert found.agent == preset_config(env, **given).agent
+    assert preset_config("HalfCheetah-v5", "lax").agent.surrogate_scale == "fitted"
+    assert found.agent.surrogate_scale == "one"
+    with pytest.raises(SettingsError, match="epochs is 2, expected 1, or a finite clip_range"):
+        train_config(["--env", "CartPole-v1", "--epochs", "2"], "train")
 
 
 def test_every_preset_makes_a_valid_configuration():

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from relax_rl.agents import A2C, RELAX, ActorCritic
+from relax_rl.agents.replay import ValueReplay
 from relax_rl.agents.rollouts import Rollout
 from tests.steps import DISCRETE, OBS, PASSES, rollout_for, watch_steps, weights
 
@@ -27,6 +28,19 @@ def rollout(agent: ActorCritic, seed: int, scale: float = 1.0) -> Rollout:
     valid = torch.rand((6, 4), generator=torch.Generator().manual_seed(seed)) > 0.2
     made = rollout_for(agent, seed=seed, valid=valid)
     return replace(made, reward=made.reward * scale)
+
+
+def test_what_comes_from_a_checkpoint_joins_rows_of_another_device() -> None:
+    agent = agent_for(value_replay=2)
+    for number in range(2):
+        agent.update(rollout(agent, number))
+    assert agent.value_replay is not None
+    kept = ValueReplay(2)
+    kept.load_state_dict(agent.value_replay.state_dict())
+    batch = agent.batch(rollout(agent, 2))[0]
+    moved = replace(batch, **{name: getattr(batch, name).to("meta") for name in ("obs", "return_", "weight")})
+    joined = kept.join(moved, 1.0)
+    assert joined.past_obs is not None and joined.past_obs.device.type == "meta"
 
 
 def test_the_gradient_of_v_is_the_mean_over_the_last_rollouts() -> None:

@@ -231,6 +231,8 @@ class ActorCritic(SavedActor):
 
     def _learn(self, envs: VectorEnvs, heard: Listeners) -> None:
         envs.drain_episodes()  # of steps that somebody else has taken
+        if self.reward_scaler is not None:
+            self.reward_scaler.begin(envs.steps_taken() == 0)
         collector, recent = self.collector(envs), RecentEpisodes()
         collector.on_step = heard.step
         while self.steps < self.schedule_end:
@@ -299,12 +301,10 @@ class ActorCritic(SavedActor):
             self.compiled_from = None if self.learner.compiled is None else self.updates
         self.watch("statistics")
         if self.control_scale is not None:
-            self.control_scale.update(
-                shared=float(sums["shared"]), own=float(sums["control"]), plain=float(sums["plain"])
-            )
+            shared, own, plain = (float(sums[name]) for name in ("shared", "control", "plain"))
+            self.control_scale.update(shared=shared, own=own, plain=plain)
             metrics["surrogate/scale"] = self.control_scale.value
-        if self.workers.count > 1:
-            self.watch("communication")
+        self.watch("communication" if self.workers.count > 1 else "statistics")
         how: dict[str, Any] = {"reward_clip": self.config.reward_clip, "return_spread": self.return_spread}
         steps, episodes = absorb(self.workers, rollout, self.obs_normalizer, self.reward_scaler, **how)
         self._set_value_unit()

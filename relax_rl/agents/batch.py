@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 
+import torch
 from torch import Tensor
 
 from relax_rl.agents.memory import Memory
 from relax_rl.agents.returns import gae, values_in_time
 from relax_rl.agents.rollouts import Rollout
 from relax_rl.agents.shards import Shard
+from relax_rl.compute.distributed import Workers
 from relax_rl.settings.config import AgentConfig
 
-__all__ = ["Batch", "make_batch"]
+__all__ = ["Batch", "make_batch", "standardized"]
 
+_NO_VARIANCE = 1e-6
+"""Variance of advantages relative to their mean square, below which they are all the same up to rounding."""
 _PAST = ("past_obs", "past_return", "past_weight")
 _SCALARS = ("advantage_unit", "entropy_coef", "control_scale", "kl_bound", "kl_multiplier", "residual_weight")
 
@@ -150,3 +154,21 @@ def make_batch(
         mask=None if rollout.mask is None else rollout.mask.flatten(0, 1).to(device),
         memory=None if rollout.memory is None else rollout.memory.first(steps).to(device),
     )
+
+
+def standardized(batch: Batch, workers: Workers) -> Batch:
+    """The rows with advantages of mean 0, and their deviation as the unit of the estimates, over the rows of all workers.
+
+    A single row keeps its advantage, and advantages that are all the same their unit: a surrogate's part of the estimates
+    would otherwise be divided by nothing.
+    """
+    advantage, weight = batch.advantage, batch.weight
+    moments = torch.stack([weight.sum(), advantage @ weight, advantage.square() @ weight])
+    if workers.count > 1:
+        workers.average_(moments)
+    rows = moments[0].clamp(min=1.0 / workers.count)
+    mean, square = moments[1] / rows, moments[2] / rows
+    variance = square - mean.square()
+    unit = torch.where(variance > _NO_VARIANCE * square, variance.clamp(min=0.0).sqrt() + 1e-8, 1.0)
+    mean = torch.where(moments[0] * workers.count > 1.5, mean, 0.0)
+    return replace(batch, advantage=(advantage - mean) * (weight > 0), advantage_unit=unit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from copy import deepcopy
 from enum import Enum
 from typing import Any
 
@@ -134,6 +135,11 @@ class CompiledGradients:
         places = {id(parameter): name for name, parameter in self._everything.named_parameters()}
         self._places = {name: [places[id(parameter)] for parameter in each.parameters] for name, each in flat.items()}
         self._versions: dict[tuple[Objective, Shard], tuple[Compiled, list[tuple[str, str]]]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledGradients:
+        """Of the copied networks, with no code yet."""
+        networks, flat = deepcopy((self._networks, dict(self._flat)), memo)
+        return CompiledGradients(networks, flat, identity=self._identity, only_kept=self._only_kept)
 
     def __call__(self, batch: Batch, objective: Objective, known: Outputs | None = None) -> Gradients:
         """Flat gradients, as optimisers take them.

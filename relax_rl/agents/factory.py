@@ -121,6 +121,11 @@ def make_networks(
     state = "observation" if shared else _state_of(observations, critic_sees, own=parts is not None)
     if is_recurrent(value.torso):
         state = "features"  # what is seen of a state is not all of it
+    elif config.memory != "none" and not is_recurrent(policy.torso):
+        raise SettingsError(
+            f"memory is {config.memory!r}, but networks of your own have what memory they are made with, and these have none; "
+            "leave it at none, or make a RecurrentTorso"
+        )
     if not surrogate:
         return Networks(policy, value, state=state)
     made = None if parts is None else parts.surrogate
@@ -195,6 +200,13 @@ def _bins(config: AgentConfig) -> Bins | None:
 
 def _critic_torso(sees: ObservationEncoder, config: AgentConfig) -> Torso:
     """That of a value function with a torso of its own."""
+    only = sees.leaves[0]
+    large = len(sees.leaves) == 1 and only.kind == "image" and only.cnn != "small"
+    for name, usual in (("critic_hidden", ()), ("critic_layer_norm", "auto")):
+        if large and getattr(config, name) != usual:
+            raise SettingsError(
+                f"{name} is {getattr(config, name)!r}, but V reads a large image, whose CNN has neither; leave it out"
+            )
     layer_norm = config.layer_norm if config.critic_layer_norm == "auto" else config.critic_layer_norm == "on"
     return _torso(sees, replace(config, hidden=config.critic_hidden or config.hidden, layer_norm=layer_norm))
 

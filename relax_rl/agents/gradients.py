@@ -115,11 +115,12 @@ def gradients(
     of: dict[str, Any] = {}
     sums, metrics = {"rows": batch.weight.sum()}, {}
     if ratio is not None:
+        if math.isfinite(objective.clip_range):
+            kept = _unclipped(batch, ratio, objective, estimate.detach(), experience)
+            metrics["policy/clipped"] = 1.0 - kept.mean()
+            estimate = estimate if _residual_is_whole(batch, objective) else kept.unsqueeze(-1) * estimate
         estimate, plain = ratio.unsqueeze(-1) * estimate, ratio.unsqueeze(-1) * plain
         sums["divergence"] = ((ratio - 1.0 - ratio.clamp(min=1e-30).log()) * batch.weight).sum()
-        if math.isfinite(objective.clip_range):
-            kept = unclipped(getattr(batch, objective.estimator.signal), ratio, objective.clip_range)
-            metrics["policy/clipped"] = 1.0 - kept.to(ratio.dtype).mean()
     if objective.estimator.uses_surrogate:
         sums["plain"] = _squared_norms(plain) @ batch.weight
     if "policy" in objective.trains:
@@ -203,7 +204,7 @@ def _as_if_on_policy(
             assert batch.old_log_prob is not None
             ratio = torch.exp(dist.log_prob(batch.action) - batch.old_log_prob)
             noise = noise_behind(dist, batch.action, batch.conditional_noise)
-            if math.isfinite(objective.clip_range):
+            if math.isfinite(objective.clip_range) and _residual_is_whole(batch, objective):
                 advantage, return_ = (
                     x * unclipped(x, ratio, objective.clip_range).to(x.dtype) for x in (advantage, return_)
                 )
@@ -211,6 +212,23 @@ def _as_if_on_policy(
     rest = objective.residual_weight if batch.residual_weight is None else batch.residual_weight
     seen = Experience(features, batch.action, noise, advantage, return_, batch.weight, score, rest, value)
     return seen, ratio
+
+
+def _residual_is_whole(batch: Batch, objective: Objective) -> bool:
+    """Whether what a surrogate brings in has mean zero: with less of the residual it moves the policy as well."""
+    return objective.residual_weight == 1.0 and batch.residual_weight is None
+
+
+def _unclipped(batch: Batch, ratio: Tensor, objective: Objective, estimate: Tensor, x: Experience) -> Tensor:
+    """`[B]`, 1 for rows that PPO's objective still moves with, whose ratio is not beyond the range on the side that they push it to, else 0.
+
+    That side is the sign of the advantage where the residual is whole; else of what the estimate does to the action's probability.
+    """
+    pushed = getattr(batch, objective.estimator.signal)
+    if not _residual_is_whole(batch, objective):
+        assert x.score is not None
+        pushed = (estimate * x.score).sum(-1)
+    return unclipped(pushed, ratio, objective.clip_range).to(ratio.dtype)
 
 
 def _of_variance(networks: Networks, batch: Batch, estimate: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relax_rl.agents.batch import Batch
+from relax_rl.agents.batch import Batch, standardized
 from relax_rl.agents.compiled import Choice, CompiledGradients, choose, identity_of, why_not_compiled
 from relax_rl.agents.estimates import AgentEstimator
 from relax_rl.agents.gradients import Gradients, Objective, finished, flattened, gradients
@@ -134,13 +134,13 @@ class Learner:
             )
 
     def check_networks(self) -> None:
-        """Raises SettingsError if a network, or a part of one, was replaced since: the optimisers would not know it."""
+        """Raises SettingsError if a network, a part of one, or what a parameter holds was replaced since: the optimisers would not know it."""
         for name, flat in self.flat.items():
             present = [*self.networks.parts()[name].parameters()] if name in self.networks.parts() else []
-            if [id(x) for x in present] != [id(x) for x in flat.parameters]:
+            if [id(x) for x in present] != [id(x) for x in flat.parameters] or not flat.hold():
                 raise SettingsError(
                     f"parameters of the {name} network were replaced after the agent was made, and would not learn; "
-                    "make them by a factory, networks=..., or copy numbers into those that are there"
+                    "make them by a factory, networks=..., or copy numbers into those that are there, parameter.copy_(...) under no_grad"
                 )
 
     def check_environments(self, num_envs: int) -> None:
@@ -173,7 +173,7 @@ class Learner:
         self, weight: ResidualWeight, batch: Batch, acted: Outputs, factor: float
     ) -> tuple[Metrics, dict[str, Tensor]]:
         """`learn` with the residual's weight from rollouts before, which then takes this one in, as it was met."""
-        whole = self._standardized(batch) if self.config.normalize_advantage else batch
+        whole = standardized(batch, self.workers) if self.config.normalize_advantage else batch
         found = self._gradients(whole, self._groups, acted if acted.params.requires_grad else None).sums
         used = weight.value
         batch = replace(batch, group=None, residual_weight=batch.weight.new_tensor(used))
@@ -230,23 +230,12 @@ class Learner:
     ) -> tuple[Metrics, dict[str, Tensor]]:
         """A step of policy and value function, with the multipliers as they stand."""
         if self.config.normalize_advantage:
-            batch = self._standardized(batch)
+            batch = standardized(batch, self.workers)
         learned = self.multipliers
         if not learned.on:
             return self.step(batch, objective, factor, known)
         metrics, sums = self.step(learned.weigh(batch), objective, factor, known)
         return metrics | learned.learn_entropy(sums), sums
-
-    def _standardized(self, batch: Batch) -> Batch:
-        """The rows with advantages of mean 0, and their deviation as the unit of the estimates, over the rows of all workers."""
-        advantage, weight = batch.advantage, batch.weight
-        moments = torch.stack([weight.sum(), advantage @ weight, advantage.square() @ weight])
-        if self.workers.count > 1:
-            self.workers.average_(moments)
-        rows = moments[0].clamp(min=1.0 / self.workers.count)
-        mean, square = moments[1] / rows, moments[2] / rows
-        unit = (square - mean.square()).clamp(min=0.0).sqrt() + 1e-8
-        return replace(batch, advantage=(advantage - mean) * (weight > 0), advantage_unit=unit)
 
     def train_surrogate(self, batch: Batch, count: int, factor: float) -> Metrics:
         """Steps of the surrogate alone, on shuffled minibatches of rows of earlier policies, seen from the present one.
@@ -268,6 +257,8 @@ class Learner:
         endless = (each for _ in repeat(None) for each in self._as_if_drawn(batch, dist))
         for part, index in islice(endless, count):
             known = Outputs(seen.params[index], seen.value[:0], seen.features[index])
+            if self.config.normalize_advantage:
+                part = standardized(part, self.workers)
             metrics, _ = self.step(part, self._surrogate_alone, factor, known)
         return metrics
 

@@ -182,6 +182,11 @@ class RewardScaler:
         scale = 1.0 / math.sqrt(spread + 1e-8)
         return min(scale, _LARGEST_SCALED / self.largest) if self.largest else scale
 
+    def begin(self, starts: np.ndarray) -> None:
+        """Forget the returns of environments `[N]` that begin an episode: they may be others than those of the last rollout."""
+        if len(self.returns) == len(starts):
+            self.returns = np.where(starts, 0.0, self.returns)
+
     def summary(self, reward: Tensor, ended: Tensor, valid: Tensor) -> np.ndarray:
         """`[4]`, of the raw rewards of one rollout, all `[T, N]`: `ended` cuts the return, rows not `valid` are skipped.
 

@@ -45,7 +45,9 @@ class ValueReplay:
         size = self._rollouts.maxlen or 0
         earlier += [own] * (size - len(earlier))
         self._rollouts.append(own)
-        past_obs, past_return, past_weight = (torch.stack(each) for each in zip(*earlier, strict=True))
+        past_obs, past_return, past_weight = (
+            torch.stack([x.to(batch.obs.device) for x in each]) for each in zip(*earlier, strict=True)
+        )
         return replace(batch, past_obs=past_obs, past_return=past_return * unit, past_weight=past_weight)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -153,8 +153,9 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
 def evaluate_config(args: Sequence[str], prog: str) -> EvaluateConfig:
     """The options; whether actions are sampled, if it is not given, goes by the run's environment."""
 
-    def base(given: EvaluateConfig) -> EvaluateConfig:
-        return replace(given, deterministic=not is_atari(read_config(RunFolder(Path(run_of(given.run)))).env.env))
+    def base(given: Mapping[str, Any]) -> EvaluateConfig:
+        env = read_config(RunFolder(Path(run_of(given["run"])))).env.env
+        return EvaluateConfig(run=given["run"], deterministic=not is_atari(env))
 
     found = parse(EvaluateConfig, args, base=base, prog=prog)
     return replace(found, run=run_of(found.run))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from relax_rl.compute import distributed
 from relax_rl.compute.installation import typed
@@ -18,7 +18,7 @@ from relax_rl.runs.record import logged_again, named_again, read_config, resumed
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import with_settings
 from relax_rl.settings.options import parse
-from relax_rl.settings.presets import find_preset, has_version, preset_config
+from relax_rl.settings.presets import DECIDE, find_preset, has_version, preset_config
 
 if TYPE_CHECKING:
     from relax_rl.runs.training import TrainingResult
@@ -51,13 +51,13 @@ def train_config(args: Sequence[str], prog: str) -> TrainConfig:
     """The settings: what is given, over what the preset or the resumed run says."""
     saved: TrainConfig | None = None
 
-    def base(given: TrainConfig) -> TrainConfig:
+    def base(given: Mapping[str, Any]) -> TrainConfig:
         nonlocal saved
-        if given.run.resume is not None:
-            saved = settings_to_resume(given.run.resume, TrainConfig)
+        if given["resume"] is not None:
+            saved = settings_to_resume(given["resume"], TrainConfig)
             return saved
-        env, agent, run = given.env, given.agent, given.run
-        return preset_config(env.env, run.estimator, preset=run.preset, bins=env.bins, memory=agent.memory)
+        decide = {name: given[name] for name in ("preset", "bins", "surrogate_loss", *DECIDE)}
+        return preset_config(given["env"], given["estimator"], **decide)
 
     automatic = with_settings(TrainConfig(), {"preset": "auto"})
     config = parse(TrainConfig, args, default=automatic, base=base, prog=prog)

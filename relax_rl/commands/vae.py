@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from relax_rl.compute import distributed
 from relax_rl.compute.installation import typed
@@ -35,11 +35,11 @@ def vae_command(args: Sequence[str], prog: str) -> int:
     return exit_code(result.stopped_by)
 
 
-def _base(given: VaeConfig) -> VaeConfig:
+def _base(given: Mapping[str, Any]) -> VaeConfig:
     """The settings of the preset or of the resumed run, under what is given."""
-    if given.resume is None:
-        return preset_config(given.preset)
-    return settings_to_resume(given.resume, VaeConfig, section="vae")
+    if given["resume"] is None:
+        return preset_config(given["preset"])
+    return settings_to_resume(given["resume"], VaeConfig, section="vae")
 
 
 def _summary(result: VaeResult, config: VaeConfig, prog: str) -> str:

@@ -39,15 +39,15 @@ def compare_command(args: Sequence[str], prog: str) -> int:
 def _config(args: Sequence[str], prog: str) -> CompareConfig:
     """The options; those of a comparison that is gone on with are the defaults of the ones that are not given."""
 
-    def base(given: CompareConfig) -> CompareConfig:
-        if given.resume is None:
+    def base(given: Mapping[str, Any]) -> CompareConfig:
+        if given["resume"] is None:
             return CompareConfig()
         # The folder may have been moved since.
-        saved = read_settings(Path(given.resume) / "settings.json")
+        saved = read_settings(Path(given["resume"]) / "settings.json")
         for name, texts in own_code(saved).items():
-            if getattr(given, name) == getattr(CompareConfig(), name):
+            if given[name] == getattr(CompareConfig(), name):
                 raise SettingsError(named_by_a_file(name, texts, "comparison"))
-        return replace(saved, resume=given.resume, run_dir=given.resume, quiet=False)
+        return replace(saved, resume=given["resume"], run_dir=given["resume"], quiet=False)
 
     config = parse(CompareConfig, args, base=base, prog=prog)
     if config.resume and config.run_dir and Path(config.run_dir).resolve() != Path(config.resume).resolve():

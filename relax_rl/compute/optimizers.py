@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from copy import deepcopy
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,15 @@ class FlatParameters:
             view = place.as_strided(parameter.shape, parameter.stride())
             view.copy_(parameter.detach())
             parameter.data = view
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FlatParameters:
+        """Of the copied parameters, which would be no views otherwise."""
+        return FlatParameters(deepcopy(self.parameters, memo))
+
+    def hold(self) -> bool:
+        """Whether the parameters are still views of `data`."""
+        pairs = zip(self.parameters, self.data.split(self._sizes), strict=True)
+        return all(x.data_ptr() == place.data_ptr() for x, place in pairs if place.numel())
 
     def flatten(self, gradients: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
         """One gradient a parameter as one tensor, laid out like `data`; written to `out` if that is given."""

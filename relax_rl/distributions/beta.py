@@ -105,10 +105,14 @@ class Beta:
             ValueError: when the other is of another family or width.
         """
         require_alike(self, other)
-        (alpha, beta), (alpha2, beta2) = self.concentrations, other.concentrations
+        # In float64, where there is one: what is left of these terms is smaller than their rounding where both are narrow.
+        wide = self.params.dtype if self.params.device.type == "mps" else torch.float64
+        here, there = (each.with_params(each.params.to(wide)) for each in (self, other))
+        (alpha, beta), (alpha2, beta2) = here.concentrations, there.concentrations
         terms = (alpha - alpha2) * torch.digamma(alpha) + (beta - beta2) * torch.digamma(beta)
         total = (alpha2 - alpha + beta2 - beta) * torch.digamma(alpha + beta)
-        return (_log_beta(alpha2, beta2) - _log_beta(alpha, beta) + terms + total).sum(-1)
+        found = (_log_beta(alpha2, beta2) - _log_beta(alpha, beta) + terms + total).sum(-1)
+        return found.to(self.params.dtype)
 
     @torch.no_grad()
     def cdf(self, sample: Tensor) -> Tensor:

@@ -187,9 +187,10 @@ class AgentConfig:
                 f"residual_weight is {self.residual_weight!r}, expected 1, or surrogate_loss 'critic' beside it: what lowers the "
                 "variance is no critic"
             )
-        if self.residual_weight == "adaptive" and self.surrogate_scale != "one":
+        if self.residual_weight != 1.0 and self.surrogate_scale != "one":
             raise SettingsError(
-                f"surrogate_scale is {self.surrogate_scale!r}, expected 'one' beside residual_weight 'adaptive'"
+                f"surrogate_scale is {self.surrogate_scale!r}, expected 'one' beside residual_weight {self.residual_weight!r}: what "
+                "is fitted is for a surrogate that changes no mean"
             )
         if self.normalize_keys and not self.normalize_obs:
             raise SettingsError(f"normalize_keys is {self.normalize_keys}, expected normalize_obs beside it")

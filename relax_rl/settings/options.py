@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,8 @@ ALIASES = {"backend": "vectorization"}
 """Options that may be called by another name, and what they are called in the settings."""
 
 _HELP = {"-h", "--help"}
+_NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
+"""What stands for a number: argparse itself takes -5e-1 for an option."""
 _WIDEST = 112
 """Columns of the help, however wide the terminal: longer lines are hard to read."""
 
@@ -37,7 +40,7 @@ def parse(
     prog: str,
     description: str | None = None,
     default: T | None = None,
-    base: Callable[[T], T] | None = None,
+    base: Callable[[Mapping[str, Any]], T] | None = None,
 ) -> T:
     """Read command-line arguments into a dataclass; nested dataclasses give their fields without a prefix.
 
@@ -51,7 +54,8 @@ def parse(
         prog: the command, for the help.
         description: the first line of the help (else the docstring of `kind`).
         default: values of the options that are not given (else those of the definition).
-        base: from what is given over `default` (which run or preset it is about, say) to the values to put it over.
+        base: from all settings by name, as they are given over `default` (which run or preset it is about, say), to the values
+            to put what is given over; whether settings go together is asked of the outcome alone.
 
     Raises:
         SettingsError: an unknown option, a value of the wrong type or out of range.
@@ -68,7 +72,7 @@ def parse(
     if default is None and not missing:
         default = kind(**{option.name: given[option.name] for option in required})
     if default is not None and base is not None:
-        default = base(with_settings(default, given))
+        default = base({**flat(default), **given})
     if default is None or helping:
         shown = {} if default is None else flat(default)
         _parser(kind, options, prog, description, shown).parse_args(["--help"])
@@ -181,6 +185,10 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how)
+        self._negative_number_matcher = _NEGATIVE
+
     def error(self, message: str) -> NoReturn:
         raise SettingsError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 

@@ -154,6 +154,8 @@ PRESETS: tuple[Preset, ...] = (
 )
 """In order of precedence; the last one is for environments that no other preset knows."""
 
+DECIDE = {"memory": ("none", "value_replay"), "residual_weight": (1.0, "surrogate_scale")}
+"""Settings that are given, their plain value, and what of a preset goes with no other and is left out."""
 _CONTINUOUS = ("*Continuous-v*", "Pendulum-v*", "BipedalWalker*", "CarRacing-v*")
 
 
@@ -207,8 +209,9 @@ def preset_config(env: str, estimator: str = "auto", *, preset: str = "auto", **
     found = find_preset(env, preset)
     base = with_settings(TrainConfig(), {"env": env, "estimator": estimator, "preset": found.name})
     of_preset = found.settings(env, estimator, bins=settings.get("bins", 0))
-    if settings.get("memory", "none") != "none":
-        of_preset.pop("value_replay", None)  # which goes with no memory
+    for name, (plain, beside) in DECIDE.items():
+        if settings.get(name, plain) != plain:
+            of_preset.pop(beside, None)
     return with_settings(base, {**of_preset, **settings})
 
 

@@ -16,7 +16,7 @@ from relax_rl.agents.batch import Batch
 from relax_rl.agents.estimates import MARGINAL, AgentEstimator, Experience, a2c, check_estimator
 from relax_rl.agents.factory import make_networks
 from relax_rl.agents.networks import Outputs
-from relax_rl.critics import relative_to, surrogate_at
+from relax_rl.critics import OverBins, relative_to, surrogate_at
 from relax_rl.errors import SettingsError
 from relax_rl.variance.fitting import fit_surrogate, relative_variance
 
@@ -90,11 +90,13 @@ def contenders(agent: ActorCritic, *, fit_batches: int, seed: int = 0) -> list[C
 
 
 def fresh_surrogate(agent: ActorCritic, seed: int) -> nn.Module:
-    """The surrogate that an agent of this seed with the same spaces and settings begins with."""
+    """The surrogate that an agent of this seed with the same spaces and settings begins with, in the agent's unit of returns."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         surrogate = make_networks(agent.observations, agent.actions, agent.config, surrogate=True).surrogate
     assert surrogate is not None
+    if isinstance(surrogate, OverBins) and isinstance(agent.value, OverBins):
+        surrogate.unit.copy_(agent.value.unit)
     return surrogate.to(agent.device)
 
 

@@ -91,7 +91,8 @@ def fit_surrogate(
         dist = policy.distribution(params)
         standard = dist.sample_noise(options["generator"]) if hasattr(dist, "relax_given") else None
         noise = noise_behind(dist, action, standard)
-        return loss(Experience(features, action, noise, advantage, return_, weight), dist)
+        x = Experience(features, action, noise, advantage, return_, weight, value=return_ - advantage)
+        return loss(x, dist)
 
     fit = Fit(surrogate, of_rows, **options)
     return lambda x, dist: fit(dist.params, x.features, x.action, x.advantage, x.return_, x.weight)

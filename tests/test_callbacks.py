@@ -13,12 +13,12 @@ from relax_rl.compute.serialization import write_json
 from relax_rl.envs import Episode
 from relax_rl.runs.agent import AgentRun
 from relax_rl.runs.callbacks import (
+    CountEpisodes,
     Every,
     KeepBest,
     LogProgress,
     PeriodicEvaluation,
     SaveCheckpoints,
-    count_episodes,
     note_compiled,
     show_progress,
     stop_at_return,
@@ -52,7 +52,7 @@ def updates(agent, callbacks, count, *, steps=10, returns=(), metric=1.0):
         agent.episodes += len(returns)
         episodes = tuple(Episode(r, 5) for r in returns)
         info = UpdateInfo(agent.steps, agent.steps // steps, episodes, {"losses/value": metric})
-        answers = [callback(agent, info) for callback in callbacks]
+        answers = [getattr(callback, "on_count", callback)(agent, info) for callback in callbacks]
     return answers
 
 
@@ -67,7 +67,7 @@ def test_rows_once_per_interval_with_means_since_the_last_one():
     agent, rows = Counter(), Rows()
     run = AgentRun(agent)
     log = LogProgress(run, [rows], interval=40)
-    count = count_episodes(run)
+    count = CountEpisodes(run)
     updates(agent, [count, log], 4, metric=1.0)
     updates(agent, [count, log], 2, metric=2.0, returns=[7.0, 9.0])
     updates(agent, [count, log], 2, metric=4.0)
@@ -98,7 +98,7 @@ def test_the_display_hears_the_mean_return():
 
     agent, display = Counter(), Listener()
     run = AgentRun(agent)
-    callbacks = [count_episodes(run), show_progress(run, display)]
+    callbacks = [CountEpisodes(run), show_progress(run, display)]
     updates(agent, callbacks, 1)
     updates(agent, callbacks, 1, returns=[3.0, 5.0])
     updates(agent, callbacks, 1)
@@ -110,7 +110,7 @@ def test_the_display_hears_the_mean_return():
 def test_stopping_goes_by_the_last_hundred_episodes(before):
     agent = Counter()
     run = AgentRun(agent)
-    callbacks = [count_episodes(run), stop_at_return(run, 475.0)]
+    callbacks = [CountEpisodes(run), stop_at_return(run, 475.0)]
     assert updates(agent, callbacks, 1, returns=before)[1] is True
     assert updates(agent, callbacks, 99, returns=[475.0])[1] is True
     assert updates(agent, callbacks, 1, returns=[475.0])[1] is False
@@ -223,7 +223,7 @@ def test_the_best_agent_by_its_training_is_kept_once_a_hundred_episodes_tell():
     agent, saved = Counter(), []
     run = AgentRun(agent)
     keep = KeepBest(run, interval=20, save_best=lambda: saved.append((agent.steps, run.best_return)))
-    callbacks = [count_episodes(run), keep]
+    callbacks = [CountEpisodes(run), keep]
     updates(agent, callbacks, 4, returns=[9.0] * 20)
     assert saved == [] and run.best is None
     updates(agent, callbacks, 2, returns=[9.0] * 10)

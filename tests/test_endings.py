@@ -26,12 +26,13 @@ from relax_rl import make_envs
 from relax_rl.cli import main
 from relax_rl.compute.serialization import FORMAT_VERSION, save_state
 from relax_rl.errors import CheckpointError, EnvironmentFault, SettingsError
-from relax_rl.runs import RunFolder
+from relax_rl.runs import RunFolder, training
 from relax_rl.runs.checkpoints import CheckpointFolder
 from relax_rl.runs.displays import PlainDisplay, make_display, say
 from relax_rl.runs.interruption import Interruption, interruptible
 from relax_rl.runs.loggers import read_csv
 from relax_rl.runs.training import resume_config, train
+from relax_rl.settings.fields import with_settings
 from tests.fakes import GoldenEnv
 from tests.steps import small_run
 
@@ -193,13 +194,59 @@ def test_a_run_without_a_checkpoint_is_begun_anew_by_the_same_command(tmp_path: 
     expected = result.agent.state_dict()[0]
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
         checkpoint.unlink()
-    (tmp_path / "run" / "checkpoints" / ".step_1.safetensors.abcd.tmp").touch()
-    (tmp_path / "run" / ".config.json.abcd.tmp").touch()
+    (tmp_path / "run" / "checkpoints" / ".step_1.safetensors.0123abcd.tmp").touch()
+    (tmp_path / "run" / ".config.json.0123abcd.tmp").touch()
     with pytest.warns(UserWarning, match="begun anew"):
         again = train(config)
     assert all((again.agent.state_dict()[0][name] == x).all() for name, x in expected.items())
     steps = read_csv(RunFolder(tmp_path / "run").progress)["step"]
     assert steps == sorted(set(steps)) and not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_a_best_agent_alone_is_nothing_to_go_on_from(tmp_path: Path) -> None:
+    """As a run leaves it that was killed between its first best agent and its first checkpoint."""
+    config = small_run(tmp_path / "run")
+    expected = train(config).agent.state_dict()[0]
+    (only,) = (tmp_path / "run" / "checkpoints").iterdir()
+    only.rename(only.with_name("best.safetensors"))
+    with pytest.warns(UserWarning, match="begun anew"):
+        again = train(config)
+    assert all((again.agent.state_dict()[0][name] == x).all() for name, x in expected.items())
+    assert [x.name for x in (tmp_path / "run" / "checkpoints").iterdir()] == [only.name]
+
+
+def test_files_of_the_user_stay_where_a_run_is_begun(tmp_path: Path) -> None:
+    (tmp_path / "site" / "checkpoints").mkdir(parents=True)
+    theirs = [
+        tmp_path / name for name in (".env.tmpl", ".a.tmp", "site/.b.0123abcd.tmp", "site/checkpoints/.c.0123abcd.tmp")
+    ]
+    for file in theirs:
+        file.write_text("mine")
+    (tmp_path / ".d.0123abcd.tmp").mkdir()
+    train(small_run(tmp_path))
+    assert all(file.read_text() == "mine" for file in theirs) and (tmp_path / ".d.0123abcd.tmp").is_dir()
+
+
+def test_a_run_that_another_process_has_gone_on_with_is_not_gone_on_with_from_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While environments are made somebody else may take steps in the folder, which nobody holds yet."""
+    train(small_run(tmp_path / "run"))
+    made = training.envs_of
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(training, "envs_of", made)
+        train(resume_config(tmp_path / "run", total_steps=500))
+        return made(*args, **kwargs)
+
+    monkeypatch.setattr(training, "envs_of", slowly)
+    with pytest.raises(
+        SettingsError, match=r"has been gone on with since step_\d+\.safetensors was read; give the same"
+    ):
+        train(resume_config(tmp_path / "run", total_steps=600))
+    steps = read_csv(RunFolder(tmp_path / "run").progress)["step"]
+    assert steps[-1] >= 500
+    assert train(resume_config(tmp_path / "run", total_steps=600)).steps >= 600
 
 
 def test_one_process_works_in_a_folder(tmp_path: Path) -> None:
@@ -213,7 +260,7 @@ def test_one_process_works_in_a_folder(tmp_path: Path) -> None:
 
 def test_what_killed_writers_have_left_goes_when_a_run_is_gone_on_with(tmp_path: Path) -> None:
     train(small_run(tmp_path / "run"))
-    for left in (".config.json.abcd.tmp", "checkpoints/.step_000000400.safetensors.abcd.tmp"):
+    for left in (".config.json.0123abcd.tmp", "checkpoints/.step_000000400.safetensors.0123abcd.tmp"):
         (tmp_path / "run" / left).touch()
     train(resume_config(tmp_path / "run", total_steps=500))
     assert not list((tmp_path / "run").rglob("*.tmp"))
@@ -221,7 +268,7 @@ def test_what_killed_writers_have_left_goes_when_a_run_is_gone_on_with(tmp_path:
 
 def test_what_a_writer_has_left_that_was_killed_at_the_end_goes_too(tmp_path: Path) -> None:
     done = train(small_run(tmp_path / "run"))
-    (tmp_path / "run" / ".learning_curve.png.abcd.tmp").touch()
+    (tmp_path / "run" / ".learning_curve.png.0123abcd.tmp").touch()
     with RunFolder(tmp_path / "run").locked(), pytest.raises(SettingsError, match="has already taken"):
         train(resume_config(tmp_path / "run", total_steps=done.steps))
     assert list((tmp_path / "run").rglob("*.tmp"))  # somebody else may be writing it
@@ -335,6 +382,29 @@ def test_an_environment_that_changes_the_folder_moves_no_run(
         gym.registry.pop("relax_rl_fakes/Moving-v0")
     assert result.run_dir == Path("run") and (tmp_path / "run" / "learning_curve.png").exists()
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+class Wandering(gym.Wrapper[Any, Any, Any, Any]):
+    """Moves the process to another folder when it is made."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        Path("elsewhere").mkdir(exist_ok=True)
+        os.chdir("elsewhere")
+
+
+def test_nor_does_one_that_changes_it_when_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    how: dict[str, Any] = {"wrapper": ("tests.test_endings:Wandering",), "num_envs": 1, "vectorization": "sync"}
+    for run_dir in ("run", None):
+        config = with_settings(small_run(Path("run"), estimator="a2c", **how), {"run_dir": run_dir})
+        done = train(config)
+        assert not done.run_dir.is_absolute() and (tmp_path / done.run_dir / "learning_curve.png").exists()
+        monkeypatch.chdir(tmp_path)
+        again = train(resume_config(done.run_dir, total_steps=500, wrapper=how["wrapper"]))
+        assert again.steps >= 500 and (tmp_path / done.run_dir / "learning_curve.png").exists()
+        monkeypatch.chdir(tmp_path)
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 # Code of somebody else's

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -12,10 +14,15 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from relax_rl.agents import A2C, RELAX
 from relax_rl.cli import main
 from relax_rl.commands.evaluate import EvaluateConfig
+from relax_rl.compute.serialization import save_state
 from relax_rl.envs import VectorEnvs, make_envs
+from relax_rl.errors import EnvironmentFault
+from relax_rl.runs.checkpoints import Checkpoint
 from relax_rl.runs.evaluation import Scores, evaluate, evaluation_envs, now_and_then
+from relax_rl.runs.training import resume_config, train
 from relax_rl.settings.config import EnvConfig, TrainConfig
 from tests.fakes import LivesEnv
+from tests.steps import small_run
 
 
 def fixed_envs(*lengths, mode=AutoresetMode.NEXT_STEP):
@@ -132,6 +139,42 @@ def test_a_long_evaluation_tells_how_far_it_is(agent):
     assert lines == ["evaluating: 3 of 20 episodes so far, 12,000 steps"]
     now_and_then(lines.append, 20, interval=60.0)(4, 13_000)
     assert len(lines) == 1
+
+
+class Odd(gym.Wrapper):
+    """A reward or an observation that is no number, in the fifth step."""
+
+    def __init__(self, env, reward=0.0, obs=0.0):
+        super().__init__(env)
+        self.odd, self.steps = (reward, obs), 0
+
+    def step(self, action):
+        obs, reward, *rest = self.env.step(action)
+        self.steps += 1
+        if self.steps == 5:
+            reward, obs = reward + self.odd[0], obs + np.float32(self.odd[1])
+        return obs, reward, *rest
+
+
+@pytest.mark.parametrize(
+    ("odd", "told"), [({"reward": -np.inf}, "a reward of -inf"), ({"obs": np.nan}, "observation of nan")]
+)
+def test_what_is_no_number_is_no_score(odd, told):
+    make = lambda: Odd(gym.make("CartPole-v1"), **odd)  # noqa: E731
+    envs = VectorEnvs(SyncVectorEnv([make] * 2, autoreset_mode=AutoresetMode.SAME_STEP))
+    agent = RELAX(envs.single_observation_space, envs.single_action_space, hidden=(4,))
+    with pytest.raises(
+        EnvironmentFault, match=f"environment 0 of .* gave .*{told} in an evaluation, expected a finite"
+    ):
+        evaluate(agent, envs, episodes=2, seed=0, deterministic=False)
+
+
+def test_a_best_score_that_is_no_number_stands_in_nobodys_way(tmp_path):
+    train(small_run(tmp_path / "run"))
+    (path,) = (tmp_path / "run" / "checkpoints").iterdir()
+    found = Checkpoint.read(path)
+    save_state(path, found.tensors, {**found.state, "run": {**found.state["run"], "best_evaluation": -math.inf}})
+    assert train(resume_config(tmp_path / "run", total_steps=500, eval_interval=40, eval_episodes=2)).best is not None
 
 
 def test_runs_and_the_command_have_a_limit(tmp_path, monkeypatch, capsys):

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from relax_rl.errors import LoggerFault, SettingsError
+from relax_rl.runs.folder import RunFolder
+from relax_rl.runs.loggers import read_csv
 from relax_rl.runs.training import resume_config, train
 from tests.steps import small_run
 
@@ -68,6 +70,32 @@ def test_one_that_cannot_be_closed_is_named_too(tmp_path) -> None:
     with pytest.raises(LoggerFault, match="Gone raised OSError: the pipe is gone when it was closed"):
         train(small_run(tmp_path / "run", total_steps=20), loggers=[Gone(rows=9)])
     assert list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_one_that_cannot_be_closed_hides_no_other_error(tmp_path) -> None:
+    class Gone(Broken):
+        def close(self) -> None:
+            raise OSError("the pipe is gone")
+
+    with (
+        pytest.warns(UserWarning, match="Gone raised OSError: the pipe is gone when it was closed"),
+        pytest.raises(LoggerFault, match=r"no such board' of step \d+; mend it, or leave it out; saved as"),
+    ):
+        train(small_run(tmp_path / "run", log_interval=40), loggers=[Gone()])
+
+
+@pytest.mark.parametrize("hook", ["on_episode", "log"])
+def test_no_episode_is_lost_to_what_a_listener_raises(hook: str, tmp_path) -> None:
+    class Raises(Broken):
+        def on_episode(self, agent: Any, info: Any) -> None:
+            self.log(0, info)
+
+    mine = Raises(rows=3)
+    how: Any = {"callbacks": [mine]} if hook == "on_episode" else {"loggers": [mine]}
+    with pytest.raises((LoggerFault, KeyError)):
+        train(small_run(tmp_path / "run", log_interval=40), **how)
+    last = train(resume_config(tmp_path / "run", total_steps=600)).agent
+    assert len(read_csv(RunFolder(tmp_path / "run").episodes)["return"]) == last.episodes > 3
 
 
 def test_what_a_logger_refuses_in_a_line_of_its_own_stays(tmp_path) -> None:

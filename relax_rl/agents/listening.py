@@ -17,6 +17,7 @@ from relax_rl.errors import SettingsError, shown
 
 __all__ = [
     "HOOKS",
+    "Counts",
     "HearsEpisodes",
     "HearsEvaluations",
     "HearsRollouts",
@@ -28,6 +29,7 @@ __all__ = [
     "listening",
 ]
 
+_COUNT = "on_count"
 HOOKS = ("on_rollout", "on_update", "on_episode", "on_evaluation")
 """What a listener may have; each is called with `(agent, info)`."""
 
@@ -61,6 +63,13 @@ class HearsEpisodes(Protocol):
         """`info`: of that update, `episodes` this one alone, `episode/return` (raw) and `episode/length` (steps)."""
 
 
+class Counts(Protocol):
+    """Keeps count of a run: is called after every update before anybody else, whose errors end the run."""
+
+    def on_count(self, agent: Any, info: UpdateInfo) -> bool | None:
+        """`info`: of the update."""
+
+
 class HearsEvaluations(Protocol):
     """Is called after every evaluation: of a run, or of `relax_rl.runs.listeners.evaluating`."""
 
@@ -68,7 +77,7 @@ class HearsEvaluations(Protocol):
         """`info`: no episodes, and `evaluation/return_mean`, `evaluation/return_std`, `evaluation/length_mean`."""
 
 
-Listener = Callable[..., Any] | HearsRollouts | HearsUpdates | HearsEpisodes | HearsEvaluations
+Listener = Callable[..., Any] | HearsRollouts | HearsUpdates | HearsEpisodes | HearsEvaluations | Counts
 """A function of (agent, info), or an object with one of the hooks at least."""
 
 
@@ -98,7 +107,7 @@ def hook_of(listener: Listener, name: str) -> Callable[..., Any] | None:
 
 
 def _has_hook(thing: object) -> bool:
-    return any(hasattr(thing, name) for name in HOOKS)
+    return any(hasattr(thing, name) for name in (_COUNT, *HOOKS))
 
 
 class Listeners:
@@ -117,7 +126,7 @@ class Listeners:
         self, given: Iterable[Listener] | Listener | None, on_step: Callable[[Step], object] | None = None
     ) -> None:
         listeners = as_listeners(given)
-        self._hooks = {name: [hook for x in listeners if (hook := hook_of(x, name))] for name in HOOKS}
+        self._hooks = {name: [hook for x in listeners if (hook := hook_of(x, name))] for name in (_COUNT, *HOOKS)}
         self._on_step, self.step = on_step, None if on_step is None else self._hear_step
         self.stopped = False
 
@@ -133,6 +142,7 @@ class Listeners:
 
     def update(self, agent: Learning, info: UpdateInfo) -> None:
         """Tell of an update, and before that of each episode that ended in its rollout."""
+        self._tell(_COUNT, agent, info)
         if self._hooks["on_episode"]:
             for episode in info.episodes:
                 numbers = {"episode/return": float(episode.return_), "episode/length": float(episode.length)}

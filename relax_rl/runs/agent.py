@@ -138,9 +138,11 @@ class AgentRun:
             best, highest, step = run["best_evaluation"], run.get("best_return"), run.get("best_step")
             episodes = [(float(r), whole("length", length, least=0)) for r, length in run["episodes"]]
             infos = [{str(name): float(x) for name, x in info.items()} for info in run.get("infos", [])]
-            best, highest = (None if each is None else float(each) for each in (best, highest))
+            best, highest = (
+                float(each) if each is not None and math.isfinite(float(each)) else None for each in (best, highest)
+            )
             step = None if step is None else whole("best_step", step, least=0)
-            if not all(map(math.isfinite, [seconds, best or 0.0, highest or 0.0, *(r for r, _ in episodes)])):
+            if not all(map(math.isfinite, [seconds, *(r for r, _ in episodes)])):
                 raise ValueError("a number is not finite")
             agent = state["agent"]
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError):

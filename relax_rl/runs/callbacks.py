@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,15 +32,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LOOKS",
+    "CountEpisodes",
     "Every",
     "KeepBest",
     "LogProgress",
     "PeriodicEvaluation",
     "SaveCheckpoints",
     "at_most_every",
-    "count_episodes",
     "interrupted_by",
-    "log_episodes",
     "note_compiled",
     "show_progress",
     "stop_at_return",
@@ -79,19 +79,16 @@ def at_most_every(seconds: float, call: Callable[[], object]) -> Callable[[], No
     return due
 
 
-def count_episodes(run: AgentRun) -> Callback:
-    """Takes finished episodes into the run's state. The others read it, so it stands first."""
-    return lambda agent, info: run.add(info.episodes)
+class CountEpisodes:
+    """Takes finished episodes into the run's state before anybody else hears of them, and into tables: a row for each, with the step of the update that learned from its end, return and length."""
 
+    def __init__(self, run: AgentRun, *tables: Logger) -> None:
+        self._run, self._tables = run, tables
 
-def log_episodes(logger: Logger) -> Callback:
-    """Writes a row for every finished episode: the step of the update that learned from its end, return and length."""
-
-    def log(agent: ActorCritic, info: UpdateInfo) -> None:
-        for episode in info.episodes:
-            logger.log({"step": info.steps, "return": float(episode.return_), "length": int(episode.length)})
-
-    return log
+    def on_count(self, agent: ActorCritic, info: UpdateInfo) -> None:
+        self._run.add(info.episodes)
+        for table, episode in product(self._tables, info.episodes):
+            table.log({"step": info.steps, "return": float(episode.return_), "length": int(episode.length)})
 
 
 def show_progress(run: AgentRun, display: Display) -> Callback:
@@ -241,7 +238,8 @@ class PeriodicEvaluation:
             **scores.info_means,
         }
         self._log(row)
-        if self._run.best_evaluation is None or scores.mean > self._run.best_evaluation:
+        best = self._run.best_evaluation
+        if math.isfinite(scores.mean) and (best is None or scores.mean > best):
             self._run.best_evaluation, self._run.best_step = scores.mean, self._run.steps
             self._save_best()
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relax_rl.backends.infos import info_means
+from relax_rl.errors import EnvironmentFault
 from relax_rl.settings.config import STEP_LIMIT
 from relax_rl.settings.fields import to_json
 
@@ -119,6 +120,19 @@ def evaluation_envs(config: EnvConfig, *, episodes: int, seed: int, **changes: A
     return envs_of(config, seed=(seed, EVALUATION_STREAM), num_envs=num_envs, life_loss_terminal=False, **changes)
 
 
+def _require_finite(agent: ActorCritic, envs: VectorEnvs, reward: np.ndarray) -> None:
+    """Raises EnvironmentFault if one of `[N]` rewards, or a number in the observations after them, is not finite."""
+    encoded = agent.encode(envs.obs)
+    told = {"a reward": reward, "a number in an observation": encoded.reshape(len(encoded), -1)}
+    for what, numbers in told.items():
+        if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
+            place = tuple(np.argwhere(~np.isfinite(numbers))[0])
+            raise EnvironmentFault(
+                f"environment {place[0]} of {envs.env_id} gave {what} of {numbers[place]} in an evaluation, expected a finite "
+                "number; mend the environment"
+            )
+
+
 def evaluate(
     agent: ActorCritic,
     envs: VectorEnvs,
@@ -149,6 +163,9 @@ def evaluate(
 
     Returns:
         The scores, ordered by environment; None if broken off.
+
+    Raises:
+        EnvironmentFault: a reward or an observation is not a finite number, or a mask allows no action.
     """
     from relax_rl.agents.rollouts import require_envs
 
@@ -174,6 +191,7 @@ def evaluate(
                 envs.obs, state, starts, deterministic=deterministic, action_masks=envs.action_mask
             )
             step = envs.step(action)
+            _require_finite(agent, envs, step.reward)
             returns += step.reward
             lengths += step.valid
             steps += int(np.count_nonzero(step.valid))

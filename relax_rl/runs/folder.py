@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -25,6 +26,10 @@ __all__ = [
     "default_run_dir",
     "refuse_used",
 ]
+
+
+_IN_THE_MAKING = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.mp4)?")
+"""What `replacing` calls a file until it is whole."""
 
 
 class Within:
@@ -89,8 +94,10 @@ class KeepingFolder:
             RelaxRLError: one cannot be removed.
         """
         with writing(self.path):
-            for left in self.path.rglob(".*.tmp*"):
-                left.unlink(missing_ok=True)
+            for folder in (self.path, *(self.path / name for name in (*self.folders, "videos"))):
+                for left in folder.glob(".*.tmp*"):
+                    if _IN_THE_MAKING.fullmatch(left.name) and left.is_file() and not left.is_symlink():
+                        left.unlink(missing_ok=True)
 
     @property
     def is_stillborn(self) -> bool:
@@ -140,12 +147,17 @@ class RunFolder(KeepingFolder):
     """The learning curve, as PNG."""
     checkpoints = Within("checkpoints")
     """Folder of the saved states."""
+    best = Within("checkpoints/best.safetensors")
+    """The agent that did best."""
     videos = Within("videos")
     """Folder of recorded videos."""
 
     @property
     def is_stillborn(self) -> bool:
-        return self.checkpoints.is_dir() and not any(not x.name.startswith(".") for x in self.checkpoints.iterdir())
+        """Also where the best agent so far has been kept, but nothing to go on from."""
+        if not self.checkpoints.is_dir():
+            return False
+        return all(x.name.startswith(".") or x == self.best for x in self.checkpoints.iterdir())
 
     def create(self, *, resumed: bool = False) -> None:
         if not resumed and self.config.exists():
@@ -153,14 +165,18 @@ class RunFolder(KeepingFolder):
             warnings.warn(f"{self.path} held a run without a checkpoint: begun anew", UserWarning, stacklevel=2)
             with writing(self.path):
                 tables = self.progress, self.episodes, self.evaluations
-                for old in (*tables, self.tracking, *self.path.glob("events.out.tfevents.*")):
+                for old in (*tables, self.tracking, self.best, *self.path.glob("events.out.tfevents.*")):
                     old.unlink(missing_ok=True)
         super().create(resumed=resumed)
         self.sweep()
 
 
-def default_run_dir(*names: str) -> Path:
+def default_run_dir(*names: str, within: Path | None = None) -> Path:
     """A new folder `runs/NAME-NAME-...-TIME`, with a number behind it if there is such a one already.
+
+    Args:
+        names: in its name.
+        within: where it is made, instead of the working folder; what comes back is relative to it.
 
     Raises:
         RelaxRLError: it cannot be made.
@@ -170,7 +186,7 @@ def default_run_dir(*names: str) -> Path:
     for count in itertools.count(1):
         path = base if count == 1 else base.with_name(f"{base.name}-{count}")
         with writing(path), suppress(FileExistsError):
-            path.mkdir(parents=True)
+            ((within or Path()) / path).mkdir(parents=True)
             break
     return path
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -136,6 +138,7 @@ class Opening(Generic[C]):
         workers: that learn together.
         section: the entry of `config.json` that holds the settings.
         saved: the settings of the run to go on with as they were; None of a new one.
+        here: what its folder is relative to, wherever an environment moves this process.
     """
 
     config: C
@@ -144,6 +147,7 @@ class Opening(Generic[C]):
     folder: RunFolder | None = None
     checkpoint: Checkpoint | None = None
     saved: C | None = None
+    here: Path = field(default_factory=Path.cwd)
 
     def check_steps(self, steps: int, total: str, *, complete: bool = True) -> None:
         """Refuse to go on with a run that is done.
@@ -168,7 +172,7 @@ class Opening(Generic[C]):
 
     def start(
         self,
-        default: Callable[[], Path],
+        default: Callable[[Path], Path],
         stack: ExitStack,
         *,
         steps: int,
@@ -180,7 +184,7 @@ class Opening(Generic[C]):
         """Make the folder, or bring its tables back to the checkpoint and write down the resumption.
 
         Args:
-            default: makes the folder of a new run that was given none.
+            default: makes the folder of a new run that was given none, in a folder.
             stack: holds the folder, in which nobody else may be at work.
             steps: that have been taken.
             command: kept in `config.json`.
@@ -193,11 +197,12 @@ class Opening(Generic[C]):
             RelaxRLError: the folder cannot be written.
         """
         given, first = flat(self.config)["run_dir"], self.workers.rank == 0
-        path = Path(self.workers.from_first(str(given or default()) if first else None))
+        path = Path(self.workers.from_first(str(given or default(self.here)) if first else None))
         config = with_settings(self.config, {"run_dir": str(path), "resume": None})
-        folder = RunFolder(path.absolute())  # wherever an environment moves this process
+        folder = RunFolder(self.here / path)
         if first:
             stack.enter_context(folder.locked())
+            self._check_newest(folder)
             folder.create(resumed=self.checkpoint is not None)
         if first and self.checkpoint is None:
             history: dict[str, Any] = {"command": command, "started": now(), "resumed": []}
@@ -213,6 +218,16 @@ class Opening(Generic[C]):
         checkpoints = CheckpointFolder(folder.checkpoints, keep=keep, writes=first, settings=lasting(config))
         last = self.checkpoint.path if self.checkpoint is not None else None
         return Session(config, folder, checkpoints, self.workers, steps, last)
+
+    def _check_newest(self, folder: RunFolder) -> None:
+        """Raises SettingsError if the run has been gone on with since its checkpoint was read; the folder is held."""
+        if self.checkpoint is None:
+            return
+        newest = CheckpointFolder(folder.checkpoints).newest_first()
+        if not newest or newest[0].name != self.checkpoint.path.name:
+            raise SettingsError(
+                f"{folder.path} has been gone on with since {self.checkpoint.path.name} was read; give the same command again"
+            )
 
 
 @dataclass(frozen=True)
@@ -257,7 +272,7 @@ class Session(Generic[C]):
                 found.append(self._tensorboard(outcome))
         found += theirs
         for logger in found:
-            stack.callback(logger.close)
+            stack.push(partial(_close, logger))
         return found if self.first else []
 
     def _tensorboard(self, outcome: str) -> TensorBoardLogger:
@@ -267,6 +282,16 @@ class Session(Generic[C]):
         before = [value for value in read_csv(self.folder.progress).get(outcome, []) if not math.isnan(value)]
         best, start = max(before, default=math.nan), self.start_step + 1
         return TensorBoardLogger(self.folder.path, from_step=start, settings=settings, outcome=outcome, best=best)
+
+
+def _close(logger: Logger, kind: object, error: BaseException | None, trace: object) -> None:
+    """Close a logger; where an error is on its way already, one of the logger's own is but a warning."""
+    try:
+        logger.close()
+    except RelaxRLError as fault:
+        if error is None:
+            raise
+        warnings.warn(str(fault), UserWarning, stacklevel=2)
 
 
 def open_run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 from relax_rl.runs.agent import AgentRun, check_same_run, steps_of
 from relax_rl.runs.callbacks import (
     LOOKS,
+    CountEpisodes,
     KeepBest,
     LogProgress,
     PeriodicEvaluation,
     SaveCheckpoints,
     at_most_every,
-    count_episodes,
-    log_episodes,
     note_compiled,
     show_progress,
     stop_at_return,
@@ -172,7 +171,12 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
     opening = replace(opening, config=with_settings(config, found))
     keep, extra = config.run.keep_checkpoints, {"compiled_from": agent.compiled_from}
     session = opening.start(
-        lambda: default_run_dir(*names), process.stack, steps=steps, command=command, keep=keep, extra=extra
+        lambda here: default_run_dir(*names, within=here),
+        process.stack,
+        steps=steps,
+        command=command,
+        keep=keep,
+        extra=extra,
     )
     if session.first and checkpoint is not None:
         run.recall_best(session.checkpoints)
@@ -205,9 +209,9 @@ class _Training:
             last=session.resumed_from,
             after=at_most_every(REDRAW, self._draw_curve),
         )
-        standing: list[Callable[..., bool | None]] = [count_episodes(run), show_progress(run, process.display), log]
+        tables = [self._table(session.folder.episodes, EPISODE_COLUMNS)] if session.first else []
+        standing: list[Listener] = [CountEpisodes(run, *tables), show_progress(run, process.display), log]
         if session.first:
-            standing.append(log_episodes(self._table(session.folder.episodes, EPISODE_COLUMNS)))
             standing.append(note_compiled(session.folder, agent))
         best = self._best()
         if settings.eval_interval and session.first:

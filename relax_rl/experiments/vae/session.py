@@ -128,7 +128,7 @@ def open_session(config: VaeConfig, command: str, process: Process) -> tuple[Ses
     names = f"vae-{config.data}-{config.architecture}{task}", config.estimator, f"s{config.seed}"
     steps, packages = (0 if checkpoint is None else run.steps), ("torch", "numpy")
     session = opening.start(
-        lambda: default_run_dir(*names),
+        lambda here: default_run_dir(*names, within=here),
         process.stack,
         steps=steps,
         command=command,

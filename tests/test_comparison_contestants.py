@@ -59,6 +59,19 @@ def test_settings_that_go_together_may_be_given_apart():
     assert own_code(given) == {}
 
 
+def test_loggers_of_ones_own_are_code_to_be_named_again():
+    config = CompareConfig(estimators=("relax", "a2c:logger=mine:Log"), set=("logger=evil:Log",))
+    assert own_code(config) == {"estimators": config.estimators, "set": config.set}
+    (env,), _ = make_environments(config)
+    for contestant, logger in zip(
+        read_contestants(config.estimators, [], config.set), ("evil:Log", "mine:Log"), strict=True
+    ):
+        task = run_task(config, env, contestant, 0, "runs/x", name="x")
+        assert (
+            " ".join(task.begin).count(f"--logger {logger}") == " ".join(task.resume).count(f"--logger {logger}") == 1
+        )
+
+
 def test_values_have_the_type_of_their_setting():
     assert parse_settings(["max_grad_norm=inf"])["max_grad_norm"] == math.inf
     assert parse_settings(["activation=silu", "num_steps=8"]) == {"activation": "silu", "num_steps": 8}

@@ -14,7 +14,7 @@ from relax_rl.comparison.peers import check_actions, check_wrapped_peer, planned
 from relax_rl.comparison.task import Task, read_outcome
 from relax_rl.errors import SettingsError
 from relax_rl.runs.folder import KeepingFolder, RunFolder, Within
-from relax_rl.runs.record import OWN, read_config, read_record
+from relax_rl.runs.record import NAMING_CODE, read_config, read_record
 from relax_rl.settings.fields import flat
 from relax_rl.settings.naming import is_own
 
@@ -253,7 +253,9 @@ def run_task(
         every = {"checkpoint_interval": max(1, steps // SNAPSHOTS), "keep_checkpoints": 0} if snapshots else {}
         ours |= every
         program = ("relax_rl", "train", "--quiet")
-        own = {name: ours[name] for name in OWN if is_own(ours.get(name))}  # what only a file names is not imported
+        own = {
+            name: ours[name] for name in NAMING_CODE if is_own(ours.get(name))
+        }  # what only a file names is not imported
         resume = (*program, f"--resume={folder}", *options({**every, **own}))
     return Task(
         name=name,

@@ -30,6 +30,7 @@ from relax_rl.settings.fields import (
 from relax_rl.settings.naming import is_own
 
 __all__ = [
+    "NAMING_CODE",
     "OWN",
     "PACKAGES",
     "check_recorded",
@@ -57,6 +58,9 @@ C = TypeVar("C")
 
 OWN = {"env": EnvConfig().env, "estimator": "auto", "networks": None, "vectorization": "auto", "wrapper": ()}
 """Settings that may name code of the user's own, and what they are where nobody names any."""
+
+NAMING_CODE = (*OWN, "logger")
+"""All such settings; loggers belong to one call, and are not among what a run goes on with."""
 
 _LARGEST = 2**24
 """Bytes of a file of settings that is read."""

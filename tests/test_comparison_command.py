@@ -138,6 +138,17 @@ def test_a_measurement_whose_result_is_gone_is_made_again(finished):
     assert after[removed]["applied"] == before[removed]["applied"]
 
 
+def test_agents_in_wrapped_environments_that_name_no_version_are_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ["--env", "CartPole", "--wrapper", "gymnasium.wrappers:TimeAwareObservation", "--estimators", "a2c"]
+    args += ["--seeds", "1", "--total-steps", "500", "--num-workers", "1", "--run-dir", "v", *SMALL[:-1]]
+    args += ["num_steps=5", "--quiet", "--variance", "--variance-batches", "3", "--variance-fit-batches", "1"]
+    assert main(["compare", *args]) == 0, capsys.readouterr()
+    assert "did you mean CartPole-v1" in capsys.readouterr().err
+    found = json.loads((tmp_path / "v" / "comparison.json").read_text())["variance"]["CartPole"]
+    assert set(found) == {"early", "midway", "late"} and found["early"]["env"] == "CartPole-v1"
+
+
 def start(folder: Path, *args: str) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / "train_agent.py"), "compare", *args]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

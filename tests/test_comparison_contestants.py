@@ -21,9 +21,12 @@ from relax_rl.comparison.contestants import (
     read_contestants,
     safe_name,
 )
+from relax_rl.comparison.frozen_variance import measurement
 from relax_rl.comparison.peers import planned_steps, published, read_published, with_overrides
-from relax_rl.comparison.plan import check_contestants, make_environments, options, own_config, run_task
+from relax_rl.comparison.plan import Folder, check_contestants, make_environments, options, own_config, run_task
 from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError
+from relax_rl.runs import RunFolder, write_config
+from relax_rl.settings.presets import preset_config
 
 
 def test_a_bare_estimator():
@@ -397,3 +400,30 @@ def test_peers_learn_in_wrapped_environments():
     finally:
         envs.close()
     assert PeerConfig(**WRAPPED).frame_stack == 2
+
+
+def test_what_only_the_file_of_a_run_names_is_not_measured_in(tmp_path):
+    (env,), _ = make_environments(CompareConfig())
+    run, checkpoint = RunFolder(tmp_path / "run"), tmp_path / "step_000000001.safetensors"
+    run.create()
+    checkpoint.touch()
+    write_config(run, preset_config("evil:Env-v0", "a2c", wrapper=("evil:Wrapper",)), {})
+    task = measurement(CompareConfig(), Folder(tmp_path), env, read_contestant("a2c"), "early", run.path, checkpoint)
+    assert not any("evil" in word for word in task.begin)
+
+
+def test_an_id_without_a_version_is_that_of_its_run(tmp_path, monkeypatch):
+    """A run that was begun under the newest version goes on under it, however it is named again."""
+    (tmp_path / "versioned.py").write_text(
+        "import gymnasium as gym\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "for version in (2, 3):\n"
+        "    gym.register(f'Versioned-v{version}', CartPoleEnv, max_episode_steps=50)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = CompareConfig(env=("versioned:Versioned",))
+    with pytest.warns(UserWarning, match="did you mean versioned:Versioned-v3"):
+        (env,), _ = make_environments(config)
+    assert (env.name, env.id) == ("versioned:Versioned", "versioned:Versioned-v3")
+    task = run_task(config, env, read_contestant("a2c"), 0, "runs/x", name="x")
+    assert {"--env=versioned:Versioned-v3"} <= set(task.begin) & set(task.resume)

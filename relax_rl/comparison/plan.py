@@ -45,7 +45,7 @@ class Environment:
         name: as it was asked for, `ID` or `ID,bins=N`.
         total_steps: of a run.
         threshold: mean return of 100 episodes that counts as solved, if there is one.
-        id: Gymnasium's.
+        id: Gymnasium's, with the version that is taken.
         bins: values that each dimension of its actions is cut into; 0 leaves them as they are.
         kwargs: settings of its own, if any.
         wrapper: around each, as texts; see `make_envs`.
@@ -106,6 +106,7 @@ def make_environments(config: CompareConfig) -> tuple[list[Environment], dict[st
     Raises:
         SettingsError: one that cannot be made, or a threshold that cannot be understood.
     """
+    from relax_rl.backends.registry import with_version
     from relax_rl.envs import make_envs
     from relax_rl.settings.presets import preset_config
 
@@ -113,6 +114,7 @@ def make_environments(config: CompareConfig) -> tuple[list[Environment], dict[st
     found, spaces = [], {}
     for name in config.env:
         env, bins = _parse_env(name)
+        env = with_version(env)
         around: dict[str, Any] = {"wrappers": config.wrapper, "frame_stack": config.frame_stack}
         with make_envs(env, num_envs=1, seed=0, env_kwargs=config.env_kwargs, **around) as envs:
             spaces[name] = (envs.single_observation_space, envs.single_action_space)

@@ -187,7 +187,7 @@ class Session:
                 continue
             for stage, checkpoint in choose_snapshots(run).items():
                 if not self.folder.variance(env.name, stage).exists():
-                    task = measurement(self.config, self.folder, env.name, stage, run, checkpoint)
+                    task = measurement(self.config, self.folder, env, self.reference, stage, run, checkpoint)
                     yield task, env.name, stage, checkpoint
 
     def _write(self, failures: Sequence[Mapping[str, str]], num_workers: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from relax_rl.comparison.config import CompareConfig
@@ -12,6 +13,7 @@ from relax_rl.comparison.contestants import Contestant
 from relax_rl.comparison.plan import Environment, Folder, options
 from relax_rl.comparison.task import Task
 from relax_rl.compute.serialization import writing
+from relax_rl.errors import RelaxRLError
 from relax_rl.runs import RunFolder, write_json
 from relax_rl.runs.checkpoints import newest_first, remove_all_but, step_of
 from relax_rl.runs.loggers import read_csv
@@ -102,7 +104,9 @@ def choose_snapshots(folder: Path) -> dict[str, Path]:
 
 
 def _by_progress(snapshots: list[Path], table: Path) -> dict[str, Path]:
-    progress = read_csv(table)
+    progress: dict[str, list[float]] = {}
+    with suppress(RelaxRLError):  # the report tells of a run whose tables cannot be read
+        progress = read_csv(table)
     means = [_mean_at(progress, step_of(path) or 0) for path in snapshots]
     known = [mean for mean in means if math.isfinite(mean)]
     rising = bool(known) and max(known) > known[0]
@@ -124,4 +128,4 @@ def _by_progress(snapshots: list[Path], table: Path) -> dict[str, Path]:
 def _mean_at(progress: dict[str, list[float]], step: int) -> float:
     """Mean return in the last row up to a step; NaN before the first one."""
     rows = [k for k, at in enumerate(progress.get("step", [])) if at <= step]
-    return progress["return_mean"][rows[-1]] if rows else math.nan
+    return progress["return_mean"][rows[-1]] if rows and "return_mean" in progress else math.nan

@@ -89,14 +89,15 @@ def _pairs(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
 def _variance(env: str, stages: Mapping[str, Any]) -> list[str]:
     first = next(iter(stages.values()))
     rows = []
-    for name in first["applied"]:
+    for name in (name for name in first["applied"] if all(name in found["applied"] for found in stages.values())):
         cells = [name]
         for found in stages.values():
             applied = found["applied"][name]
             ratio = {key: float(value) for key, value in applied["ratio"].items()}
             cell = f"{ratio['value']:.3g} [{ratio['low']:.3g}, {ratio['high']:.3g}]"
             if bias := applied.get("squared_bias"):
-                cell += f" + {float(bias['value']) / float(found['applied']['a2c']['variance']['value']):.2g}"
+                unit = float(found["applied"]["a2c"]["variance"]["value"]) or math.nan
+                cell += f" + {float(bias['value']) / unit:.2g}"
             cells.append(cell)
         rows.append(cells)
     head = ["estimator", *(f"{stage}, {found['step']:,} steps" for stage, found in stages.items())]

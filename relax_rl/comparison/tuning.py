@@ -107,7 +107,8 @@ class Study:
         self.steps = {env.name: rung_steps(config.tune_steps or env.total_steps, self.rungs) for env in environments}
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        self.trials, self._batch = read_trials(self.folder / "trials.json", environments[0].name, self.space)
+        kept, rungs = self.folder / "trials.json", len(self.rungs)
+        self.trials, self._batch = read_trials(kept, environments[0].name, self.space, rungs=rungs)
 
     @property
     def is_open(self) -> bool:

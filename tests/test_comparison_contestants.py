@@ -108,8 +108,37 @@ def test_mistakes_are_told_in_one_line(text, expected):
 def test_labels_must_differ():
     with pytest.raises(SettingsError, match="two contestants are called 'relax'"):
         read_contestants(["relax", "relax"], [], [])
-    with pytest.raises(SettingsError, match="two contestants"):
-        read_contestants(["relax:gamma=0.9", "relax-gamma-0.9=a2c"], [], [])
+    with pytest.raises(SettingsError, match="two contestants are called 'é'"):
+        read_contestants(["é=relax", "é=a2c"], [], [])
+
+
+def test_what_differs_has_files_of_its_own(tmp_path):
+    texts = ["bins-7-a2c=a2c", "a2c", "é=a2c", "ü=relax", "relax:gamma=0.9", "relax-gamma-0.9=a2c"]
+    environments = ("Pendulum-v1", "Pendulum-v1,bins=7", "Pendulum-v1-bins-7")
+    contestants = read_contestants(texts, [], [])
+    folder = Folder.holding(tmp_path, environments, contestants)
+    every = [(env, contestant) for env in environments for contestant in contestants]
+    runs = [folder.run(*pair, seed).name for pair in every for seed in (0, 1)]
+    assert len(set(runs)) == len(runs) and len({folder.tuning(*pair) for pair in every}) == len(every)
+    assert len({folder.tuning("together", contestant) for contestant in contestants}) == len(contestants)
+    assert len({folder.figure(env, "curves") for env in environments}) == 3
+    assert len({folder.variance(env, "early") for env in environments}) == 3
+    # The first has the name that it has alone, and always had.
+    plain = ["Pendulum-v1-bins-7-a2c-s0", "Pendulum-v1-a2c-s0", "Pendulum-v1---s0", "Pendulum-v1-relax-gamma-0.9-s0"]
+    assert [runs[at] for at in (0, 2, 4, 8)] == plain
+    again = Folder.holding(tmp_path / "moved", environments, contestants)
+    assert [again.run(*pair, 0).name for pair in every] == runs[::2]
+
+
+def test_names_that_no_file_can_have_are_cut(tmp_path):
+    long = [f"relax:policy_lr=0.001,hidden=64x64,{'gamma=0.99,' * 40}gae_lambda=0.{k}" for k in range(2)]
+    names = [Folder(tmp_path).run("CartPole-v1", read_contestant(text), 10**6).name for text in long]
+    assert len(set(names)) == 2
+    for name in names:
+        assert len(name) < 110 and name.startswith("CartPole-v1-relax-policy_lr-0.001-hidden-64x64-gamma")
+        (tmp_path / f"{name}.log").touch()
+    fits = f"a2c:{'x' * 180}"
+    assert safe_name(fits) == f"a2c-{'x' * 180}" and len(safe_name("E" * 150, fits)) < 100
 
 
 def test_options_are_kept_and_read_back(tmp_path):

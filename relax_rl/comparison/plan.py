@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relax_rl.comparison.config import CompareConfig
-from relax_rl.comparison.contestants import Contestant, safe_name
+from relax_rl.comparison.contestants import Contestant, file_names, safe_name
 from relax_rl.comparison.peers import check_actions, check_wrapped_peer, planned
 from relax_rl.comparison.task import Task, read_outcome
 from relax_rl.errors import SettingsError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from relax_rl.settings.config import TrainConfig
 
 __all__ = [
+    "TOGETHER",
     "Environment",
     "Folder",
     "check_contestants",
@@ -33,6 +35,8 @@ __all__ = [
     "variance_reference",
 ]
 
+TOGETHER = "together"
+"""In the names of folders, in place of an environment's."""
 SNAPSHOTS = 30
 """Checkpoints of a run among which agents are frozen."""
 
@@ -70,7 +74,13 @@ class Environment:
 
 @dataclass(frozen=True)
 class Folder(KeepingFolder):
-    """Where the files of a comparison lie."""
+    """Where the files of a comparison lie.
+
+    Attributes:
+        names: of files, by environment, or by environment and label, where they are not just `safe_name`.
+    """
+
+    names: Mapping[tuple[str, ...], str] = field(default_factory=dict, compare=False)
 
     holds = "comparison"
     folders = ("runs", "logs", "variance", "figures")
@@ -83,21 +93,31 @@ class Folder(KeepingFolder):
     logs = Within("logs")
     """Folder of what runs printed."""
 
+    @classmethod
+    def holding(cls, path: Path, environments: Sequence[str], contestants: Sequence[Contestant]) -> Folder:
+        """One in which whatever differs of these has files of its own."""
+        labels = [contestant.label for contestant in contestants]
+        groups = [(env,) for env in environments], product(environments, labels), product([TOGETHER], labels)
+        return cls(path, {texts: name for group in groups for texts, name in file_names(group).items()})
+
+    def _name(self, *texts: str) -> str:
+        return self.names.get(texts) or safe_name(*texts)
+
     def run(self, env: str, contestant: Contestant, seed: int) -> Path:
         """Folder of one run."""
-        return self.path / "runs" / f"{safe_name(env)}-{safe_name(contestant.label)}-s{seed}"
+        return self.path / "runs" / f"{self._name(env, contestant.label)}-s{seed}"
 
     def tuning(self, env: str, contestant: Contestant) -> Path:
         """Folder of the trials of one contestant on an environment, or on those of that name."""
-        return self.path / "tuning" / f"{safe_name(env)}-{safe_name(contestant.label)}"
+        return self.path / "tuning" / self._name(env, contestant.label)
 
     def variance(self, env: str, stage: str) -> Path:
         """The variances measured at one stage of learning, as JSON."""
-        return self.path / "variance" / f"{safe_name(env)}-{stage}.json"
+        return self.path / "variance" / f"{self._name(env)}-{stage}.json"
 
     def figure(self, env: str, what: str) -> Path:
         """A figure of one environment."""
-        return self.path / "figures" / f"{safe_name(env)}-{what}.png"
+        return self.path / "figures" / f"{self._name(env)}-{what}.png"
 
 
 def make_environments(config: CompareConfig) -> tuple[list[Environment], dict[str, Any]]:

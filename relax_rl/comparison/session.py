@@ -69,7 +69,8 @@ def run_comparison(
     reference = variance_reference(contestants, config)
     environments, spaces = make_environments(config)
     check_contestants(contestants, environments, spaces)
-    folder = Folder(Path(config.resume or config.run_dir or default_run_dir("compare")))
+    path = Path(config.resume or config.run_dir or default_run_dir("compare"))
+    folder = Folder.holding(path, config.env, contestants)
     folder.create(resumed=config.resume is not None)
     if not config.tune:
         check_same_settings(config, folder, environments, contestants)

@@ -138,6 +138,34 @@ def test_a_measurement_whose_result_is_gone_is_made_again(finished):
     assert after[removed]["applied"] == before[removed]["applied"]
 
 
+def test_what_has_ended_and_cannot_be_read_is_a_failure_and_the_rest_is_told(finished, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    (folder / "runs" / "CartPole-v1-few-s1" / "episodes.csv").write_text("garbage\n")
+    (folder / "runs" / "CartPole-v1-few-s0" / "progress.csv").write_text("step,return_mean\n5,1\n")
+    (folder / "variance" / "CartPole-v1-early.json").write_text('{"a": 1}')
+    assert main(["compare", "--resume", str(folder), "--quiet"]) == 1
+    out, err = capsys.readouterr()
+    assert "2 failed, told in the report" in out and len(err.splitlines()) == 2
+    for line, seed, column in zip(err.splitlines(), (0, 1), ("seconds", "step"), strict=True):
+        assert line.startswith(f"CartPole-v1-few-s{seed}: unreadable: the run has ended, but")
+        assert f"it has no column '{column}'" in line and line in (folder / "report.md").read_text()
+    result = json.loads((folder / "comparison.json").read_text())
+    assert list(result["environments"]["CartPole-v1"]["contestants"]) == ["sb3-a2c"]
+    assert "applied" in result["variance"]["CartPole-v1"]["early"], "it has been measured again"
+
+
+def test_agents_in_wrapped_environments_that_name_no_version_are_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ["--env", "CartPole", "--wrapper", "gymnasium.wrappers:TimeAwareObservation", "--estimators", "a2c"]
+    args += ["--seeds", "1", "--total-steps", "500", "--num-workers", "1", "--run-dir", "v", *SMALL[:-1]]
+    args += ["num_steps=5", "--quiet", "--variance", "--variance-batches", "3", "--variance-fit-batches", "1"]
+    assert main(["compare", *args]) == 0, capsys.readouterr()
+    assert "did you mean CartPole-v1" in capsys.readouterr().err
+    found = json.loads((tmp_path / "v" / "comparison.json").read_text())["variance"]["CartPole"]
+    assert set(found) == {"early", "midway", "late"} and found["early"]["env"] == "CartPole-v1"
+
+
 def start(folder: Path, *args: str) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / "train_agent.py"), "compare", *args]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -21,9 +21,12 @@ from relax_rl.comparison.contestants import (
     read_contestants,
     safe_name,
 )
+from relax_rl.comparison.frozen_variance import measurement
 from relax_rl.comparison.peers import planned_steps, published, read_published, with_overrides
-from relax_rl.comparison.plan import check_contestants, make_environments, options, own_config, run_task
+from relax_rl.comparison.plan import Folder, check_contestants, make_environments, options, own_config, run_task
 from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError
+from relax_rl.runs import RunFolder, write_config
+from relax_rl.settings.presets import preset_config
 
 
 def test_a_bare_estimator():
@@ -59,6 +62,19 @@ def test_settings_that_go_together_may_be_given_apart():
     assert own_code(given) == {}
 
 
+def test_loggers_of_ones_own_are_code_to_be_named_again():
+    config = CompareConfig(estimators=("relax", "a2c:logger=mine:Log"), set=("logger=evil:Log",))
+    assert own_code(config) == {"estimators": config.estimators, "set": config.set}
+    (env,), _ = make_environments(config)
+    for contestant, logger in zip(
+        read_contestants(config.estimators, [], config.set), ("evil:Log", "mine:Log"), strict=True
+    ):
+        task = run_task(config, env, contestant, 0, "runs/x", name="x")
+        assert (
+            " ".join(task.begin).count(f"--logger {logger}") == " ".join(task.resume).count(f"--logger {logger}") == 1
+        )
+
+
 def test_values_have_the_type_of_their_setting():
     assert parse_settings(["max_grad_norm=inf"])["max_grad_norm"] == math.inf
     assert parse_settings(["activation=silu", "num_steps=8"]) == {"activation": "silu", "num_steps": 8}
@@ -92,8 +108,37 @@ def test_mistakes_are_told_in_one_line(text, expected):
 def test_labels_must_differ():
     with pytest.raises(SettingsError, match="two contestants are called 'relax'"):
         read_contestants(["relax", "relax"], [], [])
-    with pytest.raises(SettingsError, match="two contestants"):
-        read_contestants(["relax:gamma=0.9", "relax-gamma-0.9=a2c"], [], [])
+    with pytest.raises(SettingsError, match="two contestants are called 'é'"):
+        read_contestants(["é=relax", "é=a2c"], [], [])
+
+
+def test_what_differs_has_files_of_its_own(tmp_path):
+    texts = ["bins-7-a2c=a2c", "a2c", "é=a2c", "ü=relax", "relax:gamma=0.9", "relax-gamma-0.9=a2c"]
+    environments = ("Pendulum-v1", "Pendulum-v1,bins=7", "Pendulum-v1-bins-7")
+    contestants = read_contestants(texts, [], [])
+    folder = Folder.holding(tmp_path, environments, contestants)
+    every = [(env, contestant) for env in environments for contestant in contestants]
+    runs = [folder.run(*pair, seed).name for pair in every for seed in (0, 1)]
+    assert len(set(runs)) == len(runs) and len({folder.tuning(*pair) for pair in every}) == len(every)
+    assert len({folder.tuning("together", contestant) for contestant in contestants}) == len(contestants)
+    assert len({folder.figure(env, "curves") for env in environments}) == 3
+    assert len({folder.variance(env, "early") for env in environments}) == 3
+    # The first has the name that it has alone, and always had.
+    plain = ["Pendulum-v1-bins-7-a2c-s0", "Pendulum-v1-a2c-s0", "Pendulum-v1---s0", "Pendulum-v1-relax-gamma-0.9-s0"]
+    assert [runs[at] for at in (0, 2, 4, 8)] == plain
+    again = Folder.holding(tmp_path / "moved", environments, contestants)
+    assert [again.run(*pair, 0).name for pair in every] == runs[::2]
+
+
+def test_names_that_no_file_can_have_are_cut(tmp_path):
+    long = [f"relax:policy_lr=0.001,hidden=64x64,{'gamma=0.99,' * 40}gae_lambda=0.{k}" for k in range(2)]
+    names = [Folder(tmp_path).run("CartPole-v1", read_contestant(text), 10**6).name for text in long]
+    assert len(set(names)) == 2
+    for name in names:
+        assert len(name) < 110 and name.startswith("CartPole-v1-relax-policy_lr-0.001-hidden-64x64-gamma")
+        (tmp_path / f"{name}.log").touch()
+    fits = f"a2c:{'x' * 180}"
+    assert safe_name(fits) == f"a2c-{'x' * 180}" and len(safe_name("E" * 150, fits)) < 100
 
 
 def test_options_are_kept_and_read_back(tmp_path):
@@ -384,3 +429,30 @@ def test_peers_learn_in_wrapped_environments():
     finally:
         envs.close()
     assert PeerConfig(**WRAPPED).frame_stack == 2
+
+
+def test_what_only_the_file_of_a_run_names_is_not_measured_in(tmp_path):
+    (env,), _ = make_environments(CompareConfig())
+    run, checkpoint = RunFolder(tmp_path / "run"), tmp_path / "step_000000001.safetensors"
+    run.create()
+    checkpoint.touch()
+    write_config(run, preset_config("evil:Env-v0", "a2c", wrapper=("evil:Wrapper",)), {})
+    task = measurement(CompareConfig(), Folder(tmp_path), env, read_contestant("a2c"), "early", run.path, checkpoint)
+    assert not any("evil" in word for word in task.begin)
+
+
+def test_an_id_without_a_version_is_that_of_its_run(tmp_path, monkeypatch):
+    """A run that was begun under the newest version goes on under it, however it is named again."""
+    (tmp_path / "versioned.py").write_text(
+        "import gymnasium as gym\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "for version in (2, 3):\n"
+        "    gym.register(f'Versioned-v{version}', CartPoleEnv, max_episode_steps=50)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = CompareConfig(env=("versioned:Versioned",))
+    with pytest.warns(UserWarning, match="did you mean versioned:Versioned-v3"):
+        (env,), _ = make_environments(config)
+    assert (env.name, env.id) == ("versioned:Versioned", "versioned:Versioned-v3")
+    task = run_task(config, env, read_contestant("a2c"), 0, "runs/x", name="x")
+    assert {"--env=versioned:Versioned-v3"} <= set(task.begin) & set(task.resume)

@@ -205,6 +205,42 @@ def test_trials_that_cannot_be_read_are_told_in_one_line(tmp_path):
         make_study(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"score": "high"}, "score of trial 1 is 'high', expected a number"),
+        ({"score": True}, "score of trial 1 is True, expected a number"),
+        ({"reached": None}, "reached of trial 1 is None, expected scores"),
+        ({"reached": [{}]}, r"reached of trial 1 is \[{}\], expected scores"),
+        ({"reached": [{"CartPole-v1": "1"}]}, "reached of trial 1 is .* expected scores"),
+        ({"reached": [{"CartPole-v1": 1.0}] * 4}, "reached of trial 1 is .* at most 3 rungs"),
+        ({"number": "1"}, "number is '1', expected 1"),
+        ({"number": 0}, "number is 0, expected 1"),
+        ({"params": {"foreign": 1.0}}, "params of trial 1 are no point of what is searched"),
+        ({"params": []}, "params of trial 1 are no point"),
+    ],
+)
+@pytest.mark.parametrize("kept", ["trials", "batch"])
+def test_trials_that_are_none_of_the_search_are_told_in_one_line(tmp_path, kept, change, expected):
+    study = make_study(tmp_path)
+    study.propose()
+    path = study.folder / "trials.json"
+    record = json.loads(path.read_text())
+    trials = [{**trial, "score": 1.0, "reached": [{"CartPole-v1": 1.0}]} for trial in record["batch"][:3]]
+    path.write_text(json.dumps({"trials": [], kept: trials}))
+    make_study(tmp_path)
+    path.write_text(json.dumps({"trials": [], kept: [trials[0], {**trials[1], **change}, trials[2]]}))
+    with pytest.raises(
+        CheckpointError, match=f"trials.json is damaged: {expected}.*; remove it to search anew"
+    ) as told:
+        make_study(tmp_path)
+    assert "\n" not in str(told.value)
+    del trials[1]["reached"]
+    path.write_text(json.dumps({"trials": [], "batch": trials}))
+    with pytest.raises(CheckpointError, match="reached of trial 1 is None"):
+        make_study(tmp_path)
+
+
 # Several tasks
 
 

@@ -17,6 +17,7 @@ from relax_rl.comparison import peer_training
 from relax_rl.comparison.peer_envs import make_peer_envs
 from relax_rl.comparison.peer_training import PeerConfig, main, make_peer, train_peer
 from relax_rl.comparison.peers import published, with_bins
+from relax_rl.errors import SettingsError
 from relax_rl.runs.loggers import read_csv
 
 
@@ -135,6 +136,14 @@ def test_sac_goes_on_from_its_parameters_with_an_empty_memory(tmp_path) -> None:
 def test_sac_refuses_choices_in_one_line(tmp_path, capsys) -> None:
     assert main(["--env=CartPole-v1", "--algo=sb3-sac", "--total-steps=64", f"--run-dir={tmp_path / 'run'}"]) == 2
     assert capsys.readouterr().err.startswith("error: sb3-sac takes continuous actions (Box), not Discrete(2)")
+
+
+def test_a_peer_is_gone_on_with_by_the_id_without_its_version():
+    saved = PeerConfig(env="module:Task-v3")
+    for name in ("module:Task", "module:Task-v3"):
+        assert peer_training._known(saved, PeerConfig(env=name)) == saved
+    with pytest.raises(SettingsError, match="name it again if you trust it"):
+        peer_training._known(saved, PeerConfig(env="module:Task-v2"))
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):

@@ -93,8 +93,9 @@ def work(root: Path, *tasks: Task, workers: int = 1, progress: Progress | None =
 
 
 @pytest.fixture
-def root(tmp_path) -> Path:
-    """The folder of a comparison in which commands can pretend."""
+def root(tmp_path, monkeypatch) -> Path:
+    """The folder of a comparison, and the working folder, from which commands that pretend are imported."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "logs").mkdir()
     (tmp_path / "pretend.py").write_text(PRETEND)
     return tmp_path
@@ -109,6 +110,21 @@ def test_all_tasks_are_done_at_most_so_many_at_a_time(root, workers):
         expected = {"status": "finished", "steps": 10, "episodes": 3, "return_mean": 1.5}
         assert read_outcome(root / task.folder) == outcomes[task.name] == expected
         assert has_ended(task, root)
+
+
+def test_a_command_imports_nothing_from_the_folder_of_a_comparison(root):
+    """What lies there may be somebody else's; what lies where the user has started is the user's own."""
+    theirs = root / "theirs"
+    (theirs / "logs").mkdir(parents=True)
+    for name in ("torch", "relax_rl", "missing"):
+        (theirs / f"{name}.py").write_text(f"open({str(theirs / 'OWNED')!r}, 'w')\n")
+    (root / "own.py").write_text(
+        f"import importlib.util, torch\nassert not importlib.util.find_spec('missing')\n{PRETEND}"
+    )
+    task = Task(name="own", folder="runs/own", begin=("own", "work", "runs/own", "10"), total_steps=10)
+    outcome = work(theirs, task)["own"]
+    assert outcome["status"] == "finished", (theirs / "logs" / "own.log").read_text()
+    assert not (theirs / "OWNED").exists()
 
 
 def test_what_fails_does_not_stop_the_rest(root):
@@ -217,7 +233,6 @@ def test_a_lost_run_is_started_again_a_few_times(root, losses):
 def test_a_folder_is_held_by_its_commands_too(root):
     folder = Folder(root / "comparison")
     folder.create()
-    (folder.path / "pretend.py").write_text(PRETEND)
     with folder.locked() as held, pytest.raises(SettingsError, match="is being worked on"), folder.locked():
         pass
     with folder.locked() as held:

@@ -19,6 +19,7 @@ from relax_rl.comparison.report import markdown
 from relax_rl.comparison.results import aggregate, read_run, read_variances, summarise
 from relax_rl.comparison.task import read_outcome
 from relax_rl.comparison.tuning import curve_mean
+from relax_rl.errors import CheckpointError
 
 
 def write_run(folder: Path, returns: list[float], *, length: int = 10, status: str = "finished") -> Path:
@@ -261,6 +262,60 @@ def test_contestants_can_be_told_apart():
 def test_an_outcome_that_cannot_be_read_is_none(tmp_path, spoilt):
     (tmp_path / "outcome.json").write_text(json.dumps(spoilt))
     assert read_outcome(tmp_path) is None and read_run(tmp_path, 0) is None
+
+
+DAMAGE = {
+    "episodes.csv": [
+        None,
+        "garbage\nmore\n",
+        "return,length\n1,2\n",
+        "step,return\n",
+        "step,return\n1,\n",
+        "step,return\nx,y\n",
+    ],
+    "progress.csv": [None, "", "step,return_mean\n1,2\n", "step,seconds\n1,\n"],
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*holds no numbers")
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in DAMAGE.items() for text in texts])
+def test_a_run_that_has_ended_and_cannot_be_read_is_told(tmp_path, name, text):
+    folder = write_run(tmp_path / "run", ramp(40, 1.0))
+    (folder / "outcome.json").write_text(json.dumps({"status": "finished", "steps": 400, "episodes": 40}))
+    if text is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(text)
+    with pytest.raises(CheckpointError, match=f"run has ended, but .*{name} cannot be read: .*to train it anew"):
+        read_run(folder, 0)
+
+
+APPLIED = {"variance": {"value": 2.0}, "ratio": {"value": 1.0, "low": "-inf", "high": "inf"}, "squared_bias": None}
+MEASURED = {
+    "estimator": "a2c", "step": 5, "batches": 3, "fit_batches": 1, "rows_per_batch": 8, "squared_gradient_norm": 1.0,
+    "applied": {"a2c": APPLIED},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"applied": None},
+        {"applied": []},
+        {"applied": {}},
+        {"applied": {"relax": APPLIED}},
+        {"applied": {"a2c": {"ratio": APPLIED["ratio"]}}},
+        {"applied": {"a2c": {**APPLIED, "ratio": {"value": 1.0, "low": "low", "high": 2.0}}}},
+        {"applied": {"a2c": {**APPLIED, "squared_bias": {"low": 1.0}}}},
+        {"step": "5"},
+        {"squared_gradient_norm": None},
+    ],
+)
+def test_a_measurement_that_is_none_is_left_out(tmp_path, change):
+    (tmp_path / "a.json").write_text(json.dumps(MEASURED))
+    (tmp_path / "b.json").write_text(json.dumps({**MEASURED, **change}))
+    (tmp_path / "c.json").write_text('{"a": 1}')
+    assert read_variances({name: tmp_path / f"{name}.json" for name in "abc"}) == {"a": MEASURED}
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in its file system")

@@ -262,7 +262,7 @@ def _kill(cluster, victim, runs: Path, told: dict[str, object]) -> None:
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
                 command = (entry / "cmdline").read_bytes() if entry.name.isdecimal() else b""
-                if b"relax_rl.comparison.supervised" in command and (found := re.search(rb"=runs/([\w-]+)", command)):
+                if b"supervised.py" in command and (found := re.search(rb"/runs/([\w-]+)", command)):
                     child, actor = int(entry.name), _parent(int(entry.name))
                     if _parent(actor) == raylet:
                         lost, pids = found[1].decode(), (child, actor)

@@ -9,7 +9,7 @@ import pytest
 
 from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError
 from relax_rl.runs import RunFolder, default_run_dir, read_config, write_config, write_json
-from relax_rl.runs.record import resumed_config
+from relax_rl.runs.record import known_env, resumed_config
 from relax_rl.settings.config import AgentConfig, EnvConfig, TrainConfig
 from relax_rl.settings.fields import with_settings
 from relax_rl.settings.presets import preset_config
@@ -116,6 +116,17 @@ def test_only_some_settings_may_change_on_resuming():
             resumed_config(saved, with_settings(saved, {name: value}))
     with pytest.raises(CheckpointError, match="trained on CartPole-v1"):
         resumed_config(saved, with_settings(saved, {"env": "Acrobot-v1"}))
+
+
+def test_an_environment_may_be_named_again_without_its_version():
+    saved = preset_config("module:Task-v3", "a2c")
+    assert resumed_config(saved, with_settings(saved, {"env": "module:Task"})) == saved
+    assert known_env(saved.env, "module:Task") == saved.env == known_env(saved.env, "module:Task-v3")
+    for other in ("module:Task-v2", "other:Task", "module:Task-v"):
+        with pytest.raises(CheckpointError, match="trained on module:Task-v3"):
+            resumed_config(saved, with_settings(saved, {"env": other}))
+        with pytest.raises(SettingsError, match="trained on 'module:Task-v3'"):
+            known_env(saved.env, other)
 
 
 def test_json_is_strict(tmp_path):

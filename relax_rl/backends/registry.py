@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+import warnings
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, cast
@@ -16,8 +17,9 @@ from gymnasium.vector import VectorEnv
 from relax_rl.compute.installation import typed
 from relax_rl.errors import SettingsError, shown
 from relax_rl.settings.naming import find_here, name_of
+from relax_rl.settings.presets import has_version
 
-__all__ = ["find_spec", "first_line", "is_atari", "spec_made_by", "told", "without_version"]
+__all__ = ["find_spec", "first_line", "is_atari", "spec_made_by", "told", "with_version", "without_version"]
 
 _LONGEST = 300
 """Characters of somebody else's message."""
@@ -95,6 +97,18 @@ def is_atari(spec: EnvSpec | None) -> bool:
 def first_line(error: BaseException) -> str:
     """The first line of somebody else's message, or the type of what has none."""
     return (str(error).splitlines() or [type(error).__name__])[0][:_LONGEST]
+
+
+def with_version(env: str) -> str:
+    """The id of an environment, with the newest version told where a user has named none; as it is if it has none."""
+    if has_version(env):
+        return env
+    full = "".join([*env.rpartition(":")[:2], find_spec(env).id])
+    if full != env:
+        warnings.warn(
+            f"env {env!r} names no version; did you mean {full}? That is what is taken", UserWarning, stacklevel=2
+        )
+    return full
 
 
 def told(error: BaseException) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from relax_rl.runs.record import logged_again, named_again, read_config, resumed
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import with_settings
 from relax_rl.settings.options import parse
-from relax_rl.settings.presets import DECIDE, find_preset, has_version, preset_config
+from relax_rl.settings.presets import DECIDE, find_preset, preset_config
 
 if TYPE_CHECKING:
     from relax_rl.runs.training import TrainingResult
@@ -62,26 +61,14 @@ def train_config(args: Sequence[str], prog: str) -> TrainConfig:
     automatic = with_settings(TrainConfig(), {"preset": "auto"})
     config = parse(TrainConfig, args, default=automatic, base=base, prog=prog)
     if saved is None:
+        from relax_rl.backends.registry import with_version
+
         preset = find_preset(config.env.env, config.run.preset).name
-        return with_settings(config, {"preset": preset, "env": _with_version(config.env.env)})
+        return with_settings(config, {"preset": preset, "env": with_version(config.env.env)})
     if config.run.preset == "auto":
         config = with_settings(config, {"preset": saved.run.preset})
     assert config.run.resume is not None
     return resumed_config(read_config(RunFolder(Path(config.run.resume))), config)
-
-
-def _with_version(env: str) -> str:
-    """The id of an environment, with the newest version told where a user has named none; as it is if it has none."""
-    if has_version(env):
-        return env
-    from relax_rl.backends.registry import find_spec
-
-    full = "".join([*env.rpartition(":")[:2], find_spec(env).id])
-    if full != env:
-        warnings.warn(
-            f"env {env!r} names no version; did you mean {full}? That is what is taken", UserWarning, stacklevel=2
-        )
-    return full
 
 
 def _summary(result: TrainingResult, config: TrainConfig, prog: str, seconds: float) -> str:

@@ -15,7 +15,7 @@ from relax_rl.comparison.contestants import read_contestant
 from relax_rl.compute.host import usable_cores
 from relax_rl.compute.serialization import write_json
 from relax_rl.errors import CheckpointError, SettingsError
-from relax_rl.runs.record import OWN, entries, now, read_object, versions
+from relax_rl.runs.record import NAMING_CODE, entries, now, read_object, versions
 from relax_rl.settings import fields
 from relax_rl.settings.fields import check, from_json, setting, to_json
 from relax_rl.settings.naming import is_own
@@ -152,7 +152,7 @@ def own_code(config: CompareConfig) -> dict[str, tuple[str, ...]]:
 
     def names_code(text: str) -> bool:
         settings = read_contestant(text).settings
-        return any(is_own(settings.get(name)) for name in OWN)
+        return any(is_own(settings.get(name)) for name in NAMING_CODE)
 
     found = {
         "env": is_own(config.env),

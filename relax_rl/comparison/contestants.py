@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,10 @@ from relax_rl.settings.config import ESTIMATORS, TrainConfig
 from relax_rl.settings.fields import allowed, from_text, settings_of
 from relax_rl.settings.synonyms import meant
 
-__all__ = ["GOVERNED", "Contestant", "parse_settings", "read_contestant", "read_contestants", "safe_name"]
+__all__ = ["GOVERNED", "Contestant", "file_names", "parse_settings", "read_contestant", "read_contestants", "safe_name"]
+
+_LONGEST, _KEPT = 200, 80
+"""Characters that a file name has room for beside what is put to it, and those that are kept of a longer one."""
 
 GOVERNED = {
     "env": "--env",
@@ -61,10 +65,10 @@ def read_contestants(estimators: Sequence[str], peers: Sequence[str], common: Se
     shared = parse_settings(common)
     found = [read_contestant(text, shared) for text in estimators]
     found += [Contestant(label=name, kind=name, peer=True) for name in peers]
-    names = [safe_name(contestant.label) for contestant in found]
-    for contestant, name in zip(found, names, strict=True):
-        if names.count(name) > 1:
-            raise SettingsError(f"two contestants are called {contestant.label!r}; give them labels, as in best=relax")
+    labels = [contestant.label for contestant in found]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise SettingsError(f"two contestants are called {label!r}; give them labels, as in best=relax")
     return found
 
 
@@ -112,6 +116,20 @@ def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
     return settings
 
 
-def safe_name(text: str) -> str:
-    """The text as part of a file name."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.") or "-"
+def safe_name(*texts: str) -> str:
+    """The texts as part of a file name; of what no file name can hold, the beginning and a hash of the whole."""
+    name = "-".join(re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.") or "-" for text in texts)
+    return name if len(name) <= _LONGEST else _hashed(name, texts)
+
+
+def file_names(every: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """A name for each, no two of which are equal: `safe_name`, and a hash where one before it has that already."""
+    found: dict[tuple[str, ...], str] = {}
+    for texts in dict.fromkeys(every):
+        name = safe_name(*texts)
+        found[texts] = _hashed(name, texts) if name in found.values() else name
+    return found
+
+
+def _hashed(name: str, texts: Sequence[str]) -> str:
+    return f"{name[:_KEPT]}-{hashlib.sha256(chr(0).join(texts).encode()).hexdigest()[:12]}"

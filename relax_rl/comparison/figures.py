@@ -189,7 +189,8 @@ def plot_improvement(path: Path, title: str, pairs: Sequence[Mapping[str, Any]])
 
 def plot_variance(path: Path, env: str, stages: Mapping[str, Mapping[str, Any]]) -> None:
     """Variance of an update's gradient relative to A2C's, for every estimator at every stage of learning."""
-    names = list(next(iter(stages.values()))["applied"])
+    first, *others = (found["applied"] for found in stages.values())
+    names = [name for name in first if all(name in other for other in others)]
     # Infinity is a string in JSON.
     ratios = {
         stage: {name: {k: float(v) for k, v in found["applied"][name]["ratio"].items()} for name in names}

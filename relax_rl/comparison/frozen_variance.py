@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from relax_rl.comparison.config import CompareConfig
-from relax_rl.comparison.plan import Folder, options
+from relax_rl.comparison.contestants import Contestant
+from relax_rl.comparison.plan import Environment, Folder, options
 from relax_rl.comparison.task import Task
 from relax_rl.compute.serialization import writing
+from relax_rl.errors import RelaxRLError
 from relax_rl.runs import RunFolder, write_json
 from relax_rl.runs.checkpoints import newest_first, remove_all_but, step_of
 from relax_rl.runs.loggers import read_csv
+from relax_rl.runs.record import read_config
+from relax_rl.settings.naming import is_own
 
 __all__ = ["STAGES", "choose_snapshots", "collect", "measurement"]
 
@@ -21,26 +26,39 @@ STAGES = {"early": 0.25, "midway": 0.5, "late": 0.75}
 """Stages of learning, by the share of its way from the first to the best mean return that a run has made."""
 
 
-def measurement(config: CompareConfig, folder: Folder, env: str, stage: str, run: Path, checkpoint: Path) -> Task:
+def measurement(
+    config: CompareConfig,
+    folder: Folder,
+    env: Environment,
+    reference: Contestant,
+    stage: str,
+    run: Path,
+    checkpoint: Path,
+) -> Task:
     """The command that measures one frozen agent, in a run folder of its own, which this makes.
 
     Args:
-        env: name of the environment.
+        env, reference: whose agent it is.
         stage: of learning.
         run: folder of the agent's run.
         checkpoint: the agent.
 
     Raises:
+        CheckpointError: the settings of the run cannot be read.
         RelaxRLError: the folder cannot be made.
     """
-    work = folder.variance(env, stage).with_suffix("")
+    work = folder.variance(env.name, stage).with_suffix("")
     with writing(work):
         shutil.rmtree(work, ignore_errors=True)
         (work / "checkpoints").mkdir(parents=True)
         shutil.copy(RunFolder(run).config, work)
         shutil.copy(checkpoint, work / "checkpoints")
     given = {"batches": config.variance_batches, "fit_batches": config.variance_fit_batches, "states": 0}
-    own = options({"env": env.partition(",")[0]})
+    trained, asked = read_config(RunFolder(run)).env, {"wrapper": (), **reference.settings, **env.making, "env": env.id}
+    saved = {"env": trained.env, "wrapper": trained.wrapper}
+    # Code that is not this package's is taken from what was asked for: what only a file names is not imported.
+    named = {name: asked[name] if is_own(value) else value for name, value in saved.items()}
+    own = options({name: value for name, value in named.items() if value})
     inside = f"variance/{work.name}"
     begin = ("relax_rl", "variance", inside, *own, *options(given))
     return Task(name=f"variance-{work.name}", folder=inside, begin=begin)
@@ -86,7 +104,9 @@ def choose_snapshots(folder: Path) -> dict[str, Path]:
 
 
 def _by_progress(snapshots: list[Path], table: Path) -> dict[str, Path]:
-    progress = read_csv(table)
+    progress: dict[str, list[float]] = {}
+    with suppress(RelaxRLError):  # the report tells of a run whose tables cannot be read
+        progress = read_csv(table)
     means = [_mean_at(progress, step_of(path) or 0) for path in snapshots]
     known = [mean for mean in means if math.isfinite(mean)]
     rising = bool(known) and max(known) > known[0]
@@ -108,4 +128,4 @@ def _by_progress(snapshots: list[Path], table: Path) -> dict[str, Path]:
 def _mean_at(progress: dict[str, list[float]], step: int) -> float:
     """Mean return in the last row up to a step; NaN before the first one."""
     rows = [k for k, at in enumerate(progress.get("step", [])) if at <= step]
-    return progress["return_mean"][rows[-1]] if rows else math.nan
+    return progress["return_mean"][rows[-1]] if rows and "return_mean" in progress else math.nan

@@ -41,6 +41,7 @@ from relax_rl.runs.session import Clock
 from relax_rl.settings.fields import check, from_json, setting
 from relax_rl.settings.naming import is_own
 from relax_rl.settings.options import parse
+from relax_rl.settings.presets import same_env
 
 __all__ = ["PeerConfig", "main", "train_peer"]
 
@@ -268,9 +269,10 @@ def _known(saved: PeerConfig, given: PeerConfig) -> PeerConfig:
     Raises:
         SettingsError: the environment is of a module, or a wrapper is, and not named again.
     """
-    for name in ("env", "wrapper"):
+    named = {"env": same_env(given.env, saved.env), "wrapper": given.wrapper == saved.wrapper}
+    for name, again in named.items():
         before = getattr(saved, name)
-        if is_own(before) and getattr(given, name) != before:
+        if is_own(before) and not again:
             raise SettingsError(named_by_a_file(name, before))
     return saved
 

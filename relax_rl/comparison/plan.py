@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relax_rl.comparison.config import CompareConfig
-from relax_rl.comparison.contestants import Contestant, safe_name
+from relax_rl.comparison.contestants import Contestant, file_names, safe_name
 from relax_rl.comparison.peers import check_actions, check_wrapped_peer, planned
 from relax_rl.comparison.task import Task, read_outcome
 from relax_rl.errors import SettingsError
 from relax_rl.runs.folder import KeepingFolder, RunFolder, Within
-from relax_rl.runs.record import OWN, read_config, read_record
+from relax_rl.runs.record import NAMING_CODE, read_config, read_record
 from relax_rl.settings.fields import flat
 from relax_rl.settings.naming import is_own
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from relax_rl.settings.config import TrainConfig
 
 __all__ = [
+    "TOGETHER",
     "Environment",
     "Folder",
     "check_contestants",
@@ -33,6 +35,8 @@ __all__ = [
     "variance_reference",
 ]
 
+TOGETHER = "together"
+"""In the names of folders, in place of an environment's."""
 SNAPSHOTS = 30
 """Checkpoints of a run among which agents are frozen."""
 
@@ -45,7 +49,7 @@ class Environment:
         name: as it was asked for, `ID` or `ID,bins=N`.
         total_steps: of a run.
         threshold: mean return of 100 episodes that counts as solved, if there is one.
-        id: Gymnasium's.
+        id: Gymnasium's, with the version that is taken.
         bins: values that each dimension of its actions is cut into; 0 leaves them as they are.
         kwargs: settings of its own, if any.
         wrapper: around each, as texts; see `make_envs`.
@@ -70,7 +74,13 @@ class Environment:
 
 @dataclass(frozen=True)
 class Folder(KeepingFolder):
-    """Where the files of a comparison lie."""
+    """Where the files of a comparison lie.
+
+    Attributes:
+        names: of files, by environment, or by environment and label, where they are not just `safe_name`.
+    """
+
+    names: Mapping[tuple[str, ...], str] = field(default_factory=dict, compare=False)
 
     holds = "comparison"
     folders = ("runs", "logs", "variance", "figures")
@@ -83,21 +93,31 @@ class Folder(KeepingFolder):
     logs = Within("logs")
     """Folder of what runs printed."""
 
+    @classmethod
+    def holding(cls, path: Path, environments: Sequence[str], contestants: Sequence[Contestant]) -> Folder:
+        """One in which whatever differs of these has files of its own."""
+        labels = [contestant.label for contestant in contestants]
+        groups = [(env,) for env in environments], product(environments, labels), product([TOGETHER], labels)
+        return cls(path, {texts: name for group in groups for texts, name in file_names(group).items()})
+
+    def _name(self, *texts: str) -> str:
+        return self.names.get(texts) or safe_name(*texts)
+
     def run(self, env: str, contestant: Contestant, seed: int) -> Path:
         """Folder of one run."""
-        return self.path / "runs" / f"{safe_name(env)}-{safe_name(contestant.label)}-s{seed}"
+        return self.path / "runs" / f"{self._name(env, contestant.label)}-s{seed}"
 
     def tuning(self, env: str, contestant: Contestant) -> Path:
         """Folder of the trials of one contestant on an environment, or on those of that name."""
-        return self.path / "tuning" / f"{safe_name(env)}-{safe_name(contestant.label)}"
+        return self.path / "tuning" / self._name(env, contestant.label)
 
     def variance(self, env: str, stage: str) -> Path:
         """The variances measured at one stage of learning, as JSON."""
-        return self.path / "variance" / f"{safe_name(env)}-{stage}.json"
+        return self.path / "variance" / f"{self._name(env)}-{stage}.json"
 
     def figure(self, env: str, what: str) -> Path:
         """A figure of one environment."""
-        return self.path / "figures" / f"{safe_name(env)}-{what}.png"
+        return self.path / "figures" / f"{self._name(env)}-{what}.png"
 
 
 def make_environments(config: CompareConfig) -> tuple[list[Environment], dict[str, Any]]:
@@ -106,6 +126,7 @@ def make_environments(config: CompareConfig) -> tuple[list[Environment], dict[st
     Raises:
         SettingsError: one that cannot be made, or a threshold that cannot be understood.
     """
+    from relax_rl.backends.registry import with_version
     from relax_rl.envs import make_envs
     from relax_rl.settings.presets import preset_config
 
@@ -113,6 +134,7 @@ def make_environments(config: CompareConfig) -> tuple[list[Environment], dict[st
     found, spaces = [], {}
     for name in config.env:
         env, bins = _parse_env(name)
+        env = with_version(env)
         around: dict[str, Any] = {"wrappers": config.wrapper, "frame_stack": config.frame_stack}
         with make_envs(env, num_envs=1, seed=0, env_kwargs=config.env_kwargs, **around) as envs:
             spaces[name] = (envs.single_observation_space, envs.single_action_space)
@@ -253,7 +275,9 @@ def run_task(
         every = {"checkpoint_interval": max(1, steps // SNAPSHOTS), "keep_checkpoints": 0} if snapshots else {}
         ours |= every
         program = ("relax_rl", "train", "--quiet")
-        own = {name: ours[name] for name in OWN if is_own(ours.get(name))}  # what only a file names is not imported
+        own = {
+            name: ours[name] for name in NAMING_CODE if is_own(ours.get(name))
+        }  # what only a file names is not imported
         resume = (*program, f"--resume={folder}", *options({**every, **own}))
     return Task(
         name=name,

@@ -18,6 +18,7 @@ from relax_rl.runs import RunFolder
 __all__ = ["CommandProcess", "exit_reason", "last_line", "last_row"]
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_SUPERVISED = Path(__file__).resolve().with_name("supervised.py")
 _TAIL = 1 << 14
 """Bytes at the end of a file among which its last line is looked for."""
 
@@ -25,9 +26,12 @@ _TAIL = 1 << 14
 class CommandProcess:
     """`python -m MODULE ARGUMENTS...` with one CPU thread, which leaves when this process is gone.
 
+    It works where this process does, and imports from there, never from the folder of the comparison: that may be somebody
+    else's.
+
     Args:
-        command: the module and its arguments.
-        folder: that it works in.
+        command: the module and its arguments, the run's folder among them as `run` says it, or behind `--option=`.
+        folder: of the comparison.
         run: the run's folder in it.
         log: file that its output is added to.
         held: a file descriptor that it inherits.
@@ -37,11 +41,10 @@ class CommandProcess:
         self._progress = RunFolder(folder / run).progress
         with open(log, "ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "relax_rl.comparison.supervised", *command],
+                [sys.executable, str(_SUPERVISED), *_placed(command, run, folder)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                cwd=folder,
                 env=_environment(),
                 # Ctrl-C reaches the whole foreground group of a terminal; commands are told by us, and once.
                 start_new_session=True,
@@ -110,8 +113,15 @@ def _tail(descriptor: int, start: int) -> list[str]:
     return os.pread(descriptor, size - begin, begin).decode("utf-8", "replace").splitlines(keepends=True)
 
 
+def _placed(command: Sequence[str], run: str, folder: Path) -> list[str]:
+    """A command with the run's folder as it is called from everywhere."""
+    place = str((folder / run).resolve())
+    return [word.removesuffix(run) + place if word == run or word.endswith(f"={run}") else word for word in command]
+
+
 def _environment() -> dict[str, str]:
-    """The variables of this process, with which a Python elsewhere imports the same relax_rl and what lies here."""
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    """The variables of this process, with which a Python elsewhere imports the same relax_rl and what this one does."""
+    here = os.getcwd()
+    first = [here] if sys.path[:1] in ([""], [here]) else []  # as `python -m` has it; else it comes last
+    paths = [str(Path(__file__).resolve().parents[2]), *first, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, **dict.fromkeys(_THREADS, "1"), "PYTHONPATH": os.pathsep.join(paths)}

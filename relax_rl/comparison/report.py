@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from relax_rl.comparison.contestants import safe_name
+from relax_rl.comparison.contestants import file_names
 from relax_rl.comparison.trials import best_trial
 
 __all__ = ["markdown", "solved_by_any"]
@@ -36,8 +36,10 @@ def markdown(result: Mapping[str, Any]) -> str:
             "A run that diverged counts with its last mean return, and as one that never solved the task unless it had before; "
             "one that failed otherwise, or before its first episode had ended, is left out.",
         ]
+    stems = file_names((env,) for env in result["environments"])
     for env, summary in result["environments"].items():
-        lines += ["", *_environment(env, summary, result["variance"].get(env, {}), seeds=options["seeds"])]
+        variance, stem = result["variance"].get(env, {}), stems[(env,)]
+        lines += ["", *_environment(env, summary, variance, stem=stem, seeds=options["seeds"])]
     if result["aggregate"] is not None and options["seeds"]:
         lines += ["", *_aggregate(result["aggregate"])]
     lines += ["", *_settings(result), "", *_METHODS]
@@ -49,7 +51,9 @@ def solved_by_any(summary: Mapping[str, Any]) -> bool:
     return any(entry["solved"] and entry["solved"]["solved"] for entry in summary["contestants"].values())
 
 
-def _environment(env: str, summary: Mapping[str, Any], variance: Mapping[str, Any], *, seeds: int) -> list[str]:
+def _environment(
+    env: str, summary: Mapping[str, Any], variance: Mapping[str, Any], *, stem: str, seeds: int
+) -> list[str]:
     contestants, threshold = summary["contestants"], summary["threshold"]
     lines = [f"## {env}", ""]
     if not contestants:
@@ -60,14 +64,14 @@ def _environment(env: str, summary: Mapping[str, Any], variance: Mapping[str, An
     if threshold is not None:
         head += ["solved", "steps to solve", "episodes to solve", "seconds to solve"]
     lines += _table([*head, "steps/s"], [_row(label, entry) for label, entry in contestants.items()])
-    lines += ["", _image(env, "curves", "Learning curves")]
+    lines += ["", _image(stem, "curves", "Learning curves")]
     if solved_by_any(summary):
-        lines += [_image(env, "solved", "Share of runs that have solved it")]
-    lines += [_image(env, "scores", "Final scores and speed")]
+        lines += [_image(stem, "solved", "Share of runs that have solved it")]
+    lines += [_image(stem, "scores", "Final scores and speed")]
     if summary["improvement"]:
-        lines += [_image(env, "improvement", "Probability of improvement"), "", *_pairs(summary["improvement"])]
+        lines += [_image(stem, "improvement", "Probability of improvement"), "", *_pairs(summary["improvement"])]
     if variance:
-        lines += ["", *_variance(env, variance)]
+        lines += ["", *_variance(stem, variance)]
     return lines
 
 
@@ -86,17 +90,18 @@ def _pairs(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
     return _table(["pair", "probability of improvement"], rows)
 
 
-def _variance(env: str, stages: Mapping[str, Any]) -> list[str]:
+def _variance(stem: str, stages: Mapping[str, Any]) -> list[str]:
     first = next(iter(stages.values()))
     rows = []
-    for name in first["applied"]:
+    for name in (name for name in first["applied"] if all(name in found["applied"] for found in stages.values())):
         cells = [name]
         for found in stages.values():
             applied = found["applied"][name]
             ratio = {key: float(value) for key, value in applied["ratio"].items()}
             cell = f"{ratio['value']:.3g} [{ratio['low']:.3g}, {ratio['high']:.3g}]"
             if bias := applied.get("squared_bias"):
-                cell += f" + {float(bias['value']) / float(found['applied']['a2c']['variance']['value']):.2g}"
+                unit = float(found["applied"]["a2c"]["variance"]["value"]) or math.nan
+                cell += f" + {float(bias['value']) / unit:.2g}"
             cells.append(cell)
         rows.append(cells)
     head = ["estimator", *(f"{stage}, {found['step']:,} steps" for stage, found in stages.items())]
@@ -109,7 +114,7 @@ def _variance(env: str, stages: Mapping[str, Any]) -> list[str]:
         "",
         *_table(head, rows),
         "",
-        _image(env, "variance", "Gradient variance"),
+        _image(stem, "variance", "Gradient variance"),
     ]
 
 
@@ -173,8 +178,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [body[0], f"|{rule}|", *body[1:]]
 
 
-def _image(env: str, what: str, told: str) -> str:
-    return f"![{told}](figures/{safe_name(env)}-{what}.png)"
+def _image(stem: str, what: str, told: str) -> str:
+    return f"![{told}](figures/{stem}-{what}.png)"
 
 
 def _count(number: int, what: str) -> str:

@@ -19,6 +19,7 @@ from relax_rl.comparison.statistics import (
     solved_fraction,
 )
 from relax_rl.comparison.task import OUTCOME, read_outcome
+from relax_rl.errors import CheckpointError, RelaxRLError, in_one_line
 from relax_rl.runs import RunFolder
 from relax_rl.runs.agent import WINDOW
 from relax_rl.runs.loggers import read_csv
@@ -107,14 +108,23 @@ class RunResult:
 
 
 def read_run(folder: Path, seed: int, *, ended: str = OUTCOME) -> RunResult | None:
-    """The run in a folder; None if it has not ended by itself, as the file `ended` says, or no episode has finished in it."""
+    """The run in a folder; None if it has not ended by itself, as the file `ended` says, or no episode has finished in it.
+
+    Raises:
+        CheckpointError: it has ended, but its tables cannot be read.
+    """
     outcome = read_outcome(folder, ended)
     if outcome is None or outcome["status"] not in ("finished", "diverged"):
         return None
-    progress, episodes = _table(RunFolder(folder).progress), _table(RunFolder(folder).episodes)
-    if not episodes.get("return"):
+    tables = RunFolder(folder)
+    progress, episodes = _table(tables.progress, "step", "seconds"), _table(tables.episodes, "step", "return")
+    if not episodes["return"] and outcome.get("episodes") in (None, 0):
         return None
-    if not progress.get("step"):  # it diverged before the first row
+    finished = outcome["status"] == "finished"
+    for path, table in ((tables.episodes, episodes), *([(tables.progress, progress)] if finished else [])):
+        if not table["step"]:
+            raise _damaged(path, "it has no rows")
+    if not progress["step"]:  # it diverged before the first row
         progress = {"step": episodes["step"][-1:], "seconds": [float(outcome.get("seconds", 0.0))]}
     return RunResult(
         seed=seed,
@@ -126,8 +136,24 @@ def read_run(folder: Path, seed: int, *, ended: str = OUTCOME) -> RunResult | No
     )
 
 
-def _table(path: Path) -> dict[str, list[float]]:
-    return read_csv(path) if path.exists() else {}
+def _table(path: Path, *columns: str) -> dict[str, list[float]]:
+    """These columns of a table, which gets its header with its first row."""
+    try:
+        table = read_csv(path) if path.exists() and path.stat().st_size else {name: [] for name in columns}
+    except (OSError, RelaxRLError) as error:
+        raise _damaged(path, in_one_line(error)) from None
+    for name in columns:
+        if name not in table:
+            raise _damaged(path, f"it has no column {name!r}")
+        if not np.isfinite(table[name]).all():
+            raise _damaged(path, f"{name!r} has a cell that is no number")
+    return {name: table[name] for name in columns}
+
+
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"the run has ended, but {path} cannot be read: {why}; remove {path.parent} to train it anew"
+    )
 
 
 def summarise(runs: Mapping[str, Sequence[RunResult]], *, total_steps: int, threshold: float | None) -> dict[str, Any]:
@@ -174,8 +200,22 @@ def aggregate(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | No
 
 
 def read_variances(paths: Mapping[str, Path]) -> dict[str, Any]:
-    """The measurements at frozen agents that there are, by stage."""
-    return {stage: found for stage, path in paths.items() if (found := object_in(path))}
+    """The measurements at frozen agents that there are, by stage; what is none can be made again, and is left out."""
+    return {stage: found for stage, path in paths.items() if _is_measurement(found := object_in(path))}
+
+
+def _is_measurement(found: Mapping[str, Any]) -> bool:
+    """Whether it holds all that is told of a measurement; infinity is a text."""
+    try:
+        for entry in found["applied"].values():
+            numbers = [entry["variance"]["value"], *(entry["ratio"][name] for name in ("value", "low", "high"))]
+            numbers += [entry["squared_bias"]["value"]] if entry.get("squared_bias") else []
+            list(map(float, numbers))
+        float(found["squared_gradient_norm"])
+        told = ("estimator", "batches", "fit_batches", "rows_per_batch")
+        return "a2c" in found["applied"] and type(found["step"]) is int and all(name in found for name in told)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        return False
 
 
 def _contestant(

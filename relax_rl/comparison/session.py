@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from relax_rl.comparison.plan import (
 )
 from relax_rl.comparison.pool import Pool, Progress, local
 from relax_rl.comparison.report import markdown
-from relax_rl.comparison.results import aggregate, read_run, read_variances, summarise
+from relax_rl.comparison.results import RunResult, aggregate, read_run, read_variances, summarise
 from relax_rl.comparison.task import Task, has_ended, read_outcome
 from relax_rl.compute.host import usable_cores
 from relax_rl.compute.serialization import write_text_atomic
+from relax_rl.errors import CheckpointError
 from relax_rl.runs import default_run_dir, write_json
 from relax_rl.runs.interruption import Interruption
 from relax_rl.runs.plotting import never_fatal
@@ -67,7 +69,8 @@ def run_comparison(
     reference = variance_reference(contestants, config)
     environments, spaces = make_environments(config)
     check_contestants(contestants, environments, spaces)
-    folder = Folder(Path(config.resume or config.run_dir or default_run_dir("compare")))
+    path = Path(config.resume or config.run_dir or default_run_dir("compare"))
+    folder = Folder.holding(path, config.env, contestants)
     folder.create(resumed=config.resume is not None)
     if not config.tune:
         check_same_settings(config, folder, environments, contestants)
@@ -155,7 +158,10 @@ class Session:
             for name, outcome in {**found, **outcomes}.items()
             if outcome is not None and outcome["status"] != "finished"
         ]
-        return self._write(failures, pool.num_workers)
+        results, unreadable = self._results()
+        for failure in unreadable:
+            progress.warn(f"{failure['run']}: {failure['status']}: {failure['error']}")
+        return self._write(results, [*failures, *unreadable], pool.num_workers)
 
     def _contestant_at(self, env: Environment, contestant: Contestant) -> Contestant:
         study = self._studies.get((env.name, contestant.label))
@@ -186,23 +192,36 @@ class Session:
             if read_outcome(run) is None:
                 continue
             for stage, checkpoint in choose_snapshots(run).items():
-                if not self.folder.variance(env.name, stage).exists():
-                    task = measurement(self.config, self.folder, env.name, stage, run, checkpoint)
+                if not read_variances({stage: self.folder.variance(env.name, stage)}):
+                    task = measurement(self.config, self.folder, env, self.reference, stage, run, checkpoint)
                     yield task, env.name, stage, checkpoint
 
-    def _write(self, failures: Sequence[Mapping[str, str]], num_workers: int) -> dict[str, Any]:
+    def _results(self) -> tuple[dict[str, dict[str, list[RunResult]]], list[dict[str, str]]]:
+        """All runs that have ended, by environment and contestant; and, as failures, those that cannot be read."""
+        found: dict[str, dict[str, list[RunResult]]] = {}
+        unreadable = []
+        for env in self.environments:
+            found[env.name] = {contestant.label: [] for contestant in self.contestants}
+            for contestant, seed in product(self.contestants, self.config.seed_range):
+                folder = self.folder.run(env.name, contestant, seed)
+                try:
+                    run = read_run(folder, seed)
+                except CheckpointError as error:
+                    unreadable.append({"run": folder.name, "status": "unreadable", "error": str(error)})
+                else:
+                    found[env.name][contestant.label] += [] if run is None else [run]
+        return found, unreadable
+
+    def _write(
+        self,
+        results: Mapping[str, Mapping[str, Sequence[RunResult]]],
+        failures: Sequence[Mapping[str, str]],
+        num_workers: int,
+    ) -> dict[str, Any]:
         """Summarise, draw, and write everything there is to say."""
         summaries, variances = {}, {}
         for env in self.environments:
-            runs = {
-                contestant.label: [
-                    run
-                    for seed in self.config.seed_range
-                    if (run := read_run(self.folder.run(env.name, contestant, seed), seed)) is not None
-                ]
-                for contestant in self.contestants
-            }
-            summaries[env.name] = summarise(runs, total_steps=env.total_steps, threshold=env.threshold)
+            summaries[env.name] = summarise(results[env.name], total_steps=env.total_steps, threshold=env.threshold)
             variances[env.name] = read_variances({stage: self.folder.variance(env.name, stage) for stage in STAGES})
         result = {
             "options": asdict(self.config),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from relax_rl.comparison.search_space import Dimension
 from relax_rl.compute.serialization import write_json, write_text_atomic
-from relax_rl.errors import CheckpointError
+from relax_rl.errors import CheckpointError, shown
 from relax_rl.runs.record import entries, read_object
 
 __all__ = ["Trial", "best_trial", "read_trials", "write_trials"]
@@ -29,31 +30,76 @@ def best_trial(trials: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     return max(scored, key=lambda trial: (len(trial.get("reached", ())), trial["score"])) if scored else None
 
 
-def read_trials(path: Path, env: str, space: Mapping[str, Dimension]) -> tuple[list[Trial], list[Trial]]:
+def read_trials(
+    path: Path, env: str, space: Mapping[str, Dimension], *, rungs: int = 1
+) -> tuple[list[Trial], list[Trial]]:
     """The trials of a search that have ended, and those of its last batch if they have not; none where there is no file.
 
     Args:
         path: of the JSON.
         env: the environment of trials that name none, as earlier versions kept them.
         space: what is searched, by the names of settings.
+        rungs: that a trial can reach.
 
     Raises:
-        CheckpointError: the file cannot be read.
+        CheckpointError: the file cannot be read, or holds what is no trial of this search.
     """
     if not path.exists():
         return [], []
     record = read_object(path, "trials")
     ended, batch = (entries(record, name) for name in ("trials", "batch"))
-    for trial in (*ended, *batch):
-        if not isinstance(trial, dict) or not trial.keys() >= _KEYS or not isinstance(trial["settings"], dict):
-            wrong = f"a trial has no {', '.join(sorted(_KEYS))}"
-            raise CheckpointError(f"{path} is damaged: {wrong}; remove it to search anew")
-        if other := next((name for name in trial["settings"] if name not in space), None):
-            raise CheckpointError(f"{path} is damaged: {other!r} is not searched; remove it to search anew")
-    for trial in ended:
-        trial.setdefault("seconds", None)
-        trial.setdefault("reached", [{env: trial["score"]}])
+    found: list[Any] = [*ended, *batch]
+    wrong = "" if all(map(_is_whole, found)) else f"a trial has no {', '.join(sorted(_KEYS))}"
+    if not wrong:
+        for trial in ended:
+            trial.setdefault("seconds", None)
+            trial.setdefault("reached", [{env: trial["score"]}])
+        wrong = next(filter(None, (_wrong(trial, at, space, rungs) for at, trial in enumerate(found))), "")
+    if not wrong and not all(trial["reached"] for trial in ended):
+        wrong = "a trial has ended at no rung"
+    if wrong:
+        raise CheckpointError(f"{path} is damaged: {wrong}; remove it to search anew")
     return ended, batch
+
+
+def _is_whole(trial: Any) -> bool:
+    return isinstance(trial, dict) and trial.keys() >= _KEYS and isinstance(trial["settings"], dict)
+
+
+def _wrong(trial: Trial, at: int, space: Mapping[str, Dimension], rungs: int) -> str:
+    """What a trial holds that none of this search does; empty if nothing.
+
+    Args:
+        trial: has all its keys.
+        at: its place among all.
+        space: what is searched, by the names of settings.
+        rungs: that it can reach.
+    """
+    if type(trial["number"]) is not int or trial["number"] != at:
+        return f"number is {shown(trial['number'])}, expected {at}"
+    if other := next((name for name in trial["settings"] if name not in space), None):
+        return f"{other!r} is not searched"
+    named, params = {dimension.name: dimension for dimension in space.values()}, trial["params"]
+    if params is not None and not (
+        isinstance(params, dict)
+        and params.keys() == named.keys()
+        and all(named[name].takes(value) for name, value in params.items())
+    ):
+        return f"params of trial {at} are no point of what is searched"
+    if not _is_score(trial["score"]):
+        return f"score of trial {at} is {shown(trial['score'])}, expected a number"
+    reached = trial.get("reached")
+    if not isinstance(reached, list) or len(reached) > rungs or not all(map(_are_scores, reached)):
+        return f"reached of trial {at} is {shown(reached)}, expected scores by environment at each of at most {rungs} rungs"
+    return ""
+
+
+def _are_scores(found: Any) -> bool:
+    return isinstance(found, dict) and bool(found) and all(map(_is_score, found.values()))
+
+
+def _is_score(score: Any) -> bool:
+    return score is None or (type(score) in (int, float) and abs(score) <= sys.float_info.max)
 
 
 def write_trials(

@@ -14,7 +14,7 @@ from typing import Any
 
 from relax_rl.comparison.budget import Budget
 from relax_rl.comparison.config import CompareConfig
-from relax_rl.comparison.contestants import Contestant, safe_name
+from relax_rl.comparison.contestants import Contestant, file_names, safe_name
 from relax_rl.comparison.halving import (
     WHOLE,
     batch_size,
@@ -24,7 +24,7 @@ from relax_rl.comparison.halving import (
     rung_steps,
     survivors,
 )
-from relax_rl.comparison.plan import Environment, Folder, own_config, run_task
+from relax_rl.comparison.plan import TOGETHER, Environment, Folder, own_config, run_task
 from relax_rl.comparison.process import last_row
 from relax_rl.comparison.proposals import propose
 from relax_rl.comparison.results import POINTS, read_run
@@ -47,9 +47,6 @@ from relax_rl.runs import RunFolder
 from relax_rl.settings.fields import flat
 
 __all__ = ["Studies", "Study", "check", "curve_mean", "make_studies", "tune"]
-
-TOGETHER = "together"
-"""In the names of folders, in place of an environment's."""
 
 
 def check(config: CompareConfig, contestants: Sequence[Contestant]) -> None:
@@ -107,7 +104,8 @@ class Study:
         self.steps = {env.name: rung_steps(config.tune_steps or env.total_steps, self.rungs) for env in environments}
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        self.trials, self._batch = read_trials(self.folder / "trials.json", environments[0].name, self.space)
+        kept, rungs = self.folder / "trials.json", len(self.rungs)
+        self.trials, self._batch = read_trials(kept, environments[0].name, self.space, rungs=rungs)
 
     @property
     def is_open(self) -> bool:
@@ -218,13 +216,14 @@ class Study:
             self.contestant,
             seed,
             f"tuning/{self.folder.name}/{folder.name}",
-            name=f"tune-{self.folder.name}-{name}",
+            name=safe_name(f"tune-{self.folder.name}-{name}"),
             total_steps=self.steps[env.name][-1],
             settings={**trial["settings"], **saved},
         )
 
     def _folder(self, trial: Trial, env: Environment, seed: int) -> Path:
-        where = f"-{safe_name(env.name)}" if self.config.tune_together else ""
+        stems = file_names((name,) for name in self.steps)
+        where = f"-{stems[(env.name,)]}" if self.config.tune_together else ""
         return self.folder / f"trial-{trial['number']:03d}{where}-s{seed}"
 
     def _points(self, count: int) -> list[dict[str, Any]]:

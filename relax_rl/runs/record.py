@@ -28,8 +28,10 @@ from relax_rl.settings.fields import (
     with_settings,
 )
 from relax_rl.settings.naming import is_own
+from relax_rl.settings.presets import same_env
 
 __all__ = [
+    "NAMING_CODE",
     "OWN",
     "PACKAGES",
     "check_recorded",
@@ -57,6 +59,9 @@ C = TypeVar("C")
 
 OWN = {"env": EnvConfig().env, "estimator": "auto", "networks": None, "vectorization": "auto", "wrapper": ()}
 """Settings that may name code of the user's own, and what they are where nobody names any."""
+
+NAMING_CODE = (*OWN, "logger")
+"""All such settings; loggers belong to one call, and are not among what a run goes on with."""
 
 _LARGEST = 2**24
 """Bytes of a file of settings that is read."""
@@ -220,10 +225,11 @@ def resumed_config(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
         before, now = flat(saved)[name], flat(wanted)[name]
         if is_own(before) and now == default:
             raise SettingsError(named_by_a_file(name, before))
-    if wanted.env.env != saved.env.env:
+    if not same_env(wanted.env.env, saved.env.env):
         raise CheckpointError(
             f"cannot resume with --env {wanted.env.env}: the run was trained on {saved.env.env}; start a new run instead"
         )
+    wanted = with_settings(wanted, {"env": saved.env.env})
     if wanted.run.estimator == "auto":
         wanted = with_settings(wanted, {"estimator": saved.run.estimator})
     return check_resumable(saved, wanted)
@@ -263,7 +269,7 @@ def known_env(
         saved = replace(saved, env_kwargs={**(saved.env_kwargs or {}), **env_kwargs})
     if given is None and is_own(saved.env):
         raise SettingsError(named_by_a_file("env", saved.env))
-    if given is not None and given != saved.env:
+    if given is not None and not same_env(given, saved.env):
         raise SettingsError(f"env is {given!r}, but the run was trained on {saved.env!r}")
     return replace(saved, vectorization="auto") if is_own(saved.vectorization) else saved
 

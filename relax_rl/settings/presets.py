@@ -16,7 +16,17 @@ from relax_rl.errors import SettingsError, did_you_mean
 from relax_rl.settings.config import AgentConfig, TrainConfig
 from relax_rl.settings.fields import with_settings
 
-__all__ = ["PRESETS", "Override", "Preset", "find_preset", "has_version", "is_atari", "preset_config", "settings_for"]
+__all__ = [
+    "PRESETS",
+    "Override",
+    "Preset",
+    "find_preset",
+    "has_version",
+    "is_atari",
+    "preset_config",
+    "same_env",
+    "settings_for",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +234,12 @@ def _without_module(env: str) -> str:
 def has_version(env: str) -> bool:
     """Whether an id says which version of an environment it means."""
     return re.search(r"-v\d+$", env) is not None
+
+
+def same_env(one: str, other: str) -> bool:
+    """Whether two ids can mean one environment: equal, or but for a version that only one of them names."""
+    names = [re.sub(r"-v\d+$", "", env) for env in (one, other)]
+    return one == other or (names[0] == names[1] and has_version(one) != has_version(other))
 
 
 def _likely_estimator(env: str, estimator: str, bins: int) -> str:

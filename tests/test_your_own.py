@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,23 @@ def test_names_that_name_nothing(name: str, message: str, refused: Callable[...,
     for option in ("--estimator", "--networks", "--backend", "--logger"):
         assert message in refused(option, name, "--total-steps", "10", "--run-dir", str(tmp_path / "run"), "--quiet")
     assert not (tmp_path / "run").exists()
+
+
+def leaves(*_: Any, **__: Any) -> Any:
+    sys.exit(0)
+
+
+def test_code_that_calls_sys_exit_is_no_success(
+    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    called = f"sys.exit(0) was called in {__file__}, line "
+    made = {"logger": "SystemExit: 0", "wrapper": "SystemExit: 0"}
+    for option in ("estimator", "networks", "backend", *made):
+        small = ["--total-steps", "10", "--run-dir", str(tmp_path / option), "--quiet", "--no-tensorboard"]
+        assert "'leaving:x' cannot be imported (SystemExit: 0)" in refused(f"--{option}", "leaving:x", *small)
+        assert made.get(option, called) in refused(f"--{option}", f"{HERE}:leaves", *small)
 
 
 def test_a_name_belongs_to_one_estimator() -> None:

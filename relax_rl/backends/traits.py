@@ -135,7 +135,7 @@ def frames_of(
         frames = vector_env.render()
     except NotImplementedError:
         frames = None
-    except Exception as error:  # whatever an environment's drawing misses
+    except (Exception, SystemExit) as error:  # whatever an environment's drawing misses
         line = (str(error).splitlines() or [""])[0]
         raise SettingsError(f"{env_id} cannot be drawn: {type(error).__name__}: {line}") from error
     if frames is None or any(frame is None for frame in frames):

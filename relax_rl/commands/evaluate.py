@@ -14,11 +14,11 @@ from relax_rl.compute.host import set_threads
 from relax_rl.compute.serialization import write_json
 from relax_rl.runs.displays import describe_number, say
 from relax_rl.runs.folder import RunFolder
+from relax_rl.runs.own_code import own_networks
 from relax_rl.runs.record import known_env, read_config
 from relax_rl.runs.zoo import run_of
 from relax_rl.settings.config import STEP_LIMIT
 from relax_rl.settings.fields import check, setting
-from relax_rl.settings.naming import named
 from relax_rl.settings.options import parse
 from relax_rl.settings.presets import is_atari
 
@@ -95,7 +95,6 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
         SettingsError: the environment cannot be made, or the extra `video` is missing.
         RelaxRLError: the run's folder cannot be written.
     """
-    from relax_rl.agents import learn_of
     from relax_rl.runs.agent import load_agent
     from relax_rl.runs.evaluation import evaluate, evaluation_envs, now_and_then
     from relax_rl.runs.video import record_video, rendering_env
@@ -104,9 +103,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     trained = read_config(folder)
     settings = known_env(trained.env, config.env, config.wrapper, config.env_kwargs)
     settings = replace(settings, num_envs=config.num_envs)
-    if config.estimator is not None:
-        learn_of(config.estimator)
-    networks = None if config.networks is None else named(config.networks, "networks")
+    networks = own_networks(config.estimator, config.networks)
     agent, path = load_agent(folder, config.checkpoint, config.device, networks=networks)
     with ExitStack() as stack:
         set_threads(trained.run.threads, stack)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from relax_rl.compute.host import set_threads
 from relax_rl.compute.serialization import write_json
@@ -21,6 +21,9 @@ from relax_rl.settings.config import STEP_LIMIT
 from relax_rl.settings.fields import check, setting
 from relax_rl.settings.options import parse
 from relax_rl.settings.presets import is_atari
+
+if TYPE_CHECKING:
+    from relax_rl.runs.evaluation import Scores
 
 __all__ = ["EvaluateConfig", "evaluate_command", "evaluate_config", "evaluate_run"]
 
@@ -64,35 +67,22 @@ class EvaluateConfig:
 
 def evaluate_command(args: Sequence[str], prog: str) -> int:
     """`evaluate`: read the options, play, say the result."""
-    config = evaluate_config(args, prog)
-    result = evaluate_run(config)
-    how = "deterministic" if result["deterministic"] else "sampled"
-    print(f"{result['env']} · {result['estimator']} · {result['checkpoint']}")
-    if config.checkpoint == "auto" and Path(result["checkpoint"]).stem == "best":
-        print(
-            f"the best agent that the run has kept, of step {result['step']:,}; --checkpoint latest plays the last one"
-        )
-    print(
-        f"return {describe_number(result['return_mean'])} ± {describe_number(result['return_std'])} (mean ± standard deviation of "
-        f"{result['episodes']} episodes, {how} actions, mean length {result['length_mean']:.0f})"
-    )
-    for name in filter(lambda name: name.startswith("info/"), result):
-        success = name == "info/success_rate"
-        print(f"  success     {result[name]:.1%}" if success else f"  {name}  {describe_number(result[name])}")
-    if result["cut_off"]:
-        print(f"  cut off     {result['cut_off_told']}")
-    print(f"  written to  {RunFolder(Path(config.run)).evaluation}")
-    if result["video"] is not None:
-        print(f"  video       {result['video']} (return {result['video_return']:g})")
+    evaluate_run(evaluate_config(args, prog), told=partial(print, flush=True))
     return 0
 
 
-def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
+def evaluate_run(config: EvaluateConfig, *, told: Callable[[str], object] = str) -> dict[str, Any]:
     """Score the agent of a run, and record it if asked to; returns what `evaluation.json` then holds.
+
+    Scores are told and written before the video is made, so that one that fails costs none of them.
+
+    Args:
+        config: what to play.
+        told: takes what came of it, line by line (default: nobody).
 
     Raises:
         CheckpointError: no such run or checkpoint, or none that can be read.
-        SettingsError: the environment cannot be made, or the extra `video` is missing.
+        SettingsError: the environment cannot be made or recorded, or the extra `video` is missing.
         RelaxRLError: the run's folder cannot be written.
     """
     from relax_rl.runs.agent import load_agent
@@ -110,23 +100,30 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
         # Before anything is played, so that a missing extra costs no time.
         camera = stack.enter_context(rendering_env(settings, seed=config.seed)) if config.video else None
         envs = stack.enter_context(evaluation_envs(settings, episodes=config.episodes, seed=config.seed))
-        how: dict[str, Any] = {
-            "seed": config.seed,
-            "deterministic": config.deterministic,
-            "step_limit": config.step_limit,
-        }
+        how: dict[str, Any] = {name: getattr(config, name) for name in ("seed", "deterministic", "step_limit")}
         shown = now_and_then(partial(say, file=sys.stderr), config.episodes)
         scores = evaluate(agent, envs, episodes=config.episodes, progress=shown, **how)
         assert scores is not None  # nothing breaks it off
-        video, seen = None, None
+        about = {"env": settings.env, "estimator": agent.name, "checkpoint": str(path), "step": agent.steps}
+        result = {**about, **_found(config, scores)}
+        try:
+            write_json(folder.evaluation, result)
+        finally:  # what cannot be written, for a full disk say, is told all the same
+            for line in _lines(config, result):
+                told(line)
+        told(f"  written to  {folder.evaluation}")
         if camera is not None:
             video = folder.videos / f"step_{agent.steps:09d}-seed_{config.seed}.mp4"
             seen = record_video(agent, camera, video, **how)
-    result = {
-        "env": settings.env,
-        "estimator": agent.name,
-        "checkpoint": str(path),
-        "step": agent.steps,
+            result |= {"video": str(video), "video_return": seen.mean}
+            write_json(folder.evaluation, result)
+            told(f"  video       {video} (return {seen.mean:g})")
+    return result
+
+
+def _found(config: EvaluateConfig, scores: Scores) -> dict[str, Any]:
+    """What came of an evaluation, before there is a video."""
+    return {
         "episodes": config.episodes,
         "seed": config.seed,
         "deterministic": config.deterministic,
@@ -140,11 +137,26 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
         "cut_off_told": scores.cut_off_told("--step-limit"),
         "returns": list(scores.returns),
         "lengths": list(scores.lengths),
-        "video": video,
-        "video_return": None if seen is None else seen.mean,
+        "video": None,
+        "video_return": None,
     }
-    write_json(folder.evaluation, result)
-    return result
+
+
+def _lines(config: EvaluateConfig, result: Mapping[str, Any]) -> Iterator[str]:
+    """What is said of it."""
+    how = "deterministic" if result["deterministic"] else "sampled"
+    yield f"{result['env']} · {result['estimator']} · {result['checkpoint']}"
+    if config.checkpoint == "auto" and Path(result["checkpoint"]).stem == "best":
+        yield f"the best agent that the run has kept, of step {result['step']:,}; --checkpoint latest plays the last one"
+    yield (
+        f"return {describe_number(result['return_mean'])} ± {describe_number(result['return_std'])} (mean ± standard deviation of "
+        f"{result['episodes']} episodes, {how} actions, mean length {result['length_mean']:.0f})"
+    )
+    for name in filter(lambda name: name.startswith("info/"), result):
+        success = name == "info/success_rate"
+        yield f"  success     {result[name]:.1%}" if success else f"  {name}  {describe_number(result[name])}"
+    if result["cut_off"]:
+        yield f"  cut off     {result['cut_off_told']}"
 
 
 def evaluate_config(args: Sequence[str], prog: str) -> EvaluateConfig:

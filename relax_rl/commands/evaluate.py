@@ -87,6 +87,7 @@ def evaluate_run(config: EvaluateConfig, *, told: Callable[[str], object] = str)
     """
     from relax_rl.runs.agent import load_agent
     from relax_rl.runs.evaluation import evaluate, evaluation_envs, now_and_then
+    from relax_rl.runs.scores import digest_of
     from relax_rl.runs.video import record_video, rendering_env
 
     folder = RunFolder(Path(config.run))
@@ -104,7 +105,13 @@ def evaluate_run(config: EvaluateConfig, *, told: Callable[[str], object] = str)
         shown = now_and_then(partial(say, file=sys.stderr), config.episodes)
         scores = evaluate(agent, envs, episodes=config.episodes, progress=shown, **how)
         assert scores is not None  # nothing breaks it off
-        about = {"env": settings.env, "estimator": agent.name, "checkpoint": str(path), "step": agent.steps}
+        about: dict[str, Any] = {
+            "env": settings.env,
+            "estimator": agent.name,
+            "checkpoint": str(path),
+            "step": agent.steps,
+        }
+        about |= {"agent_sha256": digest_of(agent), "env_kwargs": settings.env_kwargs or {}}
         result = {**about, **_found(config, scores)}
         try:
             write_json(folder.evaluation, result)
@@ -127,6 +134,7 @@ def _found(config: EvaluateConfig, scores: Scores) -> dict[str, Any]:
         "episodes": config.episodes,
         "seed": config.seed,
         "deterministic": config.deterministic,
+        "step_limit": config.step_limit,
         "return_mean": scores.mean,
         "return_std": scores.std,
         "return_min": min(scores.returns),

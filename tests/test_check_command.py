@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,11 @@ class Told(TargetEnv):
 class Dying(GoldenEnv):
     def step(self, action: Any) -> Any:
         raise RuntimeError("out of paper")
+
+
+class Leaving(GoldenEnv):
+    def step(self, action: Any) -> Any:
+        sys.exit(0)
 
 
 class Wordy(GoldenEnv):
@@ -123,6 +129,7 @@ def test_what_a_known_one_is(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("CartPol-v1", "unknown environment 'CartPol-v1'; did you mean CartPole-v1"),
         (f"{HERE}:Dying", "RuntimeError: out of paper"),
+        (f"{HERE}:Leaving", "SystemExit: 0"),
         (f"{HERE}:Wordy", "Text"),
         ("nowhere:Env", "cannot import 'nowhere'"),
     ],

@@ -60,6 +60,25 @@ class Telling(gym.Env):
         return np.full(1, self.t, np.float32), 1.0, over, False, info
 
 
+class Numbered(Telling):
+    """Names some of its infos by what is no text."""
+
+    def step(self, action: Any) -> Any:
+        *rest, info = super().step(action)
+        return *rest, {**info, 0: 1.0, ("a", 1): 2.0}
+
+
+def test_only_infos_that_are_named_by_texts_are_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert followed(["all"], {0: 1.0, "near": 2.0, ("a",): 3.0}) == ["near"]  # type: ignore[dict-item]
+    assert main(["check", "--env", f"{HERE}:Numbered", "--steps", "50"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "(--info-keys); others path, 0, ('a', 1)" in told
+    settings = {"run_dir": str(tmp_path / "run"), "total_steps": 50, "quiet": True, "tensorboard": False}
+    env = EnvConfig(env=f"{HERE}:Numbered", num_envs=2, info_keys=("all",))
+    train(TrainConfig(env=env, run=RunConfig(**settings)))  # type: ignore[arg-type]
+    assert "info/done" in read_csv(tmp_path / "run" / "progress.csv")
+
+
 def episodes(envs: VectorEnvs, count: int) -> list[Episode]:
     found: list[Episode] = []
     while len(found) < count:

@@ -96,6 +96,14 @@ def test_a_video(run, capsys):
     assert str(video) in capsys.readouterr().out
 
 
+def test_scores_that_cannot_be_written_are_told(run, capsys):
+    (run / "evaluation.json" / "in the way").mkdir(parents=True)
+    assert main(["evaluate", str(run), "--episodes", "2"]) == 2
+    out, err = capsys.readouterr()
+    assert "\nreturn " in out and "written to" not in out
+    assert err.startswith("error: cannot write ") and err.count("\n") == 1
+
+
 def test_a_missing_extra_costs_no_time(run, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "moviepy.video.io.ffmpeg_writer", None)
     assert install_line("video") in refused("evaluate", str(run), "--video")

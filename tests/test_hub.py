@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ pytest.importorskip("huggingface_hub", reason="needs the extra hub")
 from relax_rl.agents import ActorCritic
 from relax_rl.commands.main import main
 from relax_rl.errors import RelaxRLError, SettingsError
+from relax_rl.runs import RunFolder, read_config
 from relax_rl.runs.hub import load_from_hub, push_to_hub
+from relax_rl.runs.scores import scores_of
 from tests.hub_server import Hub, running_hub
 
 
@@ -68,6 +71,75 @@ def test_scores_of_another_agent_are_left_out(run: Path, hub: Hub) -> None:
     assert (
         "evaluation.json" not in hub.files["me/cart"] and "Not evaluated" in hub.files["me/cart"]["README.md"].decode()
     )
+
+
+def test_scores_in_other_environments_are_left_out(run: Path, hub: Hub) -> None:
+    assert main(["evaluate", str(run), "--episodes", "2", "--env-kwargs", "max_episode_steps=3"]) == 0
+    told = r"is about env_kwargs \{'max_episode_steps': 3\}, the run about \{\}: left out"
+    with pytest.warns(UserWarning, match=told):
+        push_to_hub(run, "me/cart", endpoint=hub.url)
+    assert "Not evaluated" in hub.files["me/cart"]["README.md"].decode()
+
+
+def test_scores_of_another_agent_of_as_many_steps_are_left_out(run: Path, hub: Hub, tmp_path: Path) -> None:
+    agent = ActorCritic.load(RunFolder(run).checkpoints / "best.safetensors")
+    same, other = tmp_path / "same.safetensors", tmp_path / "other.safetensors"
+    agent.save(same, optimizer=False)
+    next(agent.policy.parameters()).data.add_(1.0)
+    agent.save(other)
+    assert main(["evaluate", str(run), "--episodes", "2", "--checkpoint", str(other)]) == 0
+    with pytest.warns(UserWarning, match="is about another agent of as many steps: left out"):
+        push_to_hub(run, "me/cart", checkpoint="best", endpoint=hub.url)
+    assert "evaluation.json" not in hub.files["me/cart"]
+    assert main(["evaluate", str(run), "--episodes", "2", "--checkpoint", str(same)]) == 0
+    push_to_hub(run, "me/cart", checkpoint="best", endpoint=hub.url)
+    assert "evaluation.json" in hub.files["me/cart"]
+
+
+def test_the_card_tells_of_episodes_that_were_cut_off(run: Path, hub: Hub) -> None:
+    assert main(["evaluate", str(run), "--episodes", "2", "--step-limit", "2"]) == 0
+    push_to_hub(run, "me/cart", endpoint=hub.url)
+    told = "2 of them were cut off after 2 steps, and count with the return they had by then."
+    assert told in hub.files["me/cart"]["README.md"].decode()
+    path = RunFolder(run).evaluation
+    older = {
+        k: x for k, x in json.loads(path.read_text()).items() if k not in ("step_limit", "agent_sha256", "env_kwargs")
+    }
+    path.write_text(json.dumps(older))
+    push_to_hub(run, "me/cart", endpoint=hub.url)
+    assert "2 of them were cut off after a limit of steps" in hub.files["me/cart"]["README.md"].decode()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"return_mean": "-inf"}, "says that return_mean is '-inf', expected a finite number"),
+        ({"return_std": None}, "says that return_std is None, expected a finite number"),
+        ({"episodes": True}, "says that episodes is True, expected a count"),
+        ({"cut_off": [1]}, "expected a count"),
+        ({"deterministic": "yes"}, "says that deterministic is 'yes', expected true or false"),
+        ({"env": "Acrobot-v1"}, "is about env 'Acrobot-v1', the run about 'CartPole-v1'"),
+        ({"step": "400"}, "is about step '400', this agent of step"),
+        (None, "says that return_mean is None"),
+    ],
+)
+def test_foreign_evaluations_are_left_out(run: Path, changes: dict[str, Any] | None, told: str) -> None:
+    path = RunFolder(run).evaluation
+    agent = ActorCritic.load(RunFolder(run).checkpoints / "best.safetensors")
+    known = {"return_mean": 9.0, "return_std": 0.0, "episodes": 2, "seed": 0, "deterministic": True}
+    path.write_text(json.dumps({"step": agent.steps, **({} if changes is None else {**known, **changes})}))
+    with pytest.warns(UserWarning, match=re.escape(told)):
+        assert scores_of(RunFolder(run), agent, read_config(RunFolder(run)).env) is None
+    path.write_text(json.dumps({"step": agent.steps, **known}))
+    assert scores_of(RunFolder(run), agent, read_config(RunFolder(run)).env) is not None
+
+
+def test_what_is_no_video_is_passed_over(run: Path, hub: Hub) -> None:
+    videos = RunFolder(run).videos
+    (videos / "a.mp4").mkdir(parents=True)
+    (videos / "b.mp4").symlink_to(run / "nowhere")
+    push_to_hub(run, "me/cart", endpoint=hub.url)
+    assert "video.mp4" not in hub.files["me/cart"]
 
 
 def test_the_command(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str], refused: Any) -> None:

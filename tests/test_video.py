@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -10,13 +14,54 @@ import pytest
 from gymnasium.vector import SyncVectorEnv
 
 from relax_rl.agents import A2C
+from relax_rl.commands.main import main
 from relax_rl.envs import VectorEnvs
 from relax_rl.errors import RelaxRLError, SettingsError
+from relax_rl.runs.training import train
 from relax_rl.runs.video import record_video, rendering_env
 from relax_rl.settings.config import EnvConfig
 from tests.fakes import GoldenEnv
+from tests.steps import small_run
 
+HERE = "tests.test_video"
 CARTPOLE = EnvConfig(env="CartPole-v1", num_envs=8)
+
+
+def picture(*shape, dtype=np.uint8):
+    return np.zeros(shape, dtype)
+
+
+FRAMES = {
+    "right": lambda t: picture(32, 48, 3),
+    "small": lambda t: picture(2, 3, 3),
+    "transparent": lambda t: picture(32, 48, 4),
+    "grey": lambda t: picture(32, 48),
+    "fractions": lambda t: picture(32, 48, 3, dtype=np.float32),
+    "growing": lambda t: picture(32 + t, 48, 3),
+    "dots": lambda t: picture(1, 1, 3),
+    "words": lambda t: "a frame",
+    "ragged": lambda t: [[1, 2], [3]],
+}
+
+
+class Filmed(GoldenEnv):
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(self, frames="right", fps=30, render_mode=None):
+        super().__init__(cycle=[(3, "terminated")])
+        self.render_mode, self.frames = render_mode, FRAMES[frames]
+        self.metadata = {**self.metadata, "render_fps": fps}
+
+    def render(self):
+        return self.frames(self.t)
+
+
+@pytest.fixture(scope="module")
+def filmed(tmp_path_factory):
+    """The folder of a small run on it."""
+    path = tmp_path_factory.mktemp("filmed") / "run"
+    train(small_run(path, f"{HERE}:Filmed", total_steps=40))
+    return path
 
 
 @pytest.fixture
@@ -65,6 +110,69 @@ def test_a_recording_that_fails_leaves_no_file(env, agent, tmp_path, monkeypatch
     with pytest.raises(RelaxRLError, match="No space left"):
         record_video(agent, env, tmp_path / "a.mp4", seed=0, deterministic=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def film(run, *settings):
+    (run / "evaluation.json").unlink(missing_ok=True)
+    args = ["--env", f"{HERE}:Filmed", "--episodes", "2", "--video", "--env-kwargs", "frames=right", *settings]
+    return main(["evaluate", str(run), *args])
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        (
+            "frames=transparent",
+            "a frame is uint8 [32, 48, 4], expected uint8 [H, W, 3] of at least 2 x 2; mend its render()",
+        ),
+        ("frames=grey", "a frame is uint8 [32, 48], expected uint8 [H, W, 3]"),
+        ("frames=fractions", "a frame is float32 [32, 48, 3], expected uint8 [H, W, 3]"),
+        ("frames=growing", "], expected [33, 48, 3] as the first one"),
+        ("frames=dots", "a frame is uint8 [1, 1, 3], expected uint8 [H, W, 3] of at least 2 x 2"),
+        ("frames=words", "a frame is <U7 [], expected uint8 [H, W, 3]"),
+        ("frames=ragged", "cannot be drawn: ValueError: "),
+        ("fps=null", "render_fps of its metadata is None, expected a number above 0; mend it there"),
+        ("fps=0", "render_fps of its metadata is 0, expected a number above 0"),
+        ('fps="30"', "render_fps of its metadata is '30', expected a number above 0"),
+    ],
+)
+def test_frames_that_make_no_video_cost_no_scores(setting, told, filmed, capsys):
+    pytest.importorskip("moviepy")
+    capsys.readouterr()
+    assert film(filmed, setting) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert line.startswith("error: ") and told in line
+    kept = json.loads((filmed / "evaluation.json").read_text())
+    assert len(kept["returns"]) == 2 and kept["video"] is None
+    assert "\nreturn " in out and "  written to  " in out and not list((filmed / "videos").glob("*"))
+
+
+@pytest.mark.parametrize("settings", [["frames=right"], ["frames=small", "fps=0.5"]])
+def test_whatever_is_a_picture_is_recorded(settings, filmed, tmp_path):
+    pytest.importorskip("moviepy")
+    run = shutil.copytree(filmed, tmp_path / "run")
+    assert film(run, *settings) == 0
+    kept = json.loads((run / "evaluation.json").read_text())
+    assert os.path.getsize(kept["video"]) > 0 and isinstance(kept["video_return"], float)
+
+
+def test_an_encoder_that_fails_without_a_word_is_told(env, agent, tmp_path, monkeypatch):
+    monkeypatch.setattr("relax_rl.runs.video._video_writer", lambda: Failing)
+    with pytest.raises(RelaxRLError, match=r"a\.mp4: the encoder failed with exit code 3"):
+        record_video(agent, env, tmp_path / "a.mp4", seed=0, deterministic=False)
+
+
+class Failing:
+    def __init__(self, path, size, fps):
+        self.proc = SimpleNamespace(returncode=3)
+        Path(path).write_bytes(b"half")
+
+    def write_frame(self, frame):
+        pass
+
+    def close(self):
+        pass
 
 
 def test_what_renders_for_humans_alone_cannot_be_recorded():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from relax_rl import A2C, ActorCritic, TrainConfig, estimators, train
-from relax_rl.agents import AgentEstimator, Experience, NetworkParts, register, resolve_estimator
+from relax_rl.agents import AGENTS, AgentEstimator, Experience, NetworkParts, register, resolve_estimator
 from relax_rl.commands.main import main
 from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.runs.training import resume_config
 from relax_rl.settings.fields import with_settings
 
 HERE = "tests.test_your_own"
+
+
+@pytest.fixture(autouse=True)
+def known() -> Iterator[None]:
+    """Estimators of these tests are not measured by those of others."""
+    before = dict(AGENTS)
+    yield
+    AGENTS.clear()
+    AGENTS.update(before)
 
 
 def twice(x: Experience, dist: Any, surrogate: nn.Module | None = None) -> Tensor:
@@ -102,6 +112,27 @@ def test_the_command_line_takes_names_and_asks_for_them_again(tmp_path: Path, re
     assert "name them again" in refused("evaluate", run, "--episodes", "1")
 
 
+def test_whatever_looks_at_an_agent_takes_names(
+    tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = str(tmp_path / "run")
+    names = ["--estimator", f"{HERE}:TWICE", "--networks", f"{HERE}:with_surrogate"]
+    assert main(["--total-steps", "200", "--run-dir", run, "--no-tensorboard", "--quiet", *names]) == 0
+    pushed: list[Any] = []
+    monkeypatch.setattr("relax_rl.commands.push.push_to_hub", lambda *_, networks, **__: pushed.append(networks))
+    for command in (
+        ["export", run, "--format", "torch"],
+        ["variance", run, "--batches", "2", "--fit-batches", "2", "--states", "2"],
+        ["push", run, "me/mine"],
+    ):
+        AGENTS.pop("twice", None)
+        assert main([*command, *names]) == 0
+        assert "twice" in AGENTS
+    assert pushed == [with_surrogate] and (tmp_path / "run" / "policy.pt2").is_file()
+    measured = json.loads((tmp_path / "run" / "variance.json").read_text())["applied"]
+    assert {"a2c", "twice", "relax, fitted"} <= set(measured)
+
+
 HEARD: list[tuple[str, Any]] = []
 
 
@@ -146,6 +177,23 @@ def test_names_that_name_nothing(name: str, message: str, refused: Callable[...,
     for option in ("--estimator", "--networks", "--backend", "--logger"):
         assert message in refused(option, name, "--total-steps", "10", "--run-dir", str(tmp_path / "run"), "--quiet")
     assert not (tmp_path / "run").exists()
+
+
+def leaves(*_: Any, **__: Any) -> Any:
+    sys.exit(0)
+
+
+def test_code_that_calls_sys_exit_is_no_success(
+    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    called = f"sys.exit(0) was called in {__file__}, line "
+    made = {"logger": "SystemExit: 0", "wrapper": "SystemExit: 0"}
+    for option in ("estimator", "networks", "backend", *made):
+        small = ["--total-steps", "10", "--run-dir", str(tmp_path / option), "--quiet", "--no-tensorboard"]
+        assert "'leaving:x' cannot be imported (SystemExit: 0)" in refused(f"--{option}", "leaving:x", *small)
+        assert made.get(option, called) in refused(f"--{option}", f"{HERE}:leaves", *small)
 
 
 def test_a_name_belongs_to_one_estimator() -> None:

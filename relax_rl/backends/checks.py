@@ -111,13 +111,13 @@ def check_env(env: gym.Env[Any, Any] | Callable[..., Any] | str, *, steps: int =
         warnings.simplefilter("always")
         try:
             check_by_gymnasium(env, skip_render_check=True, skip_close_check=True)
-        except Exception as error:  # whatever an environment does
+        except (Exception, SystemExit) as error:  # whatever an environment does
             found.append(_line(error))
     lines = [_plain(str(each.message)) for each in told]
     found += [line for line in lines if not any(words in line for words in _NO_FAULTS)]
     try:
         found += [*_of_spaces(env), *_of_steps(env, steps, seed)]
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         found.append(_line(error))
     return list(dict.fromkeys(found))
 

@@ -299,7 +299,7 @@ def one_line_errors(spec: EnvSpec) -> Iterator[None]:
         raise SettingsError(_missing_line(spec, missing)) from missing
     except gym.error.Error as wrong:
         raise SettingsError(f"{spec.id} cannot be made: {first_line(wrong)}") from wrong
-    except Exception as wrong:  # whatever an environment of somebody's own does when it is made
+    except (Exception, SystemExit) as wrong:  # whatever an environment of somebody's own does when it is made
         if isinstance(wrong, TypeError) and "keyword argument" in str(wrong):
             reason = first_line(wrong)
             theirs = re.search(r"keyword argument '(\w+)'", reason)

@@ -60,9 +60,8 @@ def require_names(keys: Sequence[str]) -> tuple[str, ...]:
 def followed(keys: Sequence[str], infos: Mapping[str, Any]) -> list[str]:
     """The names among infos, of a single environment or of a vector, that are followed beside success."""
     if ALL in keys:
-        return [
-            name for name in infos if name not in _BOOKKEEPING and name[:1] != "_" and _NAME.fullmatch(name) is not None
-        ]
+        texts = [name for name in infos if isinstance(name, str)]  # Gymnasium lets infos have keys of any kind
+        return [x for x in texts if x not in _BOOKKEEPING and x[:1] != "_" and _NAME.fullmatch(x) is not None]
     return [name for name in keys if name in infos and name not in SUCCESS]
 
 

@@ -58,7 +58,7 @@ class OwnWrapper:
             made = self.wrap(env, **self.settings)
         except RelaxRLError:
             raise
-        except Exception as error:  # whatever somebody's own wrapper does
+        except (Exception, SystemExit) as error:  # whatever somebody's own wrapper does
             line = (str(error).splitlines() or [""])[0][:300]
             raise SettingsError(
                 f"wrapper {self.name} cannot be put around it: {type(error).__name__}: {line}"

@@ -132,15 +132,17 @@ def frames_of(
         SettingsError: if the environments render nothing, or fail to.
     """
     try:
-        frames = vector_env.render()
+        rendered = vector_env.render()
+        frames = None if rendered is None else [None if frame is None else np.asarray(frame) for frame in rendered]
     except NotImplementedError:
         frames = None
-    except Exception as error:  # whatever an environment's drawing misses
+    except (Exception, SystemExit) as error:  # whatever an environment's drawing misses
         line = (str(error).splitlines() or [""])[0]
         raise SettingsError(f"{env_id} cannot be drawn: {type(error).__name__}: {line}") from error
-    if frames is None or any(frame is None for frame in frames):
+    whole = [frame for frame in frames or () if frame is not None]
+    if frames is None or len(whole) < len(frames):
         how = 'make it with render_mode="rgb_array" and vectorization "sync"'
         if vectorization == "sync" and vector_env.render_mode == "rgb_array":
             how = "render_mode 'rgb_array' gives none, and render_modes of its metadata should say so"
         raise SettingsError(f"{env_id} ({vectorization}) renders no frames; {how}")
-    return tuple(np.asarray(frame) for frame in frames)
+    return tuple(whole)

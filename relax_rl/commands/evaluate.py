@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from relax_rl.compute.host import set_threads
 from relax_rl.compute.serialization import write_json
 from relax_rl.runs.displays import describe_number, say
 from relax_rl.runs.folder import RunFolder
+from relax_rl.runs.own_code import own_networks
 from relax_rl.runs.record import known_env, read_config
 from relax_rl.runs.zoo import run_of
 from relax_rl.settings.config import STEP_LIMIT
 from relax_rl.settings.fields import check, setting
-from relax_rl.settings.naming import named
 from relax_rl.settings.options import parse
 from relax_rl.settings.presets import is_atari
+
+if TYPE_CHECKING:
+    from relax_rl.runs.evaluation import Scores
 
 __all__ = ["EvaluateConfig", "evaluate_command", "evaluate_config", "evaluate_run"]
 
@@ -64,75 +67,74 @@ class EvaluateConfig:
 
 def evaluate_command(args: Sequence[str], prog: str) -> int:
     """`evaluate`: read the options, play, say the result."""
-    config = evaluate_config(args, prog)
-    result = evaluate_run(config)
-    how = "deterministic" if result["deterministic"] else "sampled"
-    print(f"{result['env']} · {result['estimator']} · {result['checkpoint']}")
-    if config.checkpoint == "auto" and Path(result["checkpoint"]).stem == "best":
-        print(
-            f"the best agent that the run has kept, of step {result['step']:,}; --checkpoint latest plays the last one"
-        )
-    print(
-        f"return {describe_number(result['return_mean'])} ± {describe_number(result['return_std'])} (mean ± standard deviation of "
-        f"{result['episodes']} episodes, {how} actions, mean length {result['length_mean']:.0f})"
-    )
-    for name in filter(lambda name: name.startswith("info/"), result):
-        success = name == "info/success_rate"
-        print(f"  success     {result[name]:.1%}" if success else f"  {name}  {describe_number(result[name])}")
-    if result["cut_off"]:
-        print(f"  cut off     {result['cut_off_told']}")
-    print(f"  written to  {RunFolder(Path(config.run)).evaluation}")
-    if result["video"] is not None:
-        print(f"  video       {result['video']} (return {result['video_return']:g})")
+    evaluate_run(evaluate_config(args, prog), told=partial(print, flush=True))
     return 0
 
 
-def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
+def evaluate_run(config: EvaluateConfig, *, told: Callable[[str], object] = str) -> dict[str, Any]:
     """Score the agent of a run, and record it if asked to; returns what `evaluation.json` then holds.
+
+    Scores are told and written before the video is made, so that one that fails costs none of them.
+
+    Args:
+        config: what to play.
+        told: takes what came of it, line by line (default: nobody).
 
     Raises:
         CheckpointError: no such run or checkpoint, or none that can be read.
-        SettingsError: the environment cannot be made, or the extra `video` is missing.
+        SettingsError: the environment cannot be made or recorded, or the extra `video` is missing.
         RelaxRLError: the run's folder cannot be written.
     """
-    from relax_rl.agents import learn_of
     from relax_rl.runs.agent import load_agent
     from relax_rl.runs.evaluation import evaluate, evaluation_envs, now_and_then
+    from relax_rl.runs.scores import digest_of
     from relax_rl.runs.video import record_video, rendering_env
 
     folder = RunFolder(Path(config.run))
     trained = read_config(folder)
     settings = known_env(trained.env, config.env, config.wrapper, config.env_kwargs)
     settings = replace(settings, num_envs=config.num_envs)
-    if config.estimator is not None:
-        learn_of(config.estimator)
-    networks = None if config.networks is None else named(config.networks, "networks")
+    networks = own_networks(config.estimator, config.networks)
     agent, path = load_agent(folder, config.checkpoint, config.device, networks=networks)
     with ExitStack() as stack:
         set_threads(trained.run.threads, stack)
         # Before anything is played, so that a missing extra costs no time.
         camera = stack.enter_context(rendering_env(settings, seed=config.seed)) if config.video else None
         envs = stack.enter_context(evaluation_envs(settings, episodes=config.episodes, seed=config.seed))
-        how: dict[str, Any] = {
-            "seed": config.seed,
-            "deterministic": config.deterministic,
-            "step_limit": config.step_limit,
-        }
+        how: dict[str, Any] = {name: getattr(config, name) for name in ("seed", "deterministic", "step_limit")}
         shown = now_and_then(partial(say, file=sys.stderr), config.episodes)
         scores = evaluate(agent, envs, episodes=config.episodes, progress=shown, **how)
         assert scores is not None  # nothing breaks it off
-        video, seen = None, None
+        about: dict[str, Any] = {
+            "env": settings.env,
+            "estimator": agent.name,
+            "checkpoint": str(path),
+            "step": agent.steps,
+        }
+        about |= {"agent_sha256": digest_of(agent), "env_kwargs": settings.env_kwargs or {}}
+        result = {**about, **_found(config, scores)}
+        try:
+            write_json(folder.evaluation, result)
+        finally:  # what cannot be written, for a full disk say, is told all the same
+            for line in _lines(config, result):
+                told(line)
+        told(f"  written to  {folder.evaluation}")
         if camera is not None:
             video = folder.videos / f"step_{agent.steps:09d}-seed_{config.seed}.mp4"
             seen = record_video(agent, camera, video, **how)
-    result = {
-        "env": settings.env,
-        "estimator": agent.name,
-        "checkpoint": str(path),
-        "step": agent.steps,
+            result |= {"video": str(video), "video_return": seen.mean}
+            write_json(folder.evaluation, result)
+            told(f"  video       {video} (return {seen.mean:g})")
+    return result
+
+
+def _found(config: EvaluateConfig, scores: Scores) -> dict[str, Any]:
+    """What came of an evaluation, before there is a video."""
+    return {
         "episodes": config.episodes,
         "seed": config.seed,
         "deterministic": config.deterministic,
+        "step_limit": config.step_limit,
         "return_mean": scores.mean,
         "return_std": scores.std,
         "return_min": min(scores.returns),
@@ -143,11 +145,26 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
         "cut_off_told": scores.cut_off_told("--step-limit"),
         "returns": list(scores.returns),
         "lengths": list(scores.lengths),
-        "video": video,
-        "video_return": None if seen is None else seen.mean,
+        "video": None,
+        "video_return": None,
     }
-    write_json(folder.evaluation, result)
-    return result
+
+
+def _lines(config: EvaluateConfig, result: Mapping[str, Any]) -> Iterator[str]:
+    """What is said of it."""
+    how = "deterministic" if result["deterministic"] else "sampled"
+    yield f"{result['env']} · {result['estimator']} · {result['checkpoint']}"
+    if config.checkpoint == "auto" and Path(result["checkpoint"]).stem == "best":
+        yield f"the best agent that the run has kept, of step {result['step']:,}; --checkpoint latest plays the last one"
+    yield (
+        f"return {describe_number(result['return_mean'])} ± {describe_number(result['return_std'])} (mean ± standard deviation of "
+        f"{result['episodes']} episodes, {how} actions, mean length {result['length_mean']:.0f})"
+    )
+    for name in filter(lambda name: name.startswith("info/"), result):
+        success = name == "info/success_rate"
+        yield f"  success     {result[name]:.1%}" if success else f"  {name}  {describe_number(result[name])}"
+    if result["cut_off"]:
+        yield f"  cut off     {result['cut_off_told']}"
 
 
 def evaluate_config(args: Sequence[str], prog: str) -> EvaluateConfig:

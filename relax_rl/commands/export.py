@@ -10,9 +10,9 @@ from typing import Literal
 from relax_rl.errors import SettingsError
 from relax_rl.runs.exporting import FORMATS, export_policy
 from relax_rl.runs.folder import RunFolder
+from relax_rl.runs.own_code import own_networks
 from relax_rl.runs.record import read_config
 from relax_rl.settings.fields import check, setting
-from relax_rl.settings.naming import named
 from relax_rl.settings.options import parse
 
 __all__ = ["ExportConfig", "export_command", "export_run"]
@@ -30,6 +30,8 @@ class ExportConfig:
     """The file (default: policy.onnx or policy.pt2 in the run's folder)."""
     checkpoint: str = "auto"
     """Which agent: auto (the best that the run has kept, else the latest), latest, best, or a checkpoint file."""
+    estimator: str | None = None
+    """module:name of the run's estimator, if it is your own."""
     networks: str | None = None
     """module:factory of the run's networks, if they are your own."""
 
@@ -61,7 +63,7 @@ def export_run(config: ExportConfig) -> tuple[Path, list[str], list[str]]:
 
     folder = RunFolder(Path(config.run))
     trained = read_config(folder)
-    networks = None if config.networks is None else named(config.networks, "networks")
+    networks = own_networks(config.estimator, config.networks)
     path = Path(config.output) if config.output else folder.path / f"policy{FORMATS[config.format]}"
     if path.is_dir():
         raise SettingsError(f"output is {str(path)!r}, a folder, expected a file")

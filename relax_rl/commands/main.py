@@ -21,6 +21,7 @@ from typing import Any
 
 from relax_rl.compute.installation import typed
 from relax_rl.errors import RelaxRLError, SettingsError, did_you_mean, in_one_line, notes_of, set_notes
+from relax_rl.settings.options import HelpShown
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -40,7 +41,10 @@ class Command:
     def __call__(self, args: Sequence[str], prog: str) -> int:
         module, _, name = self.function.partition(":")
         run: Callable[[Sequence[str], str], int] = getattr(import_module(module), name)
-        return run(args, prog)
+        try:
+            return run(args, prog)
+        except HelpShown:
+            return 0
 
 
 COMMANDS: Mapping[str, Command] = {
@@ -91,8 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not error.already_printed:
                 print(f"error: {in_one_line(error)}", file=sys.stderr)
             return 2
-        except SystemExit as leaving:  # help has been printed
-            return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        except SystemExit as leaving:
+            print(f"error: {in_one_line(_left_early(leaving))}", file=sys.stderr)
+            return 2
         except KeyboardInterrupt:
             print("error: interrupted", file=sys.stderr)
             return 128 + signal.SIGINT
@@ -160,6 +165,14 @@ def _thread_failed(args: threading.ExceptHookArgs) -> None:
     """TensorBoard's writing thread meets a full disk first; the main thread then says so itself, in one line."""
     if not issubclass(args.exc_type, OSError):
         threading.__excepthook__(args)
+
+
+def _left_early(leaving: SystemExit) -> str:
+    """What is said where code that is not this package's ends the process in the middle of a command."""
+    code = "" if leaving.code is None else repr(leaving.code)
+    *_, place = traceback.extract_tb(leaving.__traceback__)
+    called = f"sys.exit({code}) was called in {place.filename}, line {place.lineno}"
+    return f"{called}, before the command was done; take it out of there, or raise an error instead"
 
 
 def _code_of_theirs(error: Exception) -> str:

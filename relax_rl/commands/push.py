@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relax_rl.runs.hub import push_to_hub
+from relax_rl.runs.own_code import own_networks
 from relax_rl.settings.fields import check, setting
-from relax_rl.settings.naming import named
 from relax_rl.settings.options import parse
 
 __all__ = ["PushConfig", "push_command"]
@@ -27,6 +27,8 @@ class PushConfig:
     """For its owner alone, if it is made."""
     endpoint: str | None = setting(None, fits=bool, expected="an address")
     """Address of the hub (default: the hub's own, or HF_ENDPOINT)."""
+    estimator: str | None = None
+    """module:name of the run's estimator, if it is your own."""
     networks: str | None = None
     """module:factory of the run's networks, if they are your own."""
 
@@ -37,7 +39,7 @@ class PushConfig:
 def push_command(args: Sequence[str], prog: str) -> int:
     """`push`: read the options, push, say where it is."""
     config = parse(PushConfig, args, prog=prog)
-    networks = None if config.networks is None else named(config.networks, "networks")
+    networks = own_networks(config.estimator, config.networks)
     url = push_to_hub(
         config.run,
         config.repo_id,

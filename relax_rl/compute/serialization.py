@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMAT_VERSION",
+    "digest",
     "load_state",
     "pack",
     "part",
@@ -71,7 +72,7 @@ def save_state(
         "format": FORMAT,
         "version": str(FORMAT_VERSION),
         "state": text,
-        "sha256": _digest(arrays, text),
+        "sha256": digest(arrays, text),
     }
     content = save(arrays, metadata=metadata)
     if not isinstance(path, (str, os.PathLike)):
@@ -107,7 +108,7 @@ def load_state(path: str | os.PathLike[str] | BinaryIO) -> tuple[dict[str, torch
         state = json.loads(metadata["state"])
     except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
         raise DamagedCheckpoint(f"checkpoint {path} is damaged: its content does not fit its header") from None
-    if _digest(tensors, metadata["state"]) != metadata.get("sha256"):
+    if digest(tensors, metadata["state"]) != metadata.get("sha256"):
         raise DamagedCheckpoint(f"checkpoint {path} is damaged: its checksum does not match its content")
     if not isinstance(state, dict):
         raise DamagedCheckpoint(f"checkpoint {path} is damaged: its state is not a JSON object")
@@ -266,18 +267,18 @@ def _metadata(path: object, data: bytes) -> dict[str, str]:
     return {str(key): str(value) for key, value in metadata.items()}
 
 
-def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
+def digest(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
     """SHA-256 over the JSON text and every tensor's name, dtype, shape and bytes, in the order of the names."""
     import torch
 
-    digest = hashlib.sha256()
-    _update(digest, text.encode("utf-8"))
+    found = hashlib.sha256()
+    _update(found, text.encode("utf-8"))
     for name in sorted(tensors):
-        tensor = tensors[name]
-        _update(digest, f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        tensor = tensors[name].detach().cpu()
+        _update(found, f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         # Bytes through uint8: numpy knows no bfloat16.
-        _update(digest, tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        _update(found, tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _update(digest: hashlib._Hash, data: bytes | memoryview) -> None:

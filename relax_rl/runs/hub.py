@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from relax_rl.compute.installation import install_line
 from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.model_card import model_card
-from relax_rl.runs.record import object_in, read_config
+from relax_rl.runs.record import read_config
 
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic
@@ -27,6 +26,8 @@ __all__ = ["AGENT", "load_from_hub", "push_to_hub"]
 AGENT = "agent.safetensors"
 """The file that an agent is loaded from."""
 _ABOUT = "config.json"
+_OF_THIS_MACHINE = ("checkpoint", "env_kwargs", "video")
+"""Of an evaluation: where files lie."""
 
 
 def push_to_hub(
@@ -62,6 +63,7 @@ def push_to_hub(
         RelaxRLError: the hub does not answer, or refuses.
     """
     from relax_rl.runs.agent import load_agent
+    from relax_rl.runs.scores import scores_of
 
     api, folder = _api(endpoint, token), RunFolder(Path(run))
     config = read_config(folder)
@@ -71,12 +73,12 @@ def push_to_hub(
         agent.save(staged / AGENT, optimizer=False)
         about = {"estimator": agent.name, "step": agent.steps, "env": config.env.env, "agent": asdict(config.agent)}
         (staged / _ABOUT).write_text(json.dumps(about, indent=2, default=str) + "\n", encoding="utf-8")
-        evaluation = _scores(folder, agent.steps)
+        evaluation = scores_of(folder, agent, config.env)
         if evaluation is not None:
-            kept = {name: x for name, x in evaluation.items() if name not in ("checkpoint", "video")}
+            kept = {name: x for name, x in evaluation.items() if name not in _OF_THIS_MACHINE}
             (staged / "evaluation.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
         for name, source in _pictures(folder):
-            (staged / name).write_bytes(source.read_bytes())
+            (staged / name).write_bytes(_content(source))
         files = sorted(path.name for path in staged.iterdir())
         card = model_card(config, agent.name, repo_id=repo_id, step=agent.steps, evaluation=evaluation, files=files)
         (staged / "README.md").write_text(card, encoding="utf-8")
@@ -86,16 +88,6 @@ def push_to_hub(
                 repo_id=repo_id, folder_path=staged, commit_message=f"{agent.name} after {agent.steps} steps"
             )
     return str(url)
-
-
-def _scores(folder: RunFolder, step: int) -> dict[str, Any] | None:
-    """What `evaluate` found of the agent of that step; a warning where it is about another one."""
-    found = object_in(folder.evaluation)
-    if not found or found.get("step") == step:
-        return found or None
-    told = f"evaluation.json is about step {found.get('step')}, this agent of step {step}"
-    warnings.warn(f"{told}: left out; `evaluate` it and push again", UserWarning, stacklevel=3)
-    return None
 
 
 def load_from_hub(
@@ -137,9 +129,16 @@ def _pictures(folder: RunFolder) -> Iterator[tuple[str, Path]]:
     curve = folder.path / "learning_curve.png"
     if curve.is_file():
         yield "learning_curve.png", curve
-    videos = sorted(folder.videos.glob("*.mp4"), key=lambda path: path.stat().st_mtime)
+    videos = [path for path in folder.videos.glob("*.mp4") if path.is_file()]
     if videos:
-        yield "video.mp4", videos[-1]
+        yield "video.mp4", max(videos, key=lambda path: path.stat().st_mtime)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RelaxRLError(f"cannot read {path}: {error.strerror or error}; mend that, or take it away") from None
 
 
 def _api(endpoint: str | None, token: str | None) -> Any:

@@ -111,7 +111,7 @@ def _told(found: Inspection) -> Iterator[None]:
             yield
         except RelaxRLError as error:
             found.unusable = in_one_line(error)
-        except Exception as error:  # whatever an environment does when it is stepped
+        except (Exception, SystemExit) as error:  # whatever an environment does when it is stepped
             found.unusable = in_one_line(f"{type(error).__name__}: {error}")
     found.faults += [str(each.message) for each in said if issubclass(each.category, UserWarning)]
 

@@ -100,9 +100,14 @@ def _scores(evaluation: Mapping[str, Any] | None) -> str:
     if evaluation is None:
         return "Not evaluated: `python train_agent.py evaluate RUN` before pushing writes its returns here."
     how = "deterministic" if evaluation["deterministic"] else "sampled"
+    cut_off, limit = evaluation.get("cut_off", 0), evaluation.get("step_limit", 0)
+    after = f"{limit:,} steps" if limit else "a limit of steps"
+    cut = (
+        f" {cut_off} of them were cut off after {after}, and count with the return they had by then." if cut_off else ""
+    )
     return (
         f"Return {evaluation['return_mean']:.2f} ± {evaluation['return_std']:.2f}: mean and standard deviation of "
-        f"{evaluation['episodes']} episodes with raw rewards and {how} actions, seed {evaluation['seed']}."
+        f"{evaluation['episodes']} episodes with raw rewards and {how} actions, seed {evaluation['seed']}.{cut}"
     )
 
 

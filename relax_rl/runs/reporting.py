@@ -76,7 +76,7 @@ def _made(name: str, config: Any) -> Logger:
         return as_logger(named(name, "logger")(config))
     except RelaxRLError:
         raise
-    except Exception as error:  # whatever somebody's own code does
+    except (Exception, SystemExit) as error:  # whatever somebody's own code does
         line = (str(error).splitlines() or [""])[0][:300]
         raise SettingsError(f"logger {name} cannot be made: {type(error).__name__}: {line}; mend it") from error
 

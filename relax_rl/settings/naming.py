@@ -35,7 +35,7 @@ def named(text: str, what: str) -> Any:
     find_here()
     try:
         home = importlib.import_module(module)
-    except Exception as error:  # whatever a module of somebody's own does when it is imported
+    except (Exception, SystemExit) as error:  # whatever a module of somebody's own does when it is imported
         line = (str(error).splitlines() or [""])[0]
         raise SettingsError(f"{what} {text!r} cannot be imported ({type(error).__name__}: {line})") from error
     if not hasattr(home, name):

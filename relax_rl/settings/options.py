@@ -19,7 +19,7 @@ from relax_rl.settings.naming import is_own
 from relax_rl.settings.synonyms import flag, meant
 from relax_rl.settings.unions import is_union, words
 
-__all__ = ["ALIASES", "help_of", "parse", "sections"]
+__all__ = ["ALIASES", "HelpShown", "help_of", "parse", "sections"]
 
 ALIASES = {"backend": "vectorization"}
 """Options that may be called by another name, and what they are called in the settings."""
@@ -31,6 +31,10 @@ _WIDEST = 112
 """Columns of the help, however wide the terminal: longer lines are hard to read."""
 
 T = TypeVar("T")
+
+
+class HelpShown(SystemExit):
+    """Leaves after the help: of a kind of its own, since code of the user's own may call `sys.exit` too."""
 
 
 def parse(
@@ -46,7 +50,7 @@ def parse(
 
     `--some-name` and `--some_name` are the same option, and so are those of `ALIASES`; the docstring under a field is
     its help, and a field without a default is an argument that has to be given. `--help` prints the help and raises
-    SystemExit(0).
+    HelpShown(0).
 
     Args:
         kind: the dataclass.
@@ -188,6 +192,9 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **how: Any) -> None:
         super().__init__(**how)
         self._negative_number_matcher = _NEGATIVE
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        raise HelpShown(status)
 
     def error(self, message: str) -> NoReturn:
         raise SettingsError(f"{message.removeprefix('argument ')}; see {self.prog} --help")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from relax_rl.agents import AGENTS, ActorCritic
 from relax_rl.agents.batch import Batch
 from relax_rl.agents.estimates import MARGINAL, AgentEstimator, Experience, a2c, check_estimator
-from relax_rl.agents.factory import make_networks
+from relax_rl.agents.factory import NetworkFactory, make_networks
 from relax_rl.agents.networks import Outputs
 from relax_rl.critics import OverBins, relative_to, surrogate_at
 from relax_rl.errors import SettingsError
@@ -58,7 +58,9 @@ def experience_of(agent: ActorCritic, batch: Batch, outputs: Outputs) -> tuple[E
     return experience, agent.policy.distribution(outputs.params.detach(), batch.mask)
 
 
-def contenders(agent: ActorCritic, *, fit_batches: int, seed: int = 0) -> list[Contender]:
+def contenders(
+    agent: ActorCritic, *, fit_batches: int, seed: int = 0, networks: NetworkFactory | None = None
+) -> list[Contender]:
     """The estimators that fit the agent's actions, each with a surrogate of its own where it has one.
 
     After each of these stands the same surrogate averaged over actions, as a baseline of the state: what the first
@@ -70,6 +72,7 @@ def contenders(agent: ActorCritic, *, fit_batches: int, seed: int = 0) -> list[C
         fit_batches: rollouts of the frozen policy on which surrogates will be trained for further contenders, which
             start from the agent's own surrogate if it is of their kind, else from nothing; 0 leaves them out.
         seed: of fresh surrogates and of the noise of relaxations.
+        networks: the factory that the agent was made with, if that is the user's own.
     """
     found = [Contender(name, _with(AGENTS[name].estimator, None)) for name in ("reinforce", REFERENCE)]
     if (own := agent.networks.surrogate) is not None:
@@ -80,20 +83,24 @@ def contenders(agent: ActorCritic, *, fit_batches: int, seed: int = 0) -> list[C
         found += [_weighed(agent, own, w, eta) for w in weights]
         _, state_part = _with_state_part(agent.name, agent.estimator, own, seed)
         found.append(replace(state_part, estimate=_scaled(state_part.estimate, eta)))
+    elif agent.name not in [each.name for each in found]:  # somebody's own, without a surrogate
+        found.append(Contender(agent.name, _with(agent.estimator, None)))
     for name, kind in AGENTS.items() if fit_batches else ():
         with suppress(SettingsError):  # of estimators for other actions, or for fewer
             check_estimator(kind.estimator, agent.actions)
             if kind.estimator.uses_surrogate:
-                surrogate = copy.deepcopy(own) if own and name == agent.name else fresh_surrogate(agent, seed)
+                surrogate = copy.deepcopy(own) if own and name == agent.name else fresh_surrogate(agent, seed, networks)
                 found += _fitted(agent, kind.estimator, surrogate, fit_batches, seed)
     return found
 
 
-def fresh_surrogate(agent: ActorCritic, seed: int) -> nn.Module:
-    """The surrogate that an agent of this seed with the same spaces and settings begins with, in the agent's unit of returns."""
+def fresh_surrogate(agent: ActorCritic, seed: int, networks: NetworkFactory | None = None) -> nn.Module:
+    """The surrogate that an agent of this seed with the same spaces and settings begins with, in the agent's unit of returns;
+    of networks of somebody's own with their factory, since it reads what their torsos give."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        surrogate = make_networks(agent.observations, agent.actions, agent.config, surrogate=True).surrogate
+        spaces = agent.observations, agent.actions
+        surrogate = make_networks(*spaces, agent.config, surrogate=True, factory=networks).surrogate
     assert surrogate is not None
     if isinstance(surrogate, OverBins) and isinstance(agent.value, OverBins):
         surrogate.unit.copy_(agent.value.unit)

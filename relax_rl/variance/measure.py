@@ -13,6 +13,7 @@ from relax_rl.compute.serialization import write_json
 from relax_rl.errors import SettingsError
 from relax_rl.runs.displays import counting
 from relax_rl.runs.folder import RunFolder
+from relax_rl.runs.own_code import own_networks
 from relax_rl.runs.record import known_env, read_config
 from relax_rl.settings.fields import check, setting
 
@@ -53,6 +54,10 @@ class VarianceConfig:
     """module:EnvId of the run's environment, if a module of your own registers it, or module:ClassOrFunction."""
     wrapper: tuple[str, ...] = setting((), repeatable=True)
     """module:Wrapper of the run's environments, as given when it was trained."""
+    estimator: str | None = None
+    """module:name of the run's estimator, if it is your own."""
+    networks: str | None = None
+    """module:factory of the run's networks, if they are your own."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -79,13 +84,15 @@ def variance_run(config: VarianceConfig) -> dict[str, Any]:
     folder = RunFolder(Path(config.run))
     trained = read_config(folder)
     env = known_env(trained.env, config.env, config.wrapper)
+    networks = own_networks(config.estimator, config.networks)
     with ExitStack() as stack:
         set_threads(trained.run.threads, stack)
-        agent, path = load_agent(folder, config.checkpoint, config.device)
+        agent, path = load_agent(folder, config.checkpoint, config.device, networks=networks)
         agent.generator.manual_seed(config.seed)
         # Also without surrogates to fit: at first all environments stand at the start of an episode.
         before = max(config.fit_batches, _BURN_IN)
-        entrants = contenders(agent, fit_batches=before if config.fit_batches else 0, seed=config.seed)
+        fits = before if config.fit_batches else 0
+        entrants = contenders(agent, fit_batches=fits, seed=config.seed, networks=networks)
         envs = stack.enter_context(envs_of(env, seed=(config.seed, _STREAM)))
         with counting("rollouts", before + config.batches) as progress:
             draws = applied_gradients(

@@ -290,6 +290,15 @@ def test_a_run_that_has_ended_and_cannot_be_read_is_told(tmp_path, name, text):
         read_run(folder, 0)
 
 
+def test_a_table_that_is_gone_is_told_of_a_run_that_has_finished_alone(tmp_path):
+    folder = write_run(tmp_path / "run", ramp(40, 1.0))
+    (folder / "episodes.csv").unlink()
+    with pytest.raises(CheckpointError, match="has no rows"):
+        read_run(folder, 0)
+    (folder / "outcome.json").write_text(json.dumps({"status": "diverged", "error": "too large"}))
+    assert read_run(folder, 0) is None
+
+
 APPLIED = {"variance": {"value": 2.0}, "ratio": {"value": 1.0, "low": "-inf", "high": "inf"}, "squared_bias": None}
 MEASURED = {
     "estimator": "a2c", "step": 5, "batches": 3, "fit_batches": 1, "rows_per_batch": 8, "squared_gradient_norm": 1.0,

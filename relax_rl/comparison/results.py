@@ -118,9 +118,9 @@ def read_run(folder: Path, seed: int, *, ended: str = OUTCOME) -> RunResult | No
         return None
     tables = RunFolder(folder)
     progress, episodes = _table(tables.progress, "step", "seconds"), _table(tables.episodes, "step", "return")
-    if not episodes["return"] and outcome.get("episodes") in (None, 0):
-        return None
     finished = outcome["status"] == "finished"
+    if not episodes["return"] and outcome.get("episodes") in (None, 0) and (tables.episodes.exists() or not finished):
+        return None
     for path, table in ((tables.episodes, episodes), *([(tables.progress, progress)] if finished else [])):
         if not table["step"]:
             raise _damaged(path, "it has no rows")

@@ -275,9 +275,8 @@ def run_task(
         every = {"checkpoint_interval": max(1, steps // SNAPSHOTS), "keep_checkpoints": 0} if snapshots else {}
         ours |= every
         program = ("relax_rl", "train", "--quiet")
-        own = {
-            name: ours[name] for name in NAMING_CODE if is_own(ours.get(name))
-        }  # what only a file names is not imported
+        # What only a file names is not imported.
+        own = {name: ours[name] for name in NAMING_CODE if is_own(ours.get(name))}
         resume = (*program, f"--resume={folder}", *options({**every, **own}))
     return Task(
         name=name,

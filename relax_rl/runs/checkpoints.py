@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from relax_rl.compute.serialization import load_state, save_state, writing
 from relax_rl.errors import CheckpointError, DamagedCheckpoint
+from relax_rl.runs.folder import BEST
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,7 +112,7 @@ class CheckpointFolder:
     @property
     def best(self) -> Path:
         """The state that did best: in an evaluation during training, or else over 100 training episodes."""
-        return self.path / "best.safetensors"
+        return self.path / BEST
 
     def newest_first(self) -> list[Path]:
         """Checkpoints by step, whether they can be read or not; none where there is no such folder."""

@@ -20,6 +20,7 @@ from relax_rl.errors import SettingsError
 from relax_rl.settings.fields import flat
 
 __all__ = [
+    "BEST",
     "KeepingFolder",
     "RunFolder",
     "Within",
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 
+BEST = "best.safetensors"
+"""Among the checkpoints of a run, the agent that did best."""
 _IN_THE_MAKING = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.mp4)?")
 """What `replacing` calls a file until it is whole."""
 
@@ -147,7 +150,7 @@ class RunFolder(KeepingFolder):
     """The learning curve, as PNG."""
     checkpoints = Within("checkpoints")
     """Folder of the saved states."""
-    best = Within("checkpoints/best.safetensors")
+    best = Within(f"checkpoints/{BEST}")
     """The agent that did best."""
     videos = Within("videos")
     """Folder of recorded videos."""

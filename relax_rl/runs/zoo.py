@@ -135,9 +135,7 @@ def fetch_agent(
     found = _asked(name, place)
     run = RunFolder(_FETCHED / name.replace("/", "-") if folder is None else Path(folder))
     checkpoint = run.checkpoints / Path(found.file).name
-    others = {
-        path.name for path in (*newest_first(run.checkpoints), run.checkpoints / "best.safetensors") if path.exists()
-    }
+    others = {path.name for path in (*newest_first(run.checkpoints), run.best) if path.exists()}
     if others - {checkpoint.name}:
         raise SettingsError(f"{run.path} holds another agent; remove or rename that folder, or choose another")
     for path, file, sha256, size in (

@@ -17,6 +17,7 @@ from relax_rl.settings.config import AgentConfig, TrainConfig
 from relax_rl.settings.fields import with_settings
 
 __all__ = [
+    "DECIDE",
     "PRESETS",
     "Override",
     "Preset",

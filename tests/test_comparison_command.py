@@ -120,6 +120,17 @@ def test_seeds_under_a_changed_preset_are_refused(tmp_path, capsys, monkeypatch)
     assert main(["compare", "--resume", str(folder), "--seeds", "2", "--quiet"]) == 0
 
 
+def test_an_interrupted_comparison_of_agents_that_see_images_goes_on(tmp_path, capsys):
+    env, folder = ["--env", "tests.old_envs:relax_rl_old/Images-v0", "--quiet"], tmp_path / "c"
+    args = ["--estimators", "small=a2c:cnn=small", "flat=a2c:cnn=none", "--set", "normalize_obs=true", "hidden=8"]
+    args += ["--total-steps", "40", "--seeds", "1", "--run-dir", str(folder)]
+    assert main(["compare", *env, *args]) == 0, capsys.readouterr().err
+    assert main(["compare", *env, "--resume", str(folder), "--seeds", "2"]) == 0, capsys.readouterr().err
+    kept = {path.parent.name: read_config(RunFolder(path.parent)).agent for path in folder.glob("runs/*/config.json")}
+    assert len(kept) == 4
+    assert all(config.normalize_obs == ("flat" in name) for name, config in kept.items())
+
+
 def test_folders_that_were_removed_are_made_again(finished):
     drawn = {path.name for path in (finished / "figures").iterdir()}
     shutil.rmtree(finished / "figures")

@@ -20,6 +20,7 @@ from relax_rl.settings.fields import flat
 from relax_rl.settings.naming import is_own
 
 if TYPE_CHECKING:
+    from relax_rl.settings.agent import AgentConfig
     from relax_rl.settings.config import TrainConfig
 
 __all__ = [
@@ -151,17 +152,21 @@ def make_environments(config: CompareConfig) -> tuple[list[Environment], dict[st
 
 def check_contestants(
     contestants: Sequence[Contestant], environments: Sequence[Environment], spaces: Mapping[str, Any]
-) -> None:
+) -> dict[tuple[str, str], AgentConfig]:
     """Make every agent once, so that what cannot work is told before anything is trained.
 
     Args:
         environments, spaces: as `make_environments` gives them.
+
+    Returns:
+        The settings that each agent keeps, by environment and label: nothing is normalised where there are only images.
 
     Raises:
         SettingsError: naming the contestant and the environment.
     """
     from relax_rl.agents import AGENTS, resolve_estimator
 
+    kept = {}
     for env in environments:
         observations, actions = spaces[env.name]
         for contestant in contestants:
@@ -172,13 +177,19 @@ def check_contestants(
             try:
                 config = own_config(env, contestant)
                 cut = _cut(actions, config.env.bins)
-                AGENTS[resolve_estimator(contestant.kind, cut)](observations, cut, config=config.agent)
+                agent = AGENTS[resolve_estimator(contestant.kind, cut)](observations, cut, config=config.agent)
             except SettingsError as error:
                 raise SettingsError(f"contestant {contestant.label!r} on {env.name}: {error}") from None
+            kept[env.name, contestant.label] = agent.config
+    return kept
 
 
 def check_same_settings(
-    config: CompareConfig, folder: Folder, environments: Sequence[Environment], contestants: Sequence[Contestant]
+    config: CompareConfig,
+    folder: Folder,
+    environments: Sequence[Environment],
+    contestants: Sequence[Contestant],
+    settings: Mapping[tuple[str, str], AgentConfig],
 ) -> None:
     """Refuse to train further seeds of an agent that would have other settings than its runs so far: its preset has changed.
 
@@ -186,6 +197,7 @@ def check_same_settings(
         config: of the comparison, in which no settings are searched for.
         folder: of the comparison, with the runs so far.
         environments, contestants: of it.
+        settings: as `check_contestants` gives them.
 
     Raises:
         SettingsError: naming a run and what differs.
@@ -197,7 +209,7 @@ def check_same_settings(
             if contestant.peer or not begun or all(read_outcome(run) for run in runs):
                 continue
             first = RunFolder(begun[0])
-            now, then = flat(own_config(env, contestant).agent), flat(read_config(first).agent)
+            now, then = flat(settings[env.name, contestant.label]), flat(read_config(first).agent)
             # What the record does not know yet came later, and is no preset's.
             known = [name for name in now if name in read_record(first)["agent"]]
             changed = [f"{name} {then[name]}, now {now[name]}" for name in known if then[name] != now[name]]

@@ -68,12 +68,12 @@ def run_comparison(
         tuning.check(config, contestants)
     reference = variance_reference(contestants, config)
     environments, spaces = make_environments(config)
-    check_contestants(contestants, environments, spaces)
+    kept = check_contestants(contestants, environments, spaces)
     path = Path(config.resume or config.run_dir or default_run_dir("compare"))
     folder = Folder.holding(path, config.env, contestants)
     folder.create(resumed=config.resume is not None)
     if not config.tune:
-        check_same_settings(config, folder, environments, contestants)
+        check_same_settings(config, folder, environments, contestants, kept)
     with ExitStack() as stack:
         held = stack.enter_context(folder.locked())
         folder.sweep()

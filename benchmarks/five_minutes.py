@@ -3,10 +3,13 @@
     python -m benchmarks.five_minutes                            # three seeds of every task; the machine must be otherwise idle
     python -m benchmarks.five_minutes --tasks Hopper-v5 --seeds 0
 
-Whole processes on one thread each, one after the other, imports counted, and compiling, for which nothing is cached. Ours is what
-`train` starts, with the preset and the steps of the contest; peers are what `compare` starts, with rl-baselines3-zoo's settings; with
-linear schedules until their published steps are done. What counts at a time are the last 20 training episodes that had been written
-by then. Writes `results/five_minutes.json` and `.md`; runs that are there are kept, each with its commit.
+Whole processes on one thread each, one after the other, imports counted, and compiling, for which nothing is cached. Ours are what
+`train` starts with the preset, for as many steps as the runs of the contest would have taken in five minutes, or those of the contest
+if these are more: with the estimator that the preset's environment gets, and A2C. Peers are what `compare` starts, with
+rl-baselines3-zoo's settings; with linear schedules until their published steps are done. What counts at a time are the last 20
+training episodes that had been written by then, noted every five seconds. Beside the scores stands when ours first had PPO's final
+score (`benchmarks.contests`), and how long PPO takes for its steps at the speed it had here. Writes `results/five_minutes.json` and
+`.md`; runs that are there are kept, each with its commit.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -26,43 +30,64 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contests import CONTESTS
-from benchmarks.tasks import RESULTS, commit, write_json, write_text
+from benchmarks.contests import CONTESTS, GROUP
+from benchmarks.matches import final, read_result
+from benchmarks.tasks import RESULTS, commit, write_text
 from relax_rl.comparison.peers import ALGORITHMS
-from relax_rl.comparison.statistics import bootstrap
+from relax_rl.comparison.statistics import bootstrap, iqm, median
 
 __all__ = ["main"]
 
-OURS = "ours"
+OURS = {"ours": "auto", "ours, a2c": "a2c"}
+"""Estimators by label."""
 TIMES = (120.0, 300.0)
+EVERY = 5.0
+"""Seconds between two notes of the episodes so far."""
 WINDOW = 20
 """Episodes that count."""
 DISCRETE = ("CartPole-v1", "Acrobot-v1", "LunarLander-v3")
 REPORT = RESULTS / "five_minutes.json"
 ASKED = 9
-"""Tasks on which ours is to be best at both times."""
+"""Tasks on which one of ours is to be best at both times."""
+ASKED_SOON = 6
+"""Tasks on which one of ours is to have PPO's final score in a tenth of PPO's time."""
+PPO = "sb3-ppo"
 
 
 def contestants(env: str) -> tuple[str, ...]:
     """Who learns a task; SAC takes continuous actions alone."""
-    return (OURS, *(algo for algo in ALGORITHMS if algo != "sb3-sac" or env not in DISCRETE))
+    return (*OURS, *(algo for algo in ALGORITHMS if algo != "sb3-sac" or env not in DISCRETE))
+
+
+def steps_of(env: str) -> int:
+    """Of ours: those of the contest, or what its runs would have taken in the time, in whole tens of thousands."""
+    found, steps = read_result(GROUP, env), CONTESTS[env].steps
+    if found is None:
+        return steps
+    ((_, task),) = found["environments"].items()
+    speeds = [run["steps_per_second"] for entry in task["contestants"].values() for run in entry["runs"]]
+    return max(steps, int(float(np.median(speeds)) * TIMES[-1] // 10_000 * 10_000))
 
 
 def command(env: str, contestant: str, seed: int, folder: Path) -> list[str]:
     """What is started."""
-    if contestant == OURS:
-        steps = str(CONTESTS[env].steps)
-        start = ["train_agent.py", "train", "--quiet", "--no-tensorboard", "--threads", "1", "--total-steps", steps]
+    if contestant in OURS:
+        start = ["train_agent.py", "train", "--quiet", "--no-tensorboard", "--threads", "1"]
+        start += ["--estimator", OURS[contestant], "--total-steps", str(steps_of(env))]
     else:
         start = ["-m", "relax_rl.comparison.peer_training", "--algo", contestant, "--total-steps", "100000000"]
     return [sys.executable, *start, "--env", env, "--seed", str(seed), "--run-dir", str(folder)]
 
 
 def timed(env: str, contestant: str, seed: int, *, times: Sequence[float] = TIMES) -> dict[str, Any]:
-    """One process, stopped at the last of the times: the mean return of the last episodes at each, None where there are none."""
+    """One process, stopped at the last of the times.
+
+    Returns:
+        `scores`, the mean return of the last episodes at each of the times, None where there are none; `steps` by then; and
+        `curve`, [seconds, steps, mean return of the last episodes] for every note on which an episode has ended since the last.
+    """
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "run" / "episodes.csv"
-        known: list[int] = []
         start = time.perf_counter()
         process = subprocess.Popen(
             command(env, contestant, seed, table.parent),
@@ -70,10 +95,11 @@ def timed(env: str, contestant: str, seed: int, *, times: Sequence[float] = TIME
             stderr=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1", "RELAX_RL_CACHE": str(Path(folder) / "cache")},
         )
-        for at in times:
+        notes: list[tuple[float, int]] = []
+        for at in sorted({*times, *np.arange(EVERY, times[-1], EVERY).tolist()}):
             while process.poll() is None and time.perf_counter() - start < at:
-                time.sleep(0.1)
-            known.append(_rows(table))
+                time.sleep(0.05)
+            notes.append((at, _rows(table)))
         ended = process.poll()
         seconds = time.perf_counter() - start
         process.send_signal(signal.SIGTERM)
@@ -84,10 +110,23 @@ def timed(env: str, contestant: str, seed: int, *, times: Sequence[float] = TIME
         if table.exists():  # an episode has ended
             with table.open(encoding="utf-8") as rows:
                 episodes = [(int(row["step"]), float(row["return"])) for row in csv.DictReader(rows)]
-    scores = [float(np.mean([x for _, x in episodes[:count][-WINDOW:]])) if count else None for count in known]
-    steps = [episodes[count - 1][0] if count else 0 for count in known]
-    about = {"env": env, "contestant": contestant, "seed": seed, "commit": commit()}
-    return {**about, "seconds": round(seconds, 1), "scores": scores, "steps": steps}
+    about = {"env": env, "contestant": contestant, "seed": seed, "commit": commit(), "seconds": round(seconds, 1)}
+    return {**about, **_noted(notes, episodes, times)}
+
+
+def _noted(
+    notes: Sequence[tuple[float, int]], episodes: Sequence[tuple[int, float]], times: Sequence[float]
+) -> dict[str, Any]:
+    """What a run had come to by its notes, seconds and numbers of episodes."""
+    known = {at: (episodes[n - 1][0], float(np.mean([x for _, x in episodes[:n][-WINDOW:]]))) for at, n in notes if n}
+    rows, before = [], 0
+    for at, count in notes:
+        if count > before:
+            rows.append([at, known[at][0], round(known[at][1], 4)])
+        before = count
+    at_times = [known.get(at) for at in times]
+    scores, steps = ([None if x is None else x[k] for x in at_times] for k in (1, 0))
+    return {"scores": scores, "steps": [x or 0 for x in steps], "curve": rows}
 
 
 def _rows(table: Path) -> int:
@@ -96,34 +135,78 @@ def _rows(table: Path) -> int:
 
 
 def report(runs: Sequence[Mapping[str, Any]]) -> str:
-    """The table: means over seeds with 95% intervals, the best of each time in bold."""
+    """The tables: means over seeds with 95% intervals, the best of each time in bold; and when ours had PPO's final score."""
     lines = [
         "# After two minutes and after five",
         "",
         f"Mean return of the last {WINDOW} training episodes, means over seeds with 95% intervals, from the start of a process on one "
         "thread. `python -m benchmarks.five_minutes` writes this file.",
         "",
-        "| task | seconds | " + " | ".join((OURS, *ALGORITHMS)) + " |",
-        "|---|---:|" + "---:|" * (1 + len(ALGORITHMS)),
+        "| task | seconds | " + " | ".join((*OURS, *ALGORITHMS)) + " |",
+        "|---|---:|" + "---:|" * (len(OURS) + len(ALGORITHMS)),
     ]
-    won = []
-    for env in dict.fromkeys(run["env"] for run in runs):
-        first = []
+    alone, level = 0, 0
+    tasks = list(dict.fromkeys(run["env"] for run in runs))
+    for env in tasks:
+        best: list[list[str]] = []
         for k, at in enumerate(TIMES):
             found = {label: _interval(runs, env, label, k) for label in contestants(env)}
             means = {label: interval[0] for label, interval in found.items() if interval is not None}
-            best = [label for label, mean in means.items() if mean == max(means.values())]
-            first.append(best == [OURS] and len(means) == len(found))
-            cells = [_cell(found.get(label), label in best) for label in (OURS, *ALGORITHMS)]
+            first = [label for label, mean in means.items() if mean == max(means.values())]
+            best.append(first if len(means) == len(found) else [])
+            cells = [_cell(found.get(label), label in first) for label in (*OURS, *ALGORITHMS)]
             lines.append(f"| {env if not k else ''} | {at:g} | {' | '.join(cells)} |")
-        won.append(all(first))
+        alone += all(labels and set(labels) <= OURS.keys() for labels in best)
+        level += all(set(labels) & OURS.keys() for labels in best)
     lines += [
         "",
-        f"Best at both times, level with none and with all rivals run: {sum(won)} of {len(won)} tasks, of {ASKED} of "
-        f"{len(CONTESTS)} that were asked.",
+        f"One of ours best at both times, with all rivals run: {alone} of {len(tasks)} tasks, best or level with the best: {level}, "
+        f"of {ASKED} of {len(CONTESTS)} that were asked.",
         "",
+        *_soon(runs, tasks),
     ]
     return "\n".join(lines)
+
+
+def _soon(runs: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[str]:
+    """When ours first had what PPO ends with, beside how long PPO takes."""
+    lines = ["| task | PPO's final score | its seconds | ours has it after | share |", "|---|---:|---:|---:|---:|"]
+    held = told = 0
+    for env in tasks:
+        published, ppo = ppo_final(env), [run for run in runs if (run["env"], run["contestant"]) == (env, PPO)]
+        if published is None or not any(run["curve"] for run in ppo):
+            continue
+        score, steps = published
+        speeds = [run["curve"][-1][1] / run["curve"][-1][0] for run in ppo if run["curve"]]
+        seconds = steps / float(np.median(speeds))
+        ours = min((_median_of(runs, env, label, score) for label in OURS), default=math.inf)
+        told += 1
+        held += ours <= seconds / 10.0
+        when = "not in 300" if ours == math.inf else f"{ours:.0f}"
+        share = "" if ours == math.inf else f"{ours / seconds:.2f}"
+        lines.append(f"| {env} | {score:,.1f} | {seconds:,.0f} | {when} | {share} |")
+    if not told:
+        return []
+    asked = f"Within a tenth of PPO's time: {held} of {told} tasks, of {ASKED_SOON} of {len(CONTESTS)} that were asked."
+    return [*lines, "", asked, ""]
+
+
+def ppo_final(env: str) -> tuple[float, int] | None:
+    """The interquartile mean of what PPO's runs end with, as its contest has it, and their steps; None where it has no runs."""
+    group, name = (GROUP, f"{env}-ppo") if CONTESTS[env].known is None else ("against_ppo", CONTESTS[env].known)
+    found = read_result(group, str(name))
+    task = {} if found is None else next(iter(found["environments"].values()))
+    if PPO not in task.get("contestants", {}):
+        return None
+    ends = np.array([final(run) for run in task["contestants"][PPO]["runs"]])
+    return float(iqm(ends)), int(task["total_steps"])
+
+
+def _median_of(runs: Sequence[Mapping[str, Any]], env: str, label: str, score: float) -> float:
+    """Median over seeds of the seconds to a score; never where half of them have not come there."""
+    curves = [run["curve"] for run in runs if (run["env"], run["contestant"]) == (env, label)]
+    first = [next((at for at, _, mean in curve if mean >= score), math.inf) for curve in curves]
+    return float(median(np.array(first))) if first else math.inf
 
 
 def _interval(runs: Sequence[Mapping[str, Any]], env: str, label: str, k: int) -> tuple[float, float, float] | None:
@@ -162,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             failures.append(str(failed))
             print(failed, file=sys.stderr, flush=True)
             continue
-        write_json(REPORT, runs)
+        write_text(REPORT, "[\n" + ",\n".join(map(json.dumps, runs)) + "\n]\n")
         write_text(REPORT.with_suffix(".md"), report(runs))
         print(f"{key[0]}, {key[1]}, seed {key[2]}: {runs[-1]['scores']}", flush=True)
     if runs:

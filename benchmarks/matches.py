@@ -22,6 +22,7 @@ from relax_rl.comparison.task import OUTCOME
 __all__ = [
     "RUNS",
     "Match",
+    "check_same_plan",
     "curve_mean",
     "final",
     "keep_unfinished",
@@ -67,15 +68,18 @@ class Match:
     def command(self, folder: Path, seeds: int, jobs: int, python: str | Path = sys.executable) -> list[str]:
         """What is started; a comparison that is there already is gone on with."""
         start = [str(python), "train_agent.py", "compare", "--num-workers", str(jobs)]
+        settings = [f"{name}={value}" for name, value in self.settings.items()]
         if (folder / "settings.json").exists():
+            plan = {"estimators": self.contestants, "peers": self.peers, "set": settings, "total_steps": self.steps}
+            check_same_plan(folder, {**plan, "first_seed": self.first_seed, "variance_of": self.variance_of})
             return [*start, "--resume", str(folder), "--env", self.env, "--seeds", str(seeds)]
         options = ["--env", self.env, "--estimators", *self.contestants]
         if self.env_kwargs:
             options += ["--env-kwargs", json.dumps(dict(self.env_kwargs))]
         if self.peers:
             options += ["--peers", *self.peers]
-        if self.settings:
-            options += ["--set", *(f"{name}={value}" for name, value in self.settings.items())]
+        if settings:
+            options += ["--set", *settings]
         options += ["--total-steps", str(self.steps), "--seeds", str(seeds), "--run-dir", str(folder)]
         if self.first_seed:
             options += ["--first-seed", str(self.first_seed)]
@@ -87,6 +91,26 @@ class Match:
             options += ["--variance", "--variance-of", self.variance_of]
             options += ["--variance-fit-batches", str(self.fit_batches)]
         return [*start, *options]
+
+
+def check_same_plan(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Leave in a line where a comparison was begun with other options than its plan has by now.
+
+    Args:
+        folder: of the comparison, with the options it was begun with in `settings.json`.
+        plan: options as they are now, by name.
+
+    Raises:
+        SystemExit: naming what differs.
+    """
+    begun = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["options"]
+    now = json.loads(json.dumps(dict(plan)))
+    differs = [name for name, value in now.items() if name in begun and begun[name] != value]
+    if differs:
+        raise SystemExit(
+            f"{folder} was begun with other {', '.join(differs)} than the plan has; delete it to begin anew, or go on with "
+            "the version that began it"
+        )
 
 
 def plan_parser(names: Collection[str], doc: str | None) -> argparse.ArgumentParser:

@@ -62,6 +62,9 @@ def _untold(trial: int, **changed: str) -> Finalist:
 
 
 _FAST = {"policy_lr": "0.001", "value_lr": "0.001"}
+PRESET = "preset"
+"""A contestant of every round but those of the unnamed tasks, which have none: the preset that a winner would replace."""
+UNNAMED = "untold"
 FINALISTS: dict[str, dict[str, Finalist]] = {
     "untold": {
         "4": _untold(4),
@@ -85,6 +88,10 @@ def _contestant(label: str, finalist: Finalist) -> str:
     return f"{label}={text}{',' if ':' in text else ':'}{settings}"
 
 
+def _preset(search: str) -> tuple[str, ...]:
+    return () if search == UNNAMED else (f"{PRESET}=auto:preset=auto",)
+
+
 def _search(finalists: Mapping[str, Finalist]) -> str:
     return next(iter(finalists.values())).search
 
@@ -97,7 +104,10 @@ MATCHES = {
     _name(round_, env): Match(
         env=env,
         steps=SEARCHES[_search(finalists)].steps,
-        contestants=tuple(_contestant(label, finalist) for label, finalist in finalists.items()),
+        contestants=(
+            *_preset(_search(finalists)),
+            *(_contestant(label, finalist) for label, finalist in finalists.items()),
+        ),
         settings={"preset": "none"},
         seeds=SEEDS,
         first_seed=FIRST_SEED,
@@ -125,7 +135,7 @@ def _table(search: str) -> list[str]:
     found = {
         label: {env: mean for env in anchors if (mean := _mean_curve(_name(name, env), label)) is not None}
         for name, finalists in rounds
-        for label in finalists
+        for label in (*([PRESET] if _preset(search) else []), *finalists)
     }
     tasks = [env for env in anchors if any(env in means for means in found.values())]
     if not tasks:

@@ -1,15 +1,16 @@
 """Search for the presets: one setting for a family of tasks, each contestant with as many steps of trials as the other.
 
-    python -m benchmarks.search --searches landers --minutes 60
+    python -m benchmarks.search --searches landers
     python -m benchmarks.search --report
 
 A search is one `train_agent.py compare --tune` command that runs no seed of a comparison. It can be stopped at any time and
 is gone on with where it is there, or else from the tables that were kept of it: trials are a function of those before them,
-and a run of which nothing is left is made again from its seed. Trials train from seed 1,000 on, which no other benchmark uses, and are paused at a tenth and
-at three tenths of their steps, where the best third goes on. What is searched stands in `benchmarks/spaces/`, with the points
+and a run of which nothing is left is made again from its seed. Trials train from seed 1,000 on, which no contest uses, and are
+paused at shares of their steps, where the best third goes on. What is searched stands in `benchmarks/spaces/`, with the points
 that a search begins with: presets, published settings of PPO, and a recipe with a bounded divergence. The table of all trials,
 their settings and the space are kept in `results/search/<name>/`, and summed up in `results/search.md`; settings that are taken
-from it into a preset are committed before they meet a seed of a contest.
+from it into a preset are committed before they meet a seed of a contest. Discrete and continuous tasks are searched apart, so that
+each has the estimator that takes the whole gradient of a critic of actions, whatever weight its residual has.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.matches import RUNS, run_command
+from benchmarks.matches import RUNS, check_same_plan, run_command
 from benchmarks.tasks import RESULTS, write_text
 
 __all__ = ["NO_SETTINGS", "SEARCHES", "Search", "main"]
@@ -32,7 +33,6 @@ __all__ = ["NO_SETTINGS", "SEARCHES", "Search", "main"]
 GROUP = "search"
 FIRST_SEED = 1_000
 SPACES = Path(__file__).parent / "spaces"
-RUNGS = ("0.1", "0.3", "1")
 PEER_BATCH = 3
 STUDY = "together-"
 """Before the name of a contestant in that of the folder of its trials."""
@@ -51,6 +51,8 @@ class Search:
         space: file of what is searched.
         trials: of each contestant.
         peers: of `compare`; their runs are never paused, so that 9 trials take the steps of 36 of ours.
+        rungs: the shares of their steps at which trials are paused.
+        score: what counts of a trial: the mean of its curve, or the end of that, as the contests of the family count.
         settings: of all of ours, over nothing: no preset stands under them.
     """
 
@@ -61,26 +63,39 @@ class Search:
     trials: int = 36
     peers: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
+    rungs: tuple[str, ...] = ("0.1", "0.3", "1")
+    score: str = "curve"
 
-    def command(self, folder: Path, *, jobs: int, minutes: float | None) -> list[str]:
-        """What is started; a search that is there already is gone on with, for as many minutes as it was begun with."""
+    def command(self, folder: Path, *, jobs: int) -> list[str]:
+        """What is started; a search that is there already is gone on with."""
         start = [sys.executable, "train_agent.py", "compare", "--num-workers", str(jobs)]
-        if (folder / "settings.json").exists():
-            return [*start, "--resume", str(folder), "--env", *self.anchors]
-        given = {**self.settings, "preset": "none"}
+        settings = [f"{name}={value}" for name, value in {**self.settings, "preset": "none"}.items()]
         anchors = [f"{env}={low:g}:{high:g}" for env, (low, high) in self.anchors.items()]
+        if (folder / "settings.json").exists():
+            plan = {"estimators": self.contestants, "peers": self.peers, "set": settings, "total_steps": self.steps}
+            rungs = [float(rung) for rung in self.rungs]
+            check_same_plan(folder, {**plan, "tune_anchors": anchors, "tune_rungs": rungs, "tune_score": self.score})
+            return [*start, "--resume", str(folder), "--env", *self.anchors]
         options = ["--env", *self.anchors, "--estimators", *self.contestants, "--seeds", "0", "--run-dir", str(folder)]
         options += ["--peers", *self.peers] if self.peers else []
-        options += ["--set", *(f"{name}={value}" for name, value in given.items()), "--total-steps", str(self.steps)]
-        options += ["--tune", str(self.trials), "--tune-together", "--tune-anchors", *anchors, "--tune-rungs", *RUNGS]
+        options += ["--set", *settings, "--total-steps", str(self.steps)]
+        options += ["--tune", str(self.trials), "--tune-together", "--tune-anchors", *anchors]
+        options += ["--tune-rungs", *self.rungs, "--tune-score", self.score]
         options += ["--tune-first-seed", str(FIRST_SEED), "--tune-space", str(SPACES / self.space)]
         # Of runs that are never paused a batch of the usual size would be all of them, proposed before any has ended.
         options += ["--tune-batch", str(PEER_BATCH)] if self.peers else []
-        return [*start, *options, *([] if minutes is None else ["--tune-minutes", f"{minutes:g}"])]
+        return [*start, *options]
 
 
-_CRITICS = ("V=a2c", "q=auto:surrogate_loss=critic", "c=auto:residual_weight=1")
-"""A baseline of states; of actions, learned as a critic; of actions, learned to lower the variance."""
+ACTION_CRITIC = "surrogate_loss=critic,surrogate_activation=silu,surrogate_layer_norm=true"
+"""Of q: a critic with the networks that critics have elsewhere."""
+
+
+def _critics(estimator: str) -> tuple[str, ...]:
+    """A baseline of states, and a critic of actions, by an estimator that takes the latter's whole gradient at any weight."""
+    return "V=a2c", f"q={estimator}:{ACTION_CRITIC}"
+
+
 _COMMON = {"normalize_obs": "true", "normalize_reward": "true", "num_envs": "8", "entropy_schedule": "linear"}
 
 _ANCHORS: dict[str, tuple[float, float]] = {
@@ -104,35 +119,53 @@ def _anchors(*tasks: str) -> dict[str, tuple[float, float]]:
     return {task: _ANCHORS[task] for task in tasks}
 
 
+def _of_ppo(*tasks: str) -> Search:
+    """PPO on the cheapest tasks of a family."""
+    return Search(
+        anchors=_anchors(*tasks), steps=150_000, contestants=(), peers=("sb3-ppo",), space="ppo.json", trials=9
+    )
+
+
 SEARCHES: dict[str, Search] = {
-    "classic": Search(
-        anchors=_anchors("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0", "InvertedPendulum-v5"),
+    "classic-discrete": Search(
+        anchors=_anchors("CartPole-v1", "Acrobot-v1"),
         steps=150_000,
-        contestants=_CRITICS,
-        space="small.json",
+        contestants=_critics("marginal"),
+        space="discrete.json",
         settings=_COMMON,
     ),
-    "ppo": Search(
-        anchors=_anchors("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0"),
+    "classic-continuous": Search(
+        anchors=_anchors("Pendulum-v1", "MountainCarContinuous-v0", "InvertedPendulum-v5"),
         steps=150_000,
-        contestants=(),
-        peers=("sb3-ppo",),
-        space="ppo.json",
-        trials=9,
+        contestants=_critics("lax"),
+        space="continuous.json",
+        settings=_COMMON,
     ),
-    "landers": Search(
-        anchors=_anchors("LunarLander-v3", "LunarLanderContinuous-v3"),
+    "ppo-discrete": _of_ppo("CartPole-v1", "Acrobot-v1"),
+    "ppo-continuous": _of_ppo("Pendulum-v1", "MountainCarContinuous-v0"),
+    "lander": Search(
+        anchors=_anchors("LunarLander-v3"),
         steps=500_000,
-        contestants=_CRITICS,
-        space="small.json",
+        contestants=_critics("marginal"),
+        space="discrete.json",
+        settings=_COMMON,
+    ),
+    "lander-continuous": Search(
+        anchors=_anchors("LunarLanderContinuous-v3"),
+        steps=500_000,
+        contestants=_critics("lax"),
+        space="continuous.json",
         settings=_COMMON,
     ),
     "locomotion": Search(
         anchors=_anchors("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"),
         steps=1_000_000,
-        contestants=_CRITICS[:2],
+        contestants=_critics("lax"),
         space="locomotion.json",
+        trials=24,
         settings=_COMMON,
+        rungs=("0.2", "1"),
+        score="end",
     ),
     "untold": Search(
         anchors=_anchors(
@@ -158,7 +191,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Search for what is asked for, and keep the tables of all trials."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--searches", nargs="+", choices=list(SEARCHES), default=list(SEARCHES))
-    parser.add_argument("--minutes", type=float, help="of work on trials, counted over all calls (default: to the end)")
     parser.add_argument("--jobs", type=int, default=0, help="runs side by side (default: one per core)")
     parser.add_argument("--report", action="store_true", help="sum up and train nothing")
     args = parser.parse_args(argv)
@@ -167,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not args.report:
             _restore(kept, folder)
             try:
-                run_command(SEARCHES[name].command(folder, jobs=args.jobs, minutes=args.minutes))
+                run_command(SEARCHES[name].command(folder, jobs=args.jobs))
             except BaseException:
                 _keep(folder, kept)
                 raise
@@ -205,8 +237,8 @@ def _report() -> str:
     lines = [
         "# Searches for the presets",
         "",
-        "One setting for all tasks of a family. A trial's score is the mean over its tasks of the mean of the learning curve, "
-        "0 at a random policy's return and 1 at the one named below. `python -m benchmarks.search` writes this file; "
+        "One setting for all tasks of a family. A trial's score is the mean over its tasks of the mean of the learning curve, or "
+        "of its last fifth, 0 at a random policy's return and 1 at the one named below. `python -m benchmarks.search` writes this file; "
         "`trials.csv` beside it holds every trial.",
     ]
     for name, search in SEARCHES.items():
@@ -215,9 +247,16 @@ def _report() -> str:
         if not any(found.values()):
             continue
         tasks = ", ".join(f"{env} ({low:g} to {high:g})" for env, (low, high) in search.anchors.items())
-        lines += ["", f"## {name}", "", f"{search.steps:,} steps of {tasks}; `benchmarks/spaces/{search.space}`.", ""]
+        what = "the curve" if search.score == "curve" else "its last fifth"
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            f"{search.steps:,} steps of {tasks}, by {what}; `benchmarks/spaces/{search.space}`.",
+            "",
+        ]
         lines += ["| contestant | trials | to the end | best score | its settings |", "|---|---:|---:|---:|---|"]
-        lines += [_row(label, trials, search.anchors) for label, trials in found.items() if trials]
+        lines += [_row(label, trials, search) for label, trials in found.items() if trials]
     return "\n".join([*lines, ""])
 
 
@@ -229,12 +268,12 @@ def _trials(name: str, label: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _row(label: str, trials: Sequence[Mapping[str, str]], tasks: Mapping[str, Any]) -> str:
-    rungs = "1" if label.startswith("sb3-") else str(len(RUNGS))
+def _row(label: str, trials: Sequence[Mapping[str, str]], search: Search) -> str:
+    rungs = "1" if label in search.peers else str(len(search.rungs))
     whole = [trial for trial in trials if trial["rung"] == rungs and trial["score"]]
     best: Mapping[str, Any] = max(whole, key=lambda trial: float(trial["score"]), default={})
     score = f"{float(best['score']):.3f}" if best else ""
-    settings = {name: value for name, value in best.items() if name not in (*NO_SETTINGS, *tasks)}
+    settings = {name: value for name, value in best.items() if name not in (*NO_SETTINGS, *search.anchors)}
     told = ", ".join(f"{name} {_short(value)}" for name, value in settings.items() if value)
     return f"| {label} | {len(trials)} | {len(whole)} | {score} | {told} |"
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import contests, five_minutes, matches, search
+from benchmarks import contests, factorial, five_minutes, matches, search
 from benchmarks.contests import CONTESTS
 from benchmarks.contests import MATCHES as CONTEST_MATCHES
 from benchmarks.matches import Match, keep_unfinished, play
@@ -32,7 +33,7 @@ def begun(folder: Path) -> None:
         (run / "checkpoints").mkdir(parents=True)
         for file in ("config.json", "progress.csv", "episodes.csv", *([OUTCOME] if ended else [])):
             (run / file).write_text(name)
-    (folder / "settings.json").write_text("{}")
+    (folder / "settings.json").write_text('{"options": {}}')
 
 
 def test_an_unfinished_comparison_goes_on_from_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +55,7 @@ def test_an_unfinished_comparison_goes_on_from_its_runs(tmp_path: Path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         play("task", MATCH, "g")
     command, runs, settings = seen
-    assert "--resume" in command and settings == "{}"
+    assert "--resume" in command and settings == '{"options": {}}'
     files = sorted(["config.json", OUTCOME, "progress.csv", "episodes.csv"])
     # Gradients are measured at the checkpoints of b's first run, which is made again.
     assert runs == {"CartPole-v1-a-s0": files, "CartPole-v1-b-s1": files}
@@ -142,15 +143,15 @@ def test_an_interrupted_search_keeps_its_tables(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(search, "RESULTS", tmp_path / "results")
 
     def stopped(command: list[str]) -> None:
-        (tmp_path / "runs" / "search" / "classic" / "tuning").mkdir(parents=True)
+        (tmp_path / "runs" / "search" / "lander" / "tuning").mkdir(parents=True)
         for name in ("settings.json", "tuning/budget.json"):
-            (tmp_path / "runs" / "search" / "classic" / name).touch()
+            (tmp_path / "runs" / "search" / "lander" / name).touch()
         raise SystemExit(130)
 
     monkeypatch.setattr(search, "run_command", stopped)
     with pytest.raises(SystemExit):
-        search.main(["--searches", "classic"])
-    kept = tmp_path / "results" / "search" / "classic"
+        search.main(["--searches", "lander"])
+    kept = tmp_path / "results" / "search" / "lander"
     assert sorted(file.name for file in kept.iterdir()) == ["budget.json", "settings.json"]
 
 
@@ -190,7 +191,7 @@ def test_a_search_goes_on_from_its_tables(tmp_path: Path) -> None:
         study / "trials.json",
         study / "trials.csv",
     ):
-        file.write_text(file.name)
+        file.write_text(json.dumps({"options": {}, "name": file.name}))
     search._keep(folder, kept)
     assert {str(file.relative_to(kept)) for file in kept.rglob("*.*")} == {
         *("settings.json", "search_space.json"),
@@ -199,9 +200,9 @@ def test_a_search_goes_on_from_its_tables(tmp_path: Path) -> None:
     again = tmp_path / "again"
     search._restore(kept, again)
     for name in ("settings.json", "tuning/search_space.json", "tuning/together-V/trials.json"):
-        assert (again / name).read_text() == Path(name).name
+        assert json.loads((again / name).read_text())["name"] == Path(name).name
     # Environments of other packages have to be named again.
-    command = SEARCHES["untold"].command(again, jobs=1, minutes=None)
+    command = SEARCHES["untold"].command(again, jobs=1)
     assert command[command.index("--resume") :] == ["--resume", str(again), "--env", *SEARCHES["untold"].anchors]
     (folder / "settings.json").write_text("of now")
     search._restore(kept, folder)  # a search that is there stays
@@ -237,29 +238,110 @@ def test_contests_know_where_the_runs_of_ppo_are(monkeypatch: pytest.MonkeyPatch
     assert row == "| ALE/Pong-v5 | 4,000,000 | final | 19.0 [19.0, 19.0] | 20.7 (published) | 18 | yes |"
 
 
+def timed(env: str, contestant: str, scores: list[float | None], curve: Any = ()) -> dict[str, Any]:
+    return {"env": env, "contestant": contestant, "scores": scores, "curve": list(curve)}
+
+
 def test_the_best_after_minutes_is_told_where_all_runs_have_a_score() -> None:
     scores = {
         "ours": [(100.0, 490.0), (120.0, 500.0)],
+        "ours, a2c": [(10.0, 40.0)],
         "sb3-ppo": [(150.0, 400.0), (None, 400.0)],
         "sb3-a2c": [(20.0, 30.0)],
     }
-    runs = [
-        {"env": "CartPole-v1", "contestant": label, "scores": list(each)}
-        for label, found in scores.items()
-        for each in found
-    ]
-    lines = five_minutes.report(runs).splitlines()
-    first, second = (next(line for line in lines if f"| {at} |" in line) for at in (120, 300))
-    assert first == "| CartPole-v1 | 120 | **110.0** [100.0, 120.0] | 20.0 [20.0, 20.0] |  |  |"
-    assert "**495.0**" in second and "| 400.0 [400.0, 400.0] |" in second
-    assert "Best at both times, level with none and with all rivals run: 0 of 1 tasks" in lines[-1]  # PPO lacks a score
-    level = [
-        {"env": "Acrobot-v1", "contestant": x, "scores": [-80.0, y]} for x, y in (("ours", -80.0), ("sb3-ppo", -90.0))
-    ]
-    level.append({"env": "Acrobot-v1", "contestant": "sb3-a2c", "scores": [-90.0, -90.0]})
-    assert "0 of 1" in five_minutes.report(level)
-    level[1]["scores"] = [-80.5, -90.0]
-    assert "1 of 1" in five_minutes.report(level)
-    assert five_minutes.contestants("Pendulum-v1")[-1] == "sb3-sac" and "sb3-sac" not in five_minutes.contestants(
-        "Acrobot-v1"
+    runs = [timed("CartPole-v1", label, list(each)) for label, found in scores.items() for each in found]
+    text = five_minutes.report(runs)
+    first, second = (next(line for line in text.splitlines() if f"| {at} |" in line) for at in (120, 300))
+    assert first.startswith(
+        "| CartPole-v1 | 120 | **110.0** [100.0, 120.0] | 10.0 [10.0, 10.0] | 20.0 [20.0, 20.0] |  |"
     )
+    assert "**495.0**" in second and "| 400.0 [400.0, 400.0] |" in second
+    assert "with all rivals run: 0 of 1 tasks" in text  # PPO lacks a score
+
+
+@pytest.mark.parametrize(
+    ("ours", "ppo", "told"),
+    [
+        ([-80.0, -80.0], [-80.0, -90.0], "0 of 1 tasks, best or level with the best: 1"),
+        ([-80.0, -80.0], [-80.5, -90.0], "1 of 1 tasks, best or level with the best: 1"),
+        ([-80.0, -95.0], [-80.5, -90.0], "0 of 1 tasks, best or level with the best: 0"),
+    ],
+)
+def test_ties_are_no_wins(ours: list[float | None], ppo: list[float | None], told: str) -> None:
+    others = [timed("Acrobot-v1", label, [-99.0, -99.0]) for label in ("ours", "sb3-a2c")]
+    runs = [*others, timed("Acrobot-v1", "ours, a2c", ours), timed("Acrobot-v1", "sb3-ppo", ppo)]
+    assert told in five_minutes.report(runs)
+    assert five_minutes.contestants("Pendulum-v1")[-1] == "sb3-sac"
+    assert "sb3-sac" not in five_minutes.contestants("Acrobot-v1")
+
+
+def test_times_are_held_against_what_ppo_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = {"contestants": {"sb3-ppo": {"runs": [{"final": 90.0}, {"final": 110.0}]}}, "total_steps": 1000}
+    monkeypatch.setattr(five_minutes, "read_result", lambda group, name: {"environments": {name: entry}})
+    runs = [timed("Hopper-v5", "sb3-ppo", [50.0, 50.0], [[200.0, 100, 40.0], [300.0, 150, 50.0]])]  # 0.5 steps a second
+    for label, curve in (("ours", [[150.0, 9, 99.9], [201.0, 9, 100.0]]), ("ours, a2c", [[5.0, 9, 3.0]])):
+        runs.append(timed("Hopper-v5", label, [1.0, 1.0], curve))
+    text = five_minutes.report(runs)
+    assert "| Hopper-v5 | 100.0 | 2,000 | 201 | 0.10 |" in text and "a tenth of PPO's time: 0 of 1 tasks" in text
+    runs[-1]["curve"] = [[199.0, 9, 100.0]]
+    assert "| Hopper-v5 | 100.0 | 2,000 | 199 | 0.10 |" in five_minutes.report(runs)
+    assert "a tenth of PPO's time: 1 of 1 tasks" in five_minutes.report(runs)
+
+
+def test_a_run_is_noted_by_its_last_episodes() -> None:
+    episodes = [(10 * (n + 1), float(n)) for n in range(30)]
+    found = five_minutes._noted([(5.0, 0), (10.0, 1), (15.0, 1), (20.0, 30)], episodes, (5.0, 20.0))
+    assert found == {
+        "scores": [None, 19.5],
+        "steps": [0, 300],
+        "curve": [[10.0, 10, 0.0], [20.0, 300, 19.5]],
+    }
+
+
+def test_a_plan_that_has_changed_is_not_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(json.dumps({"options": {"estimators": ["a=a2c", "b=relax"], "set": []}}))
+    assert "--resume" in MATCH.command(tmp_path, 2, 1)
+    with pytest.raises(SystemExit, match="was begun with other estimators, set than the plan has"):
+        replace(MATCH, contestants=("a=a2c",), settings={"gamma": "0.9"}).command(tmp_path, 2, 1)
+    with pytest.raises(SystemExit, match="other estimators"):
+        SEARCHES["lander"].command(tmp_path, jobs=1)
+
+
+def curves(**means: list[float]) -> dict[str, Any]:
+    contestants = {
+        label: {"runs": [{"curve": {"return": [x]}, "final": -x} for x in found]} for label, found in means.items()
+    }
+    return {"environments": {"E": {"contestants": contestants}}}
+
+
+def test_the_factorial_tells_rivals_apart_at_each_bound_and_over_all() -> None:
+    found = curves(
+        **{"V, 0.02": [1.0, 1.0], "q, w 1, 0.02": [2.0, 2.0], "V, 0.1": [3.0, 3.0], "q, w 1, 0.1": [3.0, 3.0]}
+    )
+    lines = factorial._of_task(found)
+    assert (
+        "| V | 1.0 [1.0, 1.0] |  | 3.0 [3.0, 3.0] |" in lines
+        and "| q, w 1 | 2.0 [2.0, 2.0] |  | 3.0 [3.0, 3.0] |" in lines
+    )
+    by_curve, by_end = (line for line in lines if line.startswith("| q, w 1 over V |"))
+    assert by_curve == "| q, w 1 over V | 1.00 [1.00, 1.00] |  | 0.50 [0.50, 0.50] | 0.75 [0.75, 0.75] |"
+    assert by_end.startswith("| q, w 1 over V | 0.00 [0.00, 0.00] |")
+
+
+@pytest.mark.parametrize("env", list(factorial.MATCHES))
+def test_what_the_factorial_compares_differs_in_what_its_label_says(env: str) -> None:
+    """And can be made: V and q have networks of one kind."""
+    match = factorial.MATCHES[env]
+    labels = [read_contestant(text).label for text in match.contestants]
+    assert len(set(labels)) == len(labels) == 18
+    for text in match.contestants:
+        contestant = read_contestant(text)
+        of_all = {
+            name: read_contestant(f"x=a2c:{name}={value}").settings[name] for name, value in match.settings.items()
+        }
+        config = preset_config(env, contestant.kind, **{**of_all, **contestant.settings}).agent
+        assert f"{config.kl_bound:g}" == contestant.label.rpartition(", ")[2] and config.clip_range == float("inf")
+        if contestant.label.startswith("q"):
+            assert (config.surrogate_hidden, config.surrogate_activation) == (config.hidden, config.activation)
+            assert config.surrogate_layer_norm == config.layer_norm and config.surrogate_loss == "critic"
+            assert contestant.kind == ("marginal" if env in factorial.DISCRETE else "lax")

@@ -18,7 +18,7 @@ from relax_rl.comparison.process import last_row
 from relax_rl.comparison.report import markdown
 from relax_rl.comparison.results import aggregate, read_run, read_variances, summarise
 from relax_rl.comparison.task import read_outcome
-from relax_rl.comparison.tuning import curve_mean
+from relax_rl.comparison.task_scores import curve_mean
 from relax_rl.errors import CheckpointError
 
 
@@ -131,6 +131,7 @@ def test_the_mean_of_a_curve(tmp_path):
     # The mean of returns 0..k is k/2 after 10 (k + 1) steps; the last one counts to the end of the budget.
     inside = [0.0] + [k / 2 for k in range(99) for _ in (0, 1)] + [99 / 2]
     assert curve_mean(folder, 1000) == pytest.approx(np.mean(inside), abs=1e-9)
+    assert curve_mean(folder, 1000, last=0.2) == pytest.approx(np.mean(inside[-40:]), abs=1e-9)
     assert curve_mean(folder, 2000) == pytest.approx((sum(k / 2 for k in range(100)) + 100 * 99 / 2) / 200)
     assert curve_mean(write_run(tmp_path / "bad", ramp(40, 1.0), status="diverged"), 1000) is None
     assert curve_mean(tmp_path / "nothing", 1000) is None

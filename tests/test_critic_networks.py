@@ -9,7 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from relax_rl.agents import A2C, RELAX, ActorCritic, NetworkParts
+from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, NetworkParts
 from relax_rl.errors import SettingsError
 from relax_rl.networks.torsos import MLP, ResidualMLP
 from relax_rl.settings.config import AgentConfig
@@ -36,6 +36,21 @@ def test_the_critic_has_widths_and_normalisation_of_its_own() -> None:
     assert type(plain.value.torso) is MLP and isinstance(plain.policy.torso, ResidualMLP)
     alike = agent_for(layer_norm=True)
     assert str(alike.value.torso) == str(alike.policy.torso)
+
+
+@pytest.mark.parametrize("actions", [DISCRETE, spaces.Box(-1, 1, (2,))])
+@pytest.mark.parametrize("loss", ["variance", "critic", "hl_gauss"])
+def test_surrogates_are_normalised_before_their_activations(actions: Any, loss: str) -> None:
+    settings: dict[str, Any] = {"surrogate_hidden": (8, 6), "surrogate_layer_norm": True}
+    settings |= {"surrogate_loss": "critic"} if loss != "variance" else {}
+    settings |= {"critic_loss": "hl_gauss"} if loss == "hl_gauss" else {}
+    agent = (RELAX if actions is DISCRETE else LAX)(OBS, actions, seed=0, **settings)
+    assert [norm.normalized_shape for norm in agent.surrogate.layers.norms] == [(8,), (6,)]
+    shake(agent)
+    before = {name: value.detach().clone() for name, value in agent.surrogate.layers.norms.named_parameters()}
+    agent.update(rollout_for(agent))
+    assert len(before) == 4
+    assert not any(torch.equal(value, before[name]) for name, value in agent.surrogate.layers.norms.named_parameters())
 
 
 @pytest.mark.parametrize(
@@ -86,7 +101,15 @@ def test_images_are_read_apart_where_that_is_asked_for() -> None:
         assert "policy/entropy" in agent.update(rollout_for(agent))
 
 
-@pytest.mark.parametrize("settings", [{"share_torso": "on"}, {"critic_hidden": (12, 6), "critic_layer_norm": "on"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"share_torso": "on"},
+        {"critic_hidden": (12, 6), "critic_layer_norm": "on"},
+        {"surrogate_layer_norm": True},
+        {"surrogate_layer_norm": True, "surrogate_loss": "critic", "critic_loss": "hl_gauss"},
+    ],
+)
 def test_compiled_steps_are_those_of_eager_code(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relax_rl.compute.compilation._compile", lambda graph, inputs, key: graph)
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "g++")

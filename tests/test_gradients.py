@@ -30,6 +30,7 @@ CASES: dict[str, tuple[type[ActorCritic], str, dict[str, Any]]] = {
     "relax": (RELAX, "discrete", {"surrogate_activation": "silu"}),
     "relax, factors": (RELAX, "multi_discrete", {}),
     "relax, bits": (RELAX, "multi_binary", {"surrogate_hidden": (5, 4)}),
+    "relax, normalised": (RELAX, "discrete", {"surrogate_layer_norm": True, "surrogate_activation": "silu"}),
     "lax": (LAX, "box", {}),
     "lax, squashed": (LAX, "box", {"squash": True}),
     "marginal": (Marginal, "discrete", {}),

@@ -188,10 +188,10 @@ def _surrogate(num_features: int, actions: ActionEncoder, config: AgentConfig) -
     """That of the settings: what lowers the variance, or a critic of actions, a few of which have a head each."""
     critic, few = config.surrogate_loss == "critic", actions.kind == "categorical"
     how = num_features, sum(actions.sizes), config.surrogate_hidden, config.surrogate_activation
-    bins = _bins(config) if critic else None
+    norm, bins = config.surrogate_layer_norm, _bins(config) if critic else None
     if bins is not None:
-        return (DistributionalActionValues if few else DistributionalActionValue)(*how, bins=bins)
-    return (ActionValues if critic and few else ActionSurrogate)(*how)
+        return (DistributionalActionValues if few else DistributionalActionValue)(*how, bins=bins, layer_norm=norm)
+    return (ActionValues if critic and few else ActionSurrogate)(*how, layer_norm=norm)
 
 
 def _bins(config: AgentConfig) -> Bins | None:

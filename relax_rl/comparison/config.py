@@ -40,7 +40,7 @@ class CompareConfig:
         "what is compared": "env env_kwargs wrapper frame_stack estimators peers set seeds first_seed total_steps",
         "scores": "threshold stop_when_solved",
         "tuning": (
-            "tune tune_together tune_anchors tune_rungs tune_keep tune_batch tune_minutes tune_space tune_seeds tune_first_seed "
+            "tune tune_together tune_anchors tune_rungs tune_keep tune_score tune_batch tune_minutes tune_space tune_seeds tune_first_seed "
             "tune_steps tune_peers"
         ),
         "gradient variance": "variance variance_of variance_batches variance_fit_batches",
@@ -88,6 +88,8 @@ class CompareConfig:
     """Successive halving: pause all trials of a batch at these fractions of their steps, the last one being 1, and have the best go on."""
     tune_keep: float = setting(0.34, above=0.0, most=1.0)
     """The share of trials that goes on from a rung."""
+    tune_score: Literal["curve", "end"] = "curve"
+    """What counts of a trial: the mean of its learning curve, or of the last fifth of that (end)."""
     tune_batch: int | None = setting(None, least=1)
     """Trials proposed at a time (default: 4, with --tune-rungs as many as leave one at the last)."""
     tune_minutes: float | None = setting(None, above=0.0)

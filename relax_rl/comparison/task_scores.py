@@ -1,19 +1,49 @@
-"""One score of a trial on several tasks: the mean of its scores, each on the scale of its task."""
+"""What a trial has scored: by the learning curve of each run, and over several tasks by the mean on the scale of each."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from relax_rl.comparison.config import CompareConfig
+from relax_rl.comparison.results import POINTS, read_run
+from relax_rl.comparison.task import OUTCOME
 from relax_rl.errors import SettingsError
 
-__all__ = ["Anchors", "Scores", "mean_score", "read_anchors", "scales"]
+__all__ = ["END", "Anchors", "Scores", "curve_mean", "mean_score", "read_anchors", "scales"]
+
+END = 0.2
+"""The share of a curve that is its end."""
 
 Scores = Mapping[str, float | None]
 """Of a trial, by the names of environments; None where no score is known."""
 Anchors = Mapping[str, tuple[float, float]]
 """The scores that count as 0 and as 1, by the names of environments."""
+
+
+def curve_mean(folder: Path, total_steps: int, *, last: float = 1.0, ended: str = OUTCOME) -> float | None:
+    """Mean over the steps of the curve of a run: the higher, the sooner and the more was learned.
+
+    The curve is the mean return of the last 100 episodes; what comes before the first finished episode counts as that
+    one, what comes after the end of the run as its last value.
+
+    Args:
+        folder: of the run.
+        total_steps: up to which the curve counts.
+        last: the share of these steps, from behind, that counts.
+        ended: the file in the folder that says that the run has come there.
+
+    Returns:
+        None for a run that did not end well, or in which no episode finished.
+    """
+    import numpy as np
+
+    run = read_run(folder, 0, ended=ended)
+    if run is None or run.status != "finished":
+        return None
+    values = run.at_steps(np.linspace(0, total_steps, POINTS + 1)[1:])
+    return float(np.where(np.isnan(values), run.means[0], values)[-max(1, round(last * POINTS)) :].mean())
 
 
 def read_anchors(config: CompareConfig) -> dict[str, tuple[float, float]]:

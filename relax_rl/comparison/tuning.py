@@ -27,7 +27,6 @@ from relax_rl.comparison.halving import (
 from relax_rl.comparison.plan import TOGETHER, Environment, Folder, own_config, run_task
 from relax_rl.comparison.process import last_row
 from relax_rl.comparison.proposals import propose
-from relax_rl.comparison.results import POINTS, read_run
 from relax_rl.comparison.search_space import (
     PUBLISHED,
     SearchSpace,
@@ -37,8 +36,8 @@ from relax_rl.comparison.search_space import (
     read_starts,
     searched_values,
 )
-from relax_rl.comparison.task import OUTCOME, Task, has_ended
-from relax_rl.comparison.task_scores import mean_score, read_anchors, scales
+from relax_rl.comparison.task import Task, has_ended
+from relax_rl.comparison.task_scores import END, curve_mean, mean_score, read_anchors, scales
 from relax_rl.comparison.trials import Trial, best_trial, read_trials, write_trials
 from relax_rl.compute.installation import install_line
 from relax_rl.compute.serialization import write_text_atomic, writing
@@ -46,7 +45,7 @@ from relax_rl.errors import SettingsError
 from relax_rl.runs import RunFolder
 from relax_rl.settings.fields import flat
 
-__all__ = ["Studies", "Study", "check", "curve_mean", "make_studies", "tune"]
+__all__ = ["Studies", "Study", "check", "make_studies", "tune"]
 
 
 def check(config: CompareConfig, contestants: Sequence[Contestant]) -> None:
@@ -192,9 +191,10 @@ class Study:
         return scales(self.steps, at, read_anchors(self.config))
 
     def _score_on(self, trial: Trial, env: Environment, rung: int) -> float | None:
-        """Mean over seeds of the curve up to a rung; None if one of the runs has none."""
+        """Mean over seeds of the curve up to a rung, or of its end; None if one of the runs has none."""
         steps, ended = self.steps[env.name][rung - 1], outcome_at(rung, len(self.rungs))
-        scores = [curve_mean(self._folder(trial, env, seed), steps, ended=ended) for seed in self.seeds]
+        last = END if self.config.tune_score == "end" else 1.0
+        scores = [curve_mean(self._folder(trial, env, seed), steps, last=last, ended=ended) for seed in self.seeds]
         known = [score for score in scores if score is not None]
         return sum(known) / len(known) if len(known) == len(scores) else None
 
@@ -311,29 +311,6 @@ def tune(studies: Studies, work: Callable[[list[Task]], bool], budget: Budget | 
         for study in turn:
             study.close()
     return True
-
-
-def curve_mean(folder: Path, total_steps: int, *, ended: str = OUTCOME) -> float | None:
-    """Mean over the steps of the curve of a run: the higher, the sooner and the more was learned.
-
-    The curve is the mean return of the last 100 episodes; what comes before the first finished episode counts as that
-    one, what comes after the end of the run as its last value.
-
-    Args:
-        folder: of the run.
-        total_steps: up to which the curve counts.
-        ended: the file in it that says that the run has come there.
-
-    Returns:
-        None for a run that did not end well, or in which no episode finished.
-    """
-    import numpy as np
-
-    run = read_run(folder, 0, ended=ended)
-    if run is None or run.status != "finished":
-        return None
-    values = run.at_steps(np.linspace(0, total_steps, POINTS + 1)[1:])
-    return float(np.where(np.isnan(values), run.means[0], values).mean())
 
 
 def _space_file(config: CompareConfig, folder: Folder | None) -> Path:

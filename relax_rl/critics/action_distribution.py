@@ -13,7 +13,7 @@ from relax_rl.critics.bins import Bins
 from relax_rl.critics.distributional import OverBins
 from relax_rl.critics.surrogate import surrogate_at
 from relax_rl.distributions import Distribution
-from relax_rl.networks.torsos import MLP
+from relax_rl.networks.torsos import mlp
 
 __all__ = ["DistributionalActionValue", "DistributionalActionValues", "relative_to"]
 
@@ -27,14 +27,22 @@ class DistributionalActionValues(OverBins, ActionValues):
         hidden: widths of the hidden layers.
         activation: by name.
         bins: in units.
+        layer_norm: normalise what enters each activation.
     """
 
     called = "surrogate"
 
     def __init__(
-        self, num_features: int, num_actions: int, hidden: Sequence[int], activation: str = "tanh", *, bins: Bins
+        self,
+        num_features: int,
+        num_actions: int,
+        hidden: Sequence[int],
+        activation: str = "tanh",
+        *,
+        bins: Bins,
+        layer_norm: bool = False,
     ) -> None:
-        super().__init__(num_features, num_actions * bins.num, hidden, activation)
+        super().__init__(num_features, num_actions * bins.num, hidden, activation, layer_norm=layer_norm)
         self._begin(self.head, bins)
 
     def values(self, features: Tensor) -> Tensor:
@@ -61,15 +69,23 @@ class DistributionalActionValue(OverBins, nn.Module):
         hidden: widths of the hidden layers.
         activation: name of a smooth activation: q's gradient in the action is what the estimators use.
         bins: in units.
+        layer_norm: normalise what enters each activation.
     """
 
     called = "surrogate"
 
     def __init__(
-        self, num_features: int, num_actions: int, hidden: Sequence[int], activation: str = "tanh", *, bins: Bins
+        self,
+        num_features: int,
+        num_actions: int,
+        hidden: Sequence[int],
+        activation: str = "tanh",
+        *,
+        bins: Bins,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.layers = MLP(num_features + num_actions, hidden, activation)
+        self.layers = mlp(num_features + num_actions, hidden, activation, layer_norm=layer_norm)
         self.head = nn.Linear(self.layers.num_features, bins.num)
         self._begin(self.head, bins)
 

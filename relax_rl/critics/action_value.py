@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from relax_rl.distributions import SlopedDistribution
-from relax_rl.networks.torsos import MLP
+from relax_rl.networks.torsos import mlp
 
 __all__ = ["ActionValues"]
 
@@ -23,11 +23,20 @@ class ActionValues(nn.Module):
         num_actions: how many there are.
         hidden: widths of the hidden layers.
         activation: by name.
+        layer_norm: normalise what enters each activation.
     """
 
-    def __init__(self, num_features: int, num_actions: int, hidden: Sequence[int], activation: str = "tanh") -> None:
+    def __init__(
+        self,
+        num_features: int,
+        num_actions: int,
+        hidden: Sequence[int],
+        activation: str = "tanh",
+        *,
+        layer_norm: bool = False,
+    ) -> None:
         super().__init__()
-        self.layers = MLP(num_features, hidden, activation)
+        self.layers = mlp(num_features, hidden, activation, layer_norm=layer_norm)
         self.head = nn.Linear(self.layers.num_features, num_actions)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from relax_rl.critics.activations import DERIVATIVES
 from relax_rl.critics.closed_form import Layers, evaluate, forward, gradient
 from relax_rl.distributions import Distribution, SlopedDistribution
-from relax_rl.networks.torsos import ACTIVATIONS, MLP
+from relax_rl.networks.torsos import ACTIVATIONS, MLP, mlp
 
 __all__ = ["ActionSurrogate", "MLPSurrogate", "surrogate_at"]
 
@@ -35,11 +35,20 @@ class ActionSurrogate(nn.Module):
         hidden: widths of the hidden layers.
         activation: name of a smooth activation: c's gradient in the action is what the estimators use, and its
             dependence on the action is all that phi can be trained through.
+        layer_norm: normalise what enters each activation; the slope has no closed form then.
     """
 
-    def __init__(self, num_features: int, num_actions: int, hidden: Sequence[int], activation: str = "tanh") -> None:
+    def __init__(
+        self,
+        num_features: int,
+        num_actions: int,
+        hidden: Sequence[int],
+        activation: str = "tanh",
+        *,
+        layer_norm: bool = False,
+    ) -> None:
         super().__init__()
-        self.layers = MLP(num_features + num_actions, hidden, activation)
+        self.layers = mlp(num_features + num_actions, hidden, activation, layer_norm=layer_norm)
         self.derivatives = DERIVATIVES[activation]
         self.head = nn.Linear(self.layers.num_features, 1)
         nn.init.zeros_(self.head.weight)

@@ -124,6 +124,8 @@ class AgentConfig:
     """Width of that memory."""
     surrogate_activation: Activation = "tanh"
     """Activation of the surrogate; relu has no curvature in the action to learn from."""
+    surrogate_layer_norm: bool = False
+    """Normalise the hidden layers of the surrogate before their activations."""
     cnn: CNN = "auto"
     """What reads images: the Nature CNN (sides of at least 36), the deep one of IMPALA, a small one for grids such as MiniGrid's and MinAtar's, no CNN but the MLP (none), or by their sides nature or small (auto); legacy as before there was a choice: nature for large images of bytes, the MLP for all others."""
     cnn_features: int = setting(512, least=1, cap=2**16)

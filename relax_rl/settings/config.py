@@ -146,7 +146,8 @@ class TrainConfig:
         ),
         "value function": "critic_hidden critic_layer_norm share_torso critic_loss critic_bins critic_range value_replay replay_targets",
         "surrogate": (
-            "surrogate_lr surrogate_steps surrogate_loss residual_weight surrogate_scale surrogate_hidden surrogate_activation"
+            "surrogate_lr surrogate_steps surrogate_loss residual_weight surrogate_scale surrogate_hidden surrogate_activation "
+            "surrogate_layer_norm"
         ),
         "networks": (
             "hidden activation layer_norm residual memory memory_size cnn cnn_features precision embed policy_keys critic_keys "

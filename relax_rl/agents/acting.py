@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from relax_rl.agents.normalization import ObservationNormalizer
 from relax_rl.compute.host import retire_threads
 from relax_rl.networks.host_cells import MOST, gru_step, lstm_step, pays_on_host
+from relax_rl.networks.layers import ACTIVATIONS, is_exactly
 from relax_rl.networks.memory import MemoryTorso
 from relax_rl.networks.policies import Policy
 from relax_rl.networks.torsos import MLP, NatureCNN, Selection, Torso, after_last_layer
@@ -35,7 +36,10 @@ def _tanh(x: np.ndarray) -> None:
     np.tanh(x, out=x)
 
 
-_IN_PLACE: dict[str, Callable[[np.ndarray], None]] = {"tanh": _tanh, "relu": _relu}
+_IN_PLACE: dict[Callable[[Tensor], Tensor], Callable[[np.ndarray], None]] = {
+    ACTIVATIONS["tanh"]: _tanh,
+    ACTIVATIONS["relu"]: _relu,
+}
 
 
 class HostNetwork:
@@ -103,7 +107,7 @@ class HostMemoryNetwork:
 
     def __init__(self, torso: MemoryTorso, head: nn.Linear, state: Tensor, starts: Callable[[], np.ndarray]) -> None:
         encoder, cell = torso.encoder, cast(Any, torso.cell)
-        self._activate = _IN_PLACE[encoder.activation.__name__]
+        self._activate = _IN_PLACE[encoder.activation]
         self._encoder = HostNetwork([*encoder.layers], self._activate) if len(encoder.layers) else None
         self._input, self._inner, self._head = (
             (weight.detach().numpy(), bias.detach().numpy()[:, None])
@@ -148,24 +152,32 @@ def _affine(layer: tuple[np.ndarray, np.ndarray], x: np.ndarray) -> np.ndarray:
 
 def acts_on_host(torso: Any, num: int) -> TypeGuard[MemoryTorso]:
     """Whether `HostMemoryNetwork` takes a torso for that many environments."""
-    if not isinstance(torso, MemoryTorso) or not isinstance(torso.encoder, MLP) or not pays_on_host(torso.cell, num):
+    if (
+        not is_exactly(torso, MemoryTorso)
+        or not is_exactly(torso.cell, nn.GRU, nn.LSTM)
+        or not _is_plain(torso.encoder)
+    ):
         return False
-    if num * cast(Tensor, torso.cell.weight_ih_l0).numel() > MOST:
+    if not pays_on_host(torso.cell, num) or num * cast(Tensor, torso.cell.weight_ih_l0).numel() > MOST:
         return False
-    return torso.encoder.activation.__name__ in _IN_PLACE and torso.cell.weight_hh_l0.dtype == torch.float32
+    return torso.cell.weight_hh_l0.dtype == torch.float32
+
+
+def _is_plain(torso: Any) -> TypeGuard[MLP]:
+    """Whether a torso is an MLP of linear layers with an activation that NumPy has."""
+    if not is_exactly(torso, MLP) or torso.activation not in _IN_PLACE:
+        return False
+    return all(is_exactly(layer, nn.Linear) and layer.bias is not None for layer in torso.layers)
 
 
 def host_network(torso: Torso, head: nn.Linear) -> HostNetwork | None:
     """The network on the host, or None where it is not an MLP with an activation that NumPy has, on the CPU."""
     inner, columns = torso, None
-    if isinstance(torso, Selection):
+    if is_exactly(torso, Selection):
         inner, columns = torso.torso, np.concatenate([np.arange(*span) for span in torso.spans])
-    if not isinstance(inner, MLP) or head.weight.device.type != "cpu":
+    if not _is_plain(inner) or not is_exactly(head, nn.Linear) or head.weight.device.type != "cpu":
         return None
-    activation = _IN_PLACE.get(inner.activation.__name__)
-    if activation is None:
-        return None
-    layers = [*inner.layers, head]
+    layers, activation = [*inner.layers, head], _IN_PLACE[inner.activation]
     return HostNetwork(layers, activation) if columns is None else SelectingHostNetwork(layers, activation, columns)
 
 

@@ -13,6 +13,7 @@ from relax_rl.agents.memory import Memory, features_through_time
 from relax_rl.critics import ValueFunction
 from relax_rl.errors import SettingsError
 from relax_rl.networks.cnns import ImpalaCNN, NatureCNN, SmallCNN
+from relax_rl.networks.layers import is_exactly
 from relax_rl.networks.memory import is_recurrent
 from relax_rl.networks.policies import Policy
 
@@ -190,8 +191,13 @@ class Networks(nn.Module):
 
     @property
     def is_image_network(self) -> bool:
-        """Whether the policy reads a single image."""
-        return isinstance(self.policy.torso, NatureCNN)
+        """Whether the policy reads a single image by a Nature CNN as it is built in."""
+        torso = self.policy.torso
+        return is_exactly(torso, NatureCNN) and all(
+            is_exactly(layer, nn.Sequential, nn.Conv2d, nn.Linear, nn.ReLU, nn.Flatten)
+            for layer in torso.modules()
+            if layer is not torso
+        )
 
 
 def _owners(part: nn.Module) -> list[tuple[dict[str, Any], str]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from relax_rl.networks.host_cells import pays_on_host, unroll_gru
+from relax_rl.networks.layers import is_exactly
 from relax_rl.networks.torsos import Selection
 
 __all__ = ["MemoryTorso", "RecurrentSelection", "RecurrentTorso", "is_recurrent", "last_state", "through_time"]
@@ -81,7 +82,7 @@ class MemoryTorso(RecurrentTorso):
 
     def unroll(self, encoded: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         traced = torch.compiler.is_compiling()
-        if isinstance(self.cell, nn.GRU) and not traced and pays_on_host(self.cell, len(state)):
+        if is_exactly(self.cell, nn.GRU) and not traced and pays_on_host(self.cell, len(state)):
             return unroll_gru(self.cell, encoded, state)
         parts = tuple(x.contiguous().unsqueeze(0) for x in state.split(self.num_features, -1))
         if isinstance(self.cell, nn.GRU):

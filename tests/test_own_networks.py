@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from relax_rl.agents import A2C, ActorCritic, NetworkParts
+from relax_rl.agents import A2C, RELAX, ActorCritic, NetworkParts
 from relax_rl.agents.acting import acts_on_host
+from relax_rl.agents.compiled import CompiledGradients
 from relax_rl.networks.memory import MemoryTorso
 from relax_rl.networks.torsos import MLP, NatureCNN, Selection
-from tests.steps import DISCRETE, OBS
+from tests.steps import DISCRETE, OBS, assert_alike, rollout_for, shake, target_envs, weights
 
 PIXELS = spaces.Box(0, 255, (40, 40, 1), np.uint8)
 
@@ -99,3 +101,67 @@ def test_an_image_network_acts_as_it_learns() -> None:
     for torso in (lambda: Dimmed((1, 40, 40), 8), spectral_cnn):
         assert not made(torso, PIXELS).networks.is_image_network
     assert made(lambda: NatureCNN((1, 40, 40), 8), PIXELS).networks.is_image_network
+
+
+class Frozen(nn.Module):
+    """A part that stays as it is, and one that learns."""
+
+    num_features = 4
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.layer = encoder, nn.Linear(4, 4)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return torch.tanh(self.layer(torch.tanh(self.encoder(obs))))
+
+
+def encoder_of(observations: Any) -> nn.Module:
+    return nn.Linear(observations.shape[0], 4).requires_grad_(False)
+
+
+def frozen(observations: Any, *_: Any) -> NetworkParts:
+    return NetworkParts(Frozen(encoder_of(observations)), Frozen(encoder_of(observations)))
+
+
+def frozen_in_both(observations: Any, *_: Any) -> NetworkParts:
+    encoder = encoder_of(observations)
+    return NetworkParts(Frozen(encoder), Frozen(encoder))
+
+
+@pytest.mark.parametrize("factory", [frozen, frozen_in_both])
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_what_is_frozen_stays_so(factory: Any, compile: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relax_rl.compute.compilation._compile", lambda graph, inputs, key: graph)
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "g++")
+    with target_envs(DISCRETE, n=4) as envs:
+        agent = RELAX(envs.single_observation_space, DISCRETE, networks=factory, seed=0, num_steps=5, compile=compile)
+        shake(agent)
+        before = weights(agent)
+        agent.learn(envs, 60)
+        assert (agent.learner.compiled is not None) == (compile == "on")
+    after = weights(agent)
+    stays = {name for name in after if "encoder" in name}
+    assert len(stays) == 4
+    for name, x in after.items():
+        assert torch.equal(before[name], x) == (name in stays), name
+    rollout = rollout_for(agent)
+    agent.save(tmp_path / "agent")
+    again = ActorCritic.load(tmp_path / "agent", networks=factory)
+    assert not any(x.requires_grad for name, x in again.policy.named_parameters() if "encoder" in name)
+    agent.update(rollout), again.update(rollout)
+    assert_alike(again, agent)
+
+
+def test_compiled_code_takes_frozen_numbers_as_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relax_rl.compute.compilation._compile", lambda graph, inputs, key: deepcopy(graph))
+    agents = [RELAX(OBS, DISCRETE, networks=frozen, seed=0) for _ in range(2)]
+    agents[0].learner.compiled = CompiledGradients(agents[0].networks, agents[0].learner.flat)
+    agents[0].update(rollout_for(agents[0]))
+    with torch.no_grad():
+        agents[1].policy.torso.encoder.weight.mul_(3.0)
+    rollout = rollout_for(agents[1])
+    agents[0].load_state_dict(*agents[1].state_dict())
+    for agent in agents:
+        agent.update(rollout)
+    assert_alike(*agents)

@@ -134,6 +134,8 @@ class CompiledGradients:
         self._everything = _Call(networks)
         places = {id(parameter): name for name, parameter in self._everything.named_parameters()}
         self._places = {name: [places[id(parameter)] for parameter in each.parameters] for name, each in flat.items()}
+        # A compiler takes what it is not given for constants, and a checkpoint may bring other numbers.
+        self._frozen = {f"frozen {places[id(x)]}": x for x in networks.parameters() if not x.requires_grad}
         self._versions: dict[tuple[Objective, Shard], tuple[Compiled, list[tuple[str, str]]]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledGradients:
@@ -157,6 +159,7 @@ class CompiledGradients:
             version = self._versions[objective, batch.shard] = self._traceable(batch.shard, objective)
         compiled, scalars = version
         inputs = {f"{name} parameters": each.data for name, each in self._flat.items()} | batch.tensors()
+        inputs |= self._frozen
         if isinstance(critic := self._networks.value, OverBins):
             inputs |= {"value unit": critic.unit}
         if known is not None:
@@ -176,6 +179,8 @@ class CompiledGradients:
             exchanged: dict[str, Tensor] = {}
             for name, each in self._flat.items():
                 exchanged |= zip(self._places[name], each.unflatten(inputs.pop(f"{name} parameters")), strict=True)
+            for name in self._frozen:
+                exchanged[name.removeprefix("frozen ")] = inputs.pop(name)
             if "value unit" in inputs:
                 if isinstance(self._networks.surrogate, OverBins):
                     exchanged["networks.surrogate.unit"] = inputs["value unit"]

@@ -23,7 +23,7 @@ from relax_rl.agents.trust_region import Multipliers
 from relax_rl.compute.clocks import Watch, unwatched
 from relax_rl.compute.compilation import CompilationError, NotKept, warn_or_raise
 from relax_rl.compute.distributed import ALONE, Workers
-from relax_rl.compute.optimizers import OPTIMIZERS, Adam, FlatParameters, Optimizer
+from relax_rl.compute.optimizers import OPTIMIZERS, Adam, FlatParameters, Optimizer, learning
 from relax_rl.distributions import Distribution
 from relax_rl.errors import SettingsError, TrainingDiverged
 from relax_rl.estimators import noise_behind
@@ -76,7 +76,7 @@ class Learner:
         self.workers: Workers = ALONE
         self.watch: Watch = unwatched
         self.compiled: CompiledGradients | None = None
-        self.flat = {name: FlatParameters(part.parameters()) for name, part in networks.parts().items()}
+        self.flat = {name: FlatParameters(learning(part)) for name, part in networks.parts().items()}
         # Memory of their own: what is allocated anew for a large network is fetched from the system at every step.
         self._flat_gradients = {name: torch.empty_like(flat.data) for name, flat in self.flat.items()}
         rates = {"policy": config.policy_lr, "value": config.value_lr, "surrogate": config.surrogate_lr}
@@ -136,10 +136,10 @@ class Learner:
     def check_networks(self) -> None:
         """Raises SettingsError if a network, a part of one, or what a parameter holds was replaced since: the optimisers would not know it."""
         for name, flat in self.flat.items():
-            present = [*self.networks.parts()[name].parameters()] if name in self.networks.parts() else []
+            present = learning(self.networks.parts()[name]) if name in self.networks.parts() else []
             if [id(x) for x in present] != [id(x) for x in flat.parameters] or not flat.hold():
                 raise SettingsError(
-                    f"parameters of the {name} network were replaced after the agent was made, and would not learn; "
+                    f"parameters of the {name} network were replaced, frozen or unfrozen after the agent was made, and would not learn; "
                     "make them by a factory, networks=..., or copy numbers into those that are there, parameter.copy_(...) under no_grad"
                 )
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from relax_rl.agents.acting import HostNetwork, host_network
 from relax_rl.agents.memory import Memory, features_through_time
+from relax_rl.compute.optimizers import learning
 from relax_rl.critics import ValueFunction
 from relax_rl.errors import SettingsError
 from relax_rl.networks.cnns import ImpalaCNN, NatureCNN, SmallCNN
@@ -84,7 +85,7 @@ class Networks(nn.Module):
         return parts if self.surrogate is None else {**parts, "surrogate": self.surrogate}
 
     def parameters_of(self, name: str) -> list[Tensor]:
-        """Of one of the parts, as they stand now: a call may exchange them. Walking through modules takes much longer."""
+        """What learns of one of the parts, as it stands now: a call may exchange it. Walking through modules takes much longer."""
         return [owner[key] for owner, key in self._owners[name]]
 
     def forward(
@@ -201,11 +202,11 @@ class Networks(nn.Module):
 
 
 def _owners(part: nn.Module) -> list[tuple[dict[str, Any], str]]:
-    """Where each parameter of a module stands, in the order of `part.parameters()`."""
+    """Where each parameter of a module that learns stands, in the order of `learning(part)`."""
     found = {
         id(parameter): (module._parameters, key)
         for module in part.modules()
         for key, parameter in module._parameters.items()
         if parameter is not None
     }
-    return [found[id(parameter)] for parameter in part.parameters()]
+    return [found[id(parameter)] for parameter in learning(part)]

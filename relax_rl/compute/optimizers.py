@@ -18,6 +18,7 @@ __all__ = [
     "RMSprop",
     "clip_scale",
     "flat",
+    "learning",
     "pieces",
 ]
 
@@ -78,6 +79,11 @@ def _order_in_memory(parameter: Tensor) -> list[int] | None:
     """Dimensions as they lie in memory, outermost first (channels last for convolutions); None if that is their order."""
     order = sorted(range(parameter.dim()), key=parameter.stride, reverse=True)
     return None if order == list(range(parameter.dim())) else order
+
+
+def learning(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a module but for those that are frozen, `requires_grad_(False)`."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def clip_scale(norm: Tensor, max_norm: float) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from relax_rl.agents import ActorCritic, Experience
 from relax_rl.agents.estimates import a2c
 from relax_rl.backends.snapshots import ForkableEnv
+from relax_rl.compute.optimizers import learning
 from relax_rl.errors import SettingsError
 from relax_rl.estimators.diagnostics import VarianceParts, variance_parts
 from relax_rl.networks.actions import action_rows
@@ -130,7 +131,7 @@ def follow(
     gradient of a policy with a memory goes back further. Arguments as for `decompose`.
     """
     rng = np.random.default_rng(seed)
-    theta = list(agent.policy.parameters())
+    theta = learning(agent.policy)
     of_states, advantages, jacobians = [], [], []
     for done, history in enumerate(_visited(agent, env, num_states, rng), start=1):
         place = int(rng.integers(agent.config.num_steps))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from relax_rl.agents.estimates import Experience, a2c
-from relax_rl.compute.optimizers import Adam, FlatParameters
+from relax_rl.compute.optimizers import Adam, FlatParameters, learning
 from relax_rl.estimators import noise_behind, variance_loss
 from relax_rl.networks.policies import Policy
 
@@ -52,7 +52,7 @@ class Fit:
         draw: Callable[[int, torch.Generator], Tensor] = some_rows,
     ) -> None:
         self._loss, self._rollouts, self._generator, self._draw = loss, rollouts, generator, draw
-        self._flat = FlatParameters(module.parameters())
+        self._flat = FlatParameters(learning(module))
         self._adam = Adam(self._flat, lr=_LR)
         self._kept: deque[tuple[Tensor, ...]] = deque()
         self._seen = 0

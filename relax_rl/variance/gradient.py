@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from relax_rl.agents import ActorCritic
+from relax_rl.compute.optimizers import learning
 from relax_rl.envs import VectorEnvs
 from relax_rl.errors import SettingsError
 from relax_rl.estimators.diagnostics import Interval, effective_sample_size_ratio, squared_distance, variance
@@ -60,7 +61,7 @@ def applied_gradients(
     Raises:
         SettingsError: when these gradients would not fit into memory.
     """
-    theta = list(agent.policy.parameters())
+    theta = learning(agent.policy)
     size = 4 * sum(x.numel() for x in theta) * len(entrants)
     if num_batches * size > _MOST_BYTES:
         raise SettingsError(

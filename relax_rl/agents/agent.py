@@ -38,7 +38,6 @@ from relax_rl.envs import Step, VectorEnvs
 from relax_rl.errors import TrainingDiverged
 from relax_rl.settings.config import AgentConfig
 from relax_rl.settings.fields import whole, with_settings
-from relax_rl.settings.naming import name_of
 
 __all__ = ["ActorCritic", "Callback", "UpdateInfo"]
 
@@ -57,7 +56,7 @@ class ActorCritic(SavedActor):
     Attributes:
         steps, updates, episodes: valid environment steps, updates and finished episodes learned from so far.
         networks: policy, value function and surrogate.
-        networks_from: where they come from, `module:factory`; None for those of the settings.
+        networks_by: the factory that made them; None for those of the settings.
         learner: takes their steps.
         listeners: who hears of the learning at hand; None outside `learn`.
         compiled_from: the update from which on gradients came from compiled code; None as long as eager code gives them.
@@ -89,7 +88,7 @@ class ActorCritic(SavedActor):
         check_estimator(self.estimator, self.actions)
         seen, done, learned = self.observations, self.actions, self.estimator.uses_surrogate
         made = seeded_networks(self.seed, seen, done, config, surrogate=learned, factory=networks)
-        self.networks, self.networks_from = made.to(self.device), None if networks is None else name_of(networks)
+        self.networks, self.networks_by = made.to(self.device), networks
         check_memory(self.networks, config)
         self.env_memory = EnvMemory()
         self.learner = Learner(self.networks, self.estimator, config, self.generator, own_networks=own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -20,6 +21,7 @@ from relax_rl.agents.saving import (
     described,
     for_learning,
     kind_of,
+    misfit,
     obs_shift,
     without,
     without_temperature,
@@ -29,7 +31,7 @@ from relax_rl.compute.serialization import load_state, pack, save_state, unpack
 from relax_rl.errors import CheckpointError, TrainingDiverged
 from relax_rl.networks.space_json import space_to_json
 from relax_rl.settings.fields import whole
-from relax_rl.settings.naming import name_of, named
+from relax_rl.settings.naming import name_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -47,13 +49,18 @@ class SavedActor(Actor):
     Attributes:
         steps, updates, episodes, schedule_start, schedule_end: counters.
         compiled_from: the update from which on gradients came from compiled code; None as long as eager code gives them.
-        networks_from: where the networks come from, `module:factory`; None for those of the settings.
+        networks_by: the factory of the networks; None for those of the settings.
     """
 
     name: ClassVar[str] = ""
     steps = updates = episodes = schedule_start = schedule_end = 0
     compiled_from: int | None = None
-    networks_from: str | None = None
+    networks_by: NetworkFactory | None = None
+
+    @property
+    def networks_from(self) -> str | None:
+        """Where the networks come from, `module:factory`; None for those of the settings."""
+        return None if self.networks_by is None else name_of(self.networks_by)
 
     def schedule_factor(self, schedule: str) -> float:
         """What a setting on the schedule "constant" or "linear" is multiplied by at the present step."""
@@ -126,9 +133,8 @@ class SavedActor(Actor):
             unpack(components, kept)
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             self.generator.set_state(drawn)
-            reason = str(error).splitlines()[0]
             raise CheckpointError(
-                f"the checkpoint does not fit this agent ({reason}); was it made with other settings?"
+                f"the checkpoint does not fit this agent ({misfit(error, own=self.networks_by is not None)}); was it made with other settings?"
             ) from None
         vars(self).update(counters, compiled_from=compiled_from)
         if self.obs_normalizer is not None:
@@ -136,11 +142,12 @@ class SavedActor(Actor):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For other processes: what `save` writes, as `multiprocessing` and Ray hand it on."""
-        return _from_parts, (*self.state_dict(), str(self.device))
+        return _from_parts, (*self.state_dict(), str(self.device), self.networks_by)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
+        memo[id(self.networks_by)] = self.networks_by
         vars(copied).update({name: deepcopy(value, memo) for name, value in vars(self).items()})
         return copied
 
@@ -181,7 +188,7 @@ class SavedActor(Actor):
 
         Raises:
             CheckpointError: if the file is unreadable, holds another kind of agent, one of other networks, or no
-                optimisers.
+                optimisers. A factory whose name others may have, such as a lambda, is taken with a warning.
         """
         tensors, saved = load_state(path)
         state = saved.get("agent", {})
@@ -224,9 +231,13 @@ class SavedActor(Actor):
         return made
 
 
-def _from_parts(tensors: Mapping[str, Tensor], state: Mapping[str, Any], device: str) -> SavedActor:
-    """The agent that came from another process; a factory of its networks is imported by its name."""
-    factory = named(state["networks"], "networks") if state["networks"] is not None else None
-    agent = SavedActor.from_state(state, device=device, networks=factory, source="the agent handed on")
+def _from_parts(
+    tensors: Mapping[str, Tensor], state: Mapping[str, Any], device: str, factory: NetworkFactory | None
+) -> SavedActor:
+    """The agent that came from another process, with the factory of its networks."""
+    state = {**state, "networks": None if factory is None else name_of(factory)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it is the very factory
+        agent = SavedActor.from_state(state, device=device, networks=factory, source="the agent handed on")
     agent.load_state_dict(tensors, state)
     return agent

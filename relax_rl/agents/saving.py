@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from relax_rl.networks.space_json import space_from_json
 from relax_rl.networks.spaces import ObservationEncoder
 from relax_rl.settings.config import AgentConfig
 from relax_rl.settings.fields import from_json, whole
+from relax_rl.settings.naming import same_thing, warn_of_namesakes
 
 __all__ = [
     "Description",
@@ -28,6 +30,7 @@ __all__ = [
     "described",
     "for_learning",
     "kind_of",
+    "misfit",
     "obs_shift",
     "without",
     "without_temperature",
@@ -150,13 +153,32 @@ def kind_of(cls: type[T], name: str, source: str) -> type[T]:
 
 
 def check_networks(saved: str | None, given: str | None, source: str) -> None:
-    """Raises CheckpointError unless the factory that made an agent's networks is given again."""
+    """Raises CheckpointError unless the factory that made an agent's networks is given again; warns where that cannot be told."""
     if saved is not None and given is None:
+        name = saved if re.fullmatch(r"[\w.]+:\w+", saved) else "module:name"
         raise CheckpointError(
-            f"the networks of {source} are those of {saved}; name them again: --networks {saved}, or networks=..."
+            f"the networks of {source} are those of {saved}; name them again: --networks {name}, or networks=..."
         )
-    if saved != given:
+    if not same_thing(saved, given):
         raise CheckpointError(f"the networks of {source} are {saved or 'those of the settings'}, not those of {given}")
+    warn_of_namesakes(saved, given, f"the networks of {source} are those of")
+
+
+def misfit(error: Exception, *, own: bool) -> str:
+    """Why tensors do not fit an agent, in one line; `own` of the user's networks."""
+    first, *rest = str(error).splitlines() or [""]
+    if "size mismatch" not in "".join(rest[:1]):
+        return first
+    # Torsos apart that see images among other leaves had a surrogate of all numbers before it was one of V's features.
+    of_surrogate = (
+        own and re.search(r"state_dict for (Action|Distributional)\w+", first) and "layers.0.weight" in rest[0]
+    )
+    hint = (
+        "; one of all the numbers is loaded by NetworkParts(..., surrogate=ActionSurrogate(...))"
+        if of_surrogate
+        else ""
+    )
+    return f"{first} {rest[0].strip()}{hint}"
 
 
 def obs_shift(state: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray | None:

@@ -27,7 +27,7 @@ from relax_rl.settings.fields import (
     to_json,
     with_settings,
 )
-from relax_rl.settings.naming import is_own
+from relax_rl.settings.naming import is_own, same_thing, warn_of_namesakes
 from relax_rl.settings.presets import same_env
 
 __all__ = [
@@ -207,7 +207,8 @@ def check_recorded(theirs: Any, ours: Mapping[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path} is damaged: its settings cannot be read")
     for name in [name for name in theirs if name in ours]:
         before, now = (list(x) if isinstance(x, tuple) else x for x in (theirs[name], ours[name]))
-        if before != now:
+        alike = name == "networks" and (same_thing(str(before), str(now)) or same_thing(str(now), str(before)))
+        if before != now and not alike:
             raise CheckpointError(
                 f"{name} is {shown(before)} in {path}, but {shown(now)} in config.json: they are not of one run, or the "
                 "file was changed; put it right, or start a new run"
@@ -230,6 +231,9 @@ def resumed_config(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
             f"cannot resume with --env {wanted.env.env}: the run was trained on {saved.env.env}; start a new run instead"
         )
     wanted = with_settings(wanted, {"env": saved.env.env})
+    if same_thing(saved.run.networks, wanted.run.networks):  # one factory by an earlier and a present name
+        warn_of_namesakes(saved.run.networks, wanted.run.networks, "the networks of this run are those of")
+        saved = with_settings(saved, {"networks": wanted.run.networks})
     if wanted.run.estimator == "auto":
         wanted = with_settings(wanted, {"estimator": saved.run.estimator})
     return check_resumable(saved, wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,12 @@ from torch.nn.utils import parametrizations
 from relax_rl.agents import A2C, RELAX, ActorCritic, NetworkParts
 from relax_rl.agents.acting import acts_on_host
 from relax_rl.agents.compiled import CompiledGradients
+from relax_rl.compute.serialization import save_state
+from relax_rl.critics import ActionSurrogate
+from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.networks.memory import MemoryTorso
-from relax_rl.networks.torsos import MLP, NatureCNN, Selection
+from relax_rl.networks.spaces import ObservationEncoder
+from relax_rl.networks.torsos import MLP, CombinedTorso, NatureCNN, Selection
 from tests.steps import DISCRETE, OBS, assert_alike, rollout_for, shake, target_envs, weights
 
 PIXELS = spaces.Box(0, 255, (40, 40, 1), np.uint8)
@@ -165,3 +170,74 @@ def test_compiled_code_takes_frozen_numbers_as_they_stand(monkeypatch: pytest.Mo
     for agent in agents:
         agent.update(rollout)
     assert_alike(*agents)
+
+
+BESIDE = spaces.Dict({"cam": spaces.Box(0, 255, (40, 40, 3), np.uint8), "v": spaces.Box(-1, 1, (2,))})
+
+
+def leaf_by_leaf(surrogate: bool, *given: Any) -> NetworkParts:
+    observations, actions, _ = given
+    torsos = [CombinedTorso(observations.leaves, (6,), "tanh", 8) for _ in range(2)]
+    size = observations.shape[0], sum(actions.sizes)
+    return NetworkParts(*torsos, ActionSurrogate(*size, (4,)) if surrogate else None)
+
+
+def test_the_surrogate_is_told_features_where_critics_see_images(tmp_path: Any) -> None:
+    agent = RELAX(BESIDE, DISCRETE, networks=partial(leaf_by_leaf, False), surrogate_hidden=(4,))
+    obs = torch.rand(3, *agent.observations.shape)
+    assert agent.networks(obs).features.shape == (3, 6)
+    whole = RELAX(BESIDE, DISCRETE, networks=partial(leaf_by_leaf, True))
+    assert whole.networks(obs).features.shape == (3, 40 * 40 * 3 + 2)
+    # What an earlier version wrote: the surrogate of all numbers, under the name of a factory without one of its own.
+    tensors, state = whole.state_dict()
+    state = {**state, "networks": agent.networks_from, "config": agent.state_dict()[1]["config"]}
+    save_state(tmp_path / "agent", tensors, {"agent": state})
+    with pytest.raises(CheckpointError, match=r"size mismatch for layers.*surrogate=ActionSurrogate") as caught:
+        ActorCritic.load(tmp_path / "agent", networks=partial(leaf_by_leaf, False))
+    assert "\n" not in str(caught.value)
+
+
+class Wide(nn.Linear):
+    num_features: Any = 4
+
+
+def with_width(width: Any) -> Any:
+    torso = Wide(3, 4)
+    torso.num_features = width
+    return lambda *_: NetworkParts(torso, torso)
+
+
+def sharing(*_: Any) -> NetworkParts:
+    encoder = nn.Linear(3, 4)
+    return NetworkParts(Frozen(encoder), Frozen(encoder))
+
+
+def sharing_with_surrogate(*_: Any) -> NetworkParts:
+    torso = Wide(3, 4)
+    return NetworkParts(torso, torso, nn.ModuleList([torso]))
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (with_width(None), r"policy_torso\.num_features is None"),
+        (with_width(2.5), r"num_features is 2\.5"),
+        (lambda *_: NetworkParts(Wide(3, 4), nn.Linear(3, 4)), r"value_torso\.num_features is None"),
+        (sharing, "policy_torso and value_torso have parameters in common; expected a torso each, the same module"),
+        (sharing_with_surrogate, "policy_torso and surrogate have parameters in common"),
+        (lambda *_: NetworkParts(Wide(3, 4), Wide(3, 4), nn.Identity()), "the surrogate has no parameter that learns"),
+    ],
+)
+def test_parts_that_cannot_learn_are_refused(factory: Any, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        RELAX(OBS, DISCRETE, networks=factory)
+
+
+def test_encoders_of_no_leaf_and_choices_without_numbers_are_refused() -> None:
+    space = spaces.Dict({"cell": spaces.Discrete(4), "v": spaces.Box(-1, 1, (2,))})
+    leaves = ObservationEncoder(space, embed=True).leaves
+    with pytest.raises(SettingsError, match="'cel', which is no leaf; did you mean cell"):
+        CombinedTorso(leaves, (4,), "tanh", 8, embed=2, encoders={"cel": Wide(1, 4)})
+    with pytest.raises(SettingsError, match="embed is 0, and cell has choices"):
+        CombinedTorso(leaves, (4,), "tanh", 8)
+    assert CombinedTorso(leaves, (4,), "tanh", 8, encoders={"cell": Wide(1, 4)}).num_features == 4

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import combinations
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from gymnasium import spaces
 from torch import nn
 
 from relax_rl.agents.networks import Networks, StateOf
+from relax_rl.compute.optimizers import learning
 from relax_rl.critics import (
     ActionSurrogate,
     ActionValues,
@@ -96,7 +99,7 @@ def make_networks(
     policy_sees = observations.only(config.policy_keys, "policy_keys")
     critic_sees = observations.only(config.critic_keys, "critic_keys")
     alike = policy_sees.leaves == critic_sees.leaves
-    parts = None if factory is None else _own(factory, observations, actions, config)
+    parts = None if factory is None else _own(factory, observations, actions, config, surrogate=surrogate)
     shared = _shares(config, parts, alike and any(leaf.kind == "image" for leaf in policy_sees.leaves))
     if shared and not alike:
         who = "policy and value function" if factory is None else f"networks {name_of(factory)}"
@@ -118,7 +121,8 @@ def make_networks(
         torso = _critic_torso(critic_sees, config) if parts is None else parts.value_torso
         torso = _with_memory(_selecting(torso, observations, critic_sees), config, own=parts is not None)
     value = _value_function(policy.torso if shared else torso, config)
-    state = "observation" if shared else _state_of(observations, critic_sees, own=parts is not None)
+    own_surrogate = parts is not None and parts.surrogate is not None
+    state = "observation" if shared else _state_of(observations, critic_sees, own=own_surrogate)
     if is_recurrent(value.torso):
         state = "features"  # what is seen of a state is not all of it
     elif config.memory != "none" and not is_recurrent(policy.torso):
@@ -212,14 +216,43 @@ def _critic_torso(sees: ObservationEncoder, config: AgentConfig) -> Torso:
 
 
 def _own(
-    factory: NetworkFactory, observations: ObservationEncoder, actions: ActionEncoder, config: AgentConfig
+    factory: NetworkFactory,
+    observations: ObservationEncoder,
+    actions: ActionEncoder,
+    config: AgentConfig,
+    *,
+    surrogate: bool,
 ) -> NetworkParts:
-    """Those of the user."""
+    """Those of the user, with a surrogate that learns if there is to be one."""
     require_call(factory, "networks", observations, actions, config)
     parts = factory(observations, actions, config)
     if not isinstance(parts, NetworkParts):
         raise SettingsError(f"networks {name_of(factory)} made {type(parts).__name__}, expected NetworkParts")
+    _check_parts(f"networks {name_of(factory)}", parts, surrogate=surrogate)
     return parts
+
+
+def _check_parts(who: str, parts: NetworkParts, *, surrogate: bool) -> None:
+    """Raises SettingsError for parts that cannot learn; arguments as of `make_networks`, `who` for messages."""
+    torsos = {"policy_torso": parts.policy_torso}
+    if parts.value_torso is not parts.policy_torso:
+        torsos["value_torso"] = parts.value_torso
+    for name, torso in torsos.items():
+        width = getattr(torso, "num_features", None)
+        if not isinstance(width, Integral) or width < 1:
+            raise SettingsError(
+                f"{who}: {name}.num_features is {width!r}, expected the width of its features, a whole number"
+            )
+    learned = {**torsos, "surrogate": parts.surrogate} if surrogate and parts.surrogate is not None else torsos
+    of = {name: {id(x) for x in learning(part)} for name, part in learned.items() if isinstance(part, nn.Module)}
+    if not of.get("surrogate", True):
+        raise SettingsError(f"{who}: the surrogate has no parameter that learns")
+    for one, other in combinations(of, 2):
+        if of[one] & of[other]:
+            raise SettingsError(
+                f"{who}: {one} and {other} have parameters in common; expected a torso each, the same "
+                "module as both, or a part in common that is frozen"
+            )
 
 
 def _selecting(torso: Any, whole: ObservationEncoder, part: ObservationEncoder) -> Any:
@@ -244,7 +277,7 @@ def _state_of(whole: ObservationEncoder, critic_sees: ObservationEncoder, *, own
     Args:
         whole: of all leaves.
         critic_sees: of those that the critics see.
-        own: whether torsos are the user's; their surrogates have always been told flat observations as they are.
+        own: whether the surrogate is the user's; these have always been told flat observations as they are.
     """
     kinds = {leaf.kind for leaf in critic_sees.leaves}
     if "discrete" in kinds or (whole.is_image if own else "image" in kinds):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from relax_rl.errors import SettingsError, did_you_mean
 from relax_rl.networks.cnns import ImpalaCNN, NatureCNN, SmallCNN, after_last_layer, product
 from relax_rl.networks.layers import ACTIVATIONS, orthogonal, tanh
 from relax_rl.networks.spaces import Leaf, ObservationEncoder
@@ -130,6 +131,9 @@ class CombinedTorso(nn.Module):
         layer_norm, residual: of the MLP, see `ResidualMLP`.
         encoders: modules by the name of a leaf that take the place of its CNN or embedding, or read a vector:
             `[B, *leaf.shape]` to `[B, num_features]`, with that width as an attribute.
+
+    Raises:
+        SettingsError: an encoder is of no leaf, or choices have neither an embedding nor an encoder.
     """
 
     def __init__(
@@ -148,6 +152,7 @@ class CombinedTorso(nn.Module):
         super().__init__()
         self.leaves = tuple(leaves)
         own = dict(encoders or {})
+        _check_leaves(self.leaves, own, embed)
         self._kinds = ["own" if leaf.name in own else leaf.kind for leaf in leaves]
         kinds = list(zip(self.leaves, self._kinds, strict=True))
         images = [leaf for leaf, kind in kinds if kind == "image"]
@@ -178,6 +183,18 @@ class CombinedTorso(nn.Module):
             parts.append(part)
         features: Tensor = self.trunk(torch.cat(parts, -1))
         return features
+
+
+def _check_leaves(leaves: Sequence[Leaf], own: Mapping[str, Any], embed: int) -> None:
+    names = [leaf.name for leaf in leaves]
+    for name in own:
+        if name not in names:
+            raise SettingsError(f"encoders has {name!r}, which is no leaf{did_you_mean(name, names)}")
+    for leaf in leaves:
+        if leaf.kind == "discrete" and leaf.name not in own and embed < 1:
+            raise SettingsError(
+                f"embed is {embed}, and {leaf.name} has choices without an encoder; expected embed=config.embed"
+            )
 
 
 class Selection(nn.Module):

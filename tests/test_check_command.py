@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from relax_rl import check_env
 from relax_rl.cli import main
 from tests.fakes import GoldenEnv, TargetEnv
+from tests.masked import SPACES, MaskedByMethod, MaskedEnv
+from tests.test_structured_masks import Picky
 
 HERE = "tests.test_check_command"
 
@@ -150,3 +154,36 @@ def test_what_is_to_be_mended(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_image_among_others(capsys: pytest.CaptureFixture[str]) -> None:
     told = page(capsys, "--env", f"{HERE}:Camera")
     assert "camera by a CNN" in told and "nothing is wrong" in told
+
+
+@pytest.mark.parametrize("kind", SPACES)
+@pytest.mark.parametrize("how", ["info", "method", "key"])
+def test_only_allowed_actions_are_taken_where_there_are_masks(
+    kind: str, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The environment refuses the others."""
+    named = {"mask_key": "say.mask"} if how == "key" else {}
+    env = MaskedByMethod(kind=kind, strict=True) if how == "method" else MaskedEnv(kind=kind, how=how)
+    assert check_env(env, **named) == []
+    name = "relax_rl_tests/MaskedByMethod-v0" if how == "method" else "relax_rl_tests/Masked-v0"
+    settings = json.dumps({"kind": kind} | ({} if how == "method" else {"how": how}))
+    key = ["--mask-key", "say.mask"] if how == "key" else []
+    said = page(capsys, "--env", name, "--env-kwargs", settings, "--num-envs", "2", *key)
+    assert "rewards" in said and "is not allowed" not in said and "unusable" not in said
+
+
+def test_nested_masks_are_kept_to() -> None:
+    assert check_env(Picky()) == []
+
+
+def test_a_mask_that_is_none_is_a_fault() -> None:
+    assert any("allows no action" in line for line in check_env(MaskedEnv(dead_at=2)))
+    assert check_env(Unfit(), steps=5)[0].startswith("an action mask has shape (2,)")
+
+
+class Unfit(TargetEnv):
+    def __init__(self) -> None:
+        super().__init__(spaces.Discrete(3))
+
+    def reset(self, **kwargs: Any) -> Any:
+        return super().reset(**kwargs)[0], {"action_mask": np.ones(2)}

@@ -9,9 +9,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.utils import env_checker
 from gymnasium.utils.env_checker import check_env as check_by_gymnasium
 
 from relax_rl.backends.creation import one_line_errors
+from relax_rl.backends.masks import KEY, allowed_actions, with_mask_in_info
 from relax_rl.backends.registry import find_spec
 from relax_rl.backends.single import kept_space, misfit, vector_reward
 from relax_rl.errors import SettingsError
@@ -82,18 +84,22 @@ def _bounds(space: spaces.Space[Any]) -> Iterator[_Bounds]:
             yield _Bounds(path, leaf)
 
 
-def check_env(env: gym.Env[Any, Any] | Callable[..., Any] | str, *, steps: int = 200, seed: int = 0) -> list[str]:
+def check_env(
+    env: gym.Env[Any, Any] | Callable[..., Any] | str, *, steps: int = 200, seed: int = 0, mask_key: str | None = None
+) -> list[str]:
     """What is wrong with an environment: one line each, none where an agent can learn in it as it is.
 
     Gymnasium's own checker (`gymnasium.utils.env_checker`) comes first, then what agents need beyond it: spaces that
     networks read, and observations inside their space and rewards of one finite number over an episode or more of random
-    actions.
+    actions. Where the environment masks actions, allowed ones are taken, and Gymnasium's checker, which knows no masks, does not
+    step.
 
     Args:
         env: a Gymnasium environment, or an id, class or function as for `make_envs`; one that is given is stepped, and left
             open.
         steps: how many are taken.
         seed: of the environment and the actions.
+        mask_key: name of the leaf of the observations that is the mask of the actions, if one is.
 
     Raises:
         SettingsError: an unknown id, or an environment that cannot be made.
@@ -103,23 +109,56 @@ def check_env(env: gym.Env[Any, Any] | Callable[..., Any] | str, *, steps: int =
         with one_line_errors(spec):
             made = gym.make(spec, disable_env_checker=True)
         try:
-            return check_env(made.unwrapped, steps=steps, seed=seed)
+            return check_env(made.unwrapped, steps=steps, seed=seed, mask_key=mask_key)
         finally:
             made.close()
     found: list[str] = []
+    masked = _with_masks(env, mask_key, found)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
-            check_by_gymnasium(env, skip_render_check=True, skip_close_check=True)
+            if masked is None:
+                check_by_gymnasium(env, skip_render_check=True, skip_close_check=True)
+            else:
+                _check_resets(env)
         except (Exception, SystemExit) as error:  # whatever an environment does
             found.append(_line(error))
     lines = [_plain(str(each.message)) for each in told]
     found += [line for line in lines if not any(words in line for words in _NO_FAULTS)]
     try:
-        found += [*_of_spaces(env), *_of_steps(env, steps, seed)]
+        found += [*_of_spaces(env), *_of_steps(env if masked is None else masked, steps, seed)]
     except (Exception, SystemExit) as error:
         found.append(_line(error))
     return list(dict.fromkeys(found))
+
+
+def _with_masks(env: gym.Env[Any, Any], key: str | None, found: list[str]) -> gym.Env[Any, Any] | None:
+    """The environment with its masks in its infos; None where it has none, or one that is no mask, which is `found` then."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            masked = with_mask_in_info(env, "auto", key)
+            if KEY not in masked.reset(seed=0)[1]:
+                return None
+            allowed_actions(masked, 0)
+        except SettingsError as error:
+            found.append(str(error))
+            return None
+        except (Exception, SystemExit):  # whatever an environment does; the checks that follow tell of it
+            return None
+    return masked
+
+
+def _check_resets(env: gym.Env[Any, Any]) -> None:
+    """What Gymnasium's checker looks at before it steps."""
+    for kind in ("action", "observation"):
+        space = getattr(env, f"{kind}_space")
+        getattr(env_checker, f"check_{kind}_space")(space)
+        env_checker.check_space_limit(space, kind)
+    for check in ("seed_deprecation", "reset_return_info_deprecation", "reset_return_type", "reset_seed_determinism"):
+        getattr(env_checker, f"check_{check}")(env)
+    env_checker.check_reset_options(env)
+    env_checker.env_reset_passive_checker(env)
 
 
 def _of_spaces(env: gym.Env[Any, Any]) -> Iterator[str]:
@@ -140,8 +179,8 @@ def _read(space: spaces.Space[Any]) -> None:
 def _of_steps(env: gym.Env[Any, Any], steps: int, seed: int) -> Iterator[str]:
     """What is wrong with observations and rewards, the first line of each kind."""
     space, bounds = env.observation_space, list(_bounds(env.observation_space))
-    env.action_space.seed(seed)
-    obs = env.reset(seed=seed)[0]
+    draw = allowed_actions(env, seed)
+    obs, info = env.reset(seed=seed)
     reward: Any = 0.0
     said: set[str] = set()
     for step in range(steps + 1):
@@ -157,9 +196,9 @@ def _of_steps(env: gym.Env[Any, Any], steps: int, seed: int) -> Iterator[str]:
                 yield f"{line} (in step {step})"
         if fatal:
             return
-        obs, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        obs, reward, terminated, truncated, info = env.step(draw(obs, info))
         if terminated or truncated:
-            obs, _ = env.reset()
+            obs, info = env.reset()
 
 
 def _of_reward(reward: Any) -> str:

@@ -16,7 +16,7 @@ from relax_rl.errors import EnvironmentFault, SettingsError
 from relax_rl.networks.masks import action_masks_for
 from relax_rl.networks.spaces import leaf_spaces
 
-__all__ = ["AskedMasks", "EnvMasks", "MaskInInfo", "single_masks", "with_mask_in_info"]
+__all__ = ["AskedMasks", "EnvMasks", "MaskInInfo", "allowed_actions", "single_masks", "with_mask_in_info"]
 
 AskedMasks = Literal["auto", "off", "info", "method"]
 KEY, METHOD = "action_mask", "action_masks"
@@ -106,6 +106,33 @@ def single_masks(
     if KEY not in env.reset(seed=0)[1]:
         return None
     return lambda _, info: np.ones(masks.width, dtype=bool) if info.get(KEY) is None else masks.row(info[KEY])
+
+
+def allowed_actions(env: gym.Env[Any, Any], seed: int) -> Callable[[Any, Mapping[str, Any]], Any]:
+    """What draws an action that is allowed at an observation that came with an info; any action where there are no masks.
+
+    Args:
+        env: has its masks in its infos, see `with_mask_in_info`; it is reset.
+        seed: of the actions.
+
+    Raises:
+        SettingsError: its first mask is none of its actions.
+        EnvironmentFault: while drawing, where a mask allows no action.
+    """
+    space, rng = env.action_space, np.random.default_rng(seed)
+    space.seed(seed)
+    masks, mask_of = action_masks_for(space), single_masks(env, None, (), "the environment")
+    if masks is None or mask_of is None:
+        return lambda *_: space.sample()
+    mask_of(*env.reset(seed=seed))
+
+    def draw(obs: Any, info: Mapping[str, Any]) -> Any:
+        row = mask_of(obs, info)
+        if masks.stuck(row[None])[0]:
+            raise EnvironmentFault("an action mask allows no action, expected at least one (in every dimension)")
+        return masks.sample(row, rng)
+
+    return draw
 
 
 class EnvMasks:

@@ -18,10 +18,12 @@ from relax_rl.backends.checks import check_env
 from relax_rl.backends.creation import single_env
 from relax_rl.backends.envpool import why_not_envpool
 from relax_rl.backends.infos import ALL, SUCCESS, followed, number
+from relax_rl.backends.masks import KEY, allowed_actions, with_mask_in_info
 from relax_rl.backends.own import Making
 from relax_rl.backends.registry import find_spec
 from relax_rl.errors import RelaxRLError, in_one_line
 from relax_rl.networks.actions import action_encoder
+from relax_rl.networks.masks import action_masks_for
 from relax_rl.networks.spaces import ObservationEncoder, leaf_spaces
 from relax_rl.runs.displays import describe_number
 from relax_rl.runs.evaluation import envs_of
@@ -88,8 +90,8 @@ def inspect_env(config: EnvConfig, *, steps: int, seed: int = 0) -> Inspection:
         making = Making.of(config.wrapper, config.frame_stack, config.drop_keys, config.info_keys, **masks)
         if spec.entry_point is not None:
             with closing(single_env(spec, env_kwargs=config.env_kwargs, making=making)) as env:
-                found.faults += check_env(env)
-                _look_at(env, found, seed)
+                found.faults += check_env(env, mask_key=config.mask_key)
+                _look_at(env, found, seed, config)
         with envs_of(config, seed=seed) as envs:
             _spaces(envs, found, config)
             if envs.action_mask is not None:
@@ -116,9 +118,8 @@ def _told(found: Inspection) -> Iterator[None]:
     found.faults += [str(each.message) for each in said if issubclass(each.category, UserWarning)]
 
 
-def _look_at(env: gym.Env[Any, Any], found: Inspection, seed: int) -> None:
+def _look_at(env: gym.Env[Any, Any], found: Inspection, seed: int, config: EnvConfig) -> None:
     """Time limit, masks and infos of a single environment."""
-    env.action_space.seed(seed)
     info = env.reset(seed=seed)[1]
     limit, inner = None, env
     while isinstance(inner, gym.Wrapper):
@@ -130,15 +131,18 @@ def _look_at(env: gym.Env[Any, Any], found: Inspection, seed: int) -> None:
     masks += [f"the observation {name!r}" for name in _mask_leaves(env)]
     found.facts["masks"] = ", ".join(masks) or "none"
     numbers, others, flags = dict[str, None](), dict[str, None](), dict[str, None]()
-    began = time.monotonic()
+    asked = "auto" if config.action_masks == "off" or config.mask_key is not None else config.action_masks
+    env = with_mask_in_info(env, asked, config.mask_key)
+    draw, began = allowed_actions(env, seed), time.monotonic()
+    obs, info = env.reset(seed=seed)
     for _ in range(_LOOKS):
-        *_, terminated, truncated, info = env.step(env.action_space.sample())
+        obs, _, terminated, truncated, info = env.step(draw(obs, info))
         flags |= {name: None for name in SUCCESS if name in info}
         known = [name for name in followed([ALL], info) if number(info[name]) is not None]
         numbers |= dict.fromkeys(known)
-        others |= dict.fromkeys(str(name) for name in info if name not in known and name not in SUCCESS)
+        others |= dict.fromkeys(str(name) for name in info if name not in (*known, *SUCCESS, KEY))
         if terminated or truncated:
-            env.reset()
+            obs, info = env.reset()
         if time.monotonic() - began > _SECONDS:
             break
     told = [f"success by {next(iter(flags))}"] if flags else []
@@ -201,13 +205,17 @@ def _play(envs: VectorEnvs, found: Inspection, steps: int, seed: int) -> None:
     """Rewards, episodes and speed under random actions."""
     space, rows = envs.single_action_space, envs.num_envs
     space.seed(seed)
-    actions = [_together([space.sample() for _ in range(rows)]) for _ in range(32)]
-    rewards, count, began = list[np.ndarray](), 0, time.perf_counter()
-    while count < steps and time.perf_counter() - began < _SECONDS:
-        step = envs.step(actions[len(rewards) % 32])
+    actions, masks = [_together([space.sample() for _ in range(rows)]) for _ in range(32)], action_masks_for(space)
+    rewards, seconds, rng = list[np.ndarray](), 0.0, np.random.default_rng(seed)
+    while len(rewards) * rows < steps and seconds < _SECONDS:
+        action = actions[len(rewards) % 32]
+        if masks is not None and envs.action_mask is not None:
+            action = _together([masks.sample(row, rng) for row in envs.action_mask])
+        began = time.perf_counter()
+        step = envs.step(action)
+        seconds += time.perf_counter() - began
         rewards.append(step.reward[step.valid])
-        count += rows
-    seconds = time.perf_counter() - began
+    count = len(rewards) * rows
     seen, episodes = np.concatenate(rewards), envs.drain_episodes()
     if not np.isfinite(seen).all():
         found.faults.append("a reward is no finite number, which ends a run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -254,6 +255,50 @@ def test_vectors_and_forks_heed_them_too() -> None:
         assert agent.learn(envs, 40).steps >= 40
     env = ForkableEnv("relax_rl_tests/Picky-v0", kind="choices")
     assert env.copies and env.mask is not None and env.mask.shape == (12,)
+
+
+class Saying(gym.Env[Any, Any]):
+    """Gives the masks that it is told, in its infos."""
+
+    observation_space = OBS
+    action_space = spaces.Dict(
+        {
+            "gear": spaces.Discrete(3),
+            "thrust": spaces.Box(-1, 1),
+            "turns": spaces.Tuple([spaces.Discrete(2), spaces.Box(-1, 1)]),
+        }
+    )
+
+    def __init__(self, mask: Any) -> None:
+        self.mask = mask
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros(3, np.float32), {"action_mask": self.mask}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.zeros(3, np.float32), 0.0, False, False, {"action_mask": self.mask}
+
+
+GEAR = np.array([1, 0, 1], np.int8)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (({"gear": GEAR, "thrust": None}, {"gear": GEAR, "thrust": None}), ([1, 0, 1, 1, 1], [1, 0, 1, 1, 1])),
+        (({"gear": None}, {"gear": None}), ([1, 1, 1, 1, 1], [1, 1, 1, 1, 1])),
+        (({"gear": None}, {"gear": GEAR}), ([1, 1, 1, 1, 1], [1, 0, 1, 1, 1])),
+        (({"gear": GEAR}, {}), ([1, 0, 1, 1, 1], [1, 1, 1, 1, 1])),
+        (({}, {"turns": ([0, 1], None)}), ([1, 1, 1, 1, 1], [1, 1, 1, 0, 1])),
+        (({"turns": None}, {"turns": ([0, 1], None)}), ([1, 1, 1, 1, 1], [1, 1, 1, 0, 1])),
+    ],
+)
+def test_vectors_made_elsewhere_may_leave_masks_out(given: Any, expected: Any) -> None:
+    made = [lambda mask=mask: Saying(mask) for mask in given]
+    with warnings.catch_warnings(), VectorEnvs(SyncVectorEnv(made)) as envs:
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(envs.action_mask, np.array(expected, bool))
 
 
 def test_bins_have_no_masks() -> None:

@@ -203,7 +203,7 @@ class StructuredMasks(ActionMasks):
                 if own is None:
                     found.append(np.ones((rows, masks.width), np.bool_))
                 else:
-                    found.append(masks.row(own)[None] if count is None else masks.rows(own, count))
+                    found.append(masks.row(own)[None] if count is None else _rows(masks, own, count))
             except SettingsError as error:
                 raise SettingsError(f"at {name!r} {error}") from None
         return np.concatenate(found, 1)
@@ -218,6 +218,8 @@ class StructuredMasks(ActionMasks):
             strange = isinstance(mask, Mapping) and [key for key in mask if key not in known]
             if strange or not (mask is None or isinstance(mask, Mapping)):
                 raise self._misfit(f"has {strange[0]!r}" if strange else f"is {type(mask).__name__}")
+            if mask is not None and count is not None:
+                mask = {key: _where_given(space, mask, key, count) for key in space.spaces}
             for key, part in space.spaces.items():
                 yield from self._leaves(part, None if mask is None else mask.get(key), count)
         elif isinstance(space, spaces.Tuple):
@@ -225,7 +227,7 @@ class StructuredMasks(ActionMasks):
             if count is not None and isinstance(
                 mask, list | np.ndarray
             ):  # in the infos of a vector: each environment's
-                columns = [[each[k] for each in mask] for k in range(size)]
+                columns = [[None if each is None else each[k] for each in mask] for k in range(size)]
                 mask = tuple(None if all(own is None for own in column) else column for column in columns)
             if mask is not None and not (hasattr(mask, "__len__") and len(mask) == size):
                 raise self._misfit(f"is not of {size} parts")
@@ -248,6 +250,24 @@ def action_masks_for(space: spaces.Space[Any]) -> ActionMasks | None:
         return StructuredMasks(space) if choices else None
     choices = isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
     return ActionMasks(space) if choices else None  # type: ignore[arg-type]
+
+
+def _rows(masks: ActionMasks, own: Any, count: int) -> np.ndarray:
+    """`[N, W]` the masks of a leaf, all True for an environment that gave None."""
+    if not isinstance(own, list) or all(mask is not None for mask in own):
+        return masks.rows(own, count)
+    return np.stack([np.ones(masks.width, np.bool_) if mask is None else masks.row(mask) for mask in own])
+
+
+def _where_given(space: spaces.Dict, masks: Mapping[str, Any], key: str, count: int) -> Any:
+    """What stands under a key of the masks of a vector: a list where some environments gave nothing, with None for them."""
+    own = masks.get(key)
+    given = None if f"_{key}" in space.spaces else masks.get(f"_{key}")
+    if own is None or isinstance(own, Mapping | tuple) or not hasattr(own, "__len__") or len(own) != count:
+        return own
+    each = [None if given is not None and not given[k] else own[k] for k in range(count)]
+    nothing = [x is None for x in each]
+    return None if all(nothing) else each if any(nothing) else own
 
 
 def _named(path: tuple[str | int, ...]) -> str:

@@ -60,6 +60,7 @@ def test_settings_that_go_together_may_be_given_apart():
     assert found.settings == {"epochs": 4, "clip_range": 0.2}
     given = CompareConfig(env=("CartPole-v1",), estimators=("relax:epochs=4",), set=("epochs=4", "clip_range=0.2"))
     assert own_code(given) == {}
+    assert own_code(CompareConfig(set=('env_kwargs={"a": 1, "b": 2}',))) == {}
 
 
 def test_loggers_of_ones_own_are_code_to_be_named_again():
@@ -436,9 +437,12 @@ def test_what_only_the_file_of_a_run_names_is_not_measured_in(tmp_path):
     run, checkpoint = RunFolder(tmp_path / "run"), tmp_path / "step_000000001.safetensors"
     run.create()
     checkpoint.touch()
-    write_config(run, preset_config("evil:Env-v0", "a2c", wrapper=("evil:Wrapper",)), {})
+    write_config(run, preset_config("evil:Env-v0", "a2c", wrapper=("evil:Wrapper",), networks="evil:nets"), {})
     task = measurement(CompareConfig(), Folder(tmp_path), env, read_contestant("a2c"), "early", run.path, checkpoint)
     assert not any("evil" in word for word in task.begin)
+    given = read_contestant("a2c", {"networks": "mine:nets"})
+    task = measurement(CompareConfig(), Folder(tmp_path), env, given, "late", run.path, checkpoint)
+    assert "--networks=mine:nets" in task.begin
 
 
 def test_an_id_without_a_version_is_that_of_its_run(tmp_path, monkeypatch):

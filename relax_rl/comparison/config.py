@@ -6,12 +6,13 @@ This module imports nothing heavy, so that `--help` is instant.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from relax_rl.comparison.contestants import read_contestant
+from relax_rl.comparison.contestants import parse_settings, read_contestant
 from relax_rl.compute.host import usable_cores
 from relax_rl.compute.serialization import write_json
 from relax_rl.errors import CheckpointError, SettingsError
@@ -152,15 +153,14 @@ class CompareConfig:
 def own_code(config: CompareConfig) -> dict[str, tuple[str, ...]]:
     """Options by name that name code of the user's own, as `module:name`."""
 
-    def names_code(text: str) -> bool:
-        settings = read_contestant(text).settings
+    def names_code(settings: Mapping[str, Any]) -> bool:
         return any(is_own(settings.get(name)) for name in NAMING_CODE)
 
     found = {
         "env": is_own(config.env),
         "wrapper": is_own(config.wrapper),
-        "estimators": any(map(names_code, config.estimators)),
-        "set": any(names_code(f"auto:{text}") for text in config.set),
+        "estimators": any(names_code(read_contestant(text).settings) for text in config.estimators),
+        "set": names_code(parse_settings(config.set)),
     }
     return {name: getattr(config, name) for name, has in found.items() if has}
 

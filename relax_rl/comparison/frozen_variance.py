@@ -54,10 +54,10 @@ def measurement(
         shutil.copy(RunFolder(run).config, work)
         shutil.copy(checkpoint, work / "checkpoints")
     given = {"batches": config.variance_batches, "fit_batches": config.variance_fit_batches, "states": 0}
-    trained, asked = read_config(RunFolder(run)).env, {"wrapper": (), **reference.settings, **env.making, "env": env.id}
-    saved = {"env": trained.env, "wrapper": trained.wrapper}
+    trained, asked = read_config(RunFolder(run)), {"wrapper": (), **reference.settings, **env.making, "env": env.id}
+    saved = {"env": trained.env.env, "wrapper": trained.env.wrapper, "networks": trained.run.networks}
     # Code that is not this package's is taken from what was asked for: what only a file names is not imported.
-    named = {name: asked[name] if is_own(value) else value for name, value in saved.items()}
+    named = {name: asked.get(name) if is_own(value) else value for name, value in saved.items()}
     own = options({name: value for name, value in named.items() if value})
     inside = f"variance/{work.name}"
     begin = ("relax_rl", "variance", inside, *own, *options(given))

@@ -14,6 +14,7 @@ from relax_rl.agents import Callback, UpdateInfo
 from relax_rl.envs import Step
 from relax_rl.errors import SettingsError
 from relax_rl.runs.listeners import EVALUATED, at_intervals, evaluating, on_new_best, stop_without_progress
+from tests.fakes import TargetEnv
 from tests.steps import DISCRETE, target_envs
 
 AGENT: Any = None
@@ -104,6 +105,23 @@ def test_evaluations_without_progress_end_the_training() -> None:
     ]
     agent.learn(envs, 2_000, evaluating(target_envs(DISCRETE, n=2), heard, every=40, episodes=2))
     assert best == [40] and agent.steps == 120
+
+
+def test_what_infos_told_in_evaluations_is_heard_of() -> None:
+    class Succeeding(TargetEnv):
+        def step(self, action: Any) -> Any:
+            obs, reward, terminated, truncated, info = super().step(action)
+            return obs, reward, terminated, truncated, {**info, "is_success": True}
+
+    envs, agent = small()
+    best: list[float] = []
+    name = "evaluation/info/success_rate"
+    heard = [
+        on_new_best(lambda agent, info: best.append(info.metrics[name]), metric=name),
+        stop_without_progress(2, metric=name),
+    ]
+    agent.learn(envs, 2_000, evaluating(target_envs(DISCRETE, n=2, env=Succeeding), heard, every=40, episodes=2))
+    assert best == [1.0] and agent.steps == 120
 
 
 def test_every_step_is_heard_and_can_end_the_training() -> None:

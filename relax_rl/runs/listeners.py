@@ -64,8 +64,8 @@ def evaluating(
 
     Args:
         envs: environments of the agent's spaces that nothing else uses, with `life_loss_terminal=False` in Atari.
-        callbacks: called after each evaluation, with `evaluation/return_mean`, `evaluation/return_std` and
-            `evaluation/length_mean` among the metrics; one that returns False ends the training. Of an object its
+        callbacks: called after each evaluation, with `evaluation/return_mean`, `evaluation/return_std`,
+            `evaluation/length_mean` and what infos told, such as `evaluation/info/success_rate`, among the metrics; one that returns False ends the training. Of an object its
             `on_evaluation` is called, or else its `on_update`.
         every: environment steps of training between two evaluations.
         episodes: how many are played.
@@ -81,6 +81,7 @@ def evaluating(
         scores = evaluate(agent, envs, episodes=episodes, seed=seed, deterministic=deterministic)
         assert scores is not None
         numbers = {"return_mean": scores.mean, "return_std": scores.std, "length_mean": scores.length_mean}
+        numbers |= scores.info_means
         if agent.listeners is not None:
             agent.listeners.evaluation(agent, numbers)
         told = {f"evaluation/{name}": value for name, value in numbers.items()}

@@ -154,6 +154,24 @@ def test_rewards_of_several_numbers_are_refused(how: Any) -> None:
         envs.step(np.zeros(2, int))
 
 
+class LastOfTwo(Odd):
+    """Rewards of two numbers where episodes end."""
+
+    def step(self, action: Any) -> Any:
+        obs, reward, *ends, info = super().step(action)
+        return obs, np.ones(2) if any(ends) else reward, *ends, info
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_so_are_those_at_the_end_of_an_episode(mode: AutoresetMode) -> None:
+    with (
+        make_envs(LastOfTwo, num_envs=2, vectorization="sync", autoreset_mode=mode) as envs,
+        pytest.raises(SettingsError, match="LinearReward"),
+    ):
+        for _ in range(20):
+            envs.step(np.zeros(2, int))
+
+
 def test_so_are_those_of_vector_code() -> None:
     class Several(gym.vector.VectorWrapper):
         def step(self, actions: Any) -> Any:

@@ -172,8 +172,9 @@ def heed(infos: Mapping[str, Any]) -> None:
     Raises:
         SettingsError: one of them cannot be worked with.
     """
+    last = infos.get("final_info")  # of a last step under SAME_STEP
     for kind in (REFUSAL, COMPLAINT):
-        lines = [line for line in infos.get(kind, ()) if line]
+        lines = [line for said in (infos, last) if isinstance(said, Mapping) for line in said.get(kind, ()) if line]
         if lines and kind == REFUSAL:
             raise SettingsError(lines[0])
         if lines:

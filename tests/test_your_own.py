@@ -93,11 +93,16 @@ def test_a_run_of_somebodys_own_goes_on_and_is_loaded(tmp_path: Path) -> None:
         train(resume_config(tmp_path / "run", total_steps=900, quiet=True), estimator=TWICE)
 
 
-def test_the_command_line_takes_names_and_asks_for_them_again(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_the_command_line_takes_names_and_asks_for_them_again(
+    tmp_path: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
     run = str(tmp_path / "run")
     names = ["--estimator", f"{HERE}:TWICE", "--networks", f"{HERE}:apart"]
-    of_run = ["--backend", f"{HERE}:backend", "--num-envs", "3", "--no-tensorboard", "--quiet"]
-    assert main(["--total-steps", "200", "--run-dir", run, *of_run, *names]) == 0
+    of_run = ["--backend", f"{HERE}:backend", "--num-envs", "3", "--no-tensorboard"]
+    assert main(["--total-steps", "200", "--run-dir", run, *of_run, *names, "--stop-at-step", "100"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"--resume {run} {' '.join(names)} --vectorization {HERE}:backend" in told
+    assert f"evaluate {run} {' '.join(names)} go on" in told
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved["run"]["estimator"] == f"{HERE}:TWICE" and saved["env"]["vectorization"] == f"{HERE}:backend"
     again = ["--resume", run, "--total-steps", "400", "--quiet"]

@@ -74,7 +74,6 @@ def train_config(args: Sequence[str], prog: str) -> TrainConfig:
 def _summary(result: TrainingResult, config: TrainConfig, prog: str, seconds: float) -> str:
     folder = RunFolder(result.run_dir)
     run_dir = shlex.quote(str(result.run_dir))
-    again = named_again(config)
     mean = (
         "no episode has finished"
         if not result.episodes
@@ -100,7 +99,7 @@ def _summary(result: TrainingResult, config: TrainConfig, prog: str, seconds: fl
         over = "evaluation" if config.run.eval_interval else "100 episodes"
         of = "the last agent" if result.best_step == result.steps else f"the agent of step {result.best_step or 0:,}"
         lines.append(f"  best            {result.best} ({of}, mean return in {over} {result.best_return:.1f})")
-    lines.append(f"  evaluate        {prog} evaluate {run_dir}{again}")
+    lines.append(f"  evaluate        {prog} evaluate {run_dir}{named_again(config, resuming=False)}")
     if result.stopped_by not in ("total_steps", "return"):
-        lines.append(f"  go on           {prog} --resume {run_dir}{again}{logged_again(config)}")
+        lines.append(f"  go on           {prog} --resume {run_dir}{named_again(config)}{logged_again(config)}")
     return "\n".join(lines)

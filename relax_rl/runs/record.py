@@ -239,10 +239,13 @@ def resumed_config(saved: TrainConfig, wanted: TrainConfig) -> TrainConfig:
     return check_resumable(saved, wanted)
 
 
-def named_again(config: TrainConfig) -> str:
-    """Options that a command on this run needs, since what only its file names is not imported: empty, or begun by a space."""
-    settings = flat(config)
-    own = [(name, settings[name]) for name in ("env", "estimator", "networks", "wrapper") if is_own(settings[name])]
+def named_again(config: TrainConfig, *, resuming: bool = True) -> str:
+    """Options that a command on this run needs, since what only its file names is not imported: empty, or begun by a space.
+
+    Only what is `resuming` the run takes a backend.
+    """
+    settings, names = flat(config), ("env", "estimator", "networks", "wrapper", *(("vectorization",) * resuming))
+    own = [(name, settings[name]) for name in names if is_own(settings[name])]
     return "".join(f" {option_of(name, value)}" for name, value in own)
 
 

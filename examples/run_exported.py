@@ -46,13 +46,18 @@ for name in ("bins", "wrapper", "frame_stack"):
 env = gym.make(about["env"], **json.loads(about["env_kwargs"]))
 for episode in range(args.episodes):
     (obs, info), total, ended = env.reset(seed=episode), 0.0, False
-    state, first = np.zeros((1, inputs.get("state", [1, 1])[1]), np.float32), True
+    memory = "next_state" in outputs
+    state, first = np.zeros((1, inputs["state"][1] if memory else 0), np.float32), True
     while not ended:
-        given = {name: value[None] for name, value in leaves(obs).items()}
-        if "action_mask" in inputs:  # True allows an action; without a mask all are
+        seen = leaves(obs)  # a leaf that is called like another input or output is `obs.NAME`
+        given = {f"obs.{x}" if f"obs.{x}" in inputs.keys() - seen.keys() else x: seen[x][None] for x in seen}
+        if "action_mask" in inputs and not isinstance(
+            env.action_space, gym.spaces.Box
+        ):  # True allows; without, all are
             mask = info.get("action_mask", np.ones(inputs["action_mask"][1]))
             given["action_mask"] = np.asarray(mask, np.bool_).reshape(1, -1)
-        given |= {"state": state, "episode_start": np.array([first])}
+        if memory:
+            given |= {"state": state, "episode_start": np.array([first])}
         found = dict(zip(outputs, session.run(None, {name: given[name] for name in inputs}), strict=True))
         state, first = found.get("next_state", state), False
         obs, reward, terminated, truncated, info = env.step(action_of(env.action_space, found))

@@ -12,7 +12,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -115,12 +117,39 @@ def test_an_exported_policy_plays_without_the_package(finished_run: Path, tmp_pa
     assert "relax_rl" not in (EXAMPLES / "run_exported.py").read_text(encoding="utf-8").split('"""')[2]
 
 
+class Namesakes(gym.Env[Any, Any]):
+    """Its observations have leaves that are called like inputs of an exported policy; refuses what its mask forbids."""
+
+    observation_space = gym.spaces.Dict(action_mask=gym.spaces.MultiBinary(3), state=gym.spaces.Box(-1, 1, (2,)))
+    action_space = gym.spaces.Discrete(3)
+
+    def see(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        self.mask = np.eye(3, dtype=np.int8)[self.t % 3]
+        return {"action_mask": self.mask, "state": np.zeros(2, np.float32)}, {"action_mask": self.mask}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.t = 0
+        return self.see()
+
+    def step(self, action: Any) -> Any:
+        assert self.mask[action]
+        self.t += 1
+        obs, info = self.see()
+        return obs, 1.0, self.t == 6, False, info
+
+
+gym.register("relax_rl_tests/Namesakes-v0", Namesakes)
+
+
 @pytest.mark.parametrize(
     ("env", "options"),
     [
         ("Blackjack-v1", ("--memory", "gru", "--env-kwargs", "sab=true")),  # a Tuple of observations, and a state
         ("Taxi-v4", ()),  # numbered states, and a mask in each info
         ("benchmarks.docks:relax_rl/Docks-v0", ()),  # a compound action
+        ("relax_rl_tests/Namesakes-v0", ("--memory", "gru")),
+        ("relax_rl_tests/Namesakes-v0", ()),
     ],
 )
 def test_exported_policies_of_any_spaces_play(

@@ -27,6 +27,7 @@ OBSERVATIONS: dict[str, spaces.Space[Any]] = {
     "image": spaces.Box(0, 255, (40, 40, 3), np.uint8),
     "bits": spaces.Box(0, 1, (10, 10, 4), np.bool_),
     "tuple": spaces.Tuple((VECTOR, spaces.MultiBinary(3))),
+    "namesakes": spaces.Dict(action_mask=spaces.MultiBinary(3), state=VECTOR, action=VECTOR, next_state=VECTOR),
 }
 ACTIONS: dict[str, spaces.Space[Any]] = {
     "discrete": spaces.Discrete(3, start=1),
@@ -51,8 +52,9 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("bits", "discrete", {"cnn": "small"}),
     ("vector", "discrete", {"memory": "gru", "memory_size": 8}),
     ("dict", "choices", {"memory": "lstm", "memory_size": 8, "policy_keys": ("a", "b")}),
+    ("namesakes", "discrete", {"memory": "gru", "memory_size": 8}),
 ]
-IN_ONNX = [0, 1, 3, 8, 9, 11, 12, 13]
+IN_ONNX = [0, 1, 3, 8, 9, 11, 12, 13, 14]
 
 
 def agent_of(observation: str, action: str, settings: dict[str, Any]) -> A2C:
@@ -83,6 +85,7 @@ def leaves(value: Any, name: str) -> dict[str, np.ndarray]:
 def given(policy: ExportedPolicy, raw: Any, mask: np.ndarray | None) -> dict[str, np.ndarray]:
     """Everything but the memory."""
     found = {"obs": np.asarray(raw)} if isinstance(raw, np.ndarray) else leaves(raw, "")
+    found = {f"obs.{name}" if f"obs.{name}" in policy.inputs else name: x for name, x in found.items()}
     if mask is not None:
         found["action_mask"] = mask
     return {name: x for name, x in found.items() if name in policy.inputs}
@@ -128,6 +131,15 @@ def test_the_graph_does_what_predict_does(case: tuple[str, str, dict[str, Any]])
             return [x.numpy() for x in policy(*map(torch.from_numpy, inputs))]
 
     check_same(agent, policy, run)
+
+
+def test_inputs_have_names_of_their_own() -> None:
+    def inputs(action: str, **settings: Any) -> list[str]:
+        return ExportedPolicy(agent_of("namesakes", action, settings)).inputs
+
+    leaves, others = [f"obs.{name}" for name in OBSERVATIONS["namesakes"]], ["action_mask", "state", "episode_start"]  # type: ignore[attr-defined]
+    assert inputs("discrete", memory="gru") == [*leaves, *others]
+    assert inputs("box") == ["action_mask", "state", "obs.action", "next_state"]
 
 
 @pytest.mark.parametrize("number", IN_ONNX)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ class ExportedPolicy(nn.Module):
 
     Called with the `inputs` in order, it returns the `outputs` in order, all of them tensors `[N, ...]`:
 
-    - a leaf of the observations that the policy sees, `obs` where there is just one, in the dtype of its space;
+    - a leaf of the observations that the policy sees, `obs` where there is just one, in the dtype of its space; one that is
+      called like another input or output is `obs.NAME`;
     - `action_mask` `[N, W]` bool as rows of `ActionMasks`, where actions are choices; all True allows everything;
     - with a memory `state` `[N, S]` float32, zeros at first, and `episode_start` `[N]` bool, where it is forgotten;
 
@@ -58,12 +59,9 @@ class ExportedPolicy(nn.Module):
         shift = None if normalizer is None else normalizer.shift
         self._shift = None if shift is None else torch.from_numpy(np.asarray(shift, np.float64))
         self._parts = action_parts(agent.actions, stretched=agent.config.squash or self.policy.beta)
-        self.inputs = [
-            *self._spaces,
-            *(["action_mask"] * self._masks),
-            *(["state", "episode_start"] * bool(self._size)),
-        ]
+        rest = [*(["action_mask"] * self._masks), *(["state", "episode_start"] * bool(self._size))]
         self.outputs = [*(part.name for part in self._parts), "params", *(["next_state"] * bool(self._size))]
+        self.inputs = [*_apart(self._spaces, (*rest, *self.outputs)), *rest]
 
     def examples(self, count: int = 3) -> tuple[Tensor, ...]:
         """Inputs for `count` observations, zeros where nothing else is needed."""
@@ -79,8 +77,9 @@ class ExportedPolicy(nn.Module):
         return tuple(found)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        given = dict(zip(self.inputs, inputs, strict=True))
-        obs = self._encoded(given, inputs[0].shape[0])
+        count = len(self._spaces)
+        given = dict(zip(self.inputs[count:], inputs[count:], strict=True))
+        obs = self._encoded(dict(zip(self._spaces, inputs[:count], strict=True)), inputs[0].shape[0])
         if self._size:
             params, state = policy_step(self._agent, obs, given["state"], given["episode_start"])
         else:
@@ -120,3 +119,17 @@ class ExportedPolicy(nn.Module):
         elif scale is not None:
             numbers = torch.from_numpy(scale.middle) + torch.from_numpy(scale.half) * numbers.to(torch.float64)
         return numbers
+
+
+def _apart(leaves: Iterable[str], taken: Iterable[str]) -> list[str]:
+    """The names of leaves, in their order, none of which is taken."""
+    leaves, known = list(leaves), set(taken)
+    others = known | set(leaves)
+    found = []
+    for name in leaves:
+        if name in known:
+            while name in others:
+                name = f"obs.{name}"
+            others.add(name)
+        found.append(name)
+    return found

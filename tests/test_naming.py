@@ -63,6 +63,7 @@ def test_names_tell_what_can_be_told() -> None:
         ("functools:partial", "m:f", False),
         ("m:f(act='relu')", "m:f(act='tanh')", False),
         ("m:Maker", "m:Maker(...)", True),
+        ("m:Maker.make", "m:Maker(...).make", True),
     ],
 )
 def test_names_of_earlier_versions_and_of_scripts(saved: str | None, given: str | None, same: bool) -> None:

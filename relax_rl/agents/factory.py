@@ -45,7 +45,8 @@ class NetworkParts:
     Attributes:
         policy_torso: encoded observations `[B, ...]` to features `[B, num_features]`, with that width as an attribute; of
             the leaves that the policy sees, encoded as `observations.only(config.policy_keys)` would.
-        value_torso: the value function's, of `observations.only(config.critic_keys)`; the same module for a shared one.
+        value_torso: the value function's, of `observations.only(config.critic_keys)`; the same module for a shared one. Two
+            torsos, and the surrogate, have no parameter in common that learns.
         surrogate: features of the state and relaxed actions to `[*]` values, see `relax_rl.critics.surrogate_at`; None for
             the one of the settings.
     """
@@ -94,7 +95,7 @@ def make_networks(
         factory: makes the torsos, and perhaps the surrogate, in place of those of the settings.
 
     Raises:
-        SettingsError: the factory is none, a leaf is named that there is not, or a shared torso is to be two.
+        SettingsError: the factory is none, or makes parts that cannot learn, a leaf is named that there is not, or a shared torso is to be two.
     """
     policy_sees = observations.only(config.policy_keys, "policy_keys")
     critic_sees = observations.only(config.critic_keys, "critic_keys")

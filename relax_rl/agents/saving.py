@@ -178,7 +178,7 @@ def misfit(error: Exception, *, own: bool) -> str:
         if of_surrogate
         else ""
     )
-    return f"{first} {rest[0].strip()}{hint}"
+    return f"{first} {rest[0].strip().rstrip('.')}{hint}"
 
 
 def obs_shift(state: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray | None:

@@ -18,7 +18,6 @@ from relax_rl.errors import SettingsError, did_you_mean
 
 __all__ = ["find_here", "is_own", "name_of", "named", "require_call", "same_thing", "warn_of_namesakes"]
 
-
 _PARTIAL = "functools:partial"
 """What earlier versions called every partial."""
 
@@ -85,7 +84,7 @@ def name_of(thing: Any) -> str:
 def same_thing(saved: str | None, given: str | None) -> bool:
     """Whether a name that was written is that of what is given, as far as both tell.
 
-    Earlier versions wrote no arguments of a `functools.partial`, and `__main__` for a script.
+    Earlier versions wrote no arguments of a `functools.partial`, no `(...)`, and `__main__` for a script.
     """
     if saved is None or given is None:
         return saved is given
@@ -93,7 +92,7 @@ def same_thing(saved: str | None, given: str | None) -> bool:
     if saved == _PARTIAL:
         return name_now.endswith(")")
     alike = module in (module_now, "__main__") or module_now.endswith(f".{module}")  # a script of a package
-    return alike and name in (name_now, name_now.removesuffix("(...)"))
+    return alike and name in (name_now, name_now.replace("(...)", ""))
 
 
 def warn_of_namesakes(saved: str | None, given: str | None, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,14 @@ def test_entries_with_defaults_are_those_of_their_function() -> None:
 
 
 def test_the_table_of_the_documentation_is_that_of_the_registry() -> None:
-    text = DOCUMENT.read_text(encoding="utf-8")
-    table = text.split("<!-- estimators -->\n")[1]
-    assert table == estimator_table(), "run `make docs-tables`"
-    assert all(f"`{name}`" in table for name in ESTIMATORS)
+    """But for the formulas, which are typeset there."""
+    found = [
+        table.splitlines()
+        for table in (DOCUMENT.read_text("utf-8").split("<!-- estimators -->\n")[1], estimator_table())
+    ]
+    for shown, known in zip(*found, strict=True):
+        cells = [re.split(r"(?<!\\) \| ", line) for line in (shown, known)]
+        assert [cell for k, cell in enumerate(cells[0]) if k != 1] == [
+            cell for k, cell in enumerate(cells[1]) if k != 1
+        ]
+    assert all(any(line.startswith(f"| `{name}` |") for line in found[0]) for name in ESTIMATORS)

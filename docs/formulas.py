@@ -8,6 +8,7 @@ __all__ = ["FORMULAS", "typeset"]
 
 _BOUND = r"$L = \log \frac{1}{K} \sum_k w_k$"
 _MUPROP = r"f'(\mu)"
+_OBJECTIVE = r"$c = f(\sigma(z / \tau)) + r(z)$"
 FORMULAS: Mapping[str, str] = {
     "reinforce": r"$(f(b) - B)\, s$",
     "nvil": r"$(f(b) - m - B(x))\, s \,/ \max(1, \mathrm{std})$",
@@ -64,6 +65,6 @@ def typeset(table: str) -> str:
     for row in rows:
         name = row.split("`")[1]
         before, _, after = row.partition("` | ")
-        rest = after.replace(r"\|", "").partition(" | ")[2]
+        rest = after.replace(r"\|", "").partition(" | ")[2].replace("c = f(sigma(z)) + r(z)", _OBJECTIVE)
         found.append(f"{before}` | {FORMULAS[name]} | {rest}")
     return "\n".join(found) + "\n"

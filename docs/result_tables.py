@@ -138,7 +138,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         ),
         *("candidates", "tuning", "agents", "peers"),
     ),
-    "Variance": ("headroom", "trained_along", "ablation", "orders", "decision", "library_peers"),
+    "Variance": ("headroom", "trained_along", "ablation", "orders", "decision", "importance_weighted", "library_peers"),
     "Speed": (*("estimators", "throughput", "whole_runs", "time_to_solve", "library_speed", "scaling", "beside"),),
     "Reliability": ("reliability", "third_party", "newcomer"),
     "Autoencoders and the toy problem": ("vae", "toy"),

@@ -111,6 +111,17 @@ def at_equal_evaluations(names: Sequence[str], budget: int = 4) -> str:
     return "\n".join(lines) + "\n"
 
 
+def bounds() -> str:
+    """Squared errors of gradients of the importance-weighted bound, a row for each estimator and kind of outcome."""
+    found = tables(RESULTS / "importance_weighted.md")
+    heads = list(found["Gaussian"][0][0])[1:]
+    lines = [f"| outcome | estimator | {' | '.join(heads)} |", "|---|---|---:|---:|---:|"]
+    for problem, (rows,) in found.items():
+        for name, *cells in (row.values() for row in rows):
+            lines.append(f"| {problem} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def autoencoders(names: Iterable[str]) -> str:
     """Training bound and log variance of the encoder's gradient on MNIST with one linear layer of bits."""
     task = "MNIST, one linear layer"

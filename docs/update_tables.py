@@ -71,7 +71,10 @@ def documents() -> dict[Path, dict[str, str]]:
         DOCUMENTS / "results.md": {"results": results.index()},
         DOCUMENTS / "reference" / "command_line.md": {"options": command_line()},
         **{ALGORITHMS / f"{name}.md": of_agent for name, of_agent in agents().items()},
-        **{ALGORITHMS / f"{name}.md": of_family(names) for name, names in FAMILIES.items()},
+        **{
+            ALGORITHMS / f"{name}.md": of_family(names) | ({"bounds": results.bounds()} if "dreg" in names else {})
+            for name, names in FAMILIES.items()
+        },
     }
 
 

@@ -41,7 +41,8 @@ PROBLEMS: dict[str, tuple[Any, Tensor, tuple[str, ...]]] = {
 def log_joint(b: Tensor) -> Tensor:
     """`[*]` log p(x, b) of samples `[*, 4]`: b standard normal (or a fair bit), x normal about a linear function of b."""
     prior = -0.5 * b.square().sum(-1) - 0.5 * SIZE * math.log(2.0 * math.pi)
-    return prior - 0.5 * (X - b @ WEIGHTS.T).square().sum(-1) - 0.5 * len(X) * math.log(2.0 * math.pi)
+    found: Tensor = prior - 0.5 * (X - b @ WEIGHTS.T).square().sum(-1) - 0.5 * len(X) * math.log(2.0 * math.pi)
+    return found
 
 
 def gradients(problem: str, name: str, k: int, rows: int, generator: torch.Generator) -> Tensor:

@@ -41,8 +41,7 @@ PROBLEMS: dict[str, tuple[Any, Tensor, tuple[str, ...]]] = {
 def log_joint(b: Tensor) -> Tensor:
     """`[*]` log p(x, b) of samples `[*, 4]`: b standard normal (or a fair bit), x normal about a linear function of b."""
     prior = -0.5 * b.square().sum(-1) - 0.5 * SIZE * math.log(2.0 * math.pi)
-    found: Tensor = prior - 0.5 * (X - b @ WEIGHTS.T).square().sum(-1) - 0.5 * len(X) * math.log(2.0 * math.pi)
-    return found
+    return prior - 0.5 * (X - b @ WEIGHTS.T).square().sum(-1) - 0.5 * len(X) * math.log(2.0 * math.pi)
 
 
 def gradients(problem: str, name: str, k: int, rows: int, generator: torch.Generator) -> Tensor:
@@ -52,7 +51,8 @@ def gradients(problem: str, name: str, k: int, rows: int, generator: torch.Gener
     dist = kind(params)
 
     def log_weight(b: Tensor) -> Tensor:
-        return log_joint(b) - dist.log_prob(b)
+        log_q: Tensor = dist.log_prob(b)
+        return log_joint(b) - log_q
 
     if name == "dreg":
         dreg(log_joint, dist, num_samples=k, generator=generator).backward(1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -86,6 +87,41 @@ def decision() -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row.values())} |" for row in rows)]) + "\n"
 
 
+def at_equal_evaluations(names: Sequence[str], budget: int = 4) -> str:
+    """Errors over leave-one-out's at as many evaluations of f, smooth and rough, by kind of outcome; variants of a name too."""
+    found = json.loads((RESULTS / "decision.json").read_text(encoding="utf-8"))
+    known = {
+        (entry["estimator"], entry["kind"], entry["function"]): entry
+        for entry in found["found"]
+        if entry["budget"] == budget
+    }
+    every = dict.fromkeys(entry["estimator"] for entry in found["found"])
+    shown = [each for name in names for each in every if each.partition(", ")[0] == name]
+    kinds = [kind for kind in found["kinds"] if any((name, kind, "smooth") in known for name in shown)]
+    lines = [f"| estimator | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
+    for name in shown:
+        own = [[known.get((name, kind, function)) for function in ("smooth", "rough")] for kind in kinds]
+        cells = [
+            " / ".join(f"{each['mse'] / known['rloo', kind, each['function']]['mse']:.2g}" for each in pair if each)
+            for kind, pair in zip(kinds, own, strict=True)
+        ]
+        if any(cells):
+            kept = any(each["kept"] for pair in own for each in pair if each)
+            lines.append(f"| `{name}`{' †' if kept else ''} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def bounds() -> str:
+    """Squared errors of gradients of the importance-weighted bound, a row for each estimator and kind of outcome."""
+    found = tables(RESULTS / "importance_weighted.md")
+    heads = list(found["Gaussian"][0][0])[1:]
+    lines = [f"| outcome | estimator | {' | '.join(heads)} |", "|---|---|---:|---:|---:|"]
+    for problem, (rows,) in found.items():
+        for name, *cells in (row.values() for row in rows):
+            lines.append(f"| {problem} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def autoencoders(names: Iterable[str]) -> str:
     """Training bound and log variance of the encoder's gradient on MNIST with one linear layer of bits."""
     task = "MNIST, one linear layer"
@@ -113,7 +149,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         ),
         *("candidates", "tuning", "agents", "peers"),
     ),
-    "Variance": ("headroom", "trained_along", "ablation", "orders", "decision", "library_peers"),
+    "Variance": ("headroom", "trained_along", "ablation", "orders", "decision", "importance_weighted", "library_peers"),
     "Speed": (*("estimators", "throughput", "whole_runs", "time_to_solve", "library_speed", "scaling", "beside"),),
     "Reliability": ("reliability", "third_party", "newcomer"),
     "Autoencoders and the toy problem": ("vae", "toy"),

@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: the result pages that documents link to become pages of the site, drawings in Mermaid become lists.
+"""Hooks of MkDocs: the result pages that documents link to become pages of the site.
 
 Documents link to results beside the folder of documents, `../benchmarks/results/...`, which a reader of the repository can
 follow (from a folder of documents, `../../benchmarks/results/...`). On the site the same files stand at `benchmarks/...`; nothing is copied within the repository.
@@ -22,8 +22,6 @@ _DIALOG = 'class="md-search" data-md-component="search" role="dialog" aria-label
 _SEVERAL = re.compile(r"(\w+),((?:</span>)?</code></b>)\s*\(<code>\(([\w, ]+)\)</code>\)")
 _VERSION = re.compile(r'^__version__ = "(.+)"$', re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s#:]+)(?:#[^)]*)?\)")
-_MERMAID = re.compile(r"^```mermaid\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
-_BOX = re.compile(r'(\w+)\["?(.+?)"?\]$')
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -55,7 +53,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     if page.file.src_uri.startswith(RESULTS):
         page.meta["search"] = {"exclude": True}
         return markdown
-    return _MERMAID.sub(lambda drawing: _as_list(drawing[1]), _OUTSIDE.sub(r"\1\2", markdown))
+    return _OUTSIDE.sub(r"\1\2", markdown)
 
 
 def on_page_content(html: str, **_: Any) -> str:
@@ -72,16 +70,3 @@ def _linked(page: Path, root: Path) -> set[Path]:
     """Files under `benchmarks/` that a page links to."""
     targets = {(page.parent / link).resolve() for link in _LINK.findall(page.read_text(encoding="utf-8"))}
     return {target for target in targets if target.is_relative_to(root / "benchmarks") and target.is_file()}
-
-
-def _as_list(drawing: str) -> str:
-    """A flow chart as a list, a line for each box that arrows leave: the site draws nothing, which would need a script from elsewhere."""
-    lines = [line.strip() for line in drawing.splitlines()]
-    names = {found[1]: found[2].replace("<br/>", ": ") for line in lines if (found := _BOX.match(line))}
-    arrows = [line.split(" --> ") for line in lines if " --> " in line]
-    if len({start for start, _ in arrows}) == len(arrows):  # one thing after the other
-        return "".join(f"{k}. {name}\n" for k, name in enumerate(names.values(), 1))
-    uses = {box: [names[end] for start, end in arrows if start == box] for box in names}
-    return "".join(
-        f"- `{names[box]}` uses {', '.join(f'`{end}`' for end in ends)}\n" for box, ends in uses.items() if ends
-    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import result_tables as results
+from formulas import typeset
 
 from relax_rl.commands.check import CheckConfig
 from relax_rl.commands.evaluate import EvaluateConfig
@@ -65,12 +66,15 @@ def main() -> None:
 def documents() -> dict[Path, dict[str, str]]:
     """Tables by document and mark, as the code has them now."""
     return {
-        DOCUMENTS / "estimators.md": {"estimators": estimator_table()},
+        DOCUMENTS / "estimators.md": {"estimators": typeset(estimator_table())},
         DOCUMENTS / "choosing.md": {"decision": results.decision()},
         DOCUMENTS / "results.md": {"results": results.index()},
         DOCUMENTS / "reference" / "command_line.md": {"options": command_line()},
         **{ALGORITHMS / f"{name}.md": of_agent for name, of_agent in agents().items()},
-        **{ALGORITHMS / f"{name}.md": of_family(names) for name, names in FAMILIES.items()},
+        **{
+            ALGORITHMS / f"{name}.md": of_family(names) | ({"bounds": results.bounds()} if "dreg" in names else {})
+            for name, names in FAMILIES.items()
+        },
     }
 
 
@@ -102,6 +106,7 @@ def agents() -> dict[str, dict[str, str]]:
 def of_family(names: Sequence[str]) -> dict[str, str]:
     """What a page of a family of estimators has of the registry and of the results."""
     found = {"estimators": of(names), "toy": results.toy(names), "autoencoders": results.autoencoders(names)}
+    found["decision"] = results.at_equal_evaluations(names)
     return {mark: table for mark, table in found.items() if table.count("\n") > 2}
 
 
@@ -114,7 +119,7 @@ def replaced(text: str, mark: str, table: str) -> str:
 
 def of(names: Iterable[str]) -> str:
     """The rows of these estimators, in this order, under the head of the whole table."""
-    head, rule, *rows = estimator_table().splitlines()
+    head, rule, *rows = typeset(estimator_table()).splitlines()
     found = {row.split("`")[1]: row for row in rows}
     return "\n".join([head, rule, *(found[name] for name in names)]) + "\n"
 

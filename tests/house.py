@@ -20,9 +20,13 @@ __all__ = [
     "FLOOR",
     "MODULES",
     "PACKAGE",
+    "PICTURE",
+    "PLACES",
     "ROOT",
+    "arrows",
     "imports",
     "observation_way",
+    "picture",
     "room",
     "rooms_drawn",
     "way_drawn",
@@ -31,6 +35,7 @@ __all__ = [
 ROOT = Path(relax_rl.__file__).parent.parent
 PACKAGE = ROOT / "relax_rl"
 DOCUMENT = ROOT / "docs" / "contributing.md"
+PICTURE = DOCUMENT.parent / "figures" / "rooms.svg"
 MARKS = {"rooms": "<!-- rooms -->\n", "way": "<!-- way -->\n"}
 
 # Floors of the house, lowest first: a room imports only what stands below it, or beside it in the same place.
@@ -64,9 +69,30 @@ WIDTH = 4
 """Of CartPole's observations; nothing else in this run is as wide but the weights of the first layers."""
 HIDDEN = (32,)
 
+PLACES: dict[str, tuple[float, int]] = {
+    "cli": (2, 9),
+    "commands": (2, 8),
+    "experiments": (1, 7),
+    "variance": (2, 7),
+    "comparison": (3, 7),
+    "runs": (2, 6),
+    "agents": (2, 5),
+    "envs": (1, 4),
+    "backends": (1, 3),
+    "critics": (2, 3),
+    "networks": (2, 2),
+    "compute": (0, 1),
+    "settings": (1.4, 1),
+    "estimators": (3, 1),
+    "errors": (1, 0),
+    "distributions": (2.5, 0),
+}
+"""Column and row of each room in the picture: rows from the ground, so that arrows lead down."""
+BOX = (108, 28)
+"""Width and height."""
 ROLES = {
     "envs.py": "steps the environments",
-    "agents/rollouts.py": "T steps of N environments",
+    "agents/rollouts.py": "T steps of every environment",
     "networks/spaces.py": "a space's values as one row each",
     "agents/agent.py": "owns the learner",
     "agents/networks.py": "policy, V and surrogate",
@@ -155,14 +181,12 @@ def holds(value: Any, depth: int = 2) -> bool:
 
 
 def way_drawn() -> str:
-    """The way as a Mermaid flow chart."""
-    way = observation_way()
-    boxes = [f'n{k}["{name}<br/><small>{ROLES[name]}</small>"]' for k, name in enumerate(way)]
-    return _chart([*boxes, *(f"n{k} --> n{k + 1}" for k in range(len(way) - 1))])
+    """The way as a list in its order."""
+    return "".join(f"{k}. `{name}`: {ROLES[name]}\n" for k, name in enumerate(observation_way(), 1))
 
 
-def rooms_drawn() -> str:
-    """The rooms, an arrow from each to those that it imports and that nothing between them does."""
+def arrows() -> list[tuple[str, str]]:
+    """From each room, the highest first, to those that it imports and that nothing between them does."""
     uses: dict[str, set[str]] = {name: set() for name in FLOOR if not name.startswith("__")}
     for name, path in MODULES.items():
         if room(name) in uses:
@@ -170,26 +194,68 @@ def rooms_drawn() -> str:
     reached: dict[str, set[str]] = {}
     for name in sorted(uses, key=FLOOR.__getitem__):
         reached[name] = uses[name].union(*(reached[other] for other in uses[name]))
-    arrows = [
-        f"{name} --> {other}"
+    return [
+        (name, other)
         for name in sorted(uses, key=FLOOR.__getitem__, reverse=True)
         for other in sorted(uses[name])
         if not any(other in reached[between] for between in uses[name])
     ]
-    return _chart([*(f"{name}[{name}]" for name in reversed(uses)), *arrows])
 
 
-def _chart(lines: list[str]) -> str:
-    return "\n".join(["```mermaid", "flowchart TB", *(f"    {line}" for line in lines), "```", ""])
+def rooms_drawn() -> str:
+    """The picture of the rooms, and in words what it shows."""
+    used: dict[str, list[str]] = {}
+    for name, other in arrows():
+        used.setdefault(name, []).append(f"`{other}`")
+    lines = [f"- `{name}` uses {', '.join(others)}" for name, others in used.items()]
+    picture = f"![The rooms as boxes, with an arrow from each to those it uses; the list below says the same](figures/{PICTURE.name})"
+    return "\n".join([picture, "", *lines, ""])
+
+
+def picture() -> str:
+    """The rooms as SVG: black on a ground of its own, so that it can be read on dark pages too."""
+    boxes, lines = [], []
+    for name, (x, y) in ((name, place(name)) for name in PLACES):
+        boxes.append(f'<rect x="{x - BOX[0] // 2}" y="{y}" width="{BOX[0]}" height="{BOX[1]}" rx="5"/>')
+        boxes.append(f'<text x="{x}" y="{y + 19}">{name}</text>')
+    for name, other in arrows():
+        (x, y), (to_x, to_y) = place(name), place(other)
+        lines.append(f'<path d="M{x},{y + BOX[1]}L{to_x},{to_y - 2}"/>')
+    width, height = (side + 20 for side in (max(place(name)[k] for name in PLACES) + BOX[k] // (2 - k) for k in (0, 1)))
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">',
+            "<title>What each room of the package uses</title>",
+            '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+            '<path d="M0,0L8,4L0,8Z" fill="#444"/></marker></defs>',
+            f'<rect width="{width}" height="{height}" fill="#fff"/>',
+            '<g stroke="#444" stroke-width="1.3" fill="none" marker-end="url(#head)">',
+            *lines,
+            "</g>",
+            '<g font-family="sans-serif" font-size="14" text-anchor="middle" stroke-width="0">',
+            *(box.replace("/>", ' fill="#e8eef7" stroke="#3b6fb6" stroke-width="1"/>') for box in boxes),
+            "</g>",
+            "</svg>",
+            "",
+        ]
+    )
+
+
+def place(name: str) -> tuple[int, int]:
+    """Middle and top of a box."""
+    column, row = PLACES[name]
+    return round(80 + 130 * column), 20 + 62 * (9 - row)
 
 
 def main() -> None:
-    """Replace the drawings in the document."""
+    """Replace the picture, and the lists in the document."""
     text = DOCUMENT.read_text(encoding="utf-8")
     for name, drawing in (("rooms", rooms_drawn()), ("way", way_drawn())):
         before, _, after = text.split(MARKS[name])
         text = f"{before}{MARKS[name]}{drawing}{MARKS[name]}{after}"
     DOCUMENT.write_text(text, encoding="utf-8")
+    PICTURE.parent.mkdir(exist_ok=True)
+    PICTURE.write_text(picture(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ __all__ = ["DOCUMENTS", "LANGUAGES", "NOT_RUN", "ROOT", "Shell", "blocks", "comm
 
 ROOT = Path(relax_rl.__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LANGUAGES = {"python", "bash", "text", "bibtex", "mermaid"}
+LANGUAGES = {"python", "bash", "text", "bibtex"}
 """Of blocks; every block says which it is, and the first two are run."""
 NOT_RUN = {
     "python -m venv": "makes an environment and activates it in the shell",

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from relax_rl.distributions import Bernoulli
-from relax_rl.estimators import relax
+from relax_rl.distributions import Bernoulli, Categorical
+from relax_rl.estimators import marginal, relax
 
 DOCS = Path(__file__).parent.parent / "docs"
 SETTINGS = ((0.7, 0.45, 1.0, 0.5, 0.0), (0.3, 0.2, 2.0, 2.0, -0.4), (0.9, 0.5, 0.0, 0.1, 0.25))
@@ -65,3 +65,24 @@ def test_every_figure_is_drawn_by_the_script(
     figures.main()
     drawn = {path.name for path in tmp_path.glob("*.png")}
     assert drawn == {path.name for path in (DOCS / "learn" / "figures").glob("*.png")}
+
+
+@pytest.mark.parametrize("actions", [2, 3])
+def test_what_the_estimate_of_marginal_sees_of_its_surrogate(actions: int) -> None:
+    """Of two actions one number, their values with the probabilities exchanged; of more all: see notebooks/variance.md."""
+    dist = Categorical(torch.randn(1, actions, dtype=torch.float64))
+    probs = dist.params.softmax(-1)[0]
+
+    def grads(c: torch.Tensor) -> torch.Tensor:
+        at_each = (
+            torch.full((1, actions), -9.0).index_fill(1, torch.tensor([a]), 99.0).double() for a in range(actions)
+        )
+        return torch.cat(
+            [marginal(torch.ones(1).double(), dist, lambda b: b @ c, noise=noise).grad for noise in at_each]
+        )
+
+    nothing = grads(torch.zeros(actions).double())
+    seen = torch.stack([(grads(c) - nothing).flatten() for c in torch.eye(actions).double()], -1)
+    assert torch.linalg.matrix_rank(seen) == (1 if actions == 2 else actions)
+    if actions == 2:
+        torch.testing.assert_close(grads(probs * torch.tensor([5.0, -5.0])), nothing)

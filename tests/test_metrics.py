@@ -146,6 +146,39 @@ def test_everything_that_toy_writes_is_explained() -> None:
     assert set(curves_csv({}, ToyConfig()).strip().split(",")) == explained()["toy: curves.csv"]
 
 
+ALGORITHMS = DOCUMENT.parent / "algorithms"
+COMMON = {"step", "episodes", "seconds", "steps_per_second", "estimator", "seed"}
+"""When and of whom a row is, for every algorithm."""
+CONTROLS = {"temperature/LAYER", "eta/LAYER", "correction/LAYER"}
+
+
+def listed(page: str) -> set[str]:
+    """Names of metrics under that heading of an algorithm's page."""
+    section = (ALGORITHMS / page).read_text(encoding="utf-8").split("\n## Metrics\n")[1].split("\n## ")[0]
+    known = set().union(*explained().values())
+    return set(re.findall(r"`([^`]+)`", section)) & known - {"estimator"}
+
+
+def test_pages_of_agents_list_every_metric() -> None:
+    table = explained()["train: progress.csv"] - COMMON
+    assert not listed("a2c.md") & listed("relax.md")
+    assert listed("a2c.md") | listed("relax.md") == table
+    for page, other in (
+        ("reinforce.md", "A2C](a2c.md"),
+        ("lax.md", "RELAX](relax.md"),
+        ("marginal.md", "RELAX](relax.md"),
+    ):
+        section = (ALGORITHMS / page).read_text(encoding="utf-8").split("\n## Metrics\n")[1].split("\n## ")[0]
+        assert not listed(page) and f"Those of [{other}#metrics), under the same names." in section
+
+
+@pytest.mark.parametrize("page", ["score_function", "control_variates", "pathwise", "antithetic", "multisample"])
+def test_pages_of_families_list_every_metric(page: str) -> None:
+    known = explained()
+    table = (known["toy: curves.csv"] | known["vae: progress.csv"]) - COMMON
+    assert listed(f"{page}.md") == (table if page == "control_variates" else table - CONTROLS)
+
+
 def test_the_table_is_all_there_is() -> None:
     assert explained().keys() == {
         "train: progress.csv",

@@ -10,7 +10,22 @@ import sys
 import pytest
 
 import relax_rl
-from tests.house import DOCUMENT, FLOOR, MODULES, PACKAGE, ROOT, imports, observation_way, room, rooms_drawn, way_drawn
+from tests.house import (
+    DOCUMENT,
+    FLOOR,
+    MODULES,
+    PACKAGE,
+    PICTURE,
+    PLACES,
+    ROOT,
+    arrows,
+    imports,
+    observation_way,
+    picture,
+    room,
+    rooms_drawn,
+    way_drawn,
+)
 
 MOST_FILES = 12
 """That are handed an observation on its way from the environments to the optimisers."""
@@ -59,6 +74,9 @@ def test_an_observation_goes_one_way() -> None:
 def test_the_drawings_of_the_house_are_those_of_the_code() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     assert rooms_drawn() in text and way_drawn() in text, "run python -m tests.house"
+    assert PICTURE.read_text(encoding="utf-8") == picture(), "run python -m tests.house"
+    assert PLACES.keys() == {name for name in FLOOR if not name.startswith("__")}
+    assert all(PLACES[name][1] > PLACES[other][1] for name, other in arrows()), "arrows lead down"
 
 
 def test_the_core_knows_no_network_and_no_environment() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,9 @@ def test_entries_with_defaults_are_those_of_their_function() -> None:
 
 
 def test_the_table_of_the_documentation_is_that_of_the_registry() -> None:
-    text = DOCUMENT.read_text(encoding="utf-8")
-    table = text.split("<!-- estimators -->\n")[1]
-    assert table == estimator_table(), "run `make docs-tables`"
-    assert all(f"`{name}`" in table for name in ESTIMATORS)
+    """But for the formulas, which are typeset there."""
+    table = DOCUMENT.read_text(encoding="utf-8").split("<!-- estimators -->\n")[1]
+    for shown, known in zip(table.splitlines(), estimator_table().splitlines(), strict=True):
+        cells = zip(*(re.split(r"(?<!\\) \| ", line) for line in (shown, known)), strict=True)
+        assert all(ours == its or "$" in ours for ours, its in cells), "run `make docs-tables`"
+    assert all(f"| `{name}` |" in table for name in ESTIMATORS)

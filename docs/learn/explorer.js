@@ -7,7 +7,7 @@
     { name: "theta", label: "θ = P(b = 1)", low: 0.05, high: 0.95, step: 0.01, value: 0.7 },
     { name: "target", label: "t", low: 0, high: 1, step: 0.01, value: 0.45 },
     { name: "eta", label: "scale η of the surrogate", low: 0, high: 2, step: 0.02, value: 1 },
-    { name: "temperature", label: "temperature λ", low: 0.1, high: 5, step: 0.05, value: 0.5 },
+    { name: "temperature", label: "temperature τ", low: 0.1, high: 5, step: 0.05, value: 0.5 },
     { name: "constant", label: "constant added to c", low: -0.5, high: 1, step: 0.005, value: 0 },
   ];
   const sigmoid = (x) => 1 / (1 + Math.exp(-x));

@@ -31,7 +31,7 @@ class EstimatorInfo:
     Attributes:
         name: in the registry.
         function: `function(f, dist, **options)` gives an `Estimate`.
-        formula: of the estimate, in the words of the documentation.
+        formula: of the estimate; d is the gradient at the parameters, s the score dlog p(b), z~ a relaxed sample given b.
         source: where it comes from.
         outcomes: kinds of distribution it is defined for: bits, categories, factors, orders, subsets, matchings, counts,
             ranks, continuous, positive.
@@ -150,10 +150,10 @@ _INFOS = (
     EstimatorInfo(
         name="concrete",
         function=pathwise.concrete,
-        formula="df(sigma(z / lambda))",
+        formula="df(sigma(z / tau))",
         source="Maddison et al. 2017; Jang et al. 2017",
         outcomes=_SOFT,
-        bias="that of the relaxed problem; falls with lambda as the variance rises",
+        bias="that of the relaxed problem; falls with the temperature tau as the variance rises",
         backward_passes="1 through f",
         differentiable=True,
     ),
@@ -170,10 +170,10 @@ _INFOS = (
     EstimatorInfo(
         name="straight-through-gumbel",
         function=pathwise.straight_through,
-        formula="f'(b) dsigma(z / lambda)",
+        formula="f'(b) dsigma(z / tau)",
         source="Jang et al. 2017",
         outcomes=_SOFT,
-        bias="for linear f too; of first order as lambda falls and the variance rises",
+        bias="for linear f too; of first order as tau falls and the variance rises",
         backward_passes="1 through f",
         differentiable=True,
         defaults={"temperature": 0.5},
@@ -181,7 +181,7 @@ _INFOS = (
     EstimatorInfo(
         name="gumbel-rao",
         function=pathwise.gumbel_rao,
-        formula="f'(b) mean_k dsigma(z~_k / lambda)",
+        formula="f'(b) mean_k dsigma(z~_k / tau)",
         source="Paulus et al. 2021",
         outcomes=_DISCRETE,
         bias="that of straight-through-gumbel",

@@ -1,7 +1,8 @@
-"""Hooks of MkDocs: the result pages that documents link to become pages of the site.
+"""Hooks of MkDocs: the changelog and the result pages that documents link to become pages of the site.
 
-Documents link to results beside the folder of documents, `../benchmarks/results/...`, which a reader of the repository can
-follow (from a folder of documents, `../../benchmarks/results/...`). On the site the same files stand at `benchmarks/...`; nothing is copied within the repository.
+Documents link to what lies beside their folder, `../CHANGELOG.md` and `../benchmarks/results/...`, which a reader of the repository
+can follow (from a folder of documents, `../../benchmarks/results/...`). On the site the same files stand at `CHANGELOG/` and
+`benchmarks/...`; nothing is copied within the repository.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
 
 RESULTS = "benchmarks/results/"
-_OUTSIDE = re.compile(r"(\]\((?:\.\./)*)\.\./(benchmarks/)")
+CHANGELOG = "CHANGELOG.md"
+_OUTSIDE = re.compile(r"(\]\((?:\.\./)*)\.\./(benchmarks/|CHANGELOG\.md)")
+_HEADER = re.compile(r'(<div class="md-header__topic">\s*<span class="md-ellipsis">\s*relax_rl)')
 _DIALOG = 'class="md-search" data-md-component="search" role="dialog" aria-label="Search"'
 _SEVERAL = re.compile(r"(\w+),((?:</span>)?</code></b>)\s*\(<code>\(([\w, ]+)\)</code>\)")
 _VERSION = re.compile(r'^__version__ = "(.+)"$', re.MULTILINE)
@@ -29,15 +32,19 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     package = Path(config.config_file_path).parent / "relax_rl" / "__init__.py"
     found = _VERSION.search(package.read_text(encoding="utf-8"))
     config.copyright = f"{config.site_name} {found[1]}, MIT licence" if found else None
+    config.extra["told_version"] = found[1] if found else ""
+    if not config.repo_url:
+        config.edit_uri = None
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the benchmarks' own page, and what can be reached from the documents by links."""
+    """Add the changelog, the benchmarks' own page, and what can be reached from the documents by links."""
     root = Path(config.config_file_path).parent
+    files.append(File.generated(config, CHANGELOG, abs_src_path=str(root / CHANGELOG)))
     waiting = {(root / "benchmarks" / "README.md").resolve()}
     for file in files.documentation_pages():
-        waiting |= _linked(Path(file.abs_src_path or ""), root)
+        waiting |= _linked(Path(file.abs_src_path), root) if file.abs_src_path else set()
     added: set[Path] = set()
     while waiting:
         path = waiting.pop()
@@ -61,8 +68,9 @@ def on_page_content(html: str, **_: Any) -> str:
     return _SEVERAL.sub(r"\1, \3\2", html.replace("<img ", '<img loading="lazy" '))
 
 
-def on_post_page(output: str, **_: Any) -> str:
-    """Give the dialog of the search the name that readers of screens ask for."""
+def on_post_page(output: str, config: MkDocsConfig, **_: Any) -> str:
+    """Put the version into the header, and give the dialog of the search the name that readers of screens ask for."""
+    output = _HEADER.sub(rf"\1 {config.extra['told_version']}", output, count=1)
     return output.replace('class="md-search" data-md-component="search" role="dialog"', _DIALOG, 1)
 
 

@@ -1,7 +1,7 @@
-"""Plays episodes with an exported policy: NumPy, Gymnasium and ONNX Runtime, and nothing of relax_rl.
+"""Plays episodes with an exported policy: `python examples/run_exported.py policy.onnx --episodes 5`.
 
-python train_agent.py export runs/my-run
-python examples/run_exported.py runs/my-run/policy.onnx --episodes 5
+NumPy, Gymnasium and ONNX Runtime are all it needs, nothing of relax_rl. Behind `python train_agent.py export RUN` the policy is
+`RUN/policy.onnx`.
 """
 
 import argparse

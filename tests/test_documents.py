@@ -101,10 +101,7 @@ def test_code_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 MY_ENVS = """
-import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
-
-gymnasium.register("MyEnv-v0", CartPoleEnv, max_episode_steps=20)
 
 
 class Corridor(CartPoleEnv):

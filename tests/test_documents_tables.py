@@ -13,6 +13,8 @@ import pytest
 
 from relax_rl.cli import COMMANDS
 from relax_rl.estimators import ESTIMATORS
+from relax_rl.settings.config import TrainConfig
+from relax_rl.settings.fields import flag, settings_of
 from tests.shown import ROOT
 from tests.surface import options
 
@@ -108,3 +110,10 @@ def test_every_result_is_in_the_index() -> None:
         )
     for section in re.split(r"^### ", text, flags=re.MULTILINE)[1:]:
         assert "`python -m benchmarks." in section or "`make soak`" in section, section.partition("\n")[0]
+
+
+def test_what_may_change_on_resuming_is_listed() -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    told = text.split("\n## Going on with other settings\n")[1].partition("```")[0]
+    resumable = {flag(name) for name, known in settings_of(TrainConfig).items() if known.rule.resumable}
+    assert set(re.findall(r"`(--[a-z-]+)`", told)) - {"--resume"} == resumable

@@ -7,7 +7,9 @@ import re
 from collections import defaultdict
 from html.parser import HTMLParser
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -43,6 +45,15 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def hooks_of(name: str) -> ModuleType:
+    """A file of hooks, which lies outside of all packages."""
+    spec = spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +107,47 @@ def test_nothing_is_fetched_from_elsewhere(pages: dict[Path, Page]) -> None:
         assert "mermaid" not in path.read_text(encoding="utf-8"), "drawings load a script from elsewhere"
 
 
+def test_every_example_has_its_page(site: Path, pages: dict[Path, Page]) -> None:
+    """With its source, and led to from the list of all; the page on exporting shows one of them whole."""
+    overview = pages[site / "examples" / "index.html"]
+    scripts = sorted((ROOT / "examples").glob("*.py"))
+    assert len(scripts) >= 15
+    for script in scripts:
+        page = pages[site / "examples" / script.stem / "index.html"]
+        assert f"{script.stem}/" in overview.links, script
+        assert script.read_text(encoding="utf-8").splitlines()[-1].strip() in page.text, script
+    assert "onnxruntime.InferenceSession(args.policy)" in pages[site / "export" / "index.html"].text
+    for path, page in pages.items():
+        assert "<!-- source" not in path.read_text(encoding="utf-8"), path
+        assert not [link for link in page.links if link.endswith(".py") and "://" not in link], path
+
+
+def test_names_of_code_lead_to_the_reference(site: Path, pages: dict[Path, Page]) -> None:
+    """Without an address of the repository, files lead nowhere, and the header shows no link to it."""
+    links = pages[site / "algorithms" / "relax" / "index.html"].links
+    assert "../../reference/estimators/#relax_rl.estimators.relax" in links
+    for path in pages:
+        html = path.read_text(encoding="utf-8")
+        assert "/blob/HEAD/" not in html and 'class="md-source"' not in html and 'rel="edit"' not in html, path
+
+
+def test_with_an_address_files_lead_to_the_repository() -> None:
+    hooks = hooks_of("code_hooks")
+    known = {"relax_rl.a.b": "../reference/#relax_rl.a.b"}
+    html = "<td><code>relax_rl/a.py</code>: <code>b</code>, <code>c</code></td><code>tests/x.py</code>"
+    linked = hooks.names_linked(html, known.get, {"relax_rl/a.py": "forge/a.py"}.get)
+    for text, address in {"relax_rl/a.py": "forge/a.py", "b": known["relax_rl.a.b"], "c": "forge/a.py"}.items():
+        assert f'<a href="{address}"><code>{text}</code></a>' in linked
+    assert linked.endswith("<code>tests/x.py</code>"), "a file that is no longer there"
+    assert hooks.names_linked(html, lambda name: None, lambda file: None) == html
+
+
+def test_the_changelog_is_a_page(site: Path, pages: dict[Path, Page]) -> None:
+    page = pages[site / "CHANGELOG" / "index.html"]
+    assert "../compare/" in page.links and "../examples/run_exported/" in page.links
+    assert "../CHANGELOG/" in pages[site / "versioning" / "index.html"].links
+
+
 def test_what_typesets_formulas_is_there(site: Path, pages: dict[Path, Page]) -> None:
     folder = site / "assets" / "katex"
     css = (folder / "katex.min.css").read_text(encoding="utf-8")
@@ -129,6 +181,8 @@ def test_reference_is_cross_linked(pages: dict[Path, Page], site: Path) -> None:
 def test_every_page_says_of_which_version_it_tells(pages: dict[Path, Page]) -> None:
     for path, page in pages.items():
         assert f"relax_rl {relax_rl.__version__}, MIT licence" in page.text, path
+        header = page.text.partition("MIT licence")[0]
+        assert f"relax_rl {relax_rl.__version__}" in header, path
 
 
 def test_nothing_but_documents_and_results_is_published(site: Path) -> None:

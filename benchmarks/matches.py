@@ -69,10 +69,11 @@ class Match:
         """What is started; a comparison that is there already is gone on with."""
         start = [str(python), "train_agent.py", "compare", "--num-workers", str(jobs)]
         settings = [f"{name}={value}" for name, value in self.settings.items()]
+        threshold = [] if self.threshold is None else ["--threshold", f"{self.threshold:g}"]
         if (folder / "settings.json").exists():
             plan = {"estimators": self.contestants, "peers": self.peers, "set": settings, "total_steps": self.steps}
             check_same_plan(folder, {**plan, "first_seed": self.first_seed, "variance_of": self.variance_of})
-            return [*start, "--resume", str(folder), "--env", self.env, "--seeds", str(seeds)]
+            return [*start, "--resume", str(folder), "--env", self.env, "--seeds", str(seeds), *threshold]
         options = ["--env", self.env, "--estimators", *self.contestants]
         if self.env_kwargs:
             options += ["--env-kwargs", json.dumps(dict(self.env_kwargs))]
@@ -83,8 +84,7 @@ class Match:
         options += ["--total-steps", str(self.steps), "--seeds", str(seeds), "--run-dir", str(folder)]
         if self.first_seed:
             options += ["--first-seed", str(self.first_seed)]
-        if self.threshold is not None:
-            options += ["--threshold", f"{self.threshold:g}"]
+        options += threshold
         if self.stop_when_solved:
             options.append("--stop-when-solved")
         if self.variance_of is not None:

@@ -9,13 +9,23 @@ import os
 import re
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from relax_rl import ActorCritic
 from relax_rl.cli import COMMANDS, main
 
-__all__ = ["MODULES", "options", "parameters", "public_names", "signatures", "surface"]
+__all__ = [
+    "AGENT_METHODS",
+    "MODULES",
+    "named_in_reference",
+    "options",
+    "parameters",
+    "public_names",
+    "signatures",
+    "surface",
+]
 
 MODULES = ("relax_rl", "relax_rl.agents", "relax_rl.critics", "relax_rl.distributions", "relax_rl.estimators")
 """Modules whose `__all__` is what users import from."""
@@ -23,6 +33,8 @@ MODULES = ("relax_rl", "relax_rl.agents", "relax_rl.critics", "relax_rl.distribu
 AGENT_METHODS = ("act", "join", "learn", "load", "load_state_dict", "predict", "save", "state_dict", "update")
 """What users call of an agent; its other methods are its own."""
 
+REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
+_ENTRY = re.compile(r"^::: ([\w.]+)\n((?: .*\n)*)", re.MULTILINE)
 _OPTION = re.compile(r"--[a-z][a-z0-9-]*")
 
 
@@ -39,6 +51,21 @@ def options(command: str) -> list[str]:
 def public_names() -> dict[str, list[str]]:
     """Public names by module."""
     return {module: sorted(import_module(module).__all__) for module in MODULES}
+
+
+def named_in_reference() -> list[tuple[str, str]]:
+    """Names that pages of the reference tell of, each with the module they are asked of there."""
+    found: list[tuple[str, str]] = []
+    for page in sorted(REFERENCE.glob("*.md")):
+        for whole, options in _ENTRY.findall(page.read_text(encoding="utf-8")):
+            listed = re.search(r"(?<!_)members:\s*\[([^\]]*)\]", options)
+            try:
+                names = re.split(r",\s*", listed[1]) if listed else import_module(whole).__all__
+                found += [(whole, name) for name in names if import_module(whole)]
+            except ModuleNotFoundError:  # a name of a module
+                module, _, name = whole.rpartition(".")
+                found.append((module, name))
+    return found
 
 
 def signatures() -> dict[str, list[str]]:

@@ -19,6 +19,7 @@ from relax_rl.cli import COMMANDS, main
 __all__ = [
     "AGENT_METHODS",
     "MODULES",
+    "OF_ENVS",
     "named_in_reference",
     "options",
     "parameters",
@@ -29,6 +30,9 @@ __all__ = [
 
 MODULES = ("relax_rl", "relax_rl.agents", "relax_rl.critics", "relax_rl.distributions", "relax_rl.estimators")
 """Modules whose `__all__` is what users import from."""
+
+OF_ENVS = ["Episode", "Step", "VectorEnvs", "make_envs"]
+"""Public names of `relax_rl.envs`."""
 
 AGENT_METHODS = ("act", "join", "learn", "load", "load_state_dict", "predict", "save", "state_dict", "update")
 """What users call of an agent; its other methods are its own."""
@@ -53,18 +57,19 @@ def public_names() -> dict[str, list[str]]:
     return {module: sorted(import_module(module).__all__) for module in MODULES}
 
 
-def named_in_reference() -> list[tuple[str, str]]:
-    """Names that pages of the reference tell of, each with the module they are asked of there."""
-    found: list[tuple[str, str]] = []
+def named_in_reference() -> dict[str, list[tuple[str, str]]]:
+    """Names that pages of the reference tell of, each with the module it is asked of there, by page."""
+    found: dict[str, list[tuple[str, str]]] = {}
     for page in sorted(REFERENCE.glob("*.md")):
+        names = found.setdefault(page.name, [])
         for whole, options in _ENTRY.findall(page.read_text(encoding="utf-8")):
             listed = re.search(r"(?<!_)members:\s*\[([^\]]*)\]", options)
             try:
-                names = re.split(r",\s*", listed[1]) if listed else import_module(whole).__all__
-                found += [(whole, name) for name in names if import_module(whole)]
+                each = re.split(r",\s*", listed[1]) if listed else import_module(whole).__all__
+                names += [(whole, name) for name in each if import_module(whole)]
             except ModuleNotFoundError:  # a name of a module
                 module, _, name = whole.rpartition(".")
-                found.append((module, name))
+                names.append((module, name))
     return found
 
 
@@ -72,7 +77,7 @@ def signatures() -> dict[str, list[str]]:
     """Parameters of public functions, classes and methods, one string each; see `parameters`."""
     found: dict[str, list[str]] = {}
     seen: set[int] = set()
-    for module, names in {**public_names(), "relax_rl.envs": ["VectorEnvs", "make_envs"]}.items():
+    for module, names in {**public_names(), "relax_rl.envs": OF_ENVS}.items():
         for name in names:
             thing = getattr(import_module(module), name)
             if not callable(thing) or id(thing) in seen:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.surface import AGENT_METHODS, named_in_reference, public_names
+from tests.surface import AGENT_METHODS, OF_ENVS, named_in_reference, public_names
 
 SAYS_WHAT_COMES_BACK = re.compile(r"\A`|\A[^\n]*\Z|\breturns\b|^Returns:$", re.MULTILINE)
 """Beginning with its shape or type, in one line, or by the word."""
@@ -30,9 +30,10 @@ def public(names: list[tuple[str, str]], kind: Callable[[Any], bool]) -> dict[st
     return dict(sorted(found.values()))
 
 
-PUBLIC = [(module, name) for module, names in public_names().items() for name in names]
-FUNCTIONS = public([*PUBLIC, *named_in_reference()], inspect.isfunction)
-CLASSES = public([*PUBLIC, *named_in_reference()], inspect.isclass)
+PUBLIC = [(module, name) for module, names in {**public_names(), "relax_rl.envs": OF_ENVS}.items() for name in names]
+SHOWN = [each for names in named_in_reference().values() for each in names]
+FUNCTIONS = public([*PUBLIC, *SHOWN], inspect.isfunction)
+CLASSES = public([*PUBLIC, *SHOWN], inspect.isclass)
 PROTOCOLS = [kind for kind in CLASSES.values() if getattr(kind, "_is_protocol", False)]
 MADE = [name for name, kind in CLASSES.items() if kind not in PROTOCOLS and "__init__" in vars(kind)]
 WITH_METHODS = [name for name, kind in CLASSES.items() if not name.endswith("Config")]

@@ -22,7 +22,8 @@ CHANGELOG = "CHANGELOG.md"
 _OUTSIDE = re.compile(r"(\]\((?:\.\./)*)\.\./(benchmarks/|CHANGELOG\.md)")
 _HEADER = re.compile(r'(<div class="md-header__topic">\s*<span class="md-ellipsis">\s*relax_rl)')
 _DIALOG = 'class="md-search" data-md-component="search" role="dialog" aria-label="Search"'
-_SEVERAL = re.compile(r"(\w+),((?:</span>)?</code></b>)\s*\(<code>\(([\w, ]+)\)</code>\)")
+_SEVERAL = re.compile(r"(\w+),((?:</span>)?</code></b>)\s*\(<code>\(?((?:<span[^>]*>|</span>|[\w, ])+)\)?</code>\)")
+_TAG = re.compile(r"<[^>]*>")
 _VERSION = re.compile(r'^__version__ = "(.+)"$', re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s#:]+)(?:#[^)]*)?\)")
 
@@ -64,13 +65,17 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Pictures are fetched as they are scrolled to; several attributes before one colon are no type of the first."""
-    return _SEVERAL.sub(r"\1, \3\2", html.replace("<img ", '<img loading="lazy" '))
+    """Pictures are fetched as they are scrolled to."""
+    return html.replace("<img ", '<img loading="lazy" ')
 
 
 def on_post_page(output: str, config: MkDocsConfig, **_: Any) -> str:
-    """Put the version into the header, and give the dialog of the search the name that readers of screens ask for."""
+    """Put the version into the header, and give the dialog of the search the name that readers of screens ask for.
+
+    Several attributes before one colon are no type of the first.
+    """
     output = _HEADER.sub(rf"\1 {config.extra['told_version']}", output, count=1)
+    output = _SEVERAL.sub(lambda found: f"{found[1]}, {_TAG.sub('', found[3])}{found[2]}", output)
     return output.replace('class="md-search" data-md-component="search" role="dialog"', _DIALOG, 1)
 
 

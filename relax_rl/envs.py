@@ -288,7 +288,7 @@ def make_envs(
     info_keys: Sequence[str] = (),
     **env_kwargs: Any,
 ) -> VectorEnvs:
-    """Environments of one kind, stepped together, reset and ready.
+    """`VectorEnvs`: environments of one kind, stepped together, reset and ready.
 
     Args:
         env: Gymnasium id, or `module:EnvId` to import the module that registers it first; a class or function that makes

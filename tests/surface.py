@@ -9,20 +9,36 @@ import os
 import re
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from relax_rl import ActorCritic
 from relax_rl.cli import COMMANDS, main
 
-__all__ = ["MODULES", "options", "parameters", "public_names", "signatures", "surface"]
+__all__ = [
+    "AGENT_METHODS",
+    "MODULES",
+    "OF_ENVS",
+    "named_in_reference",
+    "options",
+    "parameters",
+    "public_names",
+    "signatures",
+    "surface",
+]
 
 MODULES = ("relax_rl", "relax_rl.agents", "relax_rl.critics", "relax_rl.distributions", "relax_rl.estimators")
 """Modules whose `__all__` is what users import from."""
 
+OF_ENVS = ["Episode", "Step", "VectorEnvs", "make_envs"]
+"""Public names of `relax_rl.envs`."""
+
 AGENT_METHODS = ("act", "join", "learn", "load", "load_state_dict", "predict", "save", "state_dict", "update")
 """What users call of an agent; its other methods are its own."""
 
+REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
+_ENTRY = re.compile(r"^::: ([\w.]+)\n((?: .*\n)*)", re.MULTILINE)
 _OPTION = re.compile(r"--[a-z][a-z0-9-]*")
 
 
@@ -41,11 +57,27 @@ def public_names() -> dict[str, list[str]]:
     return {module: sorted(import_module(module).__all__) for module in MODULES}
 
 
+def named_in_reference() -> dict[str, list[tuple[str, str]]]:
+    """Names that pages of the reference tell of, each with the module it is asked of there, by page."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for page in sorted(REFERENCE.glob("*.md")):
+        names = found.setdefault(page.name, [])
+        for whole, options in _ENTRY.findall(page.read_text(encoding="utf-8")):
+            listed = re.search(r"(?<!_)members:\s*\[([^\]]*)\]", options)
+            try:
+                each = re.split(r",\s*", listed[1]) if listed else import_module(whole).__all__
+                names += [(whole, name) for name in each if import_module(whole)]
+            except ModuleNotFoundError:  # a name of a module
+                module, _, name = whole.rpartition(".")
+                names.append((module, name))
+    return found
+
+
 def signatures() -> dict[str, list[str]]:
     """Parameters of public functions, classes and methods, one string each; see `parameters`."""
     found: dict[str, list[str]] = {}
     seen: set[int] = set()
-    for module, names in {**public_names(), "relax_rl.envs": ["VectorEnvs", "make_envs"]}.items():
+    for module, names in {**public_names(), "relax_rl.envs": OF_ENVS}.items():
         for name in names:
             thing = getattr(import_module(module), name)
             if not callable(thing) or id(thing) in seen:

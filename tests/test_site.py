@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections import defaultdict
@@ -15,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import relax_rl
+from relax_rl import distributions
 from tests.shown import blocks
 from tests.surface import MODULES
 
@@ -172,9 +174,28 @@ def test_every_public_name_has_its_place(pages: dict[Path, Page], site: Path, mo
         assert here & {f"{module}.{name}", f"relax_rl.{name}", f"{module}.{name}.{name}"}, f"{module}.{name}"
 
 
+def test_distributions_show_or_lead_to_all_of_their_methods(pages: dict[Path, Page], site: Path) -> None:
+    page = site / "reference" / "distributions" / "index.html"
+    things = {name: getattr(distributions, name) for name in distributions.__all__}
+    kinds = {name: kind for name, kind in things.items() if inspect.isclass(kind)}
+    protocols = {name: kind for name, kind in kinds.items() if getattr(kind, "_is_protocol", False)}
+    html = page.read_text(encoding="utf-8")
+    for part in re.split(r'(?=<h3 id="relax_rl\.distributions\.)', html)[1:]:
+        name = part.partition('"')[2].partition('"')[0].rpartition(".")[2]
+        for protocol, described in protocols.items() if name not in protocols else ():
+            for method in (
+                each for each in vars(described) if not each.startswith("_") and hasattr(things[name], each)
+            ):
+                found = f'id="relax_rl.distributions.{name}.{method}"', f'#relax_rl.distributions.{protocol}.{method}"'
+                assert any(each in part for each in found), f"{name}.{method}"
+        kinds.pop(name, None)
+    assert not kinds, "have no heading"
+
+
 def test_reference_is_cross_linked(pages: dict[Path, Page], site: Path) -> None:
     page = pages[site / "reference" / "relax_rl" / "index.html"]
     assert "#relax_rl.AgentConfig" in page.links, "types of signatures lead to their classes"
+    assert "steps, updates, episodes" in page.text, "several attributes before one colon"
     assert "Grathwohl" in page.text and "Raises:" in page.text, "docstrings are there"
 
 

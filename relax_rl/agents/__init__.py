@@ -102,6 +102,12 @@ AGENTS: dict[str, type[ActorCritic]] = {agent.name: agent for agent in (RELAX, L
 def register(estimator: AgentEstimator) -> type[ActorCritic]:
     """The agent of an estimator of somebody's own; from here on its name is known as those of `AGENTS` are.
 
+    Args:
+        estimator: with a name of its own.
+
+    Returns:
+        The class of the agent.
+
     Raises:
         SettingsError: another estimator has that name.
     """
@@ -114,7 +120,10 @@ def register(estimator: AgentEstimator) -> type[ActorCritic]:
 
 
 def learn_of(name: str) -> str:
-    """Import and register an estimator of the user's own, `module:name`; returns the name by which it is known then.
+    """Import and register an estimator of the user's own; returns the name by which it is known then.
+
+    Args:
+        name: `module:name` of an `AgentEstimator`, or of a function of (experience, distribution, surrogate) that estimates.
 
     Raises:
         SettingsError: there is none.
@@ -127,10 +136,15 @@ def learn_of(name: str) -> str:
 
 
 def resolve_estimator(name: str, action_space: spaces.Space[Any]) -> str:
-    """The estimator to use: `auto` becomes lax for continuous actions, and relax for discrete and hybrid ones.
+    """The estimator to use for an action space.
 
-    `module:name` imports an `AgentEstimator`, or a function of (experience, distribution, surrogate) that estimates, and
-    registers it.
+    Args:
+        name: of `AGENTS`; or "auto", which becomes lax for continuous actions, and relax for discrete and hybrid ones; or
+            `module:name`, as for `learn_of`.
+        action_space: of a single environment.
+
+    Returns:
+        Its name in `AGENTS`.
 
     Raises:
         SettingsError: if there is no such estimator, or it does not fit the action space.

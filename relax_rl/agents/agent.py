@@ -154,6 +154,7 @@ class ActorCritic(SavedActor):
     def load_state_dict(
         self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, optimizer: bool = True
     ) -> None:
+        """Take back what `state_dict` gave; see `SavedActor`."""
         self._acted = None  # what acted knows other parameters
         super().load_state_dict(tensors, state, optimizer=optimizer)
         self._set_value_unit()
@@ -203,6 +204,9 @@ class ActorCritic(SavedActor):
                 More than one pays only for images or wide networks, and costs much on cores that others use too.
             on_step: called with the `Step` of all environments after each; after False the training ends with the update
                 on the rollout at hand.
+
+        Returns:
+            The agent itself.
 
         Raises:
             SettingsError: if the environments have other spaces, if a network was replaced, or if compiled code is asked
@@ -313,11 +317,7 @@ class ActorCritic(SavedActor):
         return metrics
 
     def batch(self, rollout: Rollout) -> tuple[Batch, Outputs]:
-        """What an update sees of a rollout of the present policy, and what the networks say of its rows.
-
-        Returns:
-            The batch, and the networks' outputs on it, with their graphs unless gradients are compiled.
-        """
+        """What an update sees of a rollout, and the networks' outputs on its rows, with their graphs unless gradients are compiled."""
         networks, config = self.networks, self.config
         recalled = self._acted[1].recalled() if self._acted is not None and self._acted[0] is rollout else None
         obs = rollout.obs.flatten(0, 1)

@@ -68,6 +68,7 @@ def gae(
     Args:
         reward, value, next_value: `[T, N]` r_t, V(s_t) and V of the true successor.
         terminated, truncated, valid: `[T, N]` booleans.
+        gamma, gae_lambda: discount and lambda, from 0 to 1.
 
     Returns:
         `[T, N]` advantages, without a graph.
@@ -165,6 +166,9 @@ def vtrace(
         gae_lambda: 1 in the paper; less trusts V more (remark 2).
         clip_rho, clip_c: where ratios are cut, which decides what v is the value of, and how fast it is found.
         clip_pg_rho: where they are cut in front of the advantage.
+
+    Returns:
+        Targets and advantages, without a graph.
 
     Raises:
         ValueError: when a tensor has another shape.

@@ -87,7 +87,7 @@ def _bounds(space: spaces.Space[Any]) -> Iterator[_Bounds]:
 def check_env(
     env: gym.Env[Any, Any] | Callable[..., Any] | str, *, steps: int = 200, seed: int = 0, mask_key: str | None = None
 ) -> list[str]:
-    """What is wrong with an environment: one line each, none where an agent can learn in it as it is.
+    """What is wrong with an environment.
 
     Gymnasium's own checker (`gymnasium.utils.env_checker`) comes first, then what agents need beyond it: spaces that
     networks read, and observations inside their space and rewards of one finite number over an episode or more of random
@@ -100,6 +100,9 @@ def check_env(
         steps: how many are taken.
         seed: of the environment and the actions.
         mask_key: name of the leaf of the observations that is the mask of the actions, if one is.
+
+    Returns:
+        A line for each thing that is wrong; none where an agent can learn in it as it is.
 
     Raises:
         SettingsError: an unknown id, or an environment that cannot be made.

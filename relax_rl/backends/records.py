@@ -36,9 +36,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Episode:
-    """A finished episode: the sum of its raw rewards and its number of steps (of a whole game in Atari).
+    """A finished episode (in Atari, a whole game).
 
     Attributes:
+        return_: the sum of its raw rewards.
+        length: its number of steps.
         info: what the infos of its steps come to: `success` (0 or 1) by the last of them, the mean of any other term.
     """
 

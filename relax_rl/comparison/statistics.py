@@ -38,7 +38,7 @@ _TAILS = (0.025, 0.975)
 
 @dataclass(frozen=True)
 class Interval:
-    """A number (or an array of them) and its bootstrap interval of 95%."""
+    """A number (or an array of them), `value`, and its bootstrap interval of 95%, from `low` to `high`."""
 
     value: Any
     low: Any
@@ -49,6 +49,10 @@ def iqm(scores: np.ndarray, axis: int = 0) -> np.ndarray:
     """Interquartile mean along an axis: the mean without the lowest and the highest quarter; NaN where any score is.
 
     Of n scores floor(n/4) are dropped at either end, so that it is the plain mean for fewer than four.
+
+    Args:
+        scores: an array.
+        axis: that the result no longer has.
     """
     ordered = _ordered(scores, axis)
     cut = len(ordered) // 4
@@ -57,7 +61,11 @@ def iqm(scores: np.ndarray, axis: int = 0) -> np.ndarray:
 
 
 def median(times: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Median along an axis, where infinity stands for never; NaN where any time is."""
+    """Median along an axis, where infinity stands for never; NaN where any time is.
+
+    Args:
+        times, axis: as `scores` and `axis` of `iqm`.
+    """
     ordered = _ordered(times, axis)
     middle = len(ordered) // 2
     result: np.ndarray = (ordered[(len(ordered) - 1) // 2] + ordered[middle]) / 2
@@ -79,6 +87,7 @@ def bootstrap(
         statistic: of an array and an axis, over which runs vary; `iqm` or `median`.
         scores: `[runs, ...]`, resampled along the first axis; infinity is a number like others.
         seed: of the resampling.
+        draws: bootstrap samples.
     """
     scores = np.asarray(scores, dtype=np.float64)
     rows = np.random.default_rng(seed).integers(len(scores), size=(draws, len(scores)))
@@ -89,7 +98,11 @@ def bootstrap(
 
 
 def improvement_matrix(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
-    """`[len(x), len(y)]` 1 where a run of X is better than one of Y, 1/2 where they are equal, else 0; NaN beside NaN."""
+    """`[len(x), len(y)]` 1 where a run of X is better than one of Y, 1/2 where they are equal, else 0; NaN beside NaN.
+
+    Args:
+        x, y: scores of the runs.
+    """
     left, right = np.asarray(x, dtype=np.float64)[:, None], np.asarray(y, dtype=np.float64)[None, :]
     return np.where(np.isnan(left) | np.isnan(right), np.nan, np.where(left == right, 0.5, left > right))
 
@@ -101,6 +114,7 @@ def improvement(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], *, see
 
     Args:
         pairs: the scores of X's and of Y's runs, one pair per environment; resampled independently.
+        seed: of the resampling.
     """
     rng = np.random.default_rng(seed)
     value, found = 0.0, np.zeros(DRAWS)
@@ -116,7 +130,13 @@ def improvement(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], *, see
 
 
 def performance_profile(scores: Sequence[float], thresholds: np.ndarray, *, seed: int = 0) -> Interval:
-    """Share of runs with a score above each of `[K]` thresholds, with pointwise intervals."""
+    """Share of runs with a score above each of `[K]` thresholds, with pointwise intervals.
+
+    Args:
+        scores: one for each run; NaN makes the share NaN.
+        thresholds: `[K]`.
+        seed: of the resampling.
+    """
     each = np.asarray(scores, dtype=np.float64)[:, None]
     above = np.where(np.isnan(each), np.nan, each > np.asarray(thresholds)[None, :])
     return bootstrap(np.mean, above, seed=seed)

@@ -178,6 +178,10 @@ def part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Te
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
     """Write strict JSON atomically: infinity and NaN, which JSON has no word for, become strings.
 
+    Args:
+        path: of the file.
+        content: what JSON has words for otherwise.
+
     Raises:
         RelaxRLError: the file cannot be written.
     """

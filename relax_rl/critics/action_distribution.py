@@ -21,6 +21,8 @@ __all__ = ["DistributionalActionValue", "DistributionalActionValues", "relative_
 class DistributionalActionValues(OverBins, ActionValues):
     """q(s, a) = sum_i a_i q_i(s), each q_i the mean of a distribution of its own: exact at one-hot actions, linear between.
 
+    A head per action, as in `ActionValues`, of logits over bins (Farebrother et al. 2024).
+
     Args:
         num_features: length of the description of s, to which no gradient flows.
         num_actions: how many there are.
@@ -62,6 +64,8 @@ class DistributionalActionValues(OverBins, ActionValues):
 
 class DistributionalActionValue(OverBins, nn.Module):
     """q(s, a) = unit * sum_k p_k(s, a) centre_k, with the action, embedded or relaxed, as an input of the network.
+
+    The distribution of Farebrother et al. (2024), differentiable in the action.
 
     Args:
         num_features: length of the description of s, to which no gradient flows.

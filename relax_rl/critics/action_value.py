@@ -16,7 +16,7 @@ __all__ = ["ActionValues"]
 class ActionValues(nn.Module):
     """c^(s, a) = sum_i a_i h_i(s), a head h_i for each action: exact at one-hot actions, linear between them.
 
-    The last layer starts at zero: a fresh one changes nothing.
+    A head per action is that of DQN (Mnih et al. 2015). The last layer starts at zero: a fresh one changes nothing.
 
     Args:
         num_features: length of the description of s, to which no gradient flows.

@@ -16,13 +16,19 @@ _SIGMA = 0.75
 
 @dataclass(frozen=True)
 class Bins:
-    """`num` bins of one width, side by side from -limit to limit."""
+    """Bins of one width, side by side from -limit to limit.
+
+    Attributes:
+        num: how many there are.
+        limit: the outermost edge, in what targets are measured in: for critics `OverBins.unit`.
+    """
 
     num: int
     limit: float
 
     @property
     def width(self) -> float:
+        """Of each bin, in the unit of `limit`."""
         return 2.0 * self.limit / self.num
 
     def edges(self, like: Tensor) -> Tensor:
@@ -42,6 +48,10 @@ def hl_gauss(target: Tensor, bins: Bins) -> Tensor:
 
     with the bins' edges e and sigma = 0.75 widths. What lies beyond the range goes to all bins in proportion, and a target
     beyond it counts as its end. Further than four widths from an end, the mean over the centres is y to 1e-5 widths.
+
+    Args:
+        target: `[*]`, in the unit of `bins.limit`.
+        bins: that the Gaussian is spread over.
     """
     y = target.clamp(-bins.limit, bins.limit).unsqueeze(-1)
     below = torch.erf((bins.edges(target) - y) / (math.sqrt(2.0) * _SIGMA * bins.width))

@@ -15,6 +15,8 @@ __all__ = ["DistributionalValue", "OverBins"]
 class OverBins:
     """What a critic says by the softmax p of `[*, num]` logits: unit * sum_k p_k centre_k; a part of a module.
 
+    The histogram loss of Imani and White (2018), as Farebrother et al. (2024) learn values by it.
+
     It begins at 0, with the same symmetric distribution everywhere, about as wide as returns are.
 
     Attributes:
@@ -36,6 +38,7 @@ class OverBins:
             head.bias.view(-1, bins.num).copy_(-bins.centres(head.bias).abs())
 
     def extra_repr(self) -> str:
+        """The bins, as `print` shows the module."""
         return f"bins={self.bins}"
 
     def from_outputs(self, outputs: Tensor) -> Tensor:
@@ -43,7 +46,15 @@ class OverBins:
         return self.unit * (torch.softmax(outputs, -1) @ self.bins.centres(outputs))
 
     def regress(self, said: Tensor, return_: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The cross entropy of each row against `hl_gauss` of its return in units, and its gradient at the logits."""
+        """The cross entropy of each row against `hl_gauss` of its return in units, and its gradient at the logits.
+
+        Args:
+            said: `[B, num]` logits.
+            return_, weight: `[B]` what the mean is to be, and how much it counts.
+
+        Returns:
+            The gradient `[B, num]`, and `[B]` losses, both without graph.
+        """
         wanted = hl_gauss(return_ / self.unit, self.bins)
         log_p = torch.log_softmax(said.detach(), -1)
         return (log_p.exp() - wanted) * weight.unsqueeze(-1), -(wanted * log_p).sum(-1) * weight
@@ -55,7 +66,7 @@ class OverBins:
 
 
 class DistributionalValue(OverBins, ValueFunction):  # type: ignore[misc]
-    """V(s) as the mean of a distribution over bins.
+    """V(s) as the mean of a distribution over bins (Farebrother et al. 2024).
 
     Args:
         torso: its own, or shared with the policy.
@@ -67,4 +78,5 @@ class DistributionalValue(OverBins, ValueFunction):  # type: ignore[misc]
         self._begin(self.head, bins)
 
     def regressed(self, obs: Tensor) -> Tensor:
+        """`[B, num]` logits, which the loss is taken at."""
         return self.outputs(self.torso(obs))

@@ -15,7 +15,7 @@ class ValueFunction(nn.Module):
     """A torso, its own or shared with the policy, and a linear layer: `[B, ...]` observations to `[B]` values.
 
     Args:
-        torso: that.
+        torso: `[B, ...]` to `[B, num_features]`.
         num_outputs: of the layer; one of them is V itself.
 
     Attributes:
@@ -30,6 +30,7 @@ class ValueFunction(nn.Module):
         self.head = orthogonal(nn.Linear(torso.num_features, num_outputs), 1.0)
 
     def forward(self, obs: Tensor) -> Tensor:
+        """`[B]` values of `[B, ...]` observations."""
         return self.value(self.torso(obs))
 
     def value(self, features: Tensor) -> Tensor:

@@ -28,16 +28,17 @@ Made = Callable[[Tensor], td.Distribution]
 def from_torch(source: td.Distribution | Made, params: Tensor | None = None) -> Any:
     """A distribution of this package that stands for one of `torch.distributions`; gradients reach the tensors it was made of.
 
-    Rows are its `batch_shape`. Bernoulli, categorical, count, normal, gamma and Dirichlet variables become the classes of
-    this package, which know a relaxation or a derivative of their own. Any other becomes a `TorchDistribution`: REINFORCE
-    and its kin for all of them, LAX and the pathwise gradient where it has `rsample`.
-
-    Samples have a last dimension of numbers: those of a scalar distribution are `[*, 1]`, and `Independent(dist, 1)` makes
+    Rows are its `batch_shape`. Samples have a last dimension of numbers: those of a scalar distribution are `[*, 1]`, and `Independent(dist, 1)` makes
     vectors of its last batch dimension. Those of `Categorical` alone are indices `[*]`.
 
     Args:
         source: the distribution, or the function from `params` `[*, P]` to it, of batch shape `[*]`.
         params: where it is a function.
+
+    Returns:
+        For Bernoulli, categorical, count, normal, gamma and Dirichlet variables the class of this package, which knows a
+        relaxation or a derivative of its own. For any other a `TorchDistribution`: REINFORCE and its kin for all of them,
+        LAX and the pathwise gradient where it has `rsample`.
 
     Raises:
         TypeError: when it is neither a distribution nor a function with its `params`.

@@ -27,14 +27,24 @@ def _open_uniform(shape: tuple[int, ...], generator: torch.Generator | None, dev
 def gumbel_noise(
     shape: tuple[int, ...], generator: torch.Generator | None = None, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Standard Gumbel noise in float32, -log E with E ~ Exp(1): no value is infinite."""
+    """`[*]` standard Gumbel noise in float32, -log E with E ~ Exp(1): no value is infinite.
+
+    Args:
+        shape: `[*]`.
+        generator: torch's global one by default.
+        device: where the noise is drawn, that of the generator.
+    """
     return _open_uniform(shape, generator, torch.device(device)).neg_().log1p_().neg_().log_().neg_().float()
 
 
 def logistic_noise(
     shape: tuple[int, ...], generator: torch.Generator | None = None, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Standard logistic noise in float32, log u - log(1 - u): no value is infinite."""
+    """`[*]` standard logistic noise in float32, log u - log(1 - u): no value is infinite.
+
+    Args:
+        shape, generator, device: as in `gumbel_noise`.
+    """
     u = _open_uniform(shape, generator, torch.device(device))
     return (u.log() - torch.log1p(-u)).float()
 

@@ -31,7 +31,7 @@ class PlackettLuce(GumbelPerturbed):
     """The first `k` of `n` items drawn one after the other without replacement, each with probability softmax(logits) of
     those that are left; an order of all items without `k`.
 
-    z and noise are `[*, n]`, z = log_softmax(logits) + Gumbel noise, and H lists the items by falling z. Samples are int64
+    `params` (the logits), z and noise are `[*, n]`, z = log_softmax(logits) + Gumbel noise, and H lists the items by falling z. Samples are int64
     `[*, k]`, the first item first, or with `one_hot` their matrix `[*, k n]`, row after row: row j is the one-hot vector of
     the item in place j. `embed` is that matrix, and `soften` its SoftSort (Prillo and Eisenschlos 2020),
     softmax over i of -|z_(j) - z_i| / temperature. z given b is in closed form (Gadetsky et al. 2020).

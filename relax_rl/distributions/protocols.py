@@ -27,16 +27,16 @@ class Distribution(Protocol):
         """The same family at other parameters `[*, P]`."""
 
     def sample_noise(self, generator: torch.Generator | None = None) -> Tensor:
-        """Standard noise for one sample of each distribution, on the device of `params`."""
+        """`[*, ...]` standard noise for one sample of each, on the device of `params`; by torch's global generator if none is given."""
 
     def relax(self, noise: Tensor) -> Tensor:
-        """z, differentiable in `params`."""
+        """`[*, ...]` z, differentiable in `params`."""
 
     def noise_of(self, z: Tensor) -> Tensor:
-        """The noise from which `relax` makes z: its inverse, without graph."""
+        """`[*, ...]` the noise from which `relax` makes z: its inverse, without graph."""
 
     def threshold(self, z: Tensor) -> Tensor:
-        """b = H(z)."""
+        """`[*, ...]` b = H(z), the outcome; z itself where outcomes are continuous."""
 
     def log_prob(self, sample: Tensor) -> Tensor:
         """`[*]` log p(b) (log-density for continuous outcomes); rows of samples and of `params` broadcast."""
@@ -48,7 +48,7 @@ class Distribution(Protocol):
         """`[*]` entropy in nats."""
 
     def mode(self) -> Tensor:
-        """The most probable outcome."""
+        """`[*, ...]` the most probable outcome."""
 
     def soften(self, z: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         """`[*, F]` a relaxed outcome: z through a softmax or sigmoid for discrete outcomes, so that it is bounded."""
@@ -61,10 +61,10 @@ class RelaxedDistribution(Distribution, Protocol):
     """A distribution of discrete outcomes, whose z can be sampled given b."""
 
     def relax_given(self, sample: Tensor, noise: Tensor) -> Tensor:
-        """z~ ~ p(z | b), differentiable in `params`."""
+        """`[*, ...]` z~ ~ p(z | b), differentiable in `params`; its noise is independent of the one behind b."""
 
     def noise_given(self, sample: Tensor, z: Tensor) -> Tensor:
-        """The noise from which `relax_given` makes z for this outcome: its inverse, without graph."""
+        """`[*, ...]` the noise from which `relax_given` makes z for this outcome: its inverse, without graph."""
 
     def relaxed_log_prob(self, z: Tensor) -> Tensor:
         """`[*]` log-density of z."""
@@ -101,7 +101,7 @@ class SlopedRelaxation(SlopedDistribution, RelaxedDistribution, Protocol):
     """The same for discrete outcomes."""
 
     def conditional_weight(self, sample: Tensor, z_tilde: Tensor) -> Tensor:
-        """What each entry of dz~/dparams is of that of dz/dparams, the noise of z~ = relax_given(sample, noise) held.
+        """`[*, ...]` what each entry of dz~/dparams is of that of dz/dparams, the noise of z~ = relax_given(sample, noise) held.
 
         So `pull_back(weight * slope)` is that of z~.
         """

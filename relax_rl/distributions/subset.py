@@ -27,7 +27,7 @@ class Subset(GumbelPerturbed):
     """`k` of `n` items drawn one after the other without replacement, each with probability softmax(logits) of those that
     are left, whatever their order: a Gumbel top-k set.
 
-    z and noise are `[*, n]`, z = log_softmax(logits) + Gumbel noise, and H is the set of the k largest z. Samples are int64
+    `params` (the logits), z and noise are `[*, n]`, z = log_softmax(logits) + Gumbel noise, and H is the set of the k largest z. Samples are int64
     `[*, k]`, items by index, or with `one_hot` k-hot vectors `[*, n]`. `embed` is the k-hot vector, and `soften` the sum of
     k softmaxes of z / temperature, each of which leaves out what those before have taken (Xie and Ermon 2019).
 

@@ -33,6 +33,10 @@ def arm(
         f: a function of samples `[2, *, P]`.
         dist: `Bernoulli` with `[*, P]` logits.
         noise: logistic noise, the logit of u; drawn from `generator` by default.
+        generator: of the noise; torch's global one by default.
+
+    Returns:
+        the estimate, from the pair b and b~, `[2, *, P]`; its `value` is the mean of f over it.
 
     Raises:
         ValueError: when the outcomes are not bits, or f does not give one number a row.
@@ -62,6 +66,10 @@ def disarm(
         f: a function of samples `[2, *, ...]`.
         dist: `Bernoulli`, or `Categorical` (with or without `one_hot`).
         noise: logistic noise of the bits; drawn from `generator` by default.
+        generator: of the noise; torch's global one by default.
+
+    Returns:
+        the estimate, from the pair b and b~, `[2, *, ...]`; its `value` is the mean of f over it.
 
     Raises:
         ValueError: when the outcomes are neither, or f does not give one number a row.
@@ -94,6 +102,10 @@ def arms(
         dist: `Bernoulli` with `[*, P]` logits.
         num_samples: n, at least 2; with 2 this is DisARM.
         noise: `[n, *, P]` uniform numbers in [0, 1), in double precision; drawn from `generator` by default.
+        generator: of the noise; torch's global one by default.
+
+    Returns:
+        the estimate, from samples `[n, *, P]`; its `value` is the mean of f over n.
 
     Raises:
         ValueError: when the outcomes are not bits, num_samples is below 2, f does not give one number a row, or the

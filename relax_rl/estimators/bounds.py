@@ -36,7 +36,8 @@ def dreg(
     Args:
         log_joint: log p(x, b), a differentiable function of samples `[K, *, ...]`; the rest of log w is `dist`'s own.
         dist: q, of continuous outcomes, with `[*, P]` parameters.
-        num_samples: K.
+        num_samples: K, at least 1.
+        generator: of the draws; torch's global one by default.
 
     Returns:
         the estimate; its `value` is the bound L, with the graph of log_joint's own parameters.

@@ -32,7 +32,7 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Interval:
-    """A number and the bootstrap interval of 95% around it."""
+    """A number, `value`, and the bootstrap interval of 95% around it, from `low` to `high`."""
 
     value: float
     low: float
@@ -90,7 +90,12 @@ def draws_of(draw: Callable[[], Tensor], num_draws: int) -> Tensor:
 
 
 def mean(values: Tensor, *, generator: torch.Generator | None = None) -> Interval:
-    """Mean of `[R]` independent numbers."""
+    """Mean of independent numbers.
+
+    Args:
+        values: `[R]`.
+        generator: of the resampling.
+    """
     values = values.double()
     return _interval(float(values.mean()), values[_resampled(values, generator)].mean(-1))
 
@@ -203,7 +208,12 @@ def variance_parts(
 
 
 def bias(draws: Tensor, reference: Tensor) -> Bias:
-    """Distance of the mean of `draws` `[R, P]` from a reference `[P]`, such as an enumerated gradient."""
+    """Distance of the mean gradient from a reference.
+
+    Args:
+        draws: `[R, P]` independent gradients.
+        reference: `[P]`, such as an enumerated gradient.
+    """
     draws, reference = draws.double(), reference.double().flatten()
     error = draws.std(0) / len(draws) ** 0.5
     difference = draws.mean(0) - reference

@@ -77,7 +77,12 @@ def detached(dist: D, num_samples: int | None = None) -> D:
 
 
 def score_of(dist: Distribution, sample: Tensor) -> Tensor:
-    """`[*, P]` dlog p(b) / dparams, without graph: in closed form where the distribution knows it."""
+    """`[*, P]` dlog p(b) / dparams, without graph: in closed form where the distribution knows it.
+
+    Args:
+        dist: with `[*, P]` parameters.
+        sample: `[*, ...]` b.
+    """
     if hasattr(dist, "score"):
         return dist.score(sample)
     return score_function(lambda params: dist.with_params(params).log_prob(sample), dist.params)

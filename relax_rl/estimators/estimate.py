@@ -123,6 +123,13 @@ def only_to(inputs: Iterable[Tensor], loss: Tensor) -> Tensor:
 
     The gradient is a constant: to differentiate it again is refused.
 
+    Args:
+        inputs: what the gradient reaches; a leaf that `loss` does not depend on gets none.
+        loss: a scalar.
+
+    Returns:
+        A scalar, without graph where there is nothing to reach.
+
     Raises:
         ValueError: when one of them was computed, but not on the way to `loss`.
     """

@@ -75,6 +75,10 @@ def marginal(
         score: `[*, P]` its dlog p(b) / dparams, where it is at hand.
         residual_weight: w, a number or `[*]`; at 0 the estimate is the all-action gradient of c.
         phi: what the variance loss trains.
+        generator: of the noise; torch's global one by default.
+
+    Returns:
+        the estimate, from one sample a row, differentiable in phi; its `value` is f(b).
 
     Raises:
         ValueError: when the outcomes cannot be listed, or f or the surrogate does not give one number a row.

@@ -33,7 +33,15 @@ OfParams = Tensor | Callable[[Tensor], Tensor]
 
 
 def score_function(log_prob: OfParams, params: Tensor) -> Tensor:
-    """`[*, P]` dlog p(b) / dparams, a constant; `log_prob` is `[*]` and keeps its graph."""
+    """`[*, P]` dlog p(b) / dparams, a constant.
+
+    Args:
+        log_prob: `[*]` log p(b), differentiable in `params`; it keeps its graph.
+        params: `[*, P]` parameters of the distribution.
+
+    Raises:
+        ValueError: when `log_prob` is not `[*]`.
+    """
     if isinstance(log_prob, Tensor):
         check_rows(params.shape[:-1], log_prob=log_prob)
         return row_gradient(log_prob, params)
@@ -213,7 +221,13 @@ def relax_gradient(
 
 
 def row_gradient(output: Tensor, params: Tensor, *, create_graph: bool = False) -> Tensor:
-    """`[*, P]` gradient of each row of `output` `[*]` at its own row of `params`; keeps the graph of `output`."""
+    """`[*, P]` gradient of each row at its own row of the parameters.
+
+    Args:
+        output: `[*]`; it keeps its graph.
+        params: `[*, P]`.
+        create_graph: whether the gradient has a graph too.
+    """
     (gradient,) = torch.autograd.grad(output.sum(), params, create_graph=create_graph, retain_graph=True)
     return gradient
 

@@ -35,6 +35,10 @@ def double_cv(
         num_samples: K, at least 2.
         alpha: scale of v, best near -1 where f is close to linear; trained by the variance loss if it requires a
             gradient.
+        generator: of the draws; torch's global one by default.
+
+    Returns:
+        the estimate, from samples `[K, *, P]`; its `value` is the mean of f over K.
 
     Raises:
         ValueError: when the outcomes are not bits, num_samples is below 2, or f does not give one number a row.
@@ -82,6 +86,10 @@ def rodeo(
         h: from f(b_j) and the linear change, two tensors of one shape, to their control; their sum by default.
         alpha, beta: scales of the two control variates; trained by the variance loss if they require a gradient.
         phi: parameters of h, which the variance loss trains too.
+        generator: of the draws; torch's global one by default.
+
+    Returns:
+        the estimate, from samples `[K, *, P]`; its `value` is the mean of f over K.
 
     Raises:
         ValueError: when the outcomes are not bits, num_samples is below 2, or f does not give one number a row.

@@ -45,6 +45,10 @@ def reparameterized(
         f: a differentiable function of the samples.
         dist: distribution whose outcome is its relaxed sample, such as `DiagGaussian`.
         noise: the base noise of the sample; drawn from `generator` by default.
+        generator: of the noise; torch's global one by default.
+
+    Returns:
+        the estimate, from one sample a row; its `value` is f(b).
 
     Raises:
         ValueError: when the outcomes are discrete, or f does not give one number a row.
@@ -72,13 +76,17 @@ def concrete(
     """Concrete or Gumbel-softmax estimate (Maddison et al. 2017; Jang et al. 2017): df(sigma(z / temperature)).
 
     The gradient of the relaxed problem: biased for the discrete one, less so as the temperature falls and the variance
-    rises. `value` is f at the relaxed sample, as is `sample`.
+    rises.
 
     Args:
         f: a differentiable function of relaxed samples.
         dist: `Bernoulli`, or another discrete family with `one_hot`.
         temperature: lambda, above 0.
         noise: the base noise of the sample; drawn from `generator` by default.
+        generator: of the noise; torch's global one by default.
+
+    Returns:
+        the estimate; its `sample` is the relaxed one, `[*, F]`, and its `value` f there.
 
     Raises:
         ValueError: when the samples are indices or continuous, or f does not give one number a row.
@@ -104,7 +112,15 @@ def straight_through(
     Without a temperature b stands for the mean (Bengio et al. 2013); with one for sigma(z / temperature), the
     straight-through Gumbel-softmax (Jang et al. 2017).
 
-    Args and raises as `concrete`.
+    Args:
+        f, dist, noise, generator: as in `concrete`; f is asked at outcomes.
+        temperature: lambda, above 0; None for the mean.
+
+    Returns:
+        the estimate, from one sample a row; its `value` is f(b).
+
+    Raises:
+        ValueError: as `concrete`, or when there is neither a temperature nor a mean.
     """
     here, noise = _relaxed(dist, "straight_through", noise, generator)
     if temperature is None:
@@ -130,6 +146,9 @@ def gumbel_rao(
     Args:
         f, dist, temperature, noise, generator: as in `concrete`.
         num_conditional: number of z~ ~ p(z | b) to average over.
+
+    Returns:
+        the estimate, from one sample a row; its `value` is f(b).
 
     Raises:
         ValueError: as `concrete`, or when num_conditional is below 1.
@@ -161,6 +180,10 @@ def reinmax(
         dist: `Bernoulli`, or a categorical with `one_hot`.
         temperature: at least 1; lowers the variance and brings back some bias.
         noise: the base noise of the sample; drawn from `generator` by default.
+        generator: of the noise; torch's global one by default.
+
+    Returns:
+        the estimate, from one sample a row; its `value` is f(b).
 
     Raises:
         ValueError: when the temperature is below 1, the samples are indices or continuous, or f does not give one

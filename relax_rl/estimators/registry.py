@@ -33,8 +33,7 @@ class EstimatorInfo:
         function: `function(f, dist, **options)` gives an `Estimate`.
         formula: of the estimate; d is the gradient at the parameters, s the score dlog p(b), z~ a relaxed sample given b.
         source: where it comes from.
-        outcomes: kinds of distribution it is defined for: bits, categories, factors, orders, subsets, matchings, counts,
-            ranks, continuous, positive.
+        outcomes: kinds of distribution: bits, categories, factors, orders, subsets, matchings, counts, ranks, continuous, positive.
         bias: "none", or where it comes from.
         evaluations: of f for one estimate; K is `num_samples`, M the number of outcomes.
         backward_passes: beyond REINFORCE's pull-back through the parameters.
@@ -63,7 +62,6 @@ _DISCRETE = (*_CHOSEN, "counts", "ranks")
 _SOFT = (*_DISCRETE, "matchings")
 _MOVING = ("continuous", "positive")
 _ANY = (*_DISCRETE, *_MOVING)
-_BITS = ("bits",)
 _THROUGH_C = "1 through c, 1 second-order"
 
 _INFOS = (
@@ -241,7 +239,7 @@ _INFOS = (
         function=antithetic.arm,
         formula="(f(1[u > 1 - p]) - f(1[u < p])) (u - 1/2)",
         source="Yin and Zhou 2019",
-        outcomes=_BITS,
+        outcomes=("bits",),
         evaluations="2",
     ),
     EstimatorInfo(
@@ -257,7 +255,7 @@ _INFOS = (
         function=antithetic.arms,
         formula="K / (K - 1) mean_k (f_k - mean f)(b_k - p) p (1 - p) / (p - P(b_i = b_j = 1))",
         source="Dimitriev and Zhou 2021",
-        outcomes=_BITS,
+        outcomes=("bits",),
         evaluations="K",
     ),
     EstimatorInfo(
@@ -265,7 +263,7 @@ _INFOS = (
         function=multisample.double_cv,
         formula="RLOO on f_k + alpha v_k - alpha mean f' p (1 - p), v_k = mean of the other f' (b_k - p)",
         source="Titsias and Shi 2022",
-        outcomes=_BITS,
+        outcomes=("bits",),
         evaluations="K",
         backward_passes="1 through f",
         differentiable=True,
@@ -275,7 +273,7 @@ _INFOS = (
         function=multisample.rodeo,
         formula="RLOO with baseline f_j + alpha (A h)(b_j), plus beta A(h s)(b_k), A a Stein operator",
         source="Shi et al. 2022",
-        outcomes=_BITS,
+        outcomes=("bits",),
         evaluations="K",
         backward_passes="1 through f",
         differentiable=True,
@@ -320,7 +318,10 @@ ESTIMATORS: dict[str, EstimatorInfo] = {info.name: info for info in _INFOS}
 
 
 def describe(name: str) -> EstimatorInfo:
-    """What there is to know of an estimator.
+    """`EstimatorInfo` of an estimator.
+
+    Args:
+        name: a key of `ESTIMATORS`.
 
     Raises:
         ValueError: for an unknown name.

@@ -44,6 +44,10 @@ def rejection(
         baseline: a number or `[*]`, independent of the sample, for the second term.
         noise: normals `[*, G]` that were accepted and exponentials `[boost, *, G]` of the uniform numbers, for the G gamma
             variables of a row; drawn from `generator` by default.
+        generator: of the noise; torch's global one by default.
+
+    Returns:
+        the estimate, from one sample a row; its `value` is f(b).
 
     Raises:
         ValueError: for other distributions, a boost below 1, or when f does not give one number a row.

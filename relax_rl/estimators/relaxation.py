@@ -64,6 +64,10 @@ def lax(
         score: `[*, P]` its dlog p(b) / dparams, where it is at hand.
         residual_weight: w, a number or `[*]`; at 0 the estimate is the pathwise gradient of E[c].
         phi: what the variance loss trains.
+        generator: of the noise; torch's global one by default.
+
+    Returns:
+        the estimate, from one sample a row, differentiable in phi; its `value` is f(b).
 
     Raises:
         ValueError: when f is given by its values but the noise of the sample is not; when the outcomes are discrete
@@ -95,7 +99,15 @@ def dlax(
 
         g = f(b) dlog p(b) - c(z) dlog p(z) + dc(z)
 
-    Args and raises as `relax`.
+    Args:
+        f, dist, surrogate, noise, phi, generator: as in `relax`.
+
+    Returns:
+        the estimate, as from `relax`.
+
+    Raises:
+        ValueError: when f is given by its values but the noise of the sample is not; when z has no density in closed form;
+            when f or the surrogate does not give one number a row.
     """
     require(dist, "relaxed_log_prob", "dlax", "use lax")
     drawn = draw(f, dist, noise=noise, generator=generator)
@@ -151,6 +163,10 @@ def relax(
         residual_weight: w, a number or `[*]`; at 0 the estimate is the gradient of E[c] by the relaxation, biased by what
             c at relaxed samples is from f.
         phi: what the variance loss trains.
+        generator: of both noises; torch's global one by default.
+
+    Returns:
+        the estimate, from one sample a row, differentiable in phi; its `value` is f(b).
 
     Raises:
         ValueError: when f is given by its values but the noise of the sample is not; when z cannot be sampled given b
@@ -194,6 +210,9 @@ def rebar(
         temperature: lambda, above 0.
         noise, conditional_noise, coupling, num_conditional, generator: as in `relax`.
 
+    Returns:
+        the estimate, as from `relax`.
+
     Raises:
         ValueError: as `relax`; or when the samples are indices, between which f is not defined.
     """
@@ -226,6 +245,12 @@ def relaxed_objective(
         dist: any member of the family whose z will come; its parameters play no part.
         temperature: lambda; a tensor can be trained with phi.
         residual: r, a free function of z; none leaves REBAR's control variate.
+
+    Returns:
+        c, from relaxed samples `[*, ...]` to `[*]`.
+
+    Raises:
+        ValueError: when the samples are indices, between which f is not defined.
     """
     require_vectors(dist)
 

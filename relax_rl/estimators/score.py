@@ -80,6 +80,10 @@ def reinforce(
         noise: the base noise of the sample; drawn from `generator` by default.
         sample: the sample that `noise` gives, where it is at hand.
         score: `[*, P]` its dlog p(b) / dparams, where it is at hand.
+        generator: of the noise; torch's global one by default.
+
+    Returns:
+        the estimate, from one sample a row; its `value` is f(b).
 
     Raises:
         ValueError: when f is given by its values but the noise of the sample is not, or f or the baseline does not give
@@ -105,8 +109,8 @@ def nvil(
 
         g = (f(b) - mean - baseline(x)) / max(1, std) dlog p(b)
 
-    with the moving mean and standard deviation of f before this batch, which `average` takes in afterwards. The
-    division rescales the whole gradient; with `std` at most 1 the estimate is unbiased.
+    with the moving mean and standard deviation of f - baseline before this batch, which `average` takes in afterwards.
+    The division rescales the whole gradient; with `std` at most 1 the estimate is unbiased.
 
     Args:
         f, dist, noise, generator: as in `reinforce`.
@@ -115,6 +119,9 @@ def nvil(
 
     Returns:
         the estimate; its `fit_loss` is the mean squared error of mean + baseline.
+
+    Raises:
+        ValueError: as `reinforce`.
     """
     drawn = draw(f, dist, noise=noise, generator=generator)
     value = drawn.value.detach()
@@ -160,6 +167,10 @@ def rloo(
         f: a function of samples `[K, *, ...]`.
         dist: distribution with `[*, P]` parameters.
         num_samples: K, at least 2.
+        generator: of the draws; torch's global one by default.
+
+    Returns:
+        the estimate, from samples `[K, *, ...]`; its `value` is the mean of f over K.
 
     Raises:
         ValueError: when there is nothing to leave out, or f does not give one number a row.
@@ -201,6 +212,7 @@ def vimco(
         dist: distribution with `[*, P]` parameters, from which the b_k come.
         num_samples: K, at least 2.
         average: mean of the other weights that stands in for w(b_k).
+        generator: of the draws; torch's global one by default.
 
     Returns:
         the estimate; its `value` is the bound L.
@@ -246,6 +258,10 @@ def muprop(
         eta, slope: scales of the two terms, learned by the variance loss if they require a gradient.
         baseline: a number or `[*]`, independent of the sample.
         noise: the base noise of the sample; drawn from `generator` by default.
+        generator: of the noise; torch's global one by default.
+
+    Returns:
+        the estimate, from one sample a row; its `value` is f(b).
 
     Raises:
         ValueError: when the samples are indices, between which f is not defined, or have no mean; when f does not give

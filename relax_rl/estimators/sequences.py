@@ -67,6 +67,10 @@ def sample_sequences(
         state: the first one, anything.
         max_length: T, at least 1; fewer where all rows have ended before.
         end: the token that ends a sequence; none for sequences of equal length.
+        generator: of the draws; torch's global one by default.
+
+    Returns:
+        the tokens, and the logits they were drawn from.
 
     Raises:
         ValueError: when max_length is below 1, or a row that goes on has all of its tokens masked.

@@ -38,6 +38,7 @@ def unordered_set(
         f: a function of samples `[K, *, ...]`, K different ones for each row.
         dist: `Categorical` with `[*, P]` logits.
         num_samples: K, from 2 to P. Time and memory of a row grow with 2^K up to 10 samples, with K^2 sqrt(K) above.
+        generator: of the draws; torch's global one by default.
 
     Returns:
         the estimate; its `value` sum_{s in S} p_s R(S, s) f_s is unbiased for E[f(b)].
@@ -74,7 +75,15 @@ def without_replacement(
     with S the K largest of the Gumbels z, and kappa the next one, which asks f for nothing. In closed form, at a larger
     variance than `unordered_set`.
 
-    Args, returns and raises as `unordered_set`; its `value` is sum_{s in S} w_s f_s.
+    Args:
+        f, dist, generator: as in `unordered_set`.
+        num_samples: K, from 2 to P.
+
+    Returns:
+        the estimate; its `value` is sum_{s in S} w_s f_s.
+
+    Raises:
+        ValueError: as `unordered_set`.
     """
     sample, log_probs, _, kappa = _draw(dist, "without_replacement", num_samples, generator)
     here = detached(dist)

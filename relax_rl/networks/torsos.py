@@ -41,6 +41,11 @@ class MLP(nn.Module):
     """`[B, size]` -> `[B, hidden[-1]]`: linear layers, orthogonal at gain sqrt 2, each followed by the activation.
 
     Without hidden layers it gives back what it gets.
+
+    Args:
+        size: length of the input.
+        hidden: widths of the layers.
+        activation: by name.
     """
 
     def __init__(self, size: int, hidden: Sequence[int], activation: str) -> None:
@@ -94,7 +99,11 @@ class ResidualMLP(nn.Module):
 def mlp(
     size: int, hidden: Sequence[int], activation: str, *, layer_norm: bool = False, residual: bool = False
 ) -> MLP | ResidualMLP:
-    """A plain MLP, or one with normalised layers or residual ones; arguments as of `ResidualMLP`."""
+    """A plain MLP, or one with normalised layers or residual ones.
+
+    Args:
+        size, hidden, activation, layer_norm, residual: as in `ResidualMLP`.
+    """
     if layer_norm or residual:
         return ResidualMLP(size, hidden, activation, layer_norm=layer_norm, residual=residual)
     return MLP(size, hidden, activation)

@@ -128,7 +128,7 @@ class KeepingFolder:
 
 @dataclass(frozen=True)
 class RunFolder(KeepingFolder):
-    """Paths of the files a run leaves behind."""
+    """Paths of the files that a run leaves behind in its folder, `path`."""
 
     progress = Within("progress.csv")
     """One row per log interval."""

@@ -32,9 +32,11 @@ _TRAINED = "return_mean"
 
 
 def at_intervals(steps: int, callbacks: Iterable[Listener] | Listener) -> Callback:
-    """Callbacks that are called after the update that passes a multiple of so many environment steps, and not in between.
+    """A callback that calls others after the update that passes a multiple of so many environment steps, and not in between.
 
-    Of an object its `on_update` is called.
+    Args:
+        steps: at least 1.
+        callbacks: one or several; of an object its `on_update` is called.
 
     Raises:
         SettingsError: `steps` is below 1.

@@ -278,6 +278,9 @@ def mean_metrics(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def read_csv(path: Path) -> dict[str, list[float]]:
     """The columns of a CSV file of numbers; an empty cell is NaN. Rows that are none are left out, with a warning.
 
+    Args:
+        path: of the file.
+
     Raises:
         RelaxRLError: the file cannot be read.
     """

@@ -109,6 +109,9 @@ def note(folder: RunFolder, **entries: Any) -> None:
 def read_record(folder: RunFolder) -> dict[str, Any]:
     """The content of `config.json` as it stands.
 
+    Args:
+        folder: of the run.
+
     Raises:
         CheckpointError: the folder holds no run, or the file cannot be read.
     """
@@ -153,7 +156,14 @@ def entries(record: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def read_config(folder: RunFolder) -> TrainConfig:
-    """The settings of an agent's run; raises CheckpointError as `read_settings`."""
+    """The settings of an agent's run.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        CheckpointError: as `read_settings`.
+    """
     return read_settings(folder, TrainConfig)
 
 
@@ -296,7 +306,11 @@ def option_of(name: str, value: str | Sequence[str]) -> str:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of Python, of relax_rl, and of those packages that are installed."""
+    """Versions of Python, of relax_rl, and of those packages that are installed.
+
+    Args:
+        packages: names of distributions.
+    """
     from relax_rl import __version__
 
     found = {"python": platform.python_version(), "relax_rl": __version__}

@@ -65,21 +65,17 @@ def train(
     networks: NetworkFactory | None = None,
     command: str = "",
 ) -> TrainingResult:
-    """Train an agent and leave a run folder.
+    """Train an agent and leave a run folder; returns what came of it.
 
     Ctrl-C and SIGTERM end the run, and nothing else, after the update at hand, with a checkpoint, when this runs in the main
     thread; a loop over several runs has to look at `TrainingResult.interrupted`.
 
-    Processes that torchrun started learn together, each with `num_envs` environments; the first of them logs,
-    evaluates and saves. Where torchrun starts them anew after a failure (`--max-restarts`), a run that is found in
-    `run_dir` is gone on with.
+    Processes that torchrun started learn together, each with `num_envs` environments; the first logs, evaluates and saves.
+    Where torchrun starts them anew after a failure (`--max-restarts`), a run that is found in `run_dir` is gone on with.
 
     Args:
-        config: taken as it is; `relax_rl.settings.presets.preset_config` makes one from a preset, `resume_config` one
-            that goes on with a run.
-        callbacks: called after every update, besides those that the settings ask for, in every process; objects hear
-            what they have `on_rollout`, `on_update`, `on_episode` and `on_evaluation` for. One that returns False ends
-            the training.
+        config: taken as it is; `preset_config` makes one from a preset, `resume_config` one that goes on with a run.
+        callbacks: as for `ActorCritic.learn`, besides those that the settings ask for, in every process.
         loggers: take the rows of `progress.csv` too, evaluations and the outcome, in the first process, by
             `log(step, metrics)`, or the rows alone by `log(row)`; closed at the end.
         estimator, networks: of your own, in place of those that the settings name; given again when a run is gone on with.
@@ -111,7 +107,11 @@ def train(
 
 
 def resume_config(run_dir: str | os.PathLike[str], **changes: Any) -> TrainConfig:
-    """The settings to go on with a run: its own, with `changes` of those that may differ (marked `resumable`).
+    """`TrainConfig` to go on with a run: its own settings, with `changes` of those that may differ (marked `resumable`).
+
+    Args:
+        run_dir: folder of the run.
+        changes: settings, by name.
 
     Raises:
         CheckpointError: the folder holds no run, or its settings cannot be read.

@@ -103,6 +103,9 @@ def load_zoo(name: str, *, source: str | os.PathLike[str] | None = None, device:
             the package).
         device: where the networks go.
 
+    Returns:
+        The agent, of the kind that was trained.
+
     Raises:
         SettingsError: there is no such agent; the message names those that there are.
         CheckpointError: the zoo cannot be read, or a file of it is not what its manifest says.

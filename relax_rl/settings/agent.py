@@ -25,7 +25,11 @@ def _few(widths: tuple[int, ...]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class AgentConfig:
-    """How the agent learns: the same settings for every estimator."""
+    """How the agent learns: the same settings for every estimator.
+
+    Raises:
+        SettingsError: for a value that a setting cannot have, or settings that do not go together.
+    """
 
     DROPPED: ClassVar[dict[str, Any]] = {"surrogate_regression": 0.0, "surrogate_replay": 0, "advantage_scale": "none"}
     BEFORE: ClassVar[dict[str, Any]] = {"cnn": "legacy", "rescale_actions": False}

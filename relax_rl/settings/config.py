@@ -33,7 +33,11 @@ def all_own(names: tuple[str, ...]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class EnvConfig:
-    """The environments an agent learns in."""
+    """The environments an agent learns in.
+
+    Raises:
+        SettingsError: as `AgentConfig`.
+    """
 
     BEFORE: ClassVar[dict[str, Any]] = {"action_masks": "off"}
 
@@ -77,7 +81,11 @@ class EnvConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One training run and what it leaves behind."""
+    """One training run and what it leaves behind.
+
+    Raises:
+        SettingsError: as `AgentConfig`.
+    """
 
     estimator: Estimator = setting("auto", open=True)
     """Gradient estimator; auto takes relax for discrete and hybrid actions and lax for continuous ones; module:name takes one of your own."""

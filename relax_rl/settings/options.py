@@ -119,7 +119,9 @@ def sections(kind: type, options: Mapping[str, Setting]) -> dict[str, list[Setti
     named = {option.name for listed in found.values() for option in listed}
     for name, option in options.items():
         if name not in named:
-            heading = "options" if option.section is kind else (option.section.__doc__ or "").rstrip(".")
+            heading = (
+                "options" if option.section is kind else (option.section.__doc__ or "").partition("\n")[0].rstrip(".")
+            )
             found.setdefault(heading, []).append(option)
     return found
 

@@ -32,11 +32,13 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Override:
-    """Settings by name, for the environments and the estimators that match (shell patterns)."""
+    """`settings` by name, for the environments and the estimators that match."""
 
     settings: Mapping[str, Any]
     env: str = "*"
+    """Shell pattern of the ids."""
     estimator: str = "*"
+    """Shell pattern of the names."""
     binned: bool = False
     """Only where continuous actions are cut into bins."""
 
@@ -46,9 +48,11 @@ class Preset:
     """Settings for a family of environments."""
 
     name: str
+    """What `--preset` knows it by."""
     environments: tuple[str, ...]
     """Shell patterns of the ids it is for."""
     overrides: tuple[Override, ...] = ()
+    """Later ones win."""
 
     def settings(self, env: str, estimator: str = "auto", *, bins: int = 0) -> dict[str, Any]:
         """Settings by name for one environment and estimator, and for that many bins of its actions."""
@@ -171,7 +175,10 @@ _CONTINUOUS = ("*Continuous-v*", "Pendulum-v*", "BipedalWalker*", "CarRacing-v*"
 
 
 def find_preset(env: str, preset: str = "auto") -> Preset:
-    """The preset of that name; for `auto` the first one made for the environment.
+    """The preset of that name.
+
+    Args:
+        env, preset: as in `settings_for`.
 
     Raises:
         SettingsError: there is no preset of that name.
@@ -203,6 +210,9 @@ def settings_for(env: str, estimator: str = "auto", *, preset: str = "auto", bin
         preset: by name; "auto" for the one made for the environment, "none" for none.
         bins: as in `make_envs`.
 
+    Returns:
+        Values by the names of fields of `AgentConfig`.
+
     Raises:
         SettingsError: there is no preset of that name.
     """
@@ -212,7 +222,11 @@ def settings_for(env: str, estimator: str = "auto", *, preset: str = "auto", bin
 
 
 def preset_config(env: str, estimator: str = "auto", *, preset: str = "auto", **settings: Any) -> TrainConfig:
-    """A whole configuration from a preset, with single settings over it: `preset_config("CartPole-v1", seed=3)`.
+    """`TrainConfig` from a preset, with single settings over it: `preset_config("CartPole-v1", seed=3)`.
+
+    Args:
+        env, estimator, preset: as in `settings_for`.
+        settings: fields of `RunConfig`, `EnvConfig` and `AgentConfig`, by name.
 
     Raises:
         SettingsError: an unknown preset or setting, or a value that a setting cannot have.

@@ -125,10 +125,13 @@ def follow(
     seed: int,
     progress: Callable[[int], Any] = lambda _: None,
 ) -> Tails:
-    """Try actions in states that the policy visits, and see each of them through to the end of a rollout.
+    """Try actions in states that the policy visits, see each of them through to the end of a rollout; returns what follows.
 
     The position of a state within a rollout is drawn, since the advantage of a late step looks ahead less far, and the
-    gradient of a policy with a memory goes back further. Arguments as for `decompose`.
+    gradient of a policy with a memory goes back further.
+
+    Args:
+        agent, env, num_states, num_actions, seed, progress: as in `decompose`.
     """
     rng = np.random.default_rng(seed)
     theta = learning(agent.policy)

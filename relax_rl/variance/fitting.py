@@ -99,7 +99,11 @@ def fit_surrogate(
 
 
 def relative_variance(estimate: Callable[[Experience, Any], Tensor]) -> Callable[[Experience, Any], Tensor]:
-    """The mean squared norm of an estimate relative to that of A2C's on the same rows: what agents train surrogates by."""
+    """The mean squared norm of an estimate relative to that of A2C's on the same rows: what agents train surrogates by.
+
+    Args:
+        estimate: rows and their action distribution to `[B, P]` gradients.
+    """
 
     def loss(x: Experience, dist: Any) -> Tensor:
         return variance_loss(estimate(x, dist), x.weight) / variance_of_a2c(x, dist)

@@ -100,7 +100,13 @@ def policy_gradient(estimate: Tensor, weight: Tensor, params: Tensor, theta: Seq
 def applied_variances(
     draws: Mapping[str, Tensor], *, biased: Collection[str] = (), generator: torch.Generator | None = None
 ) -> dict[str, AppliedVariance]:
-    """Variance of each contender's gradient, and its ratio to A2C's, from `applied_gradients`; the bias of those that have one."""
+    """Variance of each contender's gradient, and its ratio to A2C's; the bias of those that have one.
+
+    Args:
+        draws: of `applied_gradients`, those of A2C among them.
+        biased: names of contenders whose estimates are biased.
+        generator: of the resampling.
+    """
     reference = draws[REFERENCE]
     return {
         name: AppliedVariance(

@@ -66,6 +66,9 @@ class VarianceConfig:
 def variance_run(config: VarianceConfig) -> dict[str, Any]:
     """Measure the agent of a run; returns what `variance.json` then holds, and draws `variance.png`.
 
+    Args:
+        config: taken as it is.
+
     Raises:
         CheckpointError: no such run or checkpoint, or none that can be read.
         SettingsError: the environment cannot be made, or the gradients would not fit into memory.

@@ -56,7 +56,7 @@ class VaeResult:
 
 
 def train_vae(config: VaeConfig, *, command: str = "") -> VaeResult:
-    """Train a sigmoid belief network and leave a run folder.
+    """Train a sigmoid belief network and leave a run folder; returns what came of it.
 
     Ctrl-C and SIGTERM end the run after the step at hand, with a checkpoint, when this runs in the main thread.
 

@@ -209,7 +209,8 @@ def rooms_drawn() -> str:
         used.setdefault(name, []).append(f"`{other}`")
     lines = [f"- `{name}` uses {', '.join(others)}" for name, others in used.items()]
     picture = f"![The rooms as boxes, with an arrow from each to those it uses; the list below says the same](figures/{PICTURE.name})"
-    return "\n".join([picture, "", *lines, ""])
+    opening = ["<details markdown>", "<summary>The same in words</summary>", ""]
+    return "\n".join([picture, "", *opening, *lines, "", "</details>", ""])
 
 
 def picture() -> str:

@@ -7,9 +7,11 @@ import shlex
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from relax_rl.agents import AGENTS
 from relax_rl.commands.check import CheckConfig
 from relax_rl.commands.evaluate import EvaluateConfig
 from relax_rl.commands.export import ExportConfig
@@ -93,11 +95,12 @@ def test_code_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     if document.name == "logging.md":
         pytest.importorskip("pandas", reason="reads tables with it")
     namespace: dict[str, Any] = {}
-    for number, block in enumerate(blocks(document, "python")):
-        # Estimators have numbers of draws beside those of steps.
-        code = block if document.name == "estimators.md" else _STEPS.sub("500", block)
-        code = re.sub(r"steps=[\d_]+", "steps=60", code) if document.name == "vae.md" else code
-        exec(compile(code, f"{document.name}, block {number}", "exec"), namespace)
+    with mock.patch.dict(AGENTS):  # what a document registers is known in it alone
+        for number, block in enumerate(blocks(document, "python")):
+            # Estimators have numbers of draws beside those of steps.
+            code = block if document.name == "estimators.md" else _STEPS.sub("500", block)
+            code = re.sub(r"steps=[\d_]+", "steps=60", code) if document.name == "vae.md" else code
+            exec(compile(code, f"{document.name}, block {number}", "exec"), namespace)
 
 
 MY_ENVS = """

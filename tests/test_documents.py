@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -66,6 +67,13 @@ OTHERS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def own_estimators() -> Iterator[None]:
+    """What a document or its commands register is known in its test alone."""
+    with mock.patch.dict(AGENTS):
+        yield
+
+
 def test_every_block_says_what_it_is() -> None:
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
@@ -95,12 +103,11 @@ def test_code_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     if document.name == "logging.md":
         pytest.importorskip("pandas", reason="reads tables with it")
     namespace: dict[str, Any] = {}
-    with mock.patch.dict(AGENTS):  # what a document registers is known in it alone
-        for number, block in enumerate(blocks(document, "python")):
-            # Estimators have numbers of draws beside those of steps.
-            code = block if document.name == "estimators.md" else _STEPS.sub("500", block)
-            code = re.sub(r"steps=[\d_]+", "steps=60", code) if document.name == "vae.md" else code
-            exec(compile(code, f"{document.name}, block {number}", "exec"), namespace)
+    for number, block in enumerate(blocks(document, "python")):
+        # Estimators have numbers of draws beside those of steps.
+        code = block if document.name == "estimators.md" else _STEPS.sub("500", block)
+        code = re.sub(r"steps=[\d_]+", "steps=60", code) if document.name == "vae.md" else code
+        exec(compile(code, f"{document.name}, block {number}", "exec"), namespace)
 
 
 MY_ENVS = """

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.matches import Match, curve_mean, final, main_of, read_result, write_summary
+from benchmarks.search import ACTION_CRITIC
 from relax_rl.comparison.statistics import Interval, bootstrap, improvement, iqm
 
 __all__ = ["BOUNDS", "MATCHES", "main"]
@@ -60,17 +61,13 @@ OF_TASK: dict[str, dict[str, str]] = {
 }
 
 
-_CRITIC = "surrogate_loss=critic,surrogate_activation=silu,surrogate_layer_norm=true"
-"""Of q: the networks that V has."""
-
-
 def _contestants(env: str) -> tuple[str, ...]:
     kinds = ("marginal", "relax") if env in DISCRETE else ("lax", "lax")
     found = []
     for bound in BOUNDS:
         within = f"kl_bound={bound:g}"
         found.append(f"V, {bound:g}=a2c:{within}")
-        found += [f"q, w {w}, {bound:g}={kinds[0]}:{within},{_CRITIC},residual_weight={w}" for w in WEIGHTS]
+        found += [f"q, w {w}, {bound:g}={kinds[0]}:{within},{ACTION_CRITIC},residual_weight={w}" for w in WEIGHTS]
         found.append(f"c, {bound:g}={kinds[1]}:{within},surrogate_scale=fitted")
     return tuple(found)
 

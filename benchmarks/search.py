@@ -23,7 +23,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.matches import RUNS, check_same_plan, run_command
 from benchmarks.tasks import RESULTS, write_text
@@ -119,6 +119,17 @@ def _anchors(*tasks: str) -> dict[str, tuple[float, float]]:
     return {task: _ANCHORS[task] for task in tasks}
 
 
+def _of_ours(actions: Literal["discrete", "continuous"], steps: int, *tasks: str) -> Search:
+    """V and q on small tasks of a family."""
+    return Search(
+        anchors=_anchors(*tasks),
+        steps=steps,
+        contestants=_critics("marginal" if actions == "discrete" else "lax"),
+        space=f"{actions}.json",
+        settings=_COMMON,
+    )
+
+
 def _of_ppo(*tasks: str) -> Search:
     """PPO on the cheapest tasks of a family."""
     return Search(
@@ -127,36 +138,14 @@ def _of_ppo(*tasks: str) -> Search:
 
 
 SEARCHES: dict[str, Search] = {
-    "classic-discrete": Search(
-        anchors=_anchors("CartPole-v1", "Acrobot-v1"),
-        steps=150_000,
-        contestants=_critics("marginal"),
-        space="discrete.json",
-        settings=_COMMON,
-    ),
-    "classic-continuous": Search(
-        anchors=_anchors("Pendulum-v1", "MountainCarContinuous-v0", "InvertedPendulum-v5"),
-        steps=150_000,
-        contestants=_critics("lax"),
-        space="continuous.json",
-        settings=_COMMON,
+    "classic-discrete": _of_ours("discrete", 150_000, "CartPole-v1", "Acrobot-v1"),
+    "classic-continuous": _of_ours(
+        "continuous", 150_000, "Pendulum-v1", "MountainCarContinuous-v0", "InvertedPendulum-v5"
     ),
     "ppo-discrete": _of_ppo("CartPole-v1", "Acrobot-v1"),
     "ppo-continuous": _of_ppo("Pendulum-v1", "MountainCarContinuous-v0"),
-    "lander": Search(
-        anchors=_anchors("LunarLander-v3"),
-        steps=500_000,
-        contestants=_critics("marginal"),
-        space="discrete.json",
-        settings=_COMMON,
-    ),
-    "lander-continuous": Search(
-        anchors=_anchors("LunarLanderContinuous-v3"),
-        steps=500_000,
-        contestants=_critics("lax"),
-        space="continuous.json",
-        settings=_COMMON,
-    ),
+    "lander": _of_ours("discrete", 500_000, "LunarLander-v3"),
+    "lander-continuous": _of_ours("continuous", 500_000, "LunarLanderContinuous-v3"),
     "locomotion": Search(
         anchors=_anchors("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"),
         steps=1_000_000,

@@ -74,9 +74,8 @@ def spec_made_by(make: Any, name: str | None = None) -> EnvSpec:
             f"the environment is {type(make).__name__}, expected an id, a class or function that makes one environment, or "
             "one of Gymnasium's environments or vector environments"
         )
-    known = re.sub(
-        r"\(\.\.\.\)|[^\w:.-]", "", name or name_of(getattr(make, "func", make))
-    )  # what Gymnasium takes as an id
+    called = name or name_of(getattr(make, "func", make))
+    known = re.sub(r"\(\.\.\.\)|[^\w:.-]", "", called)  # what Gymnasium takes as an id
     if isinstance(make, type) and issubclass(make, VectorEnv):
         return EnvSpec(known, vector_entry_point=cast(Any, make))
     return EnvSpec(known, entry_point=make)

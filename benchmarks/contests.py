@@ -4,8 +4,9 @@
     python -m benchmarks.contests --tasks Ant-v5 Ant-v5-ppo
 
 Ours and PPO's are a `train_agent.py compare` command each, so that PPO need not be trained again for another preset; where it has
-been trained with as many steps for `benchmarks.against_ppo`, those runs are taken. On Atari PPO is not trained: its published
-scores stand beside ours. Seeds begin at 0, which no search has seen.
+been trained with as many steps for `benchmarks.against_ppo`, those runs are taken. On four cheap tasks there is PPO with the
+settings of `benchmarks.search` too, which had as many steps of trials as ours. On Atari PPO is not trained: its published scores
+stand beside ours. Seeds begin at 0, which no search has seen.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.matches import Match, curve_mean, final, main_of, read_result, spread, write_summary
+from benchmarks.search import best_settings
 from relax_rl.comparison.statistics import bootstrap, iqm
 
 __all__ = ["ATARI", "CONTESTS", "MATCHES", "Contest", "main"]
 
 GROUP = "contests"
 PPO = "sb3-ppo"
+TUNED = "tuned-ppo"
+"""PPO with the best settings of its search, where that has trials."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,7 @@ class Contest:
         seeds: runs.
         known: the comparison of `benchmarks.against_ppo` that has PPO's runs.
         published: PPO's score where it is not trained here.
+        searched: the search of `benchmarks.search` for PPO's settings.
     """
 
     env: str
@@ -51,20 +56,21 @@ class Contest:
     seeds: int = 10
     known: str | None = None
     published: float | None = None
+    searched: str | None = None
 
 
-def _classic(env: str, steps: int, *, known: bool = True) -> Contest:
-    return Contest(env=env, steps=steps, asked=None, measure="curve", known=env if known else None)
+def _classic(env: str, steps: int, *, known: bool = True, searched: str | None = None) -> Contest:
+    return Contest(env=env, steps=steps, asked=None, measure="curve", known=env if known else None, searched=searched)
 
 
 CONTESTS = {
     contest.env: contest
     for contest in (
-        _classic("CartPole-v1", 100_000),
-        _classic("Acrobot-v1", 100_000),
+        _classic("CartPole-v1", 100_000, searched="ppo-discrete"),
+        _classic("Acrobot-v1", 100_000, searched="ppo-discrete"),
         _classic("InvertedPendulum-v5", 150_000),
-        _classic("Pendulum-v1", 100_000, known=False),
-        _classic("MountainCarContinuous-v0", 100_000, known=False),
+        _classic("Pendulum-v1", 100_000, known=False, searched="ppo-continuous"),
+        _classic("MountainCarContinuous-v0", 100_000, known=False, searched="ppo-continuous"),
         Contest(env="LunarLander-v3", steps=500_000, asked=100_000, measure="steps", known="LunarLander-v3"),
         Contest(
             env="LunarLanderContinuous-v3",
@@ -95,6 +101,9 @@ def _matches() -> dict[str, Match]:
         found[name] = replace(ours, stop_when_solved=contest.measure == "steps")
         if contest.known is None and contest.published is None:
             found[f"{name}-ppo"] = replace(ours, contestants=(), peers=(PPO,))
+        if contest.searched is not None and (settings := best_settings(contest.searched, PPO)):
+            given = ",".join(f"{name}={value}" for name, value in settings.items())
+            found[f"{name}-{TUNED}"] = replace(ours, contestants=(), peers=(f"{TUNED}={PPO}:{given}",))
     return found
 
 
@@ -113,8 +122,8 @@ def _write_summary() -> None:
         "Final scores and curves are interquartile means over runs, steps to the threshold medians, with 95% intervals.",
         "`python -m benchmarks.contests` writes this file.",
         "",
-        "| task | steps | measure | ours | PPO | asked | |",
-        "|---|---:|---|---:|---:|---:|---|",
+        "| task | steps | measure | ours | PPO | PPO, searched | asked | |",
+        "|---|---:|---|---:|---:|---:|---:|---|",
         *filter(None, rows),
         "",
     ]
@@ -124,11 +133,12 @@ def _write_summary() -> None:
 def _row(task: str, contest: Contest) -> str:
     ours = read_result(GROUP, task)
     group, name = (GROUP, f"{task}-ppo") if contest.known is None else ("against_ppo", contest.known)
-    theirs = read_result(group, name)
+    theirs, tuned = read_result(group, name), read_result(GROUP, f"{task}-{TUNED}")
     if ours is None and (theirs is None or contest.known is not None):
         return ""
     measured = [
-        None if found is None else _measured(contest, label, found) for label, found in (("ours", ours), (PPO, theirs))
+        None if found is None else _measured(contest, label, found)
+        for label, found in (("ours", ours), (PPO, theirs), (TUNED, tuned))
     ]
     held = "" if measured[0] is None else _held(contest, measured[0], measured[1])
     style = ",.0f" if contest.measure in ("steps", "reached") else ",.1f"
@@ -136,7 +146,7 @@ def _row(task: str, contest: Contest) -> str:
     if contest.published is not None:
         cells[1] = f"{contest.published:,.1f} (published)"
     what = f"runs at {contest.least:,.0f}" if contest.measure == "reached" else contest.measure
-    return f"| {contest.env} | {contest.steps:,} | {what} | {cells[0]} | {cells[1]} | {_asked(contest)} | {held} |"
+    return f"| {contest.env} | {contest.steps:,} | {what} | {' | '.join(cells)} | {_asked(contest)} | {held} |"
 
 
 def _asked(contest: Contest) -> str:

@@ -2,12 +2,14 @@
 
     python -m benchmarks.factorial                          # every task; runs that are there are kept
     python -m benchmarks.factorial --tasks LunarLander-v3 --seeds 2
+    python -m benchmarks.factorial --tasks LunarLander-v3-finalists
 
 V is an agent without surrogate; q learns what an action is worth, and what it leaves of the advantage counts with a weight w
 from 0 to 1, or one that is learned, by the estimator that takes the whole gradient of q: over all actions (marginal) or through the
 sample (LAX); c is the surrogate as it ships, that learns to lower the variance. Each is trained at three bounds of the KL
 divergence, all else equal: the recipe of `RECIPE`, chosen beforehand and searched for none of them. Seeds begin at 2,000, which
-neither searches nor contests use. Named beforehand: whether q with w = 1 is ahead of V by the mean of the curve, all bounds and
+neither searches nor contests use. The best V and the best q of a task by the curve go on as its finalists: as long as contests are,
+ten fresh seeds, from 0 on. Named beforehand: whether q with w = 1 is ahead of V by the mean of the curve, all bounds and
 tasks together, and more so at the widest bound. Beside the curves, gradients are measured at frozen agents of q: variance and
 squared bias under every estimator. `results/factorial.md` sums up.
 """
@@ -15,6 +17,7 @@ squared bias under every estimator. `results/factorial.md` sums up.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -59,6 +62,8 @@ OF_TASK: dict[str, dict[str, str]] = {
     "Hopper-v5": {"squash": "true", "log_std_init": "-0.5", "entropy_target": "-0.5"},
     "LunarLander-v3": {"gamma": "0.999", "gae_lambda": "0.98"},
 }
+FULL_STEPS = {"HalfCheetah-v5": 1_000_000, "Hopper-v5": 1_000_000, "LunarLander-v3": 500_000}
+FINALISTS = "finalists"
 
 
 def _contestants(env: str) -> tuple[str, ...]:
@@ -72,18 +77,42 @@ def _contestants(env: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-MATCHES = {
-    env: Match(
-        env=env,
-        steps=300_000,
-        contestants=_contestants(env),
-        settings={**RECIPE, **settings},
-        seeds=5,
-        first_seed=2_000,
-        variance_of=f"q, w 1, {BOUNDS[1]:g}",
-    )
-    for env, settings in OF_TASK.items()
-}
+Runs = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def _runs(found: Mapping[str, Any]) -> Runs:
+    ((_, task),) = found["environments"].items()
+    return {label: entry["runs"] for label, entry in task["contestants"].items()}
+
+
+def _finalists(env: str, found: Mapping[str, Any]) -> tuple[str, ...]:
+    """The best V and the best q, as `compare` takes them."""
+    means = {label: iqm(np.array([curve_mean(run) for run in runs])) for label, runs in _runs(found).items()}
+    best = [max((label for label in means if label.startswith(who)), key=means.__getitem__) for who in ("V,", "q,")]
+    known = {text.partition("=")[0]: text for text in _contestants(env)}
+    return tuple(known[label] for label in best)
+
+
+def _matches() -> dict[str, Match]:
+    """Of every task, and of its finalists once there are any."""
+    matches = {}
+    for env, settings in OF_TASK.items():
+        match = matches[env] = Match(
+            env=env,
+            steps=300_000,
+            contestants=_contestants(env),
+            settings={**RECIPE, **settings},
+            seeds=5,
+            first_seed=2_000,
+            variance_of=f"q, w 1, {BOUNDS[1]:g}",
+        )
+        if (found := read_result(GROUP, env)) is not None:
+            best = replace(match, contestants=_finalists(env, found), steps=FULL_STEPS[env], variance_of=None)
+            matches[f"{env}-{FINALISTS}"] = replace(best, seeds=10, first_seed=0)
+    return matches
+
+
+MATCHES = _matches()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -93,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _write_summary() -> None:
     """`results/factorial.md` from the comparisons that are there."""
-    known = [found for name in MATCHES if (found := read_result(GROUP, name)) is not None]
+    known = [found for env in OF_TASK if (found := read_result(GROUP, env)) is not None]
     intro = [
         "All contestants have the settings of `benchmarks/factorial.py`; the number behind each is the bound of the KL divergence.",
         "P is the probability that a run of the first ends higher than one of the second, by the mean over its whole curve, and by",
@@ -102,12 +131,14 @@ def _write_summary() -> None:
         "",
         *_pairs(known),
     ]
-    write_summary("Critics and trust regions", GROUP, MATCHES, intro=intro, after=lambda _, found: _of_task(found))
+    write_summary("Critics and trust regions", GROUP, MATCHES, intro=intro, after=_of_task)
 
 
-def _of_task(found: Mapping[str, Any]) -> list[str]:
-    """The curves of all contestants, and rivals on this task."""
+def _of_task(name: str, found: Mapping[str, Any]) -> list[str]:
+    """The curves of all contestants, and rivals on this task; of finalists, how they fare against each other."""
     runs = _runs(found)
+    if name not in OF_TASK:
+        return _between_finalists(runs)
     head = "| mean of the curve | " + " | ".join(f"{bound:g}" for bound in BOUNDS) + " |"
     lines = [head, "|---" + "|---:" * len(BOUNDS) + "|"]
     for who in ("V", *RIVALS):
@@ -117,6 +148,17 @@ def _of_task(found: Mapping[str, Any]) -> list[str]:
             cells.append(_told(bootstrap(iqm, scores), ".1f") if len(scores) else "")
         lines.append(f"| {who} | {' | '.join(cells)} |")
     return [*lines, "", *_pairs([found])]
+
+
+def _between_finalists(runs: Runs) -> list[str]:
+    state, action = runs
+    lines = []
+    for what, score in (("curve", curve_mean), ("end", final)):
+        ours, theirs = list(map(score, runs[action])), list(map(score, runs[state]))
+        means = [_told(bootstrap(iqm, np.array(scores)), ".1f") for scores in (ours, theirs)]
+        above = _told(improvement([(ours, theirs)]), ".2f")
+        lines.append(f"- by the {what}: {action} {means[0]}, {state} {means[1]}; P({action} over {state}) {above}")
+    return [*lines, ""]
 
 
 def _pairs(known: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -134,14 +176,6 @@ def _pairs(known: Sequence[Mapping[str, Any]]) -> list[str]:
             lines.append(f"| {first} over V | {' | '.join(cells)} |")
         lines.append("")
     return lines
-
-
-Runs = Mapping[str, Sequence[Mapping[str, Any]]]
-
-
-def _runs(found: Mapping[str, Any]) -> Runs:
-    ((_, task),) = found["environments"].items()
-    return {label: entry["runs"] for label, entry in task["contestants"].items()}
 
 
 def _pair(

@@ -23,12 +23,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from benchmarks.matches import RUNS, check_same_plan, run_command
 from benchmarks.tasks import RESULTS, write_text
 
-__all__ = ["NO_SETTINGS", "SEARCHES", "Search", "main"]
+__all__ = ["NO_SETTINGS", "SEARCHES", "Search", "best_settings", "main"]
 
 GROUP = "search"
 FIRST_SEED = 1_000
@@ -258,13 +258,34 @@ def _trials(name: str, label: str) -> list[dict[str, str]]:
 
 
 def _row(label: str, trials: Sequence[Mapping[str, str]], search: Search) -> str:
-    rungs = "1" if label in search.peers else str(len(search.rungs))
-    whole = [trial for trial in trials if trial["rung"] == rungs and trial["score"]]
-    best: Mapping[str, Any] = max(whole, key=lambda trial: float(trial["score"]), default={})
+    whole, best = _whole(label, trials, search), _best(label, trials, search)
     score = f"{float(best['score']):.3f}" if best else ""
-    settings = {name: value for name, value in best.items() if name not in (*NO_SETTINGS, *search.anchors)}
-    told = ", ".join(f"{name} {_short(value)}" for name, value in settings.items() if value)
+    told = ", ".join(f"{name} {_short(value)}" for name, value in _settings_of(best, search).items())
     return f"| {label} | {len(trials)} | {len(whole)} | {score} | {told} |"
+
+
+def best_settings(name: str, label: str) -> dict[str, str]:
+    """What the best trial of a contestant was set to, as its table has it; empty where none has been trained to the end.
+
+    Args:
+        name: of the search.
+        label: of the contestant, or the peer.
+    """
+    return _settings_of(_best(label, _trials(name, label), SEARCHES[name]), SEARCHES[name])
+
+
+def _whole(label: str, trials: Sequence[Mapping[str, str]], search: Search) -> list[Mapping[str, str]]:
+    """Trials that were trained to the end."""
+    rungs = "1" if label in search.peers else str(len(search.rungs))
+    return [trial for trial in trials if trial["rung"] == rungs and trial["score"]]
+
+
+def _best(label: str, trials: Sequence[Mapping[str, str]], search: Search) -> Mapping[str, str]:
+    return max(_whole(label, trials, search), key=lambda trial: float(trial["score"]), default={})
+
+
+def _settings_of(trial: Mapping[str, str], search: Search) -> dict[str, str]:
+    return {name: value for name, value in trial.items() if value and name not in (*NO_SETTINGS, *search.anchors)}
 
 
 NO_SETTINGS = ("number", "rung", "score", "seconds")

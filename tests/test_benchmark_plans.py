@@ -18,7 +18,7 @@ from benchmarks.matches import Match, keep_unfinished, play
 from benchmarks.run_off import MATCHES as RUN_OFFS
 from benchmarks.run_off import Finalist
 from benchmarks.search import SEARCHES, SPACES
-from relax_rl.comparison.contestants import read_contestant
+from relax_rl.comparison.contestants import read_contestant, read_peer
 from relax_rl.comparison.search_space import dimensions, read_space, read_starts
 from relax_rl.comparison.task import OUTCOME
 from relax_rl.settings.presets import preset_config
@@ -235,7 +235,21 @@ def test_contests_know_where_the_runs_of_ppo_are(monkeypatch: pytest.MonkeyPatch
     ours = {"environments": {"ALE/Pong-v5": {"contestants": {"ours": {"runs": [{"final": 19.0}] * 3}}}}}
     monkeypatch.setattr(contests, "read_result", lambda group, name: ours if name == "Pong" else None)
     row = contests._row("Pong", contests.ATARI["Pong"])
-    assert row == "| ALE/Pong-v5 | 4,000,000 | final | 19.0 [19.0, 19.0] | 20.7 (published) | 18 | yes |"
+    assert row == "| ALE/Pong-v5 | 4,000,000 | final | 19.0 [19.0, 19.0] | 20.7 (published) |  | 18 | yes |"
+
+
+def test_ppo_meets_final_seeds_with_what_its_search_has_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = [
+        {"number": "0", "rung": "1", "score": "0.5", "CartPole-v1": "300", "learning_rate": "0.01", "seconds": "1"},
+        {"number": "1", "rung": "1", "score": "0.7", "CartPole-v1": "400", "learning_rate": "0.003", "seconds": "1"},
+        {"number": "2", "rung": "1", "score": "", "CartPole-v1": "", "learning_rate": "0.1", "seconds": "1"},
+    ]
+    monkeypatch.setattr(search, "_trials", lambda name, label: trials if name == "ppo-discrete" else [])
+    found = contests._matches()
+    assert found["CartPole-v1-tuned-ppo"].peers == ("tuned-ppo=sb3-ppo:learning_rate=0.003",)
+    assert "Acrobot-v1-tuned-ppo" in found and "Pendulum-v1-tuned-ppo" not in found
+    peer = read_peer(found["CartPole-v1-tuned-ppo"].peers[0])
+    assert (peer.label, peer.settings) == ("tuned-ppo", {"learning_rate": 0.003})
 
 
 def timed(env: str, contestant: str, scores: list[float | None], curve: Any = ()) -> dict[str, Any]:
@@ -318,7 +332,7 @@ def test_the_factorial_tells_rivals_apart_at_each_bound_and_over_all() -> None:
     found = curves(
         **{"V, 0.02": [1.0, 1.0], "q, w 1, 0.02": [2.0, 2.0], "V, 0.1": [3.0, 3.0], "q, w 1, 0.1": [3.0, 3.0]}
     )
-    lines = factorial._of_task(found)
+    lines = factorial._of_task("LunarLander-v3", found)
     assert (
         "| V | 1.0 [1.0, 1.0] |  | 3.0 [3.0, 3.0] |" in lines
         and "| q, w 1 | 2.0 [2.0, 2.0] |  | 3.0 [3.0, 3.0] |" in lines
@@ -328,7 +342,20 @@ def test_the_factorial_tells_rivals_apart_at_each_bound_and_over_all() -> None:
     assert by_end.startswith("| q, w 1 over V | 0.00 [0.00, 0.00] |")
 
 
-@pytest.mark.parametrize("env", list(factorial.MATCHES))
+def test_the_best_of_either_kind_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = curves(**{"V, 0.02": [1.0], "V, 0.1": [3.0], "q, w 1, 0.1": [5.0], "q, w 0, 0.1": [4.0], "c, 0.1": [9.0]})
+    monkeypatch.setattr(factorial, "read_result", lambda group, name: found if name == "Hopper-v5" else None)
+    last = factorial._matches()["Hopper-v5-finalists"]
+    assert [text.partition("=")[0] for text in last.contestants] == ["V, 0.1", "q, w 1, 0.1"]
+    assert (last.seeds, last.first_seed, last.steps, last.variance_of) == (10, 0, 1_000_000, None)
+    assert "LunarLander-v3-finalists" not in factorial._matches()
+    told = factorial._of_task("Hopper-v5-finalists", curves(**{"V, 0.1": [1.0, 1.0], "q, w 1, 0.1": [2.0, 2.0]}))
+    assert told[0] == (
+        "- by the curve: q, w 1, 0.1 2.0 [2.0, 2.0], V, 0.1 1.0 [1.0, 1.0]; P(q, w 1, 0.1 over V, 0.1) 1.00 [1.00, 1.00]"
+    )
+
+
+@pytest.mark.parametrize("env", list(factorial.OF_TASK))
 def test_what_the_factorial_compares_differs_in_what_its_label_says(env: str) -> None:
     """And can be made: V and q have networks of one kind."""
     match = factorial.MATCHES[env]

@@ -200,6 +200,35 @@ DISCRETE = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "LunarLander-v3", "AL
 PAIRS = [(env, algo) for env in WANTED for algo in peers.ALGORITHMS if algo != "sb3-sac" or env not in DISCRETE]
 
 
+def test_peers_take_arguments_and_a_label() -> None:
+    plain, tuned = read_contestants(
+        [], ["sb3-ppo", "tuned=sb3-ppo:learning_rate=1e-3,n_steps=256,policy=MlpPolicy"], []
+    )
+    assert (plain.label, plain.kind, plain.settings, plain.peer) == ("sb3-ppo", "sb3-ppo", {}, True)
+    assert (tuned.label, tuned.kind, tuned.peer) == ("tuned", "sb3-ppo", True)
+    assert tuned.settings == {"learning_rate": 0.001, "n_steps": 256, "policy": "MlpPolicy"}
+    assert tuned.pinned == {"learning_rate", "n_steps", "policy"}, "tuning leaves them alone"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sb3-pqo", "unknown peer 'sb3-pqo', expected one of sb3-a2c, sb3-ppo, sb3-sac; did you mean sb3-ppo"),
+        ("=sb3-ppo", "is not of the form \\[LABEL=\\]PEER\\[:name=value,...\\]"),
+        ("sb3-ppo:", "is not of the form"),
+        ("sb3-ppo:n_steps", "setting 'n_steps' of sb3-ppo is not of the form name=value"),
+        ("sb3-ppo:n_steps=", "setting 'n_steps=' of sb3-ppo is not of the form name=value"),
+        ("sb3-ppo:n_step=8", "sb3-ppo has no argument 'n_step'; did you mean n_steps"),
+        ("sb3-ppo:n_steps=many", "n_steps of sb3-ppo is 'many', expected a number"),
+        ("sb3-ppo:n_steps=true", "n_steps of sb3-ppo is True, expected a number"),
+    ],
+)
+def test_mistakes_in_peers_are_told_before_anything_is_trained(text: str, expected: str) -> None:
+    environments, spaces = make_environments(CompareConfig(env=("CartPole-v1",)))
+    with pytest.raises(SettingsError, match=expected):
+        check_contestants(read_contestants([], [text], []), environments, spaces)
+
+
 @pytest.mark.parametrize(("env", "algo"), PAIRS)
 def test_every_peer_has_a_source_and_takes_its_settings(env, algo):
     peer = published(env, algo)

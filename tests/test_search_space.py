@@ -195,6 +195,6 @@ def test_arguments_of_peers_are_looked_at(tmp_path):
     peer = Contestant("sb3-ppo", "sb3-ppo", peer=True)
     check_peers([peer], read_space(PUBLISHED))
     space = read_space(written(tmp_path, {"name": "x", "sb3-ppo": "n_epoch", "low": 1, "high": 2}))
-    with pytest.raises(SettingsError, match=r"^sb3-ppo has no argument 'n_epoch' to search; did you mean n_epochs"):
+    with pytest.raises(SettingsError, match=r"^sb3-ppo has no argument 'n_epoch'; did you mean n_epochs"):
         check_peers([peer], space)
     check_peers([read_contestant("a2c")], space)

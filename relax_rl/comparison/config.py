@@ -25,8 +25,6 @@ __all__ = ["CompareConfig", "check_resumable", "own_code", "read_settings", "wri
 
 _ADDRESS = re.compile(r"auto|local|(ray://)?([^\s:/]+|\[[0-9a-fA-F:]+\]):\d{1,5}")
 
-PeerName = Literal["sb3-a2c", "sb3-ppo", "sb3-sac"]
-
 
 def _rungs(fractions: tuple[float, ...]) -> bool:
     rising = all(low < high for low, high in pairwise(fractions))
@@ -59,8 +57,8 @@ class CompareConfig:
     """Show all contestants the last so many observations at once; 0 for 4 in Atari and none elsewhere."""
     estimators: tuple[str, ...] = ("auto", "a2c")
     """Contestants: an estimator, with settings of its own (relax:surrogate_steps=4,hidden=64x64), and with a label (best=relax:policy_lr=2e-3)."""
-    peers: tuple[PeerName, ...] = ()
-    """Stable-Baselines3's algorithms with rl-baselines3-zoo's settings; needs the extra compare."""
+    peers: tuple[str, ...] = ()
+    """Stable-Baselines3's algorithms, sb3-a2c, sb3-ppo or sb3-sac, with rl-baselines3-zoo's settings, or arguments of their own over them (tuned=sb3-ppo:learning_rate=0.001,n_steps=256); needs the extra compare."""
     set: tuple[str, ...] = ()
     """Settings of all estimators, over their presets: name=value, as the options of train."""
     seeds: int = setting(10, least=0, resumable=True)

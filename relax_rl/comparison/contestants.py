@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from relax_rl.comparison.peers import ALGORITHMS
 from relax_rl.errors import SettingsError, did_you_mean
 from relax_rl.settings.config import ESTIMATORS, TrainConfig
 from relax_rl.settings.fields import allowed, from_text, settings_of
 from relax_rl.settings.synonyms import meant
 
-__all__ = ["GOVERNED", "Contestant", "file_names", "parse_settings", "read_contestant", "read_contestants", "safe_name"]
+__all__ = [
+    "GOVERNED",
+    "Contestant",
+    "file_names",
+    "parse_settings",
+    "read_contestant",
+    "read_contestants",
+    "read_peer",
+    "safe_name",
+]
 
 _LONGEST, _KEPT = 200, 80
 """Characters that a file name has room for beside what is put to it, and those that are kept of a longer one."""
@@ -56,15 +67,15 @@ def read_contestants(estimators: Sequence[str], peers: Sequence[str], common: Se
 
     Args:
         estimators: such as "relax" or "best=relax:surrogate_steps=4".
-        peers: names of peers.
+        peers: such as "sb3-ppo" or "ppo=sb3-ppo:n_steps=256".
         common: `name=value` settings of all estimators; a contestant's own win.
 
     Raises:
-        SettingsError: an unknown estimator or setting, a value that a setting cannot have, or two equal labels.
+        SettingsError: an unknown estimator, peer or setting, a value that a setting cannot have, or two equal labels.
     """
     shared = parse_settings(common)
     found = [read_contestant(text, shared) for text in estimators]
-    found += [Contestant(label=name, kind=name, peer=True) for name in peers]
+    found += [read_peer(text) for text in peers]
     labels = [contestant.label for contestant in found]
     for label in labels:
         if labels.count(label) > 1:
@@ -78,17 +89,40 @@ def read_contestant(text: str, common: Mapping[str, Any] | None = None) -> Conte
     Raises:
         SettingsError: an unknown estimator or setting, or a value that a setting cannot have.
     """
+    label, estimator, assignments = _parts(text, ("auto", *ESTIMATORS), "estimator")
+    settings = {**(common or {}), **parse_settings(assignments)}
+    return Contestant(label, estimator, settings, frozenset(settings))
+
+
+def read_peer(text: str) -> Contestant:
+    """A peer from `[LABEL=]PEER[:name=value,...]`; names and values are those of its own library, in JSON or as plain text.
+
+    Raises:
+        SettingsError: an unknown peer, or a text that is not of this form.
+    """
+    label, kind, assignments = _parts(text, tuple(ALGORITHMS), "peer")
+    settings = {}
+    for assignment in assignments:
+        name, equals, value = (part.strip() for part in assignment.partition("="))
+        if not (name and equals and value):
+            raise SettingsError(f"setting {assignment!r} of {kind} is not of the form name=value")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    return Contestant(label, kind, settings, frozenset(settings), peer=True)
+
+
+def _parts(text: str, known: Sequence[str], what: str) -> tuple[str, str, list[str]]:
+    """Label, kind and `name=value` texts of `[LABEL=]KIND[:name=value,...]`."""
     head, colon, tail = text.partition(":")
-    label, equals, estimator = head.rpartition("=")
-    known = ("auto", *ESTIMATORS)
-    if estimator not in known:
-        near = did_you_mean(estimator, known)
-        raise SettingsError(f"unknown estimator {estimator!r}, expected one of {', '.join(known)}{near}")
-    own = parse_settings(tail.split(",")) if colon else {}
-    if (equals and not label) or (colon and not own):
-        raise SettingsError(f"contestant {text!r} is not of the form [LABEL=]ESTIMATOR[:name=value,...]")
-    settings = {**(common or {}), **own}
-    return Contestant(label or text, estimator, settings, frozenset(settings))
+    label, equals, kind = head.rpartition("=")
+    if kind not in known:
+        near = did_you_mean(kind, known)
+        raise SettingsError(f"unknown {what} {kind!r}, expected one of {', '.join(known)}{near}")
+    if equals and not label:
+        raise SettingsError(f"contestant {text!r} is not of the form [LABEL=]{what.upper()}[:name=value,...]")
+    return label or text, kind, tail.split(",") if colon else []
 
 
 def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from relax_rl.compute.installation import install_line
-from relax_rl.errors import RelaxRLError, SettingsError
+from relax_rl.errors import RelaxRLError, SettingsError, did_you_mean
 from relax_rl.settings.presets import is_atari
 
 __all__ = [
     "ALGORITHMS",
     "Peer",
     "check_actions",
+    "check_arguments",
     "check_installed",
     "check_wrapped_peer",
+    "defaults_of",
     "parameters_of",
     "planned",
     "planned_steps",
@@ -181,6 +183,24 @@ def parameters_of(kind: str) -> dict[str, Any]:
     given = {"policy", "env", "seed", "device", "verbose", "tensorboard_log", "policy_kwargs", "_init_setup_model"}
     parameters = inspect.signature(getattr(stable_baselines3, ALGORITHMS[kind])).parameters
     return {name: parameter.default for name, parameter in parameters.items() if name not in given}
+
+
+def defaults_of(kind: str, names: Collection[str]) -> dict[str, Any]:
+    """Defaults of some of these arguments; raises SettingsError for one that the algorithm does not have."""
+    known = parameters_of(kind)
+    unknown = next((name for name in names if name not in known), None)
+    if unknown is not None:
+        raise SettingsError(f"{kind} has no argument {unknown!r}{did_you_mean(unknown, known)}")
+    return {name: known[name] for name in names}
+
+
+def check_arguments(kind: str, settings: Mapping[str, Any]) -> None:
+    """Raises SettingsError for arguments that a peer's algorithm does not have, and for what is no number where it has one."""
+    for name, default in (defaults_of(kind, settings) if settings else {}).items():
+        value = settings[name]
+        numbers = isinstance(default, (int, float)) and not isinstance(default, bool)
+        if numbers and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise SettingsError(f"{name} of {kind} is {value!r}, expected a number")
 
 
 def _noted(peer: Peer, note: str) -> str:

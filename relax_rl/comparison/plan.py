@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.comparison.contestants import Contestant, file_names, safe_name
-from relax_rl.comparison.peers import check_actions, check_wrapped_peer, planned
+from relax_rl.comparison.peers import check_actions, check_arguments, check_wrapped_peer, planned
 from relax_rl.comparison.task import Task, read_outcome
 from relax_rl.errors import SettingsError
 from relax_rl.runs.folder import KeepingFolder, RunFolder, Within
@@ -173,6 +173,7 @@ def check_contestants(
             if contestant.peer:
                 check_wrapped_peer(env.id, env.wrapper)
                 check_actions(contestant.kind, _cut(actions, env.bins))
+                check_arguments(contestant.kind, contestant.settings)
                 continue
             try:
                 config = own_config(env, contestant)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from relax_rl.comparison.contestants import GOVERNED, Contestant
-from relax_rl.comparison.peers import ALGORITHMS, parameters_of
+from relax_rl.comparison.peers import ALGORITHMS, defaults_of
 from relax_rl.compute.serialization import read_regular
-from relax_rl.errors import SettingsError, did_you_mean, shown
+from relax_rl.errors import SettingsError, shown
 from relax_rl.runs.record import OWN
 from relax_rl.settings.config import ESTIMATORS, TrainConfig
 from relax_rl.settings.fields import Setting, from_text, settings_of
@@ -205,11 +205,7 @@ def searched_values(settings: Mapping[str, Any], space: Mapping[str, Dimension])
 def check_peers(contestants: Sequence[Contestant], space: SearchSpace) -> None:
     """Raises SettingsError if a peer among the contestants has no argument that the space names for it."""
     for kind in {contestant.kind for contestant in contestants if contestant.peer}:
-        known = parameters_of(kind)
-        for dimension in space:
-            name = dimension.peers.get(kind)
-            if name is not None and name not in known:
-                raise SettingsError(f"{kind} has no argument {name!r} to search{did_you_mean(name, known)}")
+        defaults_of(kind, [name for dimension in space if (name := dimension.peers.get(kind)) is not None])
 
 
 def _dimension(entry: Mapping[str, Any]) -> Dimension:

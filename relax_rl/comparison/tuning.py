@@ -242,7 +242,7 @@ class Study:
             from relax_rl.comparison.peers import parameters_of, published
 
             peer = published(env.id, self.contestant.kind)
-            return {**parameters_of(self.contestant.kind), **peer.settings, **peer.linear}
+            return {**parameters_of(self.contestant.kind), **peer.settings, **peer.linear, **self.contestant.settings}
         return flat(own_config(env, self.contestant))
 
     def _write(self) -> None:

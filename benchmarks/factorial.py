@@ -8,7 +8,7 @@ V is an agent without surrogate; q learns what an action is worth, and what it l
 from 0 to 1, or one that is learned, by the estimator that takes the whole gradient of q: over all actions (marginal) or through the
 sample (LAX); c is the surrogate as it ships, that learns to lower the variance. Each is trained at three bounds of the KL
 divergence, all else equal: the recipe of `RECIPE`, chosen beforehand and searched for none of them. Seeds begin at 2,000, which
-neither searches nor contests use. The best V and the best q of a task by the curve go on as its finalists: as long as contests are,
+neither searches nor contests use; weights other than 1 have fewer of them, by a plan of their own. The best V and the best q of a task by the curve go on as its finalists: as long as contests are,
 ten fresh seeds, from 0 on. Named beforehand: whether q with w = 1 is ahead of V by the mean of the curve, all bounds and
 tasks together, and more so at the widest bound. Beside the curves, gradients are measured at frozen agents of q: variance and
 squared bias under every estimator. `results/factorial.md` sums up.
@@ -63,18 +63,21 @@ OF_TASK: dict[str, dict[str, str]] = {
     "LunarLander-v3": {"gamma": "0.999", "gae_lambda": "0.98"},
 }
 FULL_STEPS = {"HalfCheetah-v5": 1_000_000, "Hopper-v5": 1_000_000, "LunarLander-v3": 500_000}
-FINALISTS = "finalists"
+FINALISTS, OTHER = "finalists", "weights"
+"""Behind a task's name, that of the plan for the best V and the best q, and of that for weights other than 1."""
 
 
-def _contestants(env: str) -> tuple[str, ...]:
+def _contestants(env: str) -> dict[str, str]:
+    """As `compare` takes them, by label."""
     kinds = ("marginal", "relax") if env in DISCRETE else ("lax", "lax")
-    found = []
+    found = {}
     for bound in BOUNDS:
         within = f"kl_bound={bound:g}"
-        found.append(f"V, {bound:g}=a2c:{within}")
-        found += [f"q, w {w}, {bound:g}={kinds[0]}:{within},{ACTION_CRITIC},residual_weight={w}" for w in WEIGHTS]
-        found.append(f"c, {bound:g}={kinds[1]}:{within},surrogate_scale=fitted")
-    return tuple(found)
+        found[f"V, {bound:g}"] = f"a2c:{within}"
+        for w in WEIGHTS:
+            found[f"q, w {w}, {bound:g}"] = f"{kinds[0]}:{within},{ACTION_CRITIC},residual_weight={w}"
+        found[f"c, {bound:g}"] = f"{kinds[1]}:{within},surrogate_scale=fitted"
+    return {label: f"{label}={text}" for label, text in found.items()}
 
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -85,30 +88,38 @@ def _runs(found: Mapping[str, Any]) -> Runs:
     return {label: entry["runs"] for label, entry in task["contestants"].items()}
 
 
-def _finalists(env: str, found: Mapping[str, Any]) -> tuple[str, ...]:
-    """The best V and the best q, as `compare` takes them."""
-    means = {label: iqm(np.array([curve_mean(run) for run in runs])) for label, runs in _runs(found).items()}
-    best = [max((label for label in means if label.startswith(who)), key=means.__getitem__) for who in ("V,", "q,")]
-    known = {text.partition("=")[0]: text for text in _contestants(env)}
-    return tuple(known[label] for label in best)
+def _runs_on(env: str) -> Runs:
+    """Those of both plans of a task that are there."""
+    plans = (read_result(GROUP, name) for name in (env, f"{env}-{OTHER}"))
+    return {label: runs for found in plans if found is not None for label, runs in _runs(found).items()}
+
+
+def _finalists(env: str) -> tuple[str, ...]:
+    """The best V and the best q, as `compare` takes them; none as long as either has not been trained."""
+    means = {label: iqm(np.array([curve_mean(run) for run in runs])) for label, runs in _runs_on(env).items()}
+    ours = [[label for label in means if label.startswith(who)] for who in ("V,", "q,")]
+    return tuple(_contestants(env)[max(labels, key=means.__getitem__)] for labels in ours) if all(ours) else ()
 
 
 def _matches() -> dict[str, Match]:
-    """Of every task, and of its finalists once there are any."""
+    """Of every task, of the other weights on it, and of its finalists once there are any."""
     matches = {}
     for env, settings in OF_TASK.items():
+        every = _contestants(env)
+        others = tuple(text for label, text in every.items() if label.startswith(("q, w 0,", "q, w 0.3", "q, w a")))
         match = matches[env] = Match(
             env=env,
             steps=300_000,
-            contestants=_contestants(env),
+            contestants=tuple(text for text in every.values() if text not in others),
             settings={**RECIPE, **settings},
             seeds=5,
             first_seed=2_000,
             variance_of=f"q, w 1, {BOUNDS[1]:g}",
         )
-        if (found := read_result(GROUP, env)) is not None:
-            best = replace(match, contestants=_finalists(env, found), steps=FULL_STEPS[env], variance_of=None)
-            matches[f"{env}-{FINALISTS}"] = replace(best, seeds=10, first_seed=0)
+        matches[f"{env}-{OTHER}"] = replace(match, contestants=others, seeds=3, variance_of=None)
+        if last := _finalists(env):
+            longest = replace(match, contestants=last, steps=FULL_STEPS[env], variance_of=None)
+            matches[f"{env}-{FINALISTS}"] = replace(longest, seeds=10, first_seed=0)
     return matches
 
 
@@ -122,23 +133,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _write_summary() -> None:
     """`results/factorial.md` from the comparisons that are there."""
-    known = [found for env in OF_TASK if (found := read_result(GROUP, env)) is not None]
+    known = {env: runs for env in OF_TASK if (runs := _runs_on(env))}
     intro = [
         "All contestants have the settings of `benchmarks/factorial.py`; the number behind each is the bound of the KL divergence.",
         "P is the probability that a run of the first ends higher than one of the second, by the mean over its whole curve, and by",
         "the mean of its last 100 episodes, runs at each bound against those at the same. Tables have 95% intervals; the one that",
         "was named beforehand is the first row here, by the curve.",
         "",
-        *_pairs(known),
+        *_pairs(list(known.values())),
     ]
-    write_summary("Critics and trust regions", GROUP, MATCHES, intro=intro, after=_of_task)
+    for env, runs in known.items():
+        intro += [f"## {env}", "", *_of_task(runs)]
+    write_summary("Critics and trust regions", GROUP, MATCHES, intro=intro, after=_between_finalists)
 
 
-def _of_task(name: str, found: Mapping[str, Any]) -> list[str]:
-    """The curves of all contestants, and rivals on this task; of finalists, how they fare against each other."""
-    runs = _runs(found)
-    if name not in OF_TASK:
-        return _between_finalists(runs)
+def _of_task(runs: Runs) -> list[str]:
+    """The curves of all contestants, and rivals on a task."""
     head = "| mean of the curve | " + " | ".join(f"{bound:g}" for bound in BOUNDS) + " |"
     lines = [head, "|---" + "|---:" * len(BOUNDS) + "|"]
     for who in ("V", *RIVALS):
@@ -147,10 +157,14 @@ def _of_task(name: str, found: Mapping[str, Any]) -> list[str]:
             scores = np.array([curve_mean(run) for run in runs.get(f"{who}, {bound:g}", [])])
             cells.append(_told(bootstrap(iqm, scores), ".1f") if len(scores) else "")
         lines.append(f"| {who} | {' | '.join(cells)} |")
-    return [*lines, "", *_pairs([found])]
+    return [*lines, "", *_pairs([runs])]
 
 
-def _between_finalists(runs: Runs) -> list[str]:
+def _between_finalists(name: str, found: Mapping[str, Any]) -> list[str]:
+    """How V and q fare against each other; nothing of other plans."""
+    if not name.endswith(FINALISTS):
+        return []
+    runs = _runs(found)
     state, action = runs
     lines = []
     for what, score in (("curve", curve_mean), ("end", final)):
@@ -161,9 +175,8 @@ def _between_finalists(runs: Runs) -> list[str]:
     return [*lines, ""]
 
 
-def _pairs(known: Sequence[Mapping[str, Any]]) -> list[str]:
+def _pairs(every: Sequence[Runs]) -> list[str]:
     """Rivals of V on some tasks, at each bound and over all."""
-    every = [_runs(found) for found in known]
     lines = []
     for what, score in (("by the curve", curve_mean), ("by the end", final)):
         lines += [f"| P {what} | " + " | ".join(f"{bound:g}" for bound in BOUNDS) + " | all |"]

@@ -332,7 +332,7 @@ def test_the_factorial_tells_rivals_apart_at_each_bound_and_over_all() -> None:
     found = curves(
         **{"V, 0.02": [1.0, 1.0], "q, w 1, 0.02": [2.0, 2.0], "V, 0.1": [3.0, 3.0], "q, w 1, 0.1": [3.0, 3.0]}
     )
-    lines = factorial._of_task("LunarLander-v3", found)
+    lines = factorial._of_task(factorial._runs(found))
     assert (
         "| V | 1.0 [1.0, 1.0] |  | 3.0 [3.0, 3.0] |" in lines
         and "| q, w 1 | 2.0 [2.0, 2.0] |  | 3.0 [3.0, 3.0] |" in lines
@@ -349,7 +349,9 @@ def test_the_best_of_either_kind_goes_on(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [text.partition("=")[0] for text in last.contestants] == ["V, 0.1", "q, w 1, 0.1"]
     assert (last.seeds, last.first_seed, last.steps, last.variance_of) == (10, 0, 1_000_000, None)
     assert "LunarLander-v3-finalists" not in factorial._matches()
-    told = factorial._of_task("Hopper-v5-finalists", curves(**{"V, 0.1": [1.0, 1.0], "q, w 1, 0.1": [2.0, 2.0]}))
+    told = factorial._between_finalists(
+        "Hopper-v5-finalists", curves(**{"V, 0.1": [1.0, 1.0], "q, w 1, 0.1": [2.0, 2.0]})
+    )
     assert told[0] == (
         "- by the curve: q, w 1, 0.1 2.0 [2.0, 2.0], V, 0.1 1.0 [1.0, 1.0]; P(q, w 1, 0.1 over V, 0.1) 1.00 [1.00, 1.00]"
     )
@@ -358,10 +360,12 @@ def test_the_best_of_either_kind_goes_on(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("env", list(factorial.OF_TASK))
 def test_what_the_factorial_compares_differs_in_what_its_label_says(env: str) -> None:
     """And can be made: V and q have networks of one kind."""
-    match = factorial.MATCHES[env]
-    labels = [read_contestant(text).label for text in match.contestants]
-    assert len(set(labels)) == len(labels) == 18
-    for text in match.contestants:
+    match, other = factorial.MATCHES[env], factorial.MATCHES[f"{env}-weights"]
+    contestants = match.contestants + other.contestants
+    labels = [read_contestant(text).label for text in contestants]
+    assert len(set(labels)) == len(labels) == 18 and len(match.contestants) == 9
+    assert (match.settings, match.first_seed, match.steps) == (other.settings, other.first_seed, other.steps)
+    for text in contestants:
         contestant = read_contestant(text)
         of_all = {
             name: read_contestant(f"x=a2c:{name}={value}").settings[name] for name, value in match.settings.items()

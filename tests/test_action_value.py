@@ -111,7 +111,9 @@ def test_it_finds_what_actions_are_worth() -> None:
     agent = agent_of("discrete", surrogate_lr=0.05, surrogate_steps=300)
     batch, found = agent.batch(rollout_for(agent))
     worth = torch.tensor([1.0, -2.0, 0.5])
-    batch = replace(batch, advantage=worth[batch.action], old_log_prob=torch.zeros_like(batch.weight))
+    # V has learned since the advantages were taken: what is left of the returns is what it leaves now.
+    batch = replace(batch, advantage=worth[batch.action] + 7.0, old_log_prob=torch.zeros_like(batch.weight))
+    batch = replace(batch, return_=found.value.detach()[: len(batch.action)] + worth[batch.action])
     agent.learner.train_surrogate(batch, 300, 1.0)
     values = agent.surrogate.values(found.features)  # type: ignore[union-attr, operator]
     told = values.gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)

@@ -90,15 +90,22 @@ def expected(world: World) -> tuple[float, float]:
     return float(b @ b - covariance), float(b @ b + variance)
 
 
+class Recording(ResidualWeight):
+    """Keeps what it was given."""
+
+    def update(self, *, agreeing: float, whole: float, unit: float) -> None:
+        self.given = (agreeing, whole, unit)
+
+
 def measured(world: World) -> np.ndarray:
-    """`[64, 2]` what the learner takes in of each draw of three stories."""
+    """`[64, 3]` what the learner takes in of each draw of three stories."""
     learner = world.agent.learner
     found = []
     for draw in ALL_DRAWS:
-        weight = learner.residual_weight = ResidualWeight(decay=0.0)
+        weight = learner.residual_weight = Recording()
         batch = world.batch(draw)
         learner.learn(batch, world.agent.networks(batch.obs), 1.0)
-        found.append((weight.agreeing, weight.whole))
+        found.append(weight.given)
     return np.array(found)
 
 
@@ -117,7 +124,7 @@ WORLDS = [
 @pytest.mark.parametrize(("estimator", "settings"), WORLDS)
 def test_what_it_takes_in_is_unbiased_for_both(estimator: str, settings: dict[str, Any]) -> None:
     world = world_of(estimator, **settings)
-    np.testing.assert_allclose(chances() @ measured(world), expected(world), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(chances() @ measured(world)[:, :2], expected(world), rtol=1e-4, atol=1e-6)
 
 
 def test_it_tends_to_the_weight_of_least_error() -> None:
@@ -134,7 +141,7 @@ def test_it_tends_to_the_weight_of_least_error() -> None:
     table, rng = measured(world), np.random.default_rng(0)
     weight, told = ResidualWeight(), []
     for number in rng.choice(len(ALL_DRAWS), 20_000, p=chances()):
-        weight.update(agreeing=table[number, 0], whole=table[number, 1])
+        weight.update(agreeing=table[number, 0], whole=table[number, 1], unit=1.0)
         told.append(weight.value)
     assert np.mean(told[2_000:]) == pytest.approx(target, abs=0.02) and np.std(told[2_000:]) < 0.15
 
@@ -143,14 +150,38 @@ def test_it_stays_between_nothing_and_all() -> None:
     weight = ResidualWeight(decay=0.5)
     assert weight.value == 1.0
     for agreeing, value in ((-3.0, 0.0), (9.0, 1.0), (-0.5, 0.9)):
-        weight.update(agreeing=agreeing, whole=2.0)
+        weight.update(agreeing=4.0 * agreeing, whole=8.0, unit=4.0)
         assert weight.value == pytest.approx(value) or value == 0.9
     assert weight.agreeing == pytest.approx(0.125 * -3.0 + 0.25 * 9.0 - 0.25) and weight.whole == pytest.approx(1.75)
     kept = ResidualWeight()
     kept.load_state_dict(weight.state_dict())
     assert (kept.agreeing, kept.whole) == (weight.agreeing, weight.whole)
-    weight.update(agreeing=math.nan, whole=math.inf)
+    weight.update(agreeing=math.nan, whole=math.inf, unit=1.0)
+    weight.update(agreeing=0.0, whole=0.0, unit=0.0)
     assert (kept.agreeing, kept.whole) == (weight.agreeing, weight.whole)
+
+
+@pytest.mark.parametrize("settings", [{}, {"normalize_advantage": True}])
+def test_large_residuals_do_not_decide_for_small_ones(settings: dict[str, Any]) -> None:
+    """A rollout counts in its own unit, the mean squared norm of what the residual brings into a row."""
+    found = []
+    for factor in (1.0, 1_000.0):
+        agent = AGENTS["marginal"](OBS, DISCRETE, seed=0, **ADAPTIVE, **settings)
+        shake_module(agent.policy, torch.Generator().manual_seed(3))
+        weight = agent.learner.residual_weight = Recording()
+        batch = agent.batch(rollout_for(agent))[0]
+        advantage = factor * torch.linspace(-1.0, 2.0, len(batch.advantage))
+        batch = replace(batch, advantage=advantage, return_=advantage)
+        agent.learner.learn(batch, agent.networks(batch.obs), 0.0)
+        found.append(weight.given)
+    small, large = np.array(found)
+    grown = 1.0 if settings else 1e6
+    np.testing.assert_allclose(large, grown * small, rtol=2e-3)
+    weight = ResidualWeight()
+    weight.update(agreeing=0.9 * large[1], whole=large[1], unit=large[2])
+    for _ in range(300):
+        weight.update(agreeing=0.3 * small[1], whole=small[1], unit=small[2])
+    assert weight.value == pytest.approx(0.3, abs=0.01)
 
 
 @pytest.mark.parametrize("settings", [{}, {**PASSES, "surrogate_steps": 2}])

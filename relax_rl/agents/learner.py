@@ -178,7 +178,7 @@ class Learner:
         used = weight.value
         batch = replace(batch, group=None, residual_weight=batch.weight.new_tensor(used))
         metrics, sums = self._learn(batch, acted, factor)
-        weight.update(agreeing=float(found["agreeing"]), whole=float(found["whole"]))
+        weight.update(**{name: float(x) for name, x in found.items()})
         return {**metrics, METRIC: used}, sums
 
     def _learn(self, batch: Batch, acted: Outputs, factor: float) -> tuple[Metrics, dict[str, Tensor]]:
@@ -254,6 +254,10 @@ class Learner:
         # As rows of the present policy, which they count as from here on; what an action was worth is the same for any.
         weight = batch.weight * (ratio.clamp(max=_MOST_RATIO) if self.config.surrogate_loss == "variance" else 1.0)
         batch = replace(batch, weight=weight, old_log_prob=None)
+        if (
+            self.config.surrogate_loss == "critic"
+        ):  # of what is left by V as it is now, which the next estimate subtracts
+            batch = replace(batch, advantage=batch.return_ - seen.value[: len(batch.return_)])
         endless = (each for _ in repeat(None) for each in self._as_if_drawn(batch, dist))
         for part, index in islice(endless, count):
             known = Outputs(seen.params[index], seen.value[:0], seen.features[index])

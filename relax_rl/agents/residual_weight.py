@@ -29,7 +29,9 @@ class ResidualWeight:
         MSE(w) = (1 - w)^2 |b|^2 + w^2 V_S + 2 w C + V_P,    V_S = E|S - b|^2,  C = E[(S - b) . (P - E[P])],
 
     and w = (|b|^2 - C) / (|b|^2 + V_S), between 0 and 1, makes it least. Numerator and denominator are running means over
-    rollouts before the one w is used on, of what is unbiased for each.
+    rollouts before the one w is used on, of what is unbiased for each, in units of the rollout's own mean squared norm of what
+    the residual brings into a row: residuals shrink by orders of magnitude as a critic learns, and the first rollouts would
+    otherwise decide for all later ones.
 
     Args:
         decay: of the means, by rollout.
@@ -45,11 +47,11 @@ class ResidualWeight:
         """w; 1 until a critic has left anything."""
         return min(max(self.agreeing / self.whole, 0.0), 1.0) if self.whole > 0.0 else 1.0
 
-    def update(self, *, agreeing: float, whole: float) -> None:
-        """Take in what `agreement` says of a rollout; nothing where there is but one group."""
-        if math.isfinite(agreeing) and math.isfinite(whole):
-            self.agreeing = self.decay * self.agreeing + (1.0 - self.decay) * agreeing
-            self.whole = self.decay * self.whole + (1.0 - self.decay) * whole
+    def update(self, *, agreeing: float, whole: float, unit: float) -> None:
+        """Take in what `agreement` says of a rollout; nothing where there is but one group, or no residual."""
+        if math.isfinite(agreeing) and math.isfinite(whole) and unit > 0.0:
+            self.agreeing = self.decay * self.agreeing + (1.0 - self.decay) * agreeing / unit
+            self.whole = self.decay * self.whole + (1.0 - self.decay) * whole / unit
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("agreeing", "whole")}
@@ -72,7 +74,8 @@ def gradients_of_groups(
         seen: what an estimate sees of the rows.
 
     Returns:
-        The gradients, and the share of rows in the first group.
+        The gradients, the share of rows in the first group as `first`, and the mean over rows of the squared norm of what the
+        residual brings in, at the parameters of the distributions, as `unit`.
     """
     assert batch.group is not None
     surrogate = relative_to(networks.surrogate, seen.value)
@@ -88,7 +91,8 @@ def gradients_of_groups(
             pulled = rows * (share * own).unsqueeze(-1)
             found = pull_back([params], [pulled], networks.parameters_of("policy"), keep_graph=True)
             of[f"policy/{name}/{number}"] = found
-    return of, {"first": first.sum() / batch.shard.divisor}
+    unit = (share * batch.shard.divisor * (unbiased - alone).norm(dim=-1)).square().sum() / batch.shard.divisor
+    return of, {"first": first.sum() / batch.shard.divisor, "unit": unit}
 
 
 def agreement(of: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -100,10 +104,10 @@ def agreement(of: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> dict[str,
 
     Args:
         of: flat gradients, averaged over the workers, as `gradients_of_groups` names them.
-        sums: f as `first`.
+        sums: f as `first`; `unit` goes on as it is.
     """
     s_0, s_1, p_0, p_1 = of.values()
     pairs = sums["first"] * (1.0 - sums["first"])
     bias = torch.dot(s_0, s_1) / pairs
     covariance = torch.dot(s_0 + s_1, p_0 + p_1) - (torch.dot(s_0, p_1) + torch.dot(s_1, p_0)) / (2.0 * pairs)
-    return {"agreeing": bias - covariance, "whole": (s_0 + s_1).square().sum()}
+    return {"agreeing": bias - covariance, "whole": (s_0 + s_1).square().sum(), "unit": sums["unit"]}

@@ -83,6 +83,11 @@ def test_every_block_says_what_it_is() -> None:
         )
 
 
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+def test_no_document_is_left_in_two_versions(document: Path) -> None:
+    assert not re.findall(r"^(?:<{7}|>{7})(?: .*)?$", document.read_text(encoding="utf-8"), re.MULTILINE)
+
+
 def test_blocks_and_commands_are_found() -> None:
     found = {str(document.relative_to(ROOT)): len(blocks(document, "python")) for document in DOCUMENTS}
     assert sum(found.values()) >= 19 and found["README.md"] == 2 and found["docs/estimators.md"] == 9

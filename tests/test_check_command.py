@@ -83,6 +83,21 @@ class Camera(Told):
         return {"at": obs, "camera": np.zeros((40, 40, 3), np.uint8)}
 
 
+class Walked(TargetEnv):
+    """Keeps the actions of each instance."""
+
+    walks: list[list[int]] = []  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__(spaces.Discrete(2), length=1000)
+        self.walks.append([])
+        self.walk = self.walks[-1]
+
+    def step(self, action: Any) -> Any:
+        self.walk.append(int(action))
+        return super().step(action)
+
+
 def page(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> str:
     capsys.readouterr()
     assert main(["check", *args, "--steps", "200"]) == code
@@ -109,6 +124,13 @@ def test_what_an_environment_is(capsys: pytest.CaptureFixture[str]) -> None:
         "preset default",
     ):
         assert words in told, told
+
+
+def test_random_steps_do_not_come_round(capsys: pytest.CaptureFixture[str]) -> None:
+    Walked.walks.clear()
+    page(capsys, "--env", f"{HERE}:Walked", "--num-envs", "2")
+    walks = [walk for walk in Walked.walks if len(walk) > 80]
+    assert walks and all(walk[:-period] != walk[period:] for walk in walks for period in range(1, len(walk) - 20))
 
 
 def test_what_a_known_one_is(capsys: pytest.CaptureFixture[str]) -> None:

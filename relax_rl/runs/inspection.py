@@ -205,12 +205,12 @@ def _play(envs: VectorEnvs, found: Inspection, steps: int, seed: int) -> None:
     """Rewards, episodes and speed under random actions."""
     space, rows = envs.single_action_space, envs.num_envs
     space.seed(seed)
-    actions, masks = [_together([space.sample() for _ in range(rows)]) for _ in range(32)], action_masks_for(space)
-    rewards, seconds, rng = list[np.ndarray](), 0.0, np.random.default_rng(seed)
+    masks, rewards, seconds, rng = action_masks_for(space), list[np.ndarray](), 0.0, np.random.default_rng(seed)
     while len(rewards) * rows < steps and seconds < _SECONDS:
-        action = actions[len(rewards) % 32]
         if masks is not None and envs.action_mask is not None:
             action = _together([masks.sample(row, rng) for row in envs.action_mask])
+        else:
+            action = _together([space.sample() for _ in range(rows)])
         began = time.perf_counter()
         step = envs.step(action)
         seconds += time.perf_counter() - began

@@ -17,6 +17,7 @@ import pytest
 
 from relax_rl.cli import main
 from relax_rl.comparison import plan
+from relax_rl.comparison.command import _told
 from relax_rl.comparison.plan import Folder
 from relax_rl.compute.installation import install_line
 from relax_rl.errors import SettingsError
@@ -85,6 +86,19 @@ def test_every_contestant_has_its_trials_and_runs_with_the_best(finished):
         used = {**config["peer"]["settings"], **config["peer"]["linear"]} if label == "sb3-a2c" else config["agent"]
         assert {name: used[name] for name in best["settings"]} == best["settings"]
     assert about["few"]["settings"]["num_envs"] == 4
+
+
+@pytest.mark.parametrize(("runs", "interval"), [(1, ""), (2, " [0.5, 2.0]")])
+def test_a_single_run_is_told_without_an_interval(tmp_path, runs, interval):
+    entry = {
+        "runs": [{}] * runs,
+        "final": {"value": 1.0, "low": 0.5, "high": 2.0},
+        "solved": None,
+        "steps_per_second": 9.0,
+    }
+    environments = {"CartPole-v1": {"contestants": {"few": entry}}}
+    lines = _told({"options": {"seeds": runs}, "environments": environments, "failures": []}, tmp_path)
+    assert lines[1] == f"  few  final score 1.0{interval}, 9 steps/s"
 
 
 def test_the_report_links_to_figures_that_exist(finished):

@@ -350,6 +350,18 @@ def test_lines_of_progress(monkeypatch):
     assert ended == [("1", "finished"), ("2", "failed"), ("3", "finished")]
 
 
+def test_steps_never_go_back_when_a_run_ends(monkeypatch):
+    progress = Progress()
+    progress.begin("2 runs", map(a_task, (1, 2)))
+    seen = []
+    monkeypatch.setattr(progress._display, "update", lambda step, status: seen.append(step))
+    progress.row(a_task(1), {"step": 1_030.0})  # its last update led beyond the 1,000
+    progress.refresh()
+    progress.ended(a_task(1), {"status": "finished", "steps": 1_030, "return_mean": 31.26})
+    progress.refresh()
+    assert seen == [1_000, 1_000]
+
+
 def test_quiet_progress_tells_of_failures_alone(capsys):
     progress = Progress(quiet=True)
     progress.begin("2 runs", ())

@@ -65,7 +65,9 @@ def _told(result: Mapping[str, Any], folder: Path) -> list[str]:
         width = max(map(len, summary["contestants"]), default=0)
         for label, entry in summary["contestants"].items():
             final = entry["final"]
-            line = f"  {label:{width}}  final score {final['value']:.1f} [{final['low']:.1f}, {final['high']:.1f}]"
+            line = f"  {label:{width}}  final score {final['value']:.1f}"
+            if len(entry["runs"]) > 1:  # of a single one there is no interval
+                line += f" [{final['low']:.1f}, {final['high']:.1f}]"
             if entry["solved"] is not None:
                 line += f", solved {entry['solved']['solved']} of {entry['solved']['runs']}"
             lines.append(f"{line}, {entry['steps_per_second']:,.0f} steps/s")

@@ -87,7 +87,7 @@ class Progress:
         self._quiet, self._errors, self._after = quiet, errors or sys.stderr, after
         self._display: Display = Display()
         self.at_looks: Callable[[], object] = lambda: None
-        self._running: dict[str, Mapping[str, float]] = {}
+        self._running: dict[str, int] = {}
         self._steps = self._done = self._total = 0
 
     def begin(self, title: str, tasks: Iterable[Task], *, done: Iterable[Task] = ()) -> None:
@@ -108,12 +108,12 @@ class Progress:
 
     def row(self, task: Task, row: Mapping[str, float]) -> None:
         """A run has begun, or has got as far as a row of its `progress.csv` tells."""
-        self._running[task.name] = row
+        self._running[task.name] = min(int(row.get("step", 0)), task.total_steps)  # the last update may lead beyond
 
     def refresh(self) -> None:
         """Show the present state, if it is time."""
         self.at_looks()
-        steps = self._steps + sum(int(row.get("step", 0)) for row in self._running.values())
+        steps = self._steps + sum(self._running.values())
         self._display.update(steps, f"{self._done} of {self._total} runs done, {len(self._running)} running")
 
     def ended(self, task: Task, outcome: Mapping[str, Any]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
 
+from relax_rl.agents import AGENTS
 from relax_rl.commands.train import train_config as _train_config
 from relax_rl.comparison import peers
 from relax_rl.comparison.config import CompareConfig, check_resumable, own_code, read_settings, write_settings
@@ -32,6 +34,27 @@ from relax_rl.settings.presets import preset_config
 def test_a_bare_estimator():
     contestant = read_contestant("relax")
     assert (contestant.label, contestant.kind, contestant.settings, contestant.peer) == ("relax", "relax", {}, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "settings"),
+    [
+        ("examples.your_own:HALF_WAY", None, {}),
+        ("half=examples.your_own:HALF_WAY", "half", {}),
+        ("half=examples.your_own:HALF_WAY:gamma=0.9,hidden=8", "half", {"gamma": 0.9, "hidden": (8,)}),
+    ],
+)
+def test_an_estimator_of_ones_own(text, label, settings):
+    contestant = read_contestant(text)
+    assert contestant == Contestant(label or text, "examples.your_own:HALF_WAY", settings, frozenset(settings))
+    config = CompareConfig(estimators=("a2c", text))
+    assert own_code(config) == {"estimators": config.estimators}, "code that only a file names is not imported"
+    (env,), spaces = make_environments(config)
+    with mock.patch.dict(AGENTS):
+        check_contestants([contestant], [env], spaces)
+    task = run_task(config, env, contestant, 0, "runs/x", name="x")
+    for command in (task.begin, task.resume):
+        assert command.count("--estimator=examples.your_own:HALF_WAY") == 1
 
 
 def test_settings_and_labels():
@@ -98,6 +121,9 @@ def test_values_have_the_type_of_their_setting():
         ("relax:total_steps=3", "use --total-steps"),
         ("relax:", "setting '' is not of the form name=value"),
         ("=relax", "not of the form"),
+        ("=mine:GRAD", "not of the form"),
+        ("mine:GRAD:", "setting '' is not of the form name=value"),
+        ("mine:GRAD:policy_rl=1", "unknown setting 'policy_rl'; did you mean policy_lr"),
     ],
 )
 def test_mistakes_are_told_in_one_line(text, expected):
@@ -466,12 +492,15 @@ def test_what_only_the_file_of_a_run_names_is_not_measured_in(tmp_path):
     run, checkpoint = RunFolder(tmp_path / "run"), tmp_path / "step_000000001.safetensors"
     run.create()
     checkpoint.touch()
-    write_config(run, preset_config("evil:Env-v0", "a2c", wrapper=("evil:Wrapper",), networks="evil:nets"), {})
+    write_config(run, preset_config("evil:Env-v0", "evil:GRAD", wrapper=("evil:Wrapper",), networks="evil:nets"), {})
     task = measurement(CompareConfig(), Folder(tmp_path), env, read_contestant("a2c"), "early", run.path, checkpoint)
     assert not any("evil" in word for word in task.begin)
     given = read_contestant("a2c", {"networks": "mine:nets"})
     task = measurement(CompareConfig(), Folder(tmp_path), env, given, "late", run.path, checkpoint)
-    assert "--networks=mine:nets" in task.begin
+    assert "--networks=mine:nets" in task.begin and not any("--estimator" in word for word in task.begin)
+    given = read_contestant("mine:GRAD")
+    task = measurement(CompareConfig(), Folder(tmp_path), env, given, "late", run.path, checkpoint)
+    assert "--estimator=mine:GRAD" in task.begin
 
 
 def test_an_id_without_a_version_is_that_of_its_run(tmp_path, monkeypatch):

@@ -56,7 +56,7 @@ class CompareConfig:
     frame_stack: int = setting(0, least=0, cap=1_024)
     """Show all contestants the last so many observations at once; 0 for 4 in Atari and none elsewhere."""
     estimators: tuple[str, ...] = ("auto", "a2c")
-    """Contestants: an estimator, with settings of its own (relax:surrogate_steps=4,hidden=64x64), and with a label (best=relax:policy_lr=2e-3)."""
+    """Contestants: an estimator (module:name takes one of your own), with settings of its own (relax:surrogate_steps=4,hidden=64x64), and with a label (best=relax:policy_lr=2e-3)."""
     peers: tuple[str, ...] = ()
     """Stable-Baselines3's algorithms, sb3-a2c, sb3-ppo or sb3-sac, with rl-baselines3-zoo's settings, or arguments of their own over them (tuned=sb3-ppo:learning_rate=0.001,n_steps=256); needs the extra compare."""
     set: tuple[str, ...] = ()
@@ -154,10 +154,11 @@ def own_code(config: CompareConfig) -> dict[str, tuple[str, ...]]:
     def names_code(settings: Mapping[str, Any]) -> bool:
         return any(is_own(settings.get(name)) for name in NAMING_CODE)
 
+    contestants = [read_contestant(text) for text in config.estimators]
     found = {
         "env": is_own(config.env),
         "wrapper": is_own(config.wrapper),
-        "estimators": any(names_code(read_contestant(text).settings) for text in config.estimators),
+        "estimators": any(is_own(known.kind) or names_code(known.settings) for known in contestants),
         "set": names_code(parse_settings(config.set)),
     }
     return {name: getattr(config, name) for name, has in found.items() if has}

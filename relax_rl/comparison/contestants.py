@@ -29,6 +29,9 @@ __all__ = [
 _LONGEST, _KEPT = 200, 80
 """Characters that a file name has room for beside what is put to it, and those that are kept of a longer one."""
 
+_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(?::|$)")
+"""How a contestant of an estimator of the user's own begins, behind its label."""
+
 GOVERNED = {
     "env": "--env",
     "estimator": "--estimators",
@@ -49,7 +52,7 @@ class Contestant:
 
     Attributes:
         label: its name in tables and figures.
-        kind: an estimator, or the name of a peer.
+        kind: an estimator (`module:name` of the user's own), or the name of a peer.
         settings: by name, over those of the environment's preset (of the published ones for a peer).
         pinned: names among them that tuning leaves alone.
         peer: whether it is of another library.
@@ -84,7 +87,7 @@ def read_contestants(estimators: Sequence[str], peers: Sequence[str], common: Se
 
 
 def read_contestant(text: str, common: Mapping[str, Any] | None = None) -> Contestant:
-    """One contestant from `[LABEL=]ESTIMATOR[:name=value,...]`.
+    """One contestant from `[LABEL=]ESTIMATOR[:name=value,...]`; an estimator of the user's own is `module:name`.
 
     Raises:
         SettingsError: an unknown estimator or setting, or a value that a setting cannot have.
@@ -117,9 +120,13 @@ def _parts(text: str, known: Sequence[str], what: str) -> tuple[str, str, list[s
     """Label, kind and `name=value` texts of `[LABEL=]KIND[:name=value,...]`."""
     head, colon, tail = text.partition(":")
     label, equals, kind = head.rpartition("=")
-    if kind not in known:
+    if what == "estimator" and kind not in known and _OWN.match(f"{kind}:{tail}"):
+        name, colon, tail = tail.partition(":")
+        kind = f"{kind}:{name}"
+    elif kind not in known:
         near = did_you_mean(kind, known)
-        raise SettingsError(f"unknown {what} {kind!r}, expected one of {', '.join(known)}{near}")
+        own = ", or module:name of your own" if what == "estimator" else ""
+        raise SettingsError(f"unknown {what} {kind!r}, expected one of {', '.join(known)}{own}{near}")
     if equals and not label:
         raise SettingsError(f"contestant {text!r} is not of the form [LABEL=]{what.upper()}[:name=value,...]")
     return label or text, kind, tail.split(",") if colon else []

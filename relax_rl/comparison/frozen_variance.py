@@ -58,6 +58,7 @@ def measurement(
     saved = {"env": trained.env.env, "wrapper": trained.env.wrapper, "networks": trained.run.networks}
     # Code that is not this package's is taken from what was asked for: what only a file names is not imported.
     named = {name: asked.get(name) if is_own(value) else value for name, value in saved.items()}
+    named |= {"estimator": reference.kind} if is_own(reference.kind) else {}
     own = options({name: value for name, value in named.items() if value})
     inside = f"variance/{work.name}"
     begin = ("relax_rl", "variance", inside, *own, *options(given))

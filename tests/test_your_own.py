@@ -125,11 +125,16 @@ def test_whatever_looks_at_an_agent_takes_names(
     assert main(["--total-steps", "200", "--run-dir", run, "--no-tensorboard", "--quiet", *names]) == 0
     pushed: list[Any] = []
     monkeypatch.setattr("relax_rl.commands.push.push_to_hub", lambda *_, networks, **__: pushed.append(networks))
-    for command in (
+    looking = (
         ["export", run, "--format", "torch"],
         ["variance", run, "--batches", "2", "--fit-batches", "2", "--states", "2"],
-        ["push", run, "me/mine"],
-    ):
+        ["evaluate", run, "--episodes", "1"],
+    )
+    for command in looking:
+        AGENTS.pop("twice", None)
+        error = refused(*command, *names[2:])
+        assert error.rstrip().endswith(f"name it again if you trust it: --estimator {HERE}:TWICE")
+    for command in (*looking, ["push", run, "me/mine"]):
         AGENTS.pop("twice", None)
         assert main([*command, *names]) == 0
         assert "twice" in AGENTS
@@ -174,6 +179,7 @@ def test_loggers_by_name_are_never_taken_from_a_file(tmp_path: Path, capsys: pyt
     ("name", "message"),
     [
         ("nowhere:x", "cannot be imported"),
+        ("./tests/test_your_own.py:TWICE", f"; did you mean {HERE}:TWICE?"),
         (f"{HERE}:nothing", "has no 'nothing'"),
         ("os:getcwd", "cannot be called as it has to be"),
     ],

@@ -145,10 +145,12 @@ def kind_of(cls: type[T], name: str, source: str) -> type[T]:
     """
     kinds: dict[str, type[T]] = {known: kind for kind in _family(cls) if (known := getattr(kind, "name", ""))}
     if name not in kinds:
-        expected = " or ".join(sorted(kinds))
-        raise CheckpointError(
-            f"{source} holds a {name!r} agent, expected {expected}, or one of your own that is named: estimator module:name"
+        hint = (
+            "one of your own has to be known first: register(...), or --estimator module:name"
+            if len(kinds) > 1
+            else "ActorCritic.load takes every kind"
         )
+        raise CheckpointError(f"{source} holds a {name!r} agent, expected {' or '.join(sorted(kinds))}; {hint}")
     return kinds[name]
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relax_rl.backends.infos import info_means
-from relax_rl.errors import CheckpointError
+from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.runs.checkpoints import Checkpoint, CheckpointFolder
 from relax_rl.runs.folder import RunFolder
-from relax_rl.runs.record import check_recorded
+from relax_rl.runs.record import check_recorded, named_by_a_file, read_config
 from relax_rl.runs.session import Clock
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import flat, whole, with_settings
+from relax_rl.settings.naming import is_own
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -200,13 +201,17 @@ def load_agent(
 
     Raises:
         CheckpointError: there is no such checkpoint, or none that can be read.
-        SettingsError: there is no such device.
+        SettingsError: there is no such device, or the estimator is the user's own and has not been named.
     """
-    from relax_rl.agents import ActorCritic
+    from relax_rl.agents import AGENTS, ActorCritic
     from relax_rl.compute.devices import resolve_device
 
     found = CheckpointFolder(folder.checkpoints).find(which)
     agent = found.state.get("agent")
+    if isinstance(agent, dict) and agent.get("estimator") not in AGENTS:
+        named = read_config(folder).run.estimator
+        if is_own(named):
+            raise SettingsError(named_by_a_file("estimator", named))
     whole_agent = not (isinstance(agent, dict) and agent.get("left_out"))  # to be looked at, weights will do
     where = str(resolve_device(device))
     return ActorCritic.load(found.path, device=where, networks=networks, optimizer=whole_agent), found.path

@@ -45,7 +45,9 @@ def named(text: str, what: str) -> Any:
         home = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever a module of somebody's own does when it is imported
         line = (str(error).splitlines() or [""])[0]
-        raise SettingsError(f"{what} {text!r} cannot be imported ({type(error).__name__}: {line})") from error
+        dotted = re.sub(r"[/\\]+", ".", module.removesuffix(".py")).strip(".")
+        hint = "" if dotted == module else f"; did you mean {dotted}:{name}?"
+        raise SettingsError(f"{what} {text!r} cannot be imported ({type(error).__name__}: {line}){hint}") from error
     if not hasattr(home, name):
         raise SettingsError(f"{what} {text!r}: {module} has no {name!r}{did_you_mean(name, dir(home))}")
     return getattr(home, name)

@@ -102,6 +102,7 @@ def test_an_unknown_environment_is_answered_with_near_names(wrong, near):
     [
         *((wrong, "expected a Gymnasium id such as CartPole-v1") for wrong in ("", ":", "Zzzzyx-v0", "a/b/c/d", "-v1")),
         *((wrong, r"cannot import .* PYTHONPATH") for wrong in ("no_such_module:Env-v0", "no.such:Env-v0")),
+        ("tests/fakes.py:Env-v0", "is no name of a module; did you mean tests.fakes:Env-v0?"),
         *((wrong, "is no name of a module") for wrong in ("a:b:Env-v0", ".fakes:Env-v0", "my env:Env-v0")),
     ],
 )

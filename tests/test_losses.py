@@ -158,6 +158,31 @@ def test_one_number_a_row() -> None:
         )
 
 
+@pytest.mark.parametrize("name", ["old_log_prob", "weight"])
+def test_what_else_is_given_has_one_number_a_row_too(name: str) -> None:
+    rows: dict[str, Any] = {name: torch.zeros(4, 1)}
+    with pytest.raises(ValueError, match=f"{name} has shape"):
+        policy_gradient_loss(
+            torch.zeros(4), Categorical(torch.zeros(4, 3)), torch.zeros(4, dtype=torch.long), curved, **rows
+        )
+
+
+@pytest.mark.parametrize(
+    ("dist", "action", "message"),
+    [
+        (Categorical(torch.zeros(4, 3)), torch.zeros(4, 1, dtype=torch.long), r"shape \[4, 1\], .* draws \[4\]"),
+        (Categorical(torch.zeros(4, 3)), torch.zeros(1, dtype=torch.long), r"shape \[1\], .* draws \[4\]"),
+        (Categorical(torch.zeros(4, 3)), torch.zeros(4), "torch.float32, .* draws torch.int64"),
+        (Bernoulli(torch.zeros(4, 3)), torch.zeros(4, 1), r"shape \[4, 1\], .* draws \[4, 3\]"),
+        (DiagGaussian(torch.zeros(4, 2)), torch.zeros(4), r"shape \[4\], .* broadcast to \[4, 4\]"),
+        (DiagGaussian(torch.zeros(4, 4)), torch.zeros(4, 1), r"shape \[4, 1\], .* broadcast to \[4, 2\]"),
+    ],
+)
+def test_actions_are_such_as_the_distribution_draws(dist: Any, action: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        policy_gradient_loss(torch.zeros(4), dist, action, curved)
+
+
 def test_the_surrogate_adds_nothing_to_the_mean_of_the_first_pass_and_something_to_that_of_further_ones() -> None:
     """Many three-armed bandits with rollouts of four rows each: theta has learned from the actions after a pass."""
     runs, reward = 40_000, torch.tensor([1.0, 0.0, -0.5])

@@ -16,7 +16,7 @@ from gymnasium.vector import VectorEnv
 
 from relax_rl.compute.installation import typed
 from relax_rl.errors import SettingsError, shown
-from relax_rl.settings.naming import find_here, name_of
+from relax_rl.settings.naming import find_here, instead_of_path, name_of
 from relax_rl.settings.presets import has_version
 
 __all__ = ["find_spec", "first_line", "is_atari", "spec_made_by", "told", "with_version", "without_version"]
@@ -132,7 +132,8 @@ def _register_by(module: str, name: str, env_id: str) -> None:
 
 def _import_module(module: str, env_id: str) -> Any:
     if not all(part.isidentifier() for part in module.split(".")):
-        raise SettingsError(f"environment {env_id!r}: {module!r} is no name of a module; expected module:EnvId")
+        hint = instead_of_path(env_id) or "; expected module:EnvId"
+        raise SettingsError(f"environment {env_id!r}: {module!r} is no name of a module{hint}")
     find_here()
     try:
         return import_module(module)

@@ -62,10 +62,11 @@ def policy_gradient_loss(
         A scalar: minus the mean (weighted) advantage, for the log. Its gradient is what matters.
 
     Raises:
-        ValueError: when a tensor does not give one number a row.
+        ValueError: when a tensor does not give one number a row, or the actions are not such as the distribution draws.
     """
     check_wrapped(dist)
-    check_rows(dist.params.shape[:-1], advantage=advantage)
+    given = {"advantage": advantage, "old_log_prob": old_log_prob, "weight": weight}
+    check_rows(dist.params.shape[:-1], **{name: each for name, each in given.items() if each is not None})
     here = detached(dist)
     advantage, action = advantage.detach(), action.detach()
     ratio = _ratio(here, action, advantage, old_log_prob)
@@ -83,10 +84,25 @@ def _estimate(
     signal: Tensor, here: Any, action: Tensor, surrogate: Surrogate, generator: torch.Generator | None
 ) -> Tensor:
     """The estimate for these actions, whatever noise has led to them."""
-    noise = noise_behind(here, action, here.sample_noise(generator) if hasattr(here, "relax_given") else None)
     if not hasattr(here, "relax_given"):
+        noise = noise_behind(here, action, None)
+        broadcast = here.relax(noise).shape
+        if action.shape != broadcast:
+            shapes = f"{list(action.shape)}, which parameters {list(here.params.shape)} broadcast to {list(broadcast)}"
+            raise ValueError(f"action has shape {shapes}; expected that of a sample")
         return lax(signal, here, surrogate, noise=noise, sample=action).grad
+    standard = here.sample_noise(generator)
+    _check_action(action, here.threshold(here.relax(standard)))
+    noise = noise_behind(here, action, standard)
     return relax(signal, here, surrogate, noise=noise, sample=action, generator=generator).grad
+
+
+def _check_action(action: Tensor, sample: Tensor) -> None:
+    """Raises ValueError unless actions have the form of a sample."""
+    if action.shape != sample.shape:
+        raise ValueError(f"action has shape {list(action.shape)}, but the distribution draws {list(sample.shape)}")
+    if action.is_floating_point() and not sample.is_floating_point():
+        raise ValueError(f"action is of {action.dtype}, but the distribution draws {sample.dtype}")
 
 
 def noise_behind(dist: Any, action: Tensor, conditional_noise: Tensor | None) -> Tensor:

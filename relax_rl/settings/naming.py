@@ -16,7 +16,7 @@ from typing import Any
 
 from relax_rl.errors import SettingsError, did_you_mean
 
-__all__ = ["find_here", "is_own", "name_of", "named", "require_call", "same_thing", "warn_of_namesakes"]
+__all__ = ["find_here", "instead_of_path", "is_own", "name_of", "named", "require_call", "same_thing", "warn_of_namesakes"]
 
 _PARTIAL = "functools:partial"
 """What earlier versions called every partial."""
@@ -45,12 +45,18 @@ def named(text: str, what: str) -> Any:
         home = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever a module of somebody's own does when it is imported
         line = (str(error).splitlines() or [""])[0]
-        dotted = re.sub(r"[/\\]+", ".", module.removesuffix(".py")).strip(".")
-        hint = "" if dotted == module else f"; did you mean {dotted}:{name}?"
-        raise SettingsError(f"{what} {text!r} cannot be imported ({type(error).__name__}: {line}){hint}") from error
+        told = f"{what} {text!r} cannot be imported ({type(error).__name__}: {line}){instead_of_path(text)}"
+        raise SettingsError(told) from error
     if not hasattr(home, name):
         raise SettingsError(f"{what} {text!r}: {module} has no {name!r}{did_you_mean(name, dir(home))}")
     return getattr(home, name)
+
+
+def instead_of_path(text: str) -> str:
+    """`; did you mean module:name?`, where a path stands in the place of the module; else nothing."""
+    module, _, name = text.partition(":")
+    dotted = re.sub(r"[/\\]+", ".", module.removesuffix(".py")).strip(".")
+    return "" if dotted == module else f"; did you mean {dotted}:{name}?"
 
 
 def find_here() -> None:

@@ -253,6 +253,9 @@ def test_every_name_of_others_leads_somewhere():
         ("estimator", "the estimator is the class"),
         ("n_envs", "make_envs(ID, num_envs=...) takes it"),
         ("total_timesteps", "learn(envs, total_steps) takes it"),
+        ("verbose", "learn(envs, steps) prints nothing"),
+        ("tensorboard_log", "learn(envs, steps) writes nothing"),
+        ("policy_kwargs", "did you mean hidden?"),
         ("learning_rate", "did you mean policy_lr?"),
     ],
 )

@@ -46,6 +46,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "num_threads": ("threads",),
     "num_timesteps": ("total_steps", "steps"),
     "output_dir": ("run_dir",),
+    "policy_kwargs": ("hidden",),
     "save_freq": ("checkpoint_interval",),
     "target_entropy": ("entropy_target",),
     "tensorboard_log": ("tensorboard",),
@@ -69,6 +70,8 @@ _ELSEWHERE = {
     "env": "the environments come by learn(envs, steps)",
     "estimator": "the estimator is the class: RELAX, LAX, A2C, Marginal or Reinforce of relax_rl.agents",
     "num_envs": "make_envs(ID, num_envs=...) takes it",
+    "quiet": "learn(envs, steps) prints nothing; a callback may",
+    "tensorboard": "learn(envs, steps) writes nothing; train(config) does",
     "total_steps": "learn(envs, total_steps) takes it",
 }
 """What an agent made from Python is not given, and who is."""

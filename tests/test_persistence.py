@@ -82,7 +82,7 @@ def test_an_untrained_agent_survives_too(tmp_path: Path) -> None:
 def test_only_its_own_class_loads_it(tmp_path: Path) -> None:
     RELAX(OBS, DISCRETE).save(tmp_path / "agent.safetensors")
     for kind in (A2C, LAX):
-        with pytest.raises(CheckpointError, match="holds a 'relax' agent, expected .*; ActorCritic.load takes every"):
+        with pytest.raises(CheckpointError, match=r"holds a 'relax' agent, expected .*; ActorCritic.load takes every"):
             kind.load(tmp_path / "agent.safetensors")
 
 

@@ -207,6 +207,28 @@ def test_code_that_calls_sys_exit_is_no_success(
         assert made.get(option, called) in refused(f"--{option}", f"{HERE}:leaves", *small)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (twice, r"is a function, expected AgentEstimator\(name=..., estimate=a function\)"),
+        (
+            AgentEstimator(name="odd", estimate=twice, action_kinds=("discrete",)),
+            "'odd' has 'discrete', expected some of cat",
+        ),
+    ],
+)
+def test_what_is_no_estimator_is_told(wrong: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=message):
+        train(config(tmp_path / "run"), estimator=wrong)
+    assert "odd" not in AGENTS and not (tmp_path / "run").exists()
+
+
+def test_an_id_is_no_config() -> None:
+    wrong: Any = "CartPole-v1"
+    with pytest.raises(SettingsError, match=r"config is a str, .* preset_config\(ID\)"):
+        train(wrong)
+
+
 def test_a_name_belongs_to_one_estimator() -> None:
     with pytest.raises(SettingsError, match="another estimator of the name 'a2c'"):
         register(AgentEstimator(name="a2c", estimate=twice))

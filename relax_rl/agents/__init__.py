@@ -109,8 +109,17 @@ def register(estimator: AgentEstimator) -> type[ActorCritic]:
         The class of the agent.
 
     Raises:
-        SettingsError: another estimator has that name.
+        SettingsError: another estimator has that name, it is for actions of an unknown kind, or it is something else.
     """
+    if not isinstance(estimator, AgentEstimator):
+        raise SettingsError(
+            f"the estimator is a {type(estimator).__name__}, expected AgentEstimator(name=..., estimate=a function)"
+        )
+    kinds = AgentEstimator.action_kinds
+    if unknown := [kind for kind in estimator.action_kinds if kind not in kinds]:
+        raise SettingsError(
+            f"action_kinds of estimator {estimator.name!r} has {unknown[0]!r}, expected some of {', '.join(kinds)}"
+        )
     known = AGENTS.get(estimator.name)
     if known is None:
         known = AGENTS[estimator.name] = type(estimator.name, (ActorCritic,), {"estimator": estimator})

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relax_rl.errors import SettingsError
 from relax_rl.runs.agent import AgentRun, check_same_run, steps_of
 from relax_rl.runs.callbacks import (
     LOOKS,
@@ -88,11 +89,12 @@ def train(
         WorkerLost: another process of the same run stopped or does not answer; the message names the last checkpoint.
         RelaxRLError: the run's folder cannot be written.
     """
+    from relax_rl.agents import register
     from relax_rl.agents.listening import as_listeners
 
+    if not isinstance(config, TrainConfig):
+        raise SettingsError(f"config is a {type(config).__name__}, expected a TrainConfig, such as preset_config(ID)")
     if estimator is not None:
-        from relax_rl.agents import register
-
         config = with_settings(config, {"estimator": register(estimator).name})
     if networks is not None:
         config = with_settings(config, {"networks": name_of(networks)})

@@ -16,7 +16,16 @@ from typing import Any
 
 from relax_rl.errors import SettingsError, did_you_mean
 
-__all__ = ["find_here", "instead_of_path", "is_own", "name_of", "named", "require_call", "same_thing", "warn_of_namesakes"]
+__all__ = [
+    "find_here",
+    "instead_of_path",
+    "is_own",
+    "name_of",
+    "named",
+    "require_call",
+    "same_thing",
+    "warn_of_namesakes",
+]
 
 _PARTIAL = "functools:partial"
 """What earlier versions called every partial."""

@@ -8,9 +8,10 @@ V is an agent without surrogate; q learns what an action is worth, and what it l
 from 0 to 1, or one that is learned, by the estimator that takes the whole gradient of q: over all actions (marginal) or through the
 sample (LAX); c is the surrogate as it ships, that learns to lower the variance. Each is trained at three bounds of the KL
 divergence, all else equal: the recipe of `RECIPE`, chosen beforehand and searched for none of them. Seeds begin at 2,000, which
-neither searches nor contests use; weights other than 1 have fewer of them, by a plan of their own. The best V and the best q of a task by the curve go on as its finalists: as long as contests are,
-ten fresh seeds, from 0 on. Named beforehand: whether q with w = 1 is ahead of V by the mean of the curve, all bounds and
-tasks together, and more so at the widest bound. Beside the curves, gradients are measured at frozen agents of q: variance and
+neither searches nor contests use; weights other than 1 have fewer of them, by a plan of their own. The best V and the best q of a
+task by the curve go on as its finalists: as long as contests are, ten fresh seeds, from 0 on. Named beforehand: whether q with
+w = 1 is ahead of V by the mean of the curve, all bounds and tasks together, and more so at the widest bound. Beside the curves,
+gradients are measured at frozen agents of q: variance and
 squared bias under every estimator. `results/factorial.md` sums up.
 """
 
@@ -106,7 +107,7 @@ def _matches() -> dict[str, Match]:
     matches = {}
     for env, settings in OF_TASK.items():
         every = _contestants(env)
-        others = tuple(text for label, text in every.items() if label.startswith(("q, w 0,", "q, w 0.3", "q, w a")))
+        others = tuple(every[f"q, w {w}, {bound:g}"] for bound in BOUNDS for w in WEIGHTS if w != "1")
         match = matches[env] = Match(
             env=env,
             steps=300_000,
@@ -143,7 +144,7 @@ def _write_summary() -> None:
         *(_pairs(list(known.values())) if len(known) > 1 else []),
     ]
     for env, runs in known.items():
-        intro += [f"## {env}", "", *_of_task(runs)]
+        intro += [f"## {env}: curves and rivals", "", *_of_task(runs)]
     write_summary("Critics and trust regions", GROUP, MATCHES, intro=intro, after=_between_finalists)
 
 

@@ -11,8 +11,7 @@ divergence, all else equal: the recipe of `RECIPE`, chosen beforehand and search
 neither searches nor contests use; weights other than 1 have fewer of them, by a plan of their own. The best V and the best q of a
 task by the curve go on as its finalists: as long as contests are, ten fresh seeds, from 0 on. Named beforehand: whether q with
 w = 1 is ahead of V by the mean of the curve, all bounds and tasks together, and more so at the widest bound. Beside the curves,
-gradients are measured at frozen agents of q: variance and
-squared bias under every estimator. `results/factorial.md` sums up.
+gradients are measured at frozen agents of q: variance and squared bias under every estimator. `results/factorial.md` sums up.
 """
 
 from __future__ import annotations

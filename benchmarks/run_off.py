@@ -10,15 +10,12 @@ is one `train_agent.py compare` command. `results/run_off.md` has the scores as 
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
 from benchmarks.matches import Match, curve_mean, main_of, read_result, write_summary
-from benchmarks.search import GROUP as SEARCH_GROUP
-from benchmarks.search import NO_SETTINGS, SEARCHES
-from benchmarks.tasks import RESULTS
+from benchmarks.search import SEARCHES, settings_of, trials_of
 
 __all__ = ["FINALISTS", "MATCHES", "Finalist", "main"]
 
@@ -49,12 +46,10 @@ class Finalist:
             ValueError: if the search has no such trial.
         """
         search = SEARCHES[self.search]
-        with (RESULTS / SEARCH_GROUP / self.search / self.contestant / "trials.csv").open(encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["number"] == str(self.trial)]
-        if not rows:
+        row = next((row for row in trials_of(self.search, self.contestant) if row["number"] == str(self.trial)), None)
+        if row is None:
             raise ValueError(f"the search {self.search} has no trial {self.trial} of {self.contestant}")
-        own = {k: v for k, v in rows[0].items() if v and k not in (*NO_SETTINGS, *search.anchors)}
-        return {**search.settings, **own, **self.changed}
+        return {**search.settings, **settings_of(row, search), **self.changed}
 
 
 def _untold(trial: int, **changed: str) -> Finalist:

@@ -28,7 +28,7 @@ from typing import Literal
 from benchmarks.matches import RUNS, check_same_plan, run_command
 from benchmarks.tasks import RESULTS, write_text
 
-__all__ = ["NO_SETTINGS", "SEARCHES", "Search", "best_settings", "main"]
+__all__ = ["SEARCHES", "Search", "best_settings", "main", "settings_of", "trials_of"]
 
 GROUP = "search"
 FIRST_SEED = 1_000
@@ -232,7 +232,7 @@ def _report() -> str:
     ]
     for name, search in SEARCHES.items():
         labels = [text.partition("=")[0] for text in (*search.contestants, *search.peers)]
-        found = {label: _trials(name, label) for label in labels}
+        found = {label: trials_of(name, label) for label in labels}
         if not any(found.values()):
             continue
         tasks = ", ".join(f"{env} ({low:g} to {high:g})" for env, (low, high) in search.anchors.items())
@@ -249,7 +249,8 @@ def _report() -> str:
     return "\n".join([*lines, ""])
 
 
-def _trials(name: str, label: str) -> list[dict[str, str]]:
+def trials_of(name: str, label: str) -> list[dict[str, str]]:
+    """The rows of the table of a contestant's trials in a search; none where there is no table."""
     path = RESULTS / GROUP / name / label / "trials.csv"
     if not path.exists():
         return []
@@ -260,7 +261,7 @@ def _trials(name: str, label: str) -> list[dict[str, str]]:
 def _row(label: str, trials: Sequence[Mapping[str, str]], search: Search) -> str:
     whole, best = _whole(label, trials, search), _best(label, trials, search)
     score = f"{float(best['score']):.3f}" if best else ""
-    told = ", ".join(f"{name} {_short(value)}" for name, value in _settings_of(best, search).items())
+    told = ", ".join(f"{name} {_short(value)}" for name, value in settings_of(best, search).items())
     return f"| {label} | {len(trials)} | {len(whole)} | {score} | {told} |"
 
 
@@ -271,7 +272,7 @@ def best_settings(name: str, label: str) -> dict[str, str]:
         name: of the search.
         label: of the contestant, or the peer.
     """
-    return _settings_of(_best(label, _trials(name, label), SEARCHES[name]), SEARCHES[name])
+    return settings_of(_best(label, trials_of(name, label), SEARCHES[name]), SEARCHES[name])
 
 
 def _whole(label: str, trials: Sequence[Mapping[str, str]], search: Search) -> list[Mapping[str, str]]:
@@ -284,7 +285,8 @@ def _best(label: str, trials: Sequence[Mapping[str, str]], search: Search) -> Ma
     return max(_whole(label, trials, search), key=lambda trial: float(trial["score"]), default={})
 
 
-def _settings_of(trial: Mapping[str, str], search: Search) -> dict[str, str]:
+def settings_of(trial: Mapping[str, str], search: Search) -> dict[str, str]:
+    """What a row of a table of trials was set to; settings that its contestant does not have are left out."""
     return {name: value for name, value in trial.items() if value and name not in (*NO_SETTINGS, *search.anchors)}
 
 

@@ -244,7 +244,7 @@ def test_ppo_meets_final_seeds_with_what_its_search_has_found(monkeypatch: pytes
         {"number": "1", "rung": "1", "score": "0.7", "CartPole-v1": "400", "learning_rate": "0.003", "seconds": "1"},
         {"number": "2", "rung": "1", "score": "", "CartPole-v1": "", "learning_rate": "0.1", "seconds": "1"},
     ]
-    monkeypatch.setattr(search, "_trials", lambda name, label: trials if name == "ppo-discrete" else [])
+    monkeypatch.setattr(search, "trials_of", lambda name, label: trials if name == "ppo-discrete" else [])
     found = contests._matches()
     assert found["CartPole-v1-tuned-ppo"].peers == ("tuned-ppo=sb3-ppo:learning_rate=0.003",)
     assert "Acrobot-v1-tuned-ppo" in found and "Pendulum-v1-tuned-ppo" not in found

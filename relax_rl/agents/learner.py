@@ -254,9 +254,8 @@ class Learner:
         # As rows of the present policy, which they count as from here on; what an action was worth is the same for any.
         weight = batch.weight * (ratio.clamp(max=_MOST_RATIO) if self.config.surrogate_loss == "variance" else 1.0)
         batch = replace(batch, weight=weight, old_log_prob=None)
-        if (
-            self.config.surrogate_loss == "critic"
-        ):  # of what is left by V as it is now, which the next estimate subtracts
+        if self.config.surrogate_loss == "critic":
+            # What V leaves as it is now, which is what the next estimate subtracts.
             batch = replace(batch, advantage=batch.return_ - seen.value[: len(batch.return_)])
         endless = (each for _ in repeat(None) for each in self._as_if_drawn(batch, dist))
         for part, index in islice(endless, count):

@@ -86,12 +86,13 @@ def gradients_of_groups(
     share = batch.weight / (
         batch.shard.divisor if batch.advantage_unit is None else batch.shard.divisor * batch.advantage_unit
     )
-    for name, rows in (("residual", unbiased - alone), ("critic", alone)):
+    residual = unbiased - alone
+    for name, rows in (("residual", residual), ("critic", alone)):
         for number, own in enumerate((first, 1.0 - first)):
             pulled = rows * (share * own).unsqueeze(-1)
             found = pull_back([params], [pulled], networks.parameters_of("policy"), keep_graph=True)
             of[f"policy/{name}/{number}"] = found
-    unit = (share * batch.shard.divisor * (unbiased - alone).norm(dim=-1)).square().sum() / batch.shard.divisor
+    unit = (share * residual.norm(dim=-1)).square().sum() * batch.shard.divisor
     return of, {"first": first.sum() / batch.shard.divisor, "unit": unit}
 
 

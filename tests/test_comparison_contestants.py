@@ -122,6 +122,7 @@ def test_values_have_the_type_of_their_setting():
         ("relax:", "setting '' is not of the form name=value"),
         ("=relax", "not of the form"),
         ("=mine:GRAD", "not of the form"),
+        ("mine/own.py:GRAD", "unknown estimator 'mine/own.py', .* of your own; did you mean mine.own:GRAD?"),
         ("mine:GRAD:", "setting '' is not of the form name=value"),
         ("mine:GRAD:policy_rl=1", "unknown setting 'policy_rl'; did you mean policy_lr"),
     ],

@@ -13,6 +13,7 @@ from relax_rl.comparison.peers import ALGORITHMS
 from relax_rl.errors import SettingsError, did_you_mean
 from relax_rl.settings.config import ESTIMATORS, TrainConfig
 from relax_rl.settings.fields import allowed, from_text, settings_of
+from relax_rl.settings.naming import instead_of_path
 from relax_rl.settings.synonyms import meant
 
 __all__ = [
@@ -125,8 +126,9 @@ def _parts(text: str, known: Sequence[str], what: str) -> tuple[str, str, list[s
         kind = f"{kind}:{name}"
     elif kind not in known:
         near = did_you_mean(kind, known)
-        own = ", or module:name of your own" if what == "estimator" else ""
-        raise SettingsError(f"unknown {what} {kind!r}, expected one of {', '.join(known)}{own}{near}")
+        if what == "estimator":
+            near = f", or module:name of your own{instead_of_path(f'{kind}:{tail}') or near}"
+        raise SettingsError(f"unknown {what} {kind!r}, expected one of {', '.join(known)}{near}")
     if equals and not label:
         raise SettingsError(f"contestant {text!r} is not of the form [LABEL=]{what.upper()}[:name=value,...]")
     return label or text, kind, tail.split(",") if colon else []

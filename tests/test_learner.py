@@ -238,6 +238,25 @@ def test_the_policy_takes_its_steps_by_a_surrogate_that_has_not_seen_them(
     assert float(metrics["losses/variance"]) > 0 and float(metrics["losses/value"]) > 0
 
 
+@pytest.mark.parametrize("kind", [LAX, Marginal])
+@pytest.mark.parametrize("critic_loss", ["mse", "hl_gauss"])
+def test_without_a_residual_the_policy_takes_its_steps_by_a_critic_that_has_seen_them(
+    kind: type[ActorCritic], critic_loss: str
+) -> None:
+    """In a single step both learn at once, as ever."""
+    critic: dict[str, Any] = {"surrogate_loss": "critic", "critic_loss": critic_loss, "residual_weight": 0.0}
+    agent = agent_for(kind, surrogate_steps=2, **critic, **PASSES)
+    steps = watch_steps(agent)
+    metrics = agent.update(rollout_for(agent))
+    count = 3 * 4
+    assert [set(step.gradients) for step in steps] == [{"surrogate"}] * (2 * count) + [POLICY_AND_VALUE] * count
+    assert float(metrics["losses/action_value"]) > 0 and float(metrics["policy/epochs"]) == 3
+    agent = agent_for(kind, **critic)
+    steps = watch_steps(agent)
+    agent.update(rollout_for(agent))
+    assert [set(step.gradients) for step in steps] == [{*POLICY_AND_VALUE, "surrogate"}]
+
+
 def test_a_plain_step_trains_the_surrogate_with_the_policy_and_further_ones_after_it() -> None:
     for count in (1, 3):
         agent = agent_for(RELAX, surrogate_steps=count)

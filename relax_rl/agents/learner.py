@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice, repeat
 from typing import Any
 
 import torch
@@ -183,13 +182,17 @@ class Learner:
 
     def _learn(self, batch: Batch, acted: Outputs, factor: float) -> tuple[Metrics, dict[str, Tensor]]:
         """See `learn`."""
-        config, taken = self.config, 1
+        config = self.config
+        learned: Metrics = {}
         if config.epochs > 1 or 0 < config.minibatch_size < batch.shard.rows:
             params = acted.params.detach()
             batch = replace(batch, old_log_prob=self._log_prob(params, batch))
+            first = config.residual_weight == 0 and "surrogate" in self.flat
+            if first:  # without a residual nothing is asked of a critic that has not seen the rows
+                learned = self.train_surrogate(batch, config.epochs * config.surrogate_steps, factor)
             seen = batch if self.multipliers.kl is None else replace(batch, old_params=params)
-            metrics, sums, taken = self._pass_over(seen, factor)
-            remaining = taken * config.surrogate_steps
+            metrics, sums, epochs = self._pass_over(seen, factor)
+            remaining = 0 if first else epochs * config.surrogate_steps
         else:
             known = acted if acted.params.requires_grad else None
             metrics, sums = self._policy_step(batch, self._at_once, factor, known)
@@ -197,9 +200,8 @@ class Learner:
             if remaining:
                 batch = replace(batch, old_log_prob=self._log_prob(acted.params.detach(), batch))
         if remaining and "surrogate" in self.flat:
-            self.watch("surrogate")
-            metrics |= self.train_surrogate(batch, remaining, factor)
-        return metrics, sums
+            learned = self.train_surrogate(batch, remaining, factor)
+        return metrics | learned, sums
 
     def step(
         self, batch: Batch, objective: Objective, factor: float, known: Outputs | None = None
@@ -237,14 +239,15 @@ class Learner:
         metrics, sums = self.step(learned.weigh(batch), objective, factor, known)
         return metrics | learned.learn_entropy(sums), sums
 
-    def train_surrogate(self, batch: Batch, count: int, factor: float) -> Metrics:
+    def train_surrogate(self, batch: Batch, passes: int, factor: float) -> Metrics:
         """Steps of the surrogate alone, on shuffled minibatches of rows of earlier policies, seen from the present one.
 
         Args:
             batch: rows with `old_log_prob`; a row counts by its ratio of probabilities, cut at 2.
-            count: how many steps; rows come again once all have been there.
+            passes: over all rows, a step for each minibatch.
             factor: of the learning rate.
         """
+        self.watch("surrogate")
         with torch.no_grad():
             seen = self.networks(batch.obs, memory=batch.memory)
         dist = self.networks.policy.distribution(seen.params, batch.mask)
@@ -257,8 +260,7 @@ class Learner:
         if self.config.surrogate_loss == "critic":
             # What V leaves as it is now, which is what the next estimate subtracts.
             batch = replace(batch, advantage=batch.return_ - seen.value[: len(batch.return_)])
-        endless = (each for _ in repeat(None) for each in self._as_if_drawn(batch, dist))
-        for part, index in islice(endless, count):
+        for part, index in (each for _ in range(passes) for each in self._as_if_drawn(batch, dist)):
             known = Outputs(seen.params[index], seen.value[:0], seen.features[index])
             if self.config.normalize_advantage:
                 part = standardized(part, self.workers)
@@ -282,15 +284,15 @@ class Learner:
 
         Returns:
             The metrics and sums of the first step, whose estimates are of the policy that acted, with the loss and the
-            learned weights of the last, and the policy's KL divergence from the one that acted; and how many steps were taken.
+            learned weights of the last, and the policy's KL divergence from the one that acted; and how many epochs there were.
         """
-        config, taken = self.config, 0
+        config = self.config
         first: tuple[Metrics, dict[str, Tensor]] | None = None
         for epochs in range(1, config.epochs + 1):  # noqa: B007
             seen, clipped = [], []
             for part, _ in self._minibatches(batch):
                 metrics, sums = self._policy_step(part, self._in_passes, factor)
-                first, taken = first or (metrics, sums), taken + 1
+                first = first or (metrics, sums)
                 seen.append(sums)
                 clipped.append(torch.as_tensor(metrics.pop("policy/clipped", 0.0)))
             least = 1.0 / self.workers.count
@@ -305,7 +307,7 @@ class Learner:
             "policy/epochs": float(epochs),
             **self.multipliers.learn_bound(seen, batch.kl_bound, moved=epochs > 1),
         }
-        return first[0] | last | of_passes, first[1], taken
+        return first[0] | last | of_passes, first[1], epochs
 
     def _minibatches(self, batch: Batch) -> Iterator[tuple[Batch, Tensor]]:
         """One epoch of `(minibatch, [b] its rows)`, with fresh noise to draw z from given the actions."""

@@ -1,11 +1,12 @@
-"""The best trials of a search once more, to the end and on seeds that the search did not see: which one becomes the default.
+"""The best trials of a search once more, on seeds that the search did not see, and variants of them: which one becomes a preset.
 
     python -m benchmarks.run_off                            # every task; runs that are there are kept
     python -m benchmarks.run_off --tasks untold-CartPole-v1
 
 Successive halving lets few trials run to the end, and its winner has been lucky on one seed. `FINALISTS` names the trials of
-`results/search/<search>/` that are asked again, and variants of them. Seeds begin at 1,001, which no contest uses, and each task
-is one `train_agent.py compare` command. `results/run_off.md` has the scores as the search counts them.
+`results/search/<search>/` that are asked again, and variants of them, as long as a trial of the search or as their round says. Seeds
+begin at 1,001, which no contest uses, and each task is one `train_agent.py compare` command. `results/run_off.md` has the scores
+as the search counts them.
 """
 
 from __future__ import annotations
@@ -52,27 +53,74 @@ class Finalist:
         return {**search.settings, **settings_of(row, search), **self.changed}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """Finalists of one search that meet.
+
+    Attributes:
+        finalists: by label.
+        steps: of a run; None: of the search.
+        seeds: runs of each on each task.
+    """
+
+    finalists: Mapping[str, Finalist]
+    steps: int | None = None
+    seeds: int = 2
+
+    @property
+    def search(self) -> str:
+        """Whose finalists they are."""
+        return next(iter(self.finalists.values())).search
+
+    @property
+    def length(self) -> int:
+        """Steps of a run."""
+        return self.steps or SEARCHES[self.search].steps
+
+
 def _untold(trial: int, **changed: str) -> Finalist:
     return Finalist(search="untold", contestant="auto", trial=trial, changed=changed)
+
+
+def _lander(trial: int, **changed: str) -> Finalist:
+    return Finalist(search="lander", contestant="V", trial=trial, changed=changed)
 
 
 _FAST = {"policy_lr": "0.001", "value_lr": "0.001"}
 PRESET = "preset"
 """A contestant of every round but those of the unnamed tasks, which have none: the preset that a winner would replace."""
 UNNAMED = "untold"
-FINALISTS: dict[str, dict[str, Finalist]] = {
-    "untold": {
-        "4": _untold(4),
-        "4, four passes of 256": _untold(4, num_steps="128", minibatch_size="256", epochs="4", **_FAST),
-        "6": _untold(6),
-        "6, advantages as they are": _untold(6, normalize_advantage="false"),
-        "20": _untold(20),
-    },
+FINALISTS: dict[str, Round] = {
+    "untold": Round(
+        finalists={
+            "4": _untold(4),
+            "4, four passes of 256": _untold(4, num_steps="128", minibatch_size="256", epochs="4", **_FAST),
+            "6": _untold(6),
+            "6, advantages as they are": _untold(6, normalize_advantage="false"),
+            "20": _untold(20),
+        }
+    ),
     # 6 is ahead of 4 on the pendulum alone, where rewards far ahead tell little.
-    "untold-second": {"4, gamma 0.98": _untold(4, gamma="0.98")},
+    "untold-second": Round(finalists={"4, gamma 0.98": _untold(4, gamma="0.98")}),
+    "lander-halves": Round(
+        finalists={
+            "V 5": _lander(5),
+            "V 5, bound 0.01": _lander(5, kl_bound="0.01"),
+            "V 5, rollouts of 64": _lander(5, num_steps="64"),
+            "V 5, rollouts of 64, replay": _lander(5, num_steps="64", value_replay="2"),
+            "V 5, rates 0.001": _lander(5, **_FAST),
+            "V 5, 64-64, rates 0.001": _lander(5, hidden="64x64", **_FAST),
+            "V 5, policy normalised too": _lander(5, layer_norm="true"),
+            "V 5, advantages normalised": _lander(5, normalize_advantage="true"),
+            "V 5, entropy 0.01": _lander(5, entropy_coef="0.01"),
+            "V 5, gamma 0.995, lambda 0.95": _lander(5, gamma="0.995", gae_lambda="0.95"),
+            "V 5, squared error": _lander(5, critic_loss="mse"),
+        },
+        steps=250_000,
+        seeds=3,
+    ),
 }
-"""By round and label; the finalists of a round belong to one search, and all rounds have the same seeds."""
-SEEDS = 2
+"""By name; seeds of all rounds begin at `FIRST_SEED`."""
 
 
 def _contestant(label: str, finalist: Finalist) -> str:
@@ -87,28 +135,24 @@ def _preset(search: str) -> tuple[str, ...]:
     return () if search == UNNAMED else (f"{PRESET}=auto:preset=auto",)
 
 
-def _search(finalists: Mapping[str, Finalist]) -> str:
-    return next(iter(finalists.values())).search
-
-
 def _name(round_: str, env: str) -> str:
     return f"{round_}-{env.rpartition(':')[2].replace('/', '-')}"
 
 
 MATCHES = {
-    _name(round_, env): Match(
+    _name(name, env): Match(
         env=env,
-        steps=SEARCHES[_search(finalists)].steps,
+        steps=each.length,
         contestants=(
-            *_preset(_search(finalists)),
-            *(_contestant(label, finalist) for label, finalist in finalists.items()),
+            *_preset(each.search),
+            *(_contestant(label, finalist) for label, finalist in each.finalists.items()),
         ),
         settings={"preset": "none"},
-        seeds=SEEDS,
+        seeds=each.seeds,
         first_seed=FIRST_SEED,
     )
-    for round_, finalists in FINALISTS.items()
-    for env in SEARCHES[_search(finalists)].anchors
+    for name, each in FINALISTS.items()
+    for env in SEARCHES[each.search].anchors
 }
 
 
@@ -119,24 +163,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _write_summary() -> None:
     """`results/run_off.md` from the comparisons that are there."""
-    intro = [line for search in SEARCHES for line in _table(search)]
+    kinds = dict.fromkeys((each.search, each.length) for each in FINALISTS.values())
+    intro = [line for kind in kinds for line in _table(*kind)]
     write_summary("The best trials once more", GROUP, MATCHES, intro=intro)
 
 
-def _table(search: str) -> list[str]:
+def _table(search: str, steps: int) -> list[str]:
     """Means of the curves of a search's finalists, task by task, and their scores where they have played as many tasks as any."""
     anchors = SEARCHES[search].anchors
-    rounds = [(name, finalists) for name, finalists in FINALISTS.items() if _search(finalists) == search]
+    rounds = {name: each for name, each in FINALISTS.items() if (each.search, each.length) == (search, steps)}
     found = {
         label: {env: mean for env in anchors if (mean := _mean_curve(_name(name, env), label)) is not None}
-        for name, finalists in rounds
-        for label in (*([PRESET] if _preset(search) else []), *finalists)
+        for name, each in rounds.items()
+        for label in (*([PRESET] if _preset(search) else []), *each.finalists)
     }
     tasks = [env for env in anchors if any(env in means for means in found.values())]
     if not tasks:
         return []
     lines = [
-        f"Finalists of {search}: means of the learning curves over seeds, and the score as the search counts it.",
+        f"Finalists of {search} over {steps:,} steps: means of the learning curves over seeds, and the score as the search counts it.",
         "",
         "| finalist | score | " + " | ".join(tasks) + " |",
         "|---" + "|---:" * (len(tasks) + 1) + "|",

@@ -174,7 +174,7 @@ def test_finalists_are_what_their_searches_had() -> None:
     for match in RUN_OFFS.values():
         for text in match.contestants:
             contestant = read_contestant(text)
-            preset_config(match.env, contestant.kind, preset="none", **contestant.settings)
+            preset_config(match.env, contestant.kind, **{**match.settings, **contestant.settings})
     own = Finalist(search="untold", contestant="auto", trial=6, changed={"epochs": "3"}).settings()
     assert (own["num_steps"], own["epochs"], own["normalize_obs"]) == ("32", "3", "true")
     with pytest.raises(ValueError, match="no trial 1000"):

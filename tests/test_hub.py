@@ -154,6 +154,25 @@ def test_the_command(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str], re
     assert "does not exist" in refused("push", str(run / "nowhere"), "me/mine", "--endpoint", hub.url)
 
 
+def test_a_dry_run_writes_what_would_be_pushed(
+    run: Path, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Any
+) -> None:
+    folder = tmp_path / "new" / "folder"
+    assert main(["push", str(run), "me/cart", "--dry-run", str(folder)]) == 0
+    assert f"written to {folder}; nothing was pushed" in capsys.readouterr().out and not hub.files
+    push_to_hub(run, "me/cart", endpoint=hub.url)
+    pushed = hub.files["me/cart"]
+    assert {path.name for path in folder.iterdir()} == set(pushed) - {".gitattributes"}
+    for path in folder.iterdir():  # the headers of checkpoints have no order
+        assert len(path.read_bytes()) == len(pushed[path.name]), path
+        assert path.suffix == ".safetensors" or path.read_bytes() == pushed[path.name]
+    assert "has files, expected a new or an empty folder" in refused(
+        "push", str(run), "me/cart", "--dry-run", str(folder)
+    )
+    path = folder / "README.md"
+    assert "cannot write to" in refused("push", str(run), "me/cart", "--dry-run", str(path))
+
+
 def test_what_cannot_be_loaded_is_told_in_one_line(hub: Hub) -> None:
     with pytest.raises(RelaxRLError, match=r"^cannot load from me/nothing: "):
         load_from_hub("me/nothing", endpoint=hub.url)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from relax_rl.runs.hub import push_to_hub
+from relax_rl.runs.hub import push_to_hub, write_model
 from relax_rl.runs.own_code import own_networks
 from relax_rl.settings.fields import check, setting
 from relax_rl.settings.options import parse
@@ -27,6 +27,8 @@ class PushConfig:
     """For its owner alone, if it is made."""
     endpoint: str | None = setting(None, fits=bool, expected="an address")
     """Address of the hub (default: the hub's own, or HF_ENDPOINT)."""
+    dry_run: str | None = setting(None, fits=bool, expected="a folder")
+    """Write what would go there into this new folder, and go to no hub."""
     estimator: str | None = None
     """module:name of the run's estimator, if it is your own."""
     networks: str | None = None
@@ -37,9 +39,13 @@ class PushConfig:
 
 
 def push_command(args: Sequence[str], prog: str) -> int:
-    """`push`: read the options, push, say where it is."""
+    """`push`: read the options, push or write what would be pushed, say where it is."""
     config = parse(PushConfig, args, prog=prog)
     networks = own_networks(config.estimator, config.networks)
+    if config.dry_run is not None:
+        write_model(config.run, config.dry_run, config.repo_id, checkpoint=config.checkpoint, networks=networks)
+        print(f"  written to {config.dry_run}; nothing was pushed")
+        return 0
     url = push_to_hub(
         config.run,
         config.repo_id,

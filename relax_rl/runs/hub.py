@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic
     from relax_rl.agents.factory import NetworkFactory
 
-__all__ = ["AGENT", "load_from_hub", "push_to_hub"]
+__all__ = ["AGENT", "load_from_hub", "push_to_hub", "write_model"]
 
 AGENT = "agent.safetensors"
 """The file that an agent is loaded from."""
@@ -62,32 +62,69 @@ def push_to_hub(
         SettingsError: the extra `hub` is missing, or that is no name of a repository.
         RelaxRLError: the hub does not answer, or refuses.
     """
+    api = _api(endpoint, token)
+    with TemporaryDirectory() as made:
+        staged = Path(made)
+        message = write_model(run, staged, repo_id, checkpoint=checkpoint, networks=networks)
+        with _told("push to", repo_id):
+            url = api.create_repo(repo_id, private=private or None, exist_ok=True)
+            api.upload_folder(repo_id=repo_id, folder_path=staged, commit_message=message)
+    return str(url)
+
+
+def write_model(
+    run: str | Path,
+    folder: str | Path,
+    repo_id: str,
+    *,
+    checkpoint: str = "auto",
+    networks: NetworkFactory | None = None,
+) -> str:
+    """Write the files that `push_to_hub` would put into a model repository, to look at, or to put there by other means.
+
+    Args:
+        run, checkpoint, networks: as for `push_to_hub`.
+        folder: where they go; made if need be, and empty otherwise.
+        repo_id: `user/name`, which the card tells how to load the agent from.
+
+    Returns:
+        One line about the agent, for the commit.
+
+    Raises:
+        CheckpointError: no such run or checkpoint.
+        RelaxRLError: the folder cannot be written to, or has files.
+    """
     from relax_rl.runs.agent import load_agent
     from relax_rl.runs.scores import scores_of
 
-    api, folder = _api(endpoint, token), RunFolder(Path(run))
-    config = read_config(folder)
-    agent, _ = load_agent(folder, checkpoint, "cpu", networks=networks)
-    with TemporaryDirectory() as made:
-        staged = Path(made)
-        agent.save(staged / AGENT, optimizer=False)
-        about = {"estimator": agent.name, "step": agent.steps, "env": config.env.env, "agent": asdict(config.agent)}
-        (staged / _ABOUT).write_text(json.dumps(about, indent=2, default=str) + "\n", encoding="utf-8")
-        evaluation = scores_of(folder, agent, config.env)
-        if evaluation is not None:
-            kept = {name: x for name, x in evaluation.items() if name not in _OF_THIS_MACHINE}
-            (staged / "evaluation.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-        for name, source in _pictures(folder):
-            (staged / name).write_bytes(_content(source))
-        files = sorted(path.name for path in staged.iterdir())
-        card = model_card(config, agent.name, repo_id=repo_id, step=agent.steps, evaluation=evaluation, files=files)
-        (staged / "README.md").write_text(card, encoding="utf-8")
-        with _told("push to", repo_id):
-            url = api.create_repo(repo_id, private=private or None, exist_ok=True)
-            api.upload_folder(
-                repo_id=repo_id, folder_path=staged, commit_message=f"{agent.name} after {agent.steps} steps"
-            )
-    return str(url)
+    source = RunFolder(Path(run))
+    config = read_config(source)
+    agent, _ = load_agent(source, checkpoint, "cpu", networks=networks)
+    target = _empty(Path(folder))
+    agent.save(target / AGENT, optimizer=False)
+    about = {"estimator": agent.name, "step": agent.steps, "env": config.env.env, "agent": asdict(config.agent)}
+    (target / _ABOUT).write_text(json.dumps(about, indent=2, default=str) + "\n", encoding="utf-8")
+    evaluation = scores_of(source, agent, config.env)
+    if evaluation is not None:
+        kept = {name: x for name, x in evaluation.items() if name not in _OF_THIS_MACHINE}
+        (target / "evaluation.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    for name, picture in _pictures(source):
+        (target / name).write_bytes(_content(picture))
+    files = sorted(path.name for path in target.iterdir())
+    card = model_card(config, agent.name, repo_id=repo_id, step=agent.steps, evaluation=evaluation, files=files)
+    (target / "README.md").write_text(card, encoding="utf-8")
+    return f"{agent.name} after {agent.steps} steps"
+
+
+def _empty(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        used = any(folder.iterdir())
+    except OSError as error:
+        raise RelaxRLError(f"cannot write to {folder}: {error.strerror or error}; name another folder") from None
+    if used:
+        raise RelaxRLError(f"{folder} has files, expected a new or an empty folder; name another one")
+    return folder
 
 
 def load_from_hub(

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from benchmarks.factorial import OF_TASK, RECIPE
 from benchmarks.matches import Match, curve_mean, main_of, read_result, write_summary
 from benchmarks.search import SEARCHES, settings_of, trials_of
 
@@ -26,18 +27,18 @@ FIRST_SEED = 1_001
 
 @dataclass(frozen=True, kw_only=True)
 class Finalist:
-    """A trial that is asked again.
+    """A trial that is asked again, or a recipe that no search has proposed.
 
     Attributes:
         search: of `benchmarks.search`.
         contestant: whose trial it is.
-        trial: its number in the table.
+        trial: its number in the table; None: no trial, all settings are `changed`.
         changed: what the finalist has otherwise, where it is a variant.
     """
 
     search: str
     contestant: str
-    trial: int
+    trial: int | None
     changed: Mapping[str, str] = field(default_factory=dict)
 
     def settings(self) -> dict[str, str]:
@@ -47,6 +48,8 @@ class Finalist:
             ValueError: if the search has no such trial.
         """
         search = SEARCHES[self.search]
+        if self.trial is None:
+            return {**search.settings, **self.changed}
         row = next((row for row in trials_of(self.search, self.contestant) if row["number"] == str(self.trial)), None)
         if row is None:
             raise ValueError(f"the search {self.search} has no trial {self.trial} of {self.contestant}")
@@ -59,11 +62,13 @@ class Round:
 
     Attributes:
         finalists: by label.
+        tasks: on which; None: all of the search.
         steps: of a run; None: of the search.
         seeds: runs of each on each task.
     """
 
     finalists: Mapping[str, Finalist]
+    tasks: tuple[str, ...] | None = None
     steps: int | None = None
     seeds: int = 2
 
@@ -84,6 +89,13 @@ def _untold(trial: int, **changed: str) -> Finalist:
 
 def _lander(trial: int, **changed: str) -> Finalist:
     return Finalist(search="lander", contestant="V", trial=trial, changed=changed)
+
+
+def _walker(contestant: str = "V", *, squash: bool = True, **changed: str) -> Finalist:
+    """The recipe of `benchmarks.factorial` at its middle bound, with rate and bound falling to 0; or without its bounded actions."""
+    falling = {"kl_bound": "0.05", "lr_schedule": "linear", "kl_schedule": "linear", "entropy_schedule": "constant"}
+    recipe = {**RECIPE, **(OF_TASK["HalfCheetah-v5"] if squash else {"log_std_init": "-0.5"}), **falling, **changed}
+    return Finalist(search="locomotion", contestant=contestant, trial=None, changed=recipe)
 
 
 _FAST = {"policy_lr": "0.001", "value_lr": "0.001"}
@@ -119,6 +131,21 @@ FINALISTS: dict[str, Round] = {
         steps=250_000,
         seeds=3,
     ),
+    "locomotion-halves": Round(
+        finalists={
+            "V": _walker(),
+            "V, rate and bound constant": _walker(lr_schedule="constant", kl_schedule="constant"),
+            "V, bound 0.02": _walker(kl_bound="0.02"),
+            "V, bound 0.1": _walker(kl_bound="0.1"),
+            "V, rollouts of 64": _walker(num_steps="64"),
+            "V, replay": _walker(value_replay="2", replay_targets="anew"),
+            "V, advantages normalised": _walker(normalize_advantage="true"),
+            "V, unbounded actions": _walker(squash=False),
+            "q": _walker("q"),
+        },
+        tasks=("HalfCheetah-v5", "Hopper-v5"),
+        steps=500_000,
+    ),
 }
 """By name; seeds of all rounds begin at `FIRST_SEED`."""
 
@@ -152,7 +179,7 @@ MATCHES = {
         first_seed=FIRST_SEED,
     )
     for name, each in FINALISTS.items()
-    for env in SEARCHES[each.search].anchors
+    for env in each.tasks or SEARCHES[each.search].anchors
 }
 
 

@@ -87,8 +87,8 @@ def _untold(trial: int, **changed: str) -> Finalist:
     return Finalist(search="untold", contestant="auto", trial=trial, changed=changed)
 
 
-def _lander(trial: int, **changed: str) -> Finalist:
-    return Finalist(search="lander", contestant="V", trial=trial, changed=changed)
+def _lander(trial: int, contestant: str = "V", **changed: str) -> Finalist:
+    return Finalist(search="lander", contestant=contestant, trial=trial, changed=changed)
 
 
 def _walker(contestant: str = "V", *, squash: bool = True, **changed: str) -> Finalist:
@@ -127,6 +127,8 @@ FINALISTS: dict[str, Round] = {
             "V 5, entropy 0.01": _lander(5, entropy_coef="0.01"),
             "V 5, gamma 0.995, lambda 0.95": _lander(5, gamma="0.995", gae_lambda="0.95"),
             "V 5, squared error": _lander(5, critic_loss="mse"),
+            "q 19": _lander(19, "q"),
+            "q 5, w 0.3": _lander(5, "q", residual_weight="0.3"),
         },
         steps=250_000,
         seeds=3,

@@ -176,11 +176,15 @@ def test_what_else_is_given_has_one_number_a_row_too(name: str) -> None:
         (Bernoulli(torch.zeros(4, 3)), torch.zeros(4, 1), r"shape \[4, 1\], .* draws \[4, 3\]"),
         (DiagGaussian(torch.zeros(4, 2)), torch.zeros(4), r"shape \[4\], .* broadcast to \[4, 4\]"),
         (DiagGaussian(torch.zeros(4, 4)), torch.zeros(4, 1), r"shape \[4, 1\], .* broadcast to \[4, 2\]"),
+        (DiagGaussian(torch.zeros(4, 4)), torch.zeros(4, 3), r"shape \[4, 3\], .* \[4, 4\] do not fit"),
+        (DiagGaussian(torch.zeros(4, 4)), torch.zeros(5, 2), r"shape \[5, 2\], .* \[4, 4\] do not fit"),
     ],
 )
 def test_actions_are_such_as_the_distribution_draws(dist: Any, action: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         policy_gradient_loss(torch.zeros(4), dist, action, curved)
+    with pytest.raises(ValueError, match=message):
+        policy_gradient_loss(torch.zeros(4), dist, action, curved, old_log_prob=torch.zeros(4))
 
 
 def test_the_surrogate_adds_nothing_to_the_mean_of_the_first_pass_and_something_to_that_of_further_ones() -> None:

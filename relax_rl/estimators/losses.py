@@ -69,9 +69,10 @@ def policy_gradient_loss(
     check_rows(dist.params.shape[:-1], **{name: each for name, each in given.items() if each is not None})
     here = detached(dist)
     advantage, action = advantage.detach(), action.detach()
+    noise = _noise(here, action, generator)
     ratio = _ratio(here, action, advantage, old_log_prob)
     kept = unclipped(advantage, ratio, clip).to(advantage.dtype)
-    estimate = ratio.unsqueeze(-1) * _estimate(kept * advantage, here, action, surrogate, generator)
+    estimate = ratio.unsqueeze(-1) * _estimate(kept * advantage, here, action, surrogate, noise, generator)
     rows = max(1, advantage.numel())
     each = torch.full_like(advantage, 1.0 / rows) if weight is None else weight.detach() / rows
     policy_part = -nothing_but(estimate.detach() * each.unsqueeze(-1), dist.params)
@@ -80,21 +81,30 @@ def policy_gradient_loss(
     return policy_part + variance_coef * (variance_part - variance_part.detach()) - (ratio * advantage * each).sum()
 
 
-def _estimate(
-    signal: Tensor, here: Any, action: Tensor, surrogate: Surrogate, generator: torch.Generator | None
-) -> Tensor:
-    """The estimate for these actions, whatever noise has led to them."""
-    if not hasattr(here, "relax_given"):
+def _noise(here: Any, action: Tensor, generator: torch.Generator | None) -> Tensor:
+    """`[*, ...]` noise that leads to these actions, which are checked."""
+    if hasattr(here, "relax_given"):
+        standard = here.sample_noise(generator)
+        _check_action(action, here.threshold(here.relax(standard)))
+        return noise_behind(here, action, standard)
+    shapes = f"action has shape {list(action.shape)}, which parameters {list(here.params.shape)}"
+    try:
         noise = noise_behind(here, action, None)
         broadcast = here.relax(noise).shape
-        if action.shape != broadcast:
-            shapes = f"{list(action.shape)}, which parameters {list(here.params.shape)} broadcast to {list(broadcast)}"
-            raise ValueError(f"action has shape {shapes}; expected that of a sample")
-        return lax(signal, here, surrogate, noise=noise, sample=action).grad
-    standard = here.sample_noise(generator)
-    _check_action(action, here.threshold(here.relax(standard)))
-    noise = noise_behind(here, action, standard)
-    return relax(signal, here, surrogate, noise=noise, sample=action, generator=generator).grad
+    except RuntimeError:  # torch's, of widths that do not go together
+        raise ValueError(f"{shapes} do not fit; expected that of a sample") from None
+    if action.shape != broadcast:
+        raise ValueError(f"{shapes} broadcast to {list(broadcast)}; expected that of a sample")
+    return noise
+
+
+def _estimate(
+    signal: Tensor, here: Any, action: Tensor, surrogate: Surrogate, noise: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """The estimate for these actions, whatever noise has led to them."""
+    if hasattr(here, "relax_given"):
+        return relax(signal, here, surrogate, noise=noise, sample=action, generator=generator).grad
+    return lax(signal, here, surrogate, noise=noise, sample=action).grad
 
 
 def _check_action(action: Tensor, sample: Tensor) -> None:

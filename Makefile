@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # All that a user needs, so that what the README shows works after `make train` too; EXTRAS= installs none of it.
 EXTRAS ?= all
 
-.PHONY: train test soak lint site docs-audit dist bench docs-tables install clean
+.PHONY: train test soak lint site site-version docs-audit dist bench docs-tables install clean
 
 train: $(VENV)/.installed
 	$(BIN)/python train_agent.py train --env $(ENV) --estimator $(ESTIMATOR) \
@@ -29,6 +29,12 @@ lint: $(VENV)/.installed-test
 # The documents as a site, in build/site; `make test` builds it too.
 site: $(VENV)/.installed-test
 	$(BIN)/mkdocs build --strict --site-dir build/site
+
+# The site of this version beside those of others, on the branch gh-pages of this repository, which ARGS=--push pushes.
+RELEASE ?= $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' relax_rl/__init__.py)
+site-version: $(VENV)/.installed-test
+	PATH="$(abspath $(BIN)):$$PATH" mike deploy --update-aliases --alias-type copy $(ARGS) $(RELEASE) latest
+	PATH="$(abspath $(BIN)):$$PATH" mike set-default $(ARGS) latest
 
 # Five of its pages in a browser, light and dark, wide and narrow, through axe-core; screenshots in build/audit.
 docs-audit: $(VENV)/.installed-audit site

@@ -7,6 +7,7 @@ can follow (from a folder of documents, `../../benchmarks/results/...`). On the 
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     found = _VERSION.search(package.read_text(encoding="utf-8"))
     config.copyright = f"{config.site_name} {found[1]}, MIT licence" if found else None
     config.extra["told_version"] = found[1] if found else ""
+    if os.environ.get("MIKE_DOCS_VERSION"):  # one of several versions, among which the header lets readers choose
+        config.extra |= {"told_version": "", "version": {"provider": "mike"}}
     if not config.repo_url:
         config.edit_uri = None
     return config

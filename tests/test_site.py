@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
+import subprocess
+import sys
 from collections import defaultdict
 from html.parser import HTMLParser
 from importlib import import_module
@@ -253,3 +256,34 @@ def test_notebooks_can_be_downloaded(site: Path, source: Path) -> None:
     words = ["".join(cell["source"]) for cell in found["cells"] if cell["cell_type"] == "markdown"]
     assert words[0].startswith("# ") and not any("```" in text or ".md" in text for text in words)
     assert len({cell["id"] for cell in found["cells"]}) == len(found["cells"])
+
+
+def test_a_site_of_several_versions_lets_readers_choose(tmp_path: Path) -> None:
+    pytest.importorskip("mike", reason="needs the extra docs")
+    files = {
+        "mkdocs.yml": f"site_name: relax_rl\ntheme: {{name: material, font: false}}\nhooks: [{ROOT}/docs/site_hooks.py]\n",
+        "docs/index.md": "# Home\n",
+        "CHANGELOG.md": "# Changelog\n",
+        "benchmarks/README.md": "# Benchmarks\n",
+        "relax_rl/__init__.py": '__version__ = "1.2.3"\n',
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def run(*command: str) -> str:
+        who = {f"GIT_{role}_{what}": f"a@{what}" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        env = {**os.environ, **who, "PATH": path}
+        return subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True, text=True).stdout
+
+    run("git", "init", "--quiet")
+    run("git", "commit", "--quiet", "--allow-empty", "--message", "Begin")
+    run("mike", "deploy", "--update-aliases", "--alias-type", "copy", "1.2.3", "latest")
+    told = json.loads(run("git", "show", "gh-pages:versions.json"))
+    assert [(each["version"], each["aliases"]) for each in told] == [("1.2.3", ["latest"])]
+    page = run("git", "show", "gh-pages:1.2.3/index.html")
+    assert '"provider": "mike"' in page and "relax_rl 1.2.3, MIT licence" in page
+    header = re.search(r'md-header__topic">.*?</div>', page, re.DOTALL)
+    assert header is not None and "1.2.3" not in header[0]

@@ -14,9 +14,9 @@ import pytest
 from benchmarks import contests, factorial, five_minutes, matches, search
 from benchmarks.contests import CONTESTS
 from benchmarks.contests import MATCHES as CONTEST_MATCHES
+from benchmarks.finalists import Finalist
 from benchmarks.matches import Match, keep_unfinished, play
 from benchmarks.run_off import MATCHES as RUN_OFFS
-from benchmarks.run_off import Finalist
 from benchmarks.search import SEARCHES, SPACES
 from relax_rl.comparison.contestants import read_contestant, read_peer
 from relax_rl.comparison.search_space import dimensions, read_space, read_starts

@@ -1,0 +1,192 @@
+"""Who meets in `benchmarks.run_off`: the best trials of searches, variants of them, and recipes that no search has proposed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from benchmarks.factorial import OF_TASK, RECIPE
+from benchmarks.search import SEARCHES, settings_of, trials_of
+
+__all__ = ["FINALISTS", "FIRST_SEED", "Finalist", "Round"]
+
+FIRST_SEED = 1_001
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finalist:
+    """A trial that is asked again, or a recipe that no search has proposed.
+
+    Attributes:
+        search: of `benchmarks.search`.
+        contestant: whose trial it is.
+        trial: its number in the table; None: no trial, all settings are `changed`.
+        changed: what the finalist has otherwise, where it is a variant.
+    """
+
+    search: str
+    contestant: str
+    trial: int | None
+    changed: Mapping[str, str] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, str]:
+        """All that the search has set for the trial, and what is changed.
+
+        Raises:
+            ValueError: if the search has no such trial.
+        """
+        search = SEARCHES[self.search]
+        if self.trial is None:
+            return {**search.settings, **self.changed}
+        row = next((row for row in trials_of(self.search, self.contestant) if row["number"] == str(self.trial)), None)
+        if row is None:
+            raise ValueError(f"the search {self.search} has no trial {self.trial} of {self.contestant}")
+        return {**search.settings, **settings_of(row, search), **self.changed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """Finalists of one search that meet.
+
+    Attributes:
+        finalists: by label.
+        tasks: on which; None: all of the search.
+        steps: of a run; None: of the search.
+        seeds: runs of each on each task.
+        peers: of `compare`, that meet them.
+    """
+
+    finalists: Mapping[str, Finalist]
+    tasks: tuple[str, ...] | None = None
+    steps: int | None = None
+    seeds: int = 2
+    peers: tuple[str, ...] = ()
+
+    @property
+    def search(self) -> str:
+        """Whose finalists they are."""
+        return next(iter(self.finalists.values())).search
+
+    @property
+    def length(self) -> int:
+        """Steps of a run."""
+        return self.steps or SEARCHES[self.search].steps
+
+
+def _untold(trial: int, **changed: str) -> Finalist:
+    return Finalist(search="untold", contestant="auto", trial=trial, changed=changed)
+
+
+def _lander(trial: int, contestant: str = "V", **changed: str) -> Finalist:
+    return Finalist(search="lander", contestant=contestant, trial=trial, changed=changed)
+
+
+def _walker(contestant: str = "V", *, squash: bool = True, **changed: str) -> Finalist:
+    """The recipe of `benchmarks.factorial` at its middle bound, with rate and bound falling to 0; or without its bounded actions."""
+    falling = {"kl_bound": "0.05", "lr_schedule": "linear", "kl_schedule": "linear", "entropy_schedule": "constant"}
+    recipe = {**RECIPE, **(OF_TASK["HalfCheetah-v5"] if squash else {"log_std_init": "-0.5"}), **falling, **changed}
+    return Finalist(search="locomotion", contestant=contestant, trial=None, changed=recipe)
+
+
+def _classic(recipe: Mapping[str, str], **changed: str) -> Finalist:
+    return Finalist(search="classic-continuous", contestant="V", trial=None, changed={**recipe, **changed})
+
+
+_SMALL = {
+    **{name: value for name, value in RECIPE.items() if name not in ("hidden", "surrogate_hidden")},
+    **OF_TASK["HalfCheetah-v5"],
+    "kl_bound": "0.05",
+    "entropy_schedule": "constant",
+    "policy_lr": "0.001",
+    "value_lr": "0.001",
+}
+"""The recipe of `benchmarks.factorial` at its middle bound, with networks and rates of small tasks."""
+_PASSES = {
+    "num_envs": "4",
+    "num_steps": "256",
+    "minibatch_size": "64",
+    "epochs": "10",
+    "clip_range": "0.2",
+    "policy_lr": "0.001",
+    "value_lr": "0.001",
+    "lr_schedule": "linear",
+}
+"""Rollouts and passes as PPO has them."""
+_FAR = {"gamma": "0.999", "log_std_init": "0", "entropy_target": "0"}
+_FAST = {"policy_lr": "0.001", "value_lr": "0.001"}
+FINALISTS: dict[str, Round] = {
+    "untold": Round(
+        finalists={
+            "4": _untold(4),
+            "4, four passes of 256": _untold(4, num_steps="128", minibatch_size="256", epochs="4", **_FAST),
+            "6": _untold(6),
+            "6, advantages as they are": _untold(6, normalize_advantage="false"),
+            "20": _untold(20),
+        }
+    ),
+    # 6 is ahead of 4 on the pendulum alone, where rewards far ahead tell little.
+    "untold-second": Round(finalists={"4, gamma 0.98": _untold(4, gamma="0.98")}),
+    "lander-halves": Round(
+        finalists={
+            "V 5": _lander(5),
+            "V 5, bound 0.01": _lander(5, kl_bound="0.01"),
+            "V 5, rollouts of 64": _lander(5, num_steps="64"),
+            "V 5, rollouts of 64, replay": _lander(5, num_steps="64", value_replay="2"),
+            "V 5, rates 0.001": _lander(5, **_FAST),
+            "V 5, 64-64, rates 0.001": _lander(5, hidden="64x64", **_FAST),
+            "V 5, policy normalised too": _lander(5, layer_norm="true"),
+            "V 5, advantages normalised": _lander(5, normalize_advantage="true"),
+            "V 5, entropy 0.01": _lander(5, entropy_coef="0.01"),
+            "V 5, gamma 0.995, lambda 0.95": _lander(5, gamma="0.995", gae_lambda="0.95"),
+            "V 5, squared error": _lander(5, critic_loss="mse"),
+            "q 19": _lander(19, "q"),
+            "q 5, w 0.3": _lander(5, "q", residual_weight="0.3"),
+        },
+        steps=250_000,
+        seeds=3,
+    ),
+    "locomotion-halves": Round(
+        finalists={
+            "V": _walker(),
+            "V, rate and bound constant": _walker(lr_schedule="constant", kl_schedule="constant"),
+            "V, bound 0.02": _walker(kl_bound="0.02"),
+            "V, bound 0.1": _walker(kl_bound="0.1"),
+            "V, rollouts of 64": _walker(num_steps="64"),
+            "V, replay": _walker(value_replay="2", replay_targets="anew"),
+            "V, advantages normalised": _walker(normalize_advantage="true"),
+            "V, unbounded actions": _walker(squash=False),
+            "q": _walker("q"),
+        },
+        tasks=("HalfCheetah-v5", "Hopper-v5"),
+        steps=500_000,
+    ),
+    "pendulum": Round(
+        finalists={
+            "passes": _classic(_PASSES, gamma="0.9"),
+            "passes, rollouts of 64": _classic(_PASSES, gamma="0.9", num_steps="64"),
+            "bound 0.05": _classic(_SMALL, gamma="0.9"),
+            "bound 0.1": _classic(_SMALL, gamma="0.9", kl_bound="0.1"),
+            "bound 0.05, gamma 0.97": _classic(_SMALL, gamma="0.97"),
+            "bound 0.05, rollouts of 32": _classic(_SMALL, gamma="0.9", num_steps="32"),
+            "bound 0.05, 256-256": _classic(
+                _SMALL, gamma="0.9", hidden="256x256", policy_lr="0.0003", value_lr="0.0003"
+            ),
+        },
+        tasks=("Pendulum-v1",),
+        steps=100_000,
+        peers=("sb3-ppo",),
+    ),
+    "mountain-car": Round(
+        finalists={
+            "passes": _classic(_PASSES, gamma="0.999"),
+            "bound 0.05": _classic(_SMALL, **_FAR),
+            "bound 0.1": _classic(_SMALL, kl_bound="0.1", **_FAR),
+            "bound 0.05, rollouts of 32": _classic(_SMALL, num_steps="32", **_FAR),
+            "bound 0.05, gamma 0.9999": _classic(_SMALL, **{**_FAR, "gamma": "0.9999"}),
+        },
+        tasks=("MountainCarContinuous-v0",),
+        steps=100_000,
+        peers=("sb3-ppo",),
+    ),
+}
+"""By name; seeds of all rounds begin at `FIRST_SEED`."""

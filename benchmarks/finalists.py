@@ -145,6 +145,19 @@ FINALISTS: dict[str, Round] = {
         steps=250_000,
         seeds=3,
     ),
+    # By squared error V 5 was ahead, and from normalised advantages it learned most early on.
+    "lander-second": Round(
+        finalists={
+            "squared error": _lander(5, critic_loss="mse"),
+            "squared error, advantages normalised": _lander(5, critic_loss="mse", normalize_advantage="true"),
+            "squared error, critic not normalised": _lander(5, critic_loss="mse", critic_layer_norm="off"),
+            "squared error, 16 passes": _lander(5, critic_loss="mse", epochs="16"),
+            "squared error, minibatches of 64": _lander(5, critic_loss="mse", minibatch_size="64"),
+            "squared error, 64-64, rates 0.001": _lander(5, critic_loss="mse", hidden="64x64", **_FAST),
+        },
+        steps=250_000,
+        seeds=3,
+    ),
     "locomotion-halves": Round(
         finalists={
             "V": _walker(),

@@ -158,6 +158,8 @@ FINALISTS: dict[str, Round] = {
         finalists={
             "squared error": _lander(5, critic_loss="mse"),
             "squared error, advantages normalised": _lander(5, critic_loss="mse", normalize_advantage="true"),
+            "squared error, advantages scaled": _lander(5, critic_loss="mse", scale_advantage="true"),
+            "advantages scaled": _lander(5, scale_advantage="true"),
             "squared error, critic not normalised": _lander(5, critic_loss="mse", critic_layer_norm="off"),
             "squared error, 16 passes": _lander(5, critic_loss="mse", epochs="16"),
             "squared error, minibatches of 64": _lander(5, critic_loss="mse", minibatch_size="64"),

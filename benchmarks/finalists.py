@@ -54,6 +54,7 @@ class Round:
         steps: of a run; None: of the search.
         seeds: runs of each on each task.
         peers: of `compare`, that meet them.
+        preset: whether the one that a winner would replace meets them, where the tasks have one.
     """
 
     finalists: Mapping[str, Finalist]
@@ -61,6 +62,7 @@ class Round:
     steps: int | None = None
     seeds: int = 2
     peers: tuple[str, ...] = ()
+    preset: bool = True
 
     @property
     def search(self) -> str:
@@ -156,15 +158,16 @@ FINALISTS: dict[str, Round] = {
     # By squared error V 5 was ahead, and from normalised advantages it learned most early on.
     "lander-second": Round(
         finalists={
-            "squared error": _lander(5, critic_loss="mse"),
             "squared error, advantages normalised": _lander(5, critic_loss="mse", normalize_advantage="true"),
+            "squared error, advantages scaled": _lander(5, critic_loss="mse", scale_advantage="true"),
+            "advantages scaled": _lander(5, scale_advantage="true"),
             "squared error, critic not normalised": _lander(5, critic_loss="mse", critic_layer_norm="off"),
             "squared error, 16 passes": _lander(5, critic_loss="mse", epochs="16"),
             "squared error, minibatches of 64": _lander(5, critic_loss="mse", minibatch_size="64"),
             "squared error, 64-64, rates 0.001": _lander(5, critic_loss="mse", hidden="64x64", **_FAST),
         },
         steps=250_000,
-        seeds=3,
+        preset=False,
     ),
     "locomotion-halves": Round(
         finalists={

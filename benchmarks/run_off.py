@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from benchmarks.finalists import FINALISTS, FIRST_SEED, Finalist
+from benchmarks.finalists import FINALISTS, FIRST_SEED, Finalist, Round
 from benchmarks.matches import Match, curve_mean, main_of, read_result, write_summary
 from benchmarks.search import SEARCHES
 
@@ -22,7 +22,7 @@ __all__ = ["MATCHES", "main"]
 
 GROUP = "run_off"
 PRESET = "preset"
-"""A contestant of every round but those of the unnamed tasks, which have none: the preset that a winner would replace."""
+"""The preset that a winner would replace; tasks that are not named have none."""
 UNNAMED = "untold"
 
 
@@ -34,8 +34,8 @@ def _contestant(label: str, finalist: Finalist) -> str:
     return f"{label}={text}{',' if ':' in text else ':'}{settings}"
 
 
-def _preset(search: str) -> tuple[str, ...]:
-    return () if search == UNNAMED else (f"{PRESET}=auto:preset=auto",)
+def _preset(each: Round) -> tuple[str, ...]:
+    return (f"{PRESET}=auto:preset=auto",) if each.preset and each.search != UNNAMED else ()
 
 
 def _name(round_: str, env: str) -> str:
@@ -47,7 +47,7 @@ MATCHES = {
         env=env,
         steps=each.length,
         contestants=(
-            *_preset(each.search),
+            *_preset(each),
             *(_contestant(label, finalist) for label, finalist in each.finalists.items()),
         ),
         settings={"preset": "none"},
@@ -79,7 +79,7 @@ def _table(search: str, steps: int) -> list[str]:
     found = {
         label: {env: mean for env in anchors if (mean := _mean_curve(_name(name, env), label)) is not None}
         for name, each in rounds.items()
-        for label in (*([PRESET] if _preset(search) else []), *each.finalists, *each.peers)
+        for label in (*([PRESET] if _preset(each) else []), *each.finalists, *each.peers)
     }
     tasks = [env for env in anchors if any(env in means for means in found.values())]
     if not tasks:

@@ -72,7 +72,12 @@ def gone_on_with(agent: ActorCritic, make: Any, tmp_path: Any) -> None:
 
 @pytest.mark.parametrize(
     ("estimator", "settings"),
-    [("relax", REPLAYED), ("marginal", REPLAYED), ("lax", {**EVERYTHING, "memory": "gru", "memory_size": 6})],
+    [
+        ("relax", REPLAYED),
+        ("marginal", REPLAYED),
+        ("lax", {**EVERYTHING, "memory": "gru", "memory_size": 6}),
+        ("marginal", {**REPLAYED, "soft_returns": False, "scale_advantage": True}),
+    ],
 )
 def test_agents_are_gone_on_with_bit_for_bit(estimator: str, settings: dict[str, Any], tmp_path: Any) -> None:
     space = BOX if estimator == "lax" else DISCRETE

@@ -60,6 +60,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "lax, adaptive": ("Pendulum-v1", "lax", {"surrogate_loss": "critic", "residual_weight": "adaptive"}),
     "relax, critic": ("CartPole-v1", "relax", {**NORMALIZED, "surrogate_loss": "critic", "surrogate_steps": 2}),
     "relax, epochs, normalised": ("CartPole-v1", "relax", {**NORMALIZED, **EPOCHS, "normalize_advantage": True}),
+    "relax, epochs, scaled": (
+        "CartPole-v1",
+        "relax",
+        {**NORMALIZED, **EPOCHS, "scale_advantage": True, "entropy_coef": 0.01},
+    ),
     "relax, value replay": ("CartPole-v1", "relax", {**NORMALIZED, "value_replay": 2}),
     "relax, epochs, memory": ("CartPole-v1", "relax", {**NORMALIZED, **EPOCHS, "memory": "gru", "memory_size": 8}),
     "a2c, memory": ("CartPole-v1", "a2c", {**NORMALIZED, "memory": "lstm", "memory_size": 8}),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from relax_rl.agents import A2C, RELAX, ActorCritic
 from relax_rl.agents.compiled import identity_of
-from relax_rl.agents.return_spread import ReturnSpread
+from relax_rl.agents.return_spread import Spread
 from relax_rl.agents.rollouts import Rollout
 from relax_rl.compute.distributed import ALONE
 from relax_rl.critics import Bins, DistributionalValue, hl_gauss
@@ -112,7 +112,7 @@ def test_learning_finds_the_mean_of_random_returns() -> None:
 
 
 def test_the_spread_is_the_root_mean_square_of_raw_returns_with_old_ones_fading() -> None:
-    spread, rows = ReturnSpread(), [torch.tensor([3.0, 4.0, 9.0]), torch.tensor([1.0, 1.0, 1.0])]
+    spread, rows = Spread(), [torch.tensor([3.0, 4.0, 9.0]), torch.tensor([1.0, 1.0, 1.0])]
     assert spread.value == 1.0
     weight = torch.tensor([1.0, 1.0, 0.0])
     spread.look_at(rows[0], weight, ALONE)
@@ -123,14 +123,14 @@ def test_the_spread_is_the_root_mean_square_of_raw_returns_with_old_ones_fading(
     assert spread.value == pytest.approx(math.sqrt(12.5)), "a rollout is taken in after its update"
     spread.merge(spread.summary()[None])
     assert spread.value == pytest.approx(math.sqrt((0.999 * 50 + 2) / (0.999 * 4 + 2)))
-    again = ReturnSpread()
+    again = Spread()
     again.load_state_dict(spread.state_dict())
     assert again.value == spread.value
 
 
 @pytest.mark.parametrize("reward", [0.0, math.nan])
 def test_no_returns_have_a_spread_of_one(reward: float) -> None:
-    spread = ReturnSpread()
+    spread = Spread()
     spread.look_at(torch.full((3,), reward), torch.ones(3), ALONE)
     assert spread.value == 1.0
 

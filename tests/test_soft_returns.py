@@ -192,5 +192,6 @@ def test_off_is_as_before_and_what_cannot_be_is_refused() -> None:
     assert float(more[made.valid].min()) > 0.2 * math.log(3) and not more[~made.valid].any()
     with pytest.raises(SettingsError, match="soft_returns is True, expected an entropy_coef above 0"):
         AgentConfig(soft_returns=True)
-    with pytest.raises(SettingsError, match="normalize_advantage is True, expected False beside soft_returns"):
-        AgentConfig(soft_returns=True, entropy_coef=0.1, normalize_advantage=True)
+    for name in ("normalize_advantage", "scale_advantage"):
+        with pytest.raises(SettingsError, match=f"{name} is True, expected False beside soft_returns"):
+            AgentConfig(soft_returns=True, entropy_coef=0.1, **{name: True})

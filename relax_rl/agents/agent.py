@@ -15,7 +15,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from relax_rl.agents.acting import HostSampler, ImageSampler, host_sampler
-from relax_rl.agents.batch import Batch, make_batch
+from relax_rl.agents.batch import Batch, in_unit_of, make_batch
 from relax_rl.agents.control_scale import ControlScale
 from relax_rl.agents.estimates import AgentEstimator, check_estimator
 from relax_rl.agents.factory import NetworkFactory, seeded_networks
@@ -24,12 +24,12 @@ from relax_rl.agents.listening import Listener, Listeners, listening
 from relax_rl.agents.networks import Outputs
 from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler, chosen_columns
 from relax_rl.agents.recurrence import EnvMemory, check_memory, collect_with_memory
-from relax_rl.agents.return_spread import ReturnSpread
+from relax_rl.agents.return_spread import Spread
 from relax_rl.agents.rollout_replay import make_replay
 from relax_rl.agents.rollouts import Collector, Rollout, require_envs
 from relax_rl.agents.saved import SavedActor
 from relax_rl.agents.shards import columns, shard_of_rollout
-from relax_rl.agents.statistics import RecentEpisodes, UpdateInfo, absorb, episodes_of_all, numbers
+from relax_rl.agents.statistics import RecentEpisodes, UpdateInfo, absorb, episodes_of_all, numbers, settle_shift
 from relax_rl.agents.trust_region import entropy_bonus
 from relax_rl.compute.clocks import Watch
 from relax_rl.compute.distributed import Workers
@@ -97,7 +97,8 @@ class ActorCritic(SavedActor):
             how: dict[str, Any] = {"chosen": chosen, "clip": config.obs_clip, "floor": config.obs_std_floor}
             self.obs_normalizer = ObservationNormalizer(self.observations.shape, self.device, **how)
         self.reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
-        self.return_spread = ReturnSpread() if self.value.bins is not None else None
+        self.return_spread = Spread() if self.value.bins is not None else None
+        self.advantage_spread = Spread(decay=0.9) if config.scale_advantage else None
         fitted = self.estimator.uses_surrogate and config.surrogate_scale == "fitted"
         self.control_scale = ControlScale() if fitted else None
         self.value_replay = make_replay(config, self.networks, self.normalized)
@@ -124,6 +125,7 @@ class ActorCritic(SavedActor):
             "obs_normalizer": self.obs_normalizer,
             "reward_scaler": self.reward_scaler,
             "return_spread": self.return_spread,
+            "advantage_spread": self.advantage_spread,
             "control_scale": self.control_scale,
             **self.learner.parts(),
             # Every worker has rows of its own, and only the first one's would be saved.
@@ -252,18 +254,14 @@ class ActorCritic(SavedActor):
 
     def collector(self, envs: VectorEnvs) -> Collector:
         """What steps these environments, `num_steps` at a time, with this agent's view of them."""
-        seen, normalizer = self.observations, self.obs_normalizer
-        if normalizer is not None and not normalizer.moments.count and normalizer.shift is None:
-            shift = seen.shift_for(envs.obs)
-            shift = self.workers.from_first(None if shift is None else shift.tolist())
-            normalizer.shift = None if shift is None else np.array(shift)
+        settle_shift(self.workers, self.observations, envs.obs, self.obs_normalizer)
         return Collector(
             envs,
             self.encode,
             self.to_env,
             self.config.num_steps,
             watch=self.watch,
-            leaf_at=lambda column: seen.leaf_at(column).name,
+            leaf_at=lambda column: self.observations.leaf_at(column).name,
         )
 
     def collect(self, collector: Collector) -> Rollout:
@@ -294,6 +292,8 @@ class ActorCritic(SavedActor):
         if self.return_spread is not None:
             self.return_spread.look_at(batch.return_ / self.reward_unit, batch.weight, self.workers)
             self._set_value_unit()
+        if self.advantage_spread is not None:
+            batch = in_unit_of(self.advantage_spread, batch, self.estimator.signal, self.reward_unit, self.workers)
         if self.value_replay is not None:
             batch = self.value_replay.join(batch, self.reward_unit, rollout, acted.params.detach())
         try:
@@ -308,7 +308,8 @@ class ActorCritic(SavedActor):
             self.control_scale.update(shared=shared, own=own, plain=plain)
             metrics["surrogate/scale"] = self.control_scale.value
         self.watch("communication" if self.workers.count > 1 else "statistics")
-        how: dict[str, Any] = {"reward_clip": self.config.reward_clip, "return_spread": self.return_spread}
+        spreads = self.return_spread, self.advantage_spread
+        how: dict[str, Any] = {"reward_clip": self.config.reward_clip, "spreads": spreads}
         steps, episodes = absorb(self.workers, rollout, self.obs_normalizer, self.reward_scaler, **how)
         self._set_value_unit()
         self.steps += steps

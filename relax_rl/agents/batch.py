@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from relax_rl.agents.memory import Memory
+from relax_rl.agents.return_spread import Spread
 from relax_rl.agents.returns import gae, values_in_time
 from relax_rl.agents.rollouts import Rollout
 from relax_rl.agents.shards import Shard
 from relax_rl.compute.distributed import Workers
 from relax_rl.settings.config import AgentConfig
 
-__all__ = ["Batch", "make_batch", "standardized"]
+__all__ = ["Batch", "in_unit_of", "make_batch", "standardized"]
 
 _NO_VARIANCE = 1e-6
 """Variance of advantages relative to their mean square, below which they are all the same up to rounding."""
@@ -154,6 +155,20 @@ def make_batch(
         mask=None if rollout.mask is None else rollout.mask.flatten(0, 1).to(device),
         memory=None if rollout.memory is None else rollout.memory.first(steps).to(device),
     )
+
+
+def in_unit_of(spread: Spread, batch: Batch, signal: str, reward_unit: float, workers: Workers) -> Batch:
+    """The rows with the spread of earlier rollouts' signals as the unit of the estimates; the first rollout has its own.
+
+    Args:
+        spread: of raw signals, which is told of these.
+        batch: the rows of a rollout.
+        signal: name of what multiplies the score, advantage or return_.
+        reward_unit: what raw rewards were multiplied by.
+        workers: all of them.
+    """
+    spread.look_at(getattr(batch, signal) / reward_unit, batch.weight, workers)
+    return replace(batch, advantage_unit=batch.weight.new_tensor(spread.value * reward_unit))
 
 
 def standardized(batch: Batch, workers: Workers) -> Batch:

@@ -1,4 +1,4 @@
-"""The spread of the returns that V is asked to predict: what a distribution over bins is measured in."""
+"""How large returns and advantages have been: what a distribution over bins, or the policy's gradient, is measured in."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from torch import Tensor
 from relax_rl.compute.distributed import Workers
 from relax_rl.critics import OverBins
 
-__all__ = ["ReturnSpread"]
+__all__ = ["Spread"]
 
 
-class ReturnSpread:
-    """Root mean square of raw returns over the last thousand rollouts or so; 1 until there was a return.
+class Spread:
+    """Root mean square of numbers over recent rollouts; 1 until there was one that is not 0.
 
-    About 0 and not about the mean: bins on both sides of 0 have to hold the mean too. Rollouts count by their rows, and
-    half as much once seven hundred others have come.
+    About 0 and not about the mean: bins on both sides of 0 have to hold the mean too, and a gradient keeps its direction. Rollouts
+    count by their rows, less for every one that has come since.
+
+    Args:
+        decay: what a rollout counts for after one more; 0.999 halves it after seven hundred.
 
     Attributes:
         value: the spread.
     """
 
-    decay = 0.999
-
-    def __init__(self) -> None:
+    def __init__(self, decay: float = 0.999) -> None:
+        self.decay = decay
         self.count = self.total = 0.0
         self.value = 1.0
         self._summary = np.zeros(2)
 
-    def look_at(self, return_: Tensor, weight: Tensor, workers: Workers) -> None:
+    def look_at(self, numbers: Tensor, weight: Tensor, workers: Workers) -> None:
         """Note what the present rollout will bring in, for `summary`; the first one's spread is taken over at once.
 
-        V is 0 in any unit until it has learned something, so that nothing depends on the first rollout but what V learns.
-
         Args:
-            return_, weight: `[B]` raw returns, and 0 for rows that are none.
+            numbers, weight: `[B]` in a unit that does not move, and 0 for rows that are none.
             workers: all of them.
         """
-        square = return_.double().square() * weight
+        square = numbers.double().square() * weight
         self._summary = np.array([float(weight.sum()), float(square.sum())])
         if not self.count:
             count, total = workers.gather(self._summary).sum(0)

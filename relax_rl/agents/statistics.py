@@ -6,19 +6,21 @@ import io
 import json
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from relax_rl.agents.normalization import ObservationNormalizer, RewardScaler
-from relax_rl.agents.return_spread import ReturnSpread
+from relax_rl.agents.return_spread import Spread
 from relax_rl.agents.rollouts import Rollout
 from relax_rl.backends.infos import info_means
 from relax_rl.compute.distributed import Workers
 from relax_rl.envs import Episode
+from relax_rl.networks.spaces import ObservationEncoder
 
 __all__ = ["RecentEpisodes", "UpdateInfo", "absorb", "episodes_of_all", "numbers", "stops"]
 
@@ -68,6 +70,16 @@ def numbers(metrics: Mapping[str, Tensor | float]) -> dict[str, float]:
     return {name: next(fetched) if isinstance(x, Tensor) else float(x) for name, x in metrics.items()}
 
 
+def settle_shift(
+    workers: Workers, observations: ObservationEncoder, obs: Any, normalizer: ObservationNormalizer | None
+) -> None:
+    """Before a normaliser has seen anything: what is taken off observations before they reach it, by the first worker's first ones."""
+    if normalizer is not None and not normalizer.moments.count and normalizer.shift is None:
+        shift = observations.shift_for(obs)
+        shift = workers.from_first(None if shift is None else shift.tolist())
+        normalizer.shift = None if shift is None else np.array(shift)
+
+
 def absorb(
     workers: Workers,
     rollout: Rollout,
@@ -75,7 +87,7 @@ def absorb(
     reward_scaler: RewardScaler | None,
     *,
     reward_clip: float,
-    return_spread: ReturnSpread | None = None,
+    spreads: Iterable[Spread | None] = (),
 ) -> tuple[int, int]:
     """Let running statistics take in what all workers saw, now that an update is done.
 
@@ -84,20 +96,19 @@ def absorb(
         rollout: this worker's.
         obs_normalizer, reward_scaler: the statistics; None where there is none.
         reward_clip: where rewards are clipped.
-        return_spread: one more, which has looked at the rollout's returns.
+        spreads: more of them, which have looked at the rollout.
 
     Returns:
         How many environment steps and finished episodes all workers' rollouts hold.
     """
-    summaries: list[tuple[ObservationNormalizer | RewardScaler | ReturnSpread, np.ndarray]] = []
+    summaries: list[tuple[ObservationNormalizer | RewardScaler | Spread, np.ndarray]] = []
     if obs_normalizer is not None:
         summaries.append((obs_normalizer, obs_normalizer.summary(rollout.obs[:-1], rollout.valid)))
     if reward_scaler is not None:
         reward = rollout.reward.clamp(-reward_clip, reward_clip) if math.isfinite(reward_clip) else rollout.reward
         ended = rollout.terminated | rollout.truncated
         summaries.append((reward_scaler, reward_scaler.summary(reward, ended, rollout.valid)))
-    if return_spread is not None:
-        summaries.append((return_spread, return_spread.summary()))
+    summaries += [(spread, spread.summary()) for spread in spreads if spread is not None]
     counts = np.array([np.count_nonzero(rollout.valid.numpy()), len(rollout.episodes)], np.float64)
     found = workers.gather(np.concatenate([counts, *(summary for _, summary in summaries)]))
     steps, episodes = found[:, :2].sum(0)

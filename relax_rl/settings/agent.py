@@ -42,6 +42,8 @@ class AgentConfig:
     """GAE lambda, from one-step TD errors (0) to the observed rewards up to the rollout's end or a truncation, and V behind it (1)."""
     normalize_advantage: bool = False
     """Advantages of each step of the policy, of a minibatch in passes, with mean 0 and standard deviation 1, as PPO's code has them; the estimate is biased by it."""
+    scale_advantage: bool = False
+    """Divide the policy's gradient by the root mean square of the advantages of recent rollouts: entropy bonus, trust region and clipping then weigh alike, however large rewards are; the first rollout counts by its own."""
     policy_lr: float = setting(1e-3, above=0.0, cap=1e3)
     """Learning rate of the policy (and of a torso that it shares with the value function)."""
     value_lr: float = setting(1e-3, above=0.0, cap=1e3)
@@ -186,8 +188,7 @@ class AgentConfig:
             raise SettingsError(
                 f"entropy_schedule is {self.entropy_schedule!r}, expected 'constant' beside entropy_target"
             )
-        if self.soft_returns:
-            self._check_soft()
+        self._check_units()
         if self.residual_weight != 1.0 and self.surrogate_loss != "critic":
             raise SettingsError(
                 f"residual_weight is {self.residual_weight!r}, expected 1, or surrogate_loss 'critic' beside it: what lowers the "
@@ -210,15 +211,22 @@ class AgentConfig:
         if self.share_torso == "on":
             self.check_one_torso()
 
-    def _check_soft(self) -> None:
+    def _check_units(self) -> None:
+        if self.scale_advantage and self.normalize_advantage:
+            raise SettingsError(
+                "scale_advantage is True, expected False beside normalize_advantage; leave one of them off"
+            )
+        if not self.soft_returns:
+            return
         if not self.entropy_coef and self.entropy_target is None:
             raise SettingsError(
                 "soft_returns is True, expected an entropy_coef above 0, or an entropy_target, beside it"
             )
-        if self.normalize_advantage:
-            raise SettingsError(
-                "normalize_advantage is True, expected False beside soft_returns: the bonus and the advantages have to have one unit"
-            )
+        for name in ("normalize_advantage", "scale_advantage"):
+            if getattr(self, name):
+                raise SettingsError(
+                    f"{name} is True, expected False beside soft_returns: the bonus and the advantages have to have one unit"
+                )
 
     def check_one_torso(self) -> None:
         """Raises SettingsError if the value function is to have a torso other than the policy's."""

@@ -76,11 +76,12 @@ def _table(search: str, steps: int) -> list[str]:
     """Means of the curves of a search's finalists, task by task, and their scores where they have played as many tasks as any."""
     anchors = SEARCHES[search].anchors
     rounds = {name: each for name, each in FINALISTS.items() if (each.search, each.length) == (search, steps)}
-    found = {
-        label: {env: mean for env in anchors if (mean := _mean_curve(_name(name, env), label)) is not None}
-        for name, each in rounds.items()
-        for label in (*([PRESET] if _preset(each) else []), *each.finalists, *each.peers)
-    }
+    found: dict[str, dict[str, float]] = {}
+    for name, each in rounds.items():
+        for label in (*([PRESET] if _preset(each) else []), *each.finalists, *each.peers):
+            means = {env: mean for env in anchors if (mean := _mean_curve(_name(name, env), label)) is not None}
+            if means:
+                found[label] = found.get(label, {}) | means
     tasks = [env for env in anchors if any(env in means for means in found.values())]
     if not tasks:
         return []

@@ -124,6 +124,7 @@ def test_values_have_the_type_of_their_setting():
         ("=mine:GRAD", "not of the form"),
         ("mine/own.py:GRAD", "unknown estimator 'mine/own.py', .* of your own; did you mean mine.own:GRAD?"),
         ("mine:GRAD:", "setting '' is not of the form name=value"),
+        ("best=relax:policy_rl=1", "contestant 'best': unknown setting 'policy_rl'"),
         ("mine:GRAD:policy_rl=1", "unknown setting 'policy_rl'; did you mean policy_lr"),
     ],
 )
@@ -243,17 +244,40 @@ def test_peers_take_arguments_and_a_label() -> None:
         ("sb3-pqo", "unknown peer 'sb3-pqo', expected one of sb3-a2c, sb3-ppo, sb3-sac; did you mean sb3-ppo"),
         ("=sb3-ppo", "is not of the form \\[LABEL=\\]PEER\\[:name=value,...\\]"),
         ("sb3-ppo:", "is not of the form"),
-        ("sb3-ppo:n_steps", "setting 'n_steps' of sb3-ppo is not of the form name=value"),
-        ("sb3-ppo:n_steps=", "setting 'n_steps=' of sb3-ppo is not of the form name=value"),
+        ("sb3-ppo:n_steps", "contestant 'sb3-ppo:n_steps': setting 'n_steps' is not of the form name=value"),
+        ("mine=sb3-ppo:n_steps=", "contestant 'mine': setting 'n_steps=' is not of the form name=value"),
+        ("sb3-ppo:n_steps=8,n_steps=16", "setting 'n_steps=16' is there twice"),
+        (
+            "sb3-ppo:policy_kwargs={}",
+            "policy_kwargs of sb3-ppo is what the comparison gives or the published entry has",
+        ),
+        ("sb3-ppo:n_envs=4", "n_envs of sb3-ppo is what the comparison gives"),
         ("sb3-ppo:n_step=8", "sb3-ppo has no argument 'n_step'; did you mean n_steps"),
-        ("sb3-ppo:n_steps=many", "n_steps of sb3-ppo is 'many', expected a number"),
-        ("sb3-ppo:n_steps=true", "n_steps of sb3-ppo is True, expected a number"),
+        ("sb3-ppo:n_steps=many", "n_steps of sb3-ppo is 'many', expected a whole number of at least 1"),
+        ("sb3-ppo:n_steps=true", "n_steps of sb3-ppo is True, expected a whole number"),
+        ("sb3-ppo:n_steps=1.5", "n_steps of sb3-ppo is 1.5, expected a whole number of at least 1"),
+        ("sb3-ppo:batch_size=0", "batch_size of sb3-ppo is 0, expected a whole number of at least 1"),
+        ("sb3-ppo:gamma=7", "gamma of sb3-ppo is 7, expected a number between 0 and 1"),
+        ("sb3-ppo:learning_rate=-1", "learning_rate of sb3-ppo is -1, expected a number of at least 0"),
+        ("sb3-ppo:ent_coef=NaN", "ent_coef of sb3-ppo is nan, expected a number of at least 0"),
+        ("sb3-ppo:normalize_advantage=1", "normalize_advantage of sb3-ppo is 1, expected true or false"),
+        ("sb3-ppo:use_sde=true", "use_sde of sb3-ppo is True, but it explores continuous actions"),
     ],
 )
 def test_mistakes_in_peers_are_told_before_anything_is_trained(text: str, expected: str) -> None:
     environments, spaces = make_environments(CompareConfig(env=("CartPole-v1",)))
     with pytest.raises(SettingsError, match=expected):
         check_contestants(read_contestants([], [text], []), environments, spaces)
+
+
+@pytest.mark.parametrize("algo", peers.ALGORITHMS)
+def test_published_settings_and_defaults_are_such_as_can_be_given(algo: str) -> None:
+    known = peers.parameters_of(algo)
+    given = {name: value for name, value in known.items() if type(value) in (bool, int, float)}
+    peers.check_arguments(algo, given)
+    for peer in peers.read_published():
+        if peer.algo == algo:
+            peers.check_arguments(algo, {**peer.settings, **peer.linear})
 
 
 @pytest.mark.parametrize(("env", "algo"), PAIRS)

@@ -180,3 +180,9 @@ def test_a_folder_of_ours_is_no_peers(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"run": {}}')
     assert main([f"--resume={tmp_path}"]) == 2 and "is no peer's, or damaged" in capsys.readouterr().err
     assert main([f"--run-dir={tmp_path}"]) == 2 and "already holds a run" in capsys.readouterr().err
+
+
+def test_schedules_end_at_zero() -> None:
+    """Also where the last rollout goes on beyond the steps that they were made for."""
+    falling = peer_training._linear_to_zero(0.5)
+    assert [falling(remaining) for remaining in (1.0, 0.5, 0.0, -0.3)] == [0.5, 0.25, 0.0, 0.0]

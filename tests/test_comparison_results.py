@@ -213,6 +213,18 @@ def test_the_report_says_it_all(runs):
     assert "No run has ended." in text
 
 
+def test_the_report_says_who_went_far_beyond_the_steps(runs):
+    result = make_result(runs)
+    assert "Steps to the end of the last rollout" not in markdown(result)
+    summary = result["environments"]["A"]
+    (label, entry), *_ = summary["contestants"].items()
+    entry["runs"][0]["steps"] = 1.05 * summary["total_steps"]
+    told = (
+        f"Steps to the end of the last rollout, which final scores count: {label} {1.05 * summary['total_steps']:,.0f}."
+    )
+    assert told in markdown(result)
+
+
 def test_the_report_tells_of_rungs_and_of_several_tasks(runs):
     result = make_result(runs)
     trials = [

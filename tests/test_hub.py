@@ -169,6 +169,11 @@ def test_a_dry_run_writes_what_would_be_pushed(
     assert "has files, expected a new or an empty folder" in refused(
         "push", str(run), "me/cart", "--dry-run", str(folder)
     )
+    json.loads((folder / "config.json").read_text(), parse_constant=pytest.fail)
+    for name in ("a/b/c", "noslash", "us er/name", "user/-name", "user/na--me", "", f"user/{'x' * 100}"):
+        told = f"error: repo_id is {name!r}, expected user/name"
+        assert refused("push", str(run), name, "--dry-run", str(tmp_path / "other")) == told
+    assert not (tmp_path / "other").exists()
     path = folder / "README.md"
     assert "cannot write to" in refused("push", str(run), "me/cart", "--dry-run", str(path))
 

@@ -160,7 +160,10 @@ def test_estimators_that_alone_have_a_setting(tmp_path):
         ({**LR, "estimators": ["ppo"]}, "policy_lr: estimators is ['ppo'], expected some of relax, lax"),
         ({"name": "x", "low": 0, "high": 1}, "x names no setting, expected own, or any of sb3-a2c, sb3-ppo, sb3-sac"),
         ({"own": 3, "name": "x"}, "own is 3, expected a name"),
-        ({"sb3-ppo": "n_epochs", "low": 1, "high": 2}, "name is None, expected a name"),
+        (
+            {"sb3-ppo": "n_epochs", "low": 1, "high": 2},
+            "the entry of n_epochs has no name, expected one beside what is not own",
+        ),
     ],
 )
 def test_mistakes_in_an_entry(entry, expected, tmp_path):
@@ -196,5 +199,8 @@ def test_arguments_of_peers_are_looked_at(tmp_path):
     check_peers([peer], read_space(PUBLISHED))
     space = read_space(written(tmp_path, {"name": "x", "sb3-ppo": "n_epoch", "low": 1, "high": 2}))
     with pytest.raises(SettingsError, match=r"^sb3-ppo has no argument 'n_epoch'; did you mean n_epochs"):
+        check_peers([peer], space)
+    space = read_space(written(tmp_path, {"name": "x", "sb3-ppo": "n_epochs", "low": 1.5, "high": 4}))
+    with pytest.raises(SettingsError, match=r"^n_epochs of sb3-ppo takes whole numbers; expected whole beside"):
         check_peers([peer], space)
     check_peers([read_contestant("a2c")], space)

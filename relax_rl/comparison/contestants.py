@@ -94,7 +94,10 @@ def read_contestant(text: str, common: Mapping[str, Any] | None = None) -> Conte
         SettingsError: an unknown estimator or setting, or a value that a setting cannot have.
     """
     label, estimator, assignments = _parts(text, ("auto", *ESTIMATORS), "estimator")
-    settings = {**(common or {}), **parse_settings(assignments)}
+    try:
+        settings = {**(common or {}), **parse_settings(assignments)}
+    except SettingsError as error:
+        raise SettingsError(f"contestant {label!r}: {error}") from None
     return Contestant(label, estimator, settings, frozenset(settings))
 
 
@@ -108,8 +111,11 @@ def read_peer(text: str) -> Contestant:
     settings = {}
     for assignment in assignments:
         name, equals, value = (part.strip() for part in assignment.partition("="))
-        if not (name and equals and value):
-            raise SettingsError(f"setting {assignment!r} of {kind} is not of the form name=value")
+        if not (name and equals and value) or name in settings:
+            why = "is there twice" if name in settings else "is not of the form name=value"
+            raise SettingsError(
+                f"contestant {label!r}: setting {assignment!r} {why}; expected {kind}:name=value,name=value"
+            )
         try:
             settings[name] = json.loads(value)
         except ValueError:

@@ -250,8 +250,8 @@ def make_peer(peer: Peer, envs: VecEnv, seed: int) -> Any:
 
 
 def _linear_to_zero(start: float) -> Callable[[float], float]:
-    """Schedule of Stable-Baselines3: a function of the share of the run that remains."""
-    return lambda remaining: remaining * start
+    """Schedule of Stable-Baselines3: a function of the share of the run that remains, below 0 where its last rollout goes beyond."""
+    return lambda remaining: max(remaining, 0.0) * start
 
 
 def _normalization(model: Any) -> dict[str, Any]:

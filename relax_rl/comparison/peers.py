@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -166,12 +167,22 @@ def check_wrapped_peer(env: str, wrapper: Sequence[str]) -> None:
         raise SettingsError(f"wrapper {what}, which no peer is trained in; leave --peers out")
 
 
-def check_actions(algo: str, actions: Any) -> None:
-    """Raises SettingsError for a space of actions that an algorithm does not take; SAC takes continuous ones alone."""
+def check_actions(algo: str, actions: Any, settings: Mapping[str, Any] | None = None) -> None:
+    """Raises SettingsError for a space of actions that an algorithm does not take, or not with these arguments; SAC takes continuous ones alone."""
     from gymnasium import spaces
 
-    if algo == "sb3-sac" and not isinstance(actions, spaces.Box):
+    if isinstance(actions, spaces.Box):
+        return
+    if algo == "sb3-sac":
         raise SettingsError(f"{algo} takes continuous actions (Box), not {actions}; leave it out of --peers")
+    if settings and settings.get("use_sde"):
+        raise SettingsError(
+            f"use_sde of {algo} is True, but it explores continuous actions (Box), not {actions}; leave it out"
+        )
+
+
+_OF_THE_COMPARISON = ("policy", "env", "seed", "device", "verbose", "tensorboard_log", "policy_kwargs", "n_envs")
+"""Arguments that a peer is given, or keeps as published."""
 
 
 def parameters_of(kind: str) -> dict[str, Any]:
@@ -180,7 +191,7 @@ def parameters_of(kind: str) -> dict[str, Any]:
 
     import stable_baselines3
 
-    given = {"policy", "env", "seed", "device", "verbose", "tensorboard_log", "policy_kwargs", "_init_setup_model"}
+    given = {*_OF_THE_COMPARISON, "_init_setup_model"}
     parameters = inspect.signature(getattr(stable_baselines3, ALGORITHMS[kind])).parameters
     return {name: parameter.default for name, parameter in parameters.items() if name not in given}
 
@@ -189,18 +200,50 @@ def defaults_of(kind: str, names: Collection[str]) -> dict[str, Any]:
     """Defaults of some of these arguments; raises SettingsError for one that the algorithm does not have."""
     known = parameters_of(kind)
     unknown = next((name for name in names if name not in known), None)
+    if unknown in _OF_THE_COMPARISON:
+        raise SettingsError(
+            f"{unknown} of {kind} is what the comparison gives or the published entry has; leave it out"
+        )
     if unknown is not None:
         raise SettingsError(f"{kind} has no argument {unknown!r}{did_you_mean(unknown, known)}")
     return {name: known[name] for name in names}
 
 
 def check_arguments(kind: str, settings: Mapping[str, Any]) -> None:
-    """Raises SettingsError for arguments that a peer's algorithm does not have, and for what is no number where it has one."""
+    """Raises SettingsError for arguments that a peer's algorithm does not have, and for values that it cannot take."""
     for name, default in (defaults_of(kind, settings) if settings else {}).items():
-        value = settings[name]
-        numbers = isinstance(default, (int, float)) and not isinstance(default, bool)
-        if numbers and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise SettingsError(f"{name} of {kind} is {value!r}, expected a number")
+        value, expected = settings[name], _expected(name, default)
+        if expected and not _fits(name, value, default):
+            raise SettingsError(f"{name} of {kind} is {value!r}, expected {expected}")
+
+
+_SHARES = ("gamma", "gae_lambda", "tau")
+_OR_MINUS_ONE = ("sde_sample_freq", "gradient_steps")
+"""Counts that may be -1, for none of one's own."""
+_OR_NONE = ("learning_starts",)
+"""Counts that may be 0."""
+
+
+def _expected(name: str, default: Any) -> str:
+    """What values an argument takes, by its default; nothing where that does not say it."""
+    if isinstance(default, bool):
+        return "true or false"
+    if isinstance(default, int):
+        least = "0" if name in _OR_NONE else "1, or -1" if name in _OR_MINUS_ONE else "1"
+        return f"a whole number of at least {least}"
+    if isinstance(default, float):
+        return "a number between 0 and 1" if name in _SHARES else "a number of at least 0"
+    return ""
+
+
+def _fits(name: str, value: Any, default: Any) -> bool:
+    """See `_expected`."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, int):
+        least = 0 if name in _OR_NONE else 1
+        return isinstance(value, int) and (value >= least or (value == -1 and name in _OR_MINUS_ONE))
+    return isinstance(value, (int, float)) and 0.0 <= value <= (1.0 if name in _SHARES else sys.float_info.max)
 
 
 def _noted(peer: Peer, note: str) -> str:

@@ -172,8 +172,8 @@ def check_contestants(
         for contestant in contestants:
             if contestant.peer:
                 check_wrapped_peer(env.id, env.wrapper)
-                check_actions(contestant.kind, _cut(actions, env.bins))
                 check_arguments(contestant.kind, contestant.settings)
+                check_actions(contestant.kind, _cut(actions, env.bins), contestant.settings)
                 continue
             try:
                 config = own_config(env, contestant)

@@ -64,6 +64,8 @@ def _environment(
     if threshold is not None:
         head += ["solved", "steps to solve", "episodes to solve", "seconds to solve"]
     lines += _table([*head, "steps/s"], [_row(label, entry) for label, entry in contestants.items()])
+    if beyond := _beyond(summary):
+        lines += ["", beyond]
     lines += ["", _image(stem, "curves", "Learning curves")]
     if solved_by_any(summary):
         lines += [_image(stem, "solved", "Share of runs that have solved it")]
@@ -73,6 +75,13 @@ def _environment(
     if variance:
         lines += ["", *_variance(stem, variance)]
     return lines
+
+
+def _beyond(summary: Mapping[str, Any]) -> str:
+    """Who took more steps than it was to, by more than one in fifty: the end of its last rollout."""
+    longest = {label: max(run["steps"] for run in entry["runs"]) for label, entry in summary["contestants"].items()}
+    found = [f"{label} {steps:,.0f}" for label, steps in longest.items() if steps > 1.02 * summary["total_steps"]]
+    return f"Steps to the end of the last rollout, which final scores count: {', '.join(found)}." if found else ""
 
 
 def _row(label: str, entry: Mapping[str, Any]) -> list[str]:

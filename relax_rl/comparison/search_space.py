@@ -205,7 +205,11 @@ def searched_values(settings: Mapping[str, Any], space: Mapping[str, Dimension])
 def check_peers(contestants: Sequence[Contestant], space: SearchSpace) -> None:
     """Raises SettingsError if a peer among the contestants has no argument that the space names for it."""
     for kind in {contestant.kind for contestant in contestants if contestant.peer}:
-        defaults_of(kind, [name for dimension in space if (name := dimension.peers.get(kind)) is not None])
+        named = {name: dimension for dimension in space if (name := dimension.peers.get(kind)) is not None}
+        for name, default in defaults_of(kind, list(named)).items():
+            whole = isinstance(default, int) and not isinstance(default, bool)
+            if whole and not named[name].choices and not named[name].whole:
+                raise SettingsError(f"{name} of {kind} takes whole numbers; expected whole beside low and high")
 
 
 def _dimension(entry: Mapping[str, Any]) -> Dimension:
@@ -214,6 +218,10 @@ def _dimension(entry: Mapping[str, Any]) -> Dimension:
         raise SettingsError(f"unknown entry {unknown!r}, expected some of {', '.join(_KEYS)}")
     peers = {kind: entry[kind] for kind in ALGORITHMS if kind in entry}
     texts = {"name": entry.get("name", entry.get("own")), "own": entry.get("own", ""), **peers}
+    if texts["name"] is None:
+        raise SettingsError(
+            f"the entry of {', '.join(map(str, peers.values())) or 'nothing'} has no name, expected one beside what is not own"
+        )
     wrong = next((key for key, value in texts.items() if not isinstance(value, str)), None)
     if wrong is not None:
         raise SettingsError(f"{wrong} is {shown(texts[wrong])}, expected a name")

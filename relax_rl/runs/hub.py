@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -26,6 +28,7 @@ __all__ = ["AGENT", "load_from_hub", "push_to_hub", "write_model"]
 AGENT = "agent.safetensors"
 """The file that an agent is loaded from."""
 _ABOUT = "config.json"
+_NAME, _LONGEST_NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_]([\w.-]*[A-Za-z0-9_])?"), 96
 _OF_THIS_MACHINE = ("checkpoint", "env_kwargs", "video")
 """Of an evaluation: where files lie."""
 
@@ -92,18 +95,25 @@ def write_model(
 
     Raises:
         CheckpointError: no such run or checkpoint.
+        SettingsError: that is no name of a repository.
         RelaxRLError: the folder cannot be written to, or has files.
     """
     from relax_rl.runs.agent import load_agent
     from relax_rl.runs.scores import scores_of
 
+    _check_name(repo_id)
     source = RunFolder(Path(run))
     config = read_config(source)
     agent, _ = load_agent(source, checkpoint, "cpu", networks=networks)
     target = _empty(Path(folder))
     agent.save(target / AGENT, optimizer=False)
-    about = {"estimator": agent.name, "step": agent.steps, "env": config.env.env, "agent": asdict(config.agent)}
-    (target / _ABOUT).write_text(json.dumps(about, indent=2, default=str) + "\n", encoding="utf-8")
+    about = {
+        "estimator": agent.name,
+        "step": agent.steps,
+        "env": config.env.env,
+        "agent": _strict(asdict(config.agent)),
+    }
+    (target / _ABOUT).write_text(json.dumps(about, indent=2, default=str, allow_nan=False) + "\n", encoding="utf-8")
     evaluation = scores_of(source, agent, config.env)
     if evaluation is not None:
         kept = {name: x for name, x in evaluation.items() if name not in _OF_THIS_MACHINE}
@@ -114,6 +124,18 @@ def write_model(
     card = model_card(config, agent.name, repo_id=repo_id, step=agent.steps, evaluation=evaluation, files=files)
     (target / "README.md").write_text(card, encoding="utf-8")
     return f"{agent.name} after {agent.steps} steps"
+
+
+def _strict(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as any reader of JSON takes them, which has no infinity."""
+    return {name: str(x) if isinstance(x, float) and not math.isfinite(x) else x for name, x in settings.items()}
+
+
+def _check_name(repo_id: str) -> None:
+    """Raises SettingsError for what the hub takes for no name of a repository."""
+    parts = repo_id.split("/")
+    if len(parts) != 2 or not all(map(_NAME.fullmatch, parts)) or len(repo_id) > _LONGEST_NAME:
+        raise SettingsError(f"repo_id is {repo_id!r}, expected user/name")
 
 
 def _empty(folder: Path) -> Path:

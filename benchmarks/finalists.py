@@ -115,6 +115,7 @@ _PASSES = {
 }
 """Rollouts and passes as PPO has them."""
 _FAR = {"gamma": "0.999", "log_std_init": "0", "entropy_target": "0"}
+_CENTRED = {"center_advantage": "true", "scale_advantage": "true"}
 _FAST = {"policy_lr": "0.001", "value_lr": "0.001"}
 FINALISTS: dict[str, Round] = {
     "untold": Round(
@@ -165,6 +166,16 @@ FINALISTS: dict[str, Round] = {
             "squared error, 16 passes": _lander(5, critic_loss="mse", epochs="16"),
             "squared error, minibatches of 64": _lander(5, critic_loss="mse", minibatch_size="64"),
             "squared error, 64-64, rates 0.001": _lander(5, critic_loss="mse", hidden="64x64", **_FAST),
+        },
+        steps=250_000,
+        preset=False,
+    ),
+    # Advantages of mean 0 taught most in the first 50,000 steps.
+    "lander-third": Round(
+        finalists={
+            "advantages centred, scaled": _lander(5, **_CENTRED),
+            "squared error, advantages centred, scaled": _lander(5, critic_loss="mse", **_CENTRED),
+            "squared error, advantages centred": _lander(5, critic_loss="mse", center_advantage="true"),
         },
         steps=250_000,
         preset=False,

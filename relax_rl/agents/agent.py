@@ -166,8 +166,6 @@ class ActorCritic(SavedActor):
         if self.return_spread is not None:
             self.return_spread.tell((self.value, self.surrogate), self.reward_unit)
 
-    # Learning
-
     def join(self, workers: Workers) -> None:
         """Learn together with the same agent in other processes, from the state of the first one.
 
@@ -332,7 +330,8 @@ class ActorCritic(SavedActor):
         else:
             acted = forward(seen, rows, recalled)
         shard = shard_of_rollout(self.workers, rollout.num_steps, rollout.num_envs, self.device)
-        how: dict[str, Any] = {"config": config, "shard": shard, "reward_scale": self.reward_unit}
+        how: dict[str, Any] = {"config": config, "shard": shard, "workers": self.workers}
+        how["reward_scale"] = self.reward_unit
         coef = self.learner.multipliers.entropy_coef(self.schedule_factor(config.entropy_schedule))
         if config.soft_returns:
             how["bonus"] = entropy_bonus(config, self.policy, acted.params, rollout.mask, coef)

@@ -54,7 +54,16 @@ def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
         ("marginal", {"max_grad_norm": math.inf}),
         ("relax", {"surrogate_scale": "fitted"}),
         ("a2c", {"value_replay": 2, "normalize_obs": True}),
-        ("relax", {**PASSES, "scale_advantage": True, "normalize_reward": True, "entropy_coef": 0.05}),
+        (
+            "relax",
+            {
+                **PASSES,
+                "center_advantage": True,
+                "scale_advantage": True,
+                "normalize_reward": True,
+                "entropy_coef": 0.05,
+            },
+        ),
         ("relax", {"value_replay": 1, **PASSES}),
         ("relax", {**PASSES, "kl_bound": 0.001, "entropy_target": 0.5}),
         ("lax", {"epochs": 3, "kl_bound": 0.001, "kl_form": "penalty", "kl_schedule": "linear", "multiplier_lr": 0.3}),

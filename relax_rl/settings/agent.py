@@ -214,10 +214,9 @@ class AgentConfig:
             self.check_one_torso()
 
     def _check_units(self) -> None:
-        if self.scale_advantage and self.normalize_advantage:
-            raise SettingsError(
-                "scale_advantage is True, expected False beside normalize_advantage; leave one of them off"
-            )
+        for name in ("center_advantage", "scale_advantage"):
+            if getattr(self, name) and self.normalize_advantage:
+                raise SettingsError(f"{name} is True, expected False beside normalize_advantage; leave one of them off")
         if not self.soft_returns:
             return
         if not self.entropy_coef and self.entropy_target is None:

@@ -22,12 +22,14 @@ class Finalist:
         contestant: whose trial it is.
         trial: its number in the table; None: no trial, all settings are `changed`.
         changed: what the finalist has otherwise, where it is a variant.
+        estimator: in place of the contestant's, if it is to be another.
     """
 
     search: str
     contestant: str
     trial: int | None
     changed: Mapping[str, str] = field(default_factory=dict)
+    estimator: str = ""
 
     def settings(self) -> dict[str, str]:
         """All that the search has set for the trial, and what is changed.
@@ -176,6 +178,20 @@ FINALISTS: dict[str, Round] = {
             "advantages centred, scaled": _lander(5, **_CENTRED),
             "squared error, advantages centred, scaled": _lander(5, critic_loss="mse", **_CENTRED),
             "squared error, advantages centred": _lander(5, critic_loss="mse", center_advantage="true"),
+        },
+        steps=250_000,
+        preset=False,
+    ),
+    # What `auto` would take with these settings.
+    "lander-relax": Round(
+        finalists={
+            "V 5 as RELAX": Finalist(
+                search="lander",
+                contestant="V",
+                trial=5,
+                changed={"surrogate_scale": "fitted", "surrogate_lr": "0.0003"},
+                estimator="relax",
+            )
         },
         steps=250_000,
         preset=False,

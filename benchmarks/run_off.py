@@ -29,7 +29,7 @@ UNNAMED = "untold"
 def _contestant(label: str, finalist: Finalist) -> str:
     """As `compare` takes it: what the search had as contestant, with the trial's settings."""
     known = {text.partition("=")[0]: text for text in SEARCHES[finalist.search].contestants}
-    text = known[finalist.contestant].removeprefix(f"{finalist.contestant}=")
+    text = finalist.estimator or known[finalist.contestant].removeprefix(f"{finalist.contestant}=")
     settings = ",".join(f"{name}={value}" for name, value in finalist.settings().items())
     return f"{label}={text}{',' if ':' in text else ':'}{settings}"
 

@@ -196,6 +196,17 @@ FINALISTS: dict[str, Round] = {
         steps=250_000,
         preset=False,
     ),
+    # The three that were ahead, on more seeds.
+    "lander-last": Round(
+        finalists={
+            "V 5": _lander(5),
+            "V 5, squared error": _lander(5, critic_loss="mse"),
+            "squared error, advantages normalised": _lander(5, critic_loss="mse", normalize_advantage="true"),
+        },
+        steps=250_000,
+        seeds=6,
+        preset=False,
+    ),
     "locomotion-halves": Round(
         finalists={
             "V": _walker(),

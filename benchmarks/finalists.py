@@ -56,6 +56,7 @@ class Round:
         steps: of a run; None: of the search.
         seeds: runs of each on each task.
         peers: of `compare`, that meet them.
+        commit: the last one that has their settings, if that is not the present one: such a round is reported only.
         preset: whether the one that a winner would replace meets them, where the tasks have one.
     """
 
@@ -65,6 +66,7 @@ class Round:
     seeds: int = 2
     peers: tuple[str, ...] = ()
     preset: bool = True
+    commit: str | None = None
 
     @property
     def search(self) -> str:
@@ -180,6 +182,7 @@ FINALISTS: dict[str, Round] = {
             "squared error, advantages centred": _lander(5, critic_loss="mse", center_advantage="true"),
         },
         steps=250_000,
+        commit="9860a59",
         preset=False,
     ),
     # What `auto` would take with these settings.
@@ -193,6 +196,12 @@ FINALISTS: dict[str, Round] = {
                 estimator="relax",
             )
         },
+        steps=250_000,
+        preset=False,
+    ),
+    # In the unit of what advantages have been, a bonus that was too much.
+    "lander-entropy": Round(
+        finalists={"V 5, entropy 0.01, advantages scaled": _lander(5, entropy_coef="0.01", scale_advantage="true")},
         steps=250_000,
         preset=False,
     ),

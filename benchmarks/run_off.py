@@ -54,6 +54,7 @@ MATCHES = {
         peers=each.peers,
         seeds=each.seeds,
         first_seed=FIRST_SEED,
+        commit=each.commit,
     )
     for name, each in FINALISTS.items()
     for env in each.tasks or SEARCHES[each.search].anchors

@@ -171,7 +171,7 @@ def test_more_than_a_peer_below_zero_is_above_it() -> None:
 
 
 def test_finalists_are_what_their_searches_had() -> None:
-    for match in RUN_OFFS.values():
+    for match in (each for each in RUN_OFFS.values() if each.commit is None):
         for text in match.contestants:
             contestant = read_contestant(text)
             preset_config(match.env, contestant.kind, **{**match.settings, **contestant.settings})

@@ -58,7 +58,6 @@ def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
             "relax",
             {
                 **PASSES,
-                "center_advantage": True,
                 "scale_advantage": True,
                 "normalize_reward": True,
                 "entropy_coef": 0.05,

@@ -63,7 +63,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "relax, epochs, scaled": (
         "CartPole-v1",
         "relax",
-        {**NORMALIZED, **EPOCHS, "center_advantage": True, "scale_advantage": True, "entropy_coef": 0.01},
+        {**NORMALIZED, **EPOCHS, "scale_advantage": True, "entropy_coef": 0.01},
     ),
     "relax, value replay": ("CartPole-v1", "relax", {**NORMALIZED, "value_replay": 2}),
     "relax, epochs, memory": ("CartPole-v1", "relax", {**NORMALIZED, **EPOCHS, "memory": "gru", "memory_size": 8}),

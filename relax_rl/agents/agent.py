@@ -330,8 +330,7 @@ class ActorCritic(SavedActor):
         else:
             acted = forward(seen, rows, recalled)
         shard = shard_of_rollout(self.workers, rollout.num_steps, rollout.num_envs, self.device)
-        how: dict[str, Any] = {"config": config, "shard": shard, "workers": self.workers}
-        how["reward_scale"] = self.reward_unit
+        how: dict[str, Any] = {"config": config, "shard": shard, "reward_scale": self.reward_unit}
         coef = self.learner.multipliers.entropy_coef(self.schedule_factor(config.entropy_schedule))
         if config.soft_returns:
             how["bonus"] = entropy_bonus(config, self.policy, acted.params, rollout.mask, coef)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,10 +13,10 @@ from relax_rl.agents.return_spread import Spread
 from relax_rl.agents.returns import gae, values_in_time
 from relax_rl.agents.rollouts import Rollout
 from relax_rl.agents.shards import Shard
-from relax_rl.compute.distributed import ALONE, Workers
+from relax_rl.compute.distributed import Workers
 from relax_rl.settings.config import AgentConfig
 
-__all__ = ["Batch", "centred", "in_unit_of", "make_batch", "standardized"]
+__all__ = ["Batch", "in_unit_of", "make_batch", "standardized"]
 
 _NO_VARIANCE = 1e-6
 """Variance of advantages relative to their mean square, below which they are all the same up to rounding."""
@@ -111,7 +110,6 @@ def make_batch(
     *,
     config: AgentConfig,
     shard: Shard,
-    workers: Workers = ALONE,
     reward_scale: float = 1.0,
     bonus: Tensor | None = None,
 ) -> Batch:
@@ -123,7 +121,6 @@ def make_batch(
         value: `[(T + 1) N + K]` V of all observations, then of the final ones, without graph.
         config: says gamma, lambda and where rewards are clipped.
         shard: which rows these are among those of all workers.
-        workers: all of them.
         reward_scale: factor of the clipped rewards.
         bonus: `[B]` what is added to the scaled rewards.
     """
@@ -145,38 +142,19 @@ def make_batch(
         gamma=config.gamma,
         gae_lambda=config.gae_lambda,
     )
-    return_ = advantage.flatten().to(device) + value[: steps * num_envs]
-    if config.center_advantage:
-        advantage = centred(advantage, rollout.valid, workers)
     advantage = advantage.flatten().to(device)
     return Batch(
         obs=obs,
         action=rollout.action.flatten(0, 1).to(device),
         noise=rollout.noise.flatten(0, 1).to(device),
         advantage=advantage,
-        return_=return_,
+        return_=advantage + value[: steps * num_envs],
         weight=rollout.valid.flatten().to(device, advantage.dtype),
         shard=shard,
         group=shard.every_other(steps, device) if config.residual_weight == "adaptive" else None,
         mask=None if rollout.mask is None else rollout.mask.flatten(0, 1).to(device),
         memory=None if rollout.memory is None else rollout.memory.first(steps).to(device),
     )
-
-
-def centred(advantage: Tensor, valid: Tensor, workers: Workers) -> Tensor:
-    """Advantages less the mean of all other environments', of all workers: a baseline that does not depend on the actions of one's own.
-
-    What V has wrong everywhere goes, as with the mean of a minibatch, which every row is part of. A single environment keeps its own.
-
-    Args:
-        advantage, valid: `[T, N]`, and which rows are transitions.
-        workers: all of them.
-    """
-    ok = valid.numpy()
-    own = np.stack([np.where(ok, advantage.numpy(), 0.0).sum(0, dtype=np.float64), ok.sum(0)])  # [2, N]
-    total, count = workers.gather(own.sum(1)).sum(0)[:, None] - own
-    mean = torch.from_numpy(total / np.maximum(count, 1.0)).to(advantage.dtype)
-    return torch.where(valid, advantage - mean, 0.0)
 
 
 def in_unit_of(spread: Spread, batch: Batch, signal: str, reward_unit: float, workers: Workers) -> Batch:

@@ -68,9 +68,8 @@ class Learner:
         *,
         own_networks: bool = False,
     ) -> None:
-        for name in ("normalize_advantage", "center_advantage"):
-            if getattr(config, name) and estimator.signal != "advantage":
-                raise SettingsError(f"{name} is True, but {estimator.name!r} has no advantages; leave it off")
+        if config.normalize_advantage and estimator.signal != "advantage":
+            raise SettingsError(f"normalize_advantage is True, but {estimator.name!r} has no advantages; leave it off")
         self._own_networks = own_networks
         self.networks, self.estimator, self.config, self.generator = networks, estimator, config, generator
         self.workers: Workers = ALONE

@@ -42,8 +42,6 @@ class AgentConfig:
     """GAE lambda, from one-step TD errors (0) to the observed rewards up to the rollout's end or a truncation, and V behind it (1)."""
     normalize_advantage: bool = False
     """Advantages of each step of the policy, of a minibatch in passes, with mean 0 and standard deviation 1, as PPO's code has them; the estimate is biased by it."""
-    center_advantage: bool = False
-    """Subtract from the advantages the mean of all other environments': what V has wrong everywhere goes, and no bias comes in."""
     scale_advantage: bool = False
     """Divide the policy's gradient by the root mean square of the advantages of recent rollouts: entropy bonus, trust region and clipping then weigh alike, however large rewards are; the first rollout counts by its own."""
     policy_lr: float = setting(1e-3, above=0.0, cap=1e3)
@@ -214,9 +212,10 @@ class AgentConfig:
             self.check_one_torso()
 
     def _check_units(self) -> None:
-        for name in ("center_advantage", "scale_advantage"):
-            if getattr(self, name) and self.normalize_advantage:
-                raise SettingsError(f"{name} is True, expected False beside normalize_advantage; leave one of them off")
+        if self.scale_advantage and self.normalize_advantage:
+            raise SettingsError(
+                "scale_advantage is True, expected False beside normalize_advantage; leave one of them off"
+            )
         if not self.soft_returns:
             return
         if not self.entropy_coef and self.entropy_target is None:

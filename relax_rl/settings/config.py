@@ -146,7 +146,7 @@ class TrainConfig:
         "what everyone sets": "env estimator total_steps seed num_envs stop_at_return preset resume run_dir device",
         "rollouts and returns": (
             "num_steps gamma gae_lambda soft_returns reward_clip normalize_reward normalize_obs normalize_keys obs_clip obs_std_floor "
-            "normalize_advantage center_advantage scale_advantage"
+            "normalize_advantage scale_advantage"
         ),
         "optimisation": ("policy_lr value_lr lr_schedule optimizer epochs minibatch_size value_coef max_grad_norm"),
         "trust region and entropy": (

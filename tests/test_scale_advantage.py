@@ -1,4 +1,4 @@
-"""Advantages in units of what they have been, and less what other environments have."""
+"""Advantages in units of what they have been."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import pytest
 import torch
 
 from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Reinforce
-from relax_rl.agents.batch import centred
 from relax_rl.agents.gradients import Objective, gradients
-from relax_rl.compute.distributed import ALONE
 from relax_rl.errors import SettingsError
 from relax_rl.settings.config import AgentConfig
 from tests.steps import BOX, DISCRETE, OBS, PASSES, rollout_for, shake, watch_steps
@@ -77,40 +75,6 @@ def test_however_large_rewards_are_the_policy_takes_the_same_steps(settings: dic
     torch.testing.assert_close(*policies, rtol=1e-3, atol=1e-5)
 
 
-def test_advantages_are_centred_by_all_other_environments() -> None:
-    """Rows that are none neither count nor get anything; returns stay what they are, and so does a single environment."""
-    made = replace(
-        rollout_for(agent_for(A2C)), valid=torch.rand(6, 4, generator=torch.Generator().manual_seed(0)) > 0.3
-    )
-    plain, found = (A2C(OBS, DISCRETE, seed=0, center_advantage=on).batch(made)[0] for on in (False, True))
-    assert torch.equal(plain.return_, found.return_)
-    before, after = plain.advantage.view(6, 4), found.advantage.view(6, 4)
-    for env in range(4):
-        others = [k for k in range(4) if k != env]
-        mean = before[:, others][made.valid[:, others]].mean()
-        torch.testing.assert_close(after[:, env], torch.where(made.valid[:, env], before[:, env] - mean, 0.0))
-    alone = torch.randn(6, 1)
-    assert torch.equal(centred(alone, torch.ones(6, 1, dtype=torch.bool), ALONE), alone)
-
-
-def test_what_is_subtracted_does_not_move_the_gradient() -> None:
-    """A z-test that sees 1% of the estimate's deviation; the mean over all rows, one's own among them, is far outside it."""
-    generator, groups, steps, num_envs, p = torch.Generator().manual_seed(0), 40_000, 3, 2, 0.3
-    action = (torch.rand(groups, steps, num_envs, generator=generator) < p).double()
-    score = action - p
-    advantage = 1.0 + action.flip(1).cumsum(1).flip(1)  # one's own action and all later ones
-    valid = torch.ones(steps, num_envs, dtype=torch.bool)
-    left = torch.stack([centred(each, valid, ALONE) for each in advantage])
-    for subtracted, fair in ((advantage - left, True), (advantage.mean((1, 2), keepdim=True), False)):
-        added = (subtracted * score).sum((1, 2))
-        error = float(added.std()) / math.sqrt(groups)
-        assert error < 0.01 * float((advantage * score).sum((1, 2)).std())
-        assert (abs(float(added.mean())) < 4.0 * error) is fair
-
-
 def test_one_unit_at_a_time() -> None:
-    for name in ("scale_advantage", "center_advantage"):
-        with pytest.raises(SettingsError, match=f"{name} is True, expected False beside normalize_advantage"):
-            AgentConfig(normalize_advantage=True, **{name: True})
-    with pytest.raises(SettingsError, match="center_advantage is True, but 'reinforce' has no advantages"):
-        agent_for(Reinforce, center_advantage=True)
+    with pytest.raises(SettingsError, match="scale_advantage is True, expected False beside normalize_advantage"):
+        AgentConfig(scale_advantage=True, normalize_advantage=True)

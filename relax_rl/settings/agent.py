@@ -43,7 +43,7 @@ class AgentConfig:
     normalize_advantage: bool = False
     """Advantages of each step of the policy, of a minibatch in passes, with mean 0 and standard deviation 1, as PPO's code has them; the estimate is biased by it."""
     scale_advantage: bool = False
-    """Divide the policy's gradient by the root mean square of the advantages of recent rollouts: entropy bonus, trust region and clipping then weigh alike, however large rewards are; the first rollout counts by its own."""
+    """Divide the policy's gradient by the root mean square of the advantages of recent rollouts: the entropy bonus then weighs the same, however large rewards are and however well V knows them; the first rollout counts by its own."""
     policy_lr: float = setting(1e-3, above=0.0, cap=1e3)
     """Learning rate of the policy (and of a torso that it shares with the value function)."""
     value_lr: float = setting(1e-3, above=0.0, cap=1e3)

@@ -58,7 +58,7 @@ OTHERS = {
         "--data-dir",
     ),
     *("--other", "--algo", "--help", "--version", "--backend", "--index-url", "--extra-index-url"),
-    *("--env", "--busy", "--not-tried", "--speed", "--write"),
+    *("--env", "--busy", "--not-tried", "--push", "--speed", "--write"),
     "--project",  # trackio
     *("--job-name", "--array", "--cpus-per-task", "--mem", "--time", "--signal", "--requeue"),  # sbatch
     *("--nodes", "--ntasks-per-node"),

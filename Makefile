@@ -28,7 +28,7 @@ lint: $(VENV)/.installed-test
 
 # The documents as a site, in build/site; `make test` builds it too.
 site: $(VENV)/.installed-test
-	$(BIN)/mkdocs build --strict --site-dir build/site
+	$(BIN)/mkdocs build --strict
 
 # The site of this version beside those of others, on the branch gh-pages of this repository, which ARGS=--push pushes.
 RELEASE ?= $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' relax_rl/__init__.py)

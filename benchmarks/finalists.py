@@ -158,7 +158,6 @@ FINALISTS: dict[str, Round] = {
             "q 5, w 0.3": _lander(5, "q", residual_weight="0.3"),
         },
         steps=250_000,
-        seeds=3,
     ),
     # By squared error V 5 was ahead, and from normalised advantages it learned most early on.
     "lander-second": Round(

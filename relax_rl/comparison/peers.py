@@ -212,9 +212,9 @@ def defaults_of(kind: str, names: Collection[str]) -> dict[str, Any]:
 def check_arguments(kind: str, settings: Mapping[str, Any]) -> None:
     """Raises SettingsError for arguments that a peer's algorithm does not have, and for values that it cannot take."""
     for name, default in (defaults_of(kind, settings) if settings else {}).items():
-        value, expected = settings[name], _expected(name, default)
-        if expected and not _fits(name, value, default):
-            raise SettingsError(f"{name} of {kind} is {value!r}, expected {expected}")
+        expected, fits = _allowed(name, settings[name], default)
+        if not fits:
+            raise SettingsError(f"{name} of {kind} is {settings[name]!r}, expected {expected}")
 
 
 _SHARES = ("gamma", "gae_lambda", "tau")
@@ -224,26 +224,20 @@ _OR_NONE = ("learning_starts",)
 """Counts that may be 0."""
 
 
-def _expected(name: str, default: Any) -> str:
-    """What values an argument takes, by its default; nothing where that does not say it."""
+def _allowed(name: str, value: Any, default: Any) -> tuple[str, bool]:
+    """What an argument takes, by its default, and whether it takes this value; any where that does not say it."""
     if isinstance(default, bool):
-        return "true or false"
+        return "true or false", isinstance(value, bool)
     if isinstance(default, int):
-        least = "0" if name in _OR_NONE else "1, or -1" if name in _OR_MINUS_ONE else "1"
-        return f"a whole number of at least {least}"
+        least, beside = int(name not in _OR_NONE), name in _OR_MINUS_ONE
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        told = f"a whole number of at least {least}{', or -1' if beside else ''}"
+        return told, whole and (value >= least or (beside and value == -1))
     if isinstance(default, float):
-        return "a number between 0 and 1" if name in _SHARES else "a number of at least 0"
-    return ""
-
-
-def _fits(name: str, value: Any, default: Any) -> bool:
-    """See `_expected`."""
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
-    if isinstance(default, int):
-        least = 0 if name in _OR_NONE else 1
-        return isinstance(value, int) and (value >= least or (value == -1 and name in _OR_MINUS_ONE))
-    return isinstance(value, (int, float)) and 0.0 <= value <= (1.0 if name in _SHARES else sys.float_info.max)
+        most, told = (1.0, "between 0 and 1") if name in _SHARES else (sys.float_info.max, "of at least 0")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return f"a number {told}", number and 0.0 <= value <= most
+    return "", True
 
 
 def _noted(peer: Peer, note: str) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -14,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from relax_rl.compute.installation import install_line
+from relax_rl.compute.serialization import write_json
 from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.model_card import model_card
@@ -107,28 +106,18 @@ def write_model(
     agent, _ = load_agent(source, checkpoint, "cpu", networks=networks)
     target = _empty(Path(folder))
     agent.save(target / AGENT, optimizer=False)
-    about = {
-        "estimator": agent.name,
-        "step": agent.steps,
-        "env": config.env.env,
-        "agent": _strict(asdict(config.agent)),
-    }
-    (target / _ABOUT).write_text(json.dumps(about, indent=2, default=str, allow_nan=False) + "\n", encoding="utf-8")
+    about = {"estimator": agent.name, "step": agent.steps, "env": config.env.env, "agent": asdict(config.agent)}
+    write_json(target / _ABOUT, about)
     evaluation = scores_of(source, agent, config.env)
     if evaluation is not None:
         kept = {name: x for name, x in evaluation.items() if name not in _OF_THIS_MACHINE}
-        (target / "evaluation.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        write_json(target / "evaluation.json", kept)
     for name, picture in _pictures(source):
         (target / name).write_bytes(_content(picture))
     files = sorted(path.name for path in target.iterdir())
     card = model_card(config, agent.name, repo_id=repo_id, step=agent.steps, evaluation=evaluation, files=files)
     (target / "README.md").write_text(card, encoding="utf-8")
     return f"{agent.name} after {agent.steps} steps"
-
-
-def _strict(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as any reader of JSON takes them, which has no infinity."""
-    return {name: str(x) if isinstance(x, float) and not math.isfinite(x) else x for name, x in settings.items()}
 
 
 def _check_name(repo_id: str) -> None:

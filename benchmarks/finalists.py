@@ -94,8 +94,9 @@ def _walker(contestant: str = "V", *, squash: bool = True, **changed: str) -> Fi
     return Finalist(search="locomotion", contestant=contestant, trial=None, changed=recipe)
 
 
-def _classic(recipe: Mapping[str, str], **changed: str) -> Finalist:
-    return Finalist(search="classic-continuous", contestant="V", trial=None, changed={**recipe, **changed})
+def _classic(recipe: Mapping[str, str], *, estimator: str = "", **changed: str) -> Finalist:
+    settings = {**recipe, **changed}
+    return Finalist(search="classic-continuous", contestant="V", trial=None, changed=settings, estimator=estimator)
 
 
 _SMALL = {
@@ -118,6 +119,8 @@ _PASSES = {
     "lr_schedule": "linear",
 }
 """Rollouts and passes as PPO has them."""
+_SURROGATE = {"surrogate_scale": "fitted", "surrogate_lr": "0.001"}
+"""Of LAX with the settings of an A2C."""
 _FAR = {"gamma": "0.999", "log_std_init": "0", "entropy_target": "0"}
 _CENTRED = {"center_advantage": "true", "scale_advantage": "true"}
 _FAST = {"policy_lr": "0.001", "value_lr": "0.001"}
@@ -246,6 +249,17 @@ FINALISTS: dict[str, Round] = {
         steps=100_000,
         peers=("sb3-ppo",),
     ),
+    # The one that was ahead, and what `auto` would take with its settings.
+    "pendulum-second": Round(
+        finalists={
+            "bound 0.05": _classic(_SMALL, gamma="0.9"),
+            "bound 0.05 as LAX": _classic(_SMALL, gamma="0.9", estimator="lax", **_SURROGATE),
+        },
+        tasks=("Pendulum-v1",),
+        steps=100_000,
+        seeds=6,
+        preset=False,
+    ),
     "mountain-car": Round(
         finalists={
             "passes": _classic(_PASSES, gamma="0.999"),
@@ -257,6 +271,20 @@ FINALISTS: dict[str, Round] = {
         tasks=("MountainCarContinuous-v0",),
         steps=100_000,
         peers=("sb3-ppo",),
+    ),
+    # PPO is at the goal in its first episodes: its one environment wastes none, and its noise has memory.
+    "mountain-car-second": Round(
+        finalists={
+            "passes, 1 environment": _classic(_PASSES, gamma="0.999", num_envs="1"),
+            "passes, 1 environment, deviation e": _classic(_PASSES, gamma="0.999", num_envs="1", log_std_init="1"),
+            "passes, deviation e": _classic(_PASSES, gamma="0.999", log_std_init="1"),
+            "passes, rollouts of 64": _classic(_PASSES, gamma="0.999", num_steps="64"),
+            "bound 0.1, 1 environment": _classic(_SMALL, kl_bound="0.1", num_envs="1", num_steps="256", **_FAR),
+            "passes as LAX": _classic(_PASSES, gamma="0.999", estimator="lax", **_SURROGATE),
+        },
+        tasks=("MountainCarContinuous-v0",),
+        steps=100_000,
+        preset=False,
     ),
 }
 """By name; seeds of all rounds begin at `FIRST_SEED`."""

@@ -85,6 +85,8 @@ def test_every_contestant_has_its_trials_and_runs_with_the_best(finished):
         config = json.loads((finished / "runs" / f"CartPole-v1-{label}-s0" / "config.json").read_text())
         used = {**config["peer"]["settings"], **config["peer"]["linear"]} if label == "sb3-a2c" else config["agent"]
         assert {name: used[name] for name in best["settings"]} == best["settings"]
+        if label == "sb3-a2c":
+            assert config["peer"] == entry["peer"], "what the report tells of a peer is what it was trained with"
     assert about["few"]["settings"]["num_envs"] == 4
 
 
@@ -132,6 +134,10 @@ def test_seeds_under_a_changed_preset_are_refused(tmp_path, capsys, monkeypatch)
     assert "was trained with policy_lr 0.001, now 0.5: the preset has changed" in said and said.count("\n") == 1
     own["policy_lr"] = 1e-3
     assert main(["compare", "--resume", str(folder), "--seeds", "2", "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "--resume", str(folder), "--seeds", "1", "--quiet"]) == 0
+    told = "not counted, their seeds were not asked for: CartPole-v1-a2c-s1, CartPole-v1-sb3-a2c-s1"
+    assert capsys.readouterr().err.splitlines() == [told]
 
 
 def test_an_interrupted_comparison_of_agents_that_see_images_goes_on(tmp_path, capsys):
@@ -226,6 +232,7 @@ def test_a_comparison_goes_on_after_ctrl_c_and_after_a_kill(tmp_path, capsys, mo
         thread.join()
     out, err = capsys.readouterr()
     assert code == 130 and err == ""
+    assert "stopping: 1 at work save what they have, the rest is not begun" in out
     assert out.splitlines()[-1].endswith("compare --resume it --env gymnasium:CartPole-v1")
     stopped = max(run.glob("checkpoints/step_*")).name
     assert not (run / "outcome.json").exists()

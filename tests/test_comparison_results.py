@@ -6,17 +6,19 @@ import csv
 import json
 import math
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from relax_rl.comparison import figures
+from relax_rl.comparison import figures, report
 from relax_rl.comparison.config import CompareConfig, write_settings
 from relax_rl.comparison.frozen_variance import choose_snapshots
 from relax_rl.comparison.process import last_row
 from relax_rl.comparison.report import markdown
 from relax_rl.comparison.results import aggregate, read_run, read_variances, summarise
+from relax_rl.comparison.statistics import improvement
 from relax_rl.comparison.task import read_outcome
 from relax_rl.comparison.task_scores import curve_mean
 from relax_rl.errors import CheckpointError
@@ -254,6 +256,24 @@ def test_every_figure_of_the_report_can_be_drawn(runs, tmp_path):
     figures.plot_variance(tmp_path / "variance.png", "A", result["variance"]["A"])
     for name in ("curves", "solved", "scores", "improvement", "variance"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pairs_of_many_contestants_stand_in_a_square(tmp_path):
+    labels = [f"c{k}" for k in range(7)]
+    scores = {label: [float(k), k + 0.5, k + 2.0] for k, label in enumerate(labels)}
+    pairs = [
+        {"x": x, "y": y, **asdict(improvement([(scores[x], scores[y])]))}
+        for place, x in enumerate(labels)
+        for y in labels[place + 1 :]
+    ]
+    head, _, *rows, _, below = report._pairs(pairs)
+    assert head == "| P(row > column) | 1 | 2 | 3 | 4 | 5 | 6 | 7 |" and "interval" in below
+    # 0, 0.5, 2 against 1, 1.5, 3: one of three is above two of three, and the other way round.
+    assert rows[0].startswith("| 1: c0 |  | 0.22 |") and rows[1].startswith("| 2: c1 | 0.78 |  | 0.22 |")
+    assert rows[6].startswith("| 7: c6 | **1.00** | **1.00** |")
+    assert report._pairs(pairs[:2])[0] == "| pair | probability of improvement |"
+    figures.plot_improvement(tmp_path / "square.png", "A", pairs)
+    assert (tmp_path / "square.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_contestants_can_be_told_apart():

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relax_rl.comparison.report import solved_by_any
+import numpy as np
+
+from relax_rl.comparison.report import certain, of_many, solved_by_any
 from relax_rl.runs.plotting import count_in_thousands, make_figure, name_rows, write_figure
 
 if TYPE_CHECKING:
@@ -172,12 +174,14 @@ def plot_scores(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
 
 
 def plot_improvement(path: Path, title: str, pairs: Sequence[Mapping[str, Any]]) -> None:
-    """Probability of improvement of each pair, with its interval."""
+    """Probability of improvement of each pair: with its interval, or of many contestants in a square."""
+    if (labels := of_many(pairs)) is not None:
+        _square(path, title, pairs, labels)
+        return
     figure = make_figure(7.5, 1.7 + 0.42 * len(pairs))
     axes = figure.subplots()
     for place, pair in enumerate(pairs):
-        certain = pair["low"] > 0.5 or pair["high"] < 0.5
-        _interval(axes, place, pair, "#3b75af" if certain else "0.45")
+        _interval(axes, place, pair, "#3b75af" if certain(pair) else "0.45")
     axes.axvline(0.5, color="0.4", linestyle="--", linewidth=1, zorder=0)
     axes.set_xlim(-0.03, 1.03)
     name_rows(axes, [f"{pair['x']} > {pair['y']}" for pair in pairs])
@@ -185,6 +189,27 @@ def plot_improvement(path: Path, title: str, pairs: Sequence[Mapping[str, Any]])
     _finish(
         path, figure, title, "probability of improvement with its 95% bootstrap interval, blue where 1/2 lies outside"
     )
+
+
+def _square(path: Path, title: str, pairs: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
+    """Every contestant's row against every other's column."""
+    places = {label: place for place, label in enumerate(labels)}
+    found = np.full((len(labels), len(labels)), np.nan)
+    size = 0.55 * len(labels)
+    figure = make_figure(size + 3.5, size + 1.6)
+    axes = figure.subplots()
+    for pair in pairs:
+        x, y = places[pair["x"]], places[pair["y"]]
+        for row, column, value in ((x, y, pair["value"]), (y, x, 1.0 - pair["value"])):
+            found[row, column] = value
+            style = {"weight": "bold"} if certain(pair) else {"color": "0.35"}
+            axes.annotate(f"{value:.2f}", (column, row), ha="center", va="center", size=8, **style)
+    axes.imshow(found, cmap="PuOr_r", vmin=-0.6, vmax=1.6, aspect="auto")
+    rows = [f"{label}  {place}" for place, label in enumerate(labels, 1)]
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(rows)), [str(place) for place in range(1, len(rows) + 1)])
+    figure.supxlabel("P(row > column): a run of the row ends with the higher score", fontsize="medium")
+    _finish(path, figure, title, "probability of improvement, bold where 1/2 lies outside its 95% bootstrap interval")
 
 
 def plot_variance(path: Path, env: str, stages: Mapping[str, Mapping[str, Any]]) -> None:

@@ -9,7 +9,10 @@ from typing import Any
 from relax_rl.comparison.contestants import file_names
 from relax_rl.comparison.trials import best_trial
 
-__all__ = ["markdown", "solved_by_any"]
+__all__ = ["certain", "markdown", "of_many", "solved_by_any"]
+
+_MOST_IN_A_LIST = 6
+"""Contestants whose pairs stand in a list, each with its interval: of more there are more than twenty pairs."""
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -95,8 +98,28 @@ def _row(label: str, entry: Mapping[str, Any]) -> list[str]:
 
 
 def _pairs(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = [[f"P({pair['x']} > {pair['y']})", _interval(pair, ".2f")] for pair in pairs]
-    return _table(["pair", "probability of improvement"], rows)
+    if (labels := of_many(pairs)) is None:
+        rows = [[f"P({pair['x']} > {pair['y']})", _interval(pair, ".2f")] for pair in pairs]
+        return _table(["pair", "probability of improvement"], rows)
+    found = {}
+    for pair in pairs:
+        mark = "**" if certain(pair) else ""
+        found[pair["x"], pair["y"]] = f"{mark}{pair['value']:.2f}{mark}"
+        found[pair["y"], pair["x"]] = f"{mark}{1.0 - pair['value']:.2f}{mark}"
+    head = ["P(row > column)", *(str(place) for place in range(1, len(labels) + 1))]
+    rows = [[f"{place}: {x}", *(found.get((x, y), "") for y in labels)] for place, x in enumerate(labels, 1)]
+    return [*_table(head, rows), "", "Bold: 1/2 lies outside its 95% interval, which `comparison.json` has."]
+
+
+def certain(pair: Mapping[str, float]) -> bool:
+    """Whether 1/2 lies outside the interval of a probability of improvement."""
+    return pair["low"] > 0.5 or pair["high"] < 0.5
+
+
+def of_many(pairs: Sequence[Mapping[str, Any]]) -> list[str] | None:
+    """The contestants of more pairs than a list can show, which a square does; None if a list will do."""
+    labels = list(dict.fromkeys(label for pair in pairs for label in (pair["x"], pair["y"])))
+    return labels if len(labels) > _MOST_IN_A_LIST else None
 
 
 def _variance(stem: str, stages: Mapping[str, Any]) -> list[str]:

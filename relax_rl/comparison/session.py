@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -159,6 +160,8 @@ class Session:
             if outcome is not None and outcome["status"] != "finished"
         ]
         results, unreadable = self._results()
+        if others := self._other_runs():
+            progress.warn(f"not counted, their seeds were not asked for: {', '.join(others)}")
         for failure in unreadable:
             progress.warn(f"{failure['run']}: {failure['status']}: {failure['error']}")
         return self._write(results, [*failures, *unreadable], pool.num_workers)
@@ -212,6 +215,17 @@ class Session:
                     found[env.name][contestant.label] += [] if run is None else [run]
         return found, unreadable
 
+    def _other_runs(self) -> list[str]:
+        """Runs that have ended and whose seeds are not those of the options, as after going on with fewer."""
+        found = []
+        for env, contestant in product(self.environments, self.contestants):
+            first = self.folder.run(env.name, contestant, self.config.first_seed)
+            stem = first.name.removesuffix(str(self.config.first_seed))
+            seeds = ((path, path.name.removeprefix(stem)) for path in first.parent.glob(f"{glob.escape(stem)}*"))
+            others = [path for path, seed in seeds if seed.isdecimal() and int(seed) not in self.config.seed_range]
+            found += [path.name for path in sorted(others) if read_outcome(path) is not None]
+        return found
+
     def _write(
         self,
         results: Mapping[str, Mapping[str, Sequence[RunResult]]],
@@ -247,7 +261,10 @@ class Session:
         for contestant in self.contestants:
             tuned = self._contestant_at(env, contestant)
             study = self._studies.get((env.name, contestant.label))
-            peer = peers.planned(env.id, contestant.kind, env.bins, env.total_steps)[0] if contestant.peer else None
+            peer = None
+            if contestant.peer:
+                planned, _ = peers.planned(env.id, contestant.kind, env.bins, env.total_steps)
+                peer = peers.with_overrides(planned, tuned.settings)
             found[contestant.label] = {
                 "kind": contestant.kind,
                 "settings": dict(tuned.settings),

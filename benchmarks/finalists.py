@@ -87,6 +87,11 @@ def _lander(trial: int, contestant: str = "V", **changed: str) -> Finalist:
     return Finalist(search="lander", contestant=contestant, trial=trial, changed=changed)
 
 
+def _lander_continuous(**changed: str) -> Finalist:
+    settings = {**_lander(5).settings(), **changed}
+    return Finalist(search="lander-continuous", contestant="V", trial=None, changed=settings)
+
+
 def _walker(contestant: str = "V", *, squash: bool = True, **changed: str) -> Finalist:
     """The recipe of `benchmarks.factorial` at its middle bound, with rate and bound falling to 0; or without its bounded actions."""
     falling = {"kl_bound": "0.05", "lr_schedule": "linear", "kl_schedule": "linear", "entropy_schedule": "constant"}
@@ -99,11 +104,12 @@ def _classic(recipe: Mapping[str, str], *, estimator: str = "", **changed: str) 
     return Finalist(search="classic-continuous", contestant="V", trial=None, changed=settings, estimator=estimator)
 
 
+_BOUNDED = {**OF_TASK["HalfCheetah-v5"], "entropy_schedule": "constant"}
+"""Actions squashed to their bounds, with a target for their entropy."""
 _SMALL = {
     **{name: value for name, value in RECIPE.items() if name not in ("hidden", "surrogate_hidden")},
-    **OF_TASK["HalfCheetah-v5"],
+    **_BOUNDED,
     "kl_bound": "0.05",
-    "entropy_schedule": "constant",
     "policy_lr": "0.001",
     "value_lr": "0.001",
 }
@@ -217,6 +223,18 @@ FINALISTS: dict[str, Round] = {
         steps=250_000,
         seeds=6,
         preset=False,
+    ),
+    # What was ahead on the lander of four actions, on that of two numbers.
+    "lander-continuous": Round(
+        finalists={
+            "V 5": _lander_continuous(log_std_init="-0.5"),
+            "V 5, bounded actions": _lander_continuous(**_BOUNDED),
+            "V 5, bounded actions, bound 0.05": _lander_continuous(kl_bound="0.05", **_BOUNDED),
+            "V 5, squared error, advantages normalised": _lander_continuous(
+                critic_loss="mse", normalize_advantage="true", log_std_init="-0.5"
+            ),
+        },
+        steps=250_000,
     ),
     "locomotion-halves": Round(
         finalists={

@@ -68,15 +68,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _write_summary() -> None:
     """`results/run_off.md` from the comparisons that are there."""
-    kinds = dict.fromkeys((each.search, each.length) for each in FINALISTS.values())
+    kinds = dict.fromkeys((each.search, each.length, each.tasks) for each in FINALISTS.values())
     intro = [line for kind in kinds for line in _table(*kind)]
     write_summary("The best trials once more", GROUP, MATCHES, intro=intro)
 
 
-def _table(search: str, steps: int) -> list[str]:
+def _table(search: str, steps: int, only: tuple[str, ...] | None) -> list[str]:
     """Means of the curves of a search's finalists, task by task, and their scores where they have played as many tasks as any."""
     anchors = SEARCHES[search].anchors
-    rounds = {name: each for name, each in FINALISTS.items() if (each.search, each.length) == (search, steps)}
+    kind = (search, steps, only)
+    rounds = {name: each for name, each in FINALISTS.items() if (each.search, each.length, each.tasks) == kind}
     found: dict[str, dict[str, float]] = {}
     for name, each in rounds.items():
         for label in (*([PRESET] if _preset(each) else []), *each.finalists, *each.peers):

@@ -251,6 +251,16 @@ FINALISTS: dict[str, Round] = {
         tasks=("HalfCheetah-v5", "Hopper-v5"),
         steps=500_000,
     ),
+    "double-pendulum": Round(
+        finalists={
+            "V": _walker(),
+            "V, small networks": _walker(hidden="64x64", policy_lr="0.001", value_lr="0.001"),
+            "V, gamma 0.98": _walker(gamma="0.98"),
+            "V, unbounded actions": _walker(squash=False),
+        },
+        tasks=("InvertedDoublePendulum-v5",),
+        steps=500_000,
+    ),
     "pendulum": Round(
         finalists={
             "passes": _classic(_PASSES, gamma="0.9"),

@@ -16,7 +16,7 @@ from statistics import fmean
 
 from benchmarks.finalists import FINALISTS, FIRST_SEED, Finalist, Round
 from benchmarks.matches import Match, curve_mean, main_of, read_result, write_summary
-from benchmarks.search import SEARCHES
+from benchmarks.search import ANCHORS, SEARCHES
 
 __all__ = ["MATCHES", "main"]
 
@@ -75,7 +75,7 @@ def _write_summary() -> None:
 
 def _table(search: str, steps: int, only: tuple[str, ...] | None) -> list[str]:
     """Means of the curves of a search's finalists, task by task, and their scores where they have played as many tasks as any."""
-    anchors = SEARCHES[search].anchors
+    anchors = {**ANCHORS, **SEARCHES[search].anchors}
     kind = (search, steps, only)
     rounds = {name: each for name, each in FINALISTS.items() if (each.search, each.length, each.tasks) == kind}
     found: dict[str, dict[str, float]] = {}
@@ -84,7 +84,7 @@ def _table(search: str, steps: int, only: tuple[str, ...] | None) -> list[str]:
             means = {env: mean for env in anchors if (mean := _mean_curve(_name(name, env), label)) is not None}
             if means:
                 found[label] = found.get(label, {}) | means
-    tasks = [env for env in anchors if any(env in means for means in found.values())]
+    tasks = [env for env in only or SEARCHES[search].anchors if any(env in means for means in found.values())]
     if not tasks:
         return []
     lines = [

@@ -28,7 +28,7 @@ from typing import Literal
 from benchmarks.matches import RUNS, check_same_plan, run_command
 from benchmarks.tasks import RESULTS, write_text
 
-__all__ = ["SEARCHES", "Search", "best_settings", "main", "settings_of", "trials_of"]
+__all__ = ["ANCHORS", "SEARCHES", "Search", "best_settings", "main", "settings_of", "trials_of"]
 
 GROUP = "search"
 FIRST_SEED = 1_000
@@ -98,12 +98,13 @@ def _critics(estimator: str) -> tuple[str, ...]:
 
 _COMMON = {"normalize_obs": "true", "normalize_reward": "true", "num_envs": "8", "entropy_schedule": "linear"}
 
-_ANCHORS: dict[str, tuple[float, float]] = {
+ANCHORS: dict[str, tuple[float, float]] = {
     "CartPole-v1": (22.0, 500.0),
     "Acrobot-v1": (-500.0, -80.0),
     "Pendulum-v1": (-1300.0, -150.0),
     "MountainCarContinuous-v0": (-60.0, 95.0),
     "InvertedPendulum-v5": (6.0, 1000.0),
+    "InvertedDoublePendulum-v5": (50.0, 9300.0),
     "LunarLander-v3": (-200.0, 250.0),
     "LunarLanderContinuous-v3": (-200.0, 250.0),
     "HalfCheetah-v5": (-300.0, 6000.0),
@@ -116,7 +117,7 @@ _ANCHORS: dict[str, tuple[float, float]] = {
 
 
 def _anchors(*tasks: str) -> dict[str, tuple[float, float]]:
-    return {task: _ANCHORS[task] for task in tasks}
+    return {task: ANCHORS[task] for task in tasks}
 
 
 def _of_ours(actions: Literal["discrete", "continuous"], steps: int, *tasks: str) -> Search:

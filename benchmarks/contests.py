@@ -3,10 +3,11 @@
     python -m benchmarks.contests                            # everything; runs that are there are kept
     python -m benchmarks.contests --tasks Ant-v5 Ant-v5-ppo
 
-Ours and PPO's are a `train_agent.py compare` command each, so that PPO need not be trained again for another preset; where it has
-been trained with as many steps for `benchmarks.against_ppo`, those runs are taken. On four cheap tasks there is PPO with the
-settings of `benchmarks.search` too, which had as many steps of trials as ours. On Atari PPO is not trained: its published scores
-stand beside ours. Seeds begin at 0, which no search has seen.
+Ours is `a2c`, which the documents name where only the return counts. Ours and PPO's are a `train_agent.py compare` command each,
+so that PPO need not be trained again for another preset; where it has been trained with as many steps for
+`benchmarks.against_ppo`, those runs are taken. On four cheap tasks there is PPO with the settings of `benchmarks.search` too,
+which had as many steps of trials as ours. On Atari PPO is not trained: its published scores stand beside ours. Seeds begin
+at 0, which no search has seen.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ ATARI = {
 def _matches() -> dict[str, Match]:
     found = {}
     for name, contest in {**CONTESTS, **ATARI}.items():
-        ours = Match(env=contest.env, steps=contest.steps, seeds=contest.seeds, contestants=("ours=auto",))
+        ours = Match(env=contest.env, steps=contest.steps, seeds=contest.seeds, contestants=("ours=a2c",))
         found[name] = replace(ours, stop_when_solved=contest.measure == "steps")
         if contest.known is None and contest.published is None:
             found[f"{name}-ppo"] = replace(ours, contestants=(), peers=(PPO,))

@@ -114,6 +114,7 @@ _SMALL = {
     "value_lr": "0.001",
 }
 """The recipe of `benchmarks.factorial` at its middle bound, with networks and rates of small tasks."""
+_UNBOUNDED = {name: value for name, value in _SMALL.items() if name not in _BOUNDED} | {"log_std_init": "-0.5"}
 _PASSES = {
     "num_envs": "4",
     "num_steps": "256",
@@ -287,6 +288,19 @@ FINALISTS: dict[str, Round] = {
         steps=100_000,
         seeds=6,
         preset=False,
+    ),
+    "inverted-pendulum": Round(
+        finalists={
+            "bound 0.05": _classic(_SMALL, gamma="0.98"),
+            "bound 0.1": _classic(_SMALL, gamma="0.98", kl_bound="0.1"),
+            "bound 0.1, rollouts of 32": _classic(_SMALL, gamma="0.98", kl_bound="0.1", num_steps="32"),
+            "bound 0.1, unbounded actions": _classic(_UNBOUNDED, gamma="0.98", kl_bound="0.1"),
+            "passes": _classic(_PASSES, gamma="0.98"),
+            "passes, rollouts of 64": _classic(_PASSES, gamma="0.98", num_steps="64"),
+        },
+        tasks=("InvertedPendulum-v5",),
+        steps=150_000,
+        peers=("sb3-ppo",),
     ),
     "mountain-car": Round(
         finalists={

@@ -79,34 +79,35 @@ def _table(search: str, steps: int, only: tuple[str, ...] | None) -> list[str]:
     kind = (search, steps, only)
     rounds = {name: each for name, each in FINALISTS.items() if (each.search, each.length, each.tasks) == kind}
     found: dict[str, dict[str, float]] = {}
+    counts: dict[str, int] = {}
     for name, each in rounds.items():
         for label in (*([PRESET] if _preset(each) else []), *each.finalists, *each.peers):
-            means = {env: mean for env in anchors if (mean := _mean_curve(_name(name, env), label)) is not None}
-            if means:
-                found[label] = found.get(label, {}) | means
+            curves = {env: values for env in anchors if (values := _curve_means(_name(name, env), label))}
+            if curves:
+                found[label] = found.get(label, {}) | {env: fmean(values) for env, values in curves.items()}
+                counts[label] = min(map(len, curves.values()))
     tasks = [env for env in only or SEARCHES[search].anchors if any(env in means for means in found.values())]
     if not tasks:
         return []
     lines = [
         f"Finalists of {search} over {steps:,} steps: means of the learning curves over seeds, and the score as the search counts it.",
         "",
-        "| finalist | score | " + " | ".join(tasks) + " |",
-        "|---" + "|---:" * (len(tasks) + 1) + "|",
+        "| finalist | runs | score | " + " | ".join(tasks) + " |",
+        "|---" + "|---:" * (len(tasks) + 2) + "|",
     ]
     for label, means in found.items():
         scores = [(mean - anchors[env][0]) / (anchors[env][1] - anchors[env][0]) for env, mean in means.items()]
         cells = [f"{fmean(scores):.3f}" if len(scores) == len(tasks) else ""]
         cells += [f"{means[env]:.4g}" if env in means else "" for env in tasks]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
+        lines.append(f"| {label} | {counts[label]} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 
-def _mean_curve(match: str, label: str) -> float | None:
-    """Over the runs of a contestant; None where no run or no episode has ended."""
+def _curve_means(match: str, label: str) -> list[float]:
+    """Of the runs of a contestant that have ended."""
     found = read_result(GROUP, match)
     ((_, task),) = found["environments"].items() if found is not None else [("", {"contestants": {}})]
-    runs = task["contestants"].get(label, {"runs": []})["runs"]
-    return fmean(map(curve_mean, runs)) if runs else None
+    return [curve_mean(run) for run in task["contestants"].get(label, {"runs": []})["runs"]]
 
 
 if __name__ == "__main__":

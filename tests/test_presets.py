@@ -56,11 +56,30 @@ def test_what_is_given_is_checked_together_with_the_preset() -> None:
 
 
 def test_every_preset_makes_a_valid_configuration():
-    for preset in PRESETS:
+    known = [(preset, pattern.replace("*", "1")) for preset in PRESETS for pattern in preset.environments]
+    for preset, env in known:
         for estimator in ("auto", "relax", "lax", "marginal", "a2c", "reinforce"):
-            config = preset_config(preset.environments[0].replace("*", "1"), estimator, preset=preset.name)
+            config = preset_config(env, estimator, preset=preset.name)
             assert config.run.preset == preset.name
             assert config.run.estimator == estimator
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"bins": 5},
+        {"memory": "gru"},
+        {"residual_weight": 0.5, "surrogate_loss": "critic"},
+        {"action_distribution": "beta"},
+        {"entropy_schedule": "linear"},
+    ],
+)
+def test_what_is_given_has_its_place_in_every_preset(given):
+    for preset in PRESETS:
+        for pattern in preset.environments:
+            config = preset_config(pattern.replace("*", "1"), preset=preset.name, **given)
+            assert not (config.env.bins and (config.agent.squash or config.agent.entropy_target is not None))
+            assert all(getattr(config.env if name == "bins" else config.agent, name) == given[name] for name in given)
 
 
 def test_mujoco_is_normalised_and_atari_clipped():

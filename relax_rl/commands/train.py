@@ -55,7 +55,8 @@ def train_config(args: Sequence[str], prog: str) -> TrainConfig:
         if given["resume"] is not None:
             saved = settings_to_resume(given["resume"], TrainConfig)
             return saved
-        decide = {name: given[name] for name in ("preset", "bins", "surrogate_loss", *DECIDE)}
+        decide = {name: given[name] for name in ("preset", "bins", "surrogate_loss")}
+        decide |= {name: given[name] for name, (plain, _) in DECIDE.items() if given[name] != plain}
         return preset_config(given["env"], given["estimator"], **decide)
 
     automatic = with_settings(TrainConfig(), {"preset": "auto"})

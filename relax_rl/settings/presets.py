@@ -6,6 +6,7 @@ are told by their ids, so that this module imports nothing heavy.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -79,7 +80,36 @@ def _passes(
     return {**_NORMALIZED, **shape, "gamma": gamma, "gae_lambda": gae_lambda, **rates, **trust}
 
 
+def _bounded(
+    kl_bound: float,
+    *,
+    num_envs: int = 8,
+    num_steps: int = 128,
+    minibatch_size: int = 128,
+    epochs: int = 8,
+    gamma: float,
+    gae_lambda: float,
+    lr: float,
+) -> dict[str, Any]:
+    """Several passes over a rollout, within a bound of the divergence from its policy, at constant rates."""
+    shape = {"num_envs": num_envs, "num_steps": num_steps, "minibatch_size": minibatch_size, "epochs": epochs}
+    rates = {"policy_lr": lr, "value_lr": lr, "surrogate_lr": lr, "lr_schedule": "constant"}
+    trust = {"clip_range": math.inf, "kl_bound": kl_bound, "surrogate_scale": "fitted"}
+    return {**_NORMALIZED, **shape, "gamma": gamma, "gae_lambda": gae_lambda, **rates, **trust}
+
+
+_SQUASHED = {"squash": True, "log_std_init": -0.5, "entropy_target": -0.5}
+"""Actions within their bounds, and as much noise in them to the end."""
 _ACROBOT = {"num_envs": 16, **_passes(32, 128, epochs=4, gamma=0.99, gae_lambda=0.94, lr=1e-3)}
+_PENDULUM = {
+    **_bounded(0.05, gamma=0.9, gae_lambda=0.95, lr=1e-3),
+    **_SQUASHED,
+    "critic_loss": "hl_gauss",
+    "layer_norm": True,
+    "activation": "silu",
+}
+_CUT = {"squash": False, "entropy_target": None}
+"""What has no place where actions are cut into bins."""
 _LUNAR = _passes(128, 128, epochs=8, gamma=0.999, gae_lambda=0.98, lr=5e-4)
 _LOCOMOTION = {"log_std_init": -1.0, **_passes(64, 64, epochs=10, gamma=0.99, gae_lambda=0.95, lr=3e-4)}
 _UNTOLD = {**_LOCOMOTION, "surrogate_lr": 3e-4, "entropy_coef": 3e-3, "entropy_schedule": "linear"}
@@ -108,7 +138,8 @@ PRESETS: tuple[Preset, ...] = (
             Override(env="Acrobot-v*", settings=_ACROBOT),
             Override(env="MountainCar-v*", settings={"num_envs": 16, "gamma": 0.99}),
             Override(env="MountainCarContinuous-v*", settings={"num_envs": 4, "num_steps": 100, "gamma": 0.99}),
-            Override(env="Pendulum-v*", settings={"num_steps": 8, "gamma": 0.9}),
+            Override(env="Pendulum-v*", settings=_PENDULUM),
+            Override(env="Pendulum-v*", binned=True, settings=_CUT),
         ),
     ),
     Preset(
@@ -169,7 +200,12 @@ PRESETS: tuple[Preset, ...] = (
 )
 """In order of precedence; the last one is for environments that no other preset knows."""
 
-DECIDE = {"memory": ("none", "value_replay"), "residual_weight": (1.0, "surrogate_scale")}
+DECIDE = {
+    "memory": ("none", "value_replay"),
+    "residual_weight": (1.0, "surrogate_scale"),
+    "action_distribution": ("gaussian", "squash"),
+    "entropy_schedule": ("constant", "entropy_target"),
+}
 """Settings that are given, their plain value, and what of a preset goes with no other and is left out."""
 _CONTINUOUS = ("*Continuous-v*", "Pendulum-v*", "BipedalWalker*", "CarRacing-v*")
 

@@ -3,7 +3,7 @@
     python -m benchmarks.run_off                            # every task; runs that are there are kept
     python -m benchmarks.run_off --tasks untold-CartPole-v1
 
-Successive halving lets few trials run to the end, and its winner has been lucky on one seed. `benchmarks/finalists.py` names the trials of
+Successive halving lets few trials run to the end, and its winner has been lucky on one seed. `benchmarks/rounds.py` names the trials of
 `results/search/<search>/` that are asked again, and variants of them, as long as a trial of the search or as their round says. Seeds
 begin at 1,001, which no contest uses, and each task is one `train_agent.py compare` command. `results/run_off.md` has the scores
 as the search counts them.
@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from benchmarks.finalists import FINALISTS, FIRST_SEED, Finalist, Round
+from benchmarks.finalists import FIRST_SEED, Finalist, Round
 from benchmarks.matches import Match, curve_mean, main_of, read_result, write_summary
+from benchmarks.rounds import ROUNDS
 from benchmarks.search import ANCHORS, SEARCHES
 
 __all__ = ["MATCHES", "main"]
@@ -56,7 +57,7 @@ MATCHES = {
         first_seed=FIRST_SEED,
         commit=each.commit,
     )
-    for name, each in FINALISTS.items()
+    for name, each in ROUNDS.items()
     for env in each.tasks or SEARCHES[each.search].anchors
 }
 
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _write_summary() -> None:
     """`results/run_off.md` from the comparisons that are there."""
-    kinds = dict.fromkeys((each.search, each.length, each.tasks) for each in FINALISTS.values())
+    kinds = dict.fromkeys((each.search, each.length, each.tasks) for each in ROUNDS.values())
     intro = [line for kind in kinds for line in _table(*kind)]
     write_summary("The best trials once more", GROUP, MATCHES, intro=intro)
 
@@ -77,7 +78,7 @@ def _table(search: str, steps: int, only: tuple[str, ...] | None) -> list[str]:
     """Means of the curves of a search's finalists, task by task, and their scores where they have played as many tasks as any."""
     anchors = {**ANCHORS, **SEARCHES[search].anchors}
     kind = (search, steps, only)
-    rounds = {name: each for name, each in FINALISTS.items() if (each.search, each.length, each.tasks) == kind}
+    rounds = {name: each for name, each in ROUNDS.items() if (each.search, each.length, each.tasks) == kind}
     found: dict[str, dict[str, float]] = {}
     counts: dict[str, int] = {}
     for name, each in rounds.items():

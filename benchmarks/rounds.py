@@ -1,0 +1,233 @@
+"""Who meets in `benchmarks.run_off`, round by round: what a round has found decides who comes to the next."""
+
+from __future__ import annotations
+
+from benchmarks.finalists import (
+    BOUNDED,
+    CENTRED,
+    FAR,
+    FAST,
+    PASSES,
+    SMALL,
+    SURROGATE,
+    UNBOUNDED,
+    Round,
+    classic,
+    early,
+    lander,
+    lander_continuous,
+    untold,
+    walker,
+)
+
+__all__ = ["ROUNDS"]
+
+ROUNDS: dict[str, Round] = {
+    "untold": Round(
+        finalists={
+            "4": untold(4),
+            "4, four passes of 256": untold(4, num_steps="128", minibatch_size="256", epochs="4", **FAST),
+            "6": untold(6),
+            "6, advantages as they are": untold(6, normalize_advantage="false"),
+            "20": untold(20),
+        }
+    ),
+    # 6 is ahead of 4 on the pendulum alone, where rewards far ahead tell little.
+    "untold-second": Round(finalists={"4, gamma 0.98": untold(4, gamma="0.98")}),
+    # Its deviation is a fifth of what the pendulum's motor can do.
+    "untold-third": Round(
+        finalists={
+            "4, deviation 0.7": untold(4, log_std_init="-0.35"),
+            "4, deviation 1": untold(4, log_std_init="0"),
+        },
+        tasks=("Pendulum-v1", "HalfCheetah-v5"),
+    ),
+    "lander-halves": Round(
+        finalists={
+            "V 5": lander(5),
+            "V 5, bound 0.01": lander(5, kl_bound="0.01"),
+            "V 5, rollouts of 64": lander(5, num_steps="64"),
+            "V 5, rollouts of 64, replay": lander(5, num_steps="64", value_replay="2"),
+            "V 5, rates 0.001": lander(5, **FAST),
+            "V 5, 64-64, rates 0.001": lander(5, hidden="64x64", **FAST),
+            "V 5, policy normalised too": lander(5, layer_norm="true"),
+            "V 5, advantages normalised": lander(5, normalize_advantage="true"),
+            "V 5, entropy 0.01": lander(5, entropy_coef="0.01"),
+            "V 5, gamma 0.995, lambda 0.95": lander(5, gamma="0.995", gae_lambda="0.95"),
+            "V 5, squared error": lander(5, critic_loss="mse"),
+            "q 19": lander(19, "q"),
+            "q 5, w 0.3": lander(5, "q", residual_weight="0.3"),
+        },
+        steps=250_000,
+    ),
+    # By squared error V 5 was ahead, and from normalised advantages it learned most early on.
+    "lander-second": Round(
+        finalists={
+            "squared error, advantages normalised": lander(5, critic_loss="mse", normalize_advantage="true"),
+            "squared error, advantages scaled": lander(5, critic_loss="mse", scale_advantage="true"),
+            "advantages scaled": lander(5, scale_advantage="true"),
+            "squared error, critic not normalised": lander(5, critic_loss="mse", critic_layer_norm="off"),
+            "squared error, 16 passes": lander(5, critic_loss="mse", epochs="16"),
+            "squared error, minibatches of 64": lander(5, critic_loss="mse", minibatch_size="64"),
+            "squared error, 64-64, rates 0.001": lander(5, critic_loss="mse", hidden="64x64", **FAST),
+        },
+        steps=250_000,
+        preset=False,
+    ),
+    # Advantages of mean 0 taught most in the first 50,000 steps.
+    "lander-third": Round(
+        finalists={
+            "advantages centred, scaled": lander(5, **CENTRED),
+            "squared error, advantages centred, scaled": lander(5, critic_loss="mse", **CENTRED),
+            "squared error, advantages centred": lander(5, critic_loss="mse", center_advantage="true"),
+        },
+        steps=250_000,
+        commit="9860a59",
+        preset=False,
+    ),
+    # What `auto` would take with these settings.
+    "lander-relax": Round(
+        finalists={
+            "V 5 as RELAX": lander(5, estimator="relax", surrogate_scale="fitted", surrogate_lr="0.0003"),
+        },
+        steps=250_000,
+        preset=False,
+    ),
+    # In the unit of what advantages have been, a bonus that was too much.
+    "lander-entropy": Round(
+        finalists={"V 5, entropy 0.01, advantages scaled": lander(5, entropy_coef="0.01", scale_advantage="true")},
+        steps=250_000,
+        preset=False,
+    ),
+    # The three that were ahead, on more seeds.
+    "lander-last": Round(
+        finalists={
+            "V 5": lander(5),
+            "V 5, squared error": lander(5, critic_loss="mse"),
+            "squared error, advantages normalised": lander(5, critic_loss="mse", normalize_advantage="true"),
+        },
+        steps=250_000,
+        seeds=6,
+        preset=False,
+    ),
+    # It reached 200 first in the median, still beyond 100,000 steps: what might make more of the first ones.
+    "lander-early": Round(
+        finalists={
+            "4 environments": early(num_envs="4"),
+            "4 environments, rollouts of 256": early(num_envs="4", num_steps="256"),
+            "bound 0.03": early(kl_bound="0.03"),
+            "lambda 0.95": early(gae_lambda="0.95"),
+        },
+        steps=150_000,
+        seeds=4,
+        preset=False,
+    ),
+    # The preset, and these settings with what `auto` takes for them.
+    "lander-estimators": Round(
+        finalists={"as RELAX": early(estimator="relax", surrogate_scale="fitted", surrogate_lr="0.0003")},
+        steps=150_000,
+        seeds=6,
+    ),
+    # What was ahead on the lander of four actions, on that of two numbers.
+    "lander-continuous": Round(
+        finalists={
+            "V 5": lander_continuous(log_std_init="-0.5"),
+            "V 5, bounded actions": lander_continuous(**BOUNDED),
+            "V 5, bounded actions, bound 0.05": lander_continuous(kl_bound="0.05", **BOUNDED),
+            "V 5, squared error, advantages normalised": lander_continuous(
+                critic_loss="mse", normalize_advantage="true", log_std_init="-0.5"
+            ),
+        },
+        steps=250_000,
+    ),
+    "locomotion-halves": Round(
+        finalists={
+            "V": walker(),
+            "V, rate and bound constant": walker(lr_schedule="constant", kl_schedule="constant"),
+            "V, bound 0.02": walker(kl_bound="0.02"),
+            "V, bound 0.1": walker(kl_bound="0.1"),
+            "V, rollouts of 64": walker(num_steps="64"),
+            "V, replay": walker(value_replay="2", replay_targets="anew"),
+            "V, advantages normalised": walker(normalize_advantage="true"),
+            "V, unbounded actions": walker(squash=False),
+            "q": walker("q"),
+        },
+        tasks=("HalfCheetah-v5", "Hopper-v5"),
+        steps=500_000,
+    ),
+    "double-pendulum": Round(
+        finalists={
+            "V": walker(),
+            "V, small networks": walker(hidden="64x64", policy_lr="0.001", value_lr="0.001"),
+            "V, gamma 0.98": walker(gamma="0.98"),
+            "V, unbounded actions": walker(squash=False),
+        },
+        tasks=("InvertedDoublePendulum-v5",),
+        steps=500_000,
+    ),
+    "pendulum": Round(
+        finalists={
+            "passes": classic(PASSES, gamma="0.9"),
+            "passes, rollouts of 64": classic(PASSES, gamma="0.9", num_steps="64"),
+            "bound 0.05": classic(SMALL, gamma="0.9"),
+            "bound 0.1": classic(SMALL, gamma="0.9", kl_bound="0.1"),
+            "bound 0.05, gamma 0.97": classic(SMALL, gamma="0.97"),
+            "bound 0.05, rollouts of 32": classic(SMALL, gamma="0.9", num_steps="32"),
+            "bound 0.05, 256-256": classic(SMALL, gamma="0.9", hidden="256x256", policy_lr="0.0003", value_lr="0.0003"),
+        },
+        tasks=("Pendulum-v1",),
+        steps=100_000,
+        peers=("sb3-ppo",),
+    ),
+    # The one that was ahead, and what `auto` would take with its settings.
+    "pendulum-second": Round(
+        finalists={
+            "bound 0.05": classic(SMALL, gamma="0.9"),
+            "bound 0.05 as LAX": classic(SMALL, gamma="0.9", estimator="lax", **SURROGATE),
+        },
+        tasks=("Pendulum-v1",),
+        steps=100_000,
+        seeds=6,
+        preset=False,
+    ),
+    "inverted-pendulum": Round(
+        finalists={
+            "bound 0.05": classic(SMALL, gamma="0.98"),
+            "bound 0.1": classic(SMALL, gamma="0.98", kl_bound="0.1"),
+            "bound 0.1, rollouts of 32": classic(SMALL, gamma="0.98", kl_bound="0.1", num_steps="32"),
+            "bound 0.1, unbounded actions": classic(UNBOUNDED, gamma="0.98", kl_bound="0.1"),
+            "passes": classic(PASSES, gamma="0.98"),
+            "passes, rollouts of 64": classic(PASSES, gamma="0.98", num_steps="64"),
+        },
+        tasks=("InvertedPendulum-v5",),
+        steps=150_000,
+        peers=("sb3-ppo",),
+    ),
+    "mountain-car": Round(
+        finalists={
+            "passes": classic(PASSES, gamma="0.999"),
+            "bound 0.05": classic(SMALL, **FAR),
+            "bound 0.1": classic(SMALL, kl_bound="0.1", **FAR),
+            "bound 0.05, rollouts of 32": classic(SMALL, num_steps="32", **FAR),
+            "bound 0.05, gamma 0.9999": classic(SMALL, **{**FAR, "gamma": "0.9999"}),
+        },
+        tasks=("MountainCarContinuous-v0",),
+        steps=100_000,
+        peers=("sb3-ppo",),
+    ),
+    # PPO is at the goal in its first episodes: its one environment wastes none, and its noise has memory.
+    "mountain-car-second": Round(
+        finalists={
+            "passes, 1 environment": classic(PASSES, gamma="0.999", num_envs="1"),
+            "passes, 1 environment, deviation e": classic(PASSES, gamma="0.999", num_envs="1", log_std_init="1"),
+            "passes, deviation e": classic(PASSES, gamma="0.999", log_std_init="1"),
+            "passes, rollouts of 64": classic(PASSES, gamma="0.999", num_steps="64"),
+            "bound 0.1, 1 environment": classic(SMALL, kl_bound="0.1", num_envs="1", num_steps="256", **FAR),
+            "passes as LAX": classic(PASSES, gamma="0.999", estimator="lax", **SURROGATE),
+        },
+        tasks=("MountainCarContinuous-v0",),
+        steps=100_000,
+        preset=False,
+    ),
+}
+"""By name; seeds of all rounds begin at `FIRST_SEED`."""

@@ -108,9 +108,19 @@ _PENDULUM = {
     "layer_norm": True,
     "activation": "silu",
 }
+_UPHILL = {"num_envs": 4, **_passes(64, 64, epochs=10, gamma=0.999, gae_lambda=0.95, lr=1e-3)}
 _CUT = {"squash": False, "entropy_target": None}
 """What has no place where actions are cut into bins."""
 _LUNAR = _passes(128, 128, epochs=8, gamma=0.999, gae_lambda=0.98, lr=5e-4)
+_LANDER = {
+    **_bounded(0.02, gamma=0.999, gae_lambda=0.98, lr=3e-4),
+    "normalize_advantage": True,
+    "critic_layer_norm": "on",
+    "hidden": (256, 256),
+    "activation": "silu",
+    "entropy_coef": 1e-5,
+    "entropy_schedule": "linear",
+}
 _LOCOMOTION = {"log_std_init": -1.0, **_passes(64, 64, epochs=10, gamma=0.99, gae_lambda=0.95, lr=3e-4)}
 _UNTOLD = {**_LOCOMOTION, "surrogate_lr": 3e-4, "entropy_coef": 3e-3, "entropy_schedule": "linear"}
 """Where nothing is known of a task but its spaces: the best of `benchmarks/results/run_off.md`."""
@@ -137,7 +147,7 @@ PRESETS: tuple[Preset, ...] = (
             Override(env="CartPole-v*", settings={"value_replay": 2}),
             Override(env="Acrobot-v*", settings=_ACROBOT),
             Override(env="MountainCar-v*", settings={"num_envs": 16, "gamma": 0.99}),
-            Override(env="MountainCarContinuous-v*", settings={"num_envs": 4, "num_steps": 100, "gamma": 0.99}),
+            Override(env="MountainCarContinuous-v*", settings=_UPHILL),
             Override(env="Pendulum-v*", settings=_PENDULUM),
             Override(env="Pendulum-v*", binned=True, settings=_CUT),
         ),
@@ -148,6 +158,7 @@ PRESETS: tuple[Preset, ...] = (
         overrides=(
             Override(settings={"num_envs": 16, "lr_schedule": "linear", **_NORMALIZED}),
             Override(env="LunarLander*", settings={"total_steps": 500_000, **_LUNAR}),
+            Override(env="LunarLander-v*", settings=_LANDER),
             Override(env="LunarLanderContinuous*", settings={"log_std_init": -0.5}),
             Override(env="BipedalWalker*", settings={"total_steps": 5_000_000, "num_steps": 8}),
         ),

@@ -24,6 +24,7 @@ __all__ = [
     "early",
     "lander",
     "lander_continuous",
+    "recipe",
     "untold",
     "walker",
 ]
@@ -99,6 +100,12 @@ class Round:
 
 def untold(trial: int, **changed: str) -> Finalist:
     return Finalist(search="untold", contestant="auto", trial=trial, changed=changed)
+
+
+def recipe(**changed: str) -> Finalist:
+    """That of small tasks for what no preset names, whose actions may have no bounds."""
+    settings = {**UNBOUNDED, "surrogate_scale": "fitted", "surrogate_lr": "0.001", **changed}
+    return Finalist(search="untold", contestant="auto", trial=None, changed=settings)
 
 
 def lander(trial: int, contestant: str = "V", *, estimator: str = "", **changed: str) -> Finalist:

@@ -16,6 +16,7 @@ from benchmarks.finalists import (
     early,
     lander,
     lander_continuous,
+    recipe,
     untold,
     walker,
 )
@@ -41,6 +42,13 @@ ROUNDS: dict[str, Round] = {
             "4, deviation 1": untold(4, log_std_init="0"),
         },
         tasks=("Pendulum-v1", "HalfCheetah-v5"),
+    ),
+    # A bound of the divergence, which is ahead on Pendulum.
+    "untold-fourth": Round(
+        finalists={
+            "bound 0.05": recipe(entropy_coef="0.003"),
+            "bound 0.02": recipe(entropy_coef="0.003", kl_bound="0.02"),
+        }
     ),
     "lander-halves": Round(
         finalists={

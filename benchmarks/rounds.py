@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from benchmarks.finalists import (
     BOUNDED,
     CENTRED,
@@ -167,8 +169,10 @@ ROUNDS: dict[str, Round] = {
         finalists={
             "V": walker(),
             "V, small networks": walker(hidden="64x64", policy_lr="0.001", value_lr="0.001"),
-            "V, gamma 0.98": walker(gamma="0.98"),
-            "V, unbounded actions": walker(squash=False),
+            "passes, rollouts of 64": replace(classic(PASSES, num_steps="64", gamma="0.99"), search="locomotion"),
+            "passes, rollouts of 64, gamma 0.98": replace(
+                classic(PASSES, num_steps="64", gamma="0.98"), search="locomotion"
+            ),
         },
         tasks=("InvertedDoublePendulum-v5",),
         steps=500_000,

@@ -80,6 +80,11 @@ def _passes(
     return {**_NORMALIZED, **shape, "gamma": gamma, "gae_lambda": gae_lambda, **rates, **trust}
 
 
+def _short_passes(gamma: float) -> dict[str, Any]:
+    """Passes over rollouts of four environments, for small tasks."""
+    return {"num_envs": 4, **_passes(64, 64, epochs=10, gamma=gamma, gae_lambda=0.95, lr=1e-3)}
+
+
 def _bounded(
     kl_bound: float,
     *,
@@ -108,7 +113,6 @@ _PENDULUM = {
     "layer_norm": True,
     "activation": "silu",
 }
-_UPHILL = {"num_envs": 4, **_passes(64, 64, epochs=10, gamma=0.999, gae_lambda=0.95, lr=1e-3)}
 _CUT = {"squash": False, "entropy_target": None}
 """What has no place where actions are cut into bins."""
 _LUNAR = _passes(128, 128, epochs=8, gamma=0.999, gae_lambda=0.98, lr=5e-4)
@@ -147,7 +151,7 @@ PRESETS: tuple[Preset, ...] = (
             Override(env="CartPole-v*", settings={"value_replay": 2}),
             Override(env="Acrobot-v*", settings=_ACROBOT),
             Override(env="MountainCar-v*", settings={"num_envs": 16, "gamma": 0.99}),
-            Override(env="MountainCarContinuous-v*", settings=_UPHILL),
+            Override(env="MountainCarContinuous-v*", settings=_short_passes(gamma=0.999)),
             Override(env="Pendulum-v*", settings=_PENDULUM),
             Override(env="Pendulum-v*", binned=True, settings=_CUT),
         ),
@@ -168,10 +172,7 @@ PRESETS: tuple[Preset, ...] = (
         environments=tuple(f"{body}-v*" for body in _BODIES),
         overrides=(
             Override(settings={"num_envs": 8, "num_steps": 16, "total_steps": 1_000_000, **_NORMALIZED}),
-            Override(
-                env="InvertedPendulum-v*",
-                settings={"num_steps": 5, "gamma": 0.98, "gae_lambda": 0.9, "value_replay": 2},
-            ),
+            Override(env="InvertedPendulum-v*", settings=_short_passes(gamma=0.98)),
             *(
                 Override(env=f"{body}-v*", settings=_LOCOMOTION)
                 for body in ("Ant", "HalfCheetah", "Hopper", "InvertedDoublePendulum", "Walker2d")

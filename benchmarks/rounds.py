@@ -132,11 +132,12 @@ ROUNDS: dict[str, Round] = {
         seeds=4,
         preset=False,
     ),
-    # The preset, and these settings with what `auto` takes for them.
+    # What `auto` takes with these settings, which have become the preset.
     "lander-estimators": Round(
         finalists={"as RELAX": early(estimator="relax", surrogate_scale="fitted", surrogate_lr="0.0003")},
         steps=150_000,
         seeds=6,
+        preset=False,
     ),
     # What was ahead on the lander of four actions, on that of two numbers.
     "lander-continuous": Round(

@@ -232,7 +232,7 @@ def test_a_comparison_goes_on_after_ctrl_c_and_after_a_kill(tmp_path, capsys, mo
         thread.join()
     out, err = capsys.readouterr()
     assert code == 130 and err == ""
-    assert "stopping: 1 at work save what they have, the rest is not begun" in out
+    assert "stopping: what is at work (1) is saved, the rest is not begun" in out
     assert out.splitlines()[-1].endswith("compare --resume it --env gymnasium:CartPole-v1")
     stopped = max(run.glob("checkpoints/step_*")).name
     assert not (run / "outcome.json").exists()

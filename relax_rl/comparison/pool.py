@@ -194,7 +194,7 @@ class Pool:
         left, self._outcomes = iter(tasks), {}
         while True:
             if interruption and not self._stopping:
-                self._progress.say(f"stopping: {len(self._running)} at work save what they have, the rest is not begun")
+                self._progress.say(f"stopping: what is at work ({len(self._running)}) is saved, the rest is not begun")
                 self._stop()
             while not self._stopping and len(self._running) < self.num_workers and (task := next(left, None)):
                 self._begin(task)

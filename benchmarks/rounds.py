@@ -132,6 +132,18 @@ ROUNDS: dict[str, Round] = {
         seeds=4,
         preset=False,
     ),
+    # In rollouts of 64 V learned more with a replay of earlier ones.
+    "lander-replay": Round(
+        finalists={
+            "replay of 2": early(value_replay="2"),
+            "replay of 2, targets anew": early(value_replay="2", replay_targets="anew"),
+            "replay of 6, targets anew": early(value_replay="6", replay_targets="anew"),
+            "gamma 0.995": early(gamma="0.995"),
+        },
+        steps=150_000,
+        seeds=4,
+        preset=False,
+    ),
     # What `auto` takes with these settings, which have become the preset.
     "lander-estimators": Round(
         finalists={"as RELAX": early(estimator="relax", surrogate_scale="fitted", surrogate_lr="0.0003")},

@@ -262,7 +262,7 @@ def test_pairs_of_many_contestants_stand_in_a_square(tmp_path):
     labels = [f"c{k}" for k in range(7)]
     scores = {label: [float(k), k + 0.5, k + 2.0] for k, label in enumerate(labels)}
     pairs = [
-        {"x": x, "y": y, **asdict(improvement([(scores[x], scores[y])]))}
+        {"x": x, "y": y, "runs": 4, **asdict(improvement([(scores[x], scores[y])]))}
         for place, x in enumerate(labels)
         for y in labels[place + 1 :]
     ]
@@ -271,6 +271,8 @@ def test_pairs_of_many_contestants_stand_in_a_square(tmp_path):
     # 0, 0.5, 2 against 1, 1.5, 3: one of three is above two of three, and the other way round.
     assert rows[0].startswith("| 1: c0 |  | 0.22 |") and rows[1].startswith("| 2: c1 | 0.78 |  | 0.22 |")
     assert rows[6].startswith("| 7: c6 | **1.00** | **1.00** |")
+    few = report._pairs([{**pair, "runs": 3} for pair in pairs])
+    assert not any("**" in row for row in few), "three runs are too few to be certain"
     assert report._pairs(pairs[:2])[0] == "| pair | probability of improvement |"
     figures.plot_improvement(tmp_path / "square.png", "A", pairs)
     assert (tmp_path / "square.png").read_bytes().startswith(b"\x89PNG")

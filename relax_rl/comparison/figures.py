@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relax_rl.comparison.report import certain, of_many, solved_by_any
+from relax_rl.comparison.report import FEWEST_FOR_CERTAIN, certain, of_many, solved_by_any
 from relax_rl.runs.plotting import count_in_thousands, make_figure, name_rows, write_figure
 
 if TYPE_CHECKING:
@@ -186,9 +186,7 @@ def plot_improvement(path: Path, title: str, pairs: Sequence[Mapping[str, Any]])
     axes.set_xlim(-0.03, 1.03)
     name_rows(axes, [f"{pair['x']} > {pair['y']}" for pair in pairs])
     figure.supxlabel("P(X > Y): a run of X ends with a higher score than one of Y", fontsize="medium")
-    _finish(
-        path, figure, title, "probability of improvement with its 95% bootstrap interval, blue where 1/2 lies outside"
-    )
+    _finish(path, figure, title, f"probability of improvement, {_marked('blue')}")
 
 
 def _square(path: Path, title: str, pairs: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
@@ -209,7 +207,11 @@ def _square(path: Path, title: str, pairs: Sequence[Mapping[str, Any]], labels: 
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xticks(range(len(rows)), [str(place) for place in range(1, len(rows) + 1)])
     figure.supxlabel("P(row > column): a run of the row ends with the higher score", fontsize="medium")
-    _finish(path, figure, title, "probability of improvement, bold where 1/2 lies outside its 95% bootstrap interval")
+    _finish(path, figure, title, f"probability of improvement, {_marked('bold')}")
+
+
+def _marked(how: str) -> str:
+    return f"{how} where 1/2 lies outside\nits 95% bootstrap interval and each has at least {FEWEST_FOR_CERTAIN} runs"
 
 
 def plot_variance(path: Path, env: str, stages: Mapping[str, Mapping[str, Any]]) -> None:

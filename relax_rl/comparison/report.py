@@ -9,10 +9,12 @@ from typing import Any
 from relax_rl.comparison.contestants import file_names
 from relax_rl.comparison.trials import best_trial
 
-__all__ = ["certain", "markdown", "of_many", "solved_by_any"]
+__all__ = ["FEWEST_FOR_CERTAIN", "certain", "markdown", "of_many", "solved_by_any"]
 
 _MOST_IN_A_LIST = 6
 """Contestants whose pairs stand in a list, each with its interval: of more there are more than twenty pairs."""
+FEWEST_FOR_CERTAIN = 4
+"""That two runs of one are ahead of two of another is chance in one case of six, of three in one of twenty, of four in one of 70."""
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -108,12 +110,13 @@ def _pairs(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
         found[pair["y"], pair["x"]] = f"{mark}{1.0 - pair['value']:.2f}{mark}"
     head = ["P(row > column)", *(str(place) for place in range(1, len(labels) + 1))]
     rows = [[f"{place}: {x}", *(found.get((x, y), "") for y in labels)] for place, x in enumerate(labels, 1)]
-    return [*_table(head, rows), "", "Bold: 1/2 lies outside its 95% interval, which `comparison.json` has."]
+    told = f"Bold, with at least {FEWEST_FOR_CERTAIN} runs of each: 1/2 lies outside its 95% interval, which `comparison.json` has."
+    return [*_table(head, rows), "", told]
 
 
 def certain(pair: Mapping[str, float]) -> bool:
-    """Whether 1/2 lies outside the interval of a probability of improvement."""
-    return pair["low"] > 0.5 or pair["high"] < 0.5
+    """Whether 1/2 lies outside the interval of a probability of improvement, and there are runs enough to say so."""
+    return pair["runs"] >= FEWEST_FOR_CERTAIN and (pair["low"] > 0.5 or pair["high"] < 0.5)
 
 
 def of_many(pairs: Sequence[Mapping[str, Any]]) -> list[str] | None:

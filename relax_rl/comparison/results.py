@@ -295,13 +295,15 @@ def _profiles(finals: Mapping[str, Sequence[float]]) -> dict[str, Any]:
 
 
 def _improvements(tables: Sequence[Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
-    """P(X > Y) of the final scores for each pair of contestants that stand in every table."""
+    """P(X > Y) of the final scores for each pair of contestants that stand in every table, and the fewest runs of either."""
     labels = [label for label in tables[0] if all(label in table for table in tables)] if tables else []
-    return [
-        {"x": x, "y": y, **asdict(improvement([(table[x], table[y]) for table in tables]))}
-        for place, x in enumerate(labels)
-        for y in labels[place + 1 :]
-    ]
+    found = []
+    for place, x in enumerate(labels):
+        for y in labels[place + 1 :]:
+            runs = min(len(table[label]) for table in tables for label in (x, y))
+            interval = improvement([(table[x], table[y]) for table in tables])
+            found.append({"x": x, "y": y, "runs": runs, **asdict(interval)})
+    return found
 
 
 def _rounded(values: np.ndarray) -> list[float]:

@@ -200,8 +200,8 @@ def _square(path: Path, title: str, pairs: Sequence[Mapping[str, Any]], labels: 
         x, y = places[pair["x"]], places[pair["y"]]
         for row, column, value in ((x, y, pair["value"]), (y, x, 1.0 - pair["value"])):
             found[row, column] = value
-            style = {"weight": "bold"} if certain(pair) else {"color": "0.35"}
-            axes.annotate(f"{value:.2f}", (column, row), ha="center", va="center", size=8, **style)
+            weight, colour = ("bold", "black") if certain(pair) else ("normal", "0.35")
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", size=8, weight=weight, color=colour)
     axes.imshow(found, cmap="PuOr_r", vmin=-0.6, vmax=1.6, aspect="auto")
     rows = [f"{label}  {place}" for place, label in enumerate(labels, 1)]
     axes.set_yticks(range(len(rows)), rows)

@@ -144,6 +144,17 @@ ROUNDS: dict[str, Round] = {
         seeds=4,
         preset=False,
     ),
+    # The longest replay was ahead.
+    "lander-replay-second": Round(
+        finalists={
+            "replay of 6, targets anew": early(value_replay="6", replay_targets="anew"),
+            "replay of 12, targets anew": early(value_replay="12", replay_targets="anew"),
+            "replay of 6": early(value_replay="6"),
+        },
+        steps=150_000,
+        seeds=6,
+        preset=False,
+    ),
     # What `auto` takes with these settings, which have become the preset.
     "lander-estimators": Round(
         finalists={"as RELAX": early(estimator="relax", surrogate_scale="fitted", surrogate_lr="0.0003")},

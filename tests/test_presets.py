@@ -72,6 +72,8 @@ def test_every_preset_makes_a_valid_configuration():
         {"residual_weight": 0.5, "surrogate_loss": "critic"},
         {"action_distribution": "beta"},
         {"entropy_schedule": "linear"},
+        {"scale_advantage": True},
+        {"soft_returns": True, "entropy_coef": 0.01},
     ],
 )
 def test_what_is_given_has_its_place_in_every_preset(given):

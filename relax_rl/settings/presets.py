@@ -85,19 +85,9 @@ def _short_passes(gamma: float) -> dict[str, Any]:
     return {"num_envs": 4, **_passes(64, 64, epochs=10, gamma=gamma, gae_lambda=0.95, lr=1e-3)}
 
 
-def _bounded(
-    kl_bound: float,
-    *,
-    num_envs: int = 8,
-    num_steps: int = 128,
-    minibatch_size: int = 128,
-    epochs: int = 8,
-    gamma: float,
-    gae_lambda: float,
-    lr: float,
-) -> dict[str, Any]:
+def _bounded(kl_bound: float, *, gamma: float, gae_lambda: float, lr: float) -> dict[str, Any]:
     """Several passes over a rollout, within a bound of the divergence from its policy, at constant rates."""
-    shape = {"num_envs": num_envs, "num_steps": num_steps, "minibatch_size": minibatch_size, "epochs": epochs}
+    shape = {"num_envs": 8, "num_steps": 128, "minibatch_size": 128, "epochs": 8}
     rates = {"policy_lr": lr, "value_lr": lr, "surrogate_lr": lr, "lr_schedule": "constant"}
     trust = {"clip_range": math.inf, "kl_bound": kl_bound, "surrogate_scale": "fitted"}
     return {**_NORMALIZED, **shape, "gamma": gamma, "gae_lambda": gae_lambda, **rates, **trust}
@@ -217,6 +207,8 @@ DECIDE = {
     "residual_weight": (1.0, "surrogate_scale"),
     "action_distribution": ("gaussian", "squash"),
     "entropy_schedule": ("constant", "entropy_target"),
+    "scale_advantage": (False, "normalize_advantage"),
+    "soft_returns": (False, "normalize_advantage"),
 }
 """Settings that are given, their plain value, and what of a preset goes with no other and is left out."""
 _CONTINUOUS = ("*Continuous-v*", "Pendulum-v*", "BipedalWalker*", "CarRacing-v*")

@@ -5,8 +5,8 @@
 
 Ours is `a2c`, which the documents name where only the return counts. Ours and PPO's are a `train_agent.py compare` command each,
 so that PPO need not be trained again for another preset; where it has been trained with as many steps for
-`benchmarks.against_ppo`, those runs are taken. On four cheap tasks there is PPO with the settings of `benchmarks.search` too,
-which had as many steps of trials as ours. On Atari PPO is not trained: its published scores stand beside ours. Seeds begin
+`benchmarks.against_ppo`, those runs are taken. On four cheap tasks there is PPO with the settings of `benchmarks.search` too.
+On Atari PPO is not trained: its published scores stand beside ours. Seeds begin
 at 0, which no search has seen.
 """
 

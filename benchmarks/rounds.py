@@ -73,7 +73,7 @@ ROUNDS: dict[str, Round] = {
     # By squared error V 5 was ahead, and from normalised advantages it learned most early on.
     "lander-second": Round(
         finalists={
-            "squared error, advantages normalised": lander(5, critic_loss="mse", normalize_advantage="true"),
+            "squared error, advantages normalised": early(),
             "squared error, advantages scaled": lander(5, critic_loss="mse", scale_advantage="true"),
             "advantages scaled": lander(5, scale_advantage="true"),
             "squared error, critic not normalised": lander(5, critic_loss="mse", critic_layer_norm="off"),
@@ -114,7 +114,7 @@ ROUNDS: dict[str, Round] = {
         finalists={
             "V 5": lander(5),
             "V 5, squared error": lander(5, critic_loss="mse"),
-            "squared error, advantages normalised": lander(5, critic_loss="mse", normalize_advantage="true"),
+            "squared error, advantages normalised": early(),
         },
         steps=250_000,
         seeds=6,

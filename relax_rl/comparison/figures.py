@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relax_rl.comparison.report import FEWEST_FOR_CERTAIN, certain, of_many, solved_by_any
+from relax_rl.comparison.report import FEWEST_FOR_CERTAIN, both_ways, certain, of_many, solved_by_any
 from relax_rl.runs.plotting import count_in_thousands, make_figure, name_rows, write_figure
 
 if TYPE_CHECKING:
@@ -196,12 +196,11 @@ def _square(path: Path, title: str, pairs: Sequence[Mapping[str, Any]], labels: 
     size = 0.55 * len(labels)
     figure = make_figure(size + 3.5, size + 1.6)
     axes = figure.subplots()
-    for pair in pairs:
-        x, y = places[pair["x"]], places[pair["y"]]
-        for row, column, value in ((x, y, pair["value"]), (y, x, 1.0 - pair["value"])):
-            found[row, column] = value
-            weight, colour = ("bold", "black") if certain(pair) else ("normal", "0.35")
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", size=8, weight=weight, color=colour)
+    for x, y, value, sure in both_ways(pairs):
+        row, column = places[x], places[y]
+        found[row, column] = value
+        weight, colour = ("bold", "black") if sure else ("normal", "0.35")
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", size=8, weight=weight, color=colour)
     axes.imshow(found, cmap="PuOr_r", vmin=-0.6, vmax=1.6, aspect="auto")
     rows = [f"{label}  {place}" for place, label in enumerate(labels, 1)]
     axes.set_yticks(range(len(rows)), rows)

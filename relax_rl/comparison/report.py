@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from relax_rl.comparison.contestants import file_names
 from relax_rl.comparison.trials import best_trial
 
-__all__ = ["FEWEST_FOR_CERTAIN", "certain", "markdown", "of_many", "solved_by_any"]
+__all__ = ["FEWEST_FOR_CERTAIN", "both_ways", "certain", "markdown", "of_many", "solved_by_any"]
 
 _MOST_IN_A_LIST = 6
 """Contestants whose pairs stand in a list, each with its interval: of more there are more than twenty pairs."""
@@ -103,11 +103,7 @@ def _pairs(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
     if (labels := of_many(pairs)) is None:
         rows = [[f"P({pair['x']} > {pair['y']})", _interval(pair, ".2f")] for pair in pairs]
         return _table(["pair", "probability of improvement"], rows)
-    found = {}
-    for pair in pairs:
-        mark = "**" if certain(pair) else ""
-        found[pair["x"], pair["y"]] = f"{mark}{pair['value']:.2f}{mark}"
-        found[pair["y"], pair["x"]] = f"{mark}{1.0 - pair['value']:.2f}{mark}"
+    found = {(x, y): f"**{value:.2f}**" if sure else f"{value:.2f}" for x, y, value, sure in both_ways(pairs)}
     head = ["P(row > column)", *(str(place) for place in range(1, len(labels) + 1))]
     rows = [[f"{place}: {x}", *(found.get((x, y), "") for y in labels)] for place, x in enumerate(labels, 1)]
     told = f"Bold, with at least {FEWEST_FOR_CERTAIN} runs of each: 1/2 lies outside its 95% interval, which `comparison.json` has."
@@ -117,6 +113,13 @@ def _pairs(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
 def certain(pair: Mapping[str, float]) -> bool:
     """Whether 1/2 lies outside the interval of a probability of improvement, and there are runs enough to say so."""
     return pair["runs"] >= FEWEST_FOR_CERTAIN and (pair["low"] > 0.5 or pair["high"] < 0.5)
+
+
+def both_ways(pairs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, float, bool]]:
+    """X, Y, P(X > Y) and whether it is certain, of each pair and of the same pair turned round."""
+    for pair in pairs:
+        yield pair["x"], pair["y"], pair["value"], certain(pair)
+        yield pair["y"], pair["x"], 1.0 - pair["value"], certain(pair)
 
 
 def of_many(pairs: Sequence[Mapping[str, Any]]) -> list[str] | None:

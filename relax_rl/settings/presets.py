@@ -93,12 +93,12 @@ def _bounded(kl_bound: float, *, gamma: float, gae_lambda: float, lr: float) -> 
     return {**_NORMALIZED, **shape, "gamma": gamma, "gae_lambda": gae_lambda, **rates, **trust}
 
 
-_SQUASHED = {"squash": True, "log_std_init": -0.5, "entropy_target": -0.5}
-"""Actions within their bounds, and as much noise in them to the end."""
 _ACROBOT = {"num_envs": 16, **_passes(32, 128, epochs=4, gamma=0.99, gae_lambda=0.94, lr=1e-3)}
 _PENDULUM = {
     **_bounded(0.05, gamma=0.9, gae_lambda=0.95, lr=1e-3),
-    **_SQUASHED,
+    "squash": True,
+    "log_std_init": -0.5,
+    "entropy_target": -0.5,
     "critic_loss": "hl_gauss",
     "layer_norm": True,
     "activation": "silu",

@@ -20,10 +20,8 @@ __all__ = [
     "UNBOUNDED",
     "Finalist",
     "Round",
-    "classic",
     "early",
     "lander",
-    "lander_continuous",
     "recipe",
     "untold",
     "walker",
@@ -102,10 +100,11 @@ def untold(trial: int, **changed: str) -> Finalist:
     return Finalist(search="untold", contestant="auto", trial=trial, changed=changed)
 
 
-def recipe(**changed: str) -> Finalist:
-    """That of small tasks for what no preset names, whose actions may have no bounds."""
-    settings = {**UNBOUNDED, "surrogate_scale": "fitted", "surrogate_lr": "0.001", **changed}
-    return Finalist(search="untold", contestant="auto", trial=None, changed=settings)
+def recipe(search: str, settings: Mapping[str, str], *, estimator: str = "", **changed: str) -> Finalist:
+    """No trial of the search, but these settings over what all of it has."""
+    contestant = SEARCHES[search].contestants[0].partition("=")[0]
+    every = {**settings, **changed}
+    return Finalist(search=search, contestant=contestant, trial=None, changed=every, estimator=estimator)
 
 
 def lander(trial: int, contestant: str = "V", *, estimator: str = "", **changed: str) -> Finalist:
@@ -117,21 +116,11 @@ def early(*, estimator: str = "", **changed: str) -> Finalist:
     return lander(5, estimator=estimator, critic_loss="mse", normalize_advantage="true", **changed)
 
 
-def lander_continuous(**changed: str) -> Finalist:
-    settings = {**lander(5).settings(), **changed}
-    return Finalist(search="lander-continuous", contestant="V", trial=None, changed=settings)
-
-
 def walker(contestant: str = "V", *, squash: bool = True, **changed: str) -> Finalist:
     """The recipe of `benchmarks.factorial` at its middle bound, with rate and bound falling to 0; or without its bounded actions."""
     falling = {"kl_bound": "0.05", "lr_schedule": "linear", "kl_schedule": "linear", "entropy_schedule": "constant"}
-    recipe = {**RECIPE, **(OF_TASK["HalfCheetah-v5"] if squash else {"log_std_init": "-0.5"}), **falling, **changed}
-    return Finalist(search="locomotion", contestant=contestant, trial=None, changed=recipe)
-
-
-def classic(recipe: Mapping[str, str], *, estimator: str = "", **changed: str) -> Finalist:
-    settings = {**recipe, **changed}
-    return Finalist(search="classic-continuous", contestant="V", trial=None, changed=settings, estimator=estimator)
+    settings = {**RECIPE, **(OF_TASK["HalfCheetah-v5"] if squash else {"log_std_init": "-0.5"}), **falling, **changed}
+    return Finalist(search="locomotion", contestant=contestant, trial=None, changed=settings)
 
 
 BOUNDED = {**OF_TASK["HalfCheetah-v5"], "entropy_schedule": "constant"}

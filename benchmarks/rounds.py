@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from benchmarks.finalists import (
     BOUNDED,
     CENTRED,
@@ -14,10 +12,8 @@ from benchmarks.finalists import (
     SURROGATE,
     UNBOUNDED,
     Round,
-    classic,
     early,
     lander,
-    lander_continuous,
     recipe,
     untold,
     walker,
@@ -48,8 +44,8 @@ ROUNDS: dict[str, Round] = {
     # A bound of the divergence, which is ahead on Pendulum.
     "untold-fourth": Round(
         finalists={
-            "bound 0.05": recipe(entropy_coef="0.003"),
-            "bound 0.02": recipe(entropy_coef="0.003", kl_bound="0.02"),
+            "bound 0.05": recipe("untold", UNBOUNDED | SURROGATE, entropy_coef="0.003"),
+            "bound 0.02": recipe("untold", UNBOUNDED | SURROGATE, entropy_coef="0.003", kl_bound="0.02"),
         }
     ),
     "lander-halves": Round(
@@ -165,11 +161,17 @@ ROUNDS: dict[str, Round] = {
     # What was ahead on the lander of four actions, on that of two numbers.
     "lander-continuous": Round(
         finalists={
-            "V 5": lander_continuous(log_std_init="-0.5"),
-            "V 5, bounded actions": lander_continuous(**BOUNDED),
-            "V 5, bounded actions, bound 0.05": lander_continuous(kl_bound="0.05", **BOUNDED),
-            "V 5, squared error, advantages normalised": lander_continuous(
-                critic_loss="mse", normalize_advantage="true", log_std_init="-0.5"
+            "V 5": recipe("lander-continuous", lander(5).settings(), log_std_init="-0.5"),
+            "V 5, bounded actions": recipe("lander-continuous", lander(5).settings(), **BOUNDED),
+            "V 5, bounded actions, bound 0.05": recipe(
+                "lander-continuous", lander(5).settings(), kl_bound="0.05", **BOUNDED
+            ),
+            "V 5, squared error, advantages normalised": recipe(
+                "lander-continuous",
+                lander(5).settings(),
+                critic_loss="mse",
+                normalize_advantage="true",
+                log_std_init="-0.5",
             ),
         },
         steps=250_000,
@@ -193,23 +195,23 @@ ROUNDS: dict[str, Round] = {
         finalists={
             "V": walker(),
             "V, small networks": walker(hidden="64x64", policy_lr="0.001", value_lr="0.001"),
-            "passes, rollouts of 64": replace(classic(PASSES, num_steps="64", gamma="0.99"), search="locomotion"),
-            "passes, rollouts of 64, gamma 0.98": replace(
-                classic(PASSES, num_steps="64", gamma="0.98"), search="locomotion"
-            ),
+            "passes, rollouts of 64": recipe("locomotion", PASSES, num_steps="64", gamma="0.99"),
+            "passes, rollouts of 64, gamma 0.98": recipe("locomotion", PASSES, num_steps="64", gamma="0.98"),
         },
         tasks=("InvertedDoublePendulum-v5",),
         steps=500_000,
     ),
     "pendulum": Round(
         finalists={
-            "passes": classic(PASSES, gamma="0.9"),
-            "passes, rollouts of 64": classic(PASSES, gamma="0.9", num_steps="64"),
-            "bound 0.05": classic(SMALL, gamma="0.9"),
-            "bound 0.1": classic(SMALL, gamma="0.9", kl_bound="0.1"),
-            "bound 0.05, gamma 0.97": classic(SMALL, gamma="0.97"),
-            "bound 0.05, rollouts of 32": classic(SMALL, gamma="0.9", num_steps="32"),
-            "bound 0.05, 256-256": classic(SMALL, gamma="0.9", hidden="256x256", policy_lr="0.0003", value_lr="0.0003"),
+            "passes": recipe("classic-continuous", PASSES, gamma="0.9"),
+            "passes, rollouts of 64": recipe("classic-continuous", PASSES, gamma="0.9", num_steps="64"),
+            "bound 0.05": recipe("classic-continuous", SMALL, gamma="0.9"),
+            "bound 0.1": recipe("classic-continuous", SMALL, gamma="0.9", kl_bound="0.1"),
+            "bound 0.05, gamma 0.97": recipe("classic-continuous", SMALL, gamma="0.97"),
+            "bound 0.05, rollouts of 32": recipe("classic-continuous", SMALL, gamma="0.9", num_steps="32"),
+            "bound 0.05, 256-256": recipe(
+                "classic-continuous", SMALL, gamma="0.9", hidden="256x256", policy_lr="0.0003", value_lr="0.0003"
+            ),
         },
         tasks=("Pendulum-v1",),
         steps=100_000,
@@ -218,8 +220,8 @@ ROUNDS: dict[str, Round] = {
     # The one that was ahead, and what `auto` would take with its settings.
     "pendulum-second": Round(
         finalists={
-            "bound 0.05": classic(SMALL, gamma="0.9"),
-            "bound 0.05 as LAX": classic(SMALL, gamma="0.9", estimator="lax", **SURROGATE),
+            "bound 0.05": recipe("classic-continuous", SMALL, gamma="0.9"),
+            "bound 0.05 as LAX": recipe("classic-continuous", SMALL, gamma="0.9", estimator="lax", **SURROGATE),
         },
         tasks=("Pendulum-v1",),
         steps=100_000,
@@ -228,12 +230,14 @@ ROUNDS: dict[str, Round] = {
     ),
     "inverted-pendulum": Round(
         finalists={
-            "bound 0.05": classic(SMALL, gamma="0.98"),
-            "bound 0.1": classic(SMALL, gamma="0.98", kl_bound="0.1"),
-            "bound 0.1, rollouts of 32": classic(SMALL, gamma="0.98", kl_bound="0.1", num_steps="32"),
-            "bound 0.1, unbounded actions": classic(UNBOUNDED, gamma="0.98", kl_bound="0.1"),
-            "passes": classic(PASSES, gamma="0.98"),
-            "passes, rollouts of 64": classic(PASSES, gamma="0.98", num_steps="64"),
+            "bound 0.05": recipe("classic-continuous", SMALL, gamma="0.98"),
+            "bound 0.1": recipe("classic-continuous", SMALL, gamma="0.98", kl_bound="0.1"),
+            "bound 0.1, rollouts of 32": recipe(
+                "classic-continuous", SMALL, gamma="0.98", kl_bound="0.1", num_steps="32"
+            ),
+            "bound 0.1, unbounded actions": recipe("classic-continuous", UNBOUNDED, gamma="0.98", kl_bound="0.1"),
+            "passes": recipe("classic-continuous", PASSES, gamma="0.98"),
+            "passes, rollouts of 64": recipe("classic-continuous", PASSES, gamma="0.98", num_steps="64"),
         },
         tasks=("InvertedPendulum-v5",),
         steps=150_000,
@@ -241,11 +245,11 @@ ROUNDS: dict[str, Round] = {
     ),
     "mountain-car": Round(
         finalists={
-            "passes": classic(PASSES, gamma="0.999"),
-            "bound 0.05": classic(SMALL, **FAR),
-            "bound 0.1": classic(SMALL, kl_bound="0.1", **FAR),
-            "bound 0.05, rollouts of 32": classic(SMALL, num_steps="32", **FAR),
-            "bound 0.05, gamma 0.9999": classic(SMALL, **{**FAR, "gamma": "0.9999"}),
+            "passes": recipe("classic-continuous", PASSES, gamma="0.999"),
+            "bound 0.05": recipe("classic-continuous", SMALL, **FAR),
+            "bound 0.1": recipe("classic-continuous", SMALL, kl_bound="0.1", **FAR),
+            "bound 0.05, rollouts of 32": recipe("classic-continuous", SMALL, num_steps="32", **FAR),
+            "bound 0.05, gamma 0.9999": recipe("classic-continuous", SMALL, **{**FAR, "gamma": "0.9999"}),
         },
         tasks=("MountainCarContinuous-v0",),
         steps=100_000,
@@ -254,12 +258,16 @@ ROUNDS: dict[str, Round] = {
     # PPO is at the goal in its first episodes: its one environment wastes none, and its noise has memory.
     "mountain-car-second": Round(
         finalists={
-            "passes, 1 environment": classic(PASSES, gamma="0.999", num_envs="1"),
-            "passes, 1 environment, deviation e": classic(PASSES, gamma="0.999", num_envs="1", log_std_init="1"),
-            "passes, deviation e": classic(PASSES, gamma="0.999", log_std_init="1"),
-            "passes, rollouts of 64": classic(PASSES, gamma="0.999", num_steps="64"),
-            "bound 0.1, 1 environment": classic(SMALL, kl_bound="0.1", num_envs="1", num_steps="256", **FAR),
-            "passes as LAX": classic(PASSES, gamma="0.999", estimator="lax", **SURROGATE),
+            "passes, 1 environment": recipe("classic-continuous", PASSES, gamma="0.999", num_envs="1"),
+            "passes, 1 environment, deviation e": recipe(
+                "classic-continuous", PASSES, gamma="0.999", num_envs="1", log_std_init="1"
+            ),
+            "passes, deviation e": recipe("classic-continuous", PASSES, gamma="0.999", log_std_init="1"),
+            "passes, rollouts of 64": recipe("classic-continuous", PASSES, gamma="0.999", num_steps="64"),
+            "bound 0.1, 1 environment": recipe(
+                "classic-continuous", SMALL, kl_bound="0.1", num_envs="1", num_steps="256", **FAR
+            ),
+            "passes as LAX": recipe("classic-continuous", PASSES, gamma="0.999", estimator="lax", **SURROGATE),
         },
         tasks=("MountainCarContinuous-v0",),
         steps=100_000,

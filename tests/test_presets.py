@@ -37,6 +37,14 @@ def test_the_family_is_told_from_the_id(env, name):
     assert is_atari(env) == (name == "atari")
 
 
+def _words(**given: object) -> list[str]:
+    """Settings as words of the command line."""
+    options = [
+        [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])] for name, value in given.items()
+    ]
+    return [word for option in options for word in option]
+
+
 def test_what_is_given_is_checked_together_with_the_preset() -> None:
     """The command line takes what a configuration from Python takes: a preset may bring what a setting asks for."""
     for env, given in {
@@ -45,9 +53,7 @@ def test_what_is_given_is_checked_together_with_the_preset() -> None:
         "Foo-v1": {"soft_returns": True},
         "HalfCheetah-v5": {"surrogate_loss": "critic", "residual_weight": 0.5},
     }.items():
-        words = {name: "" if value is True else value for name, value in given.items()}
-        line = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in words.items())
-        found = train_config(["--env", env, *line.split()], "train")
+        found = train_config(_words(env=env, **given), "train")
         assert found.agent == preset_config(env, **given).agent
     assert preset_config("HalfCheetah-v5", "lax").agent.surrogate_scale == "fitted"
     assert found.agent.surrogate_scale == "one"
@@ -79,7 +85,9 @@ def test_every_preset_makes_a_valid_configuration():
 def test_what_is_given_has_its_place_in_every_preset(given):
     for preset in PRESETS:
         for pattern in preset.environments:
-            config = preset_config(pattern.replace("*", "1"), preset=preset.name, **given)
+            env = pattern.replace("-v*", "-v1").replace("*", "Any-v1")
+            config = preset_config(env, preset=preset.name, **given)
+            assert train_config(_words(env=env, preset=preset.name, **given), "train").agent == config.agent
             assert not (config.env.bins and (config.agent.squash or config.agent.entropy_target is not None))
             assert all(getattr(config.env if name == "bins" else config.agent, name) == given[name] for name in given)
 

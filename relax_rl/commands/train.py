@@ -17,7 +17,7 @@ from relax_rl.runs.record import logged_again, named_again, read_config, resumed
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import with_settings
 from relax_rl.settings.options import parse
-from relax_rl.settings.presets import DECIDE, find_preset, preset_config
+from relax_rl.settings.presets import find_preset, preset_beside
 
 if TYPE_CHECKING:
     from relax_rl.runs.training import TrainingResult
@@ -55,9 +55,7 @@ def train_config(args: Sequence[str], prog: str) -> TrainConfig:
         if given["resume"] is not None:
             saved = settings_to_resume(given["resume"], TrainConfig)
             return saved
-        decide = {name: given[name] for name in ("preset", "bins", "surrogate_loss")}
-        decide |= {name: given[name] for name, (plain, _) in DECIDE.items() if given[name] != plain}
-        return preset_config(given["env"], given["estimator"], **decide)
+        return preset_beside(given["env"], given["estimator"], preset=given["preset"], given=given)
 
     automatic = with_settings(TrainConfig(), {"preset": "auto"})
     config = parse(TrainConfig, args, default=automatic, base=base, prog=prog)

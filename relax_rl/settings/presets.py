@@ -18,13 +18,13 @@ from relax_rl.settings.config import AgentConfig, TrainConfig
 from relax_rl.settings.fields import with_settings
 
 __all__ = [
-    "DECIDE",
     "PRESETS",
     "Override",
     "Preset",
     "find_preset",
     "has_version",
     "is_atari",
+    "preset_beside",
     "preset_config",
     "same_env",
     "settings_for",
@@ -202,7 +202,7 @@ PRESETS: tuple[Preset, ...] = (
 )
 """In order of precedence; the last one is for environments that no other preset knows."""
 
-DECIDE = {
+_DECIDE = {
     "memory": ("none", "value_replay"),
     "residual_weight": (1.0, "surrogate_scale"),
     "action_distribution": ("gaussian", "squash"),
@@ -271,13 +271,25 @@ def preset_config(env: str, estimator: str = "auto", *, preset: str = "auto", **
     Raises:
         SettingsError: an unknown preset or setting, or a value that a setting cannot have.
     """
+    return with_settings(preset_beside(env, estimator, preset=preset, given=settings), settings)
+
+
+def preset_beside(env: str, estimator: str, *, preset: str, given: Mapping[str, Any]) -> TrainConfig:
+    """What a preset says, without what goes with none of the settings that are `given`, which are yet to be put over it.
+
+    Args:
+        env, estimator, preset, given: as `env`, `estimator`, `preset` and `settings` in `preset_config`.
+
+    Raises:
+        SettingsError: there is no preset of that name.
+    """
     found = find_preset(env, preset)
     base = with_settings(TrainConfig(), {"env": env, "estimator": estimator, "preset": found.name})
-    of_preset = found.settings(env, estimator, bins=settings.get("bins", 0))
-    for name, (plain, beside) in DECIDE.items():
-        if settings.get(name, plain) != plain:
+    of_preset = found.settings(env, estimator, bins=given.get("bins", 0))
+    for name, (plain, beside) in _DECIDE.items():
+        if given.get(name, plain) != plain:
             of_preset.pop(beside, None)
-    return with_settings(base, {**of_preset, **settings})
+    return with_settings(base, of_preset)
 
 
 def _without_module(env: str) -> str:

@@ -14,6 +14,7 @@ __all__ = [
     "FAR",
     "FAST",
     "FIRST_SEED",
+    "FORMER",
     "PASSES",
     "SMALL",
     "SURROGATE",
@@ -75,6 +76,7 @@ class Round:
         peers: of `compare`, that meet them.
         commit: the last one that has their settings, if that is not the present one: such a round is reported only.
         preset: whether the one that a winner would replace meets them, where the tasks have one.
+        until_solved: whether runs end at the task's threshold; what counts are the steps to there.
     """
 
     finalists: Mapping[str, Finalist]
@@ -83,6 +85,7 @@ class Round:
     seeds: int = 2
     peers: tuple[str, ...] = ()
     preset: bool = True
+    until_solved: bool = False
     commit: str | None = None
 
     @property
@@ -123,6 +126,23 @@ def walker(contestant: str = "V", *, squash: bool = True, **changed: str) -> Fin
     return Finalist(search="locomotion", contestant=contestant, trial=None, changed=settings)
 
 
+FORMER = {
+    "num_envs": "16",
+    "num_steps": "128",
+    "minibatch_size": "128",
+    "epochs": "8",
+    "clip_range": "0.2",
+    "gamma": "0.999",
+    "gae_lambda": "0.98",
+    "policy_lr": "0.0005",
+    "value_lr": "0.0005",
+    "surrogate_lr": "0.001",
+    "surrogate_scale": "fitted",
+    "lr_schedule": "linear",
+    "normalize_obs": "true",
+    "normalize_reward": "true",
+}
+"""The lander's preset before its search."""
 BOUNDED = {**OF_TASK["HalfCheetah-v5"], "entropy_schedule": "constant"}
 """Actions squashed to their bounds, with a target for their entropy."""
 SMALL = {

@@ -7,6 +7,7 @@ from benchmarks.finalists import (
     CENTRED,
     FAR,
     FAST,
+    FORMER,
     PASSES,
     SMALL,
     SURROGATE,
@@ -157,6 +158,19 @@ ROUNDS: dict[str, Round] = {
         steps=150_000,
         seeds=6,
         preset=False,
+    ),
+    # RELAX does not gain what A2C does: with the preset of before, runs as long as a contest's.
+    "lander-former": Round(
+        finalists={
+            "before, A2C": recipe("lander", FORMER, estimator="a2c"),
+            "before, RELAX": recipe("lander", FORMER, estimator="relax"),
+            "now, A2C": early(),
+            "now, RELAX": early(estimator="relax", surrogate_scale="fitted", surrogate_lr="0.0003"),
+        },
+        steps=500_000,
+        seeds=6,
+        preset=False,
+        until_solved=True,
     ),
     # What was ahead on the lander of four actions, on that of two numbers.
     "lander-continuous": Round(

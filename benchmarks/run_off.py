@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from benchmarks.finalists import FIRST_SEED, Finalist, Round
-from benchmarks.matches import Match, curve_mean, main_of, read_result, write_summary
+from benchmarks.matches import Match, curve_mean, main_of, read_result, spread, write_summary
 from benchmarks.rounds import ROUNDS
 from benchmarks.search import ANCHORS, SEARCHES
 
@@ -55,6 +55,7 @@ MATCHES = {
         peers=each.peers,
         seeds=each.seeds,
         first_seed=FIRST_SEED,
+        stop_when_solved=each.until_solved,
         commit=each.commit,
     )
     for name, each in ROUNDS.items()
@@ -69,8 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _write_summary() -> None:
     """`results/run_off.md` from the comparisons that are there."""
-    kinds = dict.fromkeys((each.search, each.length, each.tasks) for each in ROUNDS.values())
+    kinds = dict.fromkeys((each.search, each.length, each.tasks) for each in ROUNDS.values() if not each.until_solved)
     intro = [line for kind in kinds for line in _table(*kind)]
+    intro += [line for name, each in ROUNDS.items() if each.until_solved for line in _steps_table(name, each)]
     write_summary("The best trials once more", GROUP, MATCHES, intro=intro)
 
 
@@ -78,7 +80,11 @@ def _table(search: str, steps: int, only: tuple[str, ...] | None) -> list[str]:
     """Means of the curves of a search's finalists, task by task, and their scores where they have played as many tasks as any."""
     anchors = {**ANCHORS, **SEARCHES[search].anchors}
     kind = (search, steps, only)
-    rounds = {name: each for name, each in ROUNDS.items() if (each.search, each.length, each.tasks) == kind}
+    rounds = {
+        name: each
+        for name, each in ROUNDS.items()
+        if (each.search, each.length, each.tasks) == kind and not each.until_solved
+    }
     found: dict[str, dict[str, float]] = {}
     counts: dict[str, int] = {}
     for name, each in rounds.items():
@@ -102,6 +108,29 @@ def _table(search: str, steps: int, only: tuple[str, ...] | None) -> list[str]:
         cells += [f"{means[env]:.4g}" if env in means else "" for env in tasks]
         lines.append(f"| {label} | {counts[label]} | {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def _steps_table(name: str, each: Round) -> list[str]:
+    """How soon the finalists of a round that ends there are at the threshold of each task."""
+    lines: list[str] = []
+    for env in each.tasks or SEARCHES[each.search].anchors:
+        found = read_result(GROUP, _name(name, env))
+        if found is None:
+            continue
+        ((_, task),) = found["environments"].items()
+        lines += [
+            f"Steps of {env} until 100 episodes have a mean of {task['threshold']:g}, of {each.length:,} at most.",
+            "",
+            "| finalist | runs | there | median steps |",
+            "|---|---:|---:|---:|",
+        ]
+        for label, entry in task["contestants"].items():
+            solved = entry["solved"]
+            lines.append(
+                f"| {label} | {solved['runs']} | {solved['solved']} | {spread(solved['steps']['median'], ',.0f')} |"
+            )
+        lines.append("")
+    return lines
 
 
 def _curve_means(match: str, label: str) -> list[float]:

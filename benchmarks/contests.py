@@ -18,13 +18,16 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.contest_curves import Panel, draw
 from benchmarks.matches import Match, curve_mean, final, main_of, read_result, spread, write_summary
 from benchmarks.search import best_settings
+from benchmarks.tasks import RESULTS
 from relax_rl.comparison.statistics import bootstrap, iqm
 
 __all__ = ["ATARI", "CONTESTS", "MATCHES", "Contest", "main"]
 
 GROUP = "contests"
+OURS = "ours"
 PPO = "sb3-ppo"
 TUNED = "tuned-ppo"
 """PPO with the best settings of its search, where that has trials."""
@@ -98,7 +101,7 @@ ATARI = {
 def _matches() -> dict[str, Match]:
     found = {}
     for name, contest in {**CONTESTS, **ATARI}.items():
-        ours = Match(env=contest.env, steps=contest.steps, seeds=contest.seeds, contestants=("ours=a2c",))
+        ours = Match(env=contest.env, steps=contest.steps, seeds=contest.seeds, contestants=(f"{OURS}=a2c",))
         found[name] = replace(ours, stop_when_solved=contest.measure == "steps")
         if contest.known is None and contest.published is None:
             found[f"{name}-ppo"] = replace(ours, contestants=(), peers=(PPO,))
@@ -129,18 +132,38 @@ def _write_summary() -> None:
         "",
     ]
     write_summary("Presets and PPO", GROUP, MATCHES, intro=intro)
+    if panels := [panel for name, contest in CONTESTS.items() if (panel := _panel(name, contest)).curves]:
+        draw(panels, RESULTS / f"{GROUP}.png")
+
+
+def _entries(task: str, contest: Contest) -> dict[str, Mapping[str, Any] | None]:
+    """What `comparison.json` has of ours and of PPO; None where no episode of any run has ended, or none has been trained."""
+    group, name = (GROUP, f"{task}-ppo") if contest.known is None else ("against_ppo", contest.known)
+    found = {}
+    for label, result in (
+        (OURS, read_result(GROUP, task)),
+        (PPO, read_result(group, name)),
+        (TUNED, read_result(GROUP, f"{task}-{TUNED}")),
+    ):
+        ((_, summary),) = result["environments"].items() if result is not None else [("", {"contestants": {}})]
+        found[label] = summary["contestants"].get(label)
+    if found[OURS] is None and contest.known is not None:
+        return dict.fromkeys(found)
+    return found
+
+
+def _panel(task: str, contest: Contest) -> Panel:
+    names = {OURS: "relax_rl, A2C", PPO: "SB3 PPO, zoo's settings", TUNED: "SB3 PPO, searched"}
+    known = {names[label]: entry for label, entry in _entries(task, contest).items() if entry is not None}
+    asked = contest.asked if contest.measure == "final" and not contest.times_ppo else None
+    return Panel(title=contest.env, steps=contest.steps, curves=known, asked=asked)
 
 
 def _row(task: str, contest: Contest) -> str:
-    ours = read_result(GROUP, task)
-    group, name = (GROUP, f"{task}-ppo") if contest.known is None else ("against_ppo", contest.known)
-    theirs, tuned = read_result(group, name), read_result(GROUP, f"{task}-{TUNED}")
-    if ours is None and (theirs is None or contest.known is not None):
+    entries = _entries(task, contest)
+    if not any(entries.values()):
         return ""
-    measured = [
-        None if found is None else _measured(contest, label, found)
-        for label, found in (("ours", ours), (PPO, theirs), (TUNED, tuned))
-    ]
+    measured = [None if entry is None else _measured(contest, entry) for entry in entries.values()]
     held = "" if measured[0] is None else _held(contest, measured[0], measured[1])
     style = ",.0f" if contest.measure in ("steps", "reached") else ",.1f"
     cells = ["" if value is None else spread(value, style) for value in measured]
@@ -156,12 +179,8 @@ def _asked(contest: Contest) -> str:
     return f"{contest.asked:g} times PPO" if contest.times_ppo else f"{contest.asked:,.0f}"
 
 
-def _measured(contest: Contest, label: str, found: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The measure of a contestant, with its interval; None where it has no run."""
-    ((_, task),) = found["environments"].items()
-    entry = task["contestants"].get(label)
-    if entry is None:  # no episode of any run has ended
-        return None
+def _measured(contest: Contest, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The measure of a contestant, with its interval."""
     runs = entry["runs"]
     if contest.measure == "steps":
         steps: Mapping[str, Any] = entry["solved"]["steps"]["median"]

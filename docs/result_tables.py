@@ -44,6 +44,17 @@ def learning(tasks: Sequence[str], contestants: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def contests() -> str:
+    """A2C with the presets beside PPO with its zoo's settings, by the measure of each task."""
+    measures = {"curve": "mean of the curve", "final": "last 100 episodes", "steps": "steps to the threshold"}
+    lines = ["| task | steps | measured | A2C of this package | SB3 PPO |", "|---|---:|---|---:|---:|"]
+    for row in tables(RESULTS / "contests.md")["Presets and PPO"][0]:
+        theirs = {"": "", "beyond": "not reached"}.get(row["PPO"], row["PPO"])
+        measured = measures.get(row["measure"], row["measure"])
+        lines.append(f"| {row['task']} | {row['steps']} | {measured} | {row['ours']} | {theirs} |")
+    return "\n".join(lines) + "\n"
+
+
 def against_ppo(tasks: Sequence[str], contestants: dict[str, str]) -> str:
     """Final scores with and without a surrogate; `contestants` are called so on the page, by their names in the results."""
     known = tables(RESULTS / "against_ppo.md")

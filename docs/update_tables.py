@@ -66,6 +66,7 @@ def main() -> None:
 def documents() -> dict[Path, dict[str, str]]:
     """Tables by document and mark, as the code has them now."""
     return {
+        DOCUMENTS.parent / "README.md": {"contests": results.contests()},
         DOCUMENTS / "estimators.md": {"estimators": typeset(estimator_table())},
         DOCUMENTS / "choosing.md": {"decision": results.decision()},
         DOCUMENTS / "results.md": {"results": results.index()},

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Styles",
+    "band",
     "draw_all",
     "plot_curves",
     "plot_improvement",
@@ -91,9 +92,9 @@ def plot_curves(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
     longest = max(max(entry["wall_curve"]["seconds"], default=0.0) for entry in contestants.values())
     unit, name = (3600.0, "h") if longest > 7200 else (60.0, "min") if longest > 120 else (1.0, "s")
     for label, entry in contestants.items():
-        _band(left, entry["curve"]["steps"], entry["curve"], label, style[label])
+        band(left, entry["curve"]["steps"], entry["curve"], label, style[label])
         times = [second / unit for second in entry["wall_curve"]["seconds"]]
-        _band(right, times, entry["wall_curve"], None, style[label])
+        band(right, times, entry["wall_curve"], None, style[label])
     for axes in (left, right):
         if summary["threshold"] is not None:
             known = f"threshold {summary['threshold']:g}" if axes is left else None
@@ -262,9 +263,8 @@ def _plain_log_ticks(axes: Axes, low: float, high: float) -> None:
     axes.set_xticks([], minor=True)
 
 
-def _band(
-    axes: Axes, x: Sequence[float], curve: Mapping[str, Any], label: str | None, style: Mapping[str, Any]
-) -> None:
+def band(axes: Axes, x: Sequence[float], curve: Mapping[str, Any], label: str | None, style: Mapping[str, Any]) -> None:
+    """A curve of `comparison.json` over `x`, with its interval."""
     axes.plot(x, curve["iqm"], label=label, linewidth=1.8, **style)
     axes.fill_between(x, curve["low"], curve["high"], color=style["color"], alpha=0.18, linewidth=0)
 

@@ -14,7 +14,6 @@ __all__ = [
     "FAR",
     "FAST",
     "FIRST_SEED",
-    "FORMER",
     "PASSES",
     "SMALL",
     "SURROGATE",
@@ -22,6 +21,7 @@ __all__ = [
     "Finalist",
     "Round",
     "early",
+    "former",
     "lander",
     "recipe",
     "untold",
@@ -119,6 +119,11 @@ def early(*, estimator: str = "", **changed: str) -> Finalist:
     return lander(5, estimator=estimator, critic_loss="mse", normalize_advantage="true", **changed)
 
 
+def former(*, estimator: str = "relax", **changed: str) -> Finalist:
+    """The lander's preset before its search."""
+    return recipe("lander", FORMER, estimator=estimator, **changed)
+
+
 def walker(contestant: str = "V", *, squash: bool = True, **changed: str) -> Finalist:
     """The recipe of `benchmarks.factorial` at its middle bound, with rate and bound falling to 0; or without its bounded actions."""
     falling = {"kl_bound": "0.05", "lr_schedule": "linear", "kl_schedule": "linear", "entropy_schedule": "constant"}
@@ -126,23 +131,6 @@ def walker(contestant: str = "V", *, squash: bool = True, **changed: str) -> Fin
     return Finalist(search="locomotion", contestant=contestant, trial=None, changed=settings)
 
 
-FORMER = {
-    "num_envs": "16",
-    "num_steps": "128",
-    "minibatch_size": "128",
-    "epochs": "8",
-    "clip_range": "0.2",
-    "gamma": "0.999",
-    "gae_lambda": "0.98",
-    "policy_lr": "0.0005",
-    "value_lr": "0.0005",
-    "surrogate_lr": "0.001",
-    "surrogate_scale": "fitted",
-    "lr_schedule": "linear",
-    "normalize_obs": "true",
-    "normalize_reward": "true",
-}
-"""The lander's preset before its search."""
 BOUNDED = {**OF_TASK["HalfCheetah-v5"], "entropy_schedule": "constant"}
 """Actions squashed to their bounds, with a target for their entropy."""
 SMALL = {
@@ -170,3 +158,19 @@ SURROGATE = {"surrogate_scale": "fitted", "surrogate_lr": "0.001"}
 FAR = {"gamma": "0.999", "log_std_init": "0", "entropy_target": "0"}
 CENTRED = {"center_advantage": "true", "scale_advantage": "true"}
 FAST = {"policy_lr": "0.001", "value_lr": "0.001"}
+FORMER = {
+    "num_envs": "16",
+    "num_steps": "128",
+    "minibatch_size": "128",
+    "epochs": "8",
+    "clip_range": "0.2",
+    "gamma": "0.999",
+    "gae_lambda": "0.98",
+    "policy_lr": "0.0005",
+    "value_lr": "0.0005",
+    "surrogate_lr": "0.001",
+    "surrogate_scale": "fitted",
+    "lr_schedule": "linear",
+    "normalize_obs": "true",
+    "normalize_reward": "true",
+}

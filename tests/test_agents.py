@@ -314,7 +314,10 @@ def test_what_does_not_fit_together_is_refused(call: Callable[[], Any], expected
     [
         ({"policylr": 1e-3}, "did you mean policy_lr"),
         ({"precision": "float16"}, "precision is 'float16', expected float32 or bfloat16"),
-        ({"epochs": 4}, "epochs is 4, expected 1, or a finite clip_range or target_kl beside it"),
+        (
+            {"epochs": 4},
+            "epochs is 4 and clip_range, target_kl and kl_bound are inf, expected a finite one of them, or epochs 1",
+        ),
         ({"clip_range": 0.0}, "clip_range is 0.0, expected above 0"),
         ({"target_kl": 0.0}, "target_kl is 0.0, expected above 0"),
         ({"minibatch_size": -1}, "minibatch_size is -1, expected 0 or above"),

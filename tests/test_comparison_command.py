@@ -290,6 +290,8 @@ def test_a_run_that_diverges_is_told_and_does_not_stop_the_rest(tmp_path, capsys
         (["--estimators", "relaks"], "unknown estimator 'relaks'"),
         (["--seeds", "0"], "seeds is 0, expected at least 1"),
         (["--threshold", "high"], "threshold is 'high', expected a number or ENV=number"),
+        (["--threshold", "CartPole-v1=nan"], "threshold is 'CartPole-v1=nan', expected a number or ENV=number"),
+        (["--threshold", "inf"], "threshold is 'inf', expected a number or ENV=number"),
         (["--threshold", "Acrobot-v1=3"], "is for Acrobot-v1, which is not among the environments"),
         (["--env", "Pendulum-v1", "--stop-when-solved"], "Pendulum-v1 has no registered threshold"),
         (["--variance", "--variance-of", "relax"], "variance_of is 'relax', expected one of auto, a2c"),

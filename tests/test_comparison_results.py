@@ -203,7 +203,8 @@ def make_result(runs) -> dict:
 
 def test_the_report_says_it_all(runs):
     text = markdown(make_result(runs))
-    assert "| quick | 4 | 149.5 | 4 of 4 | 1,510 | 151 | 15.1 | 100 |" in text
+    cells = "149.5 [149.5, 149.5] | 4 of 4 | 1,510 [1,510, 1,510] | 151 [151, 151] | 15.1 [15.1, 15.1] | 100"
+    assert f"| quick | 4 | {cells} |" in text
     slow = next(line for line in text.splitlines() if line.startswith("| slow |"))
     assert "| 2 of 4 | beyond [" in slow and slow.count("|") == 9
     assert "- A-slow-s9: failed: out of luck" in text
@@ -273,9 +274,24 @@ def test_pairs_of_many_contestants_stand_in_a_square(tmp_path):
     assert rows[6].startswith("| 7: c6 | **1.00** | **1.00** |")
     few = report._pairs([{**pair, "runs": 3} for pair in pairs])
     assert not any("**" in row for row in few), "three runs are too few to be certain"
-    assert report._pairs(pairs[:2])[0] == "| pair | probability of improvement |"
     figures.plot_improvement(tmp_path / "square.png", "A", pairs)
     assert (tmp_path / "square.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pairs_of_few_contestants_have_their_intervals():
+    """Also one that is certain beyond a doubt; of a single run there is none."""
+    pairs = [
+        {"x": "a", "y": "b", "runs": runs, "value": value, "low": low, "high": 1.0}
+        for runs, value, low in ((4, 1.0, 1.0), (4, 0.7, 0.5), (3, 1.0, 1.0), (1, 1.0, 1.0))
+    ]
+    head, _, *rows, _, below = report._pairs(pairs)
+    assert head == "| pair | probability of improvement |" and below.startswith("Bold, with at least 4 runs of each")
+    assert [row.split(" | ")[1].rstrip(" |") for row in rows] == [
+        "**1.00 [1.00, 1.00]**",
+        "0.70 [0.50, 1.00]",
+        "1.00 [1.00, 1.00]",
+        "1.00",
+    ]
 
 
 def test_contestants_can_be_told_apart():

@@ -57,7 +57,7 @@ def test_what_is_given_is_checked_together_with_the_preset() -> None:
         assert found.agent == preset_config(env, **given).agent
     assert preset_config("HalfCheetah-v5", "lax").agent.surrogate_scale == "fitted"
     assert found.agent.surrogate_scale == "one"
-    with pytest.raises(SettingsError, match="epochs is 2, expected 1, or a finite clip_range"):
+    with pytest.raises(SettingsError, match="epochs is 2 and clip_range, target_kl and kl_bound are inf"):
         train_config(["--env", "CartPole-v1", "--epochs", "2"], "train")
 
 

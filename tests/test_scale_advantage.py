@@ -75,6 +75,21 @@ def test_however_large_rewards_are_the_policy_takes_the_same_steps(settings: dic
     torch.testing.assert_close(*policies, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("unit", ["scale_advantage", "normalize_advantage"])
+@pytest.mark.parametrize("settings", [{}, PASSES])
+@pytest.mark.parametrize("kind", [A2C, RELAX, LAX])
+def test_the_variance_and_that_without_a_surrogate_have_one_unit(
+    kind: type[ActorCritic], settings: dict[str, Any], unit: str
+) -> None:
+    """Where nothing is to learn, a surrogate begins at 0 and stays there, and the two are the same."""
+    still = {"policy_lr": 1e-12, "value_lr": 1e-12, "surrogate_lr": 1e-12}
+    agent = kind(OBS, BOX if kind is LAX else DISCRETE, seed=0, hidden=(8,), **{**settings, **still, unit: True})
+    metrics = agent.update(rollout_for(agent))
+    variance = float(metrics["estimate/variance"])
+    assert variance > 0.0
+    assert float(metrics.get("estimate/variance_a2c", variance)) == pytest.approx(variance, rel=1e-4)
+
+
 def test_one_unit_at_a_time() -> None:
     with pytest.raises(SettingsError, match="scale_advantage is True, expected False beside normalize_advantage"):
         AgentConfig(scale_advantage=True, normalize_advantage=True)

@@ -88,6 +88,7 @@ def test_every_value_gets_its_type():
         ({"rate": 0.0}, "rate is 0.0, expected above 0"),
         ({"rate": math.inf}, "rate is inf, expected above 0"),
         ({"limit": math.nan}, "limit is nan, expected above 0"),
+        ({"rate": math.inf}, "rate is inf, expected above 0, and finite"),
         ({"limit": "high"}, "limit is 'high', expected float"),
         ({"widths": (8, 0)}, r"widths is \(8, 0\), expected at least 1"),
         ({"widths": ()}, r"widths is \(\), expected"),

@@ -129,8 +129,9 @@ def gradients(
             rest = applied - plain
             sums |= {"control": _squared_norms(rest) @ batch.weight, "shared": -(plain * rest).sum(-1) @ batch.weight}
             applied = torch.lerp(plain, applied, batch.control_scale)
+        beside = plain
         if batch.advantage_unit is not None:
-            applied = applied / batch.advantage_unit
+            applied, beside = applied / batch.advantage_unit, plain / batch.advantage_unit
         watch("backward")
         entropy = bonus = dist.entropy()
         if objective.entropy_target:
@@ -142,7 +143,7 @@ def gradients(
         of["policy"], of["value"], metrics["losses/value"] = _of_policy_and_value(
             networks, batch, found, applied, dist.params, bonus, objective, region
         )
-        named = {"variance": applied} if plain is estimate else {"variance": applied, "variance_a2c": plain}
+        named = {"variance": applied} if plain is estimate else {"variance": applied, "variance_a2c": beside}
         metrics |= _statistics(batch, entropy.detach(), found.value[: batch.weight.shape[0]].detach(), named)
         metrics |= networks.value.metrics(batch.return_, batch.weight)
     if "surrogate" in objective.trains and networks.surrogate is not None:

@@ -107,7 +107,7 @@ def plot_curves(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
     right.set_xlabel(f"wall time of a run ({name})")
     left.set_ylabel("mean return of the last 100 episodes")
     _legend_below(figure, left)
-    _finish(path, figure, env, f"interquartile mean over {_runs(contestants)}, shaded: 95% bootstrap interval")
+    _finish(path, figure, env, _mean_over(contestants))
 
 
 def plot_solved(path: Path, env: str, summary: Mapping[str, Any], style: Styles) -> None:
@@ -146,7 +146,8 @@ def plot_scores(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
         _interval(speed, place, dict.fromkeys(("value", "low", "high"), entry["steps_per_second"]), colour)
     low, high = scores.get_xlim()
     # A threshold far from all scores would press them together.
-    if summary["threshold"] is not None and abs(summary["threshold"] - (low + high) / 2) <= high - low:
+    near = summary["threshold"] is not None and abs(summary["threshold"] - (low + high) / 2) <= high - low
+    if near:
         scores.axvline(summary["threshold"], color="0.4", linestyle="--", linewidth=1, zorder=0)
     for label, line in summary["profiles"]["contestants"].items():
         grid = summary["profiles"]["scores"]
@@ -158,7 +159,7 @@ def plot_scores(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
         )
     name_rows(scores, contestants)
     name_rows(speed, contestants, named=False)
-    scores.set_xlabel("mean return of the last 100 episodes (dashed: threshold)")
+    scores.set_xlabel("mean return of the last 100 episodes" + " (dashed: threshold)" * bool(near))
     for axes, most in ((scores, 5), (profile, 4)):  # more labels than that run into each other
         axes.locator_params(axis="x", nbins=most)
     scores.set_title("final score: runs, IQM and its interval", fontsize="medium")
@@ -169,6 +170,7 @@ def plot_scores(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
     profile.grid(alpha=0.25)
     speed.set_xlabel("environment steps per second")
     speed.set_title("speed: runs and median", fontsize="medium")
+    speed.margins(x=0.15)
     speed.set_xlim(left=0)
     count_in_thousands(speed)
     _finish(path, figure, env, f"{summary['total_steps']:,} steps, {_runs(contestants)}")
@@ -270,7 +272,9 @@ def band(axes: Axes, x: Sequence[float], curve: Mapping[str, Any], label: str | 
 
 
 def _interval(axes: Axes, place: int, found: Mapping[str, float], colour: str) -> None:
-    axes.plot([found["low"], found["high"]], [place, place], color=colour, linewidth=5, alpha=0.45)
+    axes.plot(
+        [found["low"], found["high"]], [place, place], color=colour, linewidth=5, alpha=0.45, solid_capstyle="butt"
+    )
     axes.plot(found["value"], place, "D", color=colour, markersize=7, markeredgecolor="white")
 
 
@@ -279,6 +283,11 @@ def _dots(axes: Axes, place: int, values: Sequence[float], colour: str) -> None:
     count = len(values)
     heights = [place + 0.22 + (0.12 * (k / max(1, count - 1) - 0.5) if count > 1 else 0.0) for k in range(count)]
     axes.plot(values, heights, "o", color=colour, markersize=3.5, alpha=0.7, markeredgewidth=0)
+
+
+def _mean_over(contestants: Mapping[str, Any]) -> str:
+    runs = _runs(contestants)
+    return runs if runs == "1 run" else f"interquartile mean over {runs}, shaded: 95% bootstrap interval"
 
 
 def _runs(contestants: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -346,5 +347,7 @@ def _thresholds(config: CompareConfig) -> dict[str, float]:
         try:
             found[env] = float(value)
         except ValueError:
-            raise SettingsError(f"threshold is {text!r}, expected a number or ENV=number") from None
+            found[env] = math.nan
+        if not math.isfinite(found[env]):
+            raise SettingsError(f"threshold is {text!r}, expected a number or ENV=number")
     return found

@@ -90,24 +90,27 @@ def _beyond(summary: Mapping[str, Any]) -> str:
 
 
 def _row(label: str, entry: Mapping[str, Any]) -> list[str]:
-    cells = [label, str(len(entry["runs"])), _interval(entry["final"], ".1f")]
+    runs = len(entry["runs"])
+    cells = [label, str(runs), _interval(entry["final"], ".1f", runs)]
     solved = entry["solved"]
     if solved is not None:
         cells.append(f"{solved['solved']} of {solved['runs']}")
-        cells += [_interval(solved[unit]["median"], ",.0f") for unit in ("steps", "episodes")]
-        cells.append(_interval(solved["seconds"]["median"], ",.1f"))
+        cells += [_interval(solved[unit]["median"], ",.0f", runs) for unit in ("steps", "episodes")]
+        cells.append(_interval(solved["seconds"]["median"], ",.1f", runs))
     return [*cells, f"{entry['steps_per_second']:,.0f}"]
 
 
 def _pairs(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    told = f"Bold, with at least {FEWEST_FOR_CERTAIN} runs of each: 1/2 lies outside the 95% interval"
     if (labels := of_many(pairs)) is None:
-        rows = [[f"P({pair['x']} > {pair['y']})", _interval(pair, ".2f")] for pair in pairs]
-        return _table(["pair", "probability of improvement"], rows)
+        cells = [_interval(pair, ".2f", pair["runs"]) for pair in pairs]
+        marked = [f"**{cell}**" if certain(pair) else cell for pair, cell in zip(pairs, cells, strict=True)]
+        rows = [[f"P({pair['x']} > {pair['y']})", cell] for pair, cell in zip(pairs, marked, strict=True)]
+        return [*_table(["pair", "probability of improvement"], rows), "", f"{told}."]
     found = {(x, y): f"**{value:.2f}**" if sure else f"{value:.2f}" for x, y, value, sure in both_ways(pairs)}
     head = ["P(row > column)", *(str(place) for place in range(1, len(labels) + 1))]
     rows = [[f"{place}: {x}", *(found.get((x, y), "") for y in labels)] for place, x in enumerate(labels, 1)]
-    told = f"Bold, with at least {FEWEST_FOR_CERTAIN} runs of each: 1/2 lies outside its 95% interval, which `comparison.json` has."
-    return [*_table(head, rows), "", told]
+    return [*_table(head, rows), "", f"{told}, which `comparison.json` has."]
 
 
 def certain(pair: Mapping[str, float]) -> bool:
@@ -233,9 +236,11 @@ def _place(result: Mapping[str, Any]) -> str:
     return cores if cluster is None else f"{cores} of {_count(cluster['nodes'], 'node')} of a Ray cluster"
 
 
-def _interval(found: Mapping[str, float], form: str) -> str:
+def _interval(found: Mapping[str, float], form: str, runs: int) -> str:
+    """A value over so many runs with its interval, where it has one."""
     value, low, high = (_finite(found[name], form) for name in ("value", "low", "high"))
-    return value if value == low == high else f"{value} [{low}, {high}]"
+    nowhere = value == low == high and not math.isfinite(found["value"])
+    return value if runs == 1 or nowhere else f"{value} [{low}, {high}]"
 
 
 def _finite(value: float, form: str) -> str:

@@ -62,7 +62,7 @@ class AgentConfig:
     """PPO's trust region: where the ratio of new to old probability has left 1 +- this in the direction of its advantage, the advantage's term is left out; inf clips nothing."""
     target_kl: float = setting(math.inf, above=0.0, finite=False)
     """No further epoch over a rollout once the policy's mean KL divergence from the one that acted is above this; inf for no limit."""
-    kl_bound: float = setting(math.inf, above=0.0, finite=False)
+    kl_bound: float = setting(math.inf, least=1e-8, finite=False)
     """Trust region of passes over a rollout: in each state the policy's KL divergence from the one that acted, in closed form, is held to this by a learned multiplier; inf for no bound."""
     kl_form: Literal["switch", "penalty"] = "switch"
     """With --kl-bound: the divergence takes the place of the objective in the states where it is above the bound (switch), or is added to it everywhere (penalty), times the multiplier."""
@@ -177,13 +177,13 @@ class AgentConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.epochs > 1 and not any(map(math.isfinite, (self.clip_range, self.target_kl, self.kl_bound))):
-            raise SettingsError(
-                f"epochs is {self.epochs}, expected 1, or a finite clip_range or target_kl beside it (or kl_bound)"
-            )
         for name, usual in (("kl_form", "switch"), ("kl_schedule", "constant")):
             if getattr(self, name) != usual and not math.isfinite(self.kl_bound):
                 raise SettingsError(f"{name} is {getattr(self, name)!r}, expected a finite kl_bound beside it")
+        if self.epochs > 1 and not any(map(math.isfinite, (self.clip_range, self.target_kl, self.kl_bound))):
+            raise SettingsError(
+                f"epochs is {self.epochs} and clip_range, target_kl and kl_bound are inf, expected a finite one of them, or epochs 1"
+            )
         if self.entropy_target is not None and self.entropy_schedule != "constant":
             raise SettingsError(
                 f"entropy_schedule is {self.entropy_schedule!r}, expected 'constant' beside entropy_target"

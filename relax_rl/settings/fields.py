@@ -89,7 +89,10 @@ class Rule:
         """What is expected in place of a value that is not allowed, in words."""
         numbers = value if isinstance(value, tuple) else (value,)
         beyond = any(isinstance(number, (int, float)) and self._is_beyond(number) for number in numbers)
-        return f"at most {self.cap:,.0f}" if beyond else str(self)
+        if beyond:
+            return f"at most {self.cap:,.0f}"
+        endless = self.finite and any(isinstance(number, float) and number == math.inf for number in numbers)
+        return f"{self}, and finite" if endless and self.expected is None else str(self)
 
     def __str__(self) -> str:
         """What is expected, in words."""

@@ -208,7 +208,7 @@ def test_the_report_says_it_all(runs):
     slow = next(line for line in text.splitlines() if line.startswith("| slow |"))
     assert "| 2 of 4 | beyond [" in slow and slow.count("|") == 9
     assert "- A-slow-s9: failed: out of luck" in text
-    assert "| P(quick > slow) | 0.88 [" in text and "averaged over A, B" in text
+    assert "| P(quick > slow) | **0.88 [" in text and "averaged over A, B" in text
     assert "| relax, w = 0 | 0.4 [0.3, 0.6] + 0.25 |" in text
     assert "| relax, fitted | 0.4 [0.3, 0.6] |" in text and "| reinforce | 300 [200, inf] |" in text
     assert "with gamma 0.9" in text and "zoo (CartPole-v1); departures: none" in text

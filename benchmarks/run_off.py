@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
+from typing import NamedTuple
 
 from benchmarks.finalists import FIRST_SEED, Finalist, Round
 from benchmarks.matches import Match, curve_mean, main_of, read_result, spread, write_summary
@@ -70,34 +71,47 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _write_summary() -> None:
     """`results/run_off.md` from the comparisons that are there."""
-    kinds = dict.fromkeys((each.search, each.length, each.tasks) for each in ROUNDS.values() if not each.until_solved)
-    intro = [line for kind in kinds for line in _table(*kind)]
-    intro += [line for name, each in ROUNDS.items() if each.until_solved for line in _steps_table(name, each)]
+    kinds = dict.fromkeys(_kind(each) for each in ROUNDS.values())
+    intro = [line for kind in kinds for line in (_steps_table(kind) if kind.until_solved else _table(kind))]
     write_summary("The best trials once more", GROUP, MATCHES, intro=intro)
 
 
-def _table(search: str, steps: int, only: tuple[str, ...] | None) -> list[str]:
+class _Kind(NamedTuple):
+    """What rounds have to have in common to stand in one table."""
+
+    search: str
+    steps: int
+    tasks: tuple[str, ...] | None
+    until_solved: bool
+
+    @property
+    def rounds(self) -> dict[str, Round]:
+        """Those of this kind, by name."""
+        return {name: each for name, each in ROUNDS.items() if _kind(each) == self}
+
+
+def _kind(each: Round) -> _Kind:
+    return _Kind(each.search, each.length, each.tasks, each.until_solved)
+
+
+def _table(kind: _Kind) -> list[str]:
     """Means of the curves of a search's finalists, task by task, and their scores where they have played as many tasks as any."""
-    anchors = {**ANCHORS, **SEARCHES[search].anchors}
-    kind = (search, steps, only)
-    rounds = {
-        name: each
-        for name, each in ROUNDS.items()
-        if (each.search, each.length, each.tasks) == kind and not each.until_solved
-    }
+    anchors = {**ANCHORS, **SEARCHES[kind.search].anchors}
     found: dict[str, dict[str, float]] = {}
     counts: dict[str, int] = {}
-    for name, each in rounds.items():
+    for name, each in kind.rounds.items():
         for label in (*([PRESET] if _preset(each) else []), *each.finalists, *each.peers):
             curves = {env: values for env in anchors if (values := _curve_means(_name(name, env), label))}
             if curves:
                 found[label] = found.get(label, {}) | {env: fmean(values) for env, values in curves.items()}
                 counts[label] = min(map(len, curves.values()))
-    tasks = [env for env in only or SEARCHES[search].anchors if any(env in means for means in found.values())]
+    tasks = [
+        env for env in kind.tasks or SEARCHES[kind.search].anchors if any(env in means for means in found.values())
+    ]
     if not tasks:
         return []
     lines = [
-        f"Finalists of {search} over {steps:,} steps: means of the learning curves over seeds, and the score as the search counts it.",
+        f"Finalists of {kind.search} over {kind.steps:,} steps: means of the learning curves over seeds, and the score as the search counts it.",
         "",
         "| finalist | runs | score | " + " | ".join(tasks) + " |",
         "|---" + "|---:" * (len(tasks) + 2) + "|",
@@ -110,26 +124,26 @@ def _table(search: str, steps: int, only: tuple[str, ...] | None) -> list[str]:
     return [*lines, ""]
 
 
-def _steps_table(name: str, each: Round) -> list[str]:
-    """How soon the finalists of a round that ends there are at the threshold of each task."""
+def _steps_table(kind: _Kind) -> list[str]:
+    """How soon the finalists of rounds that end there are at the threshold of each task."""
     lines: list[str] = []
-    for env in each.tasks or SEARCHES[each.search].anchors:
-        found = read_result(GROUP, _name(name, env))
-        if found is None:
-            continue
-        ((_, task),) = found["environments"].items()
-        lines += [
-            f"Steps of {env} until 100 episodes have a mean of {task['threshold']:g}, of {each.length:,} at most.",
-            "",
-            "| finalist | runs | there | median steps |",
-            "|---|---:|---:|---:|",
-        ]
-        for label, entry in task["contestants"].items():
+    for env in kind.tasks or SEARCHES[kind.search].anchors:
+        known = [found for name in kind.rounds if (found := read_result(GROUP, _name(name, env))) is not None]
+        tasks = [task for found in known for task in found["environments"].values()]
+        rows = []
+        for label, entry in (pair for task in tasks for pair in task["contestants"].items()):
             solved = entry["solved"]
-            lines.append(
-                f"| {label} | {solved['runs']} | {solved['solved']} | {spread(solved['steps']['median'], ',.0f')} |"
-            )
-        lines.append("")
+            median = spread(solved["steps"]["median"], ",.0f")
+            rows.append(f"| {label} | {solved['runs']} | {solved['solved']} | {median} |")
+        if rows:
+            lines += [
+                f"Steps of {env} until 100 episodes have a mean of {tasks[0]['threshold']:g}, of {kind.steps:,} at most.",
+                "",
+                "| finalist | runs | there | median steps |",
+                "|---|---:|---:|---:|",
+                *rows,
+                "",
+            ]
     return lines
 
 

@@ -278,6 +278,20 @@ def test_pairs_of_many_contestants_stand_in_a_square(tmp_path):
     assert (tmp_path / "square.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_runs_that_stop_at_the_threshold_are_compared_by_their_steps(tmp_path):
+    """However far beyond it the last rollout took them; those that do not get there come after, by their scores."""
+    late = [0.0] * 80 + ramp(80, 3.0)
+    returns = {"quick": ramp(110, 1.0), "slow": late, "low": ramp(200, 0.2), "lower": ramp(200, 0.1)}
+    runs = {label: [read_run(write_run(tmp_path / label, own), 0)] for label, own in returns.items()}
+    for stops, expected in ((True, ["quick", "slow", "low", "lower"]), (False, ["slow", "quick", "low", "lower"])):
+        summary = summarise(runs, total_steps=2000, threshold=50.0, stops=stops)
+        better = [pair["x"] if pair["value"] == 1.0 else pair["y"] for pair in summary["improvement"]]
+        assert sorted(returns, key=better.count, reverse=True) == expected
+        both = aggregate({"A": summary, "B": summary})
+        assert [pair["value"] for pair in both["improvement"]] == [pair["value"] for pair in summary["improvement"]]
+    assert summary["stops"] is False
+
+
 def test_pairs_of_few_contestants_have_their_intervals():
     """Also one that is certain beyond a doubt; of a single run there is none."""
     pairs = [

@@ -5,6 +5,7 @@ This module imports nothing heavy, so that `--help` is instant.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -141,6 +142,25 @@ class CompareConfig:
     def tuning_seeds(self) -> range:
         """The seeds of every trial."""
         return range(self.tune_first_seed, self.tune_first_seed + self.tune_seeds)
+
+    def thresholds(self) -> dict[str, float]:
+        """Given thresholds by environment; that for all under the empty name.
+
+        Raises:
+            SettingsError: one is no number, or for no environment of the comparison.
+        """
+        found = {}
+        for text in self.threshold:
+            env, _, value = text.rpartition("=")
+            if env and env not in self.env:
+                raise SettingsError(f"threshold {text!r} is for {env}, which is not among the environments")
+            try:
+                found[env] = float(value)
+            except ValueError:
+                found[env] = math.nan
+            if not math.isfinite(found[env]):
+                raise SettingsError(f"threshold is {text!r}, expected a number or ENV=number")
+        return found
 
     @property
     def workers(self) -> int:

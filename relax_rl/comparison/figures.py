@@ -70,11 +70,12 @@ def draw_all(result: Mapping[str, Any], path: Callable[[str, str], Path]) -> Non
         if solved_by_any(summary):
             plot_solved(path(env, "solved"), env, summary, style)
         if summary["improvement"]:
-            plot_improvement(path(env, "improvement"), env, summary["improvement"])
+            plot_improvement(path(env, "improvement"), env, summary["improvement"], stops=summary["stops"])
         if result["variance"][env]:
             plot_variance(path(env, "variance"), env, result["variance"][env])
     if result["aggregate"] is not None and result["aggregate"]["improvement"]:
-        plot_improvement(path("all", "improvement"), "all environments", result["aggregate"]["improvement"])
+        pairs, stops = result["aggregate"]["improvement"], result["options"]["stop_when_solved"]
+        plot_improvement(path("all", "improvement"), "all environments", pairs, stops=stops)
 
 
 def styles(labels: Sequence[str]) -> Styles:
@@ -176,10 +177,11 @@ def plot_scores(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
     _finish(path, figure, env, f"{summary['total_steps']:,} steps, {_runs(contestants)}")
 
 
-def plot_improvement(path: Path, title: str, pairs: Sequence[Mapping[str, Any]]) -> None:
-    """Probability of improvement of each pair: with its interval, or of many contestants in a square."""
+def plot_improvement(path: Path, title: str, pairs: Sequence[Mapping[str, Any]], *, stops: bool = False) -> None:
+    """Probability of improvement of each pair: with its interval, or of many contestants in a square; `stops` as in `summarise`."""
+    better = "solves it sooner than" if stops else "ends with a higher score than"
     if (labels := of_many(pairs)) is not None:
-        _square(path, title, pairs, labels)
+        _square(path, title, pairs, labels, better)
         return
     figure = make_figure(7.5, 1.7 + 0.42 * len(pairs))
     axes = figure.subplots()
@@ -188,11 +190,11 @@ def plot_improvement(path: Path, title: str, pairs: Sequence[Mapping[str, Any]])
     axes.axvline(0.5, color="0.4", linestyle="--", linewidth=1, zorder=0)
     axes.set_xlim(-0.03, 1.03)
     name_rows(axes, [f"{pair['x']} > {pair['y']}" for pair in pairs])
-    figure.supxlabel("P(X > Y): a run of X ends with a higher score than one of Y", fontsize="medium")
+    figure.supxlabel(f"P(X > Y): a run of X {better} one of Y", fontsize="medium")
     _finish(path, figure, title, f"probability of improvement, {_marked('blue')}")
 
 
-def _square(path: Path, title: str, pairs: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
+def _square(path: Path, title: str, pairs: Sequence[Mapping[str, Any]], labels: Sequence[str], better: str) -> None:
     """Every contestant's row against every other's column."""
     places = {label: place for place, label in enumerate(labels)}
     found = np.full((len(labels), len(labels)), np.nan)
@@ -208,7 +210,7 @@ def _square(path: Path, title: str, pairs: Sequence[Mapping[str, Any]], labels: 
     rows = [f"{label}  {place}" for place, label in enumerate(labels, 1)]
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xticks(range(len(rows)), [str(place) for place in range(1, len(rows) + 1)])
-    figure.supxlabel("P(row > column): a run of the row ends with the higher score", fontsize="medium")
+    figure.supxlabel(f"P(row > column): a run of the row {better} one of the column", fontsize="medium")
     _finish(path, figure, title, f"probability of improvement, {_marked('bold')}")
 
 

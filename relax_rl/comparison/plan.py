@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -132,7 +131,7 @@ def make_environments(config: CompareConfig) -> tuple[list[Environment], dict[st
     from relax_rl.envs import make_envs
     from relax_rl.settings.presets import preset_config
 
-    given = _thresholds(config)
+    given = config.thresholds()
     found, spaces = [], {}
     for name in config.env:
         env, bins = _parse_env(name)
@@ -335,19 +334,3 @@ def _cut(actions: Any, bins: int) -> Any:
     from relax_rl.backends.actions import ActionBins
 
     return ActionBins(actions, bins).space if bins else actions
-
-
-def _thresholds(config: CompareConfig) -> dict[str, float]:
-    """Given thresholds by environment; that for all under the empty name."""
-    found = {}
-    for text in config.threshold:
-        env, _, value = text.rpartition("=")
-        if env and env not in config.env:
-            raise SettingsError(f"threshold {text!r} is for {env}, which is not among the environments")
-        try:
-            found[env] = float(value)
-        except ValueError:
-            found[env] = math.nan
-        if not math.isfinite(found[env]):
-            raise SettingsError(f"threshold is {text!r}, expected a number or ENV=number")
-    return found

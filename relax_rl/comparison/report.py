@@ -64,6 +64,7 @@ def _environment(
     if not contestants:
         return [*lines, "No run has ended." if seeds else "Tuned, and not yet compared."]
     known = "no registered threshold" if threshold is None else f"solved at a mean return of {threshold:g}"
+    known += ", where a run ends" * summary["stops"]
     lines += [f"{summary['total_steps']:,} steps a run; {known}.", ""]
     head = ["contestant", "runs", "final score"]
     if threshold is not None:
@@ -264,7 +265,8 @@ _METHODS = [
     "threshold, and not before there were 100. Medians are over all runs; one that did not get there counts as later than "
     "all that did, and a median among these is *beyond* the budget.",
     "- **Probability of improvement** P(X > Y): that a run of X drawn at random ends with a higher score than one of Y, ties "
-    "counting half.",
+    "counting half. Where runs end once they have solved the task: that it solves it in fewer steps, or ends higher where "
+    "neither does.",
     "- **steps/s**: environment steps over the whole time of a run, median over runs.",
     "",
     "Statistics after Agarwal et al. 2021, *Deep Reinforcement Learning at the Edge of the Statistical Precipice*.",

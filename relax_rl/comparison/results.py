@@ -156,17 +156,21 @@ def _damaged(path: Path, why: str) -> CheckpointError:
     )
 
 
-def summarise(runs: Mapping[str, Sequence[RunResult]], *, total_steps: int, threshold: float | None) -> dict[str, Any]:
+def summarise(
+    runs: Mapping[str, Sequence[RunResult]], *, total_steps: int, threshold: float | None, stops: bool = False
+) -> dict[str, Any]:
     """One environment.
 
     Args:
         runs: of each contestant by label; contestants without runs are left out.
         total_steps: budget of a run.
         threshold: mean return that counts as solved, if there is one.
+        stops: whether runs ended there: by final scores they could not be told apart.
 
     Returns:
         What `comparison.json` holds of it: per contestant every run's numbers and curves, curves and final scores with
-        intervals; and the probability of improvement of each ordered pair.
+        intervals; and the probability of improvement of each ordered pair, by the final score, or where runs stopped by the
+        steps until then.
     """
     present = {label: list(found) for label, found in runs.items() if found}
     longest = max((run.end[1] for found in present.values() for run in found), default=0.0)
@@ -178,9 +182,10 @@ def summarise(runs: Mapping[str, Sequence[RunResult]], *, total_steps: int, thre
     return {
         "total_steps": total_steps,
         "threshold": threshold,
+        "stops": stops,
         "contestants": contestants,
         "profiles": _profiles(finals),
-        "improvement": _improvements([finals]),
+        "improvement": _improvements([_standings(contestants, stops=stops)]),
     }
 
 
@@ -192,10 +197,7 @@ def aggregate(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | No
     """
     if len(summaries) < 2:
         return None
-    tables = [
-        {label: [run["final"] for run in found["runs"]] for label, found in summary["contestants"].items()}
-        for summary in summaries.values()
-    ]
+    tables = [_standings(summary["contestants"], stops=summary["stops"]) for summary in summaries.values()]
     return {"environments": list(summaries), "improvement": _improvements(tables)}
 
 
@@ -294,8 +296,25 @@ def _profiles(finals: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     return found
 
 
+def _standings(contestants: Mapping[str, Mapping[str, Any]], *, stops: bool) -> dict[str, list[float]]:
+    """What the runs of each contestant are compared by, the higher the better.
+
+    That is the final score. Where runs stop once they have solved the task, their final scores are all just above the threshold;
+    there it is the place from the last: those that have not solved it by their final score, then the others by their steps.
+    """
+    if not stops:
+        return {label: [run["final"] for run in found["runs"]] for label, found in contestants.items()}
+
+    def key(run: Mapping[str, Any]) -> tuple[bool, float]:
+        steps = run["solved"]["steps"]
+        return (True, -steps) if math.isfinite(steps) else (False, run["final"])
+
+    places = sorted({key(run) for found in contestants.values() for run in found["runs"]})
+    return {label: [float(places.index(key(run))) for run in found["runs"]] for label, found in contestants.items()}
+
+
 def _improvements(tables: Sequence[Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
-    """P(X > Y) of the final scores for each pair of contestants that stand in every table, and the fewest runs of either."""
+    """P(X > Y) of the standings for each pair of contestants that stand in every table, and the fewest runs of either."""
     labels = [label for label in tables[0] if all(label in table for table in tables)] if tables else []
     found = []
     for place, x in enumerate(labels):

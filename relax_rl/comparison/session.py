@@ -235,7 +235,12 @@ class Session:
         """Summarise, draw, and write everything there is to say."""
         summaries, variances = {}, {}
         for env in self.environments:
-            summaries[env.name] = summarise(results[env.name], total_steps=env.total_steps, threshold=env.threshold)
+            summaries[env.name] = summarise(
+                results[env.name],
+                total_steps=env.total_steps,
+                threshold=env.threshold,
+                stops=self.config.stop_when_solved,
+            )
             variances[env.name] = read_variances({stage: self.folder.variance(env.name, stage) for stage in STAGES})
         result = {
             "options": asdict(self.config),

@@ -34,14 +34,6 @@ ROUNDS: dict[str, Round] = {
     ),
     # 6 is ahead of 4 on the pendulum alone, where rewards far ahead tell little.
     "untold-second": Round(finalists={"4, gamma 0.98": untold(4, gamma="0.98")}),
-    # Its deviation is a fifth of what the pendulum's motor can do.
-    "untold-third": Round(
-        finalists={
-            "4, deviation 0.7": untold(4, log_std_init="-0.35"),
-            "4, deviation 1": untold(4, log_std_init="0"),
-        },
-        tasks=("Pendulum-v1", "HalfCheetah-v5"),
-    ),
     # A bound of the divergence, which is ahead on Pendulum.
     "untold-fourth": Round(
         finalists={

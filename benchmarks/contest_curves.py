@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relax_rl.comparison.figures import band, styles
+from relax_rl.comparison.figures import band, runs_of, styles
 from relax_rl.runs.plotting import count_in_thousands, make_figure, write_figure
 
 __all__ = ["Panel", "draw"]
@@ -48,7 +48,7 @@ def draw(panels: list[Panel], path: Path) -> None:
             band(axes, curve["steps"], curve, label, style[label])
         if panel.asked is not None:
             axes.axhline(panel.asked, color="0.4", linestyle="--", linewidth=1)
-        axes.set_title(f"{panel.title}, {_runs(panel)}", fontsize="medium")
+        axes.set_title(f"{panel.title}, {runs_of(panel.curves)}", fontsize="medium")
         axes.set_xlim(0, panel.steps)
         axes.grid(alpha=0.25)
         count_in_thousands(axes)
@@ -56,14 +56,8 @@ def draw(panels: list[Panel], path: Path) -> None:
         axes.set_visible(False)
     known = {label: line for axes in grid for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=len(known), frameon=False)
-    figure.suptitle(
-        "mean return of the last 100 episodes over environment steps\n"
-        "interquartile mean over runs, shaded: 95% bootstrap interval; dashed: what is asked",
-        fontsize="medium",
-    )
+    told = "interquartile mean over runs, shaded: 95% bootstrap interval"
+    told += "; dashed: what is asked" * any(panel.asked is not None for panel in panels)
+    told += "; flat where all runs have ended"
+    figure.suptitle(f"mean return of the last 100 episodes over environment steps\n{told}", fontsize="medium")
     write_figure(path, figure)
-
-
-def _runs(panel: Panel) -> str:
-    counts = sorted({len(entry["runs"]) for entry in panel.curves.values()})
-    return f"{' and '.join(map(str, counts))} runs"

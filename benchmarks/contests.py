@@ -121,7 +121,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _write_summary() -> None:
     """`results/contests.md` from the comparisons that are there."""
-    rows = [_row(name, contest) for name, contest in {**CONTESTS, **ATARI}.items()]
+    every = {**CONTESTS, **ATARI}
+    entries = {name: _entries(name, contest) for name, contest in every.items()}
+    rows = [_row(contest, entries[name]) for name, contest in every.items()]
     intro = [
         "Final scores and curves are interquartile means over runs, steps to the threshold medians, with 95% intervals.",
         "`python -m benchmarks.contests` writes this file.",
@@ -132,35 +134,34 @@ def _write_summary() -> None:
         "",
     ]
     write_summary("Presets and PPO", GROUP, MATCHES, intro=intro)
-    if panels := [panel for name, contest in CONTESTS.items() if (panel := _panel(name, contest)).curves]:
+    if panels := [_panel(contest, entries[name]) for name, contest in CONTESTS.items() if any(entries[name].values())]:
         draw(panels, RESULTS / f"{GROUP}.png")
 
 
-def _entries(task: str, contest: Contest) -> dict[str, Mapping[str, Any] | None]:
-    """What `comparison.json` has of ours and of PPO; None where no episode of any run has ended, or none has been trained."""
+Entries = Mapping[str, Mapping[str, Any] | None]
+"""What `comparison.json` has of ours and of PPO, by label; None where none has been trained, or no episode of any run has ended."""
+
+
+def _entries(task: str, contest: Contest) -> Entries:
     group, name = (GROUP, f"{task}-ppo") if contest.known is None else ("against_ppo", contest.known)
-    found = {}
-    for label, result in (
-        (OURS, read_result(GROUP, task)),
-        (PPO, read_result(group, name)),
-        (TUNED, read_result(GROUP, f"{task}-{TUNED}")),
-    ):
-        ((_, summary),) = result["environments"].items() if result is not None else [("", {"contestants": {}})]
-        found[label] = summary["contestants"].get(label)
-    if found[OURS] is None and contest.known is not None:
-        return dict.fromkeys(found)
-    return found
+    places = {OURS: (GROUP, task), PPO: (group, name), TUNED: (GROUP, f"{task}-{TUNED}")}
+    found: dict[str, Mapping[str, Any] | None] = dict.fromkeys(places)
+    for label, place in places.items():
+        if (result := read_result(*place)) is not None:
+            ((_, summary),) = result["environments"].items()
+            found[label] = summary["contestants"].get(label)
+    unasked = found[OURS] is None and contest.known is not None
+    return dict.fromkeys(places) if unasked else found
 
 
-def _panel(task: str, contest: Contest) -> Panel:
+def _panel(contest: Contest, entries: Entries) -> Panel:
     names = {OURS: "relax_rl, A2C", PPO: "SB3 PPO, zoo's settings", TUNED: "SB3 PPO, searched"}
-    known = {names[label]: entry for label, entry in _entries(task, contest).items() if entry is not None}
+    known = {names[label]: entry for label, entry in entries.items() if entry is not None}
     asked = contest.asked if contest.measure == "final" and not contest.times_ppo else None
     return Panel(title=contest.env, steps=contest.steps, curves=known, asked=asked)
 
 
-def _row(task: str, contest: Contest) -> str:
-    entries = _entries(task, contest)
+def _row(contest: Contest, entries: Entries) -> str:
     if not any(entries.values()):
         return ""
     measured = [None if entry is None else _measured(contest, entry) for entry in entries.values()]

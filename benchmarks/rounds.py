@@ -151,7 +151,7 @@ ROUNDS: dict[str, Round] = {
         seeds=6,
         preset=False,
     ),
-    # RELAX does not gain what A2C does: with the preset of before, runs as long as a contest's.
+    # Both presets, with and without a surrogate, in runs as long as a contest's.
     "lander-former": Round(
         finalists={
             "before, A2C": former(estimator="a2c"),
@@ -164,7 +164,7 @@ ROUNDS: dict[str, Round] = {
         preset=False,
         until_solved=True,
     ),
-    # The preset of before as RELAX was soonest, and its updates are the cheapest: variants of it.
+    # The preset of before as RELAX was soonest: variants of it.
     "lander-nearer": Round(
         finalists={
             "before, 8 environments": former(num_envs="8"),

@@ -49,9 +49,11 @@ def contests() -> str:
     measures = {"curve": "mean of the curve", "final": "last 100 episodes", "steps": "steps to the threshold"}
     lines = ["| task | steps | measured | A2C of this package | SB3 PPO |", "|---|---:|---|---:|---:|"]
     for row in tables(RESULTS / "contests.md")["Presets and PPO"][0]:
-        theirs = {"": "", "beyond": "not reached"}.get(row["PPO"], row["PPO"])
-        measured = measures.get(row["measure"], row["measure"])
-        lines.append(f"| {row['task']} | {row['steps']} | {measured} | {row['ours']} | {theirs} |")
+        theirs = "" if row["PPO"].endswith("(published)") else row["PPO"]
+        scores = " | ".join(
+            text.replace("beyond", "not reached") or "not trained yet" for text in (row["ours"], theirs)
+        )
+        lines.append(f"| {row['task']} | {row['steps']} | {measures.get(row['measure'], row['measure'])} | {scores} |")
     return "\n".join(lines) + "\n"
 
 

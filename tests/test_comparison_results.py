@@ -17,7 +17,7 @@ from relax_rl.comparison.config import CompareConfig, write_settings
 from relax_rl.comparison.frozen_variance import choose_snapshots
 from relax_rl.comparison.process import last_row
 from relax_rl.comparison.report import markdown
-from relax_rl.comparison.results import aggregate, read_run, read_variances, summarise
+from relax_rl.comparison.results import _standings, aggregate, read_run, read_variances, summarise
 from relax_rl.comparison.statistics import improvement
 from relax_rl.comparison.task import read_outcome
 from relax_rl.comparison.task_scores import curve_mean
@@ -189,7 +189,7 @@ def make_result(runs) -> dict:
     peer = {"source": "zoo (CartPole-v1)", "departure": "none"}
     tuned = {**about, "kind": "sb3-a2c", "peer": peer, "tuning": {"steps": 500, "seeds": [7], "trials": trials}}
     return {
-        "options": {"seeds": 4, "first_seed": 0},
+        "options": {"seeds": 4, "first_seed": 0, "stop_when_solved": False},
         "commands": ["compare --seeds 4"],
         "num_workers": 1,
         "cores": 2,
@@ -213,7 +213,10 @@ def test_the_report_says_it_all(runs):
     assert "| relax, fitted | 0.4 [0.3, 0.6] |" in text and "| reinforce | 300 [200, inf] |" in text
     assert "with gamma 0.9" in text and "zoo (CartPole-v1); departures: none" in text
     assert "best, number 1, mean of the curve 20.0 (untuned 10.0): policy_lr 0.00123456" in text
-    assert "No run has ended." in text
+    assert "No run has ended." in text and "where a run ends" not in text
+    stopped = make_result(runs)
+    stopped["options"]["stop_when_solved"] = True
+    assert "solved at a mean return of 100, where a run ends." in markdown(stopped)
 
 
 def test_the_report_says_who_went_far_beyond_the_steps(runs):
@@ -287,9 +290,16 @@ def test_runs_that_stop_at_the_threshold_are_compared_by_their_steps(tmp_path):
         summary = summarise(runs, total_steps=2000, threshold=50.0, stops=stops)
         better = [pair["x"] if pair["value"] == 1.0 else pair["y"] for pair in summary["improvement"]]
         assert sorted(returns, key=better.count, reverse=True) == expected
-        both = aggregate({"A": summary, "B": summary})
+        both = aggregate({"A": summary, "B": summary}, stops=stops)
         assert [pair["value"] for pair in both["improvement"]] == [pair["value"] for pair in summary["improvement"]]
-    assert summary["stops"] is False
+    figures.plot_improvement(tmp_path / "improvement.png", "A", summary["improvement"], stops=True)
+    assert (tmp_path / "improvement.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_whose_score_is_unknown_is_neither_ahead_nor_behind():
+    unknown, low = ({"solved": {"steps": math.inf}, "final": final} for final in (math.nan, 1.0))
+    found = _standings({"x": {"runs": [unknown]}, "y": {"runs": [low]}}, stops=True)
+    assert math.isnan(found["x"][0]) and found["y"] == [0.0]
 
 
 def test_pairs_of_few_contestants_have_their_intervals():

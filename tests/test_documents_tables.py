@@ -37,6 +37,29 @@ def test_tables_are_those_of_the_code(tables: ModuleType) -> None:
             assert tables.replaced(text, mark, table) == text, f"{path.name}: run `make docs-tables`"
 
 
+def test_the_readme_says_what_has_not_been_reached_or_trained(
+    tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        "| A | 10 | curve | 1.0 [0.0, 2.0] |  | 3.0 | not below PPO | |",
+        "| B | 10 | steps | 5 [4, beyond] | beyond | | 4 | no |",
+        "| C | 10 | runs at 9 | 3 | 20.7 (published) | | 4 | no |",
+    ]
+    head = [
+        "# Presets and PPO",
+        "",
+        "| task | steps | measure | ours | PPO | PPO, searched | asked | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    (tmp_path / "contests.md").write_text("\n".join([*head, *rows, ""]))
+    monkeypatch.setattr(tables.results, "RESULTS", tmp_path)
+    assert tables.results.contests().splitlines()[2:] == [
+        "| A | 10 | mean of the curve | 1.0 [0.0, 2.0] | not trained yet |",
+        "| B | 10 | steps to the threshold | 5 [4, not reached] | not reached |",
+        "| C | 10 | runs at 9 | 3 | not trained yet |",
+    ]
+
+
 def test_every_option_of_every_command_is_in_the_table(tables: ModuleType) -> None:
     assert tables.CONFIGS.keys() == COMMANDS.keys()
     sections = (ROOT / "docs" / "reference" / "command_line.md").read_text(encoding="utf-8").split("\n## ")[1:]

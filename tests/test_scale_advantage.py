@@ -77,7 +77,7 @@ def test_however_large_rewards_are_the_policy_takes_the_same_steps(settings: dic
 
 @pytest.mark.parametrize("unit", ["scale_advantage", "normalize_advantage"])
 @pytest.mark.parametrize("settings", [{}, PASSES])
-@pytest.mark.parametrize("kind", [A2C, RELAX, LAX])
+@pytest.mark.parametrize("kind", [RELAX, LAX])
 def test_the_variance_and_that_without_a_surrogate_have_one_unit(
     kind: type[ActorCritic], settings: dict[str, Any], unit: str
 ) -> None:
@@ -87,7 +87,7 @@ def test_the_variance_and_that_without_a_surrogate_have_one_unit(
     metrics = agent.update(rollout_for(agent))
     variance = float(metrics["estimate/variance"])
     assert variance > 0.0
-    assert float(metrics.get("estimate/variance_a2c", variance)) == pytest.approx(variance, rel=1e-4)
+    assert float(metrics["estimate/variance_a2c"]) == pytest.approx(variance, rel=1e-4)
 
 
 def test_one_unit_at_a_time() -> None:

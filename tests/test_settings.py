@@ -34,6 +34,7 @@ class Inner:
     count: int = setting(3, least=1, resumable=True)
     share: float = setting(0.5, least=0.0, most=1.0)
     rate: float = setting(1e-3, above=0.0)
+    offset: float = 0.0
     limit: float = setting(math.inf, above=0.0, finite=False)
     widths: tuple[int, ...] = setting((8,), least=1, fits=bool)
     mode: Literal["a", "b", "c"] = "a"
@@ -88,7 +89,8 @@ def test_every_value_gets_its_type():
         ({"rate": 0.0}, "rate is 0.0, expected above 0"),
         ({"rate": math.inf}, "rate is inf, expected above 0"),
         ({"limit": math.nan}, "limit is nan, expected above 0"),
-        ({"rate": math.inf}, "rate is inf, expected above 0, and finite"),
+        ({"share": math.inf}, "share is inf, expected between 0 and 1$"),
+        ({"offset": -math.inf}, "offset is -inf, expected a number, and finite"),
         ({"limit": "high"}, "limit is 'high', expected float"),
         ({"widths": (8, 0)}, r"widths is \(8, 0\), expected at least 1"),
         ({"widths": ()}, r"widths is \(\), expected"),

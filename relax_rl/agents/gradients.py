@@ -124,14 +124,8 @@ def gradients(
     if objective.estimator.uses_surrogate:
         sums["plain"] = _squared_norms(plain) @ batch.weight
     if "policy" in objective.trains:
-        applied = estimate.detach()
-        if batch.control_scale is not None:
-            rest = applied - plain
-            sums |= {"control": _squared_norms(rest) @ batch.weight, "shared": -(plain * rest).sum(-1) @ batch.weight}
-            applied = torch.lerp(plain, applied, batch.control_scale)
-        beside = plain
-        if batch.advantage_unit is not None:
-            applied, beside = applied / batch.advantage_unit, plain / batch.advantage_unit
+        applied, named, told = _applied(batch, estimate.detach(), plain.detach(), alone=plain is estimate)
+        sums |= told
         watch("backward")
         entropy = bonus = dist.entropy()
         if objective.entropy_target:
@@ -143,7 +137,6 @@ def gradients(
         of["policy"], of["value"], metrics["losses/value"] = _of_policy_and_value(
             networks, batch, found, applied, dist.params, bonus, objective, region
         )
-        named = {"variance": applied} if plain is estimate else {"variance": applied, "variance_a2c": beside}
         metrics |= _statistics(batch, entropy.detach(), found.value[: batch.weight.shape[0]].detach(), named)
         metrics |= networks.value.metrics(batch.return_, batch.weight)
     if "surrogate" in objective.trains and networks.surrogate is not None:
@@ -213,6 +206,26 @@ def _as_if_on_policy(
     rest = objective.residual_weight if batch.residual_weight is None else batch.residual_weight
     seen = Experience(features, batch.action, noise, advantage, return_, batch.weight, score, rest, value)
     return seen, ratio
+
+
+def _applied(
+    batch: Batch, estimate: Tensor, plain: Tensor, *, alone: bool
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """What the policy follows of an estimate, what variances are told of, and sums for the surrogate's scale.
+
+    Args:
+        batch: B rows.
+        estimate, plain: `[B, P]` with and without a surrogate.
+        alone: whether there is no surrogate, and the two are one.
+    """
+    applied, sums = estimate, {}
+    if batch.control_scale is not None:
+        rest = estimate - plain
+        sums = {"control": _squared_norms(rest) @ batch.weight, "shared": -(plain * rest).sum(-1) @ batch.weight}
+        applied = torch.lerp(plain, estimate, batch.control_scale)
+    if batch.advantage_unit is not None:
+        applied, plain = applied / batch.advantage_unit, plain / batch.advantage_unit
+    return applied, {"variance": applied} if alone else {"variance": applied, "variance_a2c": plain}, sums
 
 
 def _residual_is_whole(batch: Batch, objective: Objective) -> bool:

@@ -17,7 +17,7 @@ from relax_rl.runs.record import logged_again, named_again, read_config, resumed
 from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import with_settings
 from relax_rl.settings.options import parse
-from relax_rl.settings.presets import find_preset, preset_beside
+from relax_rl.settings.presets import find_preset, preset_base
 
 if TYPE_CHECKING:
     from relax_rl.runs.training import TrainingResult
@@ -55,7 +55,7 @@ def train_config(args: Sequence[str], prog: str) -> TrainConfig:
         if given["resume"] is not None:
             saved = settings_to_resume(given["resume"], TrainConfig)
             return saved
-        return preset_beside(given["env"], given["estimator"], preset=given["preset"], given=given)
+        return preset_base(given["env"], given["estimator"], preset=given["preset"], given=given)
 
     automatic = with_settings(TrainConfig(), {"preset": "auto"})
     config = parse(TrainConfig, args, default=automatic, base=base, prog=prog)

@@ -153,13 +153,17 @@ class CompareConfig:
         for text in self.threshold:
             env, _, value = text.rpartition("=")
             if env and env not in self.env:
-                raise SettingsError(f"threshold {text!r} is for {env}, which is not among the environments")
+                raise SettingsError(f"threshold {text!r} is for {env}, expected one of {', '.join(self.env)}")
+            if env in found:
+                raise SettingsError(
+                    f"threshold {text!r} is the second {f'for {env}' if env else 'for all'}, expected one"
+                )
             try:
                 found[env] = float(value)
             except ValueError:
                 found[env] = math.nan
             if not math.isfinite(found[env]):
-                raise SettingsError(f"threshold is {text!r}, expected a number or ENV=number")
+                raise SettingsError(f"threshold is {text!r}, expected a finite number, or ENV=number")
         return found
 
     @property

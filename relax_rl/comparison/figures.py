@@ -20,11 +20,13 @@ __all__ = [
     "Styles",
     "band",
     "draw_all",
+    "mean_over",
     "plot_curves",
     "plot_improvement",
     "plot_scores",
     "plot_solved",
     "plot_variance",
+    "runs_of",
     "styles",
 ]
 
@@ -60,6 +62,7 @@ def draw_all(result: Mapping[str, Any], path: Callable[[str, str], Path]) -> Non
     Raises:
         RelaxRLError: a file cannot be written.
     """
+    stops = result["options"]["stop_when_solved"]
     for env, summary in result["environments"].items():
         if not summary["contestants"]:
             continue
@@ -70,12 +73,13 @@ def draw_all(result: Mapping[str, Any], path: Callable[[str, str], Path]) -> Non
         if solved_by_any(summary):
             plot_solved(path(env, "solved"), env, summary, style)
         if summary["improvement"]:
-            plot_improvement(path(env, "improvement"), env, summary["improvement"], stops=summary["stops"])
+            plot_improvement(path(env, "improvement"), env, summary["improvement"], stops=stops)
         if result["variance"][env]:
             plot_variance(path(env, "variance"), env, result["variance"][env])
     if result["aggregate"] is not None and result["aggregate"]["improvement"]:
-        pairs, stops = result["aggregate"]["improvement"], result["options"]["stop_when_solved"]
-        plot_improvement(path("all", "improvement"), "all environments", pairs, stops=stops)
+        plot_improvement(
+            path("all", "improvement"), "all environments", result["aggregate"]["improvement"], stops=stops
+        )
 
 
 def styles(labels: Sequence[str]) -> Styles:
@@ -108,7 +112,7 @@ def plot_curves(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
     right.set_xlabel(f"wall time of a run ({name})")
     left.set_ylabel("mean return of the last 100 episodes")
     _legend_below(figure, left)
-    _finish(path, figure, env, _mean_over(contestants))
+    _finish(path, figure, env, mean_over(contestants))
 
 
 def plot_solved(path: Path, env: str, summary: Mapping[str, Any], style: Styles) -> None:
@@ -174,12 +178,12 @@ def plot_scores(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
     speed.margins(x=0.15)
     speed.set_xlim(left=0)
     count_in_thousands(speed)
-    _finish(path, figure, env, f"{summary['total_steps']:,} steps, {_runs(contestants)}")
+    _finish(path, figure, env, f"{summary['total_steps']:,} steps, {runs_of(contestants)}")
 
 
 def plot_improvement(path: Path, title: str, pairs: Sequence[Mapping[str, Any]], *, stops: bool = False) -> None:
     """Probability of improvement of each pair: with its interval, or of many contestants in a square; `stops` as in `summarise`."""
-    better = "solves it sooner than" if stops else "ends with a higher score than"
+    better = "solves it sooner (or ends higher) than" if stops else "ends with a higher score than"
     if (labels := of_many(pairs)) is not None:
         _square(path, title, pairs, labels, better)
         return
@@ -287,12 +291,14 @@ def _dots(axes: Axes, place: int, values: Sequence[float], colour: str) -> None:
     axes.plot(values, heights, "o", color=colour, markersize=3.5, alpha=0.7, markeredgewidth=0)
 
 
-def _mean_over(contestants: Mapping[str, Any]) -> str:
-    runs = _runs(contestants)
+def mean_over(contestants: Mapping[str, Any]) -> str:
+    """What the curves of contestants are, in words."""
+    runs = runs_of(contestants)
     return runs if runs == "1 run" else f"interquartile mean over {runs}, shaded: 95% bootstrap interval"
 
 
-def _runs(contestants: Mapping[str, Any]) -> str:
+def runs_of(contestants: Mapping[str, Any]) -> str:
+    """How many runs contestants have, in words."""
     counts = {len(entry["runs"]) for entry in contestants.values()}
     low, high = min(counts), max(counts)
     told = str(low) if low == high else f"{low} to {high}"

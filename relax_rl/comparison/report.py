@@ -44,7 +44,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     stems = file_names((env,) for env in result["environments"])
     for env, summary in result["environments"].items():
         variance, stem = result["variance"].get(env, {}), stems[(env,)]
-        lines += ["", *_environment(env, summary, variance, stem=stem, seeds=options["seeds"])]
+        lines += ["", *_environment(env, summary, variance, stem=stem, options=options)]
     if result["aggregate"] is not None and options["seeds"]:
         lines += ["", *_aggregate(result["aggregate"])]
     lines += ["", *_settings(result), "", *_METHODS]
@@ -57,14 +57,14 @@ def solved_by_any(summary: Mapping[str, Any]) -> bool:
 
 
 def _environment(
-    env: str, summary: Mapping[str, Any], variance: Mapping[str, Any], *, stem: str, seeds: int
+    env: str, summary: Mapping[str, Any], variance: Mapping[str, Any], *, stem: str, options: Mapping[str, Any]
 ) -> list[str]:
     contestants, threshold = summary["contestants"], summary["threshold"]
     lines = [f"## {env}", ""]
     if not contestants:
-        return [*lines, "No run has ended." if seeds else "Tuned, and not yet compared."]
+        return [*lines, "No run has ended." if options["seeds"] else "Tuned, and not yet compared."]
     known = "no registered threshold" if threshold is None else f"solved at a mean return of {threshold:g}"
-    known += ", where a run ends" * summary["stops"]
+    known += ", where a run ends" * options["stop_when_solved"]
     lines += [f"{summary['total_steps']:,} steps a run; {known}.", ""]
     head = ["contestant", "runs", "final score"]
     if threshold is not None:
@@ -103,15 +103,16 @@ def _row(label: str, entry: Mapping[str, Any]) -> list[str]:
 
 def _pairs(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
     told = f"Bold, with at least {FEWEST_FOR_CERTAIN} runs of each: 1/2 lies outside the 95% interval"
+    some = any(map(certain, pairs))
     if (labels := of_many(pairs)) is None:
         cells = [_interval(pair, ".2f", pair["runs"]) for pair in pairs]
         marked = [f"**{cell}**" if certain(pair) else cell for pair, cell in zip(pairs, cells, strict=True)]
         rows = [[f"P({pair['x']} > {pair['y']})", cell] for pair, cell in zip(pairs, marked, strict=True)]
-        return [*_table(["pair", "probability of improvement"], rows), "", f"{told}."]
+        return [*_table(["pair", "probability of improvement"], rows), *(["", f"{told}."] if some else [])]
     found = {(x, y): f"**{value:.2f}**" if sure else f"{value:.2f}" for x, y, value, sure in both_ways(pairs)}
     head = ["P(row > column)", *(str(place) for place in range(1, len(labels) + 1))]
     rows = [[f"{place}: {x}", *(found.get((x, y), "") for y in labels)] for place, x in enumerate(labels, 1)]
-    return [*_table(head, rows), "", f"{told}, which `comparison.json` has."]
+    return [*_table(head, rows), *(["", f"{told}, which `comparison.json` has."] if some else [])]
 
 
 def certain(pair: Mapping[str, float]) -> bool:

@@ -182,22 +182,21 @@ def summarise(
     return {
         "total_steps": total_steps,
         "threshold": threshold,
-        "stops": stops,
         "contestants": contestants,
         "profiles": _profiles(finals),
         "improvement": _improvements([_standings(contestants, stops=stops)]),
     }
 
 
-def aggregate(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+def aggregate(summaries: Mapping[str, Mapping[str, Any]], *, stops: bool = False) -> dict[str, Any] | None:
     """Over environments: the probability of improvement of each pair, averaged with equal weight; None for just one.
 
     It needs no common scale of returns, the choice of which would decide who wins. Contestants that lack an
-    environment are left out.
+    environment are left out. `stops` as in `summarise`.
     """
     if len(summaries) < 2:
         return None
-    tables = [_standings(summary["contestants"], stops=summary["stops"]) for summary in summaries.values()]
+    tables = [_standings(summary["contestants"], stops=stops) for summary in summaries.values()]
     return {"environments": list(summaries), "improvement": _improvements(tables)}
 
 
@@ -309,8 +308,9 @@ def _standings(contestants: Mapping[str, Mapping[str, Any]], *, stops: bool) -> 
         steps = run["solved"]["steps"]
         return (True, -steps) if math.isfinite(steps) else (False, run["final"])
 
-    places = sorted({key(run) for found in contestants.values() for run in found["runs"]})
-    return {label: [float(places.index(key(run))) for run in found["runs"]] for label, found in contestants.items()}
+    known = {key(run) for found in contestants.values() for run in found["runs"]}
+    places = {k: math.nan if math.isnan(k[1]) else float(sum(other < k for other in known)) for k in known}
+    return {label: [places[key(run)] for run in found["runs"]] for label, found in contestants.items()}
 
 
 def _improvements(tables: Sequence[Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:

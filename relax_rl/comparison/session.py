@@ -251,7 +251,7 @@ class Session:
             "failures": list(failures),
             "contestants": {env.name: self._about_contestants(env) for env in self.environments},
             "environments": summaries,
-            "aggregate": aggregate(summaries),
+            "aggregate": aggregate(summaries, stops=self.config.stop_when_solved),
             "variance": variances,
         }
         write_json(self.folder.path / "comparison.json", result)

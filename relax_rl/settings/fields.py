@@ -88,11 +88,10 @@ class Rule:
     def expectation(self, value: Any) -> str:
         """What is expected in place of a value that is not allowed, in words."""
         numbers = value if isinstance(value, tuple) else (value,)
-        beyond = any(isinstance(number, (int, float)) and self._is_beyond(number) for number in numbers)
-        if beyond:
+        if any(isinstance(number, (int, float)) and self._is_beyond(number) for number in numbers):
             return f"at most {self.cap:,.0f}"
-        endless = self.finite and any(isinstance(number, float) and number == math.inf for number in numbers)
-        return f"{self}, and finite" if endless and self.expected is None else str(self)
+        endless = self.finite and self.most is self.below is None and {math.inf, -math.inf} & set(numbers)
+        return f"{self}, and finite" if endless else str(self)
 
     def __str__(self) -> str:
         """What is expected, in words."""

@@ -24,7 +24,7 @@ __all__ = [
     "find_preset",
     "has_version",
     "is_atari",
-    "preset_beside",
+    "preset_base",
     "preset_config",
     "same_env",
     "settings_for",
@@ -117,7 +117,7 @@ _LANDER = {
 }
 _LOCOMOTION = {"log_std_init": -1.0, **_passes(64, 64, epochs=10, gamma=0.99, gae_lambda=0.95, lr=3e-4)}
 _UNTOLD = {**_LOCOMOTION, "surrogate_lr": 3e-4, "entropy_coef": 3e-3, "entropy_schedule": "linear"}
-"""Where nothing is known of a task but its spaces: the best of `benchmarks/results/run_off.md`."""
+"""Where nothing is known of a task but its spaces: level with the best of `benchmarks/results/run_off.md`."""
 _BODIES = [
     "Ant",
     "HalfCheetah",
@@ -271,11 +271,11 @@ def preset_config(env: str, estimator: str = "auto", *, preset: str = "auto", **
     Raises:
         SettingsError: an unknown preset or setting, or a value that a setting cannot have.
     """
-    return with_settings(preset_beside(env, estimator, preset=preset, given=settings), settings)
+    return with_settings(preset_base(env, estimator, preset=preset, given=settings), settings)
 
 
-def preset_beside(env: str, estimator: str, *, preset: str, given: Mapping[str, Any]) -> TrainConfig:
-    """What a preset says, without what goes with none of the settings that are `given`, which are yet to be put over it.
+def preset_base(env: str, estimator: str, *, preset: str, given: Mapping[str, Any]) -> TrainConfig:
+    """A preset's configuration, less the settings of it that conflict with what is `given`, which is yet to be put over it.
 
     Args:
         env, estimator, preset, given: as `env`, `estimator`, `preset` and `settings` in `preset_config`.
@@ -286,9 +286,9 @@ def preset_beside(env: str, estimator: str, *, preset: str, given: Mapping[str, 
     found = find_preset(env, preset)
     base = with_settings(TrainConfig(), {"env": env, "estimator": estimator, "preset": found.name})
     of_preset = found.settings(env, estimator, bins=given.get("bins", 0))
-    for name, (plain, beside) in _DECIDE.items():
+    for name, (plain, dropped) in _DECIDE.items():
         if given.get(name, plain) != plain:
-            of_preset.pop(beside, None)
+            of_preset.pop(dropped, None)
     return with_settings(base, of_preset)
 
 

@@ -203,14 +203,10 @@ ROUNDS: dict[str, Round] = {
     "locomotion-halves": Round(
         finalists={
             "V": walker(),
-            "V, rate and bound constant": walker(lr_schedule="constant", kl_schedule="constant"),
             "V, bound 0.02": walker(kl_bound="0.02"),
-            "V, bound 0.1": walker(kl_bound="0.1"),
             "V, rollouts of 64": walker(num_steps="64"),
-            "V, replay": walker(value_replay="2", replay_targets="anew"),
             "V, advantages normalised": walker(normalize_advantage="true"),
             "V, unbounded actions": walker(squash=False),
-            "q": walker("q"),
         },
         tasks=("HalfCheetah-v5", "Hopper-v5"),
         steps=500_000,

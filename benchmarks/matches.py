@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.tasks import RESULTS, write_text
 from relax_rl.comparison.contestants import safe_name
 from relax_rl.comparison.task import OUTCOME
+from relax_rl.runs.displays import describe_number
 
 __all__ = [
     "RUNS",
@@ -275,7 +276,7 @@ def section(name: str, group: str, found: Mapping[str, Any]) -> list[str]:
     ]
     for label, contestant in task["contestants"].items():
         solved = contestant["solved"]
-        cells = [label, str(len(contestant["runs"])), spread(contestant["final"], ".1f")]
+        cells = [label, str(len(contestant["runs"])), spread(contestant["final"])]
         if solved is None:
             cells += ["", "", ""]
         else:
@@ -313,8 +314,14 @@ def write_summary(
         write_text(RESULTS / f"{file or group}.md", "\n".join(text))
 
 
-def spread(interval: Mapping[str, Any], style: str) -> str:
-    """A value of `comparison.json` with its interval; what lies beyond the comparison's steps is said in words."""
+def spread(interval: Mapping[str, Any], style: str | None = None) -> str:
+    """A value of `comparison.json` with its interval; what lies beyond the comparison's steps is said in words.
+
+    Without a style there are the digits that its size asks for.
+    """
     value, low, high = (float(interval[name]) for name in ("value", "low", "high"))
-    told = [format(x, style) if x < float("inf") else "beyond" for x in (value, low, high)]
+    told = [
+        (describe_number(x) if style is None else format(x, style)) if x < float("inf") else "beyond"
+        for x in (value, low, high)
+    ]
     return told[0] if value == float("inf") == low else f"{told[0]} [{told[1]}, {told[2]}]"

@@ -26,6 +26,7 @@ from benchmarks.matches import RUNS, Match, keep_unfinished, plan_parser, play, 
 from benchmarks.tasks import RESULTS, write_json
 from benchmarks.third_party import environment_of
 from benchmarks.third_party_packages import PACKAGES
+from relax_rl.runs.displays import describe_number
 
 __all__ = ["DIAL", "TASKS", "Dial", "UnknownTask", "main", "random_returns"]
 
@@ -174,7 +175,7 @@ def _verdict(name: str, found: Mapping[str, Any]) -> list[str]:
     own, peer = ({key: float(x) for key, x in entry["final"].items()} for entry in task["contestants"].values())
     above, below = own["low"] > float(blind.mean()) + error, own["high"] < peer["low"]
     return [
-        f"A random policy: {blind.mean():.1f} ± {error:.1f}. Above it: **{'yes' if above else 'no'}**. "
+        f"A random policy: {describe_number(float(blind.mean()))} ± {describe_number(error)}. Above it: **{'yes' if above else 'no'}**. "
         f"Below PPO, intervals apart: **{'yes' if below else 'no'}**.",
         "",
     ]

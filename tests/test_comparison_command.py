@@ -90,7 +90,7 @@ def test_every_contestant_has_its_trials_and_runs_with_the_best(finished):
     assert about["few"]["settings"]["num_envs"] == 4
 
 
-@pytest.mark.parametrize(("runs", "interval"), [(1, ""), (2, " [0.5, 2.0]")])
+@pytest.mark.parametrize(("runs", "interval"), [(1, ""), (2, " [0.500, 2.00]")])
 def test_a_single_run_is_told_without_an_interval(tmp_path, runs, interval):
     entry = {
         "runs": [{}] * runs,
@@ -100,7 +100,7 @@ def test_a_single_run_is_told_without_an_interval(tmp_path, runs, interval):
     }
     environments = {"CartPole-v1": {"contestants": {"few": entry}}}
     lines = _told({"options": {"seeds": runs}, "environments": environments, "failures": []}, tmp_path)
-    assert lines[1] == f"  few  final score 1.0{interval}, 9 steps/s"
+    assert lines[1] == f"  few  final score 1.00{interval}, 9 steps/s"
 
 
 def test_the_report_links_to_figures_that_exist(finished):

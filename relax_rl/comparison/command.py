@@ -11,6 +11,7 @@ from typing import Any
 
 from relax_rl.comparison.config import CompareConfig, own_code, read_settings
 from relax_rl.errors import SettingsError
+from relax_rl.runs.displays import describe_number
 from relax_rl.runs.interruption import interruptible
 from relax_rl.runs.record import named_by_a_file, option_of
 from relax_rl.settings.options import parse
@@ -65,9 +66,9 @@ def _told(result: Mapping[str, Any], folder: Path) -> list[str]:
         width = max(map(len, summary["contestants"]), default=0)
         for label, entry in summary["contestants"].items():
             final = entry["final"]
-            line = f"  {label:{width}}  final score {final['value']:.1f}"
+            line = f"  {label:{width}}  final score {describe_number(final['value'])}"
             if len(entry["runs"]) > 1:  # of a single one there is no interval
-                line += f" [{final['low']:.1f}, {final['high']:.1f}]"
+                line += f" [{describe_number(final['low'])}, {describe_number(final['high'])}]"
             if entry["solved"] is not None:
                 line += f", solved {entry['solved']['solved']} of {entry['solved']['runs']}"
             lines.append(f"{line}, {entry['steps_per_second']:,.0f} steps/s")

@@ -14,7 +14,7 @@ from typing import IO, Any, Protocol
 from relax_rl.comparison.process import CommandProcess
 from relax_rl.comparison.task import Task, newest_step, outcome_of
 from relax_rl.errors import SettingsError
-from relax_rl.runs.displays import Display, make_display
+from relax_rl.runs.displays import Display, describe_number, make_display
 from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.interruption import Interruption
 
@@ -127,7 +127,7 @@ class Progress:
             self.warn(f"{task.name}: {outcome['status']}: {outcome['error']}")
         elif "return_mean" in outcome:
             mean = outcome["return_mean"]
-            told = "no episode has finished" if mean != mean else f"mean return {mean:.1f}"
+            told = "no episode has finished" if mean != mean else f"mean return {describe_number(mean)}"
             self.say(f"{task.name}: {told} after {outcome['steps']:,} steps, {self._done} of {self._total} runs done")
         if self._after is not None:
             self._after(task, outcome)

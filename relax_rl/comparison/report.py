@@ -8,6 +8,7 @@ from typing import Any
 
 from relax_rl.comparison.contestants import file_names
 from relax_rl.comparison.trials import best_trial
+from relax_rl.runs.displays import describe_number
 
 __all__ = ["FEWEST_FOR_CERTAIN", "both_ways", "certain", "markdown", "of_many", "solved_by_any"]
 
@@ -92,7 +93,7 @@ def _beyond(summary: Mapping[str, Any]) -> str:
 
 def _row(label: str, entry: Mapping[str, Any]) -> list[str]:
     runs = len(entry["runs"])
-    cells = [label, str(runs), _interval(entry["final"], ".1f", runs)]
+    cells = [label, str(runs), _interval(entry["final"], None, runs)]
     solved = entry["solved"]
     if solved is not None:
         cells.append(f"{solved['solved']} of {solved['runs']}")
@@ -238,17 +239,17 @@ def _place(result: Mapping[str, Any]) -> str:
     return cores if cluster is None else f"{cores} of {_count(cluster['nodes'], 'node')} of a Ray cluster"
 
 
-def _interval(found: Mapping[str, float], form: str, runs: int) -> str:
-    """A value over so many runs with its interval, where it has one."""
+def _interval(found: Mapping[str, float], form: str | None, runs: int) -> str:
+    """A value over so many runs with its interval, where it has one; without a form with the digits that its size asks for."""
     value, low, high = (_finite(found[name], form) for name in ("value", "low", "high"))
     nowhere = value == low == high and not math.isfinite(found["value"])
     return value if runs == 1 or nowhere else f"{value} [{low}, {high}]"
 
 
-def _finite(value: float, form: str) -> str:
-    if math.isnan(value):
-        return "unknown"
-    return format(value, form) if math.isfinite(value) else "beyond"
+def _finite(value: float, form: str | None) -> str:
+    if not math.isfinite(value):
+        return "unknown" if math.isnan(value) else "beyond"
+    return describe_number(value) if form is None else format(value, form)
 
 
 def _value(value: Any) -> str:

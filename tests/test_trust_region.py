@@ -362,7 +362,7 @@ def test_nothing_is_learned_or_saved_by_default() -> None:
 @pytest.mark.parametrize(
     ("space", "settings", "expected"),
     [
-        (DISCRETE, {"kl_bound": 0.0}, "kl_bound is 0.0, expected above 0"),
+        (DISCRETE, {"kl_bound": 0.0}, "kl_bound is 0.0, expected at least 1e-08"),
         (DISCRETE, {"kl_form": "penalty"}, "kl_form is 'penalty', expected a finite kl_bound beside it"),
         (DISCRETE, {"kl_schedule": "linear"}, "kl_schedule is 'linear', expected a finite kl_bound beside it"),
         (DISCRETE, {"multiplier_lr": 0.0}, "multiplier_lr is 0.0, expected above 0"),

@@ -100,8 +100,9 @@ def plot_curves(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
         band(left, entry["curve"]["steps"], entry["curve"], label, style[label])
         times = [second / unit for second in entry["wall_curve"]["seconds"]]
         band(right, times, entry["wall_curve"], None, style[label])
+    near = _is_near(summary["threshold"], left.get_ylim())
     for axes in (left, right):
-        if summary["threshold"] is not None:
+        if near:
             known = f"threshold {summary['threshold']:g}" if axes is left else None
             axes.axhline(summary["threshold"], color="0.4", linestyle="--", linewidth=1, label=known)
         axes.set_xlim(left=0)
@@ -149,9 +150,7 @@ def plot_scores(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
         _interval(scores, place, entry["final"], colour)
         _dots(speed, place, [run["steps_per_second"] for run in entry["runs"]], colour)
         _interval(speed, place, dict.fromkeys(("value", "low", "high"), entry["steps_per_second"]), colour)
-    low, high = scores.get_xlim()
-    # A threshold far from all scores would press them together.
-    near = summary["threshold"] is not None and abs(summary["threshold"] - (low + high) / 2) <= high - low
+    near = _is_near(summary["threshold"], scores.get_xlim())
     if near:
         scores.axvline(summary["threshold"], color="0.4", linestyle="--", linewidth=1, zorder=0)
     for label, line in summary["profiles"]["contestants"].items():
@@ -164,7 +163,7 @@ def plot_scores(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
         )
     name_rows(scores, contestants)
     name_rows(speed, contestants, named=False)
-    scores.set_xlabel("mean return of the last 100 episodes" + " (dashed: threshold)" * bool(near))
+    scores.set_xlabel("mean return of the last 100 episodes" + " (dashed: threshold)" * near)
     for axes, most in ((scores, 5), (profile, 4)):  # more labels than that run into each other
         axes.locator_params(axis="x", nbins=most)
     scores.set_title("final score: runs, IQM and its interval", fontsize="medium")
@@ -179,6 +178,12 @@ def plot_scores(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
     speed.set_xlim(left=0)
     count_in_thousands(speed)
     _finish(path, figure, env, f"{summary['total_steps']:,} steps, {runs_of(contestants)}")
+
+
+def _is_near(threshold: float | None, limits: tuple[float, float]) -> bool:
+    """Whether there is a threshold that can be shown: one far from all scores would press them together."""
+    low, high = limits
+    return threshold is not None and bool(abs(threshold - (low + high) / 2) <= high - low)
 
 
 def plot_improvement(path: Path, title: str, pairs: Sequence[Mapping[str, Any]], *, stops: bool = False) -> None:

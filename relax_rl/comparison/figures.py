@@ -20,7 +20,6 @@ __all__ = [
     "Styles",
     "band",
     "draw_all",
-    "mean_over",
     "plot_curves",
     "plot_improvement",
     "plot_scores",
@@ -113,7 +112,7 @@ def plot_curves(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
     right.set_xlabel(f"wall time of a run ({name})")
     left.set_ylabel("mean return of the last 100 episodes")
     _legend_below(figure, left)
-    _finish(path, figure, env, mean_over(contestants))
+    _finish(path, figure, env, _mean_over(contestants))
 
 
 def plot_solved(path: Path, env: str, summary: Mapping[str, Any], style: Styles) -> None:
@@ -296,8 +295,7 @@ def _dots(axes: Axes, place: int, values: Sequence[float], colour: str) -> None:
     axes.plot(values, heights, "o", color=colour, markersize=3.5, alpha=0.7, markeredgewidth=0)
 
 
-def mean_over(contestants: Mapping[str, Any]) -> str:
-    """What the curves of contestants are, in words."""
+def _mean_over(contestants: Mapping[str, Any]) -> str:
     runs = runs_of(contestants)
     return runs if runs == "1 run" else f"interquartile mean over {runs}, shaded: 95% bootstrap interval"
 

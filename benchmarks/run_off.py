@@ -72,7 +72,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _write_summary() -> None:
     """`results/run_off.md` from the comparisons that are there."""
     kinds = dict.fromkeys(_kind(each) for each in ROUNDS.values())
-    intro = [line for kind in kinds for line in (_steps_table(kind) if kind.until_solved else _table(kind))]
+    intro = [
+        "Finalists that are called by a number are trials of [the searches](search.md), `V 5` is trial 5 of V, and what follows the number is",
+        "changed; the others are recipes. `preset` is the preset that stood when a round was played, which its winner may have replaced;",
+        "`untold` is for tasks that no preset names. All settings are in `benchmarks/rounds.py` and in each round's report.",
+        "",
+    ]
+    intro += [line for kind in kinds for line in (_steps_table(kind) if kind.until_solved else _table(kind))]
     write_summary("The best trials once more", GROUP, MATCHES, intro=intro)
 
 

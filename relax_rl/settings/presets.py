@@ -6,7 +6,6 @@ are told by their ids, so that this module imports nothing heavy.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -14,6 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from relax_rl.errors import SettingsError, did_you_mean
+from relax_rl.settings import recipes
 from relax_rl.settings.config import AgentConfig, TrainConfig
 from relax_rl.settings.fields import with_settings
 
@@ -66,58 +66,6 @@ class Preset:
         return result
 
 
-_NORMALIZED = {"normalize_obs": True, "normalize_reward": True, "value_lr": 3e-3, "surrogate_lr": 3e-3}
-_CLASSIC = {"num_envs": 8, "num_steps": 5, "gamma": 0.98, "gae_lambda": 0.8, **_NORMALIZED}
-
-
-def _passes(
-    num_steps: int, minibatch_size: int, *, epochs: int, gamma: float, gae_lambda: float, lr: float
-) -> dict[str, Any]:
-    """Several passes over a rollout, within PPO's trust region."""
-    shape = {"num_steps": num_steps, "minibatch_size": minibatch_size, "epochs": epochs}
-    rates = {"policy_lr": lr, "value_lr": lr, "surrogate_lr": 1e-3, "lr_schedule": "linear"}
-    trust = {"clip_range": 0.2, "surrogate_scale": "fitted"}
-    return {**_NORMALIZED, **shape, "gamma": gamma, "gae_lambda": gae_lambda, **rates, **trust}
-
-
-def _short_passes(gamma: float) -> dict[str, Any]:
-    """Passes over rollouts of four environments, for small tasks."""
-    return {"num_envs": 4, **_passes(64, 64, epochs=10, gamma=gamma, gae_lambda=0.95, lr=1e-3)}
-
-
-def _bounded(kl_bound: float, *, gamma: float, gae_lambda: float, lr: float) -> dict[str, Any]:
-    """Several passes over a rollout, within a bound of the divergence from its policy, at constant rates."""
-    shape = {"num_envs": 8, "num_steps": 128, "minibatch_size": 128, "epochs": 8}
-    rates = {"policy_lr": lr, "value_lr": lr, "surrogate_lr": lr, "lr_schedule": "constant"}
-    trust = {"clip_range": math.inf, "kl_bound": kl_bound, "surrogate_scale": "fitted"}
-    return {**_NORMALIZED, **shape, "gamma": gamma, "gae_lambda": gae_lambda, **rates, **trust}
-
-
-_ACROBOT = {"num_envs": 16, **_passes(32, 128, epochs=4, gamma=0.99, gae_lambda=0.94, lr=1e-3)}
-_PENDULUM = {
-    **_bounded(0.05, gamma=0.9, gae_lambda=0.95, lr=1e-3),
-    "squash": True,
-    "log_std_init": -0.5,
-    "entropy_target": -0.5,
-    "critic_loss": "hl_gauss",
-    "layer_norm": True,
-    "activation": "silu",
-}
-_CUT = {"squash": False, "entropy_target": None}
-"""What has no place where actions are cut into bins."""
-_LUNAR = _passes(128, 128, epochs=8, gamma=0.999, gae_lambda=0.98, lr=5e-4)
-_LANDER = {
-    **_bounded(0.02, gamma=0.999, gae_lambda=0.98, lr=3e-4),
-    "normalize_advantage": True,
-    "critic_layer_norm": "on",
-    "hidden": (256, 256),
-    "activation": "silu",
-    "entropy_coef": 1e-5,
-    "entropy_schedule": "linear",
-}
-_LOCOMOTION = {"log_std_init": -1.0, **_passes(64, 64, epochs=10, gamma=0.99, gae_lambda=0.95, lr=3e-4)}
-_UNTOLD = {**_LOCOMOTION, "surrogate_lr": 3e-4, "entropy_coef": 3e-3, "entropy_schedule": "linear"}
-"""Where nothing is known of a task but its spaces: level with the best of `benchmarks/results/run_off.md`."""
 _BODIES = [
     "Ant",
     "HalfCheetah",
@@ -137,22 +85,22 @@ PRESETS: tuple[Preset, ...] = (
         name="classic-control",
         environments=("CartPole-v*", "Acrobot-v*", "MountainCar-v*", "MountainCarContinuous-v*", "Pendulum-v*"),
         overrides=(
-            Override(settings=_CLASSIC),
+            Override(settings=recipes.CLASSIC),
             Override(env="CartPole-v*", settings={"value_replay": 2}),
-            Override(env="Acrobot-v*", settings=_ACROBOT),
+            Override(env="Acrobot-v*", settings=recipes.ACROBOT),
             Override(env="MountainCar-v*", settings={"num_envs": 16, "gamma": 0.99}),
-            Override(env="MountainCarContinuous-v*", settings=_short_passes(gamma=0.999)),
-            Override(env="Pendulum-v*", settings=_PENDULUM),
-            Override(env="Pendulum-v*", binned=True, settings=_CUT),
+            Override(env="MountainCarContinuous-v*", settings=recipes.short_passes(gamma=0.999)),
+            Override(env="Pendulum-v*", settings=recipes.PENDULUM),
+            Override(env="Pendulum-v*", binned=True, settings=recipes.CUT),
         ),
     ),
     Preset(
         name="box2d",
         environments=("LunarLander-v*", "LunarLanderContinuous-v*", "BipedalWalker-v*", "BipedalWalkerHardcore-v*"),
         overrides=(
-            Override(settings={"num_envs": 16, "lr_schedule": "linear", **_NORMALIZED}),
-            Override(env="LunarLander*", settings={"total_steps": 500_000, **_LUNAR}),
-            Override(env="LunarLander-v*", settings=_LANDER),
+            Override(settings={"num_envs": 16, "lr_schedule": "linear", **recipes.NORMALIZED}),
+            Override(env="LunarLander*", settings={"total_steps": 500_000, **recipes.LUNAR}),
+            Override(env="LunarLander-v*", settings=recipes.LANDER),
             Override(env="LunarLanderContinuous*", settings={"log_std_init": -0.5}),
             Override(env="BipedalWalker*", settings={"total_steps": 5_000_000, "num_steps": 8}),
         ),
@@ -161,10 +109,10 @@ PRESETS: tuple[Preset, ...] = (
         name="mujoco",
         environments=tuple(f"{body}-v*" for body in _BODIES),
         overrides=(
-            Override(settings={"num_envs": 8, "num_steps": 16, "total_steps": 1_000_000, **_NORMALIZED}),
-            Override(env="InvertedPendulum-v*", settings=_short_passes(gamma=0.98)),
+            Override(settings={"num_envs": 8, "num_steps": 16, "total_steps": 1_000_000, **recipes.NORMALIZED}),
+            Override(env="InvertedPendulum-v*", settings=recipes.short_passes(gamma=0.98)),
             *(
-                Override(env=f"{body}-v*", settings=_LOCOMOTION)
+                Override(env=f"{body}-v*", settings=recipes.LOCOMOTION)
                 for body in ("Ant", "HalfCheetah", "Hopper", "InvertedDoublePendulum", "Walker2d")
             ),
             Override(
@@ -198,7 +146,7 @@ PRESETS: tuple[Preset, ...] = (
             ),
         ),
     ),
-    Preset(name="default", environments=("*",), overrides=(Override(settings=_UNTOLD),)),
+    Preset(name="default", environments=("*",), overrides=(Override(settings=recipes.UNTOLD),)),
 )
 """In order of precedence; the last one is for environments that no other preset knows."""
 

@@ -41,6 +41,7 @@ from relax_rl.backends.traits import (
 )
 from relax_rl.backends.workers import EnvironmentReport, close_vector_env
 from relax_rl.errors import SettingsError
+from relax_rl.settings.fields import whole
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -99,15 +100,15 @@ class VectorEnvs:
         self.num_envs: int = vector_env.num_envs
         self.single_observation_space: spaces.Space[Any] = vector_env.single_observation_space
         self._bins = ActionBins(vector_env.single_action_space, bins) if bins else None
-        whole = vector_env.single_action_space
-        self.single_action_space: spaces.Space[Any] = whole if self._bins is None else self._bins.space
+        uncut: spaces.Space[Any] = vector_env.single_action_space
+        self.single_action_space = uncut if self._bins is None else self._bins.space
         self.solve_threshold: float | None = inner.spec.reward_threshold if inner.spec is not None else None
         self.vectorization: Vectorization = vectorization or vectorization_of(inner)
         self.autoreset_mode: AutoresetMode = declared_autoreset_mode(vector_env)
         require_whole_steps(inner)
         self._report = EnvironmentReport(self.env_id, inner, first_env=first_env, steps=self.steps_taken)
         self._reset_report = EnvironmentReport(self.env_id, inner, first_env=first_env, when="at its reset")
-        self.first_env = first_env
+        self.first_env = whole("first_env", first_env, least=0)
         self._copies = vector_env is not inner or not hands_out_fresh_arrays(inner)
         self._checked_action = action_checker(self.single_action_space, self.num_envs)
         if isinstance(inner, CartPoleVectorEnv) and isinstance(inner.action_space, spaces.MultiDiscrete):

@@ -299,6 +299,12 @@ def test_learning_limits_threads_and_gives_them_back(threads: int | None, within
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("wrong", [-1, 1.5, 10**6])
+def test_a_number_of_threads_that_no_machine_has_is_refused(wrong: float) -> None:
+    with make_envs("CartPole-v1", num_envs=2) as envs, pytest.raises(SettingsError, match=r"threads is"):
+        of_cartpole(envs).learn(envs, 20, threads=wrong)  # type: ignore[arg-type]
+
+
 def test_agents_made_in_threads_are_those_made_alone() -> None:
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda seed: made(seed=seed), range(48)))
@@ -320,6 +326,7 @@ def str_of(value: Any) -> str:
 def test_what_is_no_whole_number_is_told(value: Any) -> None:
     with pytest.raises(SettingsError, match="seed is"):
         whole("seed", value, least=0)
+    assert whole("seed", 2**63 - 1, least=0) == 2**63 - 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import gymnasium as gym
@@ -162,6 +163,10 @@ def test_a_setting_that_an_environment_does_not_have_is_refused():
     ("kwargs", "message"),
     [
         ({"num_envs": 0}, "num_envs is 0, expected at least 1"),
+        ({"num_envs": 2.5}, r"num_envs is 2\.5, expected int"),
+        ({"first_env": -1}, "first_env is -1, expected a whole number from 0"),
+        ({"sticky_actions": 1.0}, r"sticky_actions is 1\.0, expected at least 0\.0 and below 1"),
+        ({"sticky_actions": math.nan}, r"sticky_actions is nan, expected at least 0\.0 and below 1"),
         ({"vectorization": "threads"}, "vectorization is 'threads', expected auto, native, envpool, sync or async"),
         ({"autoreset_mode": "NEVER"}, "autoreset_mode is 'NEVER', expected one of NEXT_STEP, SAME_STEP, DISABLED"),
         ({"env": "Acrobot-v1", "vectorization": "native"}, "has no native vector code"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,13 +15,17 @@ from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, Gamma, 
 from relax_rl.estimators import (
     ESTIMATORS,
     MovingAverage,
+    concrete,
     enumerated,
     make_estimator,
     only_to,
     policy_gradient_loss,
     rebar,
+    reinforce,
     reinmax,
     relax,
+    straight_through,
+    vimco,
 )
 from tests.estimator_cases import seeded
 
@@ -99,6 +104,11 @@ def test_what_moves_without_a_gradient_is_no_constant() -> None:
     scale = torch.ones((), requires_grad=True)
     with pytest.raises(RuntimeError, match="has no gradient there"):
         rebar(lambda b: smooth(b).detach(), DISTS["bits"], eta=scale)
+    halves = Bernoulli(torch.zeros(1, 2, requires_grad=True))
+    for alike in (lambda b: (b[..., 0] - b[..., 1]).square(), lambda b: b.sum(-1)):  # at b and 1 - b, and at 1/2
+        for name in ("straight-through", "muprop"):
+            with pytest.raises(RuntimeError, match="has no gradient there"):
+                make(name)(lambda b, f=alike: f(b.detach()), halves)
 
 
 @every
@@ -125,6 +135,40 @@ def test_every_estimator_takes_a_generator() -> None:
     torch.testing.assert_close(
         enumerated(smooth, DISTS["bits"], generator=seeded(1)).grad, enumerated(smooth, DISTS["bits"]).grad
     )
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan")])
+def test_temperatures_are_above_zero(wrong: float) -> None:
+    for name in ("concrete", "straight-through-gumbel", "gumbel-rao", "rebar"):
+        with pytest.raises(ValueError, match=rf"temperature is {wrong:g}, expected above 0"):
+            make(name, temperature=wrong)(smooth, DISTS["bits"])
+
+
+def test_vimco_knows_two_averages() -> None:
+    with pytest.raises(ValueError, match="average is 'harmonic', expected 'geometric' or 'arithmetic'"):
+        vimco(smooth, DISTS["bits"], average="harmonic")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(ROWS, 1), (1, 3), (3,), (), (ROWS + 1, 3)])
+def test_noise_of_other_rows_or_of_fewer_entries_is_not_shared(shape: tuple[int, ...]) -> None:
+    dist = Bernoulli(torch.zeros(ROWS, 3, requires_grad=True))
+    for estimate in (reinforce, concrete, straight_through, partial(relax, surrogate=smooth)):
+        with pytest.raises((ValueError, RuntimeError), match=r"noise has shape|size of tensor"):
+            estimate(smooth, dist, noise=torch.zeros(shape))
+    ranks = Ordinal(torch.zeros(ROWS, 4, requires_grad=True))  # which have one number behind several parameters
+    reinforce(lambda b: b[..., 0].float(), ranks, noise=ranks.sample_noise(seeded(0)))
+
+
+@every
+def test_no_rows_have_a_loss_of_zero(name: str, kind: str) -> None:
+    full = DISTS[kind]
+    empty = full.with_params(full.params[:0].clone().requires_grad_())
+    if {"baseline", "average"} & set(ESTIMATORS[name].needs):
+        return
+    scale = torch.ones((), requires_grad=True)
+    found = make(name, surrogate=lambda z: scale * smooth(z))(lambda b: smooth(b.float()), empty)
+    assert found.grad.shape == empty.params.shape and float(found.loss().detach()) == 0.0
+    found.loss().backward()
 
 
 def test_reinmax_takes_no_temperature_below_one() -> None:

@@ -145,6 +145,8 @@ def test_a_function_of_params_makes_mixtures_and_transformed_ones() -> None:
         ValueError, match=r"behind torch.distributions.MixtureSameFamily are not found: give a function"
     ):
         from_torch(mixture(torch.zeros(6, 4)))
+    with pytest.raises(ValueError, match=r"behind torch.distributions.LogisticNormal are not found: give a function"):
+        from_torch(td.LogisticNormal(torch.zeros(3, 2), torch.ones(3, 2)))
     params = torch.randn(6, 4, generator=seeded(8), requires_grad=True)
     dist = from_torch(mixture, params)
     reinforce(squares, dist, generator=seeded(9)).backward()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal, Reinforce
 from relax_rl.agents.batch import Batch, standardized
-from relax_rl.agents.gradients import Objective, gradients
+from relax_rl.agents.gradients import Objective, _unclipped, gradients
 from relax_rl.agents.shards import Shard
 from relax_rl.errors import SettingsError
 from relax_rl.estimators import noise_behind
@@ -159,6 +159,25 @@ def test_clipping_holds_the_policy_back() -> None:
 
     (tight, some), (loose, none) = divergence(0.05), divergence(math.inf)
     assert tight < 0.5 * loose and some > 0.3 and none == 0.0
+
+
+def test_shares_and_divergences_are_of_the_rows_that_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that autoreset makes up are none of them, and those of a small minibatch count as others do."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def spy(batch: Batch, *args: Any) -> Tensor:
+        kept = _unclipped(batch, *args)
+        seen.append((kept, batch.weight))
+        return kept
+
+    monkeypatch.setattr("relax_rl.agents.gradients._unclipped", spy)
+    agent = A2C(OBS, DISCRETE, seed=0, epochs=3, minibatch_size=5, clip_range=0.01, policy_lr=0.05, compile="off")
+    rollout = rollout_for(agent)
+    rollout.valid[::2] = False
+    metrics = agent.update(rollout)
+    kept, weight = (torch.cat(each) for each in zip(*seen[-5:], strict=True))
+    assert len(weight) == 24 and 0 < weight.sum() < 24
+    torch.testing.assert_close(float(metrics["policy/clipped"]), float(1.0 - kept @ weight / weight.sum()))
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3])

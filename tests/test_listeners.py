@@ -5,25 +5,29 @@ from __future__ import annotations
 import math
 import pickle
 from copy import deepcopy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from relax_rl import A2C
 from relax_rl.agents import Callback, UpdateInfo
+from relax_rl.agents.listening import listening
 from relax_rl.envs import Step
 from relax_rl.errors import SettingsError
 from relax_rl.runs.listeners import EVALUATED, at_intervals, evaluating, on_new_best, stop_without_progress
 from tests.fakes import TargetEnv
 from tests.steps import DISCRETE, target_envs
 
-AGENT: Any = None
+AGENT: Any = SimpleNamespace(listeners=None)
 
 
 def answers(callback: Callback, values: list[float], *, size: int = 10, metric: str = "return_mean") -> list[Any]:
     """What a callback says of updates of so many steps each, with these values of a metric."""
     infos = [UpdateInfo(size * n, n, (), {metric: value}) for n, value in enumerate(values, 1)]
-    return [callback(AGENT, info) for info in infos]
+    with listening(SimpleNamespace(steps=0, updates=0, listeners=None), callback, None) as heard:
+        agent: Any = SimpleNamespace(listeners=heard)
+        return [callback(agent, info) for info in infos]
 
 
 def small(**settings: Any) -> tuple[Any, A2C]:
@@ -40,9 +44,18 @@ def test_intervals_are_those_of_steps() -> None:
     ]
     heard.clear()
     again = at_intervals(25, lambda agent, info: heard.append(info.steps))
-    again(AGENT, UpdateInfo(1010, 101, (), {}))  # an agent that has learned before
+    again(AGENT, UpdateInfo(1010, 101, (), {}))  # called by hand, for an agent that has learned before
     again(AGENT, UpdateInfo(1030, 103, (), {}))
     assert heard == [1030]
+
+
+def test_a_later_training_hears_the_multiple_that_its_first_update_passes() -> None:
+    envs, agent = small()
+    heard: list[int] = []
+    for _ in range(3):  # each of one update of 20 steps
+        agent.learn(envs, 20, at_intervals(20, lambda agent, info: heard.append(info.steps)), reset_schedule=False)
+    agent.learn(envs, 40, at_intervals(50, lambda agent, info: heard.append(info.steps)), reset_schedule=False)
+    assert heard == [20, 40, 60, 100]
 
 
 def test_a_new_best_is_told_once_each_time() -> None:

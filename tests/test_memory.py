@@ -193,6 +193,10 @@ def test_predict_goes_on_from_the_state_and_forgets_at_a_beginning(kind: str) ->
         agent.act(obs)
     with pytest.raises(SettingsError, match=r"expected \(3, "):
         agent.predict(obs, state[:2])
+    with pytest.raises(SettingsError, match=r"state holds what is not a finite number"):
+        agent.predict(obs, np.full_like(state, np.nan))
+    with pytest.raises(SettingsError, match=r"the state is 'x', expected what `predict` returned"):
+        agent.predict(obs, "x")  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match=r"episode_start has 2 entries, expected 3"):
         agent.predict(obs, state, [True, False])
     saved = io.BytesIO()

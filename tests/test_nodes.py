@@ -277,6 +277,14 @@ def test_what_a_graph_refuses() -> None:
         graph.draw(bits, "rebar")
     with pytest.raises(ValueError, match="nvil needs baseline, average"):
         graph.draw(bits, "nvil")
+    with pytest.raises(ValueError, match=r"active has shape \[3, 1\]"):
+        graph.cost(torch.zeros(3), active=torch.ones(3, 1, dtype=torch.bool))
     graph.cost(torch.zeros(3, 1))
     with pytest.raises(ValueError, match="f has shape"):
         graph.loss()
+    moving = StochasticGraph()
+    moving.cost(moving.draw(bits, "concrete", temperature=0.5))  # one number too many dimensions, and rows of weights
+    with pytest.raises(ValueError, match=r"weight has shape \[3\], but one number a row is needed: \[3, 1\]"):
+        moving.loss(torch.ones(3))
+    with pytest.raises(ValueError, match="temperature is 0, expected above 0"):
+        moving.draw(bits, "straight-through-gumbel", temperature=0)

@@ -51,6 +51,7 @@ def test_what_is_given_wins_even_if_it_is_the_plain_default():
         (["--zzz"], "unknown option --zzz"),
         (["--num-envs", "0"], "num_envs is 0, expected at least 1"),
         (["--num-envs", "-3"], "num_envs is -3, expected at least 1"),
+        (["--seed", "9223372036854775808"], "seed is 9223372036854775808, expected at most 9,223,372,036,854,775,807"),
         (["--num-envs", "1.5"], "--num-envs: '1.5' is not a whole number"),
         (["--num-envs", "inf"], "--num-envs: 'inf' is not a whole number"),
         (["--num-envs", "many"], "--num-envs: 'many' is not a whole number"),

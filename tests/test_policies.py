@@ -9,6 +9,7 @@ from gymnasium import spaces
 
 from relax_rl.agents import A2C
 from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical, TanhGaussian
+from relax_rl.errors import SettingsError
 from relax_rl.networks.policies import Policy
 from relax_rl.networks.spaces import ActionEncoder
 from relax_rl.networks.torsos import MLP
@@ -88,3 +89,12 @@ def test_the_last_layer_begins_at_the_scale_that_is_asked_for() -> None:
     for scale in (0.01, 1.5):
         head = A2C(spaces.Box(-1, 1, (3,)), spaces.Discrete(4), policy_head_scale=scale).policy.head.weight
         torch.testing.assert_close(head @ head.t(), scale**2 * torch.eye(4))
+
+
+def test_a_deviation_that_the_network_says_begins_where_it_can_learn() -> None:
+    for wrong in (2.5, -10.5):
+        with pytest.raises(
+            SettingsError, match=rf"log_std_init is {wrong}, expected -10 to 2 beside state_dependent_std"
+        ):
+            policy_for(BOX, state_dependent_std=True, log_std_init=wrong)
+        policy_for(BOX, log_std_init=wrong)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -260,3 +262,21 @@ def test_the_last_observation_of_a_rollout_is_the_first_of_the_next() -> None:
     assert torch.equal(first.obs[-1], second.obs[0])
     assert first.obs.shape[0] == 4
     assert first.reward.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool])
+def test_rewards_of_whole_numbers_are_discounted_as_others_are(kind: torch.dtype) -> None:
+    whole, value = (REWARD > 0).to(kind), NEXT.float()
+    ends: dict[str, Any] = {"terminated": NOWHERE, "truncated": NOWHERE, "valid": ~NOWHERE}
+
+    def found(reward: torch.Tensor) -> list[torch.Tensor]:
+        corrected = vtrace(torch.zeros_like(value), reward, value, value, **ends, gamma=0.9)
+        return [
+            gae(reward, value, value, **ends, gamma=0.9, gae_lambda=0.8),
+            n_step_returns(reward, value, **ends, n=3, gamma=0.9),
+            *(corrected.target, corrected.advantage),
+        ]
+
+    for one, other in zip(found(whole), found(whole.float()), strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other)

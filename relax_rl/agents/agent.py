@@ -227,7 +227,7 @@ class ActorCritic(SavedActor):
         self.schedule_end = self.steps + total_steps
         with ExitStack() as stack:
             if threads is not None:
-                set_threads(threads, stack)
+                set_threads(whole("threads", threads, least=0, below=1_025), stack)
             self.learner.choose_compiled(total_steps, envs.num_envs, again=self.compiled_from is not None)
             self._learn(envs, stack.enter_context(listening(self, callbacks, on_step)))
         return self

@@ -117,7 +117,7 @@ def gradients(
     if ratio is not None:
         if math.isfinite(objective.clip_range):
             kept = _unclipped(batch, ratio, objective, estimate.detach(), experience)
-            metrics["policy/clipped"] = 1.0 - kept.mean()
+            sums["clipped"] = (1.0 - kept) @ batch.weight
             estimate = estimate if _residual_is_whole(batch, objective) else kept.unsqueeze(-1) * estimate
         estimate, plain = ratio.unsqueeze(-1) * estimate, ratio.unsqueeze(-1) * plain
         sums["divergence"] = ((ratio - 1.0 - ratio.clamp(min=1e-30).log()) * batch.weight).sum()

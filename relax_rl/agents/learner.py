@@ -289,21 +289,20 @@ class Learner:
         config = self.config
         first: tuple[Metrics, dict[str, Tensor]] | None = None
         for epochs in range(1, config.epochs + 1):  # noqa: B007
-            seen, clipped = [], []
+            seen = []
             for part, _ in self._minibatches(batch):
                 metrics, sums = self._policy_step(part, self._in_passes, factor)
                 first = first or (metrics, sums)
                 seen.append(sums)
-                clipped.append(torch.as_tensor(metrics.pop("policy/clipped", 0.0)))
-            least = 1.0 / self.workers.count
-            kl = torch.stack([each["divergence"] / each["rows"].clamp(min=least) for each in seen]).mean()
+            rows = torch.stack([each["rows"] for each in seen]).sum().clamp(min=1.0 / self.workers.count)
+            kl = torch.stack([each["divergence"] for each in seen]).sum() / rows
             if math.isfinite(config.target_kl) and float(kl) > config.target_kl:
                 break
         assert first is not None
         last: Metrics = {name: x for name, x in metrics.items() if name.startswith(_OF_THE_LAST)}
         of_passes: Metrics = {
             "policy/kl": kl,
-            "policy/clipped": torch.stack(clipped).mean(),
+            "policy/clipped": torch.stack([each.get("clipped", torch.zeros_like(kl)) for each in seen]).sum() / rows,
             "policy/epochs": float(epochs),
             **self.multipliers.learn_bound(seen, batch.kl_bound, moved=epochs > 1),
         }

@@ -120,15 +120,20 @@ class Listeners:
     Attributes:
         step: hears every step; None where nobody does.
         stopped: whether an answer was False.
+        begun: environment steps that the agent had taken before.
     """
 
     def __init__(
-        self, given: Iterable[Listener] | Listener | None, on_step: Callable[[Step], object] | None = None
+        self,
+        given: Iterable[Listener] | Listener | None,
+        on_step: Callable[[Step], object] | None = None,
+        *,
+        begun: int = 0,
     ) -> None:
         listeners = as_listeners(given)
         self._hooks = {name: [hook for x in listeners if (hook := hook_of(x, name))] for name in (_COUNT, *HOOKS)}
         self._on_step, self.step = on_step, None if on_step is None else self._hear_step
-        self.stopped = False
+        self.stopped, self.begun = False, begun
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """Nobody listens to a copy of the agent."""
@@ -174,7 +179,7 @@ def listening(
     Raises:
         SettingsError: as in `as_listeners`.
     """
-    agent.listeners = listeners = Listeners(given, on_step)
+    agent.listeners = listeners = Listeners(given, on_step, begun=agent.steps)
     try:
         yield listeners
     finally:

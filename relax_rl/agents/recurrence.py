@@ -15,7 +15,7 @@ from relax_rl.agents.memory import Memory
 from relax_rl.agents.networks import Networks
 from relax_rl.agents.rollouts import Collector, Rollout
 from relax_rl.envs import VectorEnvs
-from relax_rl.errors import SettingsError
+from relax_rl.errors import SettingsError, shown
 from relax_rl.networks.memory import RecurrentTorso, last_state
 from relax_rl.settings.config import AgentConfig
 
@@ -106,13 +106,20 @@ def step_with_memory(
         deterministic: the mode in place of a sample.
 
     Raises:
-        SettingsError: the state or the beginnings are not of N environments.
+        SettingsError: the state or the beginnings are not of N environments, or the state is not finite.
     """
     num, size = len(obs), actor.networks.state_sizes[0]
-    before = np.zeros((num, size), np.float32) if state is None else np.asarray(state, np.float32)
+    try:
+        before = np.zeros((num, size), np.float32) if state is None else np.asarray(state, np.float32)
+    except (TypeError, ValueError):
+        raise SettingsError(
+            f"the state is {shown(state)}, expected what `predict` returned; None begins anew"
+        ) from None
     begins = np.zeros(num, np.bool_) if starts is None else np.asarray(starts, np.bool_).reshape(-1)
     if before.shape != (num, size):
         raise SettingsError(f"the state has shape {before.shape}, expected {(num, size)}; None begins anew")
+    if not np.isfinite(before).all():
+        raise SettingsError("the state holds what is not a finite number; None begins anew")
     if begins.shape != (num,):
         raise SettingsError(f"episode_start has {len(begins)} entries, expected {num}, one for each observation")
     noise = None if deterministic else actor.sample_noise(num)

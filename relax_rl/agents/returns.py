@@ -74,7 +74,7 @@ def gae(
         `[T, N]` advantages, without a graph.
     """
     # On the host: for arrays as small as these NumPy's calls cost a third of torch's.
-    given = (reward, value, next_value, terminated, truncated, valid)
+    given = (_real(reward, value), value, next_value, terminated, truncated, valid)
     r, v, next_v, over, cut, ok = (x.detach().cpu().numpy() for x in given)
     delta = np.where(ok, r + np.where(over, 0.0, gamma * next_v) - v, 0.0)
     decay = (gamma * gae_lambda) * (ok & ~over & ~cut)
@@ -111,7 +111,7 @@ def n_step_returns(
     """
     if n < 1:
         raise ValueError(f"n is {n}, expected a number of steps of at least 1")
-    r, next_v, over, cut, ok = _on_host(reward, next_value, terminated, truncated, valid)
+    r, next_v, over, cut, ok = _on_host(_real(reward, next_value), next_value, terminated, truncated, valid)
     discount = _discounts(gamma, r) * ~over
     ends = over | cut | ~ok
     ends[-1] = True
@@ -173,7 +173,8 @@ def vtrace(
     Raises:
         ValueError: when a tensor has another shape.
     """
-    log_rho, r, v, next_v, over, cut, ok = _on_host(log_ratio, reward, value, next_value, terminated, truncated, valid)
+    given = (log_ratio, _real(reward, value), value, next_value, terminated, truncated, valid)
+    log_rho, r, v, next_v, over, cut, ok = _on_host(*given)
     rho = np.exp(np.where(ok, log_rho, 0.0))
     discount = _discounts(gamma, r) * ~over
     bootstrap = np.where(over, 0.0, next_v)
@@ -195,6 +196,11 @@ def _accumulated(delta: np.ndarray, decay: np.ndarray) -> np.ndarray:
         last = delta[t] + decay[t] * last
         found[t] = last
     return found
+
+
+def _real(reward: Tensor, value: Tensor) -> Tensor:
+    """Rewards, whole numbers in the type of V: a discount in theirs would be 0."""
+    return reward if reward.is_floating_point() else reward.to(value.dtype)
 
 
 def _on_host(*tensors: Tensor) -> list[np.ndarray]:

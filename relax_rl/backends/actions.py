@@ -9,6 +9,8 @@ import numpy as np
 from gymnasium import spaces
 
 from relax_rl.errors import SettingsError
+from relax_rl.settings.config import EnvConfig
+from relax_rl.settings.fields import allowed, settings_of
 
 __all__ = ["ActionBins", "BinnedActions"]
 
@@ -31,8 +33,7 @@ class ActionBins:
     """
 
     def __init__(self, space: spaces.Space[Any], bins: int) -> None:
-        if bins < 2:
-            raise SettingsError(f"bins is {bins}, expected at least 2 (or 0 to leave the actions as they are)")
+        bins = allowed(settings_of(EnvConfig)["bins"], bins)
         if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
             raise SettingsError(f"bins cuts a Box of floats, not {space}; leave it at 0")
         if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):

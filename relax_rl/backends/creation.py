@@ -25,6 +25,7 @@ from relax_rl.compute.host import usable_cores
 from relax_rl.compute.installation import install_line, typed
 from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.settings.config import EnvConfig
+from relax_rl.settings.fields import allowed, settings_of
 from relax_rl.settings.naming import is_own, named, require_call
 from relax_rl.settings.synonyms import meant
 
@@ -97,8 +98,10 @@ def create_vector_env(
         SettingsError: if the environment cannot be made like this; the line says why and what to do.
     """
     making = making or Making()
-    if num_envs < 1:
-        raise SettingsError(f"num_envs is {num_envs}, expected at least 1")
+    num_envs, sticky_actions = (
+        allowed(settings_of(EnvConfig)[name], value)
+        for name, value in (("num_envs", num_envs), ("sticky_actions", sticky_actions))
+    )
     if (asked := making.around_each(spec)) and vectorization not in ("auto", "sync", "async"):
         raise SettingsError(f"{asked} needs vectorization 'sync' or 'async', not {vectorization!r}")
     if asked and spec.entry_point is None:

@@ -240,7 +240,11 @@ def _parameters(dist: td.Distribution) -> dict[str, Tensor]:
         given = name in vars(dist) or type(getattr(type(dist), name, None)) is property
         value = getattr(dist, name) if given and name in known else None
         if isinstance(value, Tensor) and value.is_floating_point() and not getattr(constraint, "is_discrete", False):
-            found[name] = value.expand(dist.batch_shape + value.shape[value.dim() - constraint.event_dim :])
+            shape = dist.batch_shape + value.shape[value.dim() - constraint.event_dim :]
+            try:
+                found[name] = value.expand(shape)
+            except RuntimeError:  # of another batch than the distribution's, as those of LogisticNormal
+                continue
     for names in _PREFERRED:
         for name in [x for x in names if x in found][1:]:
             del found[name]

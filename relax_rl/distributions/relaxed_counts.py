@@ -105,6 +105,8 @@ class Counts:
 
     def _quantile(self, u: Tensor, rest: Tensor) -> Tensor:
         """The least count with F(b) > u, in float64; `rest` is 1 - u. On a CPU, entries that are found are left alone."""
+        if not u.numel():
+            return torch.zeros_like(u)
         shape, here = u.shape, self.with_params(self.params.detach().expand_as(u).flatten())
         u, rest = u.flatten(), rest.flatten()
         low, high = here._range()

@@ -19,8 +19,10 @@ __all__ = [
     "check_wrapped",
     "detached",
     "draw",
+    "relaxed",
     "require",
     "require_moving",
+    "require_temperature",
     "require_vectors",
     "score_of",
     "values_for",
@@ -110,7 +112,7 @@ def draw(
 
     Raises:
         ValueError: when f is given by its values but the noise of the sample is not, a sample is given without its
-            noise, or f does not give one number a row.
+            noise, the noise is not that of these rows, or f does not give one number a row.
     """
     here = detached(dist, num_samples)
     if noise is None:
@@ -121,10 +123,34 @@ def draw(
         noise = here.sample_noise(generator)
     z = None
     if sample is None:
-        z = here.relax(noise)
+        z = relaxed(here, noise)
         sample = here.threshold(z)
     value = values_for(here, f.detach() if isinstance(f, Tensor) else f(sample))
     return Draw(here, noise, sample, value, z, score)
+
+
+def relaxed(here: Distribution, noise: Tensor) -> Tensor:
+    """z of the distribution's base noise.
+
+    Raises:
+        ValueError: when the noise is of other rows, or of one entry for several, which would share it.
+    """
+    z = here.relax(noise)
+    if not hasattr(here, "without_relaxation"):  # whose noise is the state of a generator
+        rows = here.params.shape[:-1]
+        shared = noise.dim() == here.params.dim() and noise.shape[-1] == 1 < z.shape[-1]
+        shared = shared and here.sample_noise(torch.Generator(noise.device)).shape != noise.shape
+        if shared or noise.shape[: len(rows)] != rows:
+            raise ValueError(
+                f"noise has shape {list(noise.shape)}, which is not that of parameters {list(here.params.shape)}; see sample_noise"
+            )
+    return z
+
+
+def require_temperature(temperature: Tensor | float) -> None:
+    """Raises ValueError unless a temperature that is a number is above 0; of a tensor nothing is read."""
+    if not isinstance(temperature, Tensor) and not temperature > 0.0:
+        raise ValueError(f"temperature is {temperature:g}, expected above 0")
 
 
 def values_for(dist: Distribution, value: Tensor, *outcomes: int) -> Tensor:

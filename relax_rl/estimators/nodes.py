@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import Distribution
-from relax_rl.estimators.draws import detached, require, require_moving, require_vectors
+from relax_rl.estimators.draws import detached, require, require_moving, require_temperature, require_vectors
 from relax_rl.estimators.estimate import Estimate
+from relax_rl.estimators.gradients import check_rows
 from relax_rl.estimators.pathwise import moving_mean, moving_softened
 from relax_rl.estimators.registry import describe
 from relax_rl.estimators.relaxation import relax, relaxed_objective
@@ -114,7 +115,7 @@ class StochasticGraph:
             active: `[*]` rows that it counts in.
 
         Raises:
-            ValueError: for a name that was not drawn.
+            ValueError: for a name that was not drawn, or `active` of other rows.
         """
         known = [node.name for node in self._nodes]
         names = tuple(known if of is None else of)
@@ -122,7 +123,10 @@ class StochasticGraph:
             raise ValueError(
                 f"no draw is named {unknown[0]!r}; there are {', '.join([*known, *self._through]) or 'none'}"
             )
-        self._costs.append((value if active is None else torch.where(active, value, torch.zeros_like(value)), names))
+        if active is not None:
+            check_rows(value.shape, active=active)
+            value = torch.where(active, value, torch.zeros_like(value))
+        self._costs.append((value, names))
         self._estimates = None
 
     def estimates(self) -> dict[str, Estimate]:
@@ -139,7 +143,7 @@ class StochasticGraph:
             variance_coef: factor of the variances' gradients; 0 leaves them out.
 
         Raises:
-            ValueError: when there is no cost.
+            ValueError: when there is no cost, or weights are of other rows.
         """
         if not self._costs:
             raise ValueError("there is no cost: add one by graph.cost(value)")
@@ -150,7 +154,9 @@ class StochasticGraph:
         return total  # type: ignore[return-value]
 
     def _weighted(self, value: Tensor, weight: Tensor | float | None) -> Tensor:
-        return value.mean() if weight is None else (value * weight).sum()
+        if isinstance(weight, Tensor) and weight.dim():
+            check_rows(value.shape, weight=weight)
+        return value.sum() / max(1, value.numel()) if weight is None else (value * weight).sum()
 
     def _estimate(self, node: _Node) -> Estimate:
         following = [value.detach() for value, names in self._costs if node.name in names]
@@ -220,6 +226,7 @@ def _moving(name: str, dist: Any, noise: Tensor, temperature: Tensor | float = 0
         return moved
     require_vectors(dist)
     require(dist, "relax_given", name, "use reparameterized")
+    require_temperature(temperature)
     if name == "concrete":
         softened: Tensor = dist.soften(dist.relax(noise), temperature)
         return softened

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import Distribution, FiniteDistribution, RelaxedDistribution
-from relax_rl.estimators.draws import detached, require, require_moving, require_vectors, values_for
+from relax_rl.estimators.draws import (
+    detached,
+    relaxed,
+    require,
+    require_moving,
+    require_temperature,
+    require_vectors,
+    values_for,
+)
 from relax_rl.estimators.estimate import Estimate
 from relax_rl.estimators.gradients import value_and_gradient
 
@@ -62,7 +70,7 @@ def reparameterized(
     here = detached(dist)
     if noise is None:
         noise = here.sample_noise(generator)
-    return _through(f, lambda at: at.relax(noise), here.relax(noise), here, dist)
+    return _through(f, lambda at: at.relax(noise), relaxed(here, noise), here, dist)
 
 
 def concrete(
@@ -91,12 +99,13 @@ def concrete(
     Raises:
         ValueError: when the samples are indices or continuous, or f does not give one number a row.
     """
+    require_temperature(temperature)
     here, noise = _relaxed(dist, "concrete", noise, generator)
 
     def soft(at: RelaxedDistribution) -> Tensor:
         return at.soften(at.relax(noise), temperature)
 
-    return _through(f, soft, soft(here).detach(), here, dist)
+    return _through(f, soft, here.soften(relaxed(here, noise), temperature).detach(), here, dist)
 
 
 def straight_through(
@@ -125,7 +134,9 @@ def straight_through(
     here, noise = _relaxed(dist, "straight_through", noise, generator)
     if temperature is None:
         require(dist, "mean", "straight_through", "give it a temperature")
-    sample = here.threshold(here.relax(noise))
+    else:
+        require_temperature(temperature)
+    sample = here.threshold(relaxed(here, noise))
     moving = moving_mean(sample) if temperature is None else moving_softened(sample, noise, temperature)
     return _through(f, moving, sample, here, dist)
 
@@ -155,8 +166,9 @@ def gumbel_rao(
     """
     if num_conditional < 1:
         raise ValueError(f"num_conditional is {num_conditional}, expected at least 1")
+    require_temperature(temperature)
     here, noise = _relaxed(dist, "gumbel_rao", noise, generator)
-    sample = here.threshold(here.relax(noise))
+    sample = here.threshold(relaxed(here, noise))
     fresh = _many(here, num_conditional).sample_noise(generator)
     return _through(f, moving_gumbel_rao(here, sample, fresh, temperature), sample, here, dist)
 
@@ -193,7 +205,7 @@ def reinmax(
         raise ValueError(f"temperature is {temperature:g}, expected at least 1: for one below take straight_through")
     here, noise = _relaxed(dist, "reinmax", noise, generator)
     require(dist, "with_mean", "reinmax", "use straight_through")
-    sample = here.threshold(here.relax(noise))
+    sample = here.threshold(relaxed(here, noise))
     return _through(f, moving_reinmax(here, sample, temperature), sample, here, dist)
 
 

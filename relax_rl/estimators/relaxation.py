@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import Distribution, RelaxedDistribution
-from relax_rl.estimators.draws import Draw, Objective, as_phi, draw, require, require_moving, require_vectors
+from relax_rl.estimators.draws import (
+    Draw,
+    Objective,
+    as_phi,
+    draw,
+    require,
+    require_moving,
+    require_temperature,
+    require_vectors,
+)
 from relax_rl.estimators.estimate import Estimate
 from relax_rl.estimators.gradients import (
     Weight,
@@ -250,9 +259,10 @@ def relaxed_objective(
         c, from relaxed samples `[*, ...]` to `[*]`.
 
     Raises:
-        ValueError: when the samples are indices, between which f is not defined.
+        ValueError: when the samples are indices, between which f is not defined, or a temperature is not above 0.
     """
     require_vectors(dist)
+    require_temperature(temperature)
 
     def surrogate(z: Tensor) -> Tensor:
         control = f(dist.soften(z, temperature))

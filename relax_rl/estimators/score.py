@@ -230,6 +230,8 @@ def vimco(
 
 def vimco_signal(log_w: Tensor, average: Literal["geometric", "arithmetic"] = "geometric") -> Tensor:
     """VIMCO's learning signal L - L_{-k}, `[K, *]` from log-weights `[K, *]` of K samples."""
+    if average not in ("geometric", "arithmetic"):
+        raise ValueError(f"average is {average!r}, expected 'geometric' or 'arithmetic'")
     others = _others(log_w)
     stand_in = others.mean(1) if average == "geometric" else torch.logsumexp(others, 1) - math.log(len(log_w) - 1)
     without = torch.logsumexp(torch.cat([others, stand_in.unsqueeze(1)], 1), 1)

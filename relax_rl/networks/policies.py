@@ -18,6 +18,7 @@ from relax_rl.distributions import (
     Product,
     TanhGaussian,
 )
+from relax_rl.errors import SettingsError
 from relax_rl.networks.actions import num_continuous, ordered_choices
 from relax_rl.networks.spaces import ActionEncoder
 from relax_rl.networks.torsos import Torso, orthogonal
@@ -63,6 +64,11 @@ class Policy(nn.Module):
         size, self.continuous = sum(actions.sizes), num_continuous(actions)
         self.beta, gaussian = beta and self.continuous > 0, self.continuous > 0 and not beta
         self.state_dependent_std = gaussian and state_dependent_std
+        if self.state_dependent_std and not _LOG_STD_RANGE[0] <= log_std_init <= _LOG_STD_RANGE[1]:
+            raise SettingsError(
+                f"log_std_init is {log_std_init:g}, expected {_LOG_STD_RANGE[0]:g} to {_LOG_STD_RANGE[1]:g} beside "
+                "state_dependent_std: the network's log standard deviations are clipped there"
+            )
         doubled = self.state_dependent_std or self.beta
         self.head = orthogonal(nn.Linear(torso.num_features, size + self.continuous * doubled), head_scale)
         choices = ordered_choices(actions)

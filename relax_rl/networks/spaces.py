@@ -198,7 +198,7 @@ class ObservationEncoder:
         """
         if isinstance(observation, tuple) and not self._by_place:
             raise self._misfit("an observation is a tuple", "; give the first part of what env.reset() returns")
-        singles: set[bool] = set()
+        lengths: dict[int, str] = {}  # -1: a single one
         for encoder in self._encoders:
             name, shape = encoder.leaf.name, encoder.space.shape or ()
             try:
@@ -207,12 +207,13 @@ class ObservationEncoder:
                 raise self._misfit(f"an observation has no leaf {name!r}, or one that is no array") from None
             if array.shape != shape and array.shape[1:] != shape:
                 raise self._misfit(f"the observation {name!r} has shape {array.shape}, not {shape}")
-            if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and not np.isfinite(array).all()):
-                raise self._misfit(f"the observation {name!r} holds what is not a finite number")
-            singles.add(array.shape == shape)
-        if len(singles) == 2:
-            raise self._misfit("some leaves of an observation are single and others a batch")
-        if singles == {True}:
+            if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and not _is_finite(array)):
+                raise self._misfit(f"the observation {name!r} holds what is not a finite number in float32")
+            lengths.setdefault(-1 if array.shape == shape else len(array), name)
+        if len(lengths) > 1:
+            told = ", ".join(f"{name!r} {'a single one' if n < 0 else n}" for n, name in lengths.items())
+            raise self._misfit(f"leaves of an observation are batches of unequal lengths ({told})")
+        if -1 in lengths:
             return _map_leaves(lambda leaf: np.asarray(leaf)[None], self.space, observation), True
         return observation, False
 
@@ -336,3 +337,9 @@ def _map_leaves(function: Callable[[Any], np.ndarray], space: spaces.Space[Any],
 
 def _as_it_is(batch: np.ndarray) -> np.ndarray:
     return batch
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    """Whether numbers are finite as networks take them."""
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(array.astype(np.float32, copy=False)).all())

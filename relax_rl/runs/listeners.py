@@ -47,7 +47,7 @@ def at_intervals(steps: int, callbacks: Iterable[Listener] | Listener) -> Callba
     def listen(agent: ActorCritic, info: UpdateInfo) -> bool:
         nonlocal every
         if every is None:
-            every = Every(interval, 0 if info.updates == 1 else info.steps)
+            every = Every(interval, info.steps if agent.listeners is None else agent.listeners.begun)
         return not (every.due(info.steps) and _any_stops(heard, agent, info))
 
     return listen

@@ -151,7 +151,7 @@ class AgentConfig:
     ordinal_std_init: float = setting(math.inf, least=0.01, finite=False)
     """MultiDiscrete actions whose choices are in order, as those of --bins: initial standard deviation of each around the middle, the first choice standing for -1 and the last for 1; inf begins with all choices alike."""
     state_dependent_std: bool = False
-    """Continuous actions: the standard deviation is an output of the network instead of a free parameter."""
+    """Continuous actions: the standard deviation is an output of the network instead of a free parameter, its logarithm clipped to -10 and 2."""
     squash: bool = False
     """Continuous actions: squash by tanh onto the bounds instead of clipping to them."""
     action_distribution: Literal["gaussian", "beta"] = "gaussian"

@@ -89,7 +89,7 @@ class Rule:
         """What is expected in place of a value that is not allowed, in words."""
         numbers = value if isinstance(value, tuple) else (value,)
         if any(isinstance(number, (int, float)) and self._is_beyond(number) for number in numbers):
-            return f"at most {self.cap:,.0f}"
+            return f"at most {int(self.cap):,}"
         endless = self.finite and self.most is self.below is None and {math.inf, -math.inf} & set(numbers)
         return f"{self}, and finite" if endless else str(self)
 
@@ -219,7 +219,7 @@ def whole(name: str, value: Any, *, least: int, below: int = 2**63) -> int:
     Raises:
         SettingsError: it is something else, or beyond its bounds.
     """
-    rule = Rule(least=least, below=below)
+    rule = Rule(least=least, below=below, cap=below)
     number: int = _typed(name, int, value, rule)
     if not rule.allows(number):
         raise SettingsError(f"{name} is {shown(number)}, expected a whole number from {least} to {below - 1}")

@@ -40,8 +40,8 @@ class Override:
     """Shell pattern of the ids."""
     estimator: str = "*"
     """Shell pattern of the names."""
-    binned: bool = False
-    """Only where continuous actions are cut into bins."""
+    binned: bool | None = None
+    """True: only where continuous actions are cut into bins; False: only where they are not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Preset:
         result: dict[str, Any] = {}
         for override in self.overrides:
             fits = fnmatchcase(env_id, override.env) and fnmatchcase(estimator, override.estimator)
-            if fits and (bins or not override.binned):
+            if fits and override.binned in (None, bool(bins)):
                 result.update(override.settings)
         return result
 
@@ -119,8 +119,16 @@ PRESETS: tuple[Preset, ...] = (
                 env="InvertedDoublePendulum-v*",
                 settings={"num_steps": 128, "minibatch_size": 256, "log_std_init": 0.0},
             ),
-            Override(env="HalfCheetah-v*", settings={"gamma": 0.98, "gae_lambda": 0.92}),
-            Override(env="HalfCheetah-v*", binned=True, settings={"ordinal_std_init": 0.4}),
+            *(
+                Override(env=f"{body}-v*", binned=False, settings=recipes.WALKER)
+                for body in ("Ant", "HalfCheetah", "Hopper", "Walker2d")
+            ),
+            Override(env="Hopper-v*", binned=False, settings={"num_steps": 128, "normalize_advantage": True}),
+            Override(
+                env="HalfCheetah-v*",
+                binned=True,
+                settings={"gamma": 0.98, "gae_lambda": 0.92, "ordinal_std_init": 0.4},
+            ),
             Override(env="Swimmer-v*", settings={"gamma": 0.9999}),
         ),
     ),

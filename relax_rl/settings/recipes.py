@@ -18,6 +18,7 @@ __all__ = [
     "NORMALIZED",
     "PENDULUM",
     "UNTOLD",
+    "WALKER",
     "short_passes",
 ]
 
@@ -41,7 +42,7 @@ def short_passes(gamma: float) -> dict[str, Any]:
 
 
 def _bounded(kl_bound: float, *, gamma: float, gae_lambda: float, lr: float) -> dict[str, Any]:
-    """Several passes over a rollout, within a bound of the divergence from its policy, at constant rates."""
+    """Several passes over a rollout, within a bound of the divergence from its policy, at constant rates unless these are changed."""
     shape = {"num_envs": 8, "num_steps": 128, "minibatch_size": 128, "epochs": 8}
     rates = {"policy_lr": lr, "value_lr": lr, "surrogate_lr": lr, "lr_schedule": "constant"}
     trust = {"clip_range": math.inf, "kl_bound": kl_bound, "surrogate_scale": "fitted"}
@@ -49,8 +50,7 @@ def _bounded(kl_bound: float, *, gamma: float, gae_lambda: float, lr: float) -> 
 
 
 ACROBOT = {"num_envs": 16, **_passes(32, 128, epochs=4, gamma=0.99, gae_lambda=0.94, lr=1e-3)}
-PENDULUM = {
-    **_bounded(0.05, gamma=0.9, gae_lambda=0.95, lr=1e-3),
+_SQUASHED = {
     "squash": True,
     "log_std_init": -0.5,
     "entropy_target": -0.5,
@@ -58,6 +58,7 @@ PENDULUM = {
     "layer_norm": True,
     "activation": "silu",
 }
+PENDULUM = {**_bounded(0.05, gamma=0.9, gae_lambda=0.95, lr=1e-3), **_SQUASHED}
 CUT = {"squash": False, "entropy_target": None}
 """What has no place where actions are cut into bins."""
 LUNAR = _passes(128, 128, epochs=8, gamma=0.999, gae_lambda=0.98, lr=5e-4)
@@ -71,5 +72,13 @@ LANDER = {
     "entropy_schedule": "linear",
 }
 LOCOMOTION = {"log_std_init": -1.0, **_passes(64, 64, epochs=10, gamma=0.99, gae_lambda=0.95, lr=3e-4)}
+WALKER = {
+    **_bounded(0.05, gamma=0.99, gae_lambda=0.95, lr=3e-4),
+    **_SQUASHED,
+    "num_steps": 64,
+    "hidden": (256, 256),
+    "lr_schedule": "linear",
+    "kl_schedule": "linear",
+}
 UNTOLD = {**LOCOMOTION, "surrogate_lr": 3e-4, "entropy_coef": 3e-3, "entropy_schedule": "linear"}
 """Where nothing is known of a task but its spaces: level with the best of `benchmarks/results/run_off.md`."""

@@ -211,7 +211,7 @@ ROUNDS: dict[str, Round] = {
         tasks=("HalfCheetah-v5", "Hopper-v5"),
         steps=500_000,
     ),
-    # Rollouts of 64 were ahead on HalfCheetah, and level on Hopper.
+    # Rollouts of 64 were ahead on HalfCheetah, and not far behind on Hopper.
     "locomotion-second": Round(
         finalists={
             "V, rollouts of 64, advantages normalised": walker(num_steps="64", normalize_advantage="true"),

@@ -101,6 +101,7 @@ def test_batches_and_single_choices_of_any_shape_stay_inside_the_bounds(shape: t
         (spaces.Box(np.array([0.0, 0.0]), np.array([1.0, np.inf])), 7, "bins needs finite action bounds"),
         (spaces.Box(0.0, 1.0, ()), 7, "bins needs at least one dimension"),
         (spaces.Box(-1, 1, (2,)), 1, "bins is 1, expected at least 2"),
+        (spaces.Box(-1, 1, (2,)), 0, "bins is 0, expected at least 2"),
         (spaces.Box(-1, 1, (2,)), 2.5, r"bins is 2\.5, expected int"),
     ],
 )

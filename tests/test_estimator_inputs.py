@@ -155,8 +155,19 @@ def test_noise_of_other_rows_or_of_fewer_entries_is_not_shared(shape: tuple[int,
     for estimate in (reinforce, concrete, straight_through, partial(relax, surrogate=smooth)):
         with pytest.raises((ValueError, RuntimeError), match=r"noise has shape|size of tensor"):
             estimate(smooth, dist, noise=torch.zeros(shape))
+    noise = dist.sample_noise(seeded(0))
+    with pytest.raises((ValueError, RuntimeError), match=r"conditional_noise has shape|size of tensor"):
+        relax(smooth, dist, smooth, noise=noise, conditional_noise=torch.zeros(shape))
+    with pytest.raises((ValueError, RuntimeError), match=r"noise has shape|size of tensor"):
+        relax(torch.zeros(ROWS), dist, smooth, noise=torch.zeros(shape), sample=dist.threshold(dist.relax(noise)))
     ranks = Ordinal(torch.zeros(ROWS, 4, requires_grad=True))  # which have one number behind several parameters
-    reinforce(lambda b: b[..., 0].float(), ranks, noise=ranks.sample_noise(seeded(0)))
+    noise = ranks.sample_noise(seeded(0))
+    found = reinforce(lambda b: b[..., 0].float(), ranks, noise=noise).grad
+
+    def of_row(params: Tensor, noise: Tensor) -> Tensor:
+        return reinforce(lambda b: b[..., 0].float(), Ordinal(params), noise=noise).grad
+
+    torch.testing.assert_close(torch.func.vmap(of_row)(ranks.params.detach(), noise), found)
 
 
 @every

@@ -163,11 +163,11 @@ def test_clipping_holds_the_policy_back() -> None:
 
 def test_shares_and_divergences_are_of_the_rows_that_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that autoreset makes up are none of them, and those of a small minibatch count as others do."""
-    seen: list[tuple[Tensor, Tensor]] = []
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def spy(batch: Batch, *args: Any) -> Tensor:
-        kept = _unclipped(batch, *args)
-        seen.append((kept, batch.weight))
+    def spy(batch: Batch, ratio: Tensor, *args: Any) -> Tensor:
+        kept = _unclipped(batch, ratio, *args)
+        seen.append((kept, (ratio - 1.0 - ratio.log()).detach(), batch.weight))
         return kept
 
     monkeypatch.setattr("relax_rl.agents.gradients._unclipped", spy)
@@ -175,9 +175,10 @@ def test_shares_and_divergences_are_of_the_rows_that_count(monkeypatch: pytest.M
     rollout = rollout_for(agent)
     rollout.valid[::2] = False
     metrics = agent.update(rollout)
-    kept, weight = (torch.cat(each) for each in zip(*seen[-5:], strict=True))
+    kept, divergence, weight = (torch.cat(each) for each in zip(*seen[-5:], strict=True))
     assert len(weight) == 24 and 0 < weight.sum() < 24
     torch.testing.assert_close(float(metrics["policy/clipped"]), float(1.0 - kept @ weight / weight.sum()))
+    torch.testing.assert_close(float(metrics["policy/kl"]), float(divergence @ weight / weight.sum()))
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3])

@@ -19,7 +19,7 @@ from relax_rl.runs.listeners import EVALUATED, at_intervals, evaluating, on_new_
 from tests.fakes import TargetEnv
 from tests.steps import DISCRETE, target_envs
 
-AGENT: Any = SimpleNamespace(listeners=None)
+AGENT: Any = None
 
 
 def answers(callback: Callback, values: list[float], *, size: int = 10, metric: str = "return_mean") -> list[Any]:
@@ -42,6 +42,11 @@ def test_intervals_are_those_of_steps() -> None:
     assert answers(at_intervals(20, [lambda agent, info: False, lambda agent, info: None]), [0.0] * 3) == [
         *(True, False, True)
     ]
+    heard.clear()
+    by_hand = at_intervals(20, lambda agent, info: heard.append(info.steps))
+    for n in (1, 2):
+        by_hand(AGENT, UpdateInfo(20 * n, n, (), {}))
+    assert heard == [20, 40]
     heard.clear()
     again = at_intervals(25, lambda agent, info: heard.append(info.steps))
     again(AGENT, UpdateInfo(1010, 101, (), {}))  # called by hand, for an agent that has learned before

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+from gymnasium import spaces
 
+from relax_rl import A2C, LAX, RELAX, Marginal, Reinforce
 from relax_rl.commands.train import train_config
 from relax_rl.errors import SettingsError
+from relax_rl.settings import recipes
 from relax_rl.settings.config import AgentConfig, TrainConfig
 from relax_rl.settings.fields import with_settings
 from relax_rl.settings.presets import PRESETS, Override, Preset, find_preset, is_atari, preset_config, settings_for
@@ -71,6 +74,18 @@ def test_every_preset_makes_a_valid_configuration():
 
 
 @pytest.mark.parametrize(
+    "env", ["CartPole-v1", "LunarLander-v3", "Acrobot-v1", "HalfCheetah-v5", "Hopper-v5", "Any-v0"]
+)
+def test_every_agent_takes_its_preset(env):
+    observations, choices, numbers = spaces.Box(-1, 1, (3,)), spaces.Discrete(2), spaces.Box(-1, 1, (2,))
+    for kind, action in ((A2C, choices), (RELAX, choices), (Marginal, choices), (Reinforce, choices), (LAX, numbers)):
+        settings = {**settings_for(env, kind.name), "hidden": (4,)}
+        if action is choices:
+            settings |= recipes.CUT
+        kind(observations, action, **settings)
+
+
+@pytest.mark.parametrize(
     "given",
     [
         {"bins": 5},
@@ -80,6 +95,7 @@ def test_every_preset_makes_a_valid_configuration():
         {"entropy_schedule": "linear"},
         {"scale_advantage": True},
         {"soft_returns": True, "entropy_coef": 0.01},
+        {"kl_bound": math.inf, "clip_range": 0.2},
     ],
 )
 def test_what_is_given_has_its_place_in_every_preset(given):

@@ -74,7 +74,7 @@ class Gradients:
         of: gradients by the name of the network: one tensor for each of its parameters, or all of them flat.
         sums: scalars over the batch's rows, of which workers take the mean like that of gradients: `rows` their weight,
             `plain` the squared norm of A2C's gradient, `control` and `shared` that of what the surrogate brings in and
-            minus its product with A2C's, `divergence` KL(acting policy || policy) by the actions at hand; `kl` the same in closed
+            minus its product with A2C's, `divergence` KL(acting policy || policy) by the actions at hand, `clipped` rows that were; `kl` the same in closed
             form, `outside` rows beyond its bound, `entropy` and `entropy_unit` what a target is about, where there is one.
         metrics: scalars for the log, of a worker's own rows.
     """

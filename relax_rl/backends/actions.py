@@ -33,7 +33,9 @@ class ActionBins:
     """
 
     def __init__(self, space: spaces.Space[Any], bins: int) -> None:
-        bins = allowed(settings_of(EnvConfig)["bins"], bins)
+        known = settings_of(EnvConfig)["bins"]
+        if not (bins := allowed(known, bins)):
+            raise SettingsError(f"bins is {bins}, expected {known.rule}")
         if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
             raise SettingsError(f"bins cuts a Box of floats, not {space}; leave it at 0")
         if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):

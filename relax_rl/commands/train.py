@@ -15,7 +15,7 @@ from relax_rl.runs.folder import RunFolder, refuse_used
 from relax_rl.runs.interruption import exit_code
 from relax_rl.runs.record import logged_again, named_again, read_config, resumed_config, settings_to_resume
 from relax_rl.settings.config import TrainConfig
-from relax_rl.settings.fields import with_settings
+from relax_rl.settings.fields import flat, with_settings
 from relax_rl.settings.options import parse
 from relax_rl.settings.presets import find_preset, preset_base
 
@@ -52,10 +52,11 @@ def train_config(args: Sequence[str], prog: str) -> TrainConfig:
 
     def base(given: Mapping[str, Any]) -> TrainConfig:
         nonlocal saved
-        if given["resume"] is not None:
-            saved = settings_to_resume(given["resume"], TrainConfig)
+        wanted = {**flat(automatic), **given}
+        if wanted["resume"] is not None:
+            saved = settings_to_resume(wanted["resume"], TrainConfig)
             return saved
-        return preset_base(given["env"], given["estimator"], preset=given["preset"], given=given)
+        return preset_base(wanted["env"], wanted["estimator"], preset=wanted["preset"], given=given)
 
     automatic = with_settings(TrainConfig(), {"preset": "auto"})
     config = parse(TrainConfig, args, default=automatic, base=base, prog=prog)

@@ -37,8 +37,8 @@ def vae_command(args: Sequence[str], prog: str) -> int:
 
 def _base(given: Mapping[str, Any]) -> VaeConfig:
     """The settings of the preset or of the resumed run, under what is given."""
-    if given["resume"] is None:
-        return preset_config(given["preset"])
+    if given.get("resume") is None:
+        return preset_config(given.get("preset", VaeConfig().preset))
     return settings_to_resume(given["resume"], VaeConfig, section="vae")
 
 

@@ -41,12 +41,12 @@ def _config(args: Sequence[str], prog: str) -> CompareConfig:
     """The options; those of a comparison that is gone on with are the defaults of the ones that are not given."""
 
     def base(given: Mapping[str, Any]) -> CompareConfig:
-        if given["resume"] is None:
+        if given.get("resume") is None:
             return CompareConfig()
         # The folder may have been moved since.
         saved = read_settings(Path(given["resume"]) / "settings.json")
         for name, texts in own_code(saved).items():
-            if given[name] == getattr(CompareConfig(), name):
+            if name not in given:
                 raise SettingsError(named_by_a_file(name, texts, "comparison"))
         return replace(saved, resume=given["resume"], run_dir=given["resume"], quiet=False)
 

@@ -16,10 +16,10 @@ __all__ = [
     "Draw",
     "Objective",
     "as_phi",
+    "check_noise",
     "check_wrapped",
     "detached",
     "draw",
-    "relaxed",
     "require",
     "require_moving",
     "require_temperature",
@@ -114,7 +114,7 @@ def draw(
         ValueError: when f is given by its values but the noise of the sample is not, a sample is given without its
             noise, the noise is not that of these rows, or f does not give one number a row.
     """
-    here = detached(dist, num_samples)
+    here, given = detached(dist, num_samples), noise
     if noise is None:
         if isinstance(f, Tensor):
             raise ValueError("f is given by its values: pass the noise of the sample that they belong to")
@@ -123,28 +123,35 @@ def draw(
         noise = here.sample_noise(generator)
     z = None
     if sample is None:
-        z = relaxed(here, noise)
+        z = here.relax(noise)
         sample = here.threshold(z)
+    check_noise(here, sample, noise=given)
     value = values_for(here, f.detach() if isinstance(f, Tensor) else f(sample))
     return Draw(here, noise, sample, value, z, score)
 
 
-def relaxed(here: Distribution, noise: Tensor) -> Tensor:
-    """z of the distribution's base noise.
+def check_noise(here: Distribution, outcome: Tensor, **given: Tensor | None) -> None:
+    """Raises ValueError where noise that was given is of other rows than the parameters, or one entry of it would serve for several.
 
-    Raises:
-        ValueError: when the noise is of other rows, or of one entry for several, which would share it.
+    Args:
+        here: the distribution whose noise it is to be.
+        outcome: a sample of it.
+        given: noise by its name; None is none.
     """
-    z = here.relax(noise)
-    if not hasattr(here, "without_relaxation"):  # whose noise is the state of a generator
-        rows = here.params.shape[:-1]
-        shared = noise.dim() == here.params.dim() and noise.shape[-1] == 1 < z.shape[-1]
-        shared = shared and here.sample_noise(torch.Generator(noise.device)).shape != noise.shape
-        if shared or noise.shape[: len(rows)] != rows:
+    if hasattr(here, "without_relaxation"):  # whose noise is the state of a generator
+        return
+    rows = here.params.shape[:-1]
+    for name, noise in given.items():
+        if noise is None:
+            continue
+        alike = noise.shape[: len(rows)] == rows
+        if alike and noise.dim() == here.params.dim() and noise.shape[-1] == 1 < here.params.shape[-1]:
+            single = outcome.dim() == here.params.dim() and outcome.shape[-1] == 1
+            alike = single or here.noise_of(here.relax(noise)).shape == noise.shape
+        if not alike:
             raise ValueError(
-                f"noise has shape {list(noise.shape)}, which is not that of parameters {list(here.params.shape)}; see sample_noise"
+                f"{name} has shape {list(noise.shape)}, which is not that of parameters {list(here.params.shape)}; see sample_noise"
             )
-    return z
 
 
 def require_temperature(temperature: Tensor | float) -> None:

@@ -113,7 +113,7 @@ def variance_loss(grad: Tensor, weight: Tensor | None = None) -> Tensor:
     """
     squared_norm = grad.square().sum(-1)
     if weight is None:
-        return squared_norm.sum() / max(1, squared_norm.numel())
+        return squared_norm.mean() if squared_norm.numel() else squared_norm.sum()
     total = (weight * squared_norm).sum() if weight.dim() != 1 else weight @ squared_norm
     return total / weight.sum().clamp(min=torch.finfo(grad.dtype).tiny)
 

@@ -288,10 +288,10 @@ def _gradient_if_reached(output: Tensor, at: Tensor, create_graph: bool) -> Tens
 
 def _check_constant(function: Callable[[Tensor], tuple[Tensor, ...]], at: Tensor, value: Tensor) -> None:
     """Raises RuntimeError where what has no gradient is no constant: taken for one it would bias the estimate."""
-    # 1 - at alone would miss what is symmetric, and at 1/2 everything.
-    uneven = (1.0 + at) * torch.linspace(0.3, 0.7, at.numel(), dtype=at.dtype, device=at.device).view_as(at)
+    # Two uneven places, between 0 and 1 for bits: what is symmetric would be the same at 1 - at.
+    uneven = torch.linspace(0.3, 0.7, at.numel(), dtype=at.dtype, device=at.device).view_as(at)
     with torch.no_grad():
-        elsewhere = [function(probe)[0].to(value.dtype) for probe in (1.0 - at, uneven)]
+        elsewhere = [function(probe)[0].to(value.dtype) for probe in (at * uneven, (1.0 - at) * uneven)]
     if not all(torch.allclose(x, value, rtol=0.0, atol=0.0, equal_nan=True) for x in elsewhere):
         raise RuntimeError(
             "f or the surrogate moves with its argument but has no gradient there: make it of differentiable operations "

@@ -156,7 +156,9 @@ class StochasticGraph:
     def _weighted(self, value: Tensor, weight: Tensor | float | None) -> Tensor:
         if isinstance(weight, Tensor) and weight.dim():
             check_rows(value.shape, weight=weight)
-        return value.sum() / max(1, value.numel()) if weight is None else (value * weight).sum()
+        if weight is None and value.numel():
+            return value.mean()
+        return value.sum() if weight is None else (value * weight).sum()
 
     def _estimate(self, node: _Node) -> Estimate:
         following = [value.detach() for value, names in self._costs if node.name in names]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from relax_rl.distributions import Distribution, FiniteDistribution, RelaxedDistribution
 from relax_rl.estimators.draws import (
+    check_noise,
     detached,
-    relaxed,
     require,
     require_moving,
     require_temperature,
@@ -68,9 +68,12 @@ def reparameterized(
         )
     require_moving(dist, "reparameterized")
     here = detached(dist)
+    given = noise
     if noise is None:
         noise = here.sample_noise(generator)
-    return _through(f, lambda at: at.relax(noise), relaxed(here, noise), here, dist)
+    z = here.relax(noise)
+    check_noise(here, z, noise=given)
+    return _through(f, lambda at: at.relax(noise), z, here, dist)
 
 
 def concrete(
@@ -105,7 +108,7 @@ def concrete(
     def soft(at: RelaxedDistribution) -> Tensor:
         return at.soften(at.relax(noise), temperature)
 
-    return _through(f, soft, here.soften(relaxed(here, noise), temperature).detach(), here, dist)
+    return _through(f, soft, soft(here).detach(), here, dist)
 
 
 def straight_through(
@@ -136,7 +139,7 @@ def straight_through(
         require(dist, "mean", "straight_through", "give it a temperature")
     else:
         require_temperature(temperature)
-    sample = here.threshold(relaxed(here, noise))
+    sample = here.threshold(here.relax(noise))
     moving = moving_mean(sample) if temperature is None else moving_softened(sample, noise, temperature)
     return _through(f, moving, sample, here, dist)
 
@@ -168,7 +171,7 @@ def gumbel_rao(
         raise ValueError(f"num_conditional is {num_conditional}, expected at least 1")
     require_temperature(temperature)
     here, noise = _relaxed(dist, "gumbel_rao", noise, generator)
-    sample = here.threshold(relaxed(here, noise))
+    sample = here.threshold(here.relax(noise))
     fresh = _many(here, num_conditional).sample_noise(generator)
     return _through(f, moving_gumbel_rao(here, sample, fresh, temperature), sample, here, dist)
 
@@ -205,7 +208,7 @@ def reinmax(
         raise ValueError(f"temperature is {temperature:g}, expected at least 1: for one below take straight_through")
     here, noise = _relaxed(dist, "reinmax", noise, generator)
     require(dist, "with_mean", "reinmax", "use straight_through")
-    sample = here.threshold(relaxed(here, noise))
+    sample = here.threshold(here.relax(noise))
     return _through(f, moving_reinmax(here, sample, temperature), sample, here, dist)
 
 
@@ -263,7 +266,10 @@ def _relaxed(dist: R, name: str, noise: Tensor | None, generator: torch.Generato
     require_vectors(dist)
     require(dist, "relax_given", name, "use reparameterized")
     here = detached(dist)
-    return here, here.sample_noise(generator) if noise is None else noise
+    if noise is None:
+        return here, here.sample_noise(generator)
+    check_noise(here, here.relax(noise), noise=noise)
+    return here, noise
 
 
 def _swap(forward: Tensor, backward: Tensor) -> Tensor:

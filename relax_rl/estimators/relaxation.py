@@ -13,6 +13,7 @@ from relax_rl.estimators.draws import (
     Draw,
     Objective,
     as_phi,
+    check_noise,
     draw,
     require,
     require_moving,
@@ -286,6 +287,7 @@ def _independent_gradient(
             raise ValueError(f"num_conditional is {num_conditional}, expected at least 1")
         here = here.with_params(here.params.expand(num_conditional, *here.params.shape))
         sample = sample.expand(num_conditional, *sample.shape)
+    check_noise(here, sample, conditional_noise=noise)
     if noise is None:
         noise = here.sample_noise(generator)
     if is_sloped_relaxation(drawn.dist):

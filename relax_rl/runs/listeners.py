@@ -47,7 +47,8 @@ def at_intervals(steps: int, callbacks: Iterable[Listener] | Listener) -> Callba
     def listen(agent: ActorCritic, info: UpdateInfo) -> bool:
         nonlocal every
         if every is None:
-            every = Every(interval, info.steps if agent.listeners is None else agent.listeners.begun)
+            learning = getattr(agent, "listeners", None)  # None where it is called by hand
+            every = Every(interval, learning.begun if learning else 0 if info.updates == 1 else info.steps)
         return not (every.due(info.steps) and _any_stops(heard, agent, info))
 
     return listen

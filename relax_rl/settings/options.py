@@ -58,8 +58,8 @@ def parse(
         prog: the command, for the help.
         description: the first line of the help (else the docstring of `kind`).
         default: values of the options that are not given (else those of the definition).
-        base: from all settings by name, as they are given over `default` (which run or preset it is about, say), to the values
-            to put what is given over; whether settings go together is asked of the outcome alone.
+        base: from the settings that are given, by name (which run or preset it is about, say), to the values to put these over,
+            in place of `default`; whether settings go together is asked of the outcome alone.
 
     Raises:
         SettingsError: an unknown option, a value of the wrong type or out of range.
@@ -76,7 +76,7 @@ def parse(
     if default is None and not missing:
         default = kind(**{option.name: given[option.name] for option in required})
     if default is not None and base is not None:
-        default = base({**flat(default), **given})
+        default = base(given)
     if default is None or helping:
         shown = {} if default is None else flat(default)
         _parser(kind, options, prog, description, shown).parse_args(["--help"])

@@ -6,8 +6,9 @@ are told by their ids, so that this module imports nothing heavy.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
@@ -101,6 +102,7 @@ PRESETS: tuple[Preset, ...] = (
             Override(settings={"num_envs": 16, "lr_schedule": "linear", **recipes.NORMALIZED}),
             Override(env="LunarLander*", settings={"total_steps": 500_000, **recipes.LUNAR}),
             Override(env="LunarLander-v*", settings=recipes.LANDER),
+            Override(env="LunarLander-v*", estimator="reinforce", settings=recipes.WITHOUT_ADVANTAGES),
             Override(env="LunarLanderContinuous*", settings={"log_std_init": -0.5}),
             Override(env="BipedalWalker*", settings={"total_steps": 5_000_000, "num_steps": 8}),
         ),
@@ -124,6 +126,7 @@ PRESETS: tuple[Preset, ...] = (
                 for body in ("Ant", "HalfCheetah", "Hopper", "Walker2d")
             ),
             Override(env="Hopper-v*", binned=False, settings={"num_steps": 128, "normalize_advantage": True}),
+            Override(env="Hopper-v*", estimator="reinforce", settings=recipes.WITHOUT_ADVANTAGES),
             Override(
                 env="HalfCheetah-v*",
                 binned=True,
@@ -158,15 +161,16 @@ PRESETS: tuple[Preset, ...] = (
 )
 """In order of precedence; the last one is for environments that no other preset knows."""
 
-_DECIDE = {
-    "memory": ("none", "value_replay"),
-    "residual_weight": (1.0, "surrogate_scale"),
-    "action_distribution": ("gaussian", "squash"),
-    "entropy_schedule": ("constant", "entropy_target"),
-    "scale_advantage": (False, "normalize_advantage"),
-    "soft_returns": (False, "normalize_advantage"),
-}
-"""Settings that are given, their plain value, and what of a preset goes with no other and is left out."""
+_DECIDE: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("memory", lambda memory: memory != "none", "value_replay"),
+    ("residual_weight", lambda weight: weight != 1.0, "surrogate_scale"),
+    ("action_distribution", lambda kind: kind != "gaussian", "squash"),
+    ("entropy_schedule", lambda schedule: schedule != "constant", "entropy_target"),
+    ("kl_bound", lambda bound: bound in (math.inf, "inf"), "kl_schedule"),
+    ("scale_advantage", bool, "normalize_advantage"),
+    ("soft_returns", bool, "normalize_advantage"),
+)
+"""Settings that are given, at which of their values, and what of a preset goes with none of these and is left out."""
 _CONTINUOUS = ("*Continuous-v*", "Pendulum-v*", "BipedalWalker*", "CarRacing-v*")
 
 
@@ -242,8 +246,8 @@ def preset_base(env: str, estimator: str, *, preset: str, given: Mapping[str, An
     found = find_preset(env, preset)
     base = with_settings(TrainConfig(), {"env": env, "estimator": estimator, "preset": found.name})
     of_preset = found.settings(env, estimator, bins=given.get("bins", 0))
-    for name, (plain, dropped) in _DECIDE.items():
-        if given.get(name, plain) != plain:
+    for name, decides, dropped in _DECIDE:
+        if name in given and decides(given[name]):
             of_preset.pop(dropped, None)
     return with_settings(base, of_preset)
 

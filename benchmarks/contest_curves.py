@@ -12,7 +12,7 @@ from relax_rl.runs.plotting import count_in_thousands, make_figure, write_figure
 
 __all__ = ["Panel", "draw"]
 
-COLUMNS = 4
+COLUMNS = (4, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,10 @@ def draw(panels: list[Panel], path: Path) -> None:
     Raises:
         RelaxRLError: the file cannot be written.
     """
-    rows = -(-len(panels) // COLUMNS)
+    columns = min(COLUMNS, key=lambda number: -len(panels) % number)  # that leave the fewest places empty
+    rows = -(-len(panels) // columns)
     figure = make_figure(13, 0.5 + 2.7 * rows)
-    grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
     style = styles(list(dict.fromkeys(label for panel in panels for label in panel.curves)))
     for axes, panel in zip(grid, panels, strict=False):
         for label, entry in panel.curves.items():

@@ -232,6 +232,12 @@ ROUNDS: dict[str, Round] = {
         tasks=("InvertedDoublePendulum-v5",),
         steps=500_000,
     ),
+    # The one that was ahead and the preset that it would replace, as long as the contest.
+    "double-pendulum-length": Round(
+        finalists={"V, small networks": walker(hidden="64x64", policy_lr="0.001", value_lr="0.001")},
+        tasks=("InvertedDoublePendulum-v5",),
+        steps=1_000_000,
+    ),
     "pendulum": Round(
         finalists={
             "passes": recipe("classic-continuous", PASSES, gamma="0.9"),

@@ -64,6 +64,8 @@ class Preset:
             fits = fnmatchcase(env_id, override.env) and fnmatchcase(estimator, override.estimator)
             if fits and override.binned in (None, bool(bins)):
                 result.update(override.settings)
+        if estimator == "reinforce":  # which has no advantages
+            result.pop("normalize_advantage", None)
         return result
 
 
@@ -102,7 +104,6 @@ PRESETS: tuple[Preset, ...] = (
             Override(settings={"num_envs": 16, "lr_schedule": "linear", **recipes.NORMALIZED}),
             Override(env="LunarLander*", settings={"total_steps": 500_000, **recipes.LUNAR}),
             Override(env="LunarLander-v*", settings=recipes.LANDER),
-            Override(env="LunarLander-v*", estimator="reinforce", settings=recipes.WITHOUT_ADVANTAGES),
             Override(env="LunarLanderContinuous*", settings={"log_std_init": -0.5}),
             Override(env="BipedalWalker*", settings={"total_steps": 5_000_000, "num_steps": 8}),
         ),
@@ -126,7 +127,6 @@ PRESETS: tuple[Preset, ...] = (
                 for body in ("Ant", "HalfCheetah", "Hopper", "Walker2d")
             ),
             Override(env="Hopper-v*", binned=False, settings={"num_steps": 128, "normalize_advantage": True}),
-            Override(env="Hopper-v*", estimator="reinforce", settings=recipes.WITHOUT_ADVANTAGES),
             Override(
                 env="HalfCheetah-v*",
                 binned=True,

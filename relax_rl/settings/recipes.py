@@ -19,7 +19,6 @@ __all__ = [
     "PENDULUM",
     "UNTOLD",
     "WALKER",
-    "WITHOUT_ADVANTAGES",
     "short_passes",
 ]
 
@@ -60,8 +59,6 @@ _SQUASHED = {
     "activation": "silu",
 }
 PENDULUM = {**_bounded(0.05, gamma=0.9, gae_lambda=0.95, lr=1e-3), **_SQUASHED}
-WITHOUT_ADVANTAGES = {"normalize_advantage": False}
-"""For REINFORCE, which has none to normalise."""
 CUT = {"squash": False, "entropy_target": None}
 """What has no place where actions are cut into bins."""
 LUNAR = _passes(128, 128, epochs=8, gamma=0.999, gae_lambda=0.98, lr=5e-4)

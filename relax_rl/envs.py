@@ -28,7 +28,7 @@ from relax_rl.backends.masks import AskedMasks, EnvMasks
 from relax_rl.backends.own import Making
 from relax_rl.backends.records import Episode, Step
 from relax_rl.backends.registry import is_atari
-from relax_rl.backends.single import heed, vector_reward
+from relax_rl.backends.single import heed, not_one_each
 from relax_rl.backends.traits import (
     Vectorization,
     autoreset_mode_named,
@@ -172,10 +172,9 @@ class VectorEnvs:
             found, rewards, terminations, truncations, infos = self.vector_env.step(taken)
         next_obs = self._owned(found)
         reward = np.asarray(rewards).astype(np.float64)
-        if reward.shape != (self.num_envs,):
-            raise SettingsError(vector_reward(self.env_id, reward.shape[1:]))
-        terminated = np.array(terminations, dtype=bool)
-        truncated = np.array(truncations, dtype=bool)
+        terminated, truncated = np.array(terminations, dtype=bool), np.array(truncations, dtype=bool)
+        if not reward.shape == terminated.shape == truncated.shape == (self.num_envs,):
+            raise SettingsError(not_one_each(self.env_id, self.num_envs, reward, terminated, truncated))
         if self._some_resetting:
             reward[self._resetting] = 0.0
             terminated &= valid

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from relax_rl.agents.batch import Batch
 from relax_rl.agents.estimates import Experience
 from relax_rl.agents.residual_weight import METRIC, ResidualWeight
 from relax_rl.agents.shards import Shard
+from relax_rl.commands.main import main
 from relax_rl.critics import relative_to
 from relax_rl.errors import SettingsError
 from relax_rl.settings.config import AgentConfig
@@ -258,3 +260,17 @@ def test_what_cannot_be_is_refused_in_a_line() -> None:
 def test_without_a_surrogate_there_is_nothing_to_weigh() -> None:
     agent = A2C(OBS, DISCRETE, **ADAPTIVE)
     assert METRIC not in agent.update(rollout_for(agent)) and "residual_weight" not in agent.components()
+
+
+def test_a_run_that_cannot_be_gone_on_with_in_one_environment_stays_as_it_is(tmp_path: Path, capsys: Any) -> None:
+    args = "--env Pendulum-v1 --preset none --surrogate-loss critic --residual-weight adaptive --hidden 4 --quiet --no-tensorboard"
+    run, shape = tmp_path / "run", ["--num-steps", "5", "--total-steps"]
+    assert main([*args.split(), *shape, "20", "--num-envs", "2", "--run-dir", str(run)]) == 0
+    before = (run / "config.json").read_bytes()
+    for where in (
+        ["--resume", str(run), "--total-steps", "40"],
+        [*args.split(), *shape, "20", "--run-dir", str(tmp_path / "new")],
+    ):
+        assert main([*where, "--num-envs", "1"]) == 2
+        assert "residual_weight is 'adaptive'" in capsys.readouterr().err
+    assert (run / "config.json").read_bytes() == before and not (tmp_path / "new").exists()

@@ -147,3 +147,20 @@ def test_a_foreign_run_state_is_damage(run):
     for wrong in ({**state, "run": {"seconds": "soon"}}, {"run": state["run"]}):
         with pytest.raises(CheckpointError, match="state of its run"):
             run.load(tensors, wrong)
+
+
+def test_the_best_agent_is_the_one_on_disk(tmp_path, run):
+    """It may have been kept after the checkpoint from which a run goes on, or be gone."""
+    folder = CheckpointFolder(tmp_path)
+    run.agent.steps = run.best_step = 20
+    run.best_evaluation, run.best_return = 300.0, None
+    folder.save_best(run)
+    run.best_evaluation, run.best_step = 200.0, 10
+    run.recall_best(folder)
+    assert (run.best, run.best_step) == (300.0, 20)
+    run.best_evaluation, run.best_step = 400.0, 30
+    run.recall_best(folder)
+    assert (run.best, run.best_step) == (400.0, 30)
+    folder.best.unlink()
+    run.recall_best(folder)
+    assert run.best is run.best_step is None

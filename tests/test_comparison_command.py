@@ -120,7 +120,7 @@ def test_a_finished_comparison_is_only_reported_anew(finished, tmp_path, capsys)
 
 
 def test_seeds_under_a_changed_preset_are_refused(tmp_path, capsys, monkeypatch):
-    args = ["--env", "CartPole-v1", "--estimators", "a2c", "--peers", "sb3-a2c", "--total-steps", "40", "--quiet"]
+    args = ["--env", "CartPole-v1", "--estimators", "a2c", "--peers", "sb3-a2c", "--total-steps", "400", "--quiet"]
     folder = tmp_path / "c"
     assert main(["compare", *args, "--seeds", "1", "--run-dir", str(folder)]) == 0
     preset, own = plan.own_config, {"policy_lr": 0.5}
@@ -177,13 +177,24 @@ def test_what_has_ended_and_cannot_be_read_is_a_failure_and_the_rest_is_told(fin
     (folder / "variance" / "CartPole-v1-early.json").write_text('{"a": 1}')
     assert main(["compare", "--resume", str(folder), "--quiet"]) == 1
     out, err = capsys.readouterr()
-    assert "2 failed, told in the report" in out and len(err.splitlines()) == 2
+    assert "2 failed or without a score, told in the report" in out and len(err.splitlines()) == 2
     for line, seed, column in zip(err.splitlines(), (0, 1), ("seconds", "step"), strict=True):
         assert line.startswith(f"CartPole-v1-few-s{seed}: unreadable: the run has ended, but")
         assert f"it has no column '{column}'" in line and line in (folder / "report.md").read_text()
     result = json.loads((folder / "comparison.json").read_text())
     assert list(result["environments"]["CartPole-v1"]["contestants"]) == ["sb3-a2c"]
     assert "applied" in result["variance"]["CartPole-v1"]["early"], "it has been measured again"
+
+
+def test_runs_without_an_episode_are_told(tmp_path, capsys):
+    args = "compare --env MountainCar-v0 --estimators a2c --set hidden=8 --seeds 2 --total-steps 150 --quiet"
+    assert main([*args.split(), "--run-dir", str(tmp_path / "run")]) == 0
+    failures = json.loads((tmp_path / "run" / "comparison.json").read_text())["failures"]
+    assert [failure["run"] for failure in failures] == ["MountainCar-v0-a2c-s0", "MountainCar-v0-a2c-s1"]
+    assert {failure["error"] for failure in failures} == {"no episode has ended in 150 steps"}
+    assert "No run has ended with a score." in (tmp_path / "run" / "report.md").read_text()
+    said = capsys.readouterr().out
+    assert "2 failed or without a score, told in the report" in said and "figures" not in said
 
 
 def test_agents_in_wrapped_environments_that_name_no_version_are_measured(tmp_path, capsys, monkeypatch):
@@ -272,7 +283,7 @@ def test_a_run_that_diverges_is_told_and_does_not_stop_the_rest(tmp_path, capsys
         main(["compare", *args, "--seeds", "1", "--total-steps", "1000", "--num-workers", "1", "--run-dir", "d"]) == 1
     )
     out, err = capsys.readouterr()
-    assert "1 failed, told in the report" in out
+    assert "1 failed or without a score, told in the report" in out
     assert len(err.splitlines()) == 1 and err.startswith("CartPole-v1-wild-s0: diverged: the gradient is not finite")
     result = json.loads((tmp_path / "d" / "comparison.json").read_text())
     assert result["failures"][0]["status"] == "diverged"

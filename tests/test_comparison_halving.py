@@ -15,10 +15,12 @@ from relax_rl.comparison.config import CompareConfig
 from relax_rl.comparison.contestants import Contestant, read_contestant
 from relax_rl.comparison.halving import batch_size, rung_steps, survivors
 from relax_rl.comparison.plan import Environment, Folder
+from relax_rl.comparison.pool import Outcomes
 from relax_rl.comparison.proposals import propose
 from relax_rl.comparison.search_space import read_space
+from relax_rl.comparison.study import Study
 from relax_rl.comparison.task_scores import mean_score, read_anchors, scales
-from relax_rl.comparison.tuning import Study, make_studies, tune
+from relax_rl.comparison.tuning import make_studies, tune
 from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.runs.checkpoints import newest_first
 
@@ -56,15 +58,15 @@ class Worker:
     def __init__(self, root: Path, stop: int = 10_000) -> None:
         self.root, self.stop, self.done, self.rounds = root, stop, [], []
 
-    def __call__(self, tasks) -> bool:
+    def __call__(self, tasks) -> Outcomes | None:
         self.rounds.append(len(tasks))
         for task in reversed(tasks):
             if len(self.done) == self.stop:
                 work(task, self.root, end=task.total_steps - 1)
-                return False
+                return None
             work(task, self.root)
             self.done.append(task)
-        return True
+        return {}
 
 
 def make_study(root: Path, *environments: Environment, contestant: Contestant | None = None, **options) -> Study:
@@ -285,10 +287,10 @@ def test_scores_do_not_depend_on_the_order_of_runs(tmp_path):
         anchors = ("Acrobot-v1=-1000:0",)
         study = make_study(root, ENV, OTHER, tune_together=True, tune=13, tune_batch=5, tune_anchors=anchors)
 
-        def each(tasks, order=order, root=root) -> bool:
+        def each(tasks, order=order, root=root) -> Outcomes | None:
             for task in tasks[::order]:
                 work(task, root)
-            return True
+            return {}
 
         assert tune({("", ""): study}, each)
         found.append(study.trials)
@@ -335,7 +337,7 @@ def test_no_batch_is_begun_once_the_time_is_spent(tmp_path):
         budget, worker = Budget(path, config.tune_minutes, clock=lambda: now[0]), Worker(tmp_path, stop)
         studies = make_studies(config, [ENV], contestants, Folder(tmp_path))
 
-        def slow(tasks) -> bool:
+        def slow(tasks) -> Outcomes | None:
             with budget.working():
                 for _ in tasks:
                     now[0] += 3.0
@@ -384,18 +386,18 @@ def test_trials_that_train_are_the_same_after_stops(tmp_path, monkeypatch):
         monkeypatch.chdir(root)
         study, done = Study(config, [env], contestant, Folder(root)), []
 
-        def each(tasks) -> bool:
+        def each(tasks) -> Outcomes | None:
             for task in tasks:
                 command = list(task.command(root)[1:])
                 if len(done) == stop:
                     command = [word for word in command if not word.startswith("--stop-at-step")]
                     assert main([*command, f"--stop-at-step={task.total_steps - 20}"]) == 0
-                    return False
+                    return None
                 assert main(command) == 0
                 outcome = {"status": "finished", "steps": task.total_steps}
                 (root / task.folder / task.outcome).write_text(json.dumps(outcome))
                 done.append(task)
-            return True
+            return {}
 
         tune({("", ""): study}, each)
         return study

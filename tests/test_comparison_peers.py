@@ -17,6 +17,8 @@ from relax_rl.comparison import peer_training
 from relax_rl.comparison.peer_envs import make_peer_envs
 from relax_rl.comparison.peer_training import PeerConfig, main, make_peer, train_peer
 from relax_rl.comparison.peers import published, with_bins
+from relax_rl.comparison.results import read_run
+from relax_rl.comparison.task import Task, outcome_of
 from relax_rl.errors import SettingsError
 from relax_rl.runs.loggers import read_csv
 
@@ -186,3 +188,20 @@ def test_schedules_end_at_zero() -> None:
     """Also where the last rollout goes on beyond the steps that they were made for."""
     falling = peer_training._linear_to_zero(0.5)
     assert [falling(remaining) for remaining in (1.0, 0.5, 0.0, -0.3)] == [0.5, 0.25, 0.0, 0.0]
+
+
+def test_a_peer_that_falls_apart_has_diverged(tmp_path, capsys):
+    args = ["--env=CartPole-v1", "--algo=sb3-ppo", "--total-steps=4000", "--set", "n_steps=64", "learning_rate=1e30"]
+    assert main([*args, f"--run-dir={tmp_path / 'run'}"]) == 2
+    log = tmp_path / "log"
+    log.write_text(capsys.readouterr().err)
+    assert log.read_text() == "error: a weight is not finite after 512 steps\n"
+    task = Task(name="run", folder="run", begin=(), resume=(), total_steps=4000)
+    assert outcome_of(task, tmp_path, 2, log, 1.0)["status"] == "diverged"
+    assert read_run(tmp_path / "run", 0).end[0] == 512.0, "it counts with its last score"
+
+
+def test_an_error_of_the_environment_is_no_divergence(tmp_path, monkeypatch):
+    monkeypatch.setattr(peer_training._Run, "_on_step", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["--env=CartPole-v1", "--total-steps=100", f"--run-dir={tmp_path / 'run'}"])

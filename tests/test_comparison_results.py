@@ -213,7 +213,7 @@ def test_the_report_says_it_all(runs):
     assert "| relax, fitted | 0.4 [0.3, 0.6] |" in text and "| reinforce | 300 [200, inf] |" in text
     assert "with gamma 0.9" in text and "zoo (CartPole-v1); departures: none" in text
     assert "best, number 1, mean of the curve 20.0 (untuned 10.0): policy_lr 0.00123456" in text
-    assert "No run has ended." in text and "where a run ends" not in text
+    assert "No run has ended with a score." in text and "where a run ends" not in text
     stopped = make_result(runs)
     stopped["options"]["stop_when_solved"] = True
     assert "solved at a mean return of 100, where a run ends." in markdown(stopped)
@@ -421,3 +421,40 @@ def test_commands_of_earlier_sessions_that_are_none_are_left_out(tmp_path, comma
     path = tmp_path / "settings.json"
     path.write_text(json.dumps({"options": {}, "commands": commands}))
     assert write_settings(path, CompareConfig(), "compare --resume run") == ["compare --resume run"]
+
+
+def test_one_figure_that_cannot_be_drawn_is_a_warning_and_the_others_are_drawn(runs, tmp_path, monkeypatch):
+    def broken(*args: object, **kwargs: object) -> None:
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(figures, "plot_scores", broken)
+    with pytest.warns(UserWarning, match=r"^the figure A-scores\.png could not be drawn: no ink$"):
+        figures.draw_all(make_result(runs), lambda env, what: tmp_path / f"{env}-{what}.png")
+    names = {path.name for path in tmp_path.glob("*.png")}
+    assert {"A-curves.png", "A-solved.png", "A-improvement.png", "A-variance.png", "all-improvement.png"} == names
+
+
+def test_names_of_contestants_are_shown_as_they_are(runs, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "_finish", lambda path, figure, *told: drawn.append(figure))
+    named = {"_quick": runs["quick"], "$_$": runs["slow"]}
+    summary = summarise(named, total_steps=2_000, threshold=100.0)
+    figures.plot_curves(tmp_path / "x.png", "A", summary, figures.styles(list(named)))
+    (figure,) = drawn
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()][:2] == [" _quick", r"\$_\$"]
+    figure.canvas.draw()
+
+
+def test_a_variance_that_is_unknown_everywhere_has_a_figure(tmp_path):
+    stages = {"early": {**json.loads(json.dumps(VARIANCE)), "step": 100}}
+    for entry in stages["early"]["applied"].values():
+        entry["ratio"] = dict.fromkeys(("value", "low", "high"), "nan")
+    figures.plot_variance(tmp_path / "x.png", "A", stages)
+    assert (tmp_path / "x.png").exists()
+
+
+def test_without_a_pair_there_is_no_section_on_all_environments(runs):
+    result = make_result(runs)
+    result["aggregate"]["improvement"] = []
+    assert "All environments" not in markdown(result)

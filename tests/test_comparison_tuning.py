@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,12 @@ from relax_rl.comparison.config import CompareConfig
 from relax_rl.comparison.contestants import Contestant, read_contestant
 from relax_rl.comparison.peers import published
 from relax_rl.comparison.plan import Environment, Folder
+from relax_rl.comparison.pool import Outcomes
 from relax_rl.comparison.search_space import dimensions, read_space, searched_values
-from relax_rl.comparison.tuning import Study, make_studies, tune
+from relax_rl.comparison.study import Study
+from relax_rl.comparison.task import Task
+from relax_rl.comparison.tuning import make_studies, tune
+from relax_rl.errors import RelaxRLError
 
 ENV = Environment("CartPole-v1", total_steps=1000, threshold=475.0, id="CartPole-v1")
 PPO = Contestant("sb3-ppo", "sb3-ppo", peer=True)
@@ -33,13 +38,13 @@ def run_to_the_end(*studies: Study, most: int = 1000) -> list:
     """Do one run after the other, the last one of a batch first; returns the tasks."""
     done = []
 
-    def each(tasks) -> bool:
+    def each(tasks) -> Outcomes | None:
         for task in reversed(tasks):
             if len(done) == most:
-                return False
+                return None
             work(task, studies[0].root)
             done.append(task)
-        return True
+        return {}
 
     assert tune({(study.folder.name, ""): study for study in studies}, each) is (len(done) < most)
     return done
@@ -92,8 +97,45 @@ def test_all_runs_of_a_batch_had_ended_before_the_stop(tmp_path):
 
 def test_trials_that_fail_do_not_win(tmp_path):
     study = make_study(tmp_path, tune=4, tune_seeds=1)
-    assert tune({("CartPole-v1", "relax"): study}, lambda tasks: True)
+    assert tune({("CartPole-v1", "relax"): study}, lambda tasks: {})
     assert [trial["score"] for trial in study.trials] == [None] * 4 and study.best == {}
+
+
+def failing(root: Path, *names: str) -> Callable[[list[Task]], Outcomes]:
+    """Does all runs but those, which a full disk ends."""
+
+    def each(tasks: list[Task]) -> Outcomes:
+        for task in tasks:
+            if task.name not in names:
+                work(task, root)
+        return {name: {"status": "failed", "error": "No space left on device"} for name in names}
+
+    return each
+
+
+def test_a_trial_whose_run_failed_is_tried_again_by_the_next_session(tmp_path):
+    whole = make_study(tmp_path / "whole", tune_seeds=1)
+    run_to_the_end(whole)
+    study = make_study(tmp_path / "parts", tune_seeds=1)
+    names = ("tune-CartPole-v1-relax-000-s1000000", "tune-CartPole-v1-relax-002-s1000000")
+    told = rf"^2 runs of trials failed, first {names[0]}: No space left on device; mend that, and go on with --resume"
+    with pytest.raises(RelaxRLError, match=told):
+        tune({("CartPole-v1", "relax"): study}, failing(tmp_path / "parts", *names))
+    again = make_study(tmp_path / "parts", tune_seeds=1)
+    assert again.trials == [] and [task.name for task in again.propose()] == list(names)
+    run_to_the_end(again)
+    assert again.trials == whole.trials and again.failures() == []
+
+
+def test_a_trial_that_fails_again_counts_as_one_without_score(tmp_path):
+    name = "tune-CartPole-v1-relax-002-s1000000"
+    with pytest.raises(RelaxRLError, match=r"^1 run of trials failed"):
+        tune({("CartPole-v1", "relax"): make_study(tmp_path, tune_seeds=1)}, failing(tmp_path, name))
+    study = make_study(tmp_path, tune_seeds=1)
+    assert tune({("CartPole-v1", "relax"): study}, failing(tmp_path, name))
+    assert [trial["number"] for trial in study.trials if trial["score"] is None] == [2] and len(study.trials) == 11
+    failure = {"run": "tune-CartPole-v1-relax-002", "status": "failed", "error": "No space left on device"}
+    assert study.failures() == [failure] == make_study(tmp_path, tune_seeds=1).failures()
 
 
 def test_studies_go_on_together(tmp_path):

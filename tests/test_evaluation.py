@@ -157,7 +157,12 @@ class Odd(gym.Wrapper):
 
 
 @pytest.mark.parametrize(
-    ("odd", "told"), [({"reward": -np.inf}, "a reward of -inf"), ({"obs": np.nan}, "observation of nan")]
+    ("odd", "told"),
+    [
+        ({"reward": -np.inf}, "a reward of -inf"),
+        ({"reward": 1e300}, "a reward of inf"),
+        ({"obs": np.nan}, "observation of nan"),
+    ],
 )
 def test_what_is_no_number_is_no_score(odd, told):
     make = lambda: Odd(gym.make("CartPole-v1"), **odd)  # noqa: E731

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from relax_rl.compute.optimizers import Adam, FlatParameters, RMSprop, clip_scale
+from relax_rl.errors import SettingsError
 
 
 def network() -> nn.Sequential:
@@ -82,3 +83,24 @@ def test_clipping_bounds_the_norm() -> None:
     assert (
         clip_scale(torch.tensor(0.0), 0.5).item() == 1.0 and clip_scale(torch.tensor(3.0), float("inf")).item() == 1.0
     )
+
+
+def test_slices_of_larger_tensors_keep_their_numbers_and_get_memory_of_their_own() -> None:
+    whole = torch.arange(24.0).reshape(4, 6)
+    slices = [whole[:, :3], whole[::2], whole[:, 2:3], whole.t(), torch.full((20,), -1.0), whole[:1, :1].expand(2, 2)]
+    parameters = [nn.Parameter(each) for each in slices]
+    flat = FlatParameters(parameters)
+    for parameter, each in zip(parameters, slices, strict=True):
+        assert torch.equal(parameter.detach(), each)
+    assert flat.data.numel() == sum(each.numel() for each in slices) and flat.hold()
+    flat.data.copy_(torch.arange(float(flat.data.numel())))
+    assert sorted(x for each in parameters for x in each.flatten().tolist()) == flat.data.tolist()
+    leaves = flat.unflatten(flat.data)
+    assert all(torch.equal(leaf, parameter) for leaf, parameter in zip(leaves, parameters, strict=True))
+    assert torch.equal(flat.flatten(list(leaves)), flat.data)
+
+
+def test_parameters_of_two_types_are_refused() -> None:
+    both = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, dtype=torch.float64))]
+    with pytest.raises(SettingsError, match=r"parameters are of torch\.float32 and torch\.float64, expected one type"):
+        FlatParameters(both)

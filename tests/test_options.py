@@ -229,13 +229,29 @@ def test_help_is_as_wide_as_reads_well_and_breaks_no_option(columns, widest, mon
         ("--env-id", "--env"),
         ("--no-track", "--tensorboard"),
         ("--cuda", "--device"),
-        ("--num-minibatches", "--minibatch-size"),
         ("--batch-size", "--minibatch-size"),
     ],
 )
 def test_names_of_others_get_the_option_that_answers_to_them(theirs, ours):
     with pytest.raises(SettingsError, match=f"^unknown option --[a-z-]+; did you mean {ours}\\?$"):
         read(theirs, "3")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "told"),
+    [
+        ("--num-minibatches", "--minibatch-size counts rows, those of a rollout over the number of minibatches"),
+        ("--clip-vloss", "V is not clipped here"),
+        ("--ortho-init", "layers begin orthogonal, the policy's last one with --policy-head-scale"),
+        ("--use-sde", "this exploration is not here"),
+    ],
+)
+def test_names_that_no_option_answers_to_are_told_what_there_is_instead(theirs, told):
+    with pytest.raises(SettingsError, match=f"^unknown option {theirs}; {told}$"):
+        read(theirs, "3")
+    name = theirs.removeprefix("--").replace("-", "_")
+    with pytest.raises(SettingsError, match=f"^unknown setting '{name}'; {told.replace('--', '').replace('-', '.')}$"):
+        A2C(spaces.Box(-1, 1, (2,)), spaces.Discrete(2), **{name: 3})
 
 
 def test_every_name_of_others_leads_somewhere():

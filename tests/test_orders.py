@@ -285,6 +285,7 @@ def test_a_masked_item_comes_last_or_never_and_has_no_derivatives(family: str) -
         assert gradient.isfinite().all() and not gradient[:, [1, 4]].any()
     assert not dist.score(sample)[:, [1, 4]].any() and dist.score(sample).isfinite().all()
     wrong = sample.clone()
+    wrong[wrong == 1] = wrong[:, 0][(wrong == 1).any(-1)]
     wrong[:, 0] = 1
     assert (dist.log_prob(wrong) == -math.inf).all()
 

@@ -146,3 +146,30 @@ def test_what_is_refused() -> None:
         DIST.kl_divergence(Ordinal(torch.zeros(1, 2)))
     with pytest.raises(ValueError, match="dlax needs relaxed_log_prob"):
         dlax(of_rank, DIST, curved)
+
+
+WIDE = ([0.0, 7.0], [1.0, -18.0], [1.0, -20.0], [1001.0, 0.0], [-3.0, 200.0], [2.0, -300.0], [-1e4, 3.0])
+
+
+def test_any_numbers_have_probabilities_and_derivatives() -> None:
+    """Gaps beyond all numbers that noise makes, and below the rounding of the cut points."""
+    drawn = 4.0 * torch.randn(500, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for params in (torch.tensor(WIDE), torch.tensor(WIDE, dtype=torch.float64), drawn, drawn.float()):
+        leaf = params.clone().requires_grad_()
+        dist = Ordinal(leaf)
+        ranks = dist.support().unsqueeze(1).expand(-1, len(leaf), 1)
+        log_p = torch.stack([dist.log_prob(rank) for rank in ranks])
+        torch.testing.assert_close(log_p.logsumexp(0), torch.zeros(len(leaf), dtype=leaf.dtype), rtol=0, atol=1e-5)
+        for value in (log_p.exp(), dist.entropy(), dist.kl_divergence(Ordinal(leaf.detach())), dist.mean):
+            assert value.isfinite().all()
+            assert torch.autograd.grad(value.sum(), leaf, retain_graph=True)[0].isfinite().all()
+        assert dist.kl_divergence(dist).abs().max() < 1e-5
+        for rank, found in zip(ranks, log_p, strict=True):
+            (expected,) = torch.autograd.grad(found.sum(), leaf, retain_graph=True)
+            torch.testing.assert_close(dist.score(rank), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_gap_below_rounding_is_as_likely_as_the_density_is_high() -> None:
+    dist = Ordinal(torch.tensor([0.5, -30.0]))
+    density = float(torch.sigmoid(torch.tensor(0.5)) * torch.sigmoid(torch.tensor(-0.5)))
+    assert float(dist.log_prob(torch.tensor([1.0]))) == pytest.approx(np.log(density) - 30.0, abs=1e-5)

@@ -201,6 +201,11 @@ class Wide(nn.Linear):
     num_features: Any = 4
 
 
+class Narrow(Wide):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, :2]
+
+
 def with_width(width: Any) -> Any:
     torso = Wide(3, 4)
     torso.num_features = width
@@ -225,6 +230,15 @@ def sharing_with_surrogate(*_: Any) -> NetworkParts:
         (lambda *_: NetworkParts(Wide(3, 4), nn.Linear(3, 4)), r"value_torso\.num_features is None"),
         (sharing, "policy_torso and value_torso have parameters in common; expected a torso each, the same module"),
         (sharing_with_surrogate, "policy_torso and surrogate have parameters in common"),
+        (
+            lambda *_: NetworkParts(Wide(5, 4), Wide(3, 4)),
+            "policy_torso cannot read observations of 3 numbers: mat1 and mat2",
+        ),
+        (
+            lambda *_: NetworkParts(Wide(3, 4), Narrow(3, 4)),
+            r"value_torso makes \(2, 2\) of two observations, expected \(2, 4\)",
+        ),
+        (nn.Linear(3, 4), "networks is a Linear, expected a function that makes NetworkParts"),
         (lambda *_: NetworkParts(Wide(3, 4), Wide(3, 4), nn.Identity()), "the surrogate has no parameter that learns"),
     ],
 )

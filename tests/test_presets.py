@@ -6,6 +6,7 @@ import math
 
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.classic_control import CartPoleEnv
 
 from relax_rl import A2C, LAX, RELAX, Marginal, Reinforce
 from relax_rl.commands.train import train_config
@@ -170,3 +171,8 @@ def test_later_overrides_win_where_they_match():
 def test_an_unknown_name_is_told_with_near_ones():
     with pytest.raises(SettingsError, match=r"unknown preset 'atar'.*did you mean atari"):
         find_preset("CartPole-v1", "atar")
+
+
+def test_a_class_is_no_id():
+    with pytest.raises(SettingsError, match=r"^env is .*, expected the id of an environment; register a class by"):
+        preset_config(CartPoleEnv)

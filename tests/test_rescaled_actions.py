@@ -158,3 +158,12 @@ def test_a_beta_policy_that_cannot_be_is_refused_in_one_line(space: Any, setting
     with pytest.raises(SettingsError, match=message) as caught:
         A2C(OBS, space, **settings)
     assert "\n" not in str(caught.value)
+
+
+def test_a_range_with_one_bound_and_without_zero_is_met_at_its_bound() -> None:
+    scale = unit_scale(
+        action_encoder(spaces.Box(np.array([100.0, -np.inf]), np.array([np.inf, -3.0]), dtype=np.float64))
+    )
+    assert scale is not None and scale(np.array([[0.0, 0.0], [-1.0, 1.0]])).tolist() == [[101.0, -4.0], [100.0, -3.0]]
+    agent = A2C(OBS, spaces.Box(100.0, np.inf, (1,), np.float32))
+    assert agent.to_env(np.array([[-2.0], [0.5], [7.0]], np.float32)).ravel().tolist() == [100.0, 101.5, 108.0]

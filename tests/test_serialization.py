@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from relax_rl.compute import serialization
-from relax_rl.compute.serialization import load_state, save_state, write_text_atomic
+from relax_rl.compute.serialization import load_state, read_regular, save_state, write_text_atomic
 from relax_rl.errors import CheckpointError, RelaxRLError
 
 
@@ -186,3 +186,19 @@ def test_files_get_the_usual_permissions(tmp_path):
 def test_a_missing_folder_is_told_in_one_line(tmp_path):
     with pytest.raises(RelaxRLError, match="cannot write"):
         write_text_atomic(tmp_path / "none" / "a.txt", "text")
+
+
+def test_only_what_was_never_written_is_a_hole(tmp_path, monkeypatch):
+    path, size = tmp_path / "table", 2**21
+    path.write_bytes(b"1" * size)
+    real = os.fstat
+    fields = [*real(os.open(path, os.O_RDONLY))][:10]
+    few = os.stat_result([*fields, 0.0, 0.0, 0.0, 0, 0, 0, 4096, 8, 0])
+    assert few.st_blocks == 8, "as a file system tells that compresses"
+    monkeypatch.setattr(os, "fstat", lambda descriptor: few)
+    assert read_regular(path, most=2**22) == b"1" * size
+    monkeypatch.undo()
+    with path.open("wb") as file:
+        file.truncate(size)
+    with pytest.raises(OSError, match="most of it is a hole"):
+        read_regular(path, most=2**22)

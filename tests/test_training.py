@@ -102,7 +102,7 @@ def test_progress_columns(finished):
 
 def test_loggers_of_the_caller_get_the_rows(tmp_path):
     mine = Rows()
-    train(small_run(tmp_path / "run", log_interval=100), loggers=[mine])
+    train(small_run(tmp_path / "run", log_interval=100), loggers=mine)
     written = rows_of(tmp_path / "run" / "progress.csv")
     assert mine.closed and [row["step"] for row in mine.rows] == [int(row["step"]) for row in written]
     assert len(written) == 4 and mine.rows[0].keys() == written[0].keys()

@@ -24,7 +24,7 @@ from relax_rl.critics import (
     DistributionalValue,
     ValueFunction,
 )
-from relax_rl.errors import SettingsError
+from relax_rl.errors import SettingsError, in_one_line
 from relax_rl.networks.memory import MemoryTorso, RecurrentSelection, is_recurrent
 from relax_rl.networks.policies import Policy
 from relax_rl.networks.spaces import ActionEncoder, ObservationEncoder
@@ -225,12 +225,38 @@ def _own(
     surrogate: bool,
 ) -> NetworkParts:
     """Those of the user, with a surrogate that learns if there is to be one."""
+    if isinstance(factory, nn.Module):
+        raise SettingsError(f"networks is a {type(factory).__name__}, expected a function that makes NetworkParts")
     require_call(factory, "networks", observations, actions, config)
     parts = factory(observations, actions, config)
     if not isinstance(parts, NetworkParts):
         raise SettingsError(f"networks {name_of(factory)} made {type(parts).__name__}, expected NetworkParts")
-    _check_parts(f"networks {name_of(factory)}", parts, surrogate=surrogate)
+    who = f"networks {name_of(factory)}"
+    _check_parts(who, parts, surrogate=surrogate)
+    for name, keys in (("policy_torso", "policy_keys"), ("value_torso", "critic_keys")):
+        _check_features(f"{who}: {name}", getattr(parts, name), observations.only(getattr(config, keys), keys).shape)
     return parts
+
+
+def _check_features(who: str, torso: Any, shape: tuple[int, ...]) -> None:
+    """Raises SettingsError if a torso makes other features of encoded observations than it says; those of images are not tried."""
+    if len(shape) != 1 or is_recurrent(torso):
+        return
+    modes = {part: part.training for part in torso.modules()} if isinstance(torso, nn.Module) else {}
+    try:
+        for part in modes:
+            part.training = False
+        with torch.no_grad():
+            features = torso(torch.zeros(2, *shape))
+    except RuntimeError as error:
+        raise SettingsError(f"{who} cannot read observations of {shape[0]} numbers: {in_one_line(error)}") from None
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    if features.shape != (2, torso.num_features):
+        raise SettingsError(
+            f"{who} makes {tuple(features.shape)} of two observations, expected (2, {torso.num_features}), as num_features says"
+        )
 
 
 def _check_parts(who: str, parts: NetworkParts, *, surrogate: bool) -> None:

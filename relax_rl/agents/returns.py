@@ -72,13 +72,17 @@ def gae(
 
     Returns:
         `[T, N]` advantages, without a graph.
+
+    Raises:
+        ValueError: when a tensor has another shape.
     """
     # On the host: for arrays as small as these NumPy's calls cost a third of torch's.
-    given = (_real(reward, value), value, next_value, terminated, truncated, valid)
-    r, v, next_v, over, cut, ok = (x.detach().cpu().numpy() for x in given)
+    r, v, next_v, over, cut, ok = _on_host(
+        _real(reward, value), value, next_value, terminated.bool(), truncated.bool(), valid.bool()
+    )
     delta = np.where(ok, r + np.where(over, 0.0, gamma * next_v) - v, 0.0)
     decay = (gamma * gae_lambda) * (ok & ~over & ~cut)
-    return torch.from_numpy(_accumulated(delta, decay)).to(value.device)
+    return torch.from_numpy(_accumulated(delta, decay)).to(value)
 
 
 def n_step_returns(
@@ -111,7 +115,9 @@ def n_step_returns(
     """
     if n < 1:
         raise ValueError(f"n is {n}, expected a number of steps of at least 1")
-    r, next_v, over, cut, ok = _on_host(_real(reward, next_value), next_value, terminated, truncated, valid)
+    r, next_v, over, cut, ok = _on_host(
+        _real(reward, next_value), next_value, terminated.bool(), truncated.bool(), valid.bool()
+    )
     discount = _discounts(gamma, r) * ~over
     ends = over | cut | ~ok
     ends[-1] = True
@@ -119,7 +125,7 @@ def n_step_returns(
     for _ in range(min(n, len(r)) - 1):
         # Of k + 1 steps: a reward, and what the row after it has of k.
         found[:-1] = np.where(ends[:-1], found[:-1], r[:-1] + discount[:-1] * found[1:])
-    return torch.from_numpy(found).to(reward.device)
+    return torch.from_numpy(found).to(next_value)
 
 
 @dataclass(frozen=True)
@@ -173,8 +179,8 @@ def vtrace(
     Raises:
         ValueError: when a tensor has another shape.
     """
-    given = (log_ratio, _real(reward, value), value, next_value, terminated, truncated, valid)
-    log_rho, r, v, next_v, over, cut, ok = _on_host(*given)
+    flags = (x.bool() for x in (terminated, truncated, valid))
+    log_rho, r, v, next_v, over, cut, ok = _on_host(log_ratio, _real(reward, value), value, next_value, *flags)
     rho = np.exp(np.where(ok, log_rho, 0.0))
     discount = _discounts(gamma, r) * ~over
     bootstrap = np.where(over, 0.0, next_v)
@@ -184,7 +190,7 @@ def vtrace(
     following = bootstrap.astype(delta.dtype)
     following[:-1] += np.where(ok & ~over & ~cut, 1.0, 0.0)[:-1] * error[1:]
     advantage = np.where(ok, np.minimum(clip_pg_rho, rho) * (r + discount * following - v), 0.0)
-    both = (torch.from_numpy(x.astype(v.dtype)).to(value.device) for x in (v + error, advantage))
+    both = (torch.from_numpy(x).to(value) for x in (v + error, advantage))
     return VTrace(*both)
 
 
@@ -208,7 +214,8 @@ def _on_host(*tensors: Tensor) -> list[np.ndarray]:
     shapes = {tuple(x.shape) for x in tensors}
     if len(shapes) > 1 or len(next(iter(shapes))) != 2 or 0 in next(iter(shapes)):
         raise ValueError(f"tensors of shapes {sorted(shapes)}, expected all of them [T, N], steps of environments")
-    return [x.detach().cpu().numpy() for x in tensors]
+    # NumPy has no bfloat16.
+    return [(x.float() if x.dtype == torch.bfloat16 else x).detach().cpu().numpy() for x in tensors]
 
 
 def _discounts(gamma: float | Tensor, like: np.ndarray) -> np.ndarray:

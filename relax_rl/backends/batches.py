@@ -110,6 +110,14 @@ def put_row(batch: Any, row: int, obs: Any) -> None:
         batch[row] = obs
 
 
+def _each(batch: Any) -> Any:
+    """The observations of a batch one by one: it is a sequence of them already, or nested as they are."""
+    if isinstance(batch, Mapping):
+        parts = [_each(part) for part in batch.values()]
+        return [dict(zip(batch, row, strict=True)) for row in zip(*parts, strict=True)]
+    return list(zip(*map(_each, batch), strict=True)) if isinstance(batch, tuple) else batch
+
+
 def share_memory(left: Any, right: Any) -> bool:
     """Whether writing to one observation may change the other."""
     if isinstance(left, Mapping):
@@ -134,6 +142,11 @@ def with_last_observations(obs: Any, last: Any, first: Any, done: np.ndarray, en
     """
     if last is None:
         raise SettingsError(f"{env_id} autoresets by SAME_STEP but hands out no final_obs; use NEXT_STEP")
+    last = _each(last)
+    if len(last) != len(done):
+        raise SettingsError(
+            f"{env_id} hands out {len(last)} rows of final_obs, expected one for each of {len(done)} environments"
+        )
     successors = copied(obs)
     for row in map(int, np.flatnonzero(done)):
         if first is not None and share_memory(last[row], first[row]):

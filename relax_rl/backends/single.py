@@ -170,8 +170,12 @@ def heed(infos: Mapping[str, Any]) -> None:
     """Say what single environments had to say.
 
     Raises:
-        SettingsError: one of them cannot be worked with.
+        SettingsError: one of them cannot be worked with, or they are no infos of a vector environment.
     """
+    if not isinstance(infos, Mapping):
+        raise SettingsError(
+            f"infos are a {type(infos).__name__}, expected a dictionary of arrays, as Gymnasium's vector environments give"
+        )
     last = infos.get("final_info")  # of a last step under SAME_STEP
     for kind in (REFUSAL, COMPLAINT):
         lines = [line for said in (infos, last) if isinstance(said, Mapping) for line in said.get(kind, ()) if line]
@@ -187,6 +191,15 @@ def vector_reward(env_id: str, shape: tuple[int, ...]) -> str:
         f"{env_id} gives rewards of shape {shape}, expected one number; weigh them by a wrapper, such as "
         "mo_gymnasium.wrappers.LinearReward: --wrapper mo_gymnasium.wrappers:LinearReward"
     )
+
+
+def not_one_each(env_id: str, num_envs: int, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> str:
+    """What is said of a step that does not tell one number of each for each environment."""
+    found = {"terminated": terminated.shape, "truncated": truncated.shape}
+    wrong = [f"{name} of shape {shape}" for name, shape in found.items() if shape != (num_envs,)]
+    if not wrong:
+        return vector_reward(env_id, reward.shape[1:])
+    return f"{env_id} gives {' and '.join(wrong)}, expected ({num_envs},), one for each environment"
 
 
 def kept_space(whole: spaces.Space[Any], drop: Sequence[str], env_id: str) -> tuple[spaces.Space[Any], tuple[str, ...]]:

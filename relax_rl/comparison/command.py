@@ -22,6 +22,7 @@ __all__ = ["compare_command"]
 def compare_command(args: Sequence[str], prog: str) -> int:
     """`compare`: read the options, train everything, say what came of it; returns the exit code."""
     config = _config(args, prog)
+    from relax_rl.comparison.results import UNSCORED
     from relax_rl.comparison.session import run_comparison
 
     with interruptible() as interruption:
@@ -34,7 +35,7 @@ def compare_command(args: Sequence[str], prog: str) -> int:
         )
         return 128 + number
     print("\n".join(_told(result, folder)), flush=True)
-    return 1 if result["failures"] else 0
+    return 1 if any(failure["status"] != UNSCORED for failure in result["failures"]) else 0
 
 
 def _config(args: Sequence[str], prog: str) -> CompareConfig:
@@ -73,5 +74,7 @@ def _told(result: Mapping[str, Any], folder: Path) -> list[str]:
                 line += f", solved {entry['solved']['solved']} of {entry['solved']['runs']}"
             lines.append(f"{line}, {entry['steps_per_second']:,.0f} steps/s")
     if result["failures"]:
-        lines.append(f"{len(result['failures'])} failed, told in the report")
-    return [*lines, f"  report   {folder / 'report.md'}", f"  figures  {folder / 'figures'}/*.png"]
+        lines.append(f"{len(result['failures'])} failed or without a score, told in the report")
+    lines.append(f"  report   {folder / 'report.md'}")
+    some = any(summary["contestants"] for summary in result["environments"].values())
+    return [*lines, f"  figures  {folder / 'figures'}/*.png"] if some else lines

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relax_rl.comparison.report import FEWEST_FOR_CERTAIN, both_ways, certain, of_many, solved_by_any
-from relax_rl.runs.plotting import count_in_thousands, make_figure, name_rows, write_figure
+from relax_rl.runs.plotting import count_in_thousands, make_figure, name_rows, never_fatal, plain, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,33 +52,35 @@ _FAR = 20.0
 
 
 def draw_all(result: Mapping[str, Any], path: Callable[[str, str], Path]) -> None:
-    """Every figure of a comparison.
+    """Every figure of a comparison; one that cannot be drawn is a warning, and the others are.
 
     Args:
         result: what `comparison.json` holds.
         path: of the figure of an environment (or of "all") that shows one thing.
-
-    Raises:
-        RelaxRLError: a file cannot be written.
     """
     stops = result["options"]["stop_when_solved"]
+
+    def draw(plot: Callable[..., None], env: str, what: str, *about: Any, **how: Any) -> None:
+        file = path(env, what)
+        with never_fatal(f"the figure {file.name}"):
+            file.unlink(missing_ok=True)
+            plot(file, "all environments" if env == "all" else env, *about, **how)
+
     for env, summary in result["environments"].items():
         if not summary["contestants"]:
             continue
         style = styles(list(result["contestants"][env]))
-        plot_curves(path(env, "curves"), env, summary, style)
-        plot_scores(path(env, "scores"), env, summary, style)
+        draw(plot_curves, env, "curves", summary, style)
+        draw(plot_scores, env, "scores", summary, style)
         path(env, "solved").unlink(missing_ok=True)
         if solved_by_any(summary):
-            plot_solved(path(env, "solved"), env, summary, style)
+            draw(plot_solved, env, "solved", summary, style)
         if summary["improvement"]:
-            plot_improvement(path(env, "improvement"), env, summary["improvement"], stops=stops)
+            draw(plot_improvement, env, "improvement", summary["improvement"], stops=stops)
         if result["variance"][env]:
-            plot_variance(path(env, "variance"), env, result["variance"][env])
+            draw(plot_variance, env, "variance", result["variance"][env])
     if result["aggregate"] is not None and result["aggregate"]["improvement"]:
-        plot_improvement(
-            path("all", "improvement"), "all environments", result["aggregate"]["improvement"], stops=stops
-        )
+        draw(plot_improvement, "all", "improvement", result["aggregate"]["improvement"], stops=stops)
 
 
 def styles(labels: Sequence[str]) -> Styles:
@@ -96,7 +98,7 @@ def plot_curves(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
     longest = max(max(entry["wall_curve"]["seconds"], default=0.0) for entry in contestants.values())
     unit, name = (3600.0, "h") if longest > 7200 else (60.0, "min") if longest > 120 else (1.0, "s")
     for label, entry in contestants.items():
-        band(left, entry["curve"]["steps"], entry["curve"], label, style[label])
+        band(left, entry["curve"]["steps"], entry["curve"], plain(label), style[label])
         times = [second / unit for second in entry["wall_curve"]["seconds"]]
         band(right, times, entry["wall_curve"], None, style[label])
     near = _is_near(summary["threshold"], left.get_ylim())
@@ -124,7 +126,7 @@ def plot_solved(path: Path, env: str, summary: Mapping[str, Any], style: Styles)
     for axes, (unit, name) in zip(panels, names.items(), strict=True):
         for label, entry in contestants.items():
             solved = entry["solved"]
-            told = f"{label}: {solved['solved']} of {solved['runs']}" if axes is panels[0] else None
+            told = f"{plain(label)}: {solved['solved']} of {solved['runs']}" if axes is panels[0] else None
             fraction = solved[unit]["fraction"]
             axes.step(fraction["at"], fraction["solved"], where="post", label=told, linewidth=1.8, **style[label])
         axes.set_xlabel(name)
@@ -215,7 +217,7 @@ def _square(path: Path, title: str, pairs: Sequence[Mapping[str, Any]], labels: 
         weight, colour = ("bold", "black") if sure else ("normal", "0.35")
         axes.text(column, row, f"{value:.2f}", ha="center", va="center", size=8, weight=weight, color=colour)
     axes.imshow(found, cmap="PuOr_r", vmin=-0.6, vmax=1.6, aspect="auto")
-    rows = [f"{label}  {place}" for place, label in enumerate(labels, 1)]
+    rows = [plain(f"{label}  {place}") for place, label in enumerate(labels, 1)]
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xticks(range(len(rows)), [str(place) for place in range(1, len(rows) + 1)])
     figure.supxlabel(f"P(row > column): a run of the row {better} one of the column", fontsize="medium")
@@ -236,8 +238,8 @@ def plot_variance(path: Path, env: str, stages: Mapping[str, Mapping[str, Any]])
         for stage, found in stages.items()
     }
     shown = [ratio for found in ratios.values() for ratio in found.values() if ratio["value"] <= _FAR]
-    low = 0.7 * min(ratio["low"] for ratio in shown)
-    high = 1.4 * min(_FAR, max(max(ratio["high"], 1.5) for ratio in shown))
+    low = 0.7 * min((ratio["low"] for ratio in shown), default=1.0)
+    high = 1.4 * min(_FAR, max((1.5, *(ratio["high"] for ratio in shown))))
     figure = make_figure(3.2 + 3.1 * len(stages), 1.9 + 0.42 * len(names))
     panels = figure.subplots(1, len(stages), squeeze=False)[0]
     for axes, (stage, found) in zip(panels, stages.items(), strict=True):

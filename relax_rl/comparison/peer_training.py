@@ -29,7 +29,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from relax_rl.comparison.peer_envs import make_peer_envs
 from relax_rl.comparison.peers import ALGORITHMS, Peer, check_actions, planned, with_overrides
 from relax_rl.compute.serialization import write_bytes_atomic
-from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError, in_one_line
+from relax_rl.errors import CheckpointError, RelaxRLError, SettingsError, TrainingDiverged, in_one_line
 from relax_rl.runs import RunFolder, read_record, write_config
 from relax_rl.runs.agent import AgentRun
 from relax_rl.runs.callbacks import Every, LogProgress
@@ -117,6 +117,7 @@ def train_peer(config: PeerConfig) -> signal.Signals | None:
     Raises:
         SettingsError: the folder already holds a run.
         CheckpointError: no run to go on with, or no checkpoint that can be read.
+        TrainingDiverged: the policy has fallen apart, which Stable-Baselines3 meets with errors of many kinds.
         RelaxRLError: the folder cannot be written.
     """
     torch.set_num_threads(1)
@@ -144,7 +145,13 @@ def train_peer(config: PeerConfig) -> signal.Signals | None:
             if state is not None:
                 model.set_parameters(saved, device="cpu")
                 run.restore(model, state)
-            model.learn(steps - model.num_timesteps, callback=run, reset_num_timesteps=state is None)
+            try:
+                model.learn(steps - model.num_timesteps, callback=run, reset_num_timesteps=state is None)
+            except Exception:
+                run.log.write()
+                if all(bool(weight.isfinite().all()) for weight in model.policy.parameters()):
+                    raise
+                raise TrainingDiverged(f"a weight is not finite after {run.steps} steps") from None
             run.end()
         finally:
             envs.close()

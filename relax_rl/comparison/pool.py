@@ -18,7 +18,7 @@ from relax_rl.runs.displays import Display, describe_number, make_display
 from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.interruption import Interruption
 
-__all__ = ["RESTARTS", "Pool", "Process", "ProcessLost", "Progress", "Start", "local"]
+__all__ = ["RESTARTS", "Outcomes", "Pool", "Process", "ProcessLost", "Progress", "Start", "local"]
 
 RESTARTS = 2
 """How often a run goes on elsewhere because its node or its process there was lost."""

@@ -35,7 +35,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         "settings say otherwise: wall times are those under this load.",
     ]
     if result["failures"]:
-        lines += ["", "## Runs that failed", ""]
+        lines += ["", "## Runs that failed or have no score", ""]
         lines += [f"- {failure['run']}: {failure['status']}: {failure['error']}" for failure in result["failures"]]
         lines += [
             "",
@@ -46,7 +46,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     for env, summary in result["environments"].items():
         variance, stem = result["variance"].get(env, {}), stems[(env,)]
         lines += ["", *_environment(env, summary, variance, stem=stem, options=options)]
-    if result["aggregate"] is not None and options["seeds"]:
+    if options["seeds"] and result["aggregate"] is not None and result["aggregate"]["improvement"]:
         lines += ["", *_aggregate(result["aggregate"])]
     lines += ["", *_settings(result), "", *_METHODS]
     return "\n".join(lines) + "\n"
@@ -63,7 +63,7 @@ def _environment(
     contestants, threshold = summary["contestants"], summary["threshold"]
     lines = [f"## {env}", ""]
     if not contestants:
-        return [*lines, "No run has ended." if options["seeds"] else "Tuned, and not yet compared."]
+        return [*lines, "No run has ended with a score." if options["seeds"] else "Tuned, and not yet compared."]
     known = "no registered threshold" if threshold is None else f"solved at a mean return of {threshold:g}"
     known += ", where a run ends" * options["stop_when_solved"]
     lines += [f"{summary['total_steps']:,} steps a run; {known}.", ""]
@@ -202,6 +202,8 @@ def _tuned(tuning: Mapping[str, Any]) -> str:
         reached = [sum(len(trial["reached"]) > rung for trial in trials) for rung in range(len(rungs))]
         told += ", " + ", ".join(f"{count} to {rung:.3g}" for count, rung in zip(reached, rungs, strict=True))
     told += f" on {'seed' if len(tuning['seeds']) == 1 else 'seeds'} {', '.join(map(str, tuning['seeds']))}"
+    if failed := sum("failed" in trial for trial in trials):
+        told += f", {failed} of which failed"
     best = best_trial(trials)
     if best is None:
         return f"{told}; none ended well with a finished episode, so its own settings are kept"

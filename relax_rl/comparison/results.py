@@ -25,8 +25,10 @@ from relax_rl.runs.agent import WINDOW
 from relax_rl.runs.loggers import read_csv
 from relax_rl.runs.record import object_in
 
-__all__ = ["POINTS", "RunResult", "Solved", "aggregate", "read_run", "read_variances", "summarise"]
+__all__ = ["POINTS", "UNSCORED", "RunResult", "Solved", "aggregate", "read_run", "read_variances", "summarise"]
 
+UNSCORED = "without a score"
+"""The status of a run that has ended as it should, but before any episode had: no failure, but told with them."""
 POINTS = 200
 """Points of a summarised curve."""
 

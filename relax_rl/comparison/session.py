@@ -25,16 +25,15 @@ from relax_rl.comparison.plan import (
     run_task,
     variance_reference,
 )
-from relax_rl.comparison.pool import Pool, Progress, local
+from relax_rl.comparison.pool import Outcomes, Pool, Progress, local
 from relax_rl.comparison.report import markdown
-from relax_rl.comparison.results import RunResult, aggregate, read_run, read_variances, summarise
+from relax_rl.comparison.results import UNSCORED, RunResult, aggregate, read_run, read_variances, summarise
 from relax_rl.comparison.task import Task, has_ended, read_outcome
 from relax_rl.compute.host import usable_cores
 from relax_rl.compute.serialization import write_text_atomic
 from relax_rl.errors import CheckpointError
 from relax_rl.runs import default_run_dir, write_json
 from relax_rl.runs.interruption import Interruption
-from relax_rl.runs.plotting import never_fatal
 from relax_rl.settings.presets import find_preset
 
 __all__ = ["Session", "run_comparison"]
@@ -127,10 +126,10 @@ class Session:
 
         budget = Budget(self.folder.budget, self.config.tune_minutes)
 
-        def trials(tasks: list[Task]) -> bool:
+        def trials(tasks: list[Task]) -> Outcomes | None:
             progress.begin(f"tuning, {self.config.tune} trials each, {len(tasks)} runs at hand", tasks)
             with budget.working():
-                return pool.run(tasks, interruption) is not None
+                return pool.run(tasks, interruption)
 
         progress.at_looks = budget.look
         if not tuning.tune(self._studies, trials, budget):
@@ -159,6 +158,7 @@ class Session:
             for name, outcome in {**found, **outcomes}.items()
             if outcome is not None and outcome["status"] != "finished"
         ]
+        failures += [failure for study in dict.fromkeys(self._studies.values()) for failure in study.failures()]
         results, unreadable = self._results()
         if others := self._other_runs():
             progress.warn(f"not counted, their seeds were not asked for: {', '.join(others)}")
@@ -200,7 +200,7 @@ class Session:
                     yield task, env.name, stage, checkpoint
 
     def _results(self) -> tuple[dict[str, dict[str, list[RunResult]]], list[dict[str, str]]]:
-        """All runs that have ended, by environment and contestant; and, as failures, those that cannot be read."""
+        """All runs that have ended, by environment and contestant; and, as failures, those that no score can be read of."""
         found: dict[str, dict[str, list[RunResult]]] = {}
         unreadable = []
         for env in self.environments:
@@ -213,6 +213,9 @@ class Session:
                     unreadable.append({"run": folder.name, "status": "unreadable", "error": str(error)})
                 else:
                     found[env.name][contestant.label] += [] if run is None else [run]
+                    if run is None and (read_outcome(folder) or {}).get("status") == "finished":
+                        told = f"no episode has ended in {env.total_steps:,} steps"
+                        unreadable.append({"run": folder.name, "status": UNSCORED, "error": told})
         return found, unreadable
 
     def _other_runs(self) -> list[str]:
@@ -256,8 +259,7 @@ class Session:
         }
         write_json(self.folder.path / "comparison.json", result)
         write_text_atomic(self.folder.path / "report.md", markdown(result))
-        with never_fatal("a figure"):
-            draw_all(result, self.folder.figure)
+        draw_all(result, self.folder.figure)
         return result
 
     def _about_contestants(self, env: Environment) -> dict[str, Any]:

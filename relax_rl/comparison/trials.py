@@ -18,7 +18,8 @@ __all__ = ["Trial", "best_trial", "read_trials", "write_trials"]
 
 Trial = dict[str, Any]
 """`number`; `params` as searched, None outside the space; `settings` as trained; `score`, None if there is none; `seconds` of
-its runs; `reached`: at each rung it came to, its score on every environment."""
+its runs; `reached`: at each rung it came to, its score on every environment; `failed`: why the last try of one of its runs failed,
+where it did."""
 
 
 _KEYS = {"number", "params", "settings", "score"}
@@ -88,6 +89,8 @@ def _wrong(trial: Trial, at: int, space: Mapping[str, Dimension], rungs: int) ->
         return f"params of trial {at} are no point of what is searched"
     if not _is_score(trial["score"]):
         return f"score of trial {at} is {shown(trial['score'])}, expected a number"
+    if not isinstance(trial.get("failed", ""), str):
+        return f"failed of trial {at} is {shown(trial['failed'])}, expected a text"
     reached = trial.get("reached")
     if not isinstance(reached, list) or len(reached) > rungs or not all(map(_are_scores, reached)):
         return f"reached of trial {at} is {shown(reached)}, expected scores by environment at each of at most {rungs} rungs"

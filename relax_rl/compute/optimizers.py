@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from relax_rl.errors import SettingsError
+
 __all__ = [
     "OPTIMIZERS",
     "Adam",
@@ -24,7 +26,7 @@ __all__ = [
 
 
 class FlatParameters:
-    """Parameters as views of one tensor, each in its own layout in memory.
+    """Parameters as views of one tensor, each in its own layout in memory, or row by row where it has gaps.
 
     Clipping, the optimiser's step and averaging over processes then cost a few kernels instead of a few per parameter,
     which for small networks is most of their time.
@@ -32,15 +34,24 @@ class FlatParameters:
     Attributes:
         data: the tensor that holds them all.
         parameters: its views.
+
+    Raises:
+        SettingsError: the parameters are of several types.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self.parameters = list(parameters)
         self._sizes = [parameter.numel() for parameter in self.parameters]
-        self._orders = [_order_in_memory(parameter) for parameter in self.parameters]
+        if len(types := {parameter.dtype for parameter in self.parameters}) > 1:
+            raise SettingsError(
+                f"parameters are of {' and '.join(sorted(map(str, types)))}, expected one type for all of a network"
+            )
+        self._orders = []
         self.data = self.parameters[0].detach().new_empty(sum(self._sizes))
         for parameter, place in zip(self.parameters, self.data.split(self._sizes), strict=True):
-            view = place.as_strided(parameter.shape, parameter.stride())
+            dense = _is_dense(parameter)
+            self._orders.append(_order_in_memory(parameter) if dense else None)
+            view = place.as_strided(parameter.shape, parameter.stride()) if dense else place.view(parameter.shape)
             view.copy_(parameter.detach())
             parameter.data = view
 
@@ -73,6 +84,16 @@ class FlatParameters:
                 leaf = piece.detach().view([parameter.shape[dim] for dim in order]).permute(back)
             leaves.append(leaf.requires_grad_())
         return leaves
+
+
+def _is_dense(parameter: Tensor) -> bool:
+    """Whether its numbers lie in memory without gaps, and each for itself: what is a slice of a larger tensor does not."""
+    step = 1
+    for stride, size in sorted(zip(parameter.stride(), parameter.shape, strict=True)):
+        if size > 1 and stride != step:
+            return False
+        step *= size
+    return True
 
 
 def _order_in_memory(parameter: Tensor) -> list[int] | None:

@@ -134,9 +134,18 @@ def read_regular(path: str | os.PathLike[str], *, most: int) -> bytes:
             raise OSError(errno.EINVAL, "it is no regular file")
         if found.st_size > most:
             raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, expected at most {most:,}")
-        if found.st_size > _SMALL and getattr(found, "st_blocks", 1) * 512 < found.st_size // 2:
+        if found.st_size > _SMALL and _is_mostly_hole(descriptor, found):
             raise OSError(errno.EINVAL, "most of it is a hole")
         return file.read()
+
+
+def _is_mostly_hole(descriptor: int, found: os.stat_result) -> bool:
+    """Whether a file takes far less room than it has bytes, and that because nothing was written: others are compressed."""
+    if getattr(found, "st_blocks", 1) * 512 >= found.st_size // 2 or not hasattr(os, "SEEK_HOLE"):
+        return False
+    first = os.lseek(descriptor, 0, os.SEEK_HOLE)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return first < found.st_size
 
 
 def without_waiting(path: str | os.PathLike[str], flags: int) -> int:

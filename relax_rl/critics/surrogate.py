@@ -144,8 +144,11 @@ class MLPSurrogate:
         return forward(self._layers, x)
 
     def value_and_slope(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """`[*]` c and `[*, A]` dc/dz, both differentiable in phi, once; z is a constant."""
-        z, layers = z.detach(), self._layers
+        """`[*]` c and `[*, A]` dc/dz, both differentiable in phi, once; z is a constant. In the type of the network, autocast or not."""
+        if torch.is_autocast_enabled(z.device.type):
+            with torch.autocast(z.device.type, enabled=False):
+                return self.value_and_slope(z)
+        z, layers = z.detach().to(self._layers.out_weight.dtype), self._layers
         x, relaxed = self._input(z)
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             found = evaluate(layers, x.reshape(-1, x.shape[-1]), x.shape[-1] - z.shape[-1])

@@ -15,7 +15,7 @@ from relax_rl.distributions.noise import logistic_noise
 __all__ = ["Bernoulli"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bernoulli:
     """`P` independent bits at logits `params`, relaxed by a logistic variable.
 

@@ -15,7 +15,7 @@ from relax_rl.distributions.gamma_variables import TRIES, accepted, proposals, p
 __all__ = ["Beta"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Beta:
     """Independent beta variables; `params` is `[*, 2 D]`, and the concentrations are alpha, beta = 1 + softplus(params).
 

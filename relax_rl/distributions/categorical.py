@@ -25,7 +25,7 @@ from relax_rl.distributions.noise import (
 __all__ = ["Categorical"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Categorical(GumbelPerturbed):
     """One of `P` outcomes, relaxed by the Gumbel-max construction.
 

@@ -17,7 +17,7 @@ from relax_rl.distributions.tails import beta_tails, gamma_tails
 __all__ = ["Binomial", "Geometric", "NegativeBinomial", "Poisson"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Poisson(Counts):
     """Independent Poisson variables; `params` are log rates `[*, P]`, of rates from 1e-6 to 1e6.
 
@@ -57,7 +57,7 @@ class Poisson(Counts):
         return (0.5 * self.params).exp(), torch.ones_like(self.params)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NegativeBinomial(Counts):
     """How many trials succeed before the `total_count`-th failure; `params` are logits of success `[*, P]`.
 
@@ -117,7 +117,7 @@ class NegativeBinomial(Counts):
         return (self.mean * scale).sqrt(), scale
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Geometric(Counts):
     """How many trials fail before the first success; `params` are logits of success `[*, P]`, as in `torch.distributions`.
 
@@ -173,7 +173,7 @@ class Geometric(Counts):
         return (self.mean * scale).sqrt(), scale
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Binomial(Counts):
     """How many of `total_count` trials succeed; `params` are logits of success `[*, P]`.
 

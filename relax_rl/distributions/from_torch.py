@@ -226,7 +226,7 @@ def _made(
 ) -> td.Distribution:
     split = params.split([shape.numel() for shape in shapes.values()], -1)
     learned = {
-        name: x.reshape(*params.shape[:-1], *shape) for (name, shape), x in zip(shapes.items(), split, strict=True)
+        name: x.reshape((*params.shape[:-1], *shape)) for (name, shape), x in zip(shapes.items(), split, strict=True)
     }
     dist: td.Distribution = family(**learned, **constants, validate_args=False)
     return td.Independent(dist, reinterpreted, validate_args=False) if reinterpreted else dist

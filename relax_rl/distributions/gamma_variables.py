@@ -47,5 +47,6 @@ def proposed_for(concentration: Tensor, gamma: Tensor) -> Tensor:
     """`[*, 6, 2]` noise whose first proposal, accepted whatever it is, makes these gamma variables."""
     d = concentration - 1.0 / 3.0
     normal = 3.0 * d.sqrt() * ((gamma / d).pow(1.0 / 3.0) - 1.0)
-    first = torch.stack([normal, torch.full_like(normal, ACCEPTED)], -1).unsqueeze(-2)
+    surely = min(ACCEPTED, torch.finfo(normal.dtype).max / 2)
+    first = torch.stack([normal, torch.full_like(normal, surely)], -1).unsqueeze(-2)
     return F.pad(first, (0, 0, 0, TRIES - 1))

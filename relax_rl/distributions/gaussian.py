@@ -17,7 +17,7 @@ __all__ = ["DiagGaussian", "TanhGaussian"]
 GaussianSelf = TypeVar("GaussianSelf", bound="DiagGaussian")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DiagGaussian:
     """Independent normals; `params` is `[*, 2 D]`, means then log standard deviations.
 
@@ -108,7 +108,7 @@ _NODES = 33
 _REACH = 5.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TanhGaussian(DiagGaussian):
     """A diagonal Gaussian squashed onto (-1, 1) by tanh.
 

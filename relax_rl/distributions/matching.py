@@ -9,14 +9,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from relax_rl.distributions.checks import require_params
+from relax_rl.distributions.checks import on_host, require_params
 from relax_rl.distributions.discrete import FAR, one_hot
 from relax_rl.distributions.noise import gumbel_log_density, gumbel_noise
 
 __all__ = ["Matching"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Matching:
     """A matching of `n` rows with `n` columns: the assignment of the largest sum of perturbed logits (Mena et al. 2018).
 
@@ -55,7 +55,17 @@ class Matching:
     def _locations(self) -> Tensor:
         return self.params.clamp(min=-FAR)
 
+    def require_possible(self) -> None:
+        """Raises ValueError where masked logits leave no matching, as sampling does; on a CPU, in eager code."""
+        params = self.params.detach()
+        if not on_host(params) or not (params == -math.inf).any():
+            return
+        best = self._one_hot(replace(self, one_hot=False).threshold(self._locations))
+        if (params.masked_fill(best == 0, 0.0) == -math.inf).any():
+            raise ValueError("masked logits leave a row of params no matching: allow one column for each of its rows")
+
     def sample_noise(self, generator: torch.Generator | None = None) -> Tensor:
+        self.require_possible()
         return gumbel_noise(tuple(self.params.shape), generator, self.params.device)
 
     def relax(self, noise: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from relax_rl.distributions.noise import (
 __all__ = ["MultiCategorical"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MultiCategorical:
     """`K` independent categoricals with `nvec[k]` outcomes each.
 

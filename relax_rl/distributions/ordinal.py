@@ -9,13 +9,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from relax_rl.distributions.checks import on_host, require_numbers, require_params
-from relax_rl.distributions.discrete import FAR
 from relax_rl.distributions.noise import logistic_noise
 
 __all__ = ["Ordinal"]
 
+_WIDEST, _LEAST = 60.0, 1e-30
+"""Of the logarithm of a gap, and of a gap."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Ordinal:
     """The ordered logit, K ranks 0..K-1 (McCullagh 1980): b counts the cut points that location + logistic noise exceeds.
 
@@ -52,8 +54,13 @@ class Ordinal:
     @property
     def _above(self) -> Tensor:
         """`[*, K - 1]` the location above each cut point: logits of P(b > j)."""
-        first, gaps = self.params[..., :1], self.params[..., 1:].exp()
+        first, gaps = self.params[..., :1], self._log_gaps.exp()
         return torch.cat([first, first - gaps.cumsum(-1)], -1)
+
+    @property
+    def _log_gaps(self) -> Tensor:
+        """`[*, K - 2]`; nothing that is counted in floating point lies in a gap of e^60 or more."""
+        return self.params[..., 1:].clamp(max=_WIDEST)
 
     def sample_noise(self, generator: torch.Generator | None = None) -> Tensor:
         require_numbers(self)
@@ -69,9 +76,9 @@ class Ordinal:
         return (z.detach() > 0).sum(-1, keepdim=True).to(self.params.dtype)
 
     def _edges(self, sample: Tensor) -> tuple[Tensor, Tensor]:
-        """`[*, 1]` the noise between which the outcome lies, 1000 for a bound that there is none."""
+        """`[*, 1]` the noise between which the outcome lies, half the largest number for a bound that there is none."""
         above = self._above
-        far = torch.full_like(above[..., :1], FAR)
+        far = torch.full_like(above[..., :1], torch.finfo(above.dtype).max / 2)
         edges = torch.cat([-far, -above, far], -1)
         index = sample.long()
         rows = torch.broadcast_shapes(index.shape[:-1], edges.shape[:-1])
@@ -105,19 +112,29 @@ class Ordinal:
         """
         self._check_ranks(sample)
         low, high = self._edges(sample)
-        # sigmoid(high) - sigmoid(low) = sigmoid(high) sigmoid(-low) (1 - exp(low - high))
-        return (F.logsigmoid(high) + F.logsigmoid(-low) + torch.log(-torch.expm1(low - high))).squeeze(-1)
+        # sigmoid(high) - sigmoid(low) = sigmoid(high) sigmoid(-low) (1 - exp(low - high)), whose last factor is of the gap alone.
+        both = F.logsigmoid(high) + F.logsigmoid(-low)
+        return (both + self._of_interval(_log_one_minus_exp(self._log_gaps), sample)).squeeze(-1)
 
     def score(self, sample: Tensor) -> Tensor:
         here = self.with_params(self.params.detach())
         low, high = here._edges(sample)
-        steep = 1.0 / torch.expm1(high - low)
-        of_low, of_high = -torch.sigmoid(low) - steep, torch.sigmoid(-high) + steep
-        ranks, gaps = torch.arange(here.params.shape[-1], device=low.device), here.params[..., 1:].exp()
         # The lower bound is cut point b - 1 and the upper one b: both move against the location, and with the gaps before.
-        at_low, at_high = of_low * (sample > 0), of_high * (sample < here.params.shape[-1])
-        of_gaps = gaps * (at_low * (ranks[1:] <= sample - 1) + at_high * (ranks[1:] <= sample))
+        at_low = -torch.sigmoid(low) * (sample > 0)
+        at_high = torch.sigmoid(-high) * (sample < here.params.shape[-1])
+        ranks, gaps = torch.arange(1, here.params.shape[-1], device=low.device), here._log_gaps.exp()
+        steep = torch.where(gaps < 80.0, gaps / torch.expm1(gaps.clamp(_LEAST, 80.0)), torch.zeros_like(gaps))
+        steep = torch.where(gaps < _LEAST, torch.ones_like(gaps), steep)  # the limit
+        gaps = gaps * (here.params[..., 1:] < _WIDEST)
+        of_gaps = gaps * (at_low * (ranks < sample) + at_high * (ranks <= sample)) + steep * (ranks == sample)
         return torch.cat([-(at_low + at_high), of_gaps], -1)
+
+    def _of_interval(self, of_gaps: Tensor, sample: Tensor) -> Tensor:
+        """`[*, 1]` of numbers `[*, K - 2]` the one of the gap in which the outcome lies, 0 for the outermost ranks."""
+        ends = torch.zeros_like(self.params[..., :1])
+        every, index = torch.cat([ends, of_gaps, ends], -1), sample.long()
+        rows = torch.broadcast_shapes(index.shape[:-1], every.shape[:-1])
+        return every.expand(*rows, -1).gather(-1, index.expand(*rows, 1))
 
     @property
     def probs(self) -> Tensor:
@@ -175,6 +192,13 @@ class Ordinal:
         wrong = (b < 0) | (b > top) | (b != b.round())
         if wrong.any():
             raise ValueError(f"ranks are whole numbers from 0 to {top}, but the sample has {float(b[wrong][0]):g}")
+
+
+def _log_one_minus_exp(log_gap: Tensor) -> Tensor:
+    """log(1 - exp(-gap)), to its own digits and with derivatives for any gap: of small ones the first terms of its series."""
+    gap, small = log_gap.exp(), log_gap < -8.0
+    large = torch.where(small, torch.ones_like(gap), gap)
+    return torch.where(small, log_gap - gap / 2 + gap.square() / 24, torch.log(-torch.expm1(-large)))
 
 
 def _between(low: Tensor, high: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from relax_rl.distributions.checks import require_alike, require_params
+from relax_rl.distributions.checks import on_host, require_alike, require_params
 from relax_rl.distributions.discrete import FAR, HIDDEN, divergence, log_probability, one_hot
 from relax_rl.distributions.gumbel_perturbed import GumbelPerturbed, widened
 from relax_rl.distributions.orders import (
@@ -26,7 +26,7 @@ from relax_rl.distributions.orders import (
 __all__ = ["PlackettLuce"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlackettLuce(GumbelPerturbed):
     """The first `k` of `n` items drawn one after the other without replacement, each with probability softmax(logits) of
     those that are left; an order of all items without `k`.
@@ -163,6 +163,8 @@ class PlackettLuce(GumbelPerturbed):
         n = self.params.shape[-1]
         rows = self._one_hot(sample) if not self.one_hot else sample
         matrix = rows.unflatten(-1, (self._count, n)).long()
+        if on_host(matrix) and (matrix.sum(-2) > 1).any():
+            raise ValueError("a sample is an order of different items, but one has an item twice")
         place = torch.arange(self._count, device=sample.device).unsqueeze(-1)
         key = (matrix * place).sum(-2) + (1 - matrix.sum(-2)) * self._count
         order = key.sort(dim=-1, stable=True).indices

@@ -1,4 +1,9 @@
-"""Positive numbers and shares: gamma and Dirichlet variables of any concentration."""
+"""Positive numbers and shares: gamma and Dirichlet variables.
+
+The logarithm of a gamma variable has a standard deviation of 1 / concentration, and numbers below 1e-38 are that number in
+float32: at a concentration of 0.1 two in ten thousand are, at 0.05 one in a hundred, at 0.02 one in six, and estimates by
+the score are biased by as much. In float64 all of it holds down to 0.02.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +42,11 @@ def _noise_for(concentration: Tensor, gamma: Tensor) -> Tensor:
 def _gamma_slope(x: Tensor, concentration: Tensor, total: Tensor) -> Tensor:
     """torch's implicit derivatives, as one operation of graphs and of maps: of gamma variables where `total` is empty, and
     of the shares in a Dirichlet variable of this total concentration."""
-    if not total.numel():
-        return torch._standard_gamma_grad(concentration, x)
-    return torch._dirichlet_grad(x.contiguous(), concentration.contiguous(), total.contiguous())
+    known = torch.float64 if x.dtype == torch.float64 else torch.float32  # torch has them for no others
+    at, a = x.to(known).contiguous(), concentration.to(known).contiguous()
+    of_total = () if not total.numel() else (total.to(known).contiguous(),)
+    found: Tensor = torch._dirichlet_grad(at, a, *of_total) if of_total else torch._standard_gamma_grad(a, at)
+    return found.to(x.dtype)
 
 
 @_gamma_slope.register_fake
@@ -55,7 +62,7 @@ def _(info: Any, dims: Any, *tensors: Tensor) -> tuple[Tensor, int]:
     return _gamma_slope(*same, moved[2]) if of_gamma else _gamma_slope(*same), 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gamma:
     """Independent gamma variables; `params` is `[*, 2 D]`, log concentrations and then log rates.
 
@@ -163,7 +170,7 @@ class Gamma:
             return torch.cat([_gamma_slope(*each, x.new_empty(0)) * a / rate, -x], -1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dirichlet:
     """Shares that sum to 1; `params` is `[*, K]`, log concentrations.
 

@@ -66,7 +66,7 @@ def _part(dist: Any) -> _Part:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Product:
     """Independent factors; `params`, noise, z and samples are those of one factor after the other, in one vector.
 

@@ -18,11 +18,13 @@ CountsSelf = TypeVar("CountsSelf", bound="Counts")
 
 _LEVELS = 60
 """Steps to a quantile, at most; most take five."""
+_BLOCK, _MOST_TERMS = 2**18, 10_000_000
+"""Terms of an entropy: so many at once, and at most so many of a row."""
 _NATS = 39.0
 """What is left out of a range: the noise reaches e^-37, and tails beyond are of no outcome that it makes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Counts:
     """Independent counts 0, 1, ...; `params` `[*, P]`, samples `[*, P]` in the type of `params`.
 
@@ -206,13 +208,25 @@ class Counts:
         return before - after
 
     def entropy(self) -> Tensor:
-        """`[*]` in nats: a sum over all counts but e^-39 of the mass on either side, whose number is that of its terms."""
+        """`[*]` in nats: a sum over all counts but e^-39 of the mass on either side.
+
+        Raises:
+            ValueError: when the counts of a row, from the least to the largest that is likely, are more than ten million.
+        """
+        if not self.params.numel():
+            return self.params.sum(-1)
         low, high = self._range()
         count = int((high - low).max()) + 1
-        steps = torch.arange(count, dtype=torch.float64, device=low.device)
-        log_p = torch.stack([self._log_probs(x) for x in (low + steps.view(-1, *[1] * low.dim())).unbind()])
-        log_p = log_p.clamp(min=-700.0)  # counts beyond the largest one
-        return -(log_p.exp() * log_p).sum((0, -1)).to(self.params.dtype)
+        if count > _MOST_TERMS:
+            raise ValueError(
+                f"the entropy is a sum over {count:,} counts, expected at most {_MOST_TERMS:,}: give smaller means"
+            )
+        steps = torch.arange(count, dtype=torch.float64, device=low.device).view(-1, *[1] * low.dim())
+        total = torch.zeros_like(self.params[..., 0], dtype=torch.float64)
+        for block in steps.split(max(1, _BLOCK // low.numel())):
+            log_p = self._log_probs(low + block).clamp(min=-700.0)  # counts beyond the largest one
+            total = total - (log_p.exp() * log_p).sum((0, -1))
+        return total.to(self.params.dtype)
 
     def cdf(self, sample: Tensor) -> Tensor:
         """`[*, P]` for each count the probability of at most this much, without graph."""
@@ -237,7 +251,7 @@ class Counts:
         half = _half_tanh(temperature)
         t = 2.0 * (relaxed - relaxed.floor() - 0.5) * half
         slope: Tensor = (1.0 - t.square()) / (2.0 * temperature * half) * vector * (relaxed > 0)
-        return slope
+        return slope if self.most is None else slope * (relaxed < self.most)
 
     def _check_counts(self, sample: Tensor) -> None:
         if not on_host(sample) or not sample.numel():

@@ -60,7 +60,7 @@ def _log_integrand(a: Tensor, y: Tensor) -> Tensor:
 
 def _slopes(x: Tensor) -> Tensor:
     """d log(1 - exp(-e^x)) / dx."""
-    rate = x.clamp(max=7.0).exp()
+    rate = x.clamp(_TINY, 7.0).exp()
     return rate / torch.expm1(rate)
 
 

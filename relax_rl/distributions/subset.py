@@ -22,7 +22,7 @@ _FURTHEST = 600.0
 """The furthest that logs of probabilities are taken apart: its exponential is still a number."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subset(GumbelPerturbed):
     """`k` of `n` items drawn one after the other without replacement, each with probability softmax(logits) of those that
     are left, whatever their order: a Gumbel top-k set.
@@ -194,7 +194,10 @@ class Subset(GumbelPerturbed):
 
     def _members_first(self, sample: Tensor, *by_item: Tensor) -> tuple[Tensor, ...]:
         """All n items, those of the sample first, each part by index, `[*, n]`; and tensors `[*, n]` in this order."""
-        order = (self.embed(sample) < 0.5).to(torch.uint8).sort(dim=-1, stable=True).indices
+        members = self.embed(sample)
+        if on_host(members) and (members.sum(-1) != self.k).any():
+            raise ValueError(f"a sample is a set of {self.k} different items, but one has an item twice")
+        order = (members < 0.5).to(torch.uint8).sort(dim=-1, stable=True).indices
         order, *by_item_ = torch.broadcast_tensors(order, *by_item)
         return (order, *(x.gather(-1, order) for x in by_item_))
 

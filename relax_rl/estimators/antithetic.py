@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from relax_rl.distributions import Bernoulli, Categorical, logistic_noise
+from relax_rl.distributions.checks import require_numbers
 from relax_rl.distributions.discrete import FAR, HIDDEN, one_hot
-from relax_rl.estimators.draws import check_wrapped, detached, values_for
+from relax_rl.estimators.draws import ask, check_wrapped, detached
 from relax_rl.estimators.estimate import Estimate
 from relax_rl.estimators.gradients import value_and_gradient
 from relax_rl.estimators.score import check_num_samples
@@ -189,6 +190,7 @@ def _require_bits(dist: object, name: str) -> None:
     if not isinstance(dist, Bernoulli):
         also = " or a Categorical" if name == "disarm" else ""
         raise ValueError(f"{name} is for Bernoulli outcomes{also}, not for {type(dist).__name__}")
+    require_numbers(dist, finite=False)
 
 
 def _antithetic(f: Callable[[Tensor], Tensor], here: Bernoulli, logit: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,4 +200,4 @@ def _antithetic(f: Callable[[Tensor], Tensor], here: Bernoulli, logit: Tensor) -
 
 
 def _ask(f: Callable[[Tensor], Tensor], sample: Tensor, dist: Bernoulli | Categorical, count: int) -> Tensor:
-    return values_for(dist, f(sample), count)
+    return ask(f, dist, sample, count)

@@ -214,8 +214,9 @@ def bias(draws: Tensor, reference: Tensor) -> Bias:
         draws: `[R, P]` independent gradients.
         reference: `[P]`, such as an enumerated gradient.
     """
+    rounding = 4 * max(torch.finfo(draws.dtype).eps, torch.finfo(reference.dtype).eps)
     draws, reference = draws.double(), reference.double().flatten()
-    error = draws.std(0) / len(draws) ** 0.5
+    error = (draws.std(0) / len(draws) ** 0.5).maximum(rounding * reference.abs())
     difference = draws.mean(0) - reference
     norm = reference.norm().clamp(min=torch.finfo(torch.float64).tiny)
     return Bias(

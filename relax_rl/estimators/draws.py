@@ -16,6 +16,7 @@ __all__ = [
     "Draw",
     "Objective",
     "as_phi",
+    "ask",
     "check_noise",
     "check_wrapped",
     "detached",
@@ -126,7 +127,7 @@ def draw(
         z = here.relax(noise)
         sample = here.threshold(z)
     check_noise(here, sample, noise=given)
-    value = values_for(here, f.detach() if isinstance(f, Tensor) else f(sample))
+    value = values_for(here, f.detach()) if isinstance(f, Tensor) else ask(f, here, sample)
     return Draw(here, noise, sample, value, z, score)
 
 
@@ -168,6 +169,11 @@ def values_for(dist: Distribution, value: Tensor, *outcomes: int) -> Tensor:
     """
     check_rows((*outcomes, *dist.params.shape[:-1]), f=value)
     return value if value.is_floating_point() else value.to(dist.params.dtype)
+
+
+def ask(f: Callable[[Tensor], Tensor], dist: Distribution, sample: Tensor, *outcomes: int) -> Tensor:
+    """f's values at a sample, as `values_for`; f gets the sample to itself, for what it does with it in place is no outcome."""
+    return values_for(dist, f(sample.clone()), *outcomes)
 
 
 def require_vectors(dist: Distribution) -> None:

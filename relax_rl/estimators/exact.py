@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from relax_rl.distributions import FiniteDistribution
-from relax_rl.estimators.draws import Objective, as_phi, detached, draw, require, score_of, values_for
+from relax_rl.estimators.draws import Objective, as_phi, ask, detached, draw, require, score_of
 from relax_rl.estimators.estimate import Estimate
 from relax_rl.estimators.gradients import Weight, check_rows, control_variate_gradient, value_and_gradient
 
@@ -36,7 +36,7 @@ def enumerated(
     if hasattr(here, "require_possible"):
         here.require_possible()
     sample, probs = every_outcome(here)
-    value = values_for(here, f(sample), len(sample))
+    value = ask(f, here, sample, len(sample))
     value = torch.where(probs > 0, value, torch.zeros_like(value))
 
     def expectation(params: Tensor) -> Tensor:

@@ -288,6 +288,10 @@ def _gradient_if_reached(output: Tensor, at: Tensor, create_graph: bool) -> Tens
 
 def _check_constant(function: Callable[[Tensor], tuple[Tensor, ...]], at: Tensor, value: Tensor) -> None:
     """Raises RuntimeError where what has no gradient is no constant: taken for one it would bias the estimate."""
+    if at.is_inference():
+        raise RuntimeError(
+            "gradients of f or of the surrogate are needed, and torch.inference_mode keeps none: take torch.no_grad"
+        )
     # Two uneven places, between 0 and 1 for bits: what is symmetric would be the same at 1 - at.
     uneven = torch.linspace(0.3, 0.7, at.numel(), dtype=at.dtype, device=at.device).view_as(at)
     with torch.no_grad():

@@ -138,6 +138,8 @@ class StochasticGraph:
     def loss(self, weight: Tensor | float | None = None, *, variance_coef: float = 1.0) -> Tensor:
         """A scalar, the mean over rows of the sum of the costs, whose gradient is the estimate; at phi that of the variances.
 
+        What a baseline is fitted by is not in it: each `fit_loss` of `estimates` is to be added.
+
         Args:
             weight: of each row, a number or `[*]`; 1 / number of rows by default.
             variance_coef: factor of the variances' gradients; 0 leaves them out.
@@ -163,7 +165,7 @@ class StochasticGraph:
     def _estimate(self, node: _Node) -> Estimate:
         following = [value.detach() for value, names in self._costs if node.name in names]
         value = sum(following) if following else node.dist.params.detach().new_zeros(node.dist.params.shape[:-1])
-        found = node.estimate(value, node.dist, noise=node.noise, sample=node.sample)
+        found = node.estimate(value, node.dist, noise=node.noise, sample=node.sample, active=node.active)
         if node.active is None:
             return found
         return replace(found, grad=found.grad * node.active.unsqueeze(-1))
@@ -176,7 +178,7 @@ class StochasticGraph:
             if options.keys() - {"generator"}:
                 raise ValueError("rloo has no options in a graph: its samples are the first dimension of the rows")
             check_num_samples(dist.params.shape[0] if dist.params.dim() > 1 else 0)
-            return lambda value, dist, **drawn: reinforce(leave_one_out(value), dist, **drawn, **options)
+            return lambda value, dist, active, **drawn: reinforce(leave_one_out(value), dist, **drawn, **options)
         if estimator == "rebar":
             if "f" not in options:
                 raise ValueError("rebar in a graph needs f: what the costs that follow would be, for relaxed samples")
@@ -195,10 +197,10 @@ class StochasticGraph:
         known = inspect.signature(function).parameters
         if "generator" in known and "generator" not in options:
             options = {**options, "generator": self.generator}
-        takes_sample = "sample" in known
 
-        def estimate(value: Tensor, dist: Any, *, noise: Tensor, sample: Tensor) -> Estimate:
-            return function(value, dist, noise=noise, **({"sample": sample} if takes_sample else {}), **options)
+        def estimate(value: Tensor, dist: Any, *, noise: Tensor, **also: Tensor | None) -> Estimate:
+            taken = {name: x for name, x in also.items() if name in known}
+            return function(value, dist, noise=noise, **taken, **options)
 
         return estimate
 

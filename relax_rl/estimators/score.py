@@ -54,6 +54,8 @@ class MovingAverage:
 
     def update(self, value: Tensor) -> None:
         """Take in a batch of values, after the estimate that used the mean: the mean must not know the sample."""
+        if not value.numel():
+            return
         value = value.detach().double()
         self._weight = self.decay * self._weight + 1.0 - self.decay
         self._mean = self.decay * self._mean + (1.0 - self.decay) * float(value.mean())
@@ -102,6 +104,7 @@ def nvil(
     baseline: Tensor,
     average: MovingAverage,
     *,
+    active: Tensor | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Estimate:
@@ -116,6 +119,8 @@ def nvil(
         f, dist, noise, generator: as in `reinforce`.
         baseline: `[*]` the baseline network's output for the input of each row.
         average: moving statistics of f - baseline.
+        active: `[*]` booleans, the rows that count, in the gradient, in what `average` takes in and in what is fitted; all by
+            default.
 
     Returns:
         the estimate; its `fit_loss` is the mean squared error of mean + baseline.
@@ -125,9 +130,13 @@ def nvil(
     """
     drawn = draw(f, dist, noise=noise, generator=generator)
     value = drawn.value.detach()
+    counted = (value, baseline) if active is None else (value[active], baseline[active])
     signal, fit_loss = nvil_signal(value, baseline, average.mean, average.std)
+    if active is not None:
+        signal = torch.where(active, signal, torch.zeros_like(signal))
+        _, fit_loss = nvil_signal(*counted, average.mean)
     grad = reinforce_gradient(signal, None, drawn.dist.params, score=drawn.score)
-    average.update(value - baseline)
+    average.update(counted[0] - counted[1])
     return Estimate(drawn.sample, drawn.value, grad, dist.params, fit_loss=fit_loss)
 
 

@@ -12,7 +12,7 @@ from relax_rl.distributions import Categorical
 from relax_rl.distributions.discrete import FAR, one_hot
 from relax_rl.distributions.set_integral import log_leave_out_ratios
 from relax_rl.distributions.subset import log_odds
-from relax_rl.estimators.draws import check_wrapped, detached, score_of, values_for
+from relax_rl.estimators.draws import ask, check_wrapped, detached, score_of
 from relax_rl.estimators.estimate import Estimate
 from relax_rl.estimators.score import check_num_samples
 
@@ -49,11 +49,12 @@ def unordered_set(
     """
     sample, log_probs, _, _ = _draw(dist, "unordered_set", num_samples, generator)
     here = detached(dist)
-    value = values_for(here, f(sample), num_samples)
+    value = ask(f, here, sample, num_samples)
     ratios, second = (
         x.to(log_probs.dtype) for x in log_leave_out_ratios(log_odds(log_probs.clamp(min=-FAR), num_samples))
     )
-    log_probs, known = log_probs[..., :num_samples], value.detach().movedim(0, -1)
+    log_probs, value = log_probs[..., :num_samples], _of_possible(value, log_probs)
+    known = value.detach().movedim(0, -1)
     # Ratios grow as probabilities vanish: their product is what stays a number.
     baseline = (torch.exp(second + log_probs.unsqueeze(-2)) * known.unsqueeze(-2)).sum(-1)
     weight = torch.exp(ratios + log_probs)
@@ -87,8 +88,8 @@ def without_replacement(
     """
     sample, log_probs, _, kappa = _draw(dist, "without_replacement", num_samples, generator)
     here = detached(dist)
-    value = values_for(here, f(sample), num_samples)
-    log_probs = log_probs[..., :num_samples]
+    value = ask(f, here, sample, num_samples)
+    log_probs, value = log_probs[..., :num_samples], _of_possible(value, log_probs)
     weight, probs = log_probs.exp(), log_probs.exp()
     if kappa is not None:
         weight = weight / -torch.expm1(-torch.exp(log_probs.clamp(min=-FAR) - kappa))
@@ -119,6 +120,12 @@ def _draw(
     log_probs = here.log_probs.gather(-1, order)
     kappa = falling[..., num_samples : num_samples + 1] if num_samples < count else None
     return sample, log_probs, order, kappa
+
+
+def _of_possible(value: Tensor, log_probs: Tensor) -> Tensor:
+    """f's values `[K, *]`, 0 for outcomes that are impossible, of which f may say anything; `[*, P]` log-probabilities by falling z."""
+    possible = log_probs[..., : len(value)].movedim(-1, 0) > -FAR
+    return torch.where(possible, value, torch.zeros_like(value))
 
 
 def _weighted_scores(dist: Categorical, sample: Tensor, weight: Tensor) -> Tensor:

@@ -204,15 +204,20 @@ class UnitScale:
 
 
 def unit_scale(actions: ActionEncoder) -> UnitScale | None:
-    """The middle and the half-width of every finite range of actions that is far from -1 to 1; None if there is none.
+    """The middle and the half-width of every range of actions that is far from -1 to 1; None if there is none.
 
-    Far is a half-width below 0.1 or above 10, or a range that does not hold 0.
+    Far is a finite half-width below 0.1 or above 10, or a range that does not hold 0. Of a range with one finite bound, what counts is
+    the part of width 2 at that bound.
     """
     boxes = _boxes(actions)
     if not boxes:
         return None
     low, high = (np.concatenate([getattr(box, name).astype(np.float64) for box in boxes]) for name in ("_low", "_high"))
     with np.errstate(over="ignore", invalid="ignore"):
+        low, high = (
+            np.where((low < -UNBOUNDED) & (high < 0), high - 2.0, low),
+            np.where((high > UNBOUNDED) & (low > 0), low + 2.0, high),
+        )
         half, middle = 0.5 * high - 0.5 * low, 0.5 * high + 0.5 * low
         far = (half < SMALLEST) | (half > LARGEST) | (low > 0) | (high < 0)
         far &= np.isfinite(half) & (half > 0) & (half < UNBOUNDED)

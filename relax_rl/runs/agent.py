@@ -108,12 +108,14 @@ class AgentRun:
     def recall_best(self, folder: CheckpointFolder) -> None:
         """Go by the best agent on disk: it may have been kept after the checkpoint, or be there no longer."""
         if not folder.best.exists():
-            self.best_return = self.best_step = None
+            self.best_evaluation = self.best_return = self.best_step = None
         with suppress(CheckpointError, KeyError, TypeError, ValueError, OverflowError):
             run = Checkpoint.read(folder.best).state["run"]
-            found, step = float(run["best_return"]), whole("best_step", run["best_step"], least=0)
-            if math.isfinite(found) and (self.best_return is None or found > self.best_return):
-                self.best_return, self.best_step = found, step
+            name = "best_return" if run.get("best_evaluation") is None else "best_evaluation"
+            found, step, known = float(run[name]), whole("best_step", run["best_step"], least=0), getattr(self, name)
+            if math.isfinite(found) and (known is None or found > known):
+                setattr(self, name, found)
+                self.best_step = step
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a checkpoint holds.

@@ -36,8 +36,10 @@ def describe_return(status: float | tuple[float, float]) -> str:
 
 
 def describe_number(x: float) -> str:
-    """With as many digits as its size asks for: `321.5`, `21.2`, `4.25`, `0.953`, `0.0012`."""
+    """With as many digits as its size asks for: `321.5`, `21.2`, `4.25`, `0.953`, `0.0012`, `1.2e+12`."""
     size = abs(x)
+    if size >= 1e9:
+        return f"{x:.3g}"
     if size >= 10:
         return f"{x:.1f}"
     if size >= 1:

@@ -123,6 +123,8 @@ def evaluation_envs(config: EnvConfig, *, episodes: int, seed: int, **changes: A
 def _require_finite(agent: ActorCritic, envs: VectorEnvs, reward: np.ndarray) -> None:
     """Raises EnvironmentFault if one of `[N]` rewards, or a number in the observations after them, is not finite."""
     encoded = agent.encode(envs.obs)
+    with np.errstate(over="ignore"):
+        reward = reward.astype(np.float32)  # as training counts it
     told = {"a reward": reward, "a number in an observation": encoded.reshape(len(encoded), -1)}
     for what, numbers in told.items():
         if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from relax_rl.compute.installation import install_line
-from relax_rl.compute.serialization import write_json
+from relax_rl.compute.serialization import write_bytes_atomic, write_json, write_text_atomic
 from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.model_card import model_card
@@ -113,10 +113,10 @@ def write_model(
         kept = {name: x for name, x in evaluation.items() if name not in _OF_THIS_MACHINE}
         write_json(target / "evaluation.json", kept)
     for name, picture in _pictures(source):
-        (target / name).write_bytes(_content(picture))
+        write_bytes_atomic(target / name, _content(picture))
     files = sorted(path.name for path in target.iterdir())
     card = model_card(config, agent.name, repo_id=repo_id, step=agent.steps, evaluation=evaluation, files=files)
-    (target / "README.md").write_text(card, encoding="utf-8")
+    write_text_atomic(target / "README.md", card)
     return f"{agent.name} after {agent.steps} steps"
 
 

@@ -217,9 +217,11 @@ def _play(envs: VectorEnvs, found: Inspection, steps: int, seed: int) -> None:
         rewards.append(step.reward[step.valid])
     count = len(rewards) * rows
     seen, episodes = np.concatenate(rewards), envs.drain_episodes()
-    if not np.isfinite(seen).all():
-        found.faults.append("a reward is no finite number, which ends a run")
-        seen = seen[np.isfinite(seen)]
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(seen.astype(np.float32))
+    if not finite.all():
+        found.unusable = f"a reward is {seen[~finite][0]:g}, which is no finite number of 32 bits and ends a run"
+        seen = seen[finite]
     if seen.size:
         low, mean, high = map(describe_number, (x + 0.0 for x in (seen.min(), seen.mean(), seen.max())))  # no -0
         found.facts["rewards"] = f"{low} to {high}, mean {mean}, over {seen.size:,} random steps"

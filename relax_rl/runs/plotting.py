@@ -30,6 +30,7 @@ __all__ = [
     "make_figure",
     "name_rows",
     "never_fatal",
+    "plain",
     "plot_curves",
     "plot_learning",
     "png",
@@ -118,9 +119,15 @@ def count_in_thousands(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
+def plain(name: str) -> str:
+    """A name of the user's own, as matplotlib shows it: not read as a formula, and not left out of a legend."""
+    name = name.replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
+
+
 def name_rows(axes: Axes, rows: Iterable[str], *, named: bool = True) -> None:
     """Have one thing stand at each whole number along y, from the top, with its name beside it if `named`."""
-    names = list(rows)
+    names = list(map(plain, rows))
     axes.set_yticks(range(len(names)), names if named else [""] * len(names))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.25)

@@ -32,13 +32,14 @@ __all__ = [
 ]
 
 
-def checked_loggers(config: TrainConfig, theirs: Iterable[TheirLogger | Logger]) -> list[Logger]:
+def checked_loggers(config: TrainConfig, theirs: Iterable[TheirLogger | Logger] | TheirLogger | Logger) -> list[Logger]:
     """The caller's loggers as a run takes them; those that the settings name, and trackers, are looked for.
 
     Raises:
         SettingsError: one is none, a name names nothing that can be called, or the package of a tracker is missing.
     """
-    found: list[Logger] = [GuardedLogger(as_logger(each), name_of(type(each))) for each in theirs]
+    every = theirs if isinstance(theirs, Iterable) else [theirs]
+    found: list[Logger] = [GuardedLogger(as_logger(each), name_of(type(each))) for each in every]
     require_loggers(config, config.run.logger, config.run.track)
     return found
 

@@ -61,7 +61,7 @@ def train(
     config: TrainConfig,
     *,
     callbacks: Iterable[Listener] | Listener | None = (),
-    loggers: Iterable[TheirLogger | Logger] = (),
+    loggers: Iterable[TheirLogger | Logger] | TheirLogger | Logger = (),
     estimator: AgentEstimator | None = None,
     networks: NetworkFactory | None = None,
     command: str = "",
@@ -77,7 +77,7 @@ def train(
     Args:
         config: taken as it is; `preset_config` makes one from a preset, `resume_config` one that goes on with a run.
         callbacks: as for `ActorCritic.learn`, besides those that the settings ask for, in every process.
-        loggers: take the rows of `progress.csv` too, evaluations and the outcome, in the first process, by
+        loggers: or a single one; take the rows of `progress.csv` too, evaluations and the outcome, in the first process, by
             `log(step, metrics)`, or the rows alone by `log(row)`; closed at the end.
         estimator, networks: of your own, in place of those that the settings name; given again when a run is gone on with.
         command: kept in `config.json`.
@@ -162,6 +162,7 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
         config=replace(config.agent, device=process.device),
         networks=named(config.run.networks, "networks") if networks is None and config.run.networks else networks,
     )
+    agent.learner.check_environments(workers.count * envs.num_envs)
     of_run = {"total_steps": config.run.total_steps, "num_envs": config.env.num_envs}
     choose(agent.config, agent.networks, workers=workers.count, **of_run)  # raises where it is impossible
     run = AgentRun(agent)

@@ -88,7 +88,7 @@ class RunConfig:
     """
 
     estimator: Estimator = setting("auto", open=True)
-    """Gradient estimator; auto takes relax for discrete and hybrid actions and lax for continuous ones; module:name takes one of your own."""
+    """Gradient estimator; auto takes relax for discrete and hybrid actions and lax for continuous ones; module:name takes one of your own. PPO is a2c with --epochs, --minibatch-size and --clip-range."""
     networks: str | None = None
     """Networks of your own: module:factory; a run that is gone on with has to be told of them again."""
     preset: str = "none"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
-from relax_rl.errors import SettingsError, did_you_mean
+from relax_rl.errors import SettingsError, did_you_mean, shown
 from relax_rl.settings import recipes
 from relax_rl.settings.config import AgentConfig, TrainConfig
 from relax_rl.settings.fields import with_settings
@@ -181,8 +181,12 @@ def find_preset(env: str, preset: str = "auto") -> Preset:
         env, preset: as in `settings_for`.
 
     Raises:
-        SettingsError: there is no preset of that name.
+        SettingsError: there is no preset of that name, or `env` is no name.
     """
+    if not isinstance(env, str):
+        raise SettingsError(
+            f"env is {shown(env)}, expected the id of an environment; register a class by gymnasium.register(ID, CLASS) first"
+        )
     names = [known.name for known in PRESETS]
     if preset == "none":
         return Preset(name="none", environments=("*",))

@@ -24,7 +24,6 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "exp_name": ("run_dir",),
     "features_dim": ("cnn_features",),
     "features_extractor": ("cnn",),
-    "features_extractor_class": ("cnn",),
     "gym_id": ("env",),
     "lam": ("gae_lambda",),
     "learning_rate": ("policy_lr", "lr"),
@@ -42,7 +41,6 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "norm_obs": ("normalize_obs",),
     "norm_reward": ("normalize_reward",),
     "num_iterations": ("total_steps", "steps"),
-    "num_minibatches": ("minibatch_size",),
     "num_threads": ("threads",),
     "num_timesteps": ("total_steps", "steps"),
     "output_dir": ("run_dir",),
@@ -55,7 +53,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "trained_agent": ("resume",),
     "update_epochs": ("epochs",),
     "use_layer_norm": ("layer_norm",),
-    "use_sde": ("state_dependent_std",),
+    "use_rms_prop": ("optimizer",),
     "use_wandb": ("track", "tensorboard"),
     "value_keys": ("critic_keys",),
     "vec_env": ("vectorization",),
@@ -65,6 +63,19 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "wandb_project_name": ("track_project",),
 }
 """From their names to the settings that answer to them, the first of which that a command has is meant."""
+
+_OTHERWISE = {
+    "adam_eps": "Adam's epsilon is 1e-8",
+    "capture_video": "evaluate RUN --video takes pictures",
+    "clip_range_vf": "V is not clipped here",
+    "clip_vloss": "V is not clipped here",
+    "features_extractor_class": "a factory of networks takes its place",
+    "num_minibatches": "{minibatch_size} counts rows, those of a rollout over the number of minibatches",
+    "ortho_init": "layers begin orthogonal, the policy's last one with {policy_head_scale}",
+    "stats_window_size": "means are over the last 100 episodes",
+    "use_sde": "this exploration is not here",
+}
+"""Names that no setting answers to, and what there is instead."""
 
 _ELSEWHERE = {
     "env": "the environments come by learn(envs, steps)",
@@ -83,13 +94,15 @@ def flag(name: str) -> str:
 
 
 def meant(name: str, known: Collection[str], *, called: Callable[[str], str] = str) -> str:
-    """`; did you mean A?`, after a name of somebody else's or for near misses among the known settings; or nothing.
+    """`; did you mean A?`, or what there is instead, after a name of somebody else's or for near misses; or nothing.
 
     Args:
         name: what was asked for.
         known: the settings that there are.
         called: how one is written.
     """
+    if name in _OTHERWISE and "policy_lr" in known:
+        return f"; {_OTHERWISE[name].format_map({each: called(each) for each in known})}"
     theirs = SYNONYMS.get(name, SYNONYMS.get(name.removeprefix("no_"), ()))
     if "policy_lr" in known and "env" not in known:  # settings of an agent alone
         elsewhere = next((_ELSEWHERE[each] for each in (name, *theirs) if each in _ELSEWHERE), None)

@@ -213,6 +213,6 @@ def test_distributions_are_equal_to_themselves_alone() -> None:
 def test_inference_mode_is_named_where_gradients_are_needed() -> None:
     with (
         torch.inference_mode(),
-        pytest.raises(RuntimeError, match=r"torch\.inference_mode keeps none: take torch\.no_grad"),
+        pytest.raises(RuntimeError, match=r"torch\.inference_mode keeps none: use torch\.no_grad"),
     ):
         relax(lambda b: b.sum(-1), Bernoulli(torch.zeros(4, 1)), lambda z: z.tanh().sum(-1))

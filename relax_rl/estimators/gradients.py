@@ -1,9 +1,8 @@
 """Gradients of E[f(b)] at the parameters of a distribution, from tensors alone.
 
-These work for any distribution and any surrogate: the caller brings log p(b) and the controls, each as a tensor that is
-differentiable in `params`, or as the function of `params` that gives it. Tensors do for eager code; `torch.compile` and
-`torch.func.vmap` need the functions. `params` is `[*, P]`; its leading dimensions, of any number, count independent
-examples, here called rows, so that one gradient of a sum gives every row its own.
+For any distribution and any surrogate: the caller brings log p(b) and the controls, each as a tensor that is differentiable
+in `params`, or as the function of `params` that gives it, which `torch.compile` and `torch.func.vmap` need. `params` is
+`[*, P]`; its leading dimensions count independent examples, here called rows: a gradient of a sum gives every row its own.
 """
 
 from __future__ import annotations
@@ -289,10 +288,8 @@ def _gradient_if_reached(output: Tensor, at: Tensor, create_graph: bool) -> Tens
 def _check_constant(function: Callable[[Tensor], tuple[Tensor, ...]], at: Tensor, value: Tensor) -> None:
     """Raises RuntimeError where what has no gradient is no constant: taken for one it would bias the estimate."""
     if at.is_inference():
-        raise RuntimeError(
-            "gradients of f or of the surrogate are needed, and torch.inference_mode keeps none: take torch.no_grad"
-        )
-    # Two uneven places, between 0 and 1 for bits: what is symmetric would be the same at 1 - at.
+        raise RuntimeError("f or the surrogate needs gradients, and torch.inference_mode keeps none: use torch.no_grad")
+    # Two uneven places, within bits' range: what is symmetric would be the same at 1 - at.
     uneven = torch.linspace(0.3, 0.7, at.numel(), dtype=at.dtype, device=at.device).view_as(at)
     with torch.no_grad():
         elsewhere = [function(probe)[0].to(value.dtype) for probe in (at * uneven, (1.0 - at) * uneven)]

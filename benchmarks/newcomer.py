@@ -47,6 +47,7 @@ class Step:
     commands: tuple[str, ...] = ()
 
 
+LIMITED = "--wrapper gymnasium.wrappers:TimeLimit max_episode_steps=50"
 STEPS = (
     Step(
         what="install into an environment of its own",
@@ -69,12 +70,12 @@ STEPS = (
     Step(
         what="an agent trained with all three",
         page="own_environment.md",
-        commands=("python train_agent.py --env my_package.envs:Corridor --networks",),
+        commands=(f"python train_agent.py --env my_package.envs:Corridor {LIMITED} --networks",),
     ),
     Step(
         what="the agent evaluated",
         page="own_environment.md",
-        commands=("python train_agent.py evaluate RUN --env my_package.envs:Corridor --networks",),
+        commands=(f"python train_agent.py evaluate RUN --env my_package.envs:Corridor {LIMITED} --networks",),
     ),
     Step(
         what="two estimators compared over three seeds, with the report",

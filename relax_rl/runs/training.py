@@ -145,8 +145,7 @@ def _open(config: TrainConfig, command: str, process: Process, networks: Network
             tell_fewer_steps(opening.saved.run.total_steps, config.run.total_steps)
         if config.run.stop_at_step is not None:
             opening.check_steps(steps, "stop_at_step")
-    first_env = workers.rank * config.env.num_envs
-    envs = process.stack.enter_context(envs_of(config.env, seed=seed, first_env=first_env))
+    envs = process.stack.enter_context(envs_of(config.env, seed=seed, first_env=workers.rank * config.env.num_envs))
     estimator = resolve_estimator(config.run.estimator, envs.single_action_space)
     if checkpoint is not None:
         config = check_same_run(config, estimator, checkpoint.state, checkpoint.path)

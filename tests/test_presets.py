@@ -176,3 +176,21 @@ def test_an_unknown_name_is_told_with_near_ones():
 def test_a_class_is_no_id():
     with pytest.raises(SettingsError, match=r"^env is .*, expected the id of an environment; register a class by"):
         preset_config(CartPoleEnv)
+
+
+@pytest.mark.parametrize(
+    ("env", "agent", "settings"),
+    [
+        ("CartPole-v1", RELAX, {"memory": "gru"}),
+        ("CartPole-v1", RELAX, {"gamma": 0.9}),
+        ("LunarLander-v3", RELAX, {"soft_returns": True}),
+        ("Pendulum-v1", LAX, {"action_distribution": "beta"}),
+        ("Hopper-v5", LAX, {"kl_bound": math.inf, "clip_range": 0.2}),
+    ],
+)
+def test_settings_of_a_preset_make_way_for_those_that_are_given(env, agent, settings):
+    actions = spaces.Box(-1, 1, (2,)) if agent is LAX else spaces.Discrete(4)
+    made = agent(spaces.Box(-1, 1, (3,)), actions, **settings_for(env, **settings))
+    assert made.config == preset_config(env, agent.name, **settings).agent
+    assert {name: getattr(made.config, name) for name in settings} == settings
+    assert settings_for(env) != settings_for(env, **settings)

@@ -205,7 +205,9 @@ def is_atari(env: str) -> bool:
     return find_preset(env).name == "atari"
 
 
-def settings_for(env: str, estimator: str = "auto", *, preset: str = "auto", bins: int = 0) -> dict[str, Any]:
+def settings_for(
+    env: str, estimator: str = "auto", *, preset: str = "auto", bins: int = 0, **settings: Any
+) -> dict[str, Any]:
     """The preset's settings of the agent, as keyword arguments: `RELAX(obs, actions, **settings_for("CartPole-v1"))`.
 
     Args:
@@ -213,6 +215,7 @@ def settings_for(env: str, estimator: str = "auto", *, preset: str = "auto", bin
         estimator: by name.
         preset: by name; "auto" for the one made for the environment, "none" for none.
         bins: as in `make_envs`.
+        settings: of the agent, over the preset's; what of the preset does not go with them is left out.
 
     Returns:
         Values by the names of fields of `AgentConfig`.
@@ -221,8 +224,8 @@ def settings_for(env: str, estimator: str = "auto", *, preset: str = "auto", bin
         SettingsError: there is no preset of that name.
     """
     known = {f.name for f in fields(AgentConfig)}
-    settings = find_preset(env, preset).settings(env, estimator, bins=bins)
-    return {name: value for name, value in settings.items() if name in known}
+    of_preset = _beside(find_preset(env, preset).settings(env, estimator, bins=bins), settings)
+    return {name: value for name, value in of_preset.items() if name in known} | settings
 
 
 def preset_config(env: str, estimator: str = "auto", *, preset: str = "auto", **settings: Any) -> TrainConfig:
@@ -249,11 +252,13 @@ def preset_base(env: str, estimator: str, *, preset: str, given: Mapping[str, An
     """
     found = find_preset(env, preset)
     base = with_settings(TrainConfig(), {"env": env, "estimator": estimator, "preset": found.name})
-    of_preset = found.settings(env, estimator, bins=given.get("bins", 0))
-    for name, decides, dropped in _DECIDE:
-        if name in given and decides(given[name]):
-            of_preset.pop(dropped, None)
-    return with_settings(base, of_preset)
+    return with_settings(base, _beside(found.settings(env, estimator, bins=given.get("bins", 0)), given))
+
+
+def _beside(of_preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A preset's settings less those that conflict with what is given."""
+    dropped = {other for name, decides, other in _DECIDE if name in given and decides(given[name])}
+    return {name: value for name, value in of_preset.items() if name not in dropped}
 
 
 def _without_module(env: str) -> str:

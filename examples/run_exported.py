@@ -40,7 +40,7 @@ session = onnxruntime.InferenceSession(args.policy)
 inputs = {each.name: each.shape for each in session.get_inputs()}
 outputs = [each.name for each in session.get_outputs()]
 about = session.get_modelmeta().custom_metadata_map
-for name in ("bins", "wrapper", "frame_stack"):
+for name in ("bins", "wrapper", "frame_stack", "mask_key", "atari"):
     if name in about:
         raise SystemExit(f"the policy was trained with {name} {about[name]}: do the same to the environment here")
 env = gym.make(about["env"], **json.loads(about["env_kwargs"]))
@@ -55,6 +55,7 @@ for episode in range(args.episodes):
             env.action_space, gym.spaces.Box
         ):  # True allows; without, all are
             mask = info.get("action_mask", np.ones(inputs["action_mask"][1]))
+            mask = env.get_wrapper_attr("action_masks")() if env.has_wrapper_attr("action_masks") else mask
             given["action_mask"] = np.asarray(mask, np.bool_).reshape(1, -1)
         if memory:
             given |= {"state": state, "episode_start": np.array([first])}

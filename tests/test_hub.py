@@ -20,7 +20,9 @@ from relax_rl.commands.main import main
 from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.runs import RunFolder, read_config
 from relax_rl.runs.hub import load_from_hub, push_to_hub
+from relax_rl.runs.model_card import model_card
 from relax_rl.runs.scores import scores_of
+from relax_rl.settings.config import AgentConfig, TrainConfig
 from tests.hub_server import Hub, running_hub
 
 
@@ -200,3 +202,19 @@ def test_a_hub_that_is_not_there(run: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_library_is_not_needed_to_import(monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import relax_rl.runs.hub, sys; sys.exit('huggingface_hub' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("estimator", "settings", "told", "untold"),
+    [
+        ("relax", {}, "whatever was subtracted", "deviation of the rows"),
+        ("relax", {"normalize_advantage": True}, "which biases it a little", "whatever was subtracted"),
+        ("lax", {"surrogate_loss": "critic", "residual_weight": 0.3}, "only the share 0.3 of what it leaves", "whatever"),
+        ("marginal", {"surrogate_loss": "critic", "residual_weight": "adaptive"}, "a share that is learned", "whatever"),
+        ("reinforce", {}, "the returns multiply the score as they are", "value function of the state"),
+    ],
+)
+def test_the_card_claims_what_holds(estimator: str, settings: dict[str, Any], told: str, untold: str) -> None:
+    config = TrainConfig(agent=AgentConfig(**settings))
+    card = model_card(config, estimator, repo_id="user/name", step=1, evaluation=None, files=())
+    assert told in card and untold not in card

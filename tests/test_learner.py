@@ -17,7 +17,7 @@ from relax_rl.agents import A2C, LAX, RELAX, ActorCritic, Marginal, Reinforce
 from relax_rl.agents.batch import Batch, standardized
 from relax_rl.agents.gradients import Objective, _unclipped, gradients
 from relax_rl.agents.shards import Shard
-from relax_rl.errors import SettingsError
+from relax_rl.errors import SettingsError, TrainingDiverged
 from relax_rl.estimators import noise_behind
 from tests.oracles import assert_unbiased, collect
 from tests.steps import (
@@ -373,3 +373,33 @@ def test_the_surrogate_learns_from_the_advantages_that_it_is_subtracted_from(mon
 def test_returns_without_a_baseline_are_not_normalised() -> None:
     with pytest.raises(SettingsError, match="'reinforce' has no advantages"):
         agent_for(Reinforce, normalize_advantage=True)
+
+
+@pytest.mark.parametrize("targets", ["kept", "anew"])
+def test_a_rollout_that_could_not_be_learned_from_is_in_no_replay(targets: Any) -> None:
+    agent = A2C(OBS, DISCRETE, seed=0, hidden=(8,), value_replay=2, replay_targets=targets, compile="off")
+    rollouts = [rollout_for(agent, seed=k) for k in range(4)]
+    agent.update(rollouts[0])
+    with pytest.raises(TrainingDiverged):
+        agent.update(replace(rollouts[1], reward=math.nan * rollouts[1].reward))
+    assert math.isfinite(agent.update(rollouts[2])["policy/grad_norm"])
+
+
+def test_a_ratio_beyond_floating_point_in_a_row_without_weight_changes_nothing() -> None:
+    found = []
+    for shift in (0.0, -90.0):
+        agent = A2C(OBS, BOX, seed=0, hidden=(8,), compile="off", epochs=2, clip_range=0.2)
+        made = rollout_for(agent)
+        valid = made.valid.clone()
+        valid[0, 1] = False
+        known = agent.learner._log_prob
+
+        def shifted(params: Any, batch: Any, shift: float = shift, known: Any = known) -> Tensor:
+            log_prob: Tensor = known(params, batch).clone()
+            log_prob[1] += shift  # the row that is not valid
+            return log_prob
+
+        agent.learner._log_prob = shifted  # type: ignore[method-assign]
+        agent.update(replace(made, valid=valid))
+        found.append([x.detach().clone() for x in agent.policy.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

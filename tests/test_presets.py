@@ -194,3 +194,18 @@ def test_settings_of_a_preset_make_way_for_those_that_are_given(env, agent, sett
     assert made.config == preset_config(env, agent.name, **settings).agent
     assert {name: getattr(made.config, name) for name in settings} == settings
     assert settings_for(env) != settings_for(env, **settings)
+
+
+ALONE = {"entropy_target": 0.5, "share_torso": "on", "soft_returns": True, "scale_advantage": True, "memory": "gru"}
+ALONE |= {"surrogate_loss": "critic", "critic_loss": "hl_gauss", "value_replay": 0, "kl_bound": 0.1, "clip_range": 0.1}
+TOGETHER = {"soft_returns": {"entropy_coef": 0.01, "entropy_schedule": "constant"}}
+
+
+@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize(
+    "env", ["CartPole-v1", "LunarLander-v3", "Hopper-v5", "HalfCheetah-v5", "Own-v0", "Pendulum-v1"]
+)
+def test_one_setting_alone_is_at_odds_with_no_preset(env, name):
+    given = {name: ALONE[name], **TOGETHER.get(name, {})}
+    config = preset_config(env, **given).agent
+    assert {each: getattr(config, each) for each in given} == given

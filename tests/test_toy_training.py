@@ -233,3 +233,11 @@ def test_estimators_that_do_not_apply_are_refused():
 def test_settings_that_cannot_work_are_told(settings, message):
     with pytest.raises(SettingsError, match=message):
         ToyConfig(**settings)
+
+
+@pytest.mark.parametrize("theta", [0.499, 1e-2, 1e-3, 1e-4, 1 - 1e-4])
+def test_quadrature_is_right_near_the_edges(theta: float) -> None:
+    for name in ("rebar", "relax"):
+        contestant, params = make_contestant(name, BIT, range(1)), BIT.params_at(theta, 1)
+        coarse, fine = exact_variance(contestant, BIT, params), exact_variance(contestant, BIT, params, order=128)
+        torch.testing.assert_close(coarse, fine, rtol=1e-9, atol=0)

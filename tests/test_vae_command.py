@@ -468,3 +468,30 @@ def test_no_memory_is_given_to_layers_that_the_checkpoint_does_not_hold(changed,
     monkeypatch.setattr(sessions, "Trainer", None)  # nothing is made
     with pytest.raises(CheckpointError, match=r"belongs to a run with other settings: .*width is 16384, for which the"):
         train_vae(VaeConfig(**{**vars(SMALL), **changed, "resume": "run", "track_variances": ("relax",), "steps": 50}))
+
+
+def test_early_stopping_that_begins_on_a_resumption_looks_for_a_best_of_its_own():
+    train(run_dir="run", steps=20, lr=1e-30)
+    result = train(resume="run", steps=200, lr=1e-30, early_stopping=20)
+    assert result.stopped_by == "early stopping" and result.evaluation is not None
+    _, state = load_state("run/checkpoints/best.safetensors")
+    assert result.evaluation["step"] == state["vae"]["step"] > 20
+
+
+def test_the_best_model_is_evaluated_where_steps_run_out_under_early_stopping(monkeypatch):
+    fake = iter([-9.0, -5.0, -6.0, -7.0])
+    real = training.bound
+    monkeypatch.setattr(
+        training, "bound", lambda model, x, **k: next(fake) if x.shape[0] == 6 and not k else real(model, x, **k)
+    )
+    result = train(run_dir="run", steps=40, early_stopping=500)
+    assert result.stopped_by == "steps" and result.evaluation is not None and result.evaluation["step"] == 20
+    monkeypatch.setattr(training, "bound", real)
+    again = train(run_dir="other", steps=20)
+    assert again.evaluation is not None and again.evaluation["bounds"] == result.evaluation["bounds"]
+
+
+def test_another_preset_cannot_be_resumed(capsys):
+    train(run_dir="run", steps=20)
+    assert main(["vae", "--resume", "run", "--preset", "mnist-linear2-rebar", "--steps", "30"]) == 2
+    assert capsys.readouterr().err.startswith("error: --preset is 'mnist-linear2-rebar'")

@@ -63,6 +63,20 @@ def test_what_is_biased_is_told(tmp_path, capsys):
     assert f"{told['relax']['value']:.3g} [" in out and "squared bias" in out
 
 
+@pytest.mark.parametrize(
+    ("settings", "states", "reason"),
+    [
+        ({"soft_returns": True, "entropy_coef": 0.01}, 4, "soft returns count an entropy in every reward"),
+        ({}, 10_000_000, "of what 10000000 states give take"),
+    ],
+)
+def test_why_there_are_no_parts(tmp_path, settings, states, reason):
+    path = tmp_path / "run"
+    train(small_run(path, "CartPole-v1", total_steps=40, **settings))
+    result = measure(path, "--states", str(states))
+    assert result["parts"] is None and reason in result["parts_left_out"] and result["applied"]
+
+
 def test_games_have_no_parts(tmp_path, capsys):
     path = tmp_path / "run"
     train(small_run(path, "ALE/Pong-v5", cnn_features=8, num_envs=1, total_steps=10))

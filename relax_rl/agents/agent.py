@@ -282,7 +282,7 @@ class ActorCritic(SavedActor):
         """One step of policy, critics and statistics on a rollout of the present policy, or its passes; returns metrics.
 
         Raises:
-            TrainingDiverged: if a gradient is not finite; nothing has been changed then.
+            TrainingDiverged: if a gradient is not finite; nothing of that step is taken, and the rollout is not learned from again.
         """
         self.watch("advantage")
         batch, acted = self.batch(rollout)
@@ -297,6 +297,8 @@ class ActorCritic(SavedActor):
         try:
             metrics, sums = self.learner.learn(batch, acted, self.schedule_factor(self.config.lr_schedule))
         except TrainingDiverged as error:
+            if self.value_replay is not None:
+                self.value_replay.forget_last()
             raise TrainingDiverged(f"{error} after {self.steps} steps; lower the learning rates or normalise") from None
         if (self.compiled_from is None) != (self.learner.compiled is None):
             self.compiled_from = None if self.learner.compiled is None else self.updates

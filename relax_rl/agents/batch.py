@@ -16,8 +16,10 @@ from relax_rl.agents.shards import Shard
 from relax_rl.compute.distributed import Workers
 from relax_rl.settings.config import AgentConfig
 
-__all__ = ["Batch", "in_unit_of", "make_batch", "standardized"]
+__all__ = ["MOST_LOG_RATIO", "Batch", "in_unit_of", "make_batch", "standardized"]
 
+MOST_LOG_RATIO = 30.0
+"""Of the probabilities of an action under two policies: the exponential of more may overflow, and infinity times a weight of 0 is NaN."""
 _NO_VARIANCE = 1e-6
 """Variance of advantages relative to their mean square, below which they are all the same up to rounding."""
 _PAST = ("past_obs", "past_return", "past_weight")

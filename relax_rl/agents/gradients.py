@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from relax_rl.agents.batch import Batch
+from relax_rl.agents.batch import MOST_LOG_RATIO, Batch
 from relax_rl.agents.estimates import AgentEstimator, Experience, a2c
 from relax_rl.agents.networks import Networks, Outputs
 from relax_rl.agents.residual_weight import agreement, gradients_of_groups
@@ -196,7 +196,7 @@ def _as_if_on_policy(
     if objective.off_policy:
         with torch.no_grad():
             assert batch.old_log_prob is not None
-            ratio = torch.exp(dist.log_prob(batch.action) - batch.old_log_prob)
+            ratio = torch.exp((dist.log_prob(batch.action) - batch.old_log_prob).clamp(max=MOST_LOG_RATIO))
             noise = noise_behind(dist, batch.action, batch.conditional_noise)
             if math.isfinite(objective.clip_range) and _residual_is_whole(batch, objective):
                 advantage, return_ = (

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relax_rl.agents.batch import Batch, standardized
+from relax_rl.agents.batch import MOST_LOG_RATIO, Batch, standardized
 from relax_rl.agents.compiled import Choice, CompiledGradients, choose, identity_of, why_not_compiled
 from relax_rl.agents.estimates import AgentEstimator
 from relax_rl.agents.gradients import Gradients, Objective, finished, flattened, gradients
@@ -253,7 +253,7 @@ class Learner:
         dist = self.networks.policy.distribution(seen.params, batch.mask)
         assert batch.old_log_prob is not None
         metrics: Metrics = {}
-        ratio = torch.exp(dist.log_prob(batch.action) - batch.old_log_prob)
+        ratio = torch.exp((dist.log_prob(batch.action) - batch.old_log_prob).clamp(max=MOST_LOG_RATIO))
         # As rows of the present policy, which they count as from here on; what an action was worth is the same for any.
         weight = batch.weight * (ratio.clamp(max=_MOST_RATIO) if self.config.surrogate_loss == "variance" else 1.0)
         batch = replace(batch, weight=weight, old_log_prob=None)

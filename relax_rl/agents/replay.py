@@ -50,6 +50,10 @@ class ValueReplay:
         )
         return replace(batch, past_obs=past_obs, past_return=past_return * unit, past_weight=past_weight)
 
+    def forget_last(self) -> None:
+        """Keep the rollout that joined last for no later one."""
+        self._rollouts.pop()
+
     def state_dict(self) -> dict[str, Tensor]:
         return {
             f"{number}.{name}": x

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from relax_rl.agents.batch import Batch
+from relax_rl.agents.batch import MOST_LOG_RATIO, Batch
 from relax_rl.agents.networks import Networks
 from relax_rl.agents.replay import ValueReplay
 from relax_rl.agents.returns import values_in_time, vtrace
@@ -18,9 +18,6 @@ from relax_rl.agents.trust_region import entropy_bonus
 from relax_rl.settings.config import AgentConfig
 
 __all__ = ["RolloutReplay", "make_replay"]
-
-_MOST_LOG_RATIO = 30.0
-"""Ratios are cut at 1 anyway; from here on their exponentials would overflow."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ class RolloutReplay:
             bonus = entropy_bonus(config, networks.policy, said.params, kept.mask, coef)
             reward = reward + bonus.view(reward.shape).cpu()
         found = vtrace(
-            (log_prob - kept.log_prob).clamp(max=_MOST_LOG_RATIO),
+            (log_prob - kept.log_prob).clamp(max=MOST_LOG_RATIO),
             reward,
             values[:-1],
             successors,
@@ -111,6 +108,10 @@ class RolloutReplay:
     @torch.no_grad()
     def _log_prob(self, params: Tensor, mask: Tensor | None, action: Tensor) -> Tensor:
         return self._networks.policy.distribution(params, mask).log_prob(action)
+
+    def forget_last(self) -> None:
+        """Keep the rollout that joined last for no later one."""
+        self._rollouts.pop()
 
     def state_dict(self) -> dict[str, Tensor]:
         return {

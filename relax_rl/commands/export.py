@@ -14,8 +14,12 @@ from relax_rl.runs.own_code import own_networks
 from relax_rl.runs.record import read_config
 from relax_rl.settings.fields import check, setting
 from relax_rl.settings.options import parse
+from relax_rl.settings.presets import is_atari
 
 __all__ = ["ExportConfig", "export_command", "export_run"]
+
+_ATARI = "frames of 84 x 84 in grey, one of four, stacked as the settings say"
+"""What is done to an Atari game before the policy sees it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +78,10 @@ def export_run(config: ExportConfig) -> tuple[Path, list[str], list[str]]:
         "env_kwargs": trained.env.env_kwargs or {},
         **{
             name: getattr(trained.env, name)
-            for name in ("bins", "wrapper", "frame_stack")
+            for name in ("bins", "wrapper", "frame_stack", "mask_key")
             if getattr(trained.env, name)
         },
+        **({"atari": _ATARI} if is_atari(trained.env.env) else {}),
         "estimator": agent.name,
         "step": str(agent.steps),
         "checkpoint": source.name,

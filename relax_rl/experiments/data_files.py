@@ -47,7 +47,11 @@ def find(file: DataFile, data_dir: str | os.PathLike[str]) -> Path | None:
         SettingsError: there is no such folder.
     """
     folder = Path(data_dir).expanduser()
-    if not folder.is_dir():
+    try:
+        there = folder.is_dir()
+    except OSError:  # a name that is too long for any
+        there = False
+    if not there:
         raise SettingsError(f"data_dir is {str(data_dir)!r}, which is no folder; give the folder that holds the data")
     places = (folder / file.name, folder / file.folder / file.name)
     return next((place for place in places if place.is_file()), None)

@@ -27,7 +27,7 @@ __all__ = ["AGENT", "load_from_hub", "push_to_hub", "write_model"]
 AGENT = "agent.safetensors"
 """The file that an agent is loaded from."""
 _ABOUT = "config.json"
-_NAME, _LONGEST_NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_]([\w.-]*[A-Za-z0-9_])?"), 96
+_NAME, _LONGEST_NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_]([\w.-]*[A-Za-z0-9_])?", re.ASCII), 96
 _OF_THIS_MACHINE = ("checkpoint", "env_kwargs", "video")
 """Of an evaluation: where files lie."""
 

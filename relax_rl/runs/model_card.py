@@ -17,7 +17,7 @@ _UNBIASED = {
     "lax": "a learned, action-dependent control variate is subtracted and put back by LAX (Grathwohl et al. 2018)",
     "marginal": "a learned, action-dependent control variate is subtracted, and its exact mean over the actions added",
     "a2c": "a value function of the state alone is subtracted from the returns",
-    "reinforce": "the returns multiply the score, less a value function of the state",
+    "reinforce": "the returns multiply the score as they are",
 }
 
 
@@ -67,10 +67,7 @@ def model_card(
     lines += [
         '## What "unbiased" means here',
         "",
-        f"In its gradient {_UNBIASED.get(estimator, 'the estimator is one of its own')}. Given the states of a rollout the first step "
-        "on it aims where that of advantage actor-critic aims, whatever was subtracted. That is relative to this aim: V stands in for "
-        "rewards beyond the rollout and, for lambda below 1, for later ones; later passes over the same rollout are biased as PPO's are; "
-        "and of the steps that Adam and clipping make of gradients nothing is claimed.",
+        _claim(config.agent, estimator),
         "",
         "## Settings",
         "",
@@ -78,6 +75,28 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _claim(agent: AgentConfig, estimator: str) -> str:
+    """What of the gradient is unbiased, with these settings."""
+    aims = (
+        "Given the states of a rollout the first step on it aims where that of advantage actor-critic aims, whatever was subtracted. "
+        "That is relative to this aim: V stands in for rewards beyond the rollout and, for lambda below 1, for later ones"
+    )
+    weight, told = agent.residual_weight, _UNBIASED.get(estimator, "the estimator is one of its own")
+    if weight != 1.0 and estimator in ("relax", "lax", "marginal"):
+        share = "a share that is learned" if weight == "adaptive" else f"the share {weight:g}"
+        told = f"a critic of actions stands in for the returns, and only {share} of what it leaves multiplies the score"
+        aims = "So it is biased where that critic is wrong, for less noise"
+    elif agent.normalize_advantage:
+        aims = (
+            "Advantages are then divided by the deviation of the rows of a step, which biases it a little: without that, the first "
+            "step on a rollout would aim where that of advantage actor-critic aims, given its states"
+        )
+    return (
+        f"In its gradient {told}. {aims}; later passes over the same rollout are biased as PPO's are; and of the steps that Adam and "
+        "clipping make of gradients nothing is claimed."
+    )
 
 
 def _front_matter(env: str, estimator: str, repo_id: str, evaluation: Mapping[str, Any] | None) -> list[str]:

@@ -142,6 +142,8 @@ def _parts(
 
     if config.states == 0:
         return None, "not asked for"
+    if agent.config.soft_returns:
+        return None, "soft returns count an entropy in every reward, which is not followed here"
     try:
         env = ForkableEnv(
             env_config.env,

@@ -183,7 +183,8 @@ def _spread(values: Tensor) -> dict[str, float]:
     last = len(ordered) - 1
     at = {"median": 0.5, "lower_quartile": 0.25, "upper_quartile": 0.75}
     if torch.isfinite(ordered).all():
-        return {name: float(torch.quantile(ordered, q)) for name, q in at.items()}
+        places = {name: (math.floor(q * last), math.ceil(q * last), q * last % 1.0) for name, q in at.items()}
+        return {name: float(ordered[low].lerp(ordered[high], part)) for name, (low, high, part) in places.items()}
     return {name: float(ordered[math.floor(q * last)]) for name, q in at.items()}
 
 

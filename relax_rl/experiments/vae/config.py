@@ -121,7 +121,7 @@ class VaeConfig:
     """Validation images behind the bound in each row (the same ones every time); 0 takes all."""
     checkpoint_interval: int = setting(10_000, least=1, resumable=True)
     """Steps between checkpoints; one is always written at the end."""
-    eval_samples: int = setting(100, least=0, resumable=True)
+    eval_samples: int = setting(100, least=0, cap=1_000_000, resumable=True)
     """Importance samples of the tighter bound in the evaluation at the end; 0 makes no evaluation."""
     tensorboard: bool = True
     """Write TensorBoard events."""
@@ -144,6 +144,8 @@ class VaeConfig:
         check(self)
         if self.wide_decoder and not self.nonlinear:
             raise SettingsError("--wide-decoder widens the tanh layers, which --nonlinear makes: give both")
+        if len(set(self.track_variances)) < len(self.track_variances):
+            raise SettingsError(f"track_variances are {' '.join(self.track_variances)}, expected each estimator once")
         for name in (self.estimator, *self.track_variances):
             if name not in ESTIMATOR_NAMES:
                 raise SettingsError(

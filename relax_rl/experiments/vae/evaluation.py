@@ -33,9 +33,11 @@ def bound(model: SigmoidBeliefNetwork, images: Tensor, *, samples: int = 1) -> f
     generator = torch.Generator(images.device).manual_seed(EVALUATION_SEED)
     total = 0.0
     for batch in images.split(max(1, _ROWS // samples)):
-        chain = model.sample(batch, Noise(generator), count=samples)
-        log_w = -model.loss(model.target(batch), chain)
-        total += float((torch.logsumexp(log_w, 0) - math.log(samples)).double().sum())
+        noise, found = Noise(generator), []
+        for first in range(0, samples, _ROWS):
+            chain = model.sample(batch, noise, count=min(_ROWS, samples - first))
+            found.append(torch.logsumexp(-model.loss(model.target(batch), chain), 0))
+        total += float((torch.stack(found).logsumexp(0) - math.log(samples)).double().sum())
     return total / len(images)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +103,7 @@ def open_session(config: VaeConfig, command: str, process: Process) -> tuple[Ses
         config,
         workers=workers,
         section="vae",
-        resumed=lambda saved, wanted: check_resumable(saved, replace(wanted, preset=saved.preset)),
+        resumed=check_resumable,
     )
     config, checkpoint = opening.config, opening.checkpoint
     if config.batch_size % workers.count:

@@ -100,9 +100,18 @@ class _Loop:
         theirs = self._theirs() if session.first else []
         self.loggers = session.loggers(COLUMNS, process.stack, theirs, outcome="valid_bound")
         self.bounds = math.nan, math.nan
+        if self.config.early_stopping and run.best_bound > -math.inf:
+            kept = self.workers.from_first(self._best_is_kept() if session.first else None)
+            if not kept:  # by a session without early stopping, which begins here then
+                run.best_bound, run.best_step = -math.inf, run.trainer.step
         self.save = SaveCheckpoints(
             run, session.checkpoints, interval=self.config.checkpoint_interval, last=session.resumed_from
         )
+
+    def _best_is_kept(self) -> bool:
+        """Whether the model with the highest bound so far is on disk, as it is while early stopping is on."""
+        best = self.session.checkpoints.best
+        return best.exists() and Checkpoint.read(best).state["run"]["best_step"] == self.run.best_step
 
     def _theirs(self) -> list[Logger]:
         """Trackers, and loggers of the user's own."""
@@ -122,7 +131,7 @@ class _Loop:
         checkpoint = self.save.save()
         evaluation = None
         if finished and config.eval_samples and session.first:
-            if stopped_by == "early stopping":
+            if config.early_stopping and session.checkpoints.best.exists():
                 best = Checkpoint.read(session.checkpoints.best)
                 trainer.model.load_state_dict(part(best.tensors, "model/"))
             display.say("evaluating ...")

@@ -16,6 +16,7 @@ gradients are measured at frozen agents of q: variance and squared bias under ev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -144,6 +145,8 @@ def _write_summary() -> None:
     ]
     for env, runs in known.items():
         intro += [f"## {env}: curves and rivals", "", *_of_task(runs)]
+        if (found := read_result(GROUP, env)) is not None and found["variance"].get(env):
+            intro += _errors(found["variance"][env])
     write_summary("Critics and trust regions", GROUP, MATCHES, intro=intro, after=_between_finalists)
 
 
@@ -158,6 +161,27 @@ def _of_task(runs: Runs) -> list[str]:
             cells.append(_told(bootstrap(iqm, scores), ".1f") if len(scores) else "")
         lines += [f"| {who} | {' | '.join(cells)} |"] if any(cells) else []
     return [*lines, "", *_pairs([runs])]
+
+
+def _errors(stages: Mapping[str, Any]) -> list[str]:
+    """What the gradient at frozen agents of q is made of, in units of the variance of V alone."""
+    names = [name for name in next(iter(stages.values()))["applied"] if "w =" in name]
+    lines = [
+        "Of a gradient at frozen agents of q, in units of the variance of V alone, `a2c`: its own square, and of an estimate that lets",
+        "a share w of the residual in the variance, and the squared bias. A bias as large as the gradient's own square is that of an",
+        "estimate that says 0.",
+        "",
+        f"| agent | square of the gradient | {' | '.join(f'{name}: variance | squared bias' for name in names)} |",
+        "|---|---:" + "|---:|---:" * len(names) + "|",
+    ]
+    for stage, found in stages.items():
+        unit, cells = float(found["applied"]["a2c"]["variance"]["value"]), []
+        for name in names:
+            entry = found["applied"][name]
+            cells += [entry["variance"]["value"], (entry.get("squared_bias") or {"value": math.nan})["value"]]
+        numbers = [float(x) / unit for x in (found["squared_gradient_norm"], *cells)]
+        lines.append(f"| {stage}, {found['step']:,} steps | {' | '.join(f'{x:.3f}' for x in numbers)} |")
+    return [*lines, ""]
 
 
 def _between_finalists(name: str, found: Mapping[str, Any]) -> list[str]:

@@ -372,3 +372,14 @@ def test_what_the_factorial_compares_differs_in_what_its_label_says(env: str) ->
             assert (config.surrogate_hidden, config.surrogate_activation) == (config.hidden, config.activation)
             assert config.surrogate_layer_norm == config.layer_norm and config.surrogate_loss == "critic"
             assert contestant.kind == ("marginal" if env in factorial.DISCRETE else "lax")
+
+
+def test_the_factorial_tells_what_a_frozen_gradient_is_made_of() -> None:
+    applied = {
+        "a2c": {"variance": {"value": 2.0}},
+        "lax, w = 0": {"variance": {"value": "0.5"}, "squared_bias": {"value": 1.0}},
+        "lax, fitted": {"variance": {"value": 1.0}},
+    }
+    lines = factorial._errors({"late": {"step": 4_000, "squared_gradient_norm": 0.1, "applied": applied}})
+    assert "| late, 4,000 steps | 0.050 | 0.250 | 0.500 |" in lines
+    assert "| agent | square of the gradient | lax, w = 0: variance | squared bias |" in lines

@@ -209,8 +209,18 @@ def test_the_library_is_not_needed_to_import(monkeypatch: pytest.MonkeyPatch) ->
     [
         ("relax", {}, "whatever was subtracted", "deviation of the rows"),
         ("relax", {"normalize_advantage": True}, "which biases it a little", "whatever was subtracted"),
-        ("lax", {"surrogate_loss": "critic", "residual_weight": 0.3}, "only the share 0.3 of what it leaves", "whatever"),
-        ("marginal", {"surrogate_loss": "critic", "residual_weight": "adaptive"}, "a share that is learned", "whatever"),
+        (
+            "lax",
+            {"surrogate_loss": "critic", "residual_weight": 0.3},
+            "only the share 0.3 of what it leaves",
+            "whatever",
+        ),
+        (
+            "marginal",
+            {"surrogate_loss": "critic", "residual_weight": "adaptive"},
+            "a share that is learned",
+            "whatever",
+        ),
         ("reinforce", {}, "the returns multiply the score as they are", "value function of the state"),
     ],
 )

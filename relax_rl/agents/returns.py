@@ -82,7 +82,7 @@ def gae(
     )
     delta = np.where(ok, r + np.where(over, 0.0, gamma * next_v) - v, 0.0)
     decay = (gamma * gae_lambda) * (ok & ~over & ~cut)
-    return torch.from_numpy(_accumulated(delta, decay)).to(value)
+    return torch.from_numpy(_accumulated(delta, decay)).to(value.device, _type_of(reward, value))
 
 
 def n_step_returns(
@@ -125,7 +125,7 @@ def n_step_returns(
     for _ in range(min(n, len(r)) - 1):
         # Of k + 1 steps: a reward, and what the row after it has of k.
         found[:-1] = np.where(ends[:-1], found[:-1], r[:-1] + discount[:-1] * found[1:])
-    return torch.from_numpy(found).to(next_value)
+    return torch.from_numpy(found).to(next_value.device, _type_of(reward, next_value))
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,11 @@ def _accumulated(delta: np.ndarray, decay: np.ndarray) -> np.ndarray:
 def _real(reward: Tensor, value: Tensor) -> Tensor:
     """Rewards, whole numbers in the type of V: a discount in theirs would be 0."""
     return reward if reward.is_floating_point() else reward.to(value.dtype)
+
+
+def _type_of(reward: Tensor, value: Tensor) -> torch.dtype:
+    """That of what is made of both."""
+    return torch.promote_types(reward.dtype, value.dtype)
 
 
 def _on_host(*tensors: Tensor) -> list[np.ndarray]:

@@ -148,9 +148,9 @@ def train_peer(config: PeerConfig) -> signal.Signals | None:
             try:
                 model.learn(steps - model.num_timesteps, callback=run, reset_num_timesteps=state is None)
             except Exception:
-                run.log.write()
                 if all(bool(weight.isfinite().all()) for weight in model.policy.parameters()):
                     raise
+                run.log.write()
                 raise TrainingDiverged(f"a weight is not finite after {run.steps} steps") from None
             run.end()
         finally:

@@ -233,8 +233,11 @@ def _own(
         raise SettingsError(f"networks {name_of(factory)} made {type(parts).__name__}, expected NetworkParts")
     who = f"networks {name_of(factory)}"
     _check_parts(who, parts, surrogate=surrogate)
-    for name, keys in (("policy_torso", "policy_keys"), ("value_torso", "critic_keys")):
-        _check_features(f"{who}: {name}", getattr(parts, name), observations.only(getattr(config, keys), keys).shape)
+    policy_sees = observations.only(config.policy_keys, "policy_keys")
+    _check_features(f"{who}: policy_torso", parts.policy_torso, policy_sees.shape)
+    if parts.value_torso is not parts.policy_torso:
+        critic_sees = observations.only(config.critic_keys, "critic_keys")
+        _check_features(f"{who}: value_torso", parts.value_torso, critic_sees.shape)
     return parts
 
 

@@ -145,7 +145,7 @@ class MLPSurrogate:
 
     def value_and_slope(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """`[*]` c and `[*, A]` dc/dz, both differentiable in phi, once; z is a constant. In the type of the network, autocast or not."""
-        if torch.is_autocast_enabled(z.device.type):
+        if z.device.type != "meta" and torch.is_autocast_enabled(z.device.type):
             with torch.autocast(z.device.type, enabled=False):
                 return self.value_and_slope(z)
         z, layers = z.detach().to(self._layers.out_weight.dtype), self._layers

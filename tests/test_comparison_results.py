@@ -446,6 +446,17 @@ def test_names_of_contestants_are_shown_as_they_are(runs, tmp_path, monkeypatch)
     figure.canvas.draw()
 
 
+def test_a_bias_stands_beside_its_variance(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "_finish", lambda path, figure, *told: drawn.append((figure, told)))
+    figures.plot_variance(tmp_path / "x.png", "A", {"early": {"step": 100, **VARIANCE}})
+    (figure, told), biased = drawn[0], VARIANCE["applied"]["relax, w = 0"]
+    whole = biased["ratio"]["value"] + biased["squared_bias"]["value"] / VARIANCE["applied"]["a2c"]["variance"]["value"]
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
+    assert [float(line.get_xdata()[0]) for line in hollow] == [pytest.approx(whole)]
+    assert told[-1].endswith("hollow: with the squared bias")
+
+
 def test_a_variance_that_is_unknown_everywhere_has_a_figure(tmp_path):
     stages = {"early": {**json.loads(json.dumps(VARIANCE)), "step": 100}}
     for entry in stages["early"]["applied"].values():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relax_rl.comparison.report import FEWEST_FOR_CERTAIN, both_ways, certain, of_many, solved_by_any
-from relax_rl.runs.plotting import count_in_thousands, make_figure, name_rows, never_fatal, plain, write_figure
+from relax_rl.runs.plotting import HOLLOW, count_in_thousands, make_figure, name_rows, never_fatal, plain, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -229,7 +229,7 @@ def _marked(how: str) -> str:
 
 
 def plot_variance(path: Path, env: str, stages: Mapping[str, Mapping[str, Any]]) -> None:
-    """Variance of an update's gradient relative to A2C's, for every estimator at every stage of learning."""
+    """Variance of an update's gradient relative to A2C's, for every estimator at every stage of learning; beside it with the bias."""
     first, *others = (found["applied"] for found in stages.values())
     names = [name for name in first if all(name in other for other in others)]
     # Infinity is a string in JSON.
@@ -248,13 +248,22 @@ def plot_variance(path: Path, env: str, stages: Mapping[str, Mapping[str, Any]])
         axes.axvline(1.0, color="0.4", linestyle="--", linewidth=1, zorder=0)
         for place, name in enumerate(names):
             _ratio(axes, place, ratios[stage][name], high)
+            if bias := _squared_bias(found["applied"], name):
+                axes.plot(min(high, ratios[stage][name]["value"] + bias), place, **HOLLOW)
         _plain_log_ticks(axes, low, high)
         name_rows(axes, names, named=axes is panels[0])
         axes.set_title(f"{stage}, after {found['step']:,} steps", fontsize="medium")
     figure.supxlabel("variance of an update's gradient, times A2C's", fontsize="medium")
-    _finish(
-        path, figure, env, f"at frozen parameters of {next(iter(stages.values()))['estimator']}; bars: 95% interval"
-    )
+    told = f"at frozen parameters of {next(iter(stages.values()))['estimator']}; bars: 95% interval"
+    biased = any(_squared_bias(found["applied"], name) for found in stages.values() for name in names)
+    _finish(path, figure, env, told + "; hollow: with the squared bias" * biased)
+
+
+def _squared_bias(applied: Mapping[str, Any], name: str) -> float:
+    """Of an estimator, in units of A2C's variance; 0 for one that has none."""
+    found = applied[name].get("squared_bias")
+    unit = float(applied["a2c"]["variance"]["value"]) if found else 0.0
+    return float(found["value"]) / unit if unit else 0.0
 
 
 def _ratio(axes: Axes, place: int, ratio: Mapping[str, float], right: float) -> None:

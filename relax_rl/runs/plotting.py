@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from relax_rl.runs.folder import RunFolder
 
 __all__ = [
+    "HOLLOW",
     "Curve",
     "count_in_thousands",
     "draw_line",
@@ -37,6 +38,10 @@ __all__ = [
     "say_nothing_yet",
     "write_figure",
 ]
+
+
+HOLLOW: dict[str, Any] = {"marker": "D", "markersize": 7, "markerfacecolor": "white", "markeredgecolor": "#d9793d"}
+"""How a variance together with the squared bias is marked, beside the variance alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relax_rl.runs.plotting import make_figure, name_rows, write_figure
+from relax_rl.runs.plotting import HOLLOW, make_figure, name_rows, write_figure
+from relax_rl.variance.contenders import REFERENCE
 
 if TYPE_CHECKING:
     from relax_rl.estimators.diagnostics import VarianceParts
@@ -43,16 +44,20 @@ def plot_variances(
 
 
 def _plot_applied(axes: Any, applied: Mapping[str, AppliedVariance]) -> None:
+    unit = applied[REFERENCE].variance.value if REFERENCE in applied else 0.0
     for place, found in enumerate(applied.values()):
         ratio = found.ratio
         axes.plot([ratio.low, ratio.high], [place, place], color="0.3", linewidth=1.5)
         axes.plot([ratio.value], [place], "o", color="#d9793d", markersize=7)
         axes.annotate(f"{ratio.value:.2g}", (ratio.high, place), (7, 0), textcoords="offset points", va="center")
+        if found.squared_bias is not None and unit > 0.0:
+            axes.plot([ratio.value + found.squared_bias.value / unit], [place], linestyle="none", **HOLLOW)
     axes.axvline(1.0, color="0.6", linestyle="--", linewidth=1, zorder=0)
     axes.set_xscale("log")
     axes.margins(x=0.25)
     name_rows(axes, applied)
-    axes.set_xlabel("variance of an update's gradient, times A2C's\n(line: 95% interval)")
+    hollow = "; hollow: with the squared bias" * any(found.squared_bias for found in applied.values())
+    axes.set_xlabel(f"variance of an update's gradient, times A2C's\n(line: 95% interval{hollow})")
 
 
 def _plot_parts(axes: Any, parts: Mapping[str, VarianceParts]) -> None:

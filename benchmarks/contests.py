@@ -166,8 +166,11 @@ def _row(contest: Contest, entries: Entries) -> str:
         return ""
     measured = [None if entry is None else _measured(contest, entry) for entry in entries.values()]
     held = "" if measured[0] is None else _held(contest, measured[0], measured[1])
-    style = ",.0f" if contest.measure in ("steps", "reached") else ",.1f"
+    style = ",.0f" if contest.measure == "steps" else ",.1f"
     cells = ["" if value is None else spread(value, style) for value in measured]
+    if contest.measure == "reached":  # a count, which has no interval
+        counts = zip(measured, entries.values(), strict=True)
+        cells = ["" if x is None or not entry else f"{x['value']:.0f} of {len(entry['runs'])}" for x, entry in counts]
     if contest.published is not None:
         cells[1] = f"{contest.published:,.1f} (published)"
     what = f"runs at {contest.least:,.0f}" if contest.measure == "reached" else contest.measure

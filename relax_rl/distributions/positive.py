@@ -1,8 +1,8 @@
 """Positive numbers and shares: gamma and Dirichlet variables.
 
-The logarithm of a gamma variable has a standard deviation of 1 / concentration, and numbers below 1e-38 are that number in
+The logarithm of a gamma variable of a small concentration has a standard deviation of about 1 / concentration, and numbers below 1e-38 are that number in
 float32: at a concentration of 0.1 two in ten thousand are, at 0.05 one in a hundred, at 0.02 one in six, and estimates by
-the score are biased by as much. In float64 all of it holds down to 0.02.
+the score are biased there. In float64 it is one in a million at 0.02.
 """
 
 from __future__ import annotations
@@ -43,9 +43,8 @@ def _gamma_slope(x: Tensor, concentration: Tensor, total: Tensor) -> Tensor:
     """torch's implicit derivatives, as one operation of graphs and of maps: of gamma variables where `total` is empty, and
     of the shares in a Dirichlet variable of this total concentration."""
     known = torch.float64 if x.dtype == torch.float64 else torch.float32  # torch has them for no others
-    at, a = x.to(known).contiguous(), concentration.to(known).contiguous()
-    of_total = () if not total.numel() else (total.to(known).contiguous(),)
-    found: Tensor = torch._dirichlet_grad(at, a, *of_total) if of_total else torch._standard_gamma_grad(a, at)
+    at, a, of_all = (each.to(known).contiguous() for each in (x, concentration, total))
+    found: Tensor = torch._dirichlet_grad(at, a, of_all) if total.numel() else torch._standard_gamma_grad(a, at)
     return found.to(x.dtype)
 
 

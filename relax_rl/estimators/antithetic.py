@@ -125,7 +125,7 @@ def arms(
     share = exponential / exponential.sum(0)
     is_rare = torch.exp((num_samples - 1) * torch.log1p(-share)) < rare
     sample = torch.where(params >= 0, ~is_rare, is_rare).to(dist.params.dtype)
-    value = _ask(f, sample, dist, num_samples)
+    value = ask(f, dist, sample, num_samples)
     # (1 - q) / (1 - P(both) / q), with P(both) / q = max(0, 2 - q^(-1 / (n - 1)))^(n - 1) even for q = 0: q - P(both),
     # the variance less the covariance over 1 - q, is the same for the rare and for the common value.
     both = (2.0 - rare.pow(-1.0 / (num_samples - 1))).clamp(min=0.0).pow(num_samples - 1)
@@ -160,7 +160,7 @@ def _disarm_stick_breaking(
     padded = F.pad(pair, (0, 1), value=1.0)
     index = padded.argmax(-1)
     sample = one_hot(index, dist.params.shape[-1], dist.params.dtype) if dist.one_hot else index
-    value = _ask(f, sample, dist, 2)
+    value = ask(f, dist, sample, 2)
     # Beyond the first 1 of both, no bit matters: their terms have mean 0 and are left out.
     place = torch.arange(stick.shape[-1], device=stick.device)
     matters = place <= index.amax(0).unsqueeze(-1)
@@ -196,8 +196,4 @@ def _require_bits(dist: object, name: str) -> None:
 def _antithetic(f: Callable[[Tensor], Tensor], here: Bernoulli, logit: Tensor) -> tuple[Tensor, Tensor]:
     """b from u and b~ from 1 - u, `[2, *, P]`, and f at both, `[2, *]`."""
     sample = torch.stack([here.threshold(here.relax(logit)), here.threshold(here.relax(-logit))])
-    return sample, _ask(f, sample, here, 2)
-
-
-def _ask(f: Callable[[Tensor], Tensor], sample: Tensor, dist: Bernoulli | Categorical, count: int) -> Tensor:
-    return ask(f, dist, sample, count)
+    return sample, ask(f, here, sample, 2)

@@ -130,13 +130,13 @@ def nvil(
     """
     drawn = draw(f, dist, noise=noise, generator=generator)
     value = drawn.value.detach()
-    counted = (value, baseline) if active is None else (value[active], baseline[active])
     signal, fit_loss = nvil_signal(value, baseline, average.mean, average.std)
     if active is not None:
         signal = torch.where(active, signal, torch.zeros_like(signal))
-        _, fit_loss = nvil_signal(*counted, average.mean)
+        value, baseline = value[active], baseline[active]
+        _, fit_loss = nvil_signal(value, baseline, average.mean)
     grad = reinforce_gradient(signal, None, drawn.dist.params, score=drawn.score)
-    average.update(counted[0] - counted[1])
+    average.update(value - baseline)
     return Estimate(drawn.sample, drawn.value, grad, dist.params, fit_loss=fit_loss)
 
 

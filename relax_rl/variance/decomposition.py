@@ -23,6 +23,7 @@ from relax_rl.errors import SettingsError
 from relax_rl.estimators.diagnostics import VarianceParts, variance_parts
 from relax_rl.networks.actions import action_rows
 from relax_rl.variance.contenders import REFERENCE, Contender
+from relax_rl.variance.gradient import MOST_BYTES
 from relax_rl.variance.standing import History, Standing, encoded, mask_rows, sample_from
 
 __all__ = ["EXACT_VALUE", "Tails", "decompose", "follow"]
@@ -31,8 +32,8 @@ EXACT_VALUE = "a2c, exact V"
 """What A2C would be if its value function were the true one."""
 
 CONTINUATIONS = 2
-_MOST_BYTES, _COPIES = 3 * 2**30, 3
-"""Of the Jacobian, its transpose and what the decomposition works on."""
+_COPIES = 3
+"""Of all gradients: they themselves, transposed, and what the decomposition works on."""
 _MEAN_GAP = 50
 """Steps between two states that are taken up, on average, so that they say different things."""
 
@@ -138,10 +139,10 @@ def follow(
     rng = np.random.default_rng(seed)
     theta = learning(agent.policy)
     size = _COPIES * 4 * num_states * agent.policy.num_params * sum(x.numel() for x in theta)
-    if size > _MOST_BYTES:
+    if size > MOST_BYTES:
         raise SettingsError(
             f"the gradients of what {num_states} states give take {size / 2**30:.1f} GiB; use at most "
-            f"{num_states * _MOST_BYTES // size} states"
+            f"{num_states * MOST_BYTES // size} states"
         )
     of_states, advantages, jacobians = [], [], []
     for done, history in enumerate(_visited(agent, env, num_states, rng), start=1):

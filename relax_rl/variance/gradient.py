@@ -16,9 +16,10 @@ from relax_rl.errors import SettingsError
 from relax_rl.estimators.diagnostics import Interval, effective_sample_size_ratio, squared_distance, variance
 from relax_rl.variance.contenders import REFERENCE, Contender, experience_of
 
-__all__ = ["AppliedVariance", "applied_gradients", "applied_variances", "policy_gradient"]
+__all__ = ["MOST_BYTES", "AppliedVariance", "applied_gradients", "applied_variances", "policy_gradient"]
 
-_MOST_BYTES = 3 * 2**30
+MOST_BYTES = 3 * 2**30
+"""Of the gradients that are held at once."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,10 @@ def applied_gradients(
     """
     theta = learning(agent.policy)
     size = 4 * sum(x.numel() for x in theta) * len(entrants)
-    if num_batches * size > _MOST_BYTES:
+    if num_batches * size > MOST_BYTES:
         raise SettingsError(
             f"{num_batches} gradients of this policy by {len(entrants)} estimators take "
-            f"{num_batches * size / 2**30:.1f} GiB; use at most {_MOST_BYTES // size} batches"
+            f"{num_batches * size / 2**30:.1f} GiB; use at most {MOST_BYTES // size} batches"
         )
     collector = agent.collector(envs)
     draws: dict[str, list[Tensor]] = {entrant.name: [] for entrant in entrants}

@@ -173,7 +173,7 @@ def _row(contest: Contest, entries: Entries) -> str:
         cells = ["" if x is None or not entry else f"{x['value']:.0f} of {len(entry['runs'])}" for x, entry in counts]
     if contest.published is not None:
         cells[1] = f"{contest.published:,.1f} (published)"
-    what = f"runs at {contest.least:,.0f}" if contest.measure == "reached" else contest.measure
+    what = f"runs that end at {contest.least:,.0f}" if contest.measure == "reached" else contest.measure
     return f"| {contest.env} | {contest.steps:,} | {what} | {' | '.join(cells)} | {_asked(contest)} | {held} |"
 
 

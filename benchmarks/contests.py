@@ -24,7 +24,7 @@ from benchmarks.search import best_settings
 from benchmarks.tasks import RESULTS
 from relax_rl.comparison.statistics import bootstrap, iqm
 
-__all__ = ["ATARI", "CONTESTS", "MATCHES", "Contest", "main"]
+__all__ = ["ATARI", "CONTESTS", "MATCHES", "OURS", "Contest", "main"]
 
 GROUP = "contests"
 OURS = "ours"

@@ -222,6 +222,18 @@ ROUNDS: dict[str, Round] = {
         steps=500_000,
         preset=False,
     ),
+    # What became the preset, with what helped elsewhere: a replay for V, shorter rollouts, longer ones of fewer environments.
+    "locomotion-third": Round(
+        finalists={
+            "V, rollouts of 64, replay of 2": walker(num_steps="64", value_replay="2"),
+            "V, rollouts of 64, replay of 6": walker(num_steps="64", value_replay="6"),
+            "V, rollouts of 32": walker(num_steps="32"),
+            "V, 4 environments": walker(num_envs="4"),
+        },
+        tasks=("HalfCheetah-v5",),
+        steps=500_000,
+        preset=False,
+    ),
     "double-pendulum": Round(
         finalists={
             "V": walker(),

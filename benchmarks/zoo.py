@@ -3,9 +3,12 @@
     python -m benchmarks.zoo OUT                          # all of them; what is finished stays, what was begun is gone on with
     python -m benchmarks.zoo OUT --only CartPole-v1 Acrobot-v1
     python -m benchmarks.zoo relax_rl/zoo --work OUT/work --only CartPole-v1 Acrobot-v1 InvertedPendulum-v5
+    python -m benchmarks.zoo relax_rl/zoo --contests runs/benchmarks/contests --only Hopper-v5 HalfCheetah-v5
 
 Every agent is a run of its preset in `OUT/work/`, evaluated as it goes; the best one is played again on fresh episodes, and
-released into `OUT/NAME/` as a thin run: settings, the agent without optimisers, what the evaluation found, and a card.
+released into `OUT/NAME/` as a thin run: settings, the agent without optimisers, what the evaluation found, and a card. With
+`--contests` nothing is trained where `benchmarks.contests` has: the last and the best agent of each of its runs are played, and the
+one that did best is played again on fresh episodes.
 `OUT/manifest.json` tells of all, with checksums: `OUT` is then what `load_zoo(name, source=OUT)` reads, there or behind an address.
 """
 
@@ -19,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contests import OURS
 from benchmarks.tasks import at_least_one, commit
 from relax_rl.commands.evaluate import EvaluateConfig, evaluate_run
 from relax_rl.compute.serialization import write_json, write_text_atomic
@@ -41,6 +45,8 @@ LICENCE = "MIT"
 """Of the weights."""
 EVALUATIONS = 20
 """During a training."""
+SELECTION = 20
+"""Episodes that choose among agents of several runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +67,8 @@ TASKS: tuple[ZooTask, ...] = (
     ZooTask(env="CartPole-v1", total_steps=150_000),
     ZooTask(env="Acrobot-v1", total_steps=200_000),
     ZooTask(env="InvertedPendulum-v5", total_steps=150_000),
+    ZooTask(env="Pendulum-v1", total_steps=100_000),
+    ZooTask(env="MountainCarContinuous-v0", total_steps=100_000),
     ZooTask(env="InvertedDoublePendulum-v5", total_steps=500_000),
     ZooTask(env="LunarLander-v3", total_steps=500_000),
     ZooTask(env="LunarLanderContinuous-v3", total_steps=500_000),
@@ -80,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="folder of the zoo")
     parser.add_argument("--only", nargs="+", choices=[task.name for task in TASKS], metavar="NAME", help="some agents")
     parser.add_argument("--work", type=Path, help="folder of the trainings (default: OUT/work)")
+    parser.add_argument("--contests", type=Path, help="folder of finished comparisons, whose runs are taken where they are long enough")
     parser.add_argument("--seed", type=int, default=0, help="of the trainings and of the evaluations")
     parser.add_argument("--episodes", type=at_least_one, default=100, help="of each evaluation")
     parser.add_argument("--anew", action="store_true", help="release again what is released already")
@@ -91,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not given.anew and is_made(task, given.out):
             print(f"{task.name}: made before", flush=True)
             continue
-        made = make(task, given.out, work, seed=given.seed, episodes=given.episodes)
+        ended = [] if given.contests is None else runs_of_contest(task, given.contests)
+        made = make(task, given.out, work, seed=given.seed, episodes=given.episodes, ended=ended)
         if made is None:
             print(f"{task.name}: interrupted; the same command goes on with it", flush=True)
             return
@@ -112,24 +122,43 @@ def made_in(out: Path) -> dict[str, ZooAgent]:
     return zoo_agents(out) if (out / MANIFEST).exists() else {}
 
 
-def make(task: ZooTask, out: Path, work: Path, *, seed: int, episodes: int) -> ZooAgent | None:
-    """Train, evaluate and release an agent; None if a signal has ended the training."""
-    run = work / f"{task.name}-s{seed}"
-    if not trained(task, run, seed):
-        return None
-    best = chosen(RunFolder(run))
-    sampled = is_atari(task.env)
-    found = evaluate_run(
-        EvaluateConfig(
-            run=str(run), checkpoint=str(best), episodes=episodes, seed=seed + 1_000, deterministic=not sampled
-        )
-    )
-    made = released(task, RunFolder(run), out, best, found)
+def make(
+    task: ZooTask, out: Path, work: Path, *, seed: int, episodes: int, ended: Sequence[RunFolder] = ()
+) -> ZooAgent | None:
+    """Train, or take the best of the runs that have ended, evaluate and release an agent; None if a signal has ended the training."""
+    if ended:
+        run, best = best_of(task, ended, seed=seed + 2_000)
+    else:
+        run = RunFolder(work / f"{task.name}-s{seed}")
+        if not trained(task, run.path, seed):
+            return None
+        best = chosen(run)
+    found = played(task, run, best, episodes=episodes, seed=seed + 1_000)
+    made = released(task, run, out, best, found)
     agents = {**made_in(out), task.name: made}
     order = [task.name for task in TASKS]
     entries = [asdict(agents[name]) for name in sorted(agents, key=order.index)]
     write_json(out / MANIFEST, {"version": 1, "agents": entries})
     return made
+
+
+def played(task: ZooTask, run: RunFolder, checkpoint: Path, *, episodes: int, seed: int) -> dict[str, Any]:
+    """What an evaluation finds of an agent: the most likely actions, but samples on Atari."""
+    own = {"run": str(run.path), "checkpoint": str(checkpoint), "deterministic": not is_atari(task.env)}
+    return evaluate_run(EvaluateConfig(episodes=episodes, seed=seed, **own))
+
+
+def runs_of_contest(task: ZooTask, contests: Path) -> list[RunFolder]:
+    """The runs of this package that `benchmarks.contests` has ended on the task, if they are as long as is asked for here."""
+    runs = map(RunFolder, sorted((contests / task.env / "runs").glob(f"{task.env}-{OURS}-s*")))
+    return [run for run in runs if (step_of(newest_first(run.checkpoints)[0]) or 0) >= task.total_steps]
+
+
+def best_of(task: ZooTask, runs: Sequence[RunFolder], *, seed: int) -> tuple[RunFolder, Path]:
+    """Of the last and the best agent of each run that which does best on some episodes, and its run."""
+    candidates = [(run, file) for run in runs for file in (newest_first(run.checkpoints)[0], run.best)]
+    means = [played(task, *each, episodes=SELECTION, seed=seed)["return_mean"] for each in candidates]
+    return candidates[means.index(max(means))]
 
 
 def trained(task: ZooTask, run: Path, seed: int) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import relax_rl
 from benchmarks import zoo as making
@@ -314,6 +315,32 @@ def test_making_a_zoo_goes_on_where_it_was_stopped(
     assert len(calls) == 2, "it is released again, and not trained again"
     assert load_zoo("CartPole-v1", source=out).steps == agents["CartPole-v1"].steps
     assert zoo_agents(out)["CartPole-v1"].bytes == agents["CartPole-v1"].bytes
+
+
+def test_the_best_agent_of_a_contest_is_released_without_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [tmp_path / "contests" / "CartPole-v1" / "runs" / f"CartPole-v1-ours-s{seed}" for seed in range(3)]
+    for run in runs:
+        fetch_agent("CartPole-v1", run)
+    (trained,) = (runs[0] / "checkpoints").iterdir()
+    agent = load_zoo("CartPole-v1")
+    with torch.no_grad():
+        for parameter in agent.policy.parameters():
+            parameter.zero_()
+    agent.save(tmp_path / "idle.safetensors", optimizer=False)
+    for run, last, best in ((runs[0], False, False), (runs[1], False, True), (runs[2], True, True)):
+        for name, skilled in ((trained.name, last), ("best.safetensors", best)):
+            shutil.copy(OWN_ZOO / "CartPole-v1" / "checkpoints" / trained.name, run / "checkpoints" / name)
+            if not skilled:
+                shutil.copy(tmp_path / "idle.safetensors", run / "checkpoints" / name)
+    (runs[2] / "checkpoints" / trained.name).rename(runs[2] / "checkpoints" / "step_000090000.safetensors")
+    monkeypatch.setattr(making, "SELECTION", 2)
+    monkeypatch.setattr(making, "train", None)
+    making.main([str(tmp_path / "out"), "--contests", str(tmp_path / "contests"), "--only", "CartPole-v1", "--episodes", "3"])
+    (made,) = zoo_agents(tmp_path / "out").values()
+    assert made.return_mean == 500 and (runs[1] / "evaluation.json").exists()
+    assert not (runs[2] / "evaluation.json").exists(), "it is shorter than what is asked for"
 
 
 def test_the_tasks_are_those_whose_results_are_told() -> None:

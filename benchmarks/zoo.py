@@ -88,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="folder of the zoo")
     parser.add_argument("--only", nargs="+", choices=[task.name for task in TASKS], metavar="NAME", help="some agents")
     parser.add_argument("--work", type=Path, help="folder of the trainings (default: OUT/work)")
-    parser.add_argument("--contests", type=Path, help="folder of finished comparisons, whose runs are taken where they are long enough")
+    parser.add_argument(
+        "--contests", type=Path, help="folder of finished comparisons, whose runs are taken where they are long enough"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the trainings and of the evaluations")
     parser.add_argument("--episodes", type=at_least_one, default=100, help="of each evaluation")
     parser.add_argument("--anew", action="store_true", help="release again what is released already")

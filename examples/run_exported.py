@@ -5,6 +5,7 @@ NumPy, Gymnasium and ONNX Runtime are all it needs, nothing of relax_rl. Behind 
 """
 
 import argparse
+import importlib
 import json
 
 import gymnasium as gym
@@ -31,6 +32,13 @@ def action_of(space, outputs, name="action"):
     return outputs[name][0]
 
 
+def made(name, kwargs):
+    """The environment by its id, or by `module:ClassOrFunction` where that is no id that the module registers."""
+    module, _, thing = name.rpartition(":")
+    found = importlib.import_module(module) if module else None
+    return gym.make(name, **kwargs) if thing in gym.registry or not module else getattr(found, thing)(**kwargs)
+
+
 parser = argparse.ArgumentParser()
 parser.add_argument("policy")
 parser.add_argument("--episodes", type=int, default=5)
@@ -43,7 +51,7 @@ about = session.get_modelmeta().custom_metadata_map
 for name in ("bins", "wrapper", "frame_stack", "mask_key", "atari"):
     if name in about:
         raise SystemExit(f"the policy was trained with {name} {about[name]}: do the same to the environment here")
-env = gym.make(about["env"], **json.loads(about["env_kwargs"]))
+env = made(about["env"], json.loads(about["env_kwargs"]))
 for episode in range(args.episodes):
     (obs, info), total, ended = env.reset(seed=episode), 0.0, False
     memory = "next_state" in outputs
@@ -55,7 +63,10 @@ for episode in range(args.episodes):
             env.action_space, gym.spaces.Box
         ):  # True allows; without, all are
             mask = info.get("action_mask", np.ones(inputs["action_mask"][1]))
-            mask = env.get_wrapper_attr("action_masks")() if env.has_wrapper_attr("action_masks") else mask
+            if env.has_wrapper_attr("action_masks"):
+                mask = env.get_wrapper_attr("action_masks")()
+            if about.get("action_masks") == "off":
+                mask = np.ones(inputs["action_mask"][1])
             given["action_mask"] = np.asarray(mask, np.bool_).reshape(1, -1)
         if memory:
             given |= {"state": state, "episode_start": np.array([first])}

@@ -36,6 +36,8 @@ class Hub:
             if line["key"] == "file":
                 assert line["value"]["encoding"] == "base64"
                 self.files[repo][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "deletedFile":
+                del self.files[repo][line["value"]["path"]]
         return self.revision(repo)
 
     def revision(self, repo: str) -> str:
@@ -89,6 +91,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.json({"url": f"{self.hub.url}/{repo}", "id": repo})
 
     def do_GET(self) -> None:
+        tree = re.fullmatch(r"/api/models/(.+?)/tree/main(?:\?.*)?", self.path)
+        if tree is not None:
+            files = self.hub.files[tree[1]].items()
+            oids = {name: hashlib.sha1(data).hexdigest() for name, data in files}
+            self.json([{"type": "file", "path": name, "size": len(data), "oid": oids[name]} for name, data in files])
+            return
         found = re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", self.path)
         files = self.hub.files.get(found[1]) if found is not None else None
         if found is None or files is None:

@@ -150,6 +150,7 @@ gym.register("relax_rl_tests/Namesakes-v0", Namesakes)
         ("benchmarks.docks:relax_rl/Docks-v0", ()),  # a compound action
         ("relax_rl_tests/Namesakes-v0", ("--memory", "gru")),
         ("relax_rl_tests/Namesakes-v0", ()),
+        ("tests.test_examples:Namesakes", ()),  # no id
     ],
 )
 def test_exported_policies_of_any_spaces_play(

@@ -22,7 +22,7 @@ from relax_rl.runs import RunFolder, read_config
 from relax_rl.runs.hub import load_from_hub, push_to_hub
 from relax_rl.runs.model_card import model_card
 from relax_rl.runs.scores import scores_of
-from relax_rl.settings.config import AgentConfig, TrainConfig
+from relax_rl.settings.config import AgentConfig, RunConfig, TrainConfig
 from tests.hub_server import Hub, running_hub
 
 
@@ -36,10 +36,18 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield found
 
 
+def filmed(run: Path, name: str) -> Path:
+    """Where a video lies that the evaluation says it has made."""
+    path = RunFolder(run).evaluation
+    found = json.loads(path.read_text()) | {"video": f"elsewhere/videos/{name}"}
+    path.write_text(json.dumps(found))
+    RunFolder(run).videos.mkdir(exist_ok=True)
+    return RunFolder(run).videos / name
+
+
 def test_an_agent_goes_there_and_back(run: Path, hub: Hub) -> None:
     assert main(["evaluate", str(run), "--episodes", "2", "--num-envs", "2"]) == 0
-    (run / "videos").mkdir(exist_ok=True)
-    (run / "videos" / "step_1-seed_0.mp4").write_bytes(b"a film")
+    filmed(run, "step_1-seed_0.mp4").write_bytes(b"a film")
     assert push_to_hub(run, "me/cart", endpoint=hub.url) == f"{hub.url}/me/cart"
     files = hub.files["me/cart"]
     expected = {"README.md", "agent.safetensors", "config.json", "evaluation.json", "learning_curve.png", "video.mp4"}
@@ -137,11 +145,49 @@ def test_foreign_evaluations_are_left_out(run: Path, changes: dict[str, Any] | N
 
 
 def test_what_is_no_video_is_passed_over(run: Path, hub: Hub) -> None:
-    videos = RunFolder(run).videos
-    (videos / "a.mp4").mkdir(parents=True)
-    (videos / "b.mp4").symlink_to(run / "nowhere")
+    assert main(["evaluate", str(run), "--episodes", "2", "--num-envs", "2"]) == 0
+    filmed(run, "a.mp4").mkdir(parents=True)
     push_to_hub(run, "me/cart", endpoint=hub.url)
-    assert "video.mp4" not in hub.files["me/cart"]
+    filmed(run, "b.mp4").symlink_to(run / "nowhere")
+    push_to_hub(run, "me/cart", endpoint=hub.url)
+    assert "video.mp4" not in hub.files["me/cart"] and "evaluation.json" in hub.files["me/cart"]
+
+
+def test_what_an_earlier_push_has_said_of_another_agent_is_gone(run: Path, hub: Hub) -> None:
+    assert main(["evaluate", str(run), "--episodes", "2", "--num-envs", "2"]) == 0
+    filmed(run, "a.mp4").write_bytes(b"a film")
+    push_to_hub(run, "me/cart", endpoint=hub.url)
+    assert {"evaluation.json", "video.mp4"} <= set(hub.files["me/cart"])
+    hub.files["me/cart"]["notes.txt"] = b"of the user"
+    RunFolder(run).evaluation.unlink()
+    push_to_hub(run, "me/cart", endpoint=hub.url)
+    files = hub.files["me/cart"]
+    assert not {"evaluation.json", "video.mp4"} & set(files) and "Not evaluated" in files["README.md"].decode()
+    assert {"notes.txt", "agent.safetensors", "learning_curve.png"} <= set(files)
+
+
+def test_what_the_environment_needs_goes_along(run: Path, hub: Hub) -> None:
+    config = json.loads(RunFolder(run).config.read_text())
+    config["env"] |= {"frame_stack": 3, "wrapper": ["m:Noise", "file=/home/me/noise.csv"], "drop_keys": ["text"]}
+    config["env"] |= {"env_kwargs": {"map": "/home/me/map.json", "kind": "a|b"}}
+    RunFolder(run).config.write_text(json.dumps(config))
+    push_to_hub(run, "me/cart", endpoint=hub.url)
+    told = json.loads(hub.files["me/cart"]["config.json"])
+    assert (
+        told["frame_stack"] == 3 and told["wrapper"] == ["m:Noise", "file=noise.csv"] and told["drop_keys"] == ["text"]
+    )
+    assert told["env_kwargs"] == {"map": "map.json", "kind": "a|b"} and "bins" not in told
+    card = hub.files["me/cart"]["README.md"].decode()
+    assert "made with `env_kwargs`, `wrapper`, `frame_stack`, `drop_keys`, as the settings below have it" in card
+    assert "| `frame_stack` | 3 |" in card and "a\\|b" in card and "/home" not in card
+
+
+def test_a_card_tells_whose_networks_and_estimator_they_are() -> None:
+    run = RunConfig(estimator="mine:Half", networks="nets:Factories.wide")
+    card = model_card(TrainConfig(run=run), "Half", repo_id="user/name", step=1, evaluation=None, files=())
+    assert "of its gradient nothing is claimed here" in card and "whatever was subtracted" not in card
+    assert 'learn_of("mine:Half")' in card and "from nets import Factories" in card
+    assert 'agent = load_from_hub("user/name", networks=Factories.wide)' in card
 
 
 def test_the_command(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str], refused: Any) -> None:

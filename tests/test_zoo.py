@@ -240,6 +240,14 @@ def test_addresses_that_do_not_answer_or_are_of_another_kind(address: str) -> No
         )
 
 
+@pytest.mark.parametrize("file", ["progress.csv", "config.json"])
+def test_a_run_that_has_only_begun_is_left_alone(tmp_path: Path, file: str) -> None:
+    (tmp_path / file).write_text('{"run": {}}')
+    with pytest.raises(SettingsError, match="holds another agent; remove or rename that folder"):
+        fetch_agent("CartPole-v1", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [file] and (tmp_path / file).read_text() == '{"run": {}}'
+
+
 # Commands
 
 
@@ -252,6 +260,10 @@ def test_an_agent_of_the_zoo_is_evaluated(
         assert "CartPole-v1 · relax · runs/zoo/CartPole-v1/checkpoints/step_" in capsys.readouterr().out
     assert (tmp_path / "runs/zoo/CartPole-v1/evaluation.json").is_file()
     assert "has no agent 'x', only Acrobot-v1" in refused("evaluate", "zoo:x")
+    assert main(["export", "zoo:CartPole-v1", "--format", "torch", "--output", "new/folder/policy.pt2"]) == 0
+    assert Path("new/folder/policy.pt2").is_file()
+    assert main(["push", "zoo:CartPole-v1", "me/cart", "--dry-run", "card"]) == 0
+    assert Path("card/agent.safetensors").is_file()
     run = fetch_agent("CartPole-v1")
     shutil.copyfile(next((run / "checkpoints").iterdir()), run / "checkpoints" / "step_999999999.safetensors")
     assert "holds another agent; remove or rename that folder" in refused("evaluate", "zoo:CartPole-v1")
@@ -337,7 +349,9 @@ def test_the_best_agent_of_a_contest_is_released_without_a_training(
     (runs[2] / "checkpoints" / trained.name).rename(runs[2] / "checkpoints" / "step_000090000.safetensors")
     monkeypatch.setattr(making, "SELECTION", 2)
     monkeypatch.setattr(making, "train", None)
-    making.main([str(tmp_path / "out"), "--contests", str(tmp_path / "contests"), "--only", "CartPole-v1", "--episodes", "3"])
+    making.main(
+        [str(tmp_path / "out"), "--contests", str(tmp_path / "contests"), "--only", "CartPole-v1", "--episodes", "3"]
+    )
     (made,) = zoo_agents(tmp_path / "out").values()
     assert made.return_mean == 500 and (runs[1] / "evaluation.json").exists()
     assert not (runs[2] / "evaluation.json").exists(), "it is shorter than what is asked for"

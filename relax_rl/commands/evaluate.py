@@ -33,7 +33,7 @@ class EvaluateConfig:
     """Score a trained agent on fresh environments with raw rewards, and record a video of it."""
 
     run: str
-    """Folder of the run; zoo:NAME plays a trained agent of the zoo, which goes to runs/zoo/NAME."""
+    """Folder of the run; zoo:NAME is a trained agent of the zoo, which goes to runs/zoo/NAME."""
     episodes: int = setting(20, least=1)
     """Episodes to play."""
     deterministic: bool = True

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from relax_rl.compute.serialization import writing
 from relax_rl.errors import SettingsError
 from relax_rl.runs.exporting import FORMATS, export_policy
 from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.own_code import own_networks
 from relax_rl.runs.record import read_config
+from relax_rl.runs.zoo import run_of
 from relax_rl.settings.fields import check, setting
 from relax_rl.settings.options import parse
 from relax_rl.settings.presets import is_atari
@@ -27,11 +29,11 @@ class ExportConfig:
     """Write a trained policy into one file that runs without this package: observations in, actions out."""
 
     run: str
-    """Folder of the run."""
+    """Folder of the run; zoo:NAME is a trained agent of the zoo, which goes to runs/zoo/NAME."""
     format: Literal["onnx", "torch"] = "onnx"
     """onnx (extra export), or a program of torch.export."""
     output: str | None = setting(None, fits=bool, expected="a file")
-    """The file (default: policy.onnx or policy.pt2 in the run's folder)."""
+    """The file, in a folder that is made if need be (default: policy.onnx or policy.pt2 in the run's folder)."""
     checkpoint: str = "auto"
     """Which agent: auto (the best that the run has kept, else the latest), latest, best, or a checkpoint file."""
     estimator: str | None = None
@@ -46,6 +48,7 @@ class ExportConfig:
 def export_command(args: Sequence[str], prog: str) -> int:
     """`export`: read the options, write the file, say what it takes and gives."""
     config = parse(ExportConfig, args, prog=prog)
+    config = replace(config, run=run_of(config.run))
     path, inputs, outputs = export_run(config)
     print(f"  written to  {path}")
     print(f"  inputs      {', '.join(inputs)}")
@@ -76,11 +79,7 @@ def export_run(config: ExportConfig) -> tuple[Path, list[str], list[str]]:
         "relax_rl": __version__,
         "env": trained.env.env,
         "env_kwargs": trained.env.env_kwargs or {},
-        **{
-            name: getattr(trained.env, name)
-            for name in ("bins", "wrapper", "frame_stack", "mask_key")
-            if getattr(trained.env, name)
-        },
+        **trained.env.around(),
         **({"atari": _ATARI} if is_atari(trained.env.env) else {}),
         "estimator": agent.name,
         "step": str(agent.steps),
@@ -88,5 +87,7 @@ def export_run(config: ExportConfig) -> tuple[Path, list[str], list[str]]:
         "observation_space": space_to_json(agent.observation_space),
         "action_space": space_to_json(agent.action_space),
     }
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     policy = export_policy(agent, path, form=config.format, about=about)
     return path, policy.inputs, policy.outputs

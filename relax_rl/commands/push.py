@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from relax_rl.runs.hub import push_to_hub, write_model
 from relax_rl.runs.own_code import own_networks
+from relax_rl.runs.zoo import run_of
 from relax_rl.settings.fields import check, setting
 from relax_rl.settings.options import parse
 
@@ -18,7 +19,7 @@ class PushConfig:
     """Put a trained agent, with its card, into a model repository of the Hugging Face hub; needs the extra hub."""
 
     run: str
-    """Folder of the run."""
+    """Folder of the run; zoo:NAME is a trained agent of the zoo, which goes to runs/zoo/NAME."""
     repo_id: str
     """user/name of the repository; it is made if need be."""
     checkpoint: str = "auto"
@@ -41,6 +42,7 @@ class PushConfig:
 def push_command(args: Sequence[str], prog: str) -> int:
     """`push`: read the options, push or write what would be pushed, say where it is."""
     config = parse(PushConfig, args, prog=prog)
+    config = replace(config, run=run_of(config.run))
     networks = own_networks(config.estimator, config.networks)
     if config.dry_run is not None:
         write_model(config.run, config.dry_run, config.repo_id, checkpoint=config.checkpoint, networks=networks)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from relax_rl.runs.displays import text_table
 from relax_rl.runs.folder import RunFolder
+from relax_rl.runs.zoo import run_of
 from relax_rl.settings.options import parse
 from relax_rl.variance.measure import VarianceConfig, variance_run
 
@@ -22,6 +24,7 @@ def variance_command(args: Sequence[str], prog: str) -> int:
         "that fits its actions, on the same rollouts, and what trajectory, action and state contribute to it."
     )
     config = parse(VarianceConfig, args, prog=prog, description=description)
+    config = replace(config, run=run_of(config.run))
     result = variance_run(config)
     _show(result)
     folder = RunFolder(Path(config.run))

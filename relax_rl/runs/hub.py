@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ from relax_rl.compute.installation import install_line
 from relax_rl.compute.serialization import write_bytes_atomic, write_json, write_text_atomic
 from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.runs.folder import RunFolder
-from relax_rl.runs.model_card import model_card
+from relax_rl.runs.model_card import environment_of, model_card
 from relax_rl.runs.record import read_config
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ AGENT = "agent.safetensors"
 """The file that an agent is loaded from."""
 _ABOUT = "config.json"
 _NAME, _LONGEST_NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_]([\w.-]*[A-Za-z0-9_])?", re.ASCII), 96
+_MAY_BE_THERE = ("evaluation.json", "learning_curve.png", "video.mp4")
+"""What some pushes bring and others do not: of an earlier one they would be about another agent."""
 _OF_THIS_MACHINE = ("checkpoint", "env_kwargs", "video")
 """Of an evaluation: where files lie."""
 
@@ -44,8 +46,9 @@ def push_to_hub(
 ) -> str:
     """Put the agent of a run into a model repository, which is made if need be.
 
-    The agent goes without what only learning needs, its settings as JSON without paths and commands of this machine; with them go
-    the card, and as far as they are there the scores of `evaluate`, the learning curve and the latest video.
+    The agent goes without what only learning needs, its settings as JSON without folders and commands of this machine; with them go
+    the card, and as far as they are there the learning curve, the scores that `evaluate` found of this agent, and the video that it made.
+    Of these, what an earlier push has brought and this one does not is deleted.
 
     Args:
         run: folder of the run.
@@ -70,7 +73,9 @@ def push_to_hub(
         message = write_model(run, staged, repo_id, checkpoint=checkpoint, networks=networks)
         with _told("push to", repo_id):
             url = api.create_repo(repo_id, private=private or None, exist_ok=True)
-            api.upload_folder(repo_id=repo_id, folder_path=staged, commit_message=message)
+            api.upload_folder(
+                repo_id=repo_id, folder_path=staged, commit_message=message, delete_patterns=list(_MAY_BE_THERE)
+            )
     return str(url)
 
 
@@ -106,13 +111,13 @@ def write_model(
     agent, _ = load_agent(source, checkpoint, "cpu", networks=networks)
     target = _empty(Path(folder))
     agent.save(target / AGENT, optimizer=False)
-    about = {"estimator": agent.name, "step": agent.steps, "env": config.env.env, "agent": asdict(config.agent)}
-    write_json(target / _ABOUT, about)
+    about = {"estimator": agent.name, "step": agent.steps, "env": config.env.env, **environment_of(config.env)}
+    write_json(target / _ABOUT, {**about, "agent": asdict(config.agent)})
     evaluation = scores_of(source, agent, config.env)
     if evaluation is not None:
         kept = {name: x for name, x in evaluation.items() if name not in _OF_THIS_MACHINE}
         write_json(target / "evaluation.json", kept)
-    for name, picture in _pictures(source):
+    for name, picture in _pictures(source, evaluation):
         write_bytes_atomic(target / name, _content(picture))
     files = sorted(path.name for path in target.iterdir())
     card = model_card(config, agent.name, repo_id=repo_id, step=agent.steps, evaluation=evaluation, files=files)
@@ -172,14 +177,14 @@ def load_from_hub(
     return ActorCritic.load(Path(path).resolve(), device=device, networks=networks, optimizer=False)
 
 
-def _pictures(folder: RunFolder) -> Iterator[tuple[str, Path]]:
-    """The learning curve and the latest video, under the names that the card has for them."""
+def _pictures(folder: RunFolder, evaluation: Mapping[str, Any] | None) -> Iterator[tuple[str, Path]]:
+    """The learning curve, and the video that an evaluation of this agent has made, under the names that the card has for them."""
     curve = folder.path / "learning_curve.png"
     if curve.is_file():
         yield "learning_curve.png", curve
-    videos = [path for path in folder.videos.glob("*.mp4") if path.is_file()]
-    if videos:
-        yield "video.mp4", max(videos, key=lambda path: path.stat().st_mtime)
+    named = (evaluation or {}).get("video")
+    if isinstance(named, str) and (video := folder.videos / Path(named).name).is_file():
+        yield "video.mp4", video
 
 
 def _content(path: Path) -> bytes:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from relax_rl.settings.config import AgentConfig, TrainConfig
+from relax_rl.settings.config import AgentConfig, EnvConfig, TrainConfig
 
-__all__ = ["model_card"]
+__all__ = ["environment_of", "model_card"]
+
+_FOLDERS = re.compile(r"(?<![^\s=\"'])[/~]\S*/")
+"""Of an absolute path, all but its last part, which tells of the machine."""
 
 _UNBIASED = {
     "relax": "a learned, action-dependent control variate is subtracted and put back by RELAX (Grathwohl et al. 2018)",
@@ -45,7 +49,7 @@ def model_card(
         licence: of the weights, as metadata has it.
     """
     env = config.env.env.rpartition(":")[2]
-    load = load or ["from relax_rl.runs.hub import load_from_hub", "", f"agent = load_from_hub({json.dumps(repo_id)})"]
+    load = load or _load(config, repo_id)
     head = _front_matter(env, estimator, repo_id, evaluation)
     head += [] if licence is None else [f"license: {json.dumps(licence)}"]
     lines = ["---", *head, "---", "", f"# {estimator} on {env}", ""]
@@ -59,6 +63,12 @@ def model_card(
         "```",
         "",
     ]
+    if around := environment_of(config.env):
+        lines += [
+            f"Its environments were made with {', '.join(f'`{name}`' for name in around)}, as the settings below have it: do the same "
+            "to yours. Observations and actions are those behind that.",
+            "",
+        ]
     lines += ["## Evaluation", "", _scores(evaluation), ""]
     if "learning_curve.png" in files:
         lines += ["![Learning curve](learning_curve.png)", ""]
@@ -77,13 +87,48 @@ def model_card(
     return "\n".join(lines)
 
 
+def environment_of(env: EnvConfig) -> dict[str, Any]:
+    """What beside the id makes the environments that an agent knows, where it is no default; of absolute paths the last part."""
+    given = {"env_kwargs": env.env_kwargs} if env.env_kwargs else {}
+    return {name: _portable(value) for name, value in {**given, **env.around()}.items()}
+
+
+def _portable(value: Any) -> Any:
+    if isinstance(value, str):
+        return _FOLDERS.sub("", value)
+    if isinstance(value, Mapping):
+        return {name: _portable(part) for name, part in value.items()}
+    return [_portable(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def _load(config: TrainConfig, repo_id: str) -> list[str]:
+    """Code that loads the agent from the hub, with the networks and the estimator of its user where it has such."""
+    lines, networks = ["from relax_rl.runs.hub import load_from_hub"], ""
+    if config.run.networks is not None:
+        module, _, name = config.run.networks.partition(":")
+        first = name.partition(".")[0]
+        lines.append(f"from {module} import {first}  # the networks of whoever trained it")
+        networks = f", networks={name}"
+    if ":" in config.run.estimator:
+        own = json.dumps(config.run.estimator)
+        lines = [
+            "from relax_rl.agents import learn_of",
+            *lines,
+            "",
+            f"learn_of({own})  # the estimator of whoever trained it",
+        ]
+    return [*lines, "", f"agent = load_from_hub({json.dumps(repo_id)}{networks})"]
+
+
 def _claim(agent: AgentConfig, estimator: str) -> str:
     """What of the gradient is unbiased, with these settings."""
+    if estimator not in _UNBIASED:
+        return f"The estimator, {estimator}, is one of its user's own: of its gradient nothing is claimed here."
     aims = (
         "Given the states of a rollout the first step on it aims where that of advantage actor-critic aims, whatever was subtracted. "
         "That is relative to this aim: V stands in for rewards beyond the rollout and, for lambda below 1, for later ones"
     )
-    weight, told = agent.residual_weight, _UNBIASED.get(estimator, "the estimator is one of its own")
+    weight, told = agent.residual_weight, _UNBIASED[estimator]
     if weight != 1.0 and estimator in ("relax", "lax", "marginal"):
         share = "a share that is learned" if weight == "adaptive" else f"the share {weight:g}"
         told = f"a critic of actions stands in for the returns, and only {share} of what it leaves multiplies the score"
@@ -134,11 +179,13 @@ def _settings(config: TrainConfig) -> list[str]:
     """A table of what differs from the defaults."""
     own, plain = asdict(config.agent), asdict(AgentConfig())
     changed = {name: value for name, value in own.items() if value != plain[name]}
-    rows = {"seed": config.run.seed, "num_envs": config.env.num_envs, "preset": config.run.preset, **changed}
+    rows = {"seed": config.run.seed, "num_envs": config.env.num_envs, "preset": config.run.preset}
+    rows |= {name: json.dumps(value) for name, value in environment_of(config.env).items()} | changed
     return ["| setting | value |", "|---|---|", *(f"| `{name}` | {_shown(value)} |" for name, value in rows.items())]
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return "x".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+    text = "x".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+    return text.replace("|", "\\|")

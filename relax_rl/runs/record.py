@@ -116,9 +116,7 @@ def read_record(folder: RunFolder) -> dict[str, Any]:
         CheckpointError: the folder holds no run, or the file cannot be read.
     """
     if not os.path.isdir(folder.path):
-        text = str(folder.path)[:300]
-        of_zoo = "; evaluate zoo:NAME puts that agent into runs/zoo/NAME" if text.startswith("zoo:") else ""
-        raise CheckpointError(f"run {text} does not exist{of_zoo}")
+        raise CheckpointError(f"run {str(folder.path)[:300]} does not exist")
     return read_object(folder.config, "run")
 
 

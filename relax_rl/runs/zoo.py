@@ -24,6 +24,7 @@ from relax_rl.compute.serialization import read_regular, write_bytes_atomic, wri
 from relax_rl.errors import CheckpointError, SettingsError, did_you_mean, shown
 from relax_rl.runs.checkpoints import newest_first
 from relax_rl.runs.folder import RunFolder
+from relax_rl.runs.record import object_in
 
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic
@@ -139,7 +140,8 @@ def fetch_agent(
     run = RunFolder(_FETCHED / name.replace("/", "-") if folder is None else Path(folder))
     checkpoint = run.checkpoints / Path(found.file).name
     others = {path.name for path in (*newest_first(run.checkpoints), run.best) if path.exists()}
-    if others - {checkpoint.name}:
+    ours = _is_there(checkpoint, found.sha256) or _is_there(run.config, found.config_sha256)
+    if others - {checkpoint.name} or run.progress.exists() or (not ours and object_in(run.config)):
         raise SettingsError(f"{run.path} holds another agent; remove or rename that folder, or choose another")
     for path, file, sha256, size in (
         (checkpoint, found.file, found.sha256, found.bytes),

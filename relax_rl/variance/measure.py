@@ -35,7 +35,7 @@ class VarianceConfig:
     """Measure the variance of a trained agent's gradient."""
 
     run: str
-    """Folder of the run."""
+    """Folder of the run; zoo:NAME is a trained agent of the zoo, which goes to runs/zoo/NAME."""
     batches: int = setting(100, least=2)
     """Rollouts to take the variance over; each gives the gradient of one update."""
     fit_batches: int = setting(300, least=0, expected="at least 0")

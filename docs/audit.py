@@ -52,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with sync_playwright() as playwright:
         found = browser_of(playwright.chromium.executable_path)
         if found is None:
-            print(f"docs-audit: no browser was found, and playwright could install none; install one of {', '.join(BROWSERS)}")
+            print(
+                f"docs-audit: no browser was found, and playwright could install none; install one of {', '.join(BROWSERS)}"
+            )
             return 1
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         with serving(given.site) as address:
@@ -102,7 +104,9 @@ def audited(browser: Browser, address: str, path: str, out: Path) -> Iterator[st
             found = Axe().run(page).response
             told += [_in_a_line(violation) for violation in found["violations"] if violation["impact"] in GRAVE]
             shares = shares_of(found)
-            told += [f"{share:.0f}% of {what} pass, expected {LEAST}" for what, share in shares.items() if share < LEAST]
+            told += [
+                f"{share:.0f}% of {what} pass, expected {LEAST}" for what, share in shares.items() if share < LEAST
+            ]
             print(f"{name}: " + ", ".join(f"{what} {share:.0f}%" for what, share in shares.items()), flush=True)
             context.close()
             yield from (f"{name}: {fault}" for fault in told)

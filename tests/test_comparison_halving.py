@@ -438,6 +438,7 @@ def test_trials_alone_and_the_comparison_later(tmp_path, monkeypatch, capsys):
         (["--tune-keep", "0"], "tune_keep is 0.0, expected above 0 and at most 1"),
         (["--tune-minutes", "0"], "tune_minutes is 0.0, expected above 0"),
         (["--tune-anchors", "CartPole-v1=0:500"], "expected tune_together beside it"),
+        (["--tune", "0", "--tune-minutes", "5"], "tune_minutes is 5.0, expected tune of at least 1 beside it"),
         (["--tune-together", "--tune-anchors", "CartPole-v1=500:0"], "expected ENV=low:high"),
         (["--tune-first-seed", "5"], "first_seed is 0, expected seeds below 5 with --tune"),
         (["--tune-space", "nowhere.json"], "tune_space nowhere.json cannot be read: No such file or directory"),

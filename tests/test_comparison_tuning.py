@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +14,11 @@ from relax_rl.comparison.contestants import Contestant, read_contestant
 from relax_rl.comparison.peers import published
 from relax_rl.comparison.plan import Environment, Folder
 from relax_rl.comparison.pool import Outcomes
-from relax_rl.comparison.search_space import dimensions, read_space, searched_values
+from relax_rl.comparison.search_space import dimensions, read_space, read_starts, searched_values
 from relax_rl.comparison.study import Study
 from relax_rl.comparison.task import Task
 from relax_rl.comparison.tuning import make_studies, tune
-from relax_rl.errors import RelaxRLError
+from relax_rl.errors import RelaxRLError, SettingsError
 
 ENV = Environment("CartPole-v1", total_steps=1000, threshold=475.0, id="CartPole-v1")
 PPO = Contestant("sb3-ppo", "sb3-ppo", peer=True)
@@ -178,3 +179,45 @@ def test_settings_outside_the_space_are_moved_into_it():
     sizes = next(d for d in read_space() if d.name == "batch_size")
     assert (rates.searched(1.0), steps.searched(2048), sizes.searched(512)) == (1e-2, 1024, 256)
     assert searched_values({"max_grad_norm": float("inf")}, dimensions(read_contestant("a2c"))) is None
+
+
+def spaced(tmp_path, *settings, starts=()):
+    path = tmp_path / "space.json"
+    path.write_text(json.dumps({"settings": list(settings), "starts": list(starts)}))
+    return path
+
+
+WEIGHTS = (
+    {"own": "surrogate_loss", "choices": ["variance", "critic"]},
+    {"own": "residual_weight", "choices": [0.0, 0.3, 1.0, "adaptive"]},
+)
+
+
+def test_points_that_cannot_work_are_not_tried(tmp_path):
+    """Half of this space asks for a weight of the residual without a critic."""
+    space = read_space(spaced(tmp_path, *WEIGHTS))
+    config = CompareConfig(tune=40, tune_batch=40, tune_seeds=1)
+    study = Study(config, [ENV], read_contestant("relax"), Folder(tmp_path), space)
+    points = [trial["settings"] for trial in study._points(40)][1:]
+    assert len(points) == 39 and {point["surrogate_loss"] for point in points} == {"variance", "critic"}
+    assert all(point["surrogate_loss"] == "critic" or point["residual_weight"] == 1.0 for point in points)
+
+
+def test_starts_and_spaces_that_cannot_work_are_refused(tmp_path):
+    start = {"surrogate_loss": "variance", "residual_weight": 0.3}
+    path = spaced(tmp_path, *WEIGHTS, starts=[start])
+    config, contestant = CompareConfig(tune=4, tune_seeds=1), read_contestant("relax")
+    space = read_space(path)
+    study = Study(config, [ENV], contestant, Folder(tmp_path), space, read_starts(path, space))
+    with pytest.raises(SettingsError, match=r"^tune_space: a start cannot work, residual_weight is 0.3"):
+        study._points(4)
+    space = read_space(spaced(tmp_path, {"own": "residual_weight", "choices": [0.0, 0.3]}))
+    study = Study(config, [ENV], contestant, Folder(tmp_path), space)
+    with pytest.raises(SettingsError, match="1000 of 1000 points cannot work, one since residual_weight is"):
+        study._points(4)
+
+
+def test_infinity_is_a_choice(tmp_path):
+    (bound,) = read_space(spaced(tmp_path, {"own": "kl_bound", "choices": [0.02, 0.1, "inf"]}))
+    assert [bound.searched(value) for value in (math.inf, 0.1, 0.09, 5.0)] == ["inf", 0.1, 0.1, 0.1]
+    assert bound.takes("inf") and bound.setting("inf") == "inf" and not bound.takes(math.inf)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from relax_rl.comparison.search_space import Dimension
+from relax_rl.errors import SettingsError
 
-__all__ = ["STARTUP", "propose"]
+__all__ = ["ATTEMPTS", "STARTUP", "propose"]
 
+ATTEMPTS = 1_000
+"""Points that cannot work, after which no further one is asked for."""
 STARTUP = 8
 """Trials at random before the estimator proposes."""
 
@@ -22,10 +25,11 @@ def propose(
     *,
     rungs: int = 1,
     starts: Sequence[Mapping[str, Any]] = (),
+    refusal: Callable[[Mapping[str, Any]], str] = lambda settings: "",
 ) -> list[dict[str, Any]]:
     """The next points of a search, `{"params": as searched, "settings": as trained}` each.
 
-    They are a function of the arguments alone.
+    They are a function of the arguments alone. Where settings cannot work together, another point is asked for.
 
     Args:
         name: of the search.
@@ -35,6 +39,10 @@ def propose(
         count: of points.
         rungs: that a trial can reach.
         starts: values by the names that are searched, with which the first of the points are made.
+        refusal: why settings cannot work together; empty where they can.
+
+    Raises:
+        SettingsError: a start cannot work, or next to no point of the space can.
     """
     import optuna
 
@@ -49,11 +57,19 @@ def propose(
             study.add_trial(optuna.trial.create_trial(**made))
     for start in starts[:count]:
         study.enqueue_trial({key: value for key, value in start.items() if key in distributions})
-    points = []
-    for _ in range(count):
-        params = study.ask(distributions).params
-        points.append({"params": params, "settings": {name: d.setting(params[d.name]) for name, d in space.items()}})
-    return points
+    points: list[dict[str, Any]] = []
+    for _ in range(count + ATTEMPTS):
+        if len(points) == count:
+            return points
+        trial = study.ask(distributions)
+        settings = {name: d.setting(trial.params[d.name]) for name, d in space.items()}
+        if not (told := refusal(settings)):
+            points.append({"params": trial.params, "settings": settings})
+        elif len(points) < len(starts):
+            raise SettingsError(f"tune_space: a start cannot work, {told}")
+        else:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    raise SettingsError(f"tune_space: {ATTEMPTS} of {ATTEMPTS + len(points)} points cannot work, one since {told}")
 
 
 def _result(trial: Mapping[str, Any], rungs: int) -> dict[str, Any]:

@@ -34,6 +34,7 @@ __all__ = [
 
 PUBLISHED = Path(__file__).with_name("search_space.json")
 
+_INFINITE = "inf"
 _LARGEST = 2**20
 """Bytes of a file that is read."""
 _KEYS = ("name", "own", *ALGORITHMS, "estimators", "low", "high", "scale", "whole", "one_minus", "choices")
@@ -54,7 +55,7 @@ class Dimension:
         log: whether the logarithm is uniform.
         whole: whether only whole numbers are taken.
         one_minus: whether what is searched is one minus the setting.
-        choices: numbers, words, booleans or lists to choose from, instead of bounds.
+        choices: numbers, words, booleans or lists to choose from, instead of bounds; infinity is the word inf.
     """
 
     name: str
@@ -84,11 +85,11 @@ class Dimension:
         """The value to search near for a setting, moved into the range; None where there is no such value."""
         number = isinstance(setting, (int, float)) and not isinstance(setting, bool)
         if self.choices:
-            given = list(setting) if isinstance(setting, tuple) else setting
+            given = list(setting) if isinstance(setting, tuple) else _INFINITE if setting == math.inf else setting
             same = [at for at, choice in enumerate(self.choices) if type(choice) is type(given) and choice == given]
-            numbers = all(isinstance(choice, (int, float)) for choice in self.choices)
-            if not same and numbers and number and math.isfinite(setting):
-                return min(self.choices, key=lambda choice: abs(choice - setting))
+            numbers = [choice for choice in self.choices if choice != _INFINITE]
+            if not same and number and math.isfinite(setting) and all(isinstance(x, (int, float)) for x in numbers):
+                return min(numbers, key=lambda choice: abs(choice - setting))
             return self.categories[same[0]] if same else None
         if not number or not math.isfinite(setting):
             return None

@@ -66,6 +66,8 @@ def run_comparison(
         ray_cluster.check(config.ray_address)
     if config.tune:
         tuning.check(config, contestants)
+    elif config.resume is None:
+        tuning.check_idle(config)
     reference = variance_reference(contestants, config)
     environments, spaces = make_environments(config)
     kept = check_contestants(contestants, environments, spaces)

@@ -35,6 +35,7 @@ from relax_rl.comparison.task import Task, has_ended
 from relax_rl.comparison.task_scores import END, curve_mean, mean_score, read_anchors, scales
 from relax_rl.comparison.trials import Trial, best_trial, read_trials, write_trials
 from relax_rl.compute.serialization import writing
+from relax_rl.errors import SettingsError
 from relax_rl.runs import RunFolder
 from relax_rl.settings.fields import flat
 
@@ -234,7 +235,20 @@ class Study:
             same = all(point == found[0] for point in found)
             points.append({"params": found[0] if same else None, "settings": {}})
         rest, starts = count - len(points), self.starts[max(0, len(self.trials) - 1) :]
-        return points + propose(self.folder.name, self.space, self.trials, rest, rungs=len(self.rungs), starts=starts)
+        how: dict[str, Any] = {"rungs": len(self.rungs), "starts": starts, "refusal": self._refusal}
+        return points + propose(self.folder.name, self.space, self.trials, rest, **how)
+
+    def _refusal(self, settings: Mapping[str, Any]) -> str:
+        """Why settings of a trial cannot work together on one of its environments; nothing is known of peers."""
+        if self.contestant.peer:
+            return ""
+        tried = replace(self.contestant, settings={**self.contestant.settings, **settings})
+        try:
+            for env in self.environments:
+                own_config(env, tried)
+        except SettingsError as error:
+            return str(error)
+        return ""
 
     def _own_settings(self, env: Environment) -> Mapping[str, Any]:
         """What the contestant would be trained with untuned."""

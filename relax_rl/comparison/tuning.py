@@ -26,7 +26,7 @@ from relax_rl.compute.installation import install_line
 from relax_rl.compute.serialization import write_text_atomic, writing
 from relax_rl.errors import RelaxRLError, SettingsError
 
-__all__ = ["Studies", "check", "make_studies", "tune"]
+__all__ = ["Studies", "check", "check_idle", "make_studies", "tune"]
 
 
 def check(config: CompareConfig, contestants: Sequence[Contestant]) -> None:
@@ -49,6 +49,14 @@ def check(config: CompareConfig, contestants: Sequence[Contestant]) -> None:
         )
     if config.tune_peers:
         check_peers(contestants, space)
+
+
+def check_idle(config: CompareConfig) -> None:
+    """Raises SettingsError if an option of tuning is given where nothing is tuned."""
+    plain = CompareConfig()
+    for name in CompareConfig.SECTIONS["tuning"].split():
+        if getattr(config, name) != getattr(plain, name):
+            raise SettingsError(f"{name} is {getattr(config, name)!r}, expected tune of at least 1 beside it")
 
 
 Studies = dict[tuple[str, str], Study]

@@ -155,6 +155,7 @@ CASES: list[tuple[str, type[TargetEnv], dict[str, Any]]] = [
     ("relax", ImageEnv, {"surrogate_steps": 2}),
     ("lax", TargetEnv, {"epochs": 2, "minibatch_size": 10, "kl_bound": 0.01, "entropy_target": 0.5, "squash": True}),
     ("lax", TargetEnv, {"surrogate_loss": "critic", "critic_loss": "hl_gauss", "residual_weight": "adaptive"}),
+    ("relax", TargetEnv, {"surrogate_loss": "critic", "critic_loss": "hl_gauss", "value_replay": 1}),
 ]
 
 

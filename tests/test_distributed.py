@@ -58,7 +58,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "lax, adaptive": ("Pendulum-v1", "lax", {"surrogate_loss": "critic", "residual_weight": "adaptive"}),
-    "relax, critic": ("CartPole-v1", "relax", {**NORMALIZED, "surrogate_loss": "critic", "surrogate_steps": 2}),
+    "relax, critic": (
+        "CartPole-v1",
+        "relax",
+        {**NORMALIZED, "surrogate_loss": "critic", "surrogate_steps": 2, "value_replay": 1},
+    ),
     "relax, epochs, normalised": ("CartPole-v1", "relax", {**NORMALIZED, **EPOCHS, "normalize_advantage": True}),
     "relax, epochs, scaled": (
         "CartPole-v1",

@@ -375,7 +375,12 @@ def test_nothing_is_learned_or_saved_by_default() -> None:
         (
             BOX,
             {"entropy_target": 0.5, "action_distribution": "beta"},
-            "entropy_target is 0.5, expected below 0 for beta",
+            "entropy_target is 0.5, expected below 0 with beta",
+        ),
+        (  # log 3 nats of choices to two numbers: log 3 / (log 3 + 2)
+            spaces.Dict(gear=spaces.Discrete(3), thrust=spaces.Box(-1, 1, (2,))),
+            {"entropy_target": 0.5, "action_distribution": "beta"},
+            "entropy_target is 0.5, expected below 0.355 with beta",
         ),
         (BOX, {"entropy_target": math.nan}, "entropy_target is nan, expected a number"),
         (

@@ -22,7 +22,7 @@ MOST_LOG_RATIO = 30.0
 """Of the probabilities of an action under two policies: the exponential of more may overflow, and infinity times a weight of 0 is NaN."""
 _NO_VARIANCE = 1e-6
 """Variance of advantages relative to their mean square, below which they are all the same up to rounding."""
-_PAST = ("past_obs", "past_return", "past_weight")
+_PAST = ("past_obs", "past_return", "past_weight", "past_action", "past_worth", "past_advantage")
 _SCALARS = ("advantage_unit", "entropy_coef", "control_scale", "kl_bound", "kl_multiplier", "residual_weight")
 
 
@@ -54,6 +54,8 @@ class Batch:
         mask: `[B, W]` bool, what could be chosen, as rows of `ActionMasks`; None where all could.
         past_obs, past_return, past_weight: `[K, B, ...]`, `[K, B]`, `[K, B]` of earlier rollouts, from which V learns as
             from this one; None if it learns from this one alone.
+        past_action, past_worth, past_advantage: `[K, B, ...]`, `[K, B]`, `[K, B]` of these, what was done, what a critic of actions says
+            that it is worth, and what V leaves of that; None unless there is such a critic.
         memory: of the `T * N` rows of recurrent networks; None without.
     """
 
@@ -78,6 +80,9 @@ class Batch:
     past_obs: Tensor | None = None
     past_return: Tensor | None = None
     past_weight: Tensor | None = None
+    past_action: Tensor | None = None
+    past_worth: Tensor | None = None
+    past_advantage: Tensor | None = None
     memory: Memory | None = None
 
     def tensors(self) -> dict[str, Tensor]:
@@ -188,4 +193,6 @@ def standardized(batch: Batch, workers: Workers) -> Batch:
     variance = square - mean.square()
     unit = torch.where(variance > _NO_VARIANCE * square, variance.clamp(min=0.0).sqrt() + 1e-8, 1.0)
     mean = torch.where(moments[0] * workers.count > 1.5, mean, 0.0)
+    if batch.past_advantage is not None:
+        batch = replace(batch, past_advantage=batch.past_advantage - mean)
     return replace(batch, advantage=(advantage - mean) * (weight > 0), advantage_unit=unit)

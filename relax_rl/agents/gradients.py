@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from relax_rl.agents.action_value import of_action_value
 from relax_rl.agents.batch import MOST_LOG_RATIO, Batch
 from relax_rl.agents.estimates import AgentEstimator, Experience, a2c
 from relax_rl.agents.networks import Networks, Outputs
@@ -107,7 +108,7 @@ def gradients(
         of_groups, told = gradients_of_groups(networks, batch, objective.estimator, found.params, dist, experience)
         return Gradients(of_groups, told, {})
     if objective.trains == ("surrogate",) and objective.surrogate_loss == "critic":
-        alone, told = _of_action_value(networks, batch, dist, found.features)
+        alone, told = of_action_value(networks, batch, dist, found.features)
         return Gradients({"surrogate": alone}, {"rows": batch.weight.sum()}, told)
     experience, ratio = _as_if_on_policy(batch, dist, found.features, objective, networks.surrogate)
     estimate = objective.estimator.estimate(experience, dist, relative_to(networks.surrogate, experience.value))
@@ -145,7 +146,7 @@ def gradients(
         of["surrogate"], told = (
             _of_variance(networks, batch, estimate)
             if by_variance
-            else _of_action_value(networks, batch, dist, found.features)
+            else of_action_value(networks, batch, dist, found.features)
         )
         metrics |= told
     return Gradients(of, sums, metrics)
@@ -252,33 +253,6 @@ def _of_variance(networks: Networks, batch: Batch, estimate: Tensor) -> tuple[li
     gain = getattr(networks.surrogate, "gain", None)
     metrics = {} if gain is None else {"surrogate/gain": gain.detach().clone()}
     return found, {**metrics, "losses/variance": variance_loss(estimate.detach(), batch.weight)}
-
-
-def _of_action_value(
-    networks: Networks, batch: Batch, dist: Distribution, features: Tensor
-) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """The gradient of the mean loss of an action-value critic, with metrics.
-
-    That of the squared error of c^(s, a) for the advantage, so that q(s, a) = V(s) + c^(s, a); or where q is a distribution
-    over bins, the cross entropy against the return.
-    """
-    critic: Any = networks.surrogate
-    if isinstance(critic, OverBins):
-        said = critic.regressed(features, dist.embed(batch.action))  # type: ignore[attr-defined]
-        slope, losses = critic.regress(said, batch.return_, batch.weight)
-        left, metrics = batch.return_ - critic.from_outputs(said.detach()), critic.metrics(batch.return_, batch.weight)
-    else:
-        said = critic(features, dist.embed(batch.action))
-        error = (said.detach() - batch.advantage) * batch.weight
-        slope, losses = 2.0 * error, error.square()
-        left, metrics = batch.advantage - said.detach(), {}
-    found = pull_back([said], [slope / batch.shard.divisor], networks.parameters_of("surrogate"))
-    _, variance = weighted_moments(torch.stack([batch.advantage, left], 1), batch.weight)
-    return found, {
-        **metrics,
-        "losses/action_value": losses.sum() / batch.shard.divisor,
-        "surrogate/explained_variance": explained_variance(variance[0], variance[1]),
-    }
 
 
 def _of_policy_and_value(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relax_rl.agents.action_value import with_past_advantage
 from relax_rl.agents.batch import MOST_LOG_RATIO, Batch, standardized
 from relax_rl.agents.compiled import Choice, CompiledGradients, choose, identity_of, why_not_compiled
 from relax_rl.agents.estimates import AgentEstimator
@@ -164,6 +165,7 @@ class Learner:
         Raises:
             TrainingDiverged: if a gradient is not finite; what it belongs to has not moved then.
         """
+        batch = with_past_advantage(self.networks, batch)
         if self.residual_weight is not None:
             return self._learn_weighed(self.residual_weight, batch, acted, factor)
         return self._learn(batch, acted, factor)
@@ -260,6 +262,7 @@ class Learner:
         if self.config.surrogate_loss == "critic":
             # What V leaves as it is now, which is what the next estimate subtracts.
             batch = replace(batch, advantage=batch.return_ - seen.value[: len(batch.return_)])
+            batch = with_past_advantage(self.networks, batch)
         for part, index in (each for _ in range(passes) for each in self._as_if_drawn(batch, dist)):
             known = Outputs(seen.params[index], seen.value[:0], seen.features[index])
             if self.config.normalize_advantage:

@@ -171,6 +171,14 @@ class Networks(nn.Module):
         assert seen is not None
         return seen.detach()
 
+    @torch.no_grad()
+    def told(self, obs: Tensor) -> Tensor:
+        """`[B, F]` what the surrogate is told of normalised observations `[B, ...]`, by the torsos as they stand."""
+        if self.shared_torso or self._state not in ("observation", "columns"):
+            features: Tensor = self.value.torso(obs)
+            return features
+        return self._told(obs)
+
     def on_host(self, part: str) -> HostNetwork | None:
         """`policy` or `value` in NumPy, or None where it has to be torch."""
         module: Policy | ValueFunction = getattr(self, part)

@@ -1,10 +1,11 @@
-"""Earlier rollouts, from which the value function learns beside the present one."""
+"""Earlier rollouts, from which the critics learn beside the present one."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from relax_rl.agents.batch import Batch
 
 __all__ = ["ValueReplay"]
 
-_NAMES = ("obs", "return", "weight")
+_NAMES = ("obs", "return", "weight", "action")
 
 
 class ValueReplay:
@@ -25,10 +26,12 @@ class ValueReplay:
 
     Args:
         size: earlier rollouts that are kept.
+        actions: whether what was done is kept too, for a critic of actions, whose targets are the same returns.
     """
 
-    def __init__(self, size: int) -> None:
-        self._rollouts: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=size)
+    def __init__(self, size: int, *, actions: bool = False) -> None:
+        self._rollouts: deque[tuple[Tensor, ...]] = deque(maxlen=size)
+        self._names = _NAMES if actions else _NAMES[:-1]
 
     def join(self, batch: Batch, unit: float, rollout: object = None, params: object = None) -> Batch:
         """A rollout with those before it; it is kept for those to come.
@@ -40,15 +43,17 @@ class ValueReplay:
             unit: what raw rewards were multiplied by on their way to the batch's returns.
             rollout, params: what `RolloutReplay` asks for beside them.
         """
-        own = (batch.obs, batch.return_ / unit, batch.weight)
+        own: tuple[Tensor, ...] = (batch.obs, batch.return_ / unit, batch.weight, batch.action)[: len(self._names)]
         earlier = [rows for rows in self._rollouts if rows[0].shape == own[0].shape]
         size = self._rollouts.maxlen or 0
         earlier += [own] * (size - len(earlier))
         self._rollouts.append(own)
-        past_obs, past_return, past_weight = (
-            torch.stack([x.to(batch.obs.device) for x in each]) for each in zip(*earlier, strict=True)
-        )
-        return replace(batch, past_obs=past_obs, past_return=past_return * unit, past_weight=past_weight)
+        past = [torch.stack([x.to(batch.obs.device) for x in each]) for each in zip(*earlier, strict=True)]
+        found: dict[str, Any] = {f"past_{name}": x for name, x in zip(self._names, past, strict=True)}
+        found["past_return"] = found["past_return"] * unit
+        if "past_action" in found:
+            found["past_worth"] = found["past_return"]
+        return replace(batch, **found)
 
     def forget_last(self) -> None:
         """Keep the rollout that joined last for no later one."""
@@ -58,13 +63,14 @@ class ValueReplay:
         return {
             f"{number}.{name}": x
             for number, rollout in enumerate(self._rollouts)
-            for name, x in zip(_NAMES, rollout, strict=True)
+            for name, x in zip(self._names, rollout, strict=True)
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state_dict` gave; of a state that holds nothing, as older checkpoints do, begin anew."""
         self._rollouts.clear()
-        while f"{len(self._rollouts)}.{_NAMES[0]}" in state and len(self._rollouts) < (self._rollouts.maxlen or 0):
+        while f"{len(self._rollouts)}.{self._names[-1]}" in state and len(self._rollouts) < (
+            self._rollouts.maxlen or 0
+        ):
             number = len(self._rollouts)
-            obs, return_, weight = (state[f"{number}.{name}"] for name in _NAMES)
-            self._rollouts.append((obs, return_, weight))
+            self._rollouts.append(tuple(state[f"{number}.{name}"] for name in self._names))

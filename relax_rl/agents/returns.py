@@ -135,10 +135,13 @@ class VTrace:
     Attributes:
         target: `[T, N]` v_t, what V is regressed on; V itself on rows that are not valid.
         advantage: `[T, N]` what the score is weighted by, rho_t (r_t + gamma v_{t+1} - V(s_t)).
+        worth: `[T, N]` of the action that was taken, r_t + gamma ((1 - lambda) V(s_{t+1}) + lambda v_{t+1}), what q(s_t, a_t) is
+            regressed on: the ratio of its own probabilities is no part of that.
     """
 
     target: Tensor
     advantage: Tensor
+    worth: Tensor
 
 
 def vtrace(
@@ -161,7 +164,7 @@ def vtrace(
         delta_t = min(clip_rho, ratio_t) (r_t + gamma V(s_{t+1}) - V(s_t))
         v_t     = V(s_t) + delta_t + gamma c_t (v_{t+1} - V(s_{t+1})),    c_t = lambda min(clip_c, ratio_t)
 
-    With ratios of 1 the target is the lambda-return, and for lambda 1 the advantage is that of `gae`.
+    With ratios of 1 target and worth are the lambda-return, and for lambda 1 the advantage is that of `gae`.
 
     Args:
         log_ratio: `[T, N]` log-probability of each action under the policy that learns, minus that under the one that
@@ -174,7 +177,7 @@ def vtrace(
         clip_pg_rho: where they are cut in front of the advantage.
 
     Returns:
-        Targets and advantages, without a graph.
+        Targets, advantages and worths, without a graph.
 
     Raises:
         ValueError: when a tensor has another shape.
@@ -190,8 +193,8 @@ def vtrace(
     following = bootstrap.astype(delta.dtype)
     following[:-1] += np.where(ok & ~over & ~cut, 1.0, 0.0)[:-1] * error[1:]
     advantage = np.where(ok, np.minimum(clip_pg_rho, rho) * (r + discount * following - v), 0.0)
-    both = (torch.from_numpy(x).to(value) for x in (v + error, advantage))
-    return VTrace(*both)
+    worth = np.where(ok, r + discount * (bootstrap + gae_lambda * (following - bootstrap)), v)
+    return VTrace(*(torch.from_numpy(x).to(value) for x in (v + error, advantage, worth)))
 
 
 def _accumulated(delta: np.ndarray, decay: np.ndarray) -> np.ndarray:

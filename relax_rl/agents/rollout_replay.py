@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ class _Kept:
 
 
 class RolloutReplay:
-    """The last few rollouts, for V to learn from beside the present one; see `ValueReplay`.
+    """The last few rollouts, for the critics to learn from beside the present one; see `ValueReplay`.
 
     Their returns are those of the policy at hand, not of the one that acted: V-trace (Espeholt et al. 2018), with ratios
     of probabilities cut at 1 and lambda as for the advantages, bootstrapped from V at hand. Observations are normalised,
@@ -50,9 +51,13 @@ class RolloutReplay:
         config: says how many rollouts are kept, gamma, lambda and where rewards are clipped.
         networks: policy and V at hand.
         normalized: encoded observations `[B, ...]` as the networks take them.
+        actions: whether what was done and what it was worth is told too, for a critic of actions.
     """
 
-    def __init__(self, config: AgentConfig, networks: Networks, normalized: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, config: AgentConfig, networks: Networks, normalized: Callable[[Tensor], Tensor], *, actions: bool = False
+    ) -> None:
+        self._names = ("obs", "return", "weight", *(("action", "worth") if actions else ()))
         self._config, self._networks, self._normalized = config, networks, normalized
         self._rollouts: deque[_Kept] = deque(maxlen=config.value_replay)
 
@@ -68,16 +73,18 @@ class RolloutReplay:
         shape = rollout.reward.shape
         coef = batch.entropy_coef if self._config.soft_returns else None
         earlier = [self._rows(kept, unit, coef) for kept in self._rollouts if kept.reward.shape == shape]
-        own = (batch.obs, batch.return_, batch.weight)
+        own = (batch.obs, batch.return_, batch.weight, batch.action, batch.return_)
         earlier += [own] * (self._config.value_replay - len(earlier))
         log_prob = self._log_prob(params, batch.mask, batch.action).view(shape).cpu()
         shared = {f.name: getattr(rollout, f.name) for f in fields(_Kept) if f.name != "log_prob"}
         self._rollouts.append(_Kept(log_prob=log_prob, **shared))
-        past_obs, past_return, past_weight = (torch.stack(each) for each in zip(*earlier, strict=True))
-        return replace(batch, past_obs=past_obs, past_return=past_return, past_weight=past_weight)
+        found = [rows[: len(self._names)] for rows in earlier]
+        past = [torch.stack(each) for each in zip(*found, strict=True)]
+        named: dict[str, Any] = {f"past_{name}": x for name, x in zip(self._names, past, strict=True)}
+        return replace(batch, **named)
 
-    def _rows(self, kept: _Kept, unit: float, coef: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """`[T N, ...]` observations of a rollout as the networks take them, returns of the policy at hand, and weights.
+    def _rows(self, kept: _Kept, unit: float, coef: Tensor | None) -> tuple[Tensor, ...]:
+        """`[T N, ...]` of a rollout: observations as the networks take them, returns of the policy at hand, weights, actions and their worth.
 
         Returns count the entropy of the policy at hand, times `coef`, unless that is None.
         """
@@ -86,7 +93,8 @@ class RolloutReplay:
         seen = self._normalized(torch.cat([kept.obs.flatten(0, 1), kept.final_obs]).to(device))
         said = networks.without_graph(seen, rows)
         mask = None if kept.mask is None else kept.mask.flatten(0, 1).to(device)
-        log_prob = self._log_prob(said.params, mask, kept.action.flatten(0, 1).to(device)).view(steps, num_envs).cpu()
+        action = kept.action.flatten(0, 1).to(device)
+        log_prob = self._log_prob(said.params, mask, action).view(steps, num_envs).cpu()
         values, successors = values_in_time(said.value.cpu(), num_envs, kept.final_index)
         reward = kept.reward.clamp(-config.reward_clip, config.reward_clip) * unit
         if coef is not None:
@@ -102,8 +110,9 @@ class RolloutReplay:
             kept.valid,
             gamma=config.gamma,
             gae_lambda=config.gae_lambda,
-        ).target
-        return seen[:rows], found.flatten().to(device), kept.valid.flatten().to(device, said.value.dtype)
+        )
+        target, worth = (x.flatten().to(device) for x in (found.target, found.worth))
+        return seen[:rows], target, kept.valid.flatten().to(device, said.value.dtype), action, worth
 
     @torch.no_grad()
     def _log_prob(self, params: Tensor, mask: Tensor | None, action: Tensor) -> Tensor:
@@ -130,9 +139,10 @@ class RolloutReplay:
 def make_replay(
     config: AgentConfig, networks: Networks, normalized: Callable[[Tensor], Tensor]
 ) -> ValueReplay | RolloutReplay | None:
-    """The earlier rollouts that V learns from as the settings say; None if it learns from the present one alone."""
+    """The earlier rollouts that critics learn from as the settings say; None if they learn from the present one alone."""
     if not config.value_replay:
         return None
+    actions = networks.surrogate is not None and config.surrogate_loss == "critic"
     if config.replay_targets == "kept":
-        return ValueReplay(config.value_replay)
-    return RolloutReplay(config, networks, normalized)
+        return ValueReplay(config.value_replay, actions=actions)
+    return RolloutReplay(config, networks, normalized, actions=actions)

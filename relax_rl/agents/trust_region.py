@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from relax_rl.agents.batch import Batch
-from relax_rl.distributions import Bernoulli, Categorical, DiagGaussian, MultiCategorical, Product, TanhGaussian
+from relax_rl.distributions import Bernoulli, Beta, Categorical, DiagGaussian, MultiCategorical, Product, TanhGaussian
 from relax_rl.errors import SettingsError
 from relax_rl.networks.policies import Policy
 from relax_rl.settings.config import AgentConfig
@@ -257,7 +257,18 @@ def _check_target(target: float, policy: Policy) -> None:
             f"entropy_target is {target:g}, expected at least 0 and below 1 for discrete actions, in units of the entropy of "
             "the uniform distribution"
         )
-    if policy.kind == "beta" and target >= 0.0:
+    most = _most(policy.distribution(torch.zeros(1, policy.num_params)))
+    if target >= most:
         raise SettingsError(
-            f"entropy_target is {target:g}, expected below 0 for beta distributions, whose entropy is that on (0, 1)"
+            f"entropy_target is {target:g}, expected below {most:.3g} with beta distributions, whose entropy is that on (0, 1)"
         )
+
+
+def _most(dist: Any) -> float:
+    """The most that an entropy can be, in its unit."""
+    if isinstance(dist, Product):
+        units = [float(entropy_and_unit(factor)[1]) for factor in dist.factors]
+        return sum(unit * _most(factor) for factor, unit in zip(dist.factors, units, strict=True)) / sum(units)
+    if isinstance(dist, DiagGaussian):
+        return math.inf
+    return 0.0 if isinstance(dist, Beta) else 1.0

@@ -71,7 +71,7 @@ class AgentConfig:
     multiplier_lr: float = setting(0.01, above=0.0, cap=1e3)
     """The most by which the logarithm of a learned multiplier moves in a step of the policy (--kl-bound, --entropy-target)."""
     value_replay: int = setting(0, least=0, cap=1_000)
-    """Earlier rollouts that the value function learns from at each step beside the present one: less noise in its gradient; see --replay-targets."""
+    """Earlier rollouts that the value function, and a surrogate with --surrogate-loss critic, learn from at each step beside the present one: less noise in their gradients; see --replay-targets."""
     replay_targets: Literal["kept", "anew"] = "kept"
     """With --value-replay: the returns of earlier rollouts stay as they were, or are computed anew at each update, by V-trace with the present policy and V."""
     surrogate_steps: int = setting(1, least=1, cap=10_000)

@@ -146,7 +146,7 @@ def make(
 
 def played(task: ZooTask, run: RunFolder, checkpoint: Path, *, episodes: int, seed: int) -> dict[str, Any]:
     """What an evaluation finds of an agent: the most likely actions, but samples on Atari."""
-    own = {"run": str(run.path), "checkpoint": str(checkpoint), "deterministic": not is_atari(task.env)}
+    own: dict[str, Any] = {"run": str(run.path), "checkpoint": str(checkpoint), "deterministic": not is_atari(task.env)}
     return evaluate_run(EvaluateConfig(episodes=episodes, seed=seed, **own))
 
 

@@ -43,6 +43,7 @@ _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 OTHERS = {
     *("--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"),  # torchrun
     *("--head", "--address", "--ray-client-server-port", "--port"),  # ray
+    *("--no-cache-dir", "--no-install-recommends"),  # pip and apt
     *(
         "--logdir",
         "--no-deps",

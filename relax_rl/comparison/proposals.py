@@ -61,14 +61,14 @@ def propose(
     for _ in range(count + ATTEMPTS):
         if len(points) == count:
             return points
-        trial = study.ask(distributions)
-        settings = {name: d.setting(trial.params[d.name]) for name, d in space.items()}
+        asked = study.ask(distributions)
+        settings = {name: d.setting(asked.params[d.name]) for name, d in space.items()}
         if not (told := refusal(settings)):
-            points.append({"params": trial.params, "settings": settings})
+            points.append({"params": asked.params, "settings": settings})
         elif len(points) < len(starts):
             raise SettingsError(f"tune_space: a start cannot work, {told}")
         else:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            study.tell(asked, state=optuna.trial.TrialState.FAIL)
     raise SettingsError(f"tune_space: {ATTEMPTS} of {ATTEMPTS + len(points)} points cannot work, one since {told}")
 
 

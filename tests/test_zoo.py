@@ -28,7 +28,19 @@ from relax_rl.runs.hub import push_to_hub
 from relax_rl.runs.zoo import MANIFEST, OWN_ZOO, VARIABLE, digest, fetch_agent, zoo_agents
 from tests.old_artefacts import blank_figures
 
-SMALL = ("CartPole-v1", "Acrobot-v1", "InvertedPendulum-v5")
+LEAST = {
+    "CartPole-v1": 475,
+    "Acrobot-v1": -100,
+    "InvertedPendulum-v5": 950,
+    "Pendulum-v1": -200,
+    "MountainCarContinuous-v0": 90,
+    "InvertedDoublePendulum-v5": 9_100,
+    "LunarLander-v3": 200,
+    "LunarLanderContinuous-v3": 200,
+    "Hopper-v5": 2_600,
+    "HalfCheetah-v5": 6_000,
+}
+"""What comes with the package, and what each agent reaches at least."""
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -77,10 +89,10 @@ def told(kind: type[Exception], source: object, name: str = "CartPole-v1") -> st
 
 def test_the_agents_of_the_package_are_small_and_whole() -> None:
     agents = zoo_agents()
-    assert tuple(agents) == SMALL
+    assert tuple(agents) == tuple(LEAST)
     for each in agents.values():
         content = (OWN_ZOO / each.file).read_bytes()
-        assert len(content) == each.bytes < 200_000 and digest(content) == each.sha256
+        assert len(content) == each.bytes < 1_000_000 and digest(content) == each.sha256
         assert digest((OWN_ZOO / each.config).read_bytes()) == each.config_sha256
         assert each.licence == "MIT" and each.episodes >= 100 and each.deterministic
         card = (OWN_ZOO / each.name / "README.md").read_text()
@@ -91,8 +103,8 @@ def test_the_agents_of_the_package_are_small_and_whole() -> None:
     files = [path for path in OWN_ZOO.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".md", ".safetensors"}
     assert not any(b"/work" in path.read_bytes() or b"/root" in path.read_bytes() for path in files)
-    assert agents["CartPole-v1"].return_mean >= 475 and agents["Acrobot-v1"].return_mean >= -100
-    assert agents["InvertedPendulum-v5"].return_mean >= 950
+    assert sum(path.stat().st_size for path in files) < 5_000_000
+    assert all(each.return_mean >= LEAST[each.name] for each in agents.values())
 
 
 def test_an_agent_plays_as_well_as_the_manifest_says() -> None:
@@ -141,9 +153,7 @@ def test_an_argument_a_variable_a_folder_and_an_address(
 def test_a_missing_name_lists_what_there_is(folder: Path, address: str) -> None:
     for source in (folder, address):
         said = told(SettingsError, source, "CartPol-v1")
-        assert said.endswith(
-            "has no agent 'CartPol-v1', only Acrobot-v1, CartPole-v1, InvertedPendulum-v5; did you mean CartPole-v1?"
-        )
+        assert f"has no agent 'CartPol-v1', only {', '.join(sorted(LEAST))}; did you mean CartPole-v1?" in said
 
 
 def test_a_bad_checksum_is_refused(folder: Path, address: str) -> None:

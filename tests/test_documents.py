@@ -44,6 +44,7 @@ OTHERS = {
     *("--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"),  # torchrun
     *("--head", "--address", "--ray-client-server-port", "--port"),  # ray
     *("--no-cache-dir", "--no-install-recommends"),  # pip and apt
+    "--contests",  # benchmarks.zoo
     *(
         "--logdir",
         "--no-deps",

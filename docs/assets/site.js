@@ -19,4 +19,11 @@ const reach = () => {
   }
 };
 addEventListener("load", () => setTimeout(reach));
+
+// The theme has a landmark for the button of every block of code, all of one name, and two that are called Navigation.
+const name = () => {
+  document.querySelector(".md-path")?.setAttribute("aria-label", "Breadcrumbs");
+  for (const place of document.querySelectorAll(".md-code__nav")) place.setAttribute("role", "none");
+};
+addEventListener("load", () => setTimeout(name));
 addEventListener("resize", reach);

@@ -69,6 +69,16 @@ def against_ppo(tasks: Sequence[str], contestants: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def papers_tasks(contestants: dict[str, str]) -> str:
+    """How agents with the presets of then solve the tasks of the RELAX paper; `contestants` as for `against_ppo`."""
+    lines = ["| task | contestant | solved | episodes to solve | steps to solve |", "|---|---|---:|---:|---:|"]
+    for row in tables(RESULTS / "papers_tasks.md")["The tasks of the paper"][0]:
+        if row["contestant"] in contestants:
+            cells = (contestants[row["contestant"]], row["solved"], row["episodes to solve"], row["steps to solve"])
+            lines.append(f"| {row['task']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def variance(tasks: Sequence[str], estimator: str) -> str:
     """What an estimator leaves of the variance of A2C's gradient at frozen agents."""
     lines = ["| task | early | midway | late |", "|---|---:|---:|---:|"]

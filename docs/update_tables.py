@@ -85,7 +85,10 @@ def agents() -> dict[str, dict[str, str]]:
     continuous = ("InvertedPendulum-v5", "LunarLanderContinuous-v3", "Hopper-v5", "HalfCheetah-v5")
     both, choices = {"off": "A2C", "sb3-ppo": "SB3 PPO"}, (*classic, "LunarLander-v3")
     return {
-        "reinforce": {"variance": results.variance((*classic, *continuous[:2]), "reinforce")},
+        "reinforce": {
+            "learning": results.papers_tasks({"REINFORCE, our preset": "REINFORCE", "A2C, our preset": "A2C"}),
+            "variance": results.variance((*classic, *continuous[:2]), "reinforce"),
+        },
         "a2c": {
             "learning": results.learning(("CartPole-v1", "InvertedPendulum-v5", "LunarLander-v3"), ("A2C", *peers))
         },

@@ -153,12 +153,14 @@ def played(task: ZooTask, run: RunFolder, checkpoint: Path, *, episodes: int, se
 def runs_of_contest(task: ZooTask, contests: Path) -> list[RunFolder]:
     """The runs of this package that `benchmarks.contests` has ended on the task, if they are as long as is asked for here."""
     runs = map(RunFolder, sorted((contests / task.env / "runs").glob(f"{task.env}-{OURS}-s*")))
-    return [run for run in runs if (step_of(newest_first(run.checkpoints)[0]) or 0) >= task.total_steps]
+    known = [(run, newest_first(run.checkpoints)) for run in runs]
+    return [run for run, files in known if files and (step_of(files[0]) or 0) >= task.total_steps]
 
 
 def best_of(task: ZooTask, runs: Sequence[RunFolder], *, seed: int) -> tuple[RunFolder, Path]:
     """Of the last and the best agent of each run that which does best on some episodes, and its run."""
-    candidates = [(run, file) for run in runs for file in (newest_first(run.checkpoints)[0], run.best)]
+    both = [(run, file) for run in runs for file in (newest_first(run.checkpoints)[0], run.best)]
+    candidates = [(run, file) for run, file in both if file.exists()]
     means = [played(task, *each, episodes=SELECTION, seed=seed)["return_mean"] for each in candidates]
     return candidates[means.index(max(means))]
 

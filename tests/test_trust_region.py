@@ -396,6 +396,12 @@ def test_what_cannot_be_is_refused_in_a_line(space: Any, settings: dict[str, Any
     assert "\n" not in str(caught.value)
 
 
+def test_choices_among_one_have_a_target_all_the_same() -> None:
+    space = spaces.Dict(a=spaces.Discrete(1), b=spaces.Discrete(1))
+    agent = A2C(OBS, space, entropy_target=0.5)
+    assert np.isfinite(agent.update(rollout_for(agent))["policy/entropy_coef"])
+
+
 def test_multipliers_are_for_learning_alone(tmp_path: Path) -> None:
     agent = A2C(OBS, DISCRETE, kl_bound=0.01, epochs=3, policy_lr=0.02, entropy_target=0.5)
     agent.update(rollout_for(agent))

@@ -268,7 +268,8 @@ def _most(dist: Any) -> float:
     """The most that an entropy can be, in its unit."""
     if isinstance(dist, Product):
         units = [float(entropy_and_unit(factor)[1]) for factor in dist.factors]
-        return sum(unit * _most(factor) for factor, unit in zip(dist.factors, units, strict=True)) / sum(units)
+        most = sum(unit * _most(factor) for factor, unit in zip(dist.factors, units, strict=True))
+        return most / sum(units) if any(units) else 1.0  # choices among one each have none
     if isinstance(dist, DiagGaussian):
         return math.inf
     return 0.0 if isinstance(dist, Beta) else 1.0

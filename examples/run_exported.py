@@ -62,11 +62,11 @@ for episode in range(args.episodes):
         if "action_mask" in inputs and not isinstance(
             env.action_space, gym.spaces.Box
         ):  # True allows; without, all are
-            mask = info.get("action_mask", np.ones(inputs["action_mask"][1]))
-            if env.has_wrapper_attr("action_masks"):
+            mask, how = np.ones(inputs["action_mask"][1]), about.get("action_masks", "auto")
+            if how in ("auto", "info") and "action_mask" in info:
+                mask = info["action_mask"]
+            elif how in ("auto", "method") and env.has_wrapper_attr("action_masks"):
                 mask = env.get_wrapper_attr("action_masks")()
-            if about.get("action_masks") == "off":
-                mask = np.ones(inputs["action_mask"][1])
             given["action_mask"] = np.asarray(mask, np.bool_).reshape(1, -1)
         if memory:
             given |= {"state": state, "episode_start": np.array([first])}

@@ -14,7 +14,8 @@ from relax_rl.comparison.contestants import Contestant, read_contestant
 from relax_rl.comparison.peers import published
 from relax_rl.comparison.plan import Environment, Folder
 from relax_rl.comparison.pool import Outcomes
-from relax_rl.comparison.search_space import dimensions, read_space, read_starts, searched_values
+from relax_rl.comparison.proposals import propose
+from relax_rl.comparison.search_space import check_peers, dimensions, read_space, read_starts, searched_values
 from relax_rl.comparison.study import Study
 from relax_rl.comparison.task import Task
 from relax_rl.comparison.tuning import make_studies, tune
@@ -209,7 +210,7 @@ def test_starts_and_spaces_that_cannot_work_are_refused(tmp_path):
     config, contestant = CompareConfig(tune=4, tune_seeds=1), read_contestant("relax")
     space = read_space(path)
     study = Study(config, [ENV], contestant, Folder(tmp_path), space, read_starts(path, space))
-    with pytest.raises(SettingsError, match=r"^tune_space: a start cannot work, residual_weight is 0.3"):
+    with pytest.raises(SettingsError, match=r"^tune_space: the start \{.*\} cannot work, residual_weight is 0.3"):
         study._points(4)
     space = read_space(spaced(tmp_path, {"own": "residual_weight", "choices": [0.0, 0.3]}))
     study = Study(config, [ENV], contestant, Folder(tmp_path), space)
@@ -221,3 +222,33 @@ def test_infinity_is_a_choice(tmp_path):
     (bound,) = read_space(spaced(tmp_path, {"own": "kl_bound", "choices": [0.02, 0.1, "inf"]}))
     assert [bound.searched(value) for value in (math.inf, 0.1, 0.09, 5.0)] == ["inf", 0.1, 0.1, 0.1]
     assert bound.takes("inf") and bound.setting("inf") == "inf" and not bound.takes(math.inf)
+    (alone,) = read_space(spaced(tmp_path, {"own": "kl_bound", "choices": ["inf"]}))
+    assert alone.searched(0.1) is None
+    peers = read_space(spaced(tmp_path, {"own": "target_kl", "sb3-ppo": "target_kl", "choices": [0.02, "inf"]}))
+    with pytest.raises(SettingsError, match="target_kl of sb3-ppo has the choice inf"):
+        check_peers([PPO], peers)
+
+
+@pytest.mark.parametrize("start", [{"epochs": 4}, {"gamma": 0.98}, {"learning_rate": 0.1}, {}])
+def test_what_a_start_leaves_out_is_proposed_until_it_works(tmp_path, start):
+    space = read_space(
+        spaced(
+            tmp_path,
+            {"own": "epochs", "choices": [1, 4]},
+            {"own": "clip_range", "choices": [0.2, "inf"]},
+            {"own": "gamma", "low": 0.9, "high": 0.99},
+        )
+    )
+    contestant = read_contestant("a2c:preset=none")
+    for name in range(12):
+        points = propose(
+            str(name),
+            dimensions(contestant, space),
+            [],
+            3,
+            starts=[start],
+            refusal=lambda x: "no bound" if x["epochs"] > 1 and x["clip_range"] == "inf" else "",
+        )
+        assert len(points) == 3
+        found = [point for point in points if all(point["settings"].get(key) == x for key, x in start.items())]
+        assert found or "learning_rate" in start

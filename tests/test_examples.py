@@ -123,6 +123,9 @@ class Namesakes(gym.Env[Any, Any]):
     observation_space = gym.spaces.Dict(action_mask=gym.spaces.MultiBinary(3), state=gym.spaces.Box(-1, 1, (2,)))
     action_space = gym.spaces.Discrete(3)
 
+    def action_masks(self) -> np.ndarray:
+        return ~self.mask.astype(bool)  # what infos say goes before it
+
     def see(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         self.mask = np.eye(3, dtype=np.int8)[self.t % 3]
         return {"action_mask": self.mask, "state": np.zeros(2, np.float32)}, {"action_mask": self.mask}

@@ -20,9 +20,9 @@ from relax_rl.commands.main import main
 from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.runs import RunFolder, read_config
 from relax_rl.runs.hub import load_from_hub, push_to_hub
-from relax_rl.runs.model_card import model_card
+from relax_rl.runs.model_card import environment_of, model_card
 from relax_rl.runs.scores import scores_of
-from relax_rl.settings.config import AgentConfig, RunConfig, TrainConfig
+from relax_rl.settings.config import AgentConfig, EnvConfig, RunConfig, TrainConfig
 from tests.hub_server import Hub, running_hub
 
 
@@ -187,7 +187,40 @@ def test_a_card_tells_whose_networks_and_estimator_they_are() -> None:
     card = model_card(TrainConfig(run=run), "Half", repo_id="user/name", step=1, evaluation=None, files=())
     assert "of its gradient nothing is claimed here" in card and "whatever was subtracted" not in card
     assert 'learn_of("mine:Half")' in card and "from nets import Factories" in card
-    assert 'agent = load_from_hub("user/name", networks=Factories.wide)' in card
+    assert "factory = Factories.wide " in card and 'agent = load_from_hub("user/name", networks=factory)' in card
+
+
+@pytest.mark.parametrize("networks", ["nets:make(path='/home/me/w.pt')", "nets:<lambda>", "__main__:make"])
+def test_a_card_imports_nothing_that_has_no_name(networks: str) -> None:
+    run = RunConfig(networks=networks)
+    card = model_card(TrainConfig(run=run), "relax", repo_id="user/name", step=1, evaluation=None, files=())
+    assert "factory = ...  # that the networks were made by" in card and "from nets" not in card and "/home" not in card
+
+
+def test_a_card_tells_what_is_done_to_games() -> None:
+    config = TrainConfig(env=EnvConfig(env="ALE/Pong-v5"))
+    card = model_card(config, "relax", repo_id="user/name", step=1, evaluation=None, files=())
+    assert "made with `atari`" in card and "frames of 84 x 84 in grey" in card
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("/home/me/a b/x.xml", "x.xml"),
+        ("/data/maps/", "maps"),
+        ("~/maps/x", "x"),
+        (r"C:\Users\me\a.xml", "a.xml"),
+        ("file:///home/me/a.xml", "a.xml"),
+        ("path=/home/me/maps/", "path=maps"),
+        ("maps/x.json", "maps/x.json"),
+        ("ALE/Pong-v5", "ALE/Pong-v5"),
+        ("https://example.org/a", "https://example.org/a"),
+        ("<a><b /></a>", "<a><b /></a>"),
+        ({"/home/me/k": [1, "/tmp/z"]}, {"k": [1, "z"]}),
+    ],
+)
+def test_places_on_this_machine_are_named_by_their_last_part(value: Any, told: Any) -> None:
+    assert environment_of(EnvConfig(env_kwargs={"x": value}))["env_kwargs"] == {"x": told}
 
 
 def test_the_command(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str], refused: Any) -> None:

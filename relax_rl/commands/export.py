@@ -11,6 +11,7 @@ from relax_rl.compute.serialization import writing
 from relax_rl.errors import SettingsError
 from relax_rl.runs.exporting import FORMATS, export_policy
 from relax_rl.runs.folder import RunFolder
+from relax_rl.runs.model_card import ATARI
 from relax_rl.runs.own_code import own_networks
 from relax_rl.runs.record import read_config
 from relax_rl.runs.zoo import run_of
@@ -19,9 +20,6 @@ from relax_rl.settings.options import parse
 from relax_rl.settings.presets import is_atari
 
 __all__ = ["ExportConfig", "export_command", "export_run"]
-
-_ATARI = "frames of 84 x 84 in grey, one of four, stacked as the settings say"
-"""What is done to an Atari game before the policy sees it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +78,7 @@ def export_run(config: ExportConfig) -> tuple[Path, list[str], list[str]]:
         "env": trained.env.env,
         "env_kwargs": trained.env.env_kwargs or {},
         **trained.env.around(),
-        **({"atari": _ATARI} if is_atari(trained.env.env) else {}),
+        **({"atari": ATARI} if is_atari(trained.env.env) else {}),
         "estimator": agent.name,
         "step": str(agent.steps),
         "checkpoint": source.name,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from relax_rl.comparison.search_space import Dimension
 from relax_rl.errors import SettingsError
 
-__all__ = ["ATTEMPTS", "STARTUP", "propose"]
+__all__ = ["ATTEMPTS", "STARTUP", "TRIES", "propose"]
 
 ATTEMPTS = 1_000
 """Points that cannot work, after which no further one is asked for."""
+TRIES = 50
+"""Of a start with other values for what it leaves out."""
 STARTUP = 8
 """Trials at random before the estimator proposes."""
 
@@ -55,20 +58,26 @@ def propose(
         if trial["params"] is not None:
             made = {"params": trial["params"], "distributions": distributions, **_result(trial, rungs)}
             study.add_trial(optuna.trial.create_trial(**made))
-    for start in starts[:count]:
-        study.enqueue_trial({key: value for key, value in start.items() if key in distributions})
+    known = ({key: value for key, value in start.items() if key in distributions} for start in starts[:count])
+    waiting = deque((start, 0) for start in known if start)
+    for start, _ in waiting:
+        study.enqueue_trial(start)
     points: list[dict[str, Any]] = []
     for _ in range(count + ATTEMPTS):
         if len(points) == count:
             return points
         asked = study.ask(distributions)
         settings = {name: d.setting(asked.params[d.name]) for name, d in space.items()}
+        start, tries = waiting.popleft() if waiting else ({}, 0)
         if not (told := refusal(settings)):
             points.append({"params": asked.params, "settings": settings})
-        elif len(points) < len(starts):
-            raise SettingsError(f"tune_space: a start cannot work, {told}")
-        else:
-            study.tell(asked, state=optuna.trial.TrialState.FAIL)
+            continue
+        study.tell(asked, state=optuna.trial.TrialState.FAIL)
+        if start:  # what it leaves out is proposed anew
+            if len(start) == len(distributions) or tries == TRIES:
+                raise SettingsError(f"tune_space: the start {start} cannot work, {told}")
+            study.enqueue_trial(start)
+            waiting.append((start, tries + 1))
     raise SettingsError(f"tune_space: {ATTEMPTS} of {ATTEMPTS + len(points)} points cannot work, one since {told}")
 
 

@@ -88,7 +88,8 @@ class Dimension:
             given = list(setting) if isinstance(setting, tuple) else _INFINITE if setting == math.inf else setting
             same = [at for at, choice in enumerate(self.choices) if type(choice) is type(given) and choice == given]
             numbers = [choice for choice in self.choices if choice != _INFINITE]
-            if not same and number and math.isfinite(setting) and all(isinstance(x, (int, float)) for x in numbers):
+            finite = numbers and all(isinstance(choice, (int, float)) for choice in numbers)
+            if not same and number and finite and math.isfinite(setting):
                 return min(numbers, key=lambda choice: abs(choice - setting))
             return self.categories[same[0]] if same else None
         if not number or not math.isfinite(setting):
@@ -204,9 +205,12 @@ def searched_values(settings: Mapping[str, Any], space: Mapping[str, Dimension])
 
 
 def check_peers(contestants: Sequence[Contestant], space: SearchSpace) -> None:
-    """Raises SettingsError if a peer among the contestants has no argument that the space names for it."""
+    """Raises SettingsError if a peer among the contestants has no argument that the space names for it, or none that may be infinite."""
     for kind in {contestant.kind for contestant in contestants if contestant.peer}:
         named = {name: dimension for dimension in space if (name := dimension.peers.get(kind)) is not None}
+        endless = next((name for name in named if _INFINITE in named[name].choices), None)
+        if endless is not None:
+            raise SettingsError(f"{endless} of {kind} has the choice inf, which is for this package's settings alone")
         for name, default in defaults_of(kind, list(named)).items():
             whole = isinstance(default, int) and not isinstance(default, bool)
             if whole and not named[name].choices and not named[name].whole:

@@ -7,15 +7,17 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from relax_rl.settings.config import AgentConfig, EnvConfig, TrainConfig
+from relax_rl.settings.config import ESTIMATORS, AgentConfig, EnvConfig, TrainConfig
+from relax_rl.settings.presets import is_atari
 
-__all__ = ["environment_of", "model_card"]
+__all__ = ["ATARI", "environment_of", "model_card"]
 
-_FOLDERS = re.compile(r"(?<![^\s=\"'])[/~]\S*/")
-"""Of an absolute path, all but its last part, which tells of the machine."""
-
+ATARI = "frames of 84 x 84 in grey, one of four, stacked as the settings say"
+"""What is done to an Atari game before the policy sees it."""
+_NAMED = re.compile(r"(\w+=)?(.*)", re.DOTALL)
 _UNBIASED = {
     "relax": "a learned, action-dependent control variate is subtracted and put back by RELAX (Grathwohl et al. 2018)",
     "lax": "a learned, action-dependent control variate is subtracted and put back by LAX (Grathwohl et al. 2018)",
@@ -88,36 +90,50 @@ def model_card(
 
 
 def environment_of(env: EnvConfig) -> dict[str, Any]:
-    """What beside the id makes the environments that an agent knows, where it is no default; of absolute paths the last part."""
-    given = {"env_kwargs": env.env_kwargs} if env.env_kwargs else {}
-    return {name: _portable(value) for name, value in {**given, **env.around()}.items()}
+    """What beside the id makes the environments that an agent knows, where it is no default; of places on this machine the last part."""
+    found = {"env_kwargs": env.env_kwargs} if env.env_kwargs else {}
+    found |= {"atari": ATARI} if is_atari(env.env) else {}
+    return {name: _portable(value) for name, value in {**found, **env.around()}.items()}
 
 
 def _portable(value: Any) -> Any:
     if isinstance(value, str):
-        return _FOLDERS.sub("", value)
+        known = _NAMED.fullmatch(value)  # an argument of a wrapper is name=value
+        assert known is not None
+        name, text = known[1] or "", known[2]
+        return f"{name}{PureWindowsPath(text).name}" if _is_place(text) else value
     if isinstance(value, Mapping):
-        return {name: _portable(part) for name, part in value.items()}
+        return {_portable(name): _portable(part) for name, part in value.items()}
     return [_portable(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def _is_place(text: str) -> bool:
+    """Whether it is the absolute name of a file or folder, on any system."""
+    absolute = PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute()
+    return absolute or text.startswith(("~/", "~\\", "file://"))
 
 
 def _load(config: TrainConfig, repo_id: str) -> list[str]:
     """Code that loads the agent from the hub, with the networks and the estimator of its user where it has such."""
-    lines, networks = ["from relax_rl.runs.hub import load_from_hub"], ""
-    if config.run.networks is not None:
-        module, _, name = config.run.networks.partition(":")
-        first = name.partition(".")[0]
-        lines.append(f"from {module} import {first}  # the networks of whoever trained it")
-        networks = f", networks={name}"
+    lines, before, networks = ["from relax_rl.runs.hub import load_from_hub"], list[str](), ""
+    if (own := config.run.networks) is not None:
+        module, _, name = own.partition(":")
+        networks = ", networks=factory"
+        if _is_importable(module, name):
+            lines.append(f"from {module} import {name.partition('.')[0]}")
+            before = [f"factory = {name}  # of the networks, by whoever trained it"]
+        else:
+            before = ["factory = ...  # that the networks were made by"]
     if ":" in config.run.estimator:
-        own = json.dumps(config.run.estimator)
-        lines = [
-            "from relax_rl.agents import learn_of",
-            *lines,
-            "",
-            f"learn_of({own})  # the estimator of whoever trained it",
-        ]
-    return [*lines, "", f"agent = load_from_hub({json.dumps(repo_id)}{networks})"]
+        lines = ["from relax_rl.agents import learn_of", *lines]
+        before += [f"learn_of({json.dumps(config.run.estimator)})  # the estimator of whoever trained it"]
+    elif config.run.estimator not in (*ESTIMATORS, "auto"):
+        before += [f"# Register the estimator {config.run.estimator} first: relax_rl.agents.register."]
+    return [*lines, "", *before, f"agent = load_from_hub({json.dumps(repo_id)}{networks})"]
+
+
+def _is_importable(module: str, name: str) -> bool:
+    return module != "__main__" and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))
 
 
 def _claim(agent: AgentConfig, estimator: str) -> str:

@@ -91,7 +91,7 @@ def model_card(
 
 def environment_of(env: EnvConfig) -> dict[str, Any]:
     """What beside the id makes the environments that an agent knows, where it is no default; of places on this machine the last part."""
-    found = {"env_kwargs": env.env_kwargs} if env.env_kwargs else {}
+    found: dict[str, Any] = {"env_kwargs": env.env_kwargs} if env.env_kwargs else {}
     found |= {"atari": ATARI} if is_atari(env.env) else {}
     return {name: _portable(value) for name, value in {**found, **env.around()}.items()}
 

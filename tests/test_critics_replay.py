@@ -14,11 +14,22 @@ from torch import Tensor
 from relax_rl.agents import AGENTS, ActorCritic
 from relax_rl.agents.action_value import with_past_advantage
 from relax_rl.agents.batch import Batch, standardized
+from relax_rl.agents.compiled import CompiledGradients
 from relax_rl.agents.gradients import Objective, gradients
 from relax_rl.agents.replay import ValueReplay
 from relax_rl.agents.rollouts import Rollout
 from relax_rl.compute.distributed import ALONE
-from tests.steps import DISCRETE, PASSES, assert_alike, assert_same, shake, shake_module, trained, watch_steps
+from tests.steps import (
+    DISCRETE,
+    PASSES,
+    assert_alike,
+    assert_same,
+    shake,
+    shake_module,
+    trained,
+    watch_steps,
+    whole_gradients,
+)
 from tests.test_rollout_replay import agent_for, rollout, targets
 
 IMAGES = spaces.Box(0, 255, (4, 84, 84), np.uint8)
@@ -191,3 +202,35 @@ def test_compiled_steps_are_those_of_eager_code(
     compiled, eager = (trained(estimator, updates=4, compile=choice, **how) for choice in ("on", "off"))
     assert compiled.learner.compiled is not None
     assert_alike(compiled, eager)
+
+
+@pytest.mark.parametrize(("estimator", "settings"), [("relax", CRITIC), ("lax", BINS)])
+def test_every_field_of_earlier_rollouts_means_the_same_in_compiled_code(
+    estimator: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relax_rl.compute.compilation._compile", lambda graph, inputs, key: graph)
+    agent = agent_for(estimator, **settings)
+    shake(agent)
+    steps = watch_steps(agent)
+    for seed in range(3):
+        agent.update(rollout(agent, seed))
+    batch = with_past_advantage(agent.networks, steps[-1].batch)
+    objective = Objective(agent.estimator, trains=("surrogate",), surrogate_loss="critic")
+    compiled = CompiledGradients(agent.networks, agent.learner.flat)
+
+    def check(batch: Batch) -> Tensor:
+        found, exact = (
+            compiled(batch, objective).of["surrogate"],
+            whole_gradients(agent, batch, objective).of["surrogate"],
+        )
+        torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-6)
+        return exact
+
+    first = check(batch)
+    for name in ("past_obs", "past_action", "past_worth", "past_advantage", "past_weight"):
+        x = getattr(batch, name)
+        if x is None:
+            assert name == "past_advantage" and settings is BINS
+            continue
+        changed = check(replace(batch, **{name: 0.6 * x if x.is_floating_point() else x.flip(1)}))
+        assert torch.allclose(changed, first) == (name == "past_worth" and settings is CRITIC), name

@@ -247,12 +247,17 @@ def test_every_field_of_a_batch_means_the_same_in_compiled_code(
     assert_same(before, agent.state_dict()[0])
     bounds = {"old_params", "kl_bound", "kl_multiplier"}
     idle = {"old_log_prob", "conditional_noise", *bounds} if not later else {"noise"}
+    elsewhere = {
+        "mask",
+        "group",
+        "past_action",
+        "past_worth",
+        "past_advantage",
+    }  # see test_masked_agents, test_critics_replay
     for name in (field.name for field in fields(Batch) if field.name not in ("shard", "memory")):
         x = getattr(batch, name)
         if x is None:
-            assert name in idle | {"mask", "group"} or (
-                case == "lax" and name == "conditional_noise"
-            )  # see test_masked_agents
+            assert name in idle | elsewhere or (case == "lax" and name == "conditional_noise")
             continue
         found = check(replace(batch, **{name: x.flip(0) if name == "action" or not x.is_floating_point() else 0.6 * x}))
         same = all(torch.allclose(found[key], y, rtol=1e-3) for key, y in first.items())

@@ -32,6 +32,7 @@ __all__ = [
     "PASSES",
     "applied",
     "assert_alike",
+    "assert_gone_on_with",
     "assert_same",
     "off_policy",
     "rollout_for",
@@ -194,6 +195,14 @@ def weights(agent: ActorCritic) -> dict[str, Tensor]:
     """The policy's and the value function's parameters."""
     modules = {"policy": agent.policy, "value": agent.value}
     return {f"{k}.{n}": p.detach().clone() for k, m in modules.items() for n, p in m.named_parameters()}
+
+
+def assert_gone_on_with(agent: ActorCritic, made: Rollout, folder: Path) -> None:
+    """An agent that was saved and loaded learns the very same from a rollout."""
+    agent.save(folder / "agent")
+    again = ActorCritic.load(folder / "agent")
+    agent.update(made), again.update(made)
+    assert_same(again.state_dict()[0], agent.state_dict()[0])
 
 
 def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:

@@ -20,7 +20,7 @@ from relax_rl.commands.main import main
 from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.runs import RunFolder, read_config
 from relax_rl.runs.hub import load_from_hub, push_to_hub
-from relax_rl.runs.model_card import environment_of, model_card
+from relax_rl.runs.model_card import environment_of, model_card, portable
 from relax_rl.runs.scores import scores_of
 from relax_rl.settings.config import AgentConfig, EnvConfig, RunConfig, TrainConfig
 from tests.hub_server import Hub, running_hub
@@ -220,7 +220,7 @@ def test_a_card_tells_what_is_done_to_games() -> None:
     ],
 )
 def test_places_on_this_machine_are_named_by_their_last_part(value: Any, told: Any) -> None:
-    assert environment_of(EnvConfig(env_kwargs={"x": value}))["env_kwargs"] == {"x": told}
+    assert portable(environment_of(EnvConfig(env_kwargs={"x": value})))["env_kwargs"] == {"x": told}
 
 
 def test_the_command(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str], refused: Any) -> None:

@@ -16,7 +16,16 @@ from relax_rl.agents.rollouts import Rollout
 from relax_rl.agents.trust_region import entropy_and_unit
 from relax_rl.errors import SettingsError
 from relax_rl.settings.config import AgentConfig
-from tests.steps import BOX, DISCRETE, OBS, assert_same, rollout_for, shake, shake_module, watch_steps
+from tests.steps import (
+    BOX,
+    DISCRETE,
+    OBS,
+    assert_gone_on_with,
+    rollout_for,
+    shake,
+    shake_module,
+    watch_steps,
+)
 
 SOFT: dict[str, Any] = {"soft_returns": True, "entropy_coef": 0.3, "hidden": (8,), "surrogate_hidden": (8,)}
 
@@ -177,11 +186,7 @@ def test_an_agent_is_gone_on_with_bit_for_bit(settings: dict[str, Any], tmp_path
     agent = agent_for("relax", surrogate_loss="critic", critic_loss="hl_gauss", value_replay=1, **settings)
     agent.schedule_start, agent.schedule_end = 0, 100
     agent.update(rollout(agent, 0))
-    made = rollout(agent, 1)
-    agent.save(tmp_path / "agent")
-    again = ActorCritic.load(tmp_path / "agent")
-    agent.update(made), again.update(made)
-    assert_same(again.state_dict()[0], agent.state_dict()[0])
+    assert_gone_on_with(agent, rollout(agent, 1), tmp_path)
 
 
 def test_off_is_as_before_and_what_cannot_be_is_refused() -> None:

@@ -165,7 +165,7 @@ class Learner:
         Raises:
             TrainingDiverged: if a gradient is not finite; what it belongs to has not moved then.
         """
-        if batch.past_worth is not None:
+        if self.config.surrogate_loss == "critic":
             batch = with_past_advantage(self.networks, batch)
         if self.residual_weight is not None:
             return self._learn_weighed(self.residual_weight, batch, acted, factor)

@@ -11,13 +11,12 @@ from relax_rl.compute.serialization import writing
 from relax_rl.errors import SettingsError
 from relax_rl.runs.exporting import FORMATS, export_policy
 from relax_rl.runs.folder import RunFolder
-from relax_rl.runs.model_card import ATARI
+from relax_rl.runs.model_card import environment_of
 from relax_rl.runs.own_code import own_networks
 from relax_rl.runs.record import read_config
 from relax_rl.runs.zoo import run_of
 from relax_rl.settings.fields import check, setting
 from relax_rl.settings.options import parse
-from relax_rl.settings.presets import is_atari
 
 __all__ = ["ExportConfig", "export_command", "export_run"]
 
@@ -76,9 +75,8 @@ def export_run(config: ExportConfig) -> tuple[Path, list[str], list[str]]:
     about = {
         "relax_rl": __version__,
         "env": trained.env.env,
-        "env_kwargs": trained.env.env_kwargs or {},
-        **trained.env.around(),
-        **({"atari": ATARI} if is_atari(trained.env.env) else {}),
+        "env_kwargs": {},
+        **environment_of(trained.env),
         "estimator": agent.name,
         "step": str(agent.steps),
         "checkpoint": source.name,

@@ -63,9 +63,8 @@ def propose(
     for start, _ in waiting:
         study.enqueue_trial(start)
     points: list[dict[str, Any]] = []
-    for _ in range(count + ATTEMPTS):
-        if len(points) == count:
-            return points
+    refused = 0
+    while len(points) < count:
         asked = study.ask(distributions)
         settings = {name: d.setting(asked.params[d.name]) for name, d in space.items()}
         start, tries = waiting.popleft() if waiting else ({}, 0)
@@ -78,7 +77,12 @@ def propose(
                 raise SettingsError(f"tune_space: the start {start} cannot work, {told}")
             study.enqueue_trial(start)
             waiting.append((start, tries + 1))
-    raise SettingsError(f"tune_space: {ATTEMPTS} of {ATTEMPTS + len(points)} points cannot work, one since {told}")
+        refused += 1
+        if refused == ATTEMPTS:
+            raise SettingsError(
+                f"tune_space: {refused} of {refused + len(points)} points cannot work, one since {told}"
+            )
+    return points
 
 
 def _result(trial: Mapping[str, Any], rungs: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from relax_rl.compute.installation import install_line
 from relax_rl.compute.serialization import write_bytes_atomic, write_json, write_text_atomic
 from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.runs.folder import RunFolder
-from relax_rl.runs.model_card import environment_of, model_card
+from relax_rl.runs.model_card import environment_of, model_card, portable
 from relax_rl.runs.record import read_config
 
 if TYPE_CHECKING:
@@ -111,7 +111,12 @@ def write_model(
     agent, _ = load_agent(source, checkpoint, "cpu", networks=networks)
     target = _empty(Path(folder))
     agent.save(target / AGENT, optimizer=False)
-    about = {"estimator": agent.name, "step": agent.steps, "env": config.env.env, **environment_of(config.env)}
+    about = {
+        "estimator": agent.name,
+        "step": agent.steps,
+        "env": config.env.env,
+        **portable(environment_of(config.env)),
+    }
     write_json(target / _ABOUT, {**about, "agent": asdict(config.agent)})
     evaluation = scores_of(source, agent, config.env)
     if evaluation is not None:

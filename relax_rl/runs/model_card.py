@@ -13,9 +13,9 @@ from typing import Any
 from relax_rl.settings.config import ESTIMATORS, AgentConfig, EnvConfig, TrainConfig
 from relax_rl.settings.presets import is_atari
 
-__all__ = ["ATARI", "environment_of", "model_card"]
+__all__ = ["environment_of", "model_card", "portable"]
 
-ATARI = "frames of 84 x 84 in grey, one of four, stacked as the settings say"
+_ATARI = "frames of 84 x 84 in grey, one of four, stacked as the settings say"
 """What is done to an Atari game before the policy sees it."""
 _NAMED = re.compile(r"(\w+=)?(.*)", re.DOTALL)
 _UNBIASED = {
@@ -90,21 +90,23 @@ def model_card(
 
 
 def environment_of(env: EnvConfig) -> dict[str, Any]:
-    """What beside the id makes the environments that an agent knows, where it is no default; of places on this machine the last part."""
-    found: dict[str, Any] = {"env_kwargs": env.env_kwargs} if env.env_kwargs else {}
-    found |= {"atari": ATARI} if is_atari(env.env) else {}
-    return {name: _portable(value) for name, value in {**found, **env.around()}.items()}
+    """What beside the id makes the environments that an agent knows, and what its observations and actions go through, where it is no default."""
+    names = ("env_kwargs", "bins", "wrapper", "frame_stack", "drop_keys", "action_masks", "mask_key", "sticky_actions")
+    plain = EnvConfig()
+    found = {name: getattr(env, name) for name in names if getattr(env, name) not in (getattr(plain, name), {})}
+    return found | ({"atari": _ATARI} if is_atari(env.env) else {})
 
 
-def _portable(value: Any) -> Any:
+def portable(value: Any) -> Any:
+    """The same, of places on this machine the last part alone."""
     if isinstance(value, str):
         known = _NAMED.fullmatch(value)  # an argument of a wrapper is name=value
         assert known is not None
         name, text = known[1] or "", known[2]
         return f"{name}{PureWindowsPath(text).name}" if _is_place(text) else value
     if isinstance(value, Mapping):
-        return {_portable(name): _portable(part) for name, part in value.items()}
-    return [_portable(part) for part in value] if isinstance(value, (list, tuple)) else value
+        return {portable(name): portable(part) for name, part in value.items()}
+    return [portable(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _is_place(text: str) -> bool:
@@ -196,7 +198,7 @@ def _settings(config: TrainConfig) -> list[str]:
     own, plain = asdict(config.agent), asdict(AgentConfig())
     changed = {name: value for name, value in own.items() if value != plain[name]}
     rows = {"seed": config.run.seed, "num_envs": config.env.num_envs, "preset": config.run.preset}
-    rows |= {name: json.dumps(value) for name, value in environment_of(config.env).items()} | changed
+    rows |= {name: json.dumps(value) for name, value in portable(environment_of(config.env)).items()} | changed
     return ["| setting | value |", "|---|---|", *(f"| `{name}` | {_shown(value)} |" for name, value in rows.items())]
 
 

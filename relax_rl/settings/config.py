@@ -78,12 +78,6 @@ class EnvConfig:
         if self.mask_key is not None and self.action_masks != "auto":
             raise SettingsError(f"mask_key is {self.mask_key!r}, expected action_masks auto beside it")
 
-    def around(self) -> dict[str, Any]:
-        """What an agent sees and does goes through besides the environment itself, as far as it is no default."""
-        names = ("bins", "wrapper", "frame_stack", "drop_keys", "action_masks", "mask_key", "sticky_actions")
-        plain = EnvConfig()
-        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:

@@ -14,12 +14,14 @@ __all__ = [
     "FAR",
     "FAST",
     "FIRST_SEED",
+    "FORMER",
     "PASSES",
     "SMALL",
     "SURROGATE",
     "UNBOUNDED",
     "Finalist",
     "Round",
+    "double",
     "early",
     "former",
     "lander",
@@ -124,6 +126,11 @@ def former(*, estimator: str = "relax", **changed: str) -> Finalist:
     return recipe("lander", FORMER, estimator=estimator, **changed)
 
 
+def double(**changed: str) -> Finalist:
+    """The preset of InvertedDoublePendulum."""
+    return recipe("locomotion", DOUBLE, **changed)
+
+
 def walker(contestant: str = "V", *, squash: bool = True, **changed: str) -> Finalist:
     """The recipe of `benchmarks.factorial` at its middle bound, with rate and bound falling to 0; or without its bounded actions."""
     falling = {"kl_bound": "0.05", "lr_schedule": "linear", "kl_schedule": "linear", "entropy_schedule": "constant"}
@@ -158,6 +165,18 @@ SURROGATE = {"surrogate_scale": "fitted", "surrogate_lr": "0.001"}
 FAR = {"gamma": "0.999", "log_std_init": "0", "entropy_target": "0"}
 CENTRED = {"center_advantage": "true", "scale_advantage": "true"}
 FAST = {"policy_lr": "0.001", "value_lr": "0.001"}
+DOUBLE = {
+    "num_steps": "128",
+    "minibatch_size": "256",
+    "epochs": "10",
+    "clip_range": "0.2",
+    "gamma": "0.99",
+    "gae_lambda": "0.95",
+    "policy_lr": "0.0003",
+    "value_lr": "0.0003",
+    "lr_schedule": "linear",
+    "entropy_schedule": "constant",
+}
 FORMER = {
     "num_envs": "16",
     "num_steps": "128",

@@ -117,7 +117,9 @@ def check_same_plan(folder: Path, plan: Mapping[str, Any]) -> None:
 def plan_parser(names: Collection[str], doc: str | None) -> argparse.ArgumentParser:
     """The options of a plan, whose tasks have these names."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
-    parser.add_argument("--tasks", nargs="+", choices=list(names), default=list(names))
+    parser.add_argument(
+        "--tasks", nargs="+", choices=list(names), default=list(names), metavar="TASK", help=f"of {', '.join(names)}"
+    )
     parser.add_argument("--seeds", type=int, help="runs of each contestant (default: the task's)")
     parser.add_argument("--jobs", type=int, default=0, help="runs side by side (default: one per core)")
     parser.add_argument("--report", action="store_true", help="sum up and train nothing")

@@ -1,12 +1,13 @@
 """Which agent is best after two minutes and after five, from the start of its process: ours, or Stable-Baselines3's PPO, A2C or SAC.
 
     python -m benchmarks.five_minutes                            # three seeds of every task; the machine must be otherwise idle
-    python -m benchmarks.five_minutes --tasks Hopper-v5 --seeds 0
+    python -m benchmarks.five_minutes --tasks Hopper-v5 --seeds 0 --jobs 2
 
-Whole processes on one thread each, one after the other, imports counted, and compiling, for which nothing is cached. Ours are what
-`train` starts with the preset, for as many steps as the runs of the contest would have taken in five minutes, or those of the contest
-if these are more: with the estimator that the preset's environment gets, and A2C. Peers are what `compare` starts, with
-rl-baselines3-zoo's settings; with linear schedules until their published steps are done. What counts at a time are the last 20
+Whole processes on one thread and one core each, imports counted, and compiling, for which nothing is cached. Ours is what `train`
+starts with the preset as A2C, which the documents name where only the return counts, for as many steps as the runs of the contest
+would have taken in five minutes, or those of the contest if these are more. Peers are what `compare` starts, with
+rl-baselines3-zoo's settings; with linear schedules until their published steps are done. With `--jobs` as many run side by side, each
+on a core of its own. What counts at a time are the last 20
 training episodes that had been written by then, noted every five seconds. Beside the scores stands when ours first had PPO's final
 score (`benchmarks.contests`), and how long PPO takes for its steps at the speed it had here. Writes `results/five_minutes.json` and
 `.md`; runs that are there are kept, each with its commit.
@@ -25,7 +26,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -38,8 +41,7 @@ from relax_rl.comparison.statistics import bootstrap, iqm, median
 
 __all__ = ["main"]
 
-OURS = {"ours": "auto", "ours, a2c": "a2c"}
-"""Estimators by label."""
+OURS = "ours"
 TIMES = (120.0, 300.0)
 EVERY = 5.0
 """Seconds between two notes of the episodes so far."""
@@ -48,15 +50,15 @@ WINDOW = 20
 DISCRETE = ("CartPole-v1", "Acrobot-v1", "LunarLander-v3")
 REPORT = RESULTS / "five_minutes.json"
 ASKED = 9
-"""Tasks on which one of ours is to be best at both times."""
+"""Tasks on which ours is to be best at both times."""
 ASKED_SOON = 6
-"""Tasks on which one of ours is to have PPO's final score in a tenth of PPO's time."""
+"""Tasks on which ours is to have PPO's final score in a tenth of PPO's time."""
 PPO = "sb3-ppo"
 
 
 def contestants(env: str) -> tuple[str, ...]:
     """Who learns a task; SAC takes continuous actions alone."""
-    return (*OURS, *(algo for algo in ALGORITHMS if algo != "sb3-sac" or env not in DISCRETE))
+    return (OURS, *(algo for algo in ALGORITHMS if algo != "sb3-sac" or env not in DISCRETE))
 
 
 def steps_of(env: str) -> int:
@@ -71,16 +73,16 @@ def steps_of(env: str) -> int:
 
 def command(env: str, contestant: str, seed: int, folder: Path) -> list[str]:
     """What is started."""
-    if contestant in OURS:
+    if contestant == OURS:
         start = ["train_agent.py", "train", "--quiet", "--no-tensorboard", "--threads", "1"]
-        start += ["--estimator", OURS[contestant], "--total-steps", str(steps_of(env))]
+        start += ["--estimator", "a2c", "--total-steps", str(steps_of(env))]
     else:
         start = ["-m", "relax_rl.comparison.peer_training", "--algo", contestant, "--total-steps", "100000000"]
     return [sys.executable, *start, "--env", env, "--seed", str(seed), "--run-dir", str(folder)]
 
 
-def timed(env: str, contestant: str, seed: int, *, times: Sequence[float] = TIMES) -> dict[str, Any]:
-    """One process, stopped at the last of the times.
+def timed(env: str, contestant: str, seed: int, *, core: int, times: Sequence[float] = TIMES) -> dict[str, Any]:
+    """One process on one core, stopped at the last of the times.
 
     Returns:
         `scores`, the mean return of the last episodes at each of the times, None where there are none; `steps` by then; and
@@ -90,7 +92,7 @@ def timed(env: str, contestant: str, seed: int, *, times: Sequence[float] = TIME
         table = Path(folder) / "run" / "episodes.csv"
         start = time.perf_counter()
         process = subprocess.Popen(
-            command(env, contestant, seed, table.parent),
+            ["taskset", "--cpu-list", str(core), *command(env, contestant, seed, table.parent)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1", "RELAX_RL_CACHE": str(Path(folder) / "cache")},
@@ -140,10 +142,10 @@ def report(runs: Sequence[Mapping[str, Any]]) -> str:
         "# After two minutes and after five",
         "",
         f"Mean return of the last {WINDOW} training episodes, means over seeds with 95% intervals, from the start of a process on one "
-        "thread. `python -m benchmarks.five_minutes` writes this file.",
+        "core. `python -m benchmarks.five_minutes` writes this file.",
         "",
-        "| task | seconds | " + " | ".join((*OURS, *ALGORITHMS)) + " |",
-        "|---|---:|" + "---:|" * (len(OURS) + len(ALGORITHMS)),
+        "| task | seconds | " + " | ".join((OURS, *ALGORITHMS)) + " |",
+        "|---|---:|" + "---:|" * (1 + len(ALGORITHMS)),
     ]
     alone, level = 0, 0
     tasks = list(dict.fromkeys(run["env"] for run in runs))
@@ -154,13 +156,13 @@ def report(runs: Sequence[Mapping[str, Any]]) -> str:
             means = {label: interval[0] for label, interval in found.items() if interval is not None}
             first = [label for label, mean in means.items() if mean == max(means.values())]
             best.append(first if len(means) == len(found) else [])
-            cells = [_cell(found.get(label), label in first) for label in (*OURS, *ALGORITHMS)]
+            cells = [_cell(found.get(label), label in first) for label in (OURS, *ALGORITHMS)]
             lines.append(f"| {env if not k else ''} | {at:g} | {' | '.join(cells)} |")
-        alone += all(labels and set(labels) <= OURS.keys() for labels in best)
-        level += all(set(labels) & OURS.keys() for labels in best)
+        alone += all(labels == [OURS] for labels in best)
+        level += all(OURS in labels for labels in best)
     lines += [
         "",
-        f"One of ours best at both times, with all rivals run: {alone} of {len(tasks)} tasks, best or level with the best: {level}, "
+        f"Ours best at both times, with all rivals run: {alone} of {len(tasks)} tasks, best or level with the best: {level}, "
         f"of {ASKED} of {len(CONTESTS)} that were asked.",
         "",
         *_soon(runs, tasks),
@@ -179,7 +181,7 @@ def _soon(runs: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[str]:
         score, steps = published
         speeds = [run["curve"][-1][1] / run["curve"][-1][0] for run in ppo if run["curve"]]
         seconds = steps / float(np.median(speeds))
-        ours = min((_median_of(runs, env, label, score) for label in OURS), default=math.inf)
+        ours = _median_of(runs, env, OURS, score)
         told += 1
         held += ours <= seconds / 10.0
         when = "not in 300" if ours == math.inf else f"{ours:.0f}"
@@ -225,29 +227,42 @@ def _cell(interval: tuple[float, float, float] | None, best: bool) -> str:
     return f"{f'**{value:,.1f}**' if best else f'{value:,.1f}'} [{low:,.1f}, {high:,.1f}]"
 
 
+def _on_a_core(cores: SimpleQueue[int], key: tuple[str, str, int]) -> dict[str, Any]:
+    """`timed` on a core that nothing else of this script uses."""
+    core = cores.get()
+    try:
+        return timed(*key, core=core)
+    finally:
+        cores.put(core)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing, and write down all that is there after each process."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tasks", nargs="+", choices=list(CONTESTS), default=list(CONTESTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side (default: 1)")
     parser.add_argument("--report", action="store_true", help="sum up and train nothing")
     args = parser.parse_args(argv)
     runs = json.loads(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else []
     there = {(run["env"], run["contestant"], run["seed"]) for run in runs}
     wanted = [(env, label, seed) for env in args.tasks for seed in args.seeds for label in contestants(env)]
     failures: list[str] = []
-    for key in () if args.report else wanted:
-        if key in there:
-            continue
-        try:
-            runs.append(timed(*key))
-        except RuntimeError as failed:
-            failures.append(str(failed))
-            print(failed, file=sys.stderr, flush=True)
-            continue
-        write_text(REPORT, "[\n" + ",\n".join(map(json.dumps, runs)) + "\n]\n")
-        write_text(REPORT.with_suffix(".md"), report(runs))
-        print(f"{key[0]}, {key[1]}, seed {key[2]}: {runs[-1]['scores']}", flush=True)
+    cores: SimpleQueue[int] = SimpleQueue()
+    for core in sorted(os.sched_getaffinity(0))[: args.jobs]:
+        cores.put(core)
+    missing = [] if args.report else [key for key in wanted if key not in there]
+    with ThreadPoolExecutor(cores.qsize()) as pool:
+        for key, future in [(key, pool.submit(_on_a_core, cores, key)) for key in missing]:
+            try:
+                runs.append(future.result())
+            except RuntimeError as failed:
+                failures.append(str(failed))
+                print(failed, file=sys.stderr, flush=True)
+                continue
+            write_text(REPORT, "[\n" + ",\n".join(map(json.dumps, runs)) + "\n]\n")
+            write_text(REPORT.with_suffix(".md"), report(runs))
+            print(f"{key[0]}, {key[1]}, seed {key[2]}: {runs[-1]['scores']}", flush=True)
     if runs:
         write_text(REPORT.with_suffix(".md"), report(runs))
     if failures:

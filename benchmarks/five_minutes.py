@@ -4,10 +4,10 @@
     python -m benchmarks.five_minutes --tasks Hopper-v5 --seeds 0 --jobs 2
 
 Whole processes on one thread and one core each, imports counted, and compiling, for which nothing is cached. Ours is what `train`
-starts with the preset as A2C, which the documents name where only the return counts, for as many steps as the runs of the contest
-would have taken in five minutes, or those of the contest if these are more. Peers are what `compare` starts, with
-rl-baselines3-zoo's settings; with linear schedules until their published steps are done. With `--jobs` as many run side by side, each
-on a core of its own. What counts at a time are the last 20
+starts with the preset as A2C, which the documents name where only the return counts, for as many steps as fit into the five minutes at
+the speed that a run of one minute had by its end. Peers are what `compare` starts, with rl-baselines3-zoo's settings; with linear
+schedules until their published steps are done. With `--jobs` as many run side by side, each on a core of its own. What counts at a
+time are the last 20
 training episodes that had been written by then, noted every five seconds. Beside the scores stands when ours first had PPO's final
 score (`benchmarks.contests`), and how long PPO takes for its steps at the speed it had here. Writes `results/five_minutes.json` and
 `.md`; runs that are there are kept, each with its commit.
@@ -20,13 +20,13 @@ import csv
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -43,6 +43,13 @@ __all__ = ["main"]
 
 OURS = "ours"
 TIMES = (120.0, 300.0)
+TRIAL = 60.0
+"""Seconds of the run that tells how many steps fit."""
+TRIAL_SEED = 1_000
+STARTING = 20.0
+"""Seconds until ours is at its speed, imports and compiling."""
+ENOUGH = 100_000_000
+"""Steps that no run comes to."""
 EVERY = 5.0
 """Seconds between two notes of the episodes so far."""
 WINDOW = 20
@@ -61,51 +68,72 @@ def contestants(env: str) -> tuple[str, ...]:
     return (OURS, *(algo for algo in ALGORITHMS if algo != "sb3-sac" or env not in DISCRETE))
 
 
-def steps_of(env: str) -> int:
-    """Of ours: those of the contest, or what its runs would have taken in the time, in whole tens of thousands."""
-    found, steps = read_result(GROUP, env), CONTESTS[env].steps
-    if found is None:
-        return steps
-    ((_, task),) = found["environments"].items()
-    speeds = [run["steps_per_second"] for entry in task["contestants"].values() for run in entry["runs"]]
-    return max(steps, int(float(np.median(speeds)) * TIMES[-1] // 10_000 * 10_000))
-
-
-def command(env: str, contestant: str, seed: int, folder: Path) -> list[str]:
+def command(env: str, contestant: str, seed: int, steps: int, folder: Path) -> list[str]:
     """What is started."""
     if contestant == OURS:
-        start = ["train_agent.py", "train", "--quiet", "--no-tensorboard", "--threads", "1"]
-        start += ["--estimator", "a2c", "--total-steps", str(steps_of(env))]
+        start = ["train_agent.py", "train", "--quiet", "--no-tensorboard", "--threads", "1", "--estimator", "a2c"]
     else:
-        start = ["-m", "relax_rl.comparison.peer_training", "--algo", contestant, "--total-steps", "100000000"]
+        start = ["-m", "relax_rl.comparison.peer_training", "--algo", contestant]
+    start += ["--total-steps", str(steps)]
     return [sys.executable, *start, "--env", env, "--seed", str(seed), "--run-dir", str(folder)]
 
 
-def timed(env: str, contestant: str, seed: int, *, core: int, times: Sequence[float] = TIMES) -> dict[str, Any]:
+def fitting(env: str, *, core: int) -> int:
+    """Steps of ours that fit into the last of the times, in whole tens of thousands, by a run of one minute."""
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "run" / "progress.csv"
+        start = time.perf_counter()
+        with _process(command(env, OURS, TRIAL_SEED, ENOUGH, table.parent), Path(folder) / "cache", core) as process:
+            _wait(process, start + TRIAL)
+        with table.open(encoding="utf-8") as rows:
+            speeds = [float(row["steps_per_second"]) for row in csv.DictReader(rows)]
+    return int(float(np.median(speeds[len(speeds) // 2 :])) * (TIMES[-1] - STARTING) // 10_000 * 10_000)
+
+
+@contextmanager
+def _process(start: Sequence[str], cache: Path, core: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A process on one thread and one core, with nothing compiled beforehand; ended on the way out."""
+    process = subprocess.Popen(
+        ["taskset", "--cpu-list", str(core), *start],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "RELAX_RL_CACHE": str(cache)},
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], until: float) -> None:
+    """Until that time, or the end of the process if that is sooner."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(max(0.0, until - time.perf_counter()))
+
+
+def timed(
+    env: str, contestant: str, seed: int, *, steps: int, core: int, times: Sequence[float] = TIMES
+) -> dict[str, Any]:
     """One process on one core, stopped at the last of the times.
 
     Returns:
         `scores`, the mean return of the last episodes at each of the times, None where there are none; `steps` by then; and
         `curve`, [seconds, steps, mean return of the last episodes] for every note on which an episode has ended since the last.
+
+    Raises:
+        RuntimeError: if the process ends with an error.
     """
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "run" / "episodes.csv"
         start = time.perf_counter()
-        process = subprocess.Popen(
-            ["taskset", "--cpu-list", str(core), *command(env, contestant, seed, table.parent)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "RELAX_RL_CACHE": str(Path(folder) / "cache")},
-        )
         notes: list[tuple[float, int]] = []
-        for at in sorted({*times, *np.arange(EVERY, times[-1], EVERY).tolist()}):
-            while process.poll() is None and time.perf_counter() - start < at:
-                time.sleep(0.05)
-            notes.append((at, _rows(table)))
-        ended = process.poll()
-        seconds = time.perf_counter() - start
-        process.send_signal(signal.SIGTERM)
-        process.wait()
+        with _process(command(env, contestant, seed, steps, table.parent), Path(folder) / "cache", core) as process:
+            for at in sorted({*times, *np.arange(EVERY, times[-1], EVERY).tolist()}):
+                _wait(process, start + at)
+                notes.append((at, _rows(table)))
+            ended = process.poll()
+            seconds = time.perf_counter() - start
         if ended not in (None, 0):
             raise RuntimeError(f"{contestant} on {env} ended with exit code {ended}")
         episodes = []
@@ -113,7 +141,7 @@ def timed(env: str, contestant: str, seed: int, *, core: int, times: Sequence[fl
             with table.open(encoding="utf-8") as rows:
                 episodes = [(int(row["step"]), float(row["return"])) for row in csv.DictReader(rows)]
     about = {"env": env, "contestant": contestant, "seed": seed, "commit": commit(), "seconds": round(seconds, 1)}
-    return {**about, **_noted(notes, episodes, times)}
+    return {**about, "total_steps": steps, **_noted(notes, episodes, times)}
 
 
 def _noted(
@@ -227,11 +255,12 @@ def _cell(interval: tuple[float, float, float] | None, best: bool) -> str:
     return f"{f'**{value:,.1f}**' if best else f'{value:,.1f}'} [{low:,.1f}, {high:,.1f}]"
 
 
-def _on_a_core(cores: SimpleQueue[int], key: tuple[str, str, int]) -> dict[str, Any]:
+def _on_a_core(cores: SimpleQueue[int], env: str, contestant: str, seed: int) -> dict[str, Any]:
     """`timed` on a core that nothing else of this script uses."""
     core = cores.get()
     try:
-        return timed(*key, core=core)
+        steps = fitting(env, core=core) if contestant == OURS else ENOUGH
+        return timed(env, contestant, seed, steps=steps, core=core)
     finally:
         cores.put(core)
 
@@ -253,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cores.put(core)
     missing = [] if args.report else [key for key in wanted if key not in there]
     with ThreadPoolExecutor(cores.qsize()) as pool:
-        for key, future in [(key, pool.submit(_on_a_core, cores, key)) for key in missing]:
+        for key, future in [(key, pool.submit(_on_a_core, cores, *key)) for key in missing]:
             try:
                 runs.append(future.result())
             except RuntimeError as failed:

@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 
 from relax_rl.agents import A2C, LAX, RELAX, ActorCritic
-from relax_rl.agents.acting import host_network, host_sampler
+from relax_rl.agents.acting import ImageSampler, host_network, host_sampler
 from relax_rl.agents.compiled import CompiledGradients
 from relax_rl.agents.normalization import ObservationNormalizer
 from relax_rl.envs import make_envs
@@ -131,3 +131,11 @@ def test_the_update_takes_what_the_policy_said_while_it_acted(estimator: type[Ac
         agent.learner.flat["policy"].data.mul_(2.0)
         (_, same), (_, moved) = agent.batch(rollout), agent.batch(replace(rollout))
         assert torch.equal(same.params, recalled.params) and not torch.allclose(moved.params, same.params, rtol=0.1)
+
+
+def test_an_agent_is_copied_between_acting_and_learning() -> None:
+    agent = A2C(spaces.Box(0, 255, (3, 84, 84), np.uint8), spaces.Discrete(3), seed=0)
+    images = ImageSampler(agent.policy)
+    images(torch.zeros(2, 3, 84, 84), agent.sample_noise(1, 2)[0])
+    agent._acted = (None, images)  # type: ignore[assignment]
+    assert copy.deepcopy(agent)._acted is None and agent._acted is not None

@@ -20,6 +20,7 @@ from relax_rl.comparison.peers import published, with_bins
 from relax_rl.comparison.results import read_run
 from relax_rl.comparison.task import Task, outcome_of
 from relax_rl.errors import SettingsError
+from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.loggers import read_csv
 
 
@@ -205,3 +206,17 @@ def test_an_error_of_the_environment_is_no_divergence(tmp_path, monkeypatch):
     monkeypatch.setattr(peer_training._Run, "_on_step", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["--env=CartPole-v1", "--total-steps=100", f"--run-dir={tmp_path / 'run'}"])
+
+
+def test_a_checkpoint_whose_state_is_none_is_passed_over_and_a_folder_in_use_is_told(tmp_path, capsys):
+    config = PeerConfig(env="CartPole-v1", total_steps=400, checkpoint_interval=200, run_dir=str(tmp_path / "run"))
+    assert train_peer(config) is None
+    older, newest = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    with zipfile.ZipFile(newest, "w") as archive:
+        archive.writestr("relax_rl.json", "{}")
+    with RunFolder(tmp_path / "run").locked():
+        assert main([f"--resume={tmp_path / 'run'}"]) == 2
+        assert "is being worked on" in capsys.readouterr().err
+    assert main([f"--resume={tmp_path / 'run'}"]) == 0
+    assert f"{newest} is damaged; trying the one before it" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["resumed"][0]["step"] == int(older.stem[5:])

@@ -388,3 +388,13 @@ def test_entropies_are_sums_of_any_length_and_those_of_no_rows_are_none() -> Non
         Poisson(torch.tensor([30.0])).entropy()
     for dist in (Poisson(torch.zeros(0, 2)), Binomial(torch.zeros(0, 2), 3)):
         assert dist.entropy().shape == (0,)
+
+
+class Rare(Poisson):
+    """A family of one's own."""
+
+
+def test_a_family_of_ones_own_is_drawn_as_what_it_is_made_of() -> None:
+    params = torch.full((50, 1), 0.7, dtype=torch.float64)
+    noise = Poisson(params).sample_noise(torch.Generator().manual_seed(0))
+    assert torch.equal(Poisson(params).relax(noise), Rare(params).relax(noise))

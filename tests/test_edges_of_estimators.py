@@ -41,6 +41,7 @@ from relax_rl.estimators import (
     without_replacement,
 )
 from relax_rl.estimators.diagnostics import bias
+from relax_rl.estimators.score import nvil_signal
 from tests.estimator_cases import seeded
 from tests.oracles import assert_unbiased, collect, repeat
 
@@ -216,3 +217,10 @@ def test_inference_mode_is_named_where_gradients_are_needed() -> None:
         pytest.raises(RuntimeError, match=r"torch\.inference_mode keeps none: use torch\.no_grad"),
     ):
         relax(lambda b: b.sum(-1), Bernoulli(torch.zeros(4, 1)), lambda z: z.tanh().sum(-1))
+
+
+def test_the_error_of_a_baseline_for_no_rows_is_nothing() -> None:
+    baseline = torch.zeros(0, requires_grad=True)
+    signal, error = nvil_signal(torch.zeros(0), baseline, 0.0)
+    error.backward()
+    assert signal.shape == (0,) and error.item() == 0.0 and baseline.grad is not None

@@ -13,12 +13,20 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from relax_rl.agents import A2C, RELAX
 from relax_rl.cli import main
-from relax_rl.commands.evaluate import EvaluateConfig
+from relax_rl.commands.evaluate import EvaluateConfig, evaluate_run
 from relax_rl.compute.serialization import save_state
 from relax_rl.envs import VectorEnvs, make_envs
 from relax_rl.errors import EnvironmentFault
 from relax_rl.runs.checkpoints import Checkpoint
-from relax_rl.runs.evaluation import Scores, evaluate, evaluation_envs, now_and_then
+from relax_rl.runs.evaluation import (
+    EVALUATION_STREAM,
+    SELECTION_STREAM,
+    Scores,
+    evaluate,
+    evaluation_envs,
+    now_and_then,
+)
+from relax_rl.runs.loggers import read_csv
 from relax_rl.runs.training import resume_config, train
 from relax_rl.settings.config import EnvConfig, TrainConfig
 from tests.fakes import LivesEnv
@@ -194,3 +202,33 @@ def test_runs_and_the_command_have_a_limit(tmp_path, monkeypatch, capsys):
     told = json.loads((tmp_path / "run/evaluation.json").read_text())
     assert told["cut_off"] == 3 and told["lengths"] == [40, 40, 40]
     assert EvaluateConfig(run="run").step_limit == TrainConfig().run.eval_step_limit == 27_000
+
+
+class OddAtFirst(gym.Wrapper):
+    """An observation after `reset` that is no number."""
+
+    def reset(self, **kwargs):
+        obs, info = self.env.reset(**kwargs)
+        return obs * np.float32(np.nan), info
+
+
+def test_the_first_observation_is_looked_at_too():
+    make = lambda: OddAtFirst(gym.make("CartPole-v1"))  # noqa: E731
+    envs = VectorEnvs(SyncVectorEnv([make], autoreset_mode=AutoresetMode.SAME_STEP))
+    agent = RELAX(envs.single_observation_space, envs.single_action_space, hidden=(4,))
+    with pytest.raises(EnvironmentFault, match="observation of nan in an evaluation"):
+        evaluate(agent, envs, episodes=1, seed=0, deterministic=True)
+
+
+def test_the_best_agent_is_scored_on_other_episodes_than_it_was_chosen_by(tmp_path):
+    train(small_run(tmp_path / "run", eval_interval=100, eval_episodes=3))
+    chosen = max(read_csv(tmp_path / "run" / "evaluation.csv")["return_mean"])
+    agent = RELAX.load(tmp_path / "run" / "checkpoints" / "best.safetensors")
+    found = {}
+    for stream in (SELECTION_STREAM, EVALUATION_STREAM):
+        with evaluation_envs(EnvConfig(env="CartPole-v1", num_envs=4), episodes=3, seed=0) as envs:
+            found[stream] = evaluate(agent, envs, episodes=3, seed=0, deterministic=True, stream=stream)
+    assert chosen == pytest.approx(found[SELECTION_STREAM].mean)
+    evaluate_run(EvaluateConfig(run=str(tmp_path / "run"), episodes=3, num_envs=4))
+    played = json.loads((tmp_path / "run" / "evaluation.json").read_text())["returns"]
+    assert tuple(played) == found[EVALUATION_STREAM].returns != found[SELECTION_STREAM].returns

@@ -14,7 +14,7 @@ from gymnasium import spaces
 
 from relax_rl.agents import A2C
 from relax_rl.agents.exported import ExportedPolicy
-from relax_rl.errors import RelaxRLError
+from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.runs.exporting import export_policy
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
@@ -182,3 +182,20 @@ def test_the_command(run: Path, capsys: pytest.CaptureFixture[str], refused: Any
     assert "output is" in refused("export", str(run), "--output", str(run))
     assert "invalid choice: 'tflite'" in refused("export", str(run), "--format", "tflite")
     assert "does not exist" in refused("export", str(run / "nowhere"))
+
+
+def test_the_agent_learns_on_as_if_nothing_had_been_written(tmp_path: Path) -> None:
+    agent = agent_of(*CASES[0])
+    before = {name: part.training for name, part in agent.policy.named_modules()}
+    policy = export_policy(agent, tmp_path / "policy.pt2", form="torch")
+    assert {name: part.training for name, part in agent.policy.named_modules()} == before and all(before.values())
+    assert policy.outputs
+
+
+def test_a_mistake_about_spaces_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: object, count: int = 3) -> None:
+        raise SettingsError("numbers that torch does not have")
+
+    monkeypatch.setattr("relax_rl.agents.exported.ExportedPolicy.examples", refuse)
+    with pytest.raises(SettingsError, match=r"^numbers that torch does not have$"):
+        export_policy(agent_of(*CASES[0]), tmp_path / "policy.pt2", form="torch")

@@ -179,3 +179,12 @@ def test_rows_that_csv_itself_refuses_are_left_out(tmp_path):
     path.write_bytes(b"a" * 200_000 + b",b\n1,2\n")
     with pytest.warns(UserWarning, match="left out"):
         assert read_csv(path) == {}
+
+
+def test_a_table_that_was_cut_off_within_its_first_line_is_begun_anew(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("step,re")
+    logger = CsvLogger(path, ("step", "x"))
+    logger.log({"step": 1, "x": 2.0})
+    logger.close()
+    assert path.read_text() == "step,x\n1,2\n"

@@ -288,3 +288,19 @@ def test_what_a_graph_refuses() -> None:
         moving.loss(torch.ones(3))
     with pytest.raises(ValueError, match="temperature is 0, expected above 0"):
         moving.draw(bits, "straight-through-gumbel", temperature=0)
+
+
+@pytest.mark.parametrize("estimator", ["reparameterized", "concrete", "straight-through"])
+def test_rows_that_have_ended_get_no_gradient_through_a_sample_that_moves(estimator: str) -> None:
+    params = torch.full((3, 2), 0.3, requires_grad=True)
+    graph = StochasticGraph(generator=torch.Generator().manual_seed(0))
+    dist = DiagGaussian(params) if estimator == "reparameterized" else Bernoulli(params)
+    active = torch.tensor([True, False, True])
+    moved = graph.draw(dist, estimator, active=active)
+    assert moved.shape[0] == 3
+    graph.cost(moved.square().sum(-1))
+    graph.loss().backward()
+    assert params.grad is not None and not params.grad[1].any() and params.grad[0].any() and params.grad[2].any()
+    for wrong in ("reinforce", estimator):
+        with pytest.raises(ValueError, match=r"active has shape \[2\]"):
+            graph.draw(dist, wrong, active=torch.ones(2, dtype=torch.bool))

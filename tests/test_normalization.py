@@ -292,7 +292,7 @@ def test_a_shift_that_makes_no_sense_is_refused() -> None:
         agent = learned(envs, 100)
     tensors, state = agent.state_dict()
     assert len(state["obs_shift"]) == 2
-    for wrong in ([1.0], [1.0, math.inf], "x", {}, [[1.0, 2.0]]):
+    for wrong in ([1.0], [1.0, math.inf], [10**400, 0.0], "x", {}, [[1.0, 2.0]]):
         with pytest.raises(CheckpointError, match="does not fit this agent"):
             agent.load_state_dict(tensors, {**state, "obs_shift": wrong})
 

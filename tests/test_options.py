@@ -11,6 +11,7 @@ import pytest
 from gymnasium import spaces
 
 from relax_rl.agents import A2C
+from relax_rl.cli import main
 from relax_rl.commands.evaluate import EvaluateConfig
 from relax_rl.comparison.config import CompareConfig
 from relax_rl.errors import SettingsError
@@ -62,6 +63,7 @@ def test_what_is_given_wins_even_if_it_is_the_plain_default():
         (["--squash", "True"], "True"),
         (["stray"], "stray"),
         (["--hidden", "64", "0"], "hidden is"),
+        (["--log-std-init", "100"], "log_std_init is 100.0, expected between -20 and 20"),
     ],
 )
 def test_mistakes_are_told_in_one_line(args, expected, capsys):
@@ -81,6 +83,13 @@ def test_help_shows_the_docstrings_and_the_defaults(capsys):
     for name in ("env", "estimator", "total-steps", "num-envs", "num-steps", "seed", "device", "run-dir", "resume"):
         assert f"--{name} " in out
     assert "--stop-at-return " in out
+
+
+def test_help_is_there_for_whoever_names_what_is_not(capsys):
+    for args in (["--resume", "nowhere"], ["evaluate", "nowhere"]):
+        assert main([*args, "--help"]) == 0
+        out, err = capsys.readouterr()
+        assert "OPTIONS" in out and not err
 
 
 @dataclass(frozen=True)

@@ -131,3 +131,30 @@ def test_flat_optimizer_state_of_another_network_is_refused(tmp_path: Path) -> N
     fresh = RELAX(OBS, DISCRETE)
     with pytest.raises(CheckpointError, match="does not fit"):
         fresh.load_state_dict(wrong, state)
+
+
+@pytest.mark.parametrize("size", [16, 5_056])
+def test_an_agent_of_another_kind_of_device_goes_on_with_noise_of_its_own(size: int) -> None:
+    """CUDA's generator has 16 bytes, the CPU's 5,056."""
+    agent = trained(RELAX, DISCRETE)
+    tensors, state = agent.state_dict()
+    draws = []
+    for _ in range(2):
+        loaded = RELAX(OBS, DISCRETE, seed=4)
+        kept = tensors["generator"] if size == 5_056 else torch.arange(16, dtype=torch.uint8)
+        loaded.load_state_dict({**tensors, "generator": kept}, state)
+        draws.append(loaded.sample_noise(2, 3))
+    assert torch.equal(*draws) and torch.equal(draws[0], agent.sample_noise(2, 3)) == (size == 5_056)
+    other = RELAX(OBS, DISCRETE, seed=4)
+    other.load_state_dict({**tensors, "generator": torch.zeros(16, dtype=torch.uint8)}, state)
+    assert not torch.equal(other.sample_noise(2, 3), draws[0])
+
+
+@pytest.mark.parametrize(
+    "wrong", [torch.zeros(0, dtype=torch.uint8), torch.zeros(16), torch.zeros(777, dtype=torch.uint8)]
+)
+def test_what_is_no_state_of_a_generator_is_refused(wrong: torch.Tensor) -> None:
+    agent = trained(RELAX, DISCRETE)
+    tensors, state = agent.state_dict()
+    with pytest.raises(CheckpointError, match="does not fit this agent"):
+        agent.load_state_dict({**tensors, "generator": wrong}, state)

@@ -122,3 +122,16 @@ def test_a_checkpoint_that_holds_no_rollouts_begins_anew() -> None:
     agent.load_state_dict(tensors, state)
     assert agent.value_replay is not None and agent.value_replay.state_dict() == {}
     agent.update(rollout(agent, 1))
+
+
+def test_a_rollout_that_is_not_learned_from_puts_none_out() -> None:
+    agent, replay = agent_for(value_replay=2), ValueReplay(2)
+    batches = [agent.batch(rollout(agent, number))[0] for number in range(4)]
+    for batch in batches[:2]:
+        replay.join(batch, 1.0)
+    before = replay.state_dict()
+    for batch in batches[2:]:
+        replay.join(batch, 1.0)
+        replay.forget_last()
+        assert all(torch.equal(x, before[name]) for name, x in replay.state_dict().items())
+    assert len(replay.state_dict()) == len(before)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from relax_rl.errors import SettingsError
+from relax_rl.settings.config import TrainConfig
 from relax_rl.settings.fields import (
     check,
     check_resumable,
@@ -152,3 +153,12 @@ def test_what_may_change_when_a_run_goes_on():
     with pytest.raises(SettingsError, match=r"the comparison to go on with has .* start a new comparison"):
         check_resumable(saved, with_settings(saved, {"share": 0.1}), what="comparison to go on with")
     assert of_the_call(saved) == {"folder": None, "quiet": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("gamma", "float"), ("num_steps", "int"), ("normalize_obs", "bool"), ("estimator", ".*relax")]
+)
+def test_arrays_are_no_numbers(name, kind):
+    for array in (np.array([0.9, 0.99]), torch.ones(2)):
+        with pytest.raises(SettingsError, match=rf"^{name} is an array of shape \(2,\), expected {kind}"):
+            with_settings(TrainConfig(), {name: array})

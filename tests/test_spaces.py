@@ -302,3 +302,21 @@ def test_other_action_spaces_are_refused_by_name(space):
     with pytest.raises(RelaxRLError, match="not supported; expected Discrete") as caught:
         ActionEncoder(space)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("space", "wrong"),
+    [
+        (spaces.Discrete(4), (1.9, 7, -1)),
+        (spaces.Discrete(4, start=2), (1, 6)),
+        (spaces.MultiDiscrete([2, 3]), ([0, 3], [0.5, 1.0], [[0, 1], [2, 1]])),
+    ],
+)
+def test_what_is_no_choice_is_no_observation(space, wrong):
+    encoder = ObservationEncoder(space)
+    for each in wrong:
+        with pytest.raises(SettingsError, match=r"holds what is no choice of .*expected one of"):
+            encoder.as_batch(np.array(each))
+    sample = np.asarray(space.sample())
+    assert encoder.as_batch(sample)[1] and encoder.as_batch(sample.astype(np.float64))[1]
+    assert not encoder.as_batch(np.stack([sample] * 3))[1]

@@ -23,6 +23,7 @@ from relax_rl.experiments.toy.config import ToyConfig
 from relax_rl.experiments.toy.problem import Problem
 from relax_rl.experiments.toy.training import median, train
 from relax_rl.runs.displays import Display
+from relax_rl.runs.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--steps", "40", "--seeds", "3", "--log-interval", "10", "--draws", "20", "--quiet"]
@@ -35,7 +36,7 @@ def toy(folder: Path, *args: str) -> dict:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
 @pytest.fixture(scope="module")
@@ -151,17 +152,25 @@ def test_divergence_is_told(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_nothing(tmp_path, capsys, monkeypatch, number):
+def test_an_interrupted_run_leaves_nothing(tmp_path, capsys, monkeypatch, number, named):
     class Signals(Display):
         def update(self, step, status):
             if step == 10:
                 signal.raise_signal(number)
 
     monkeypatch.setattr(toy_run, "make_display", lambda *_, **__: Signals())
-    assert main(["toy", "--steps", "2000", "--run-dir", str(tmp_path / "run")]) == 128 + number
+    monkeypatch.chdir(tmp_path)
+    assert main(["toy", "--steps", "2000", *(["--run-dir", "run"] if named else [])]) == 128 + number
     assert capsys.readouterr() == ("", f"error: interrupted by {number.name}, nothing was written\n")
-    assert not (tmp_path / "run").exists()
+    assert not [left for left in tmp_path.rglob("*") if left != tmp_path / "runs"]
+
+
+def test_a_folder_that_is_worked_in_is_left_alone(tmp_path, capsys):
+    with RunFolder(tmp_path / "run").locked():
+        assert main(["toy", *SMALL, "--run-dir", str(tmp_path / "run")]) == 2
+        assert "is being worked on" in capsys.readouterr().err
 
 
 def test_help_is_fast_and_needs_no_torch():

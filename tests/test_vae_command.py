@@ -495,3 +495,10 @@ def test_another_preset_cannot_be_resumed(capsys):
     train(run_dir="run", steps=20)
     assert main(["vae", "--resume", "run", "--preset", "mnist-linear2-rebar", "--steps", "30"]) == 2
     assert capsys.readouterr().err.startswith("error: --preset is 'mnist-linear2-rebar'")
+
+
+def test_a_damaged_best_model_does_not_keep_a_run_from_going_on():
+    train(run_dir="run", steps=40, early_stopping=500)
+    best = Path("run/checkpoints/best.safetensors")
+    best.write_bytes(best.read_bytes()[:100])
+    assert train(resume="run", steps=60).steps == 60

@@ -216,7 +216,7 @@ class Learner:
             factor: of the learning rates.
 
         Raises:
-            TrainingDiverged: if a gradient is not finite; nothing has moved then.
+            TrainingDiverged: if the policy's gradient is not finite; nothing has moved then.
         """
         found = self._gradients(batch, objective, known)
         self.watch("optimiser")

@@ -6,6 +6,7 @@ agent and an `UpdateInfo`; an answer of False ends the training with the update 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -142,7 +143,8 @@ class Listeners:
         """Tell of a rollout of this process, of which the agent has not learned yet."""
         if self._hooks["on_rollout"]:
             reward = rollout.reward[rollout.valid]
-            numbers = {"rollout/steps": float(len(reward)), "rollout/reward_mean": float(reward.mean())}
+            mean = float(reward.mean()) if len(reward) else math.nan
+            numbers = {"rollout/steps": float(len(reward)), "rollout/reward_mean": mean}
             self._tell("on_rollout", agent, UpdateInfo(agent.steps, agent.updates, rollout.episodes, numbers))
 
     def update(self, agent: Learning, info: UpdateInfo) -> None:

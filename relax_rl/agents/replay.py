@@ -31,6 +31,7 @@ class ValueReplay:
 
     def __init__(self, size: int, *, actions: bool = False) -> None:
         self._rollouts: deque[tuple[Tensor, ...]] = deque(maxlen=size)
+        self._oldest: tuple[Tensor, ...] | None = None
         self._names = _NAMES if actions else _NAMES[:-1]
 
     def join(self, batch: Batch, unit: float, rollout: object = None, params: object = None) -> Batch:
@@ -47,6 +48,7 @@ class ValueReplay:
         earlier = [rows for rows in self._rollouts if rows[0].shape == own[0].shape]
         size = self._rollouts.maxlen or 0
         earlier += [own] * (size - len(earlier))
+        self._oldest = self._rollouts[0] if len(self._rollouts) == size else None
         self._rollouts.append(own)
         past = [torch.stack([x.to(batch.obs.device) for x in each]) for each in zip(*earlier, strict=True)]
         found: dict[str, Any] = {f"past_{name}": x for name, x in zip(self._names, past, strict=True)}
@@ -56,8 +58,10 @@ class ValueReplay:
         return replace(batch, **found)
 
     def forget_last(self) -> None:
-        """Keep the rollout that joined last for no later one."""
+        """Keep the rollout that joined last for no later one, and in its place the one that it has put out."""
         self._rollouts.pop()
+        if self._oldest is not None:
+            self._rollouts.appendleft(self._oldest)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {

@@ -26,6 +26,7 @@ from relax_rl.agents.saving import (
     without,
     without_temperature,
 )
+from relax_rl.compute.devices import set_generator_state
 from relax_rl.compute.host import single_precision
 from relax_rl.compute.serialization import load_state, pack, save_state, unpack
 from relax_rl.errors import CheckpointError, TrainingDiverged
@@ -102,6 +103,8 @@ class SavedActor(Actor):
     ) -> None:
         """Take back what `state_dict` gave, into an agent of the same kind, spaces and settings; all of it or nothing.
 
+        On another kind of device the noise to come is another, the same each time.
+
         Args:
             tensors, state: that.
             optimizer: False leaves optimisers and the replay of V as they are, and need not find any.
@@ -129,9 +132,9 @@ class SavedActor(Actor):
             kept = {name: x for name, x in without_temperature(tensors).items() if name != "generator"}
             if "value_replay" not in components and self.config.value_replay:  # saved by a single worker
                 kept = {name: x for name, x in kept.items() if not name.startswith("value_replay.")}
-            self.generator.set_state(tensors["generator"].cpu())
+            set_generator_state(self.generator, tensors["generator"])
             unpack(components, kept)
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        except (KeyError, RuntimeError, ValueError, TypeError, OverflowError) as error:
             self.generator.set_state(drawn)
             raise CheckpointError(
                 f"the checkpoint does not fit this agent ({misfit(error, own=self.networks_by is not None)}); was it made with other settings?"
@@ -148,7 +151,11 @@ class SavedActor(Actor):
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         memo[id(self.networks_by)] = self.networks_by
-        vars(copied).update({name: deepcopy(value, memo) for name, value in vars(self).items()})
+        own = {
+            **vars(self),
+            "_acted": None,
+        }  # what acting left for the next update holds graphs, and can be computed again
+        vars(copied).update({name: deepcopy(value, memo) for name, value in own.items()})
         return copied
 
     def save(self, path: str | os.PathLike[str] | BinaryIO, *, optimizer: bool = True) -> None:

@@ -111,6 +111,16 @@ def create_vector_env(
     return wrapped_vector_env(env, making.vector), chosen
 
 
+def _check_own_games(spec: EnvSpec, sticky_actions: float, making: Making) -> None:
+    """Raises SettingsError for what a function of the user's own that makes games is not told."""
+    usual = settings_of(EnvConfig)["sticky_actions"].default
+    for name, given in (("frame_stack", making.frame_stack), ("sticky_actions", sticky_actions != usual)):
+        if given:
+            raise SettingsError(
+                f"{name} is given, but your own vector code makes {spec.id}, and is told env_kwargs alone; name it there"
+            )
+
+
 def _inner_vector_env(
     spec: EnvSpec,
     num_envs: int,
@@ -122,6 +132,8 @@ def _inner_vector_env(
 ) -> tuple[VectorEnv[Any, Any, Any], Vectorization]:
     """Vector environments as `create_vector_env` makes them, without the wrappers around all of them."""
     if is_own(vectorization):
+        if is_atari(spec):
+            _check_own_games(spec, sticky_actions, making)
         return _of_the_users_own(spec, vectorization, {"num_envs": num_envs, **(env_kwargs or {})})
     if vectorization not in get_args(AskedVectorization):
         raise SettingsError(f"vectorization is {vectorization!r}, expected auto, native, envpool, sync or async")

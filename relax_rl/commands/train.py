@@ -96,7 +96,7 @@ def _summary(result: TrainingResult, config: TrainConfig, prog: str, seconds: fl
         lines += [f"  {name:<14}  {shown[name]}" for name in config.run.track if name in shown]
     lines.append(f"  checkpoint      {result.checkpoint}")
     if result.best is not None:
-        over = "evaluation" if config.run.eval_interval else "100 episodes"
+        over = "evaluation" if result.best_evaluated else "100 episodes"
         of = "the last agent" if result.best_step == result.steps else f"the agent of step {result.best_step or 0:,}"
         lines.append(f"  best            {result.best} ({of}, mean return in {over} {result.best_return:.1f})")
     lines.append(f"  evaluate        {prog} evaluate {run_dir}{named_again(config, resuming=False)}")

@@ -14,6 +14,7 @@ import signal
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -47,6 +48,8 @@ __all__ = ["PeerConfig", "main", "train_peer"]
 
 _STATE = "relax_rl.json"
 """Name of the run's state inside a checkpoint."""
+_PARTS = {"step", "seconds", "episodes", "returns", "lengths", "normalization"}
+"""What that holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,21 +118,23 @@ def train_peer(config: PeerConfig) -> signal.Signals | None:
     """Train a peer, or go on with one; returns the signal that has stopped it, if one has.
 
     Raises:
-        SettingsError: the folder already holds a run.
+        SettingsError: the folder already holds a run, or another process is at work in it.
         CheckpointError: no run to go on with, or no checkpoint that can be read.
         TrainingDiverged: the policy has fallen apart, which Stable-Baselines3 meets with errors of many kinds.
         RelaxRLError: the folder cannot be written.
     """
     torch.set_num_threads(1)
-    with interruptible() as interruption:
+    with interruptible() as interruption, ExitStack() as stack:
         folder, state, saved, seed = RunFolder(Path(config.resume or config.run_dir)), None, None, config.seed
         if config.resume is None:
             peer, steps = config.planned()
+            stack.enter_context(folder.locked())
             folder.create()
             about = {"peer": asdict(peer), "seed": seed, "steps": steps, "resumed": []}
             write_config(folder, config, about, section="options", packages=("stable_baselines3", "torch"))
         else:
             config = _known(_saved_config(folder), config)
+            stack.enter_context(folder.locked())
             peer, steps = config.planned()
             state, saved = _newest(folder.checkpoints)
             for table in (folder.progress, folder.episodes):
@@ -298,8 +303,9 @@ def _newest(folder: Path) -> tuple[dict[str, Any], Path]:
     for path in newest_first(folder):
         try:
             with zipfile.ZipFile(path) as archive:
-                if archive.testzip() is None:
-                    return json.loads(archive.read(_STATE)), path
+                state = json.loads(archive.read(_STATE)) if archive.testzip() is None else None
+            if isinstance(state, dict) and state.keys() >= _PARTS:
+                return state, path
         except (OSError, zipfile.BadZipFile, KeyError, ValueError):
             pass
         print(f"warning: checkpoint {path} is damaged; trying the one before it", file=sys.stderr)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
+from torch import Tensor
 
 from relax_rl.errors import SettingsError
 
-__all__ = ["resolve_device"]
+__all__ = ["resolve_device", "set_generator_state"]
+
+_OF_CPU = 5_056
+"""Bytes of the state of the CPU's generator; others have a few words."""
+_OF_OTHERS = 64
 
 
 def resolve_device(name: str) -> torch.device:
@@ -25,3 +32,22 @@ def resolve_device(name: str) -> torch.device:
     if (device.index or 0) >= available.get(device.type, 0):
         raise SettingsError(f"device {name!r} is not available here; use --device cpu, or auto to take what there is")
     return device
+
+
+def set_generator_state(generator: torch.Generator, state: Tensor) -> None:
+    """Let a generator go on from the state of another; where that was of another kind of device, from a seed made of it.
+
+    Args:
+        generator: of any device.
+        state: bytes, as `get_state` gives them.
+
+    Raises:
+        RuntimeError, TypeError: it is no state.
+    """
+    state = state.cpu()
+    sizes = sorted((state.numel(), generator.get_state().numel()))
+    if state.dtype == torch.uint8 and sizes[1] == _OF_CPU and 0 < sizes[0] <= _OF_OTHERS:
+        digest = hashlib.blake2b(bytes(state.tolist()), digest_size=7).digest()
+        generator.manual_seed(int.from_bytes(digest, "big"))
+    else:
+        generator.set_state(state)

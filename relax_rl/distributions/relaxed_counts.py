@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -94,7 +95,7 @@ class Counts:
             x = noise.double()
             u, rest = torch.sigmoid(x), torch.sigmoid(-x)
             each = torch.broadcast_tensors(self.params.detach(), u, rest)
-            b = _count_quantile(*each, type(self).__name__, float(getattr(self, "total_count", 0.0)))
+            b = _count_quantile(*each, _name(type(self)), float(getattr(self, "total_count", 0.0)))
             below, above, p = self._tails(b - 1)[0], self._tails(b)[1], self._log_probs(b).exp().clamp(min=1e-300)
             v = torch.where(u < 0.5, (u - below) / p, 1.0 - (rest - above) / p).clamp(0.0, 1.0)
             return self._inside(b, b + v - 0.5)
@@ -266,10 +267,21 @@ class Counts:
             )
 
 
+def _name(kind: type[Counts]) -> str:
+    """By which a graph knows a family, one of a user's own too."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _every(kind: type[Counts]) -> Iterator[type[Counts]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _every(child)
+
+
 @torch.library.custom_op("relax_rl::count_quantile", mutates_args=())
 def _count_quantile(params: Tensor, u: Tensor, rest: Tensor, family: str, total_count: float) -> Tensor:
     """The search of `Counts._quantile` as one operation, of graphs and of maps: its steps would be hundreds of them."""
-    of_name = {each.__name__: each for each in Counts.__subclasses__()}
+    of_name = {_name(each): each for each in _every(Counts)}
     options = {"total_count": total_count} if total_count else {}
     return of_name[family](params, **options)._quantile(u, rest).clone()
 

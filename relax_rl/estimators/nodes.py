@@ -90,7 +90,8 @@ class StochasticGraph:
                 drawn before. That of "rebar" is `f`: what the costs that follow would be, from relaxed samples, differentiable.
 
         Raises:
-            ValueError: for an unknown estimator, a name that is taken, or a distribution that lacks what is needed.
+            ValueError: for an unknown estimator, a name that is taken, `active` of other rows, or a distribution that lacks what is
+                needed.
         """
         name = str(len(self._nodes) + len(self._through)) if name is None else name
         if name in self._through or any(node.name == name for node in self._nodes):
@@ -98,9 +99,12 @@ class StochasticGraph:
         self._estimates = None
         here = detached(dist)
         noise = here.sample_noise(self.generator)
+        if active is not None:
+            check_rows(dist.params.shape[:-1], active=active)
         if isinstance(estimator, str) and estimator in THROUGH:
+            moved = _moving(estimator, dist, noise, **options)
             self._through.append(name)
-            return _moving(estimator, dist, noise, **options)
+            return moved if active is None else torch.where(_over(active, moved), moved, moved.detach())
         sample = here.threshold(here.relax(noise)).detach()
         self._nodes.append(_Node(name, dist, noise, sample, self._by_value(estimator, dist, options), active))
         return sample
@@ -203,6 +207,11 @@ class StochasticGraph:
             return function(value, dist, noise=noise, **taken, **options)
 
         return estimate
+
+
+def _over(active: Tensor, sample: Tensor) -> Tensor:
+    """`[*]` as `[*, 1, ...]`, of as many dimensions as a sample `[*, ...]`."""
+    return active.reshape(*active.shape, *[1] * (sample.dim() - active.dim()))
 
 
 def _rebar_options(

@@ -158,7 +158,7 @@ def nvil_signal(
     signal = error.detach()
     if std is not None:
         signal = signal / (std.clamp(min=1.0) if isinstance(std, Tensor) else max(1.0, std))
-    return signal, error.square().mean()
+    return signal, error.square().sum() / max(1, error.numel())
 
 
 def rloo(

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from relax_rl.errors import SettingsError
 from relax_rl.networks.images import image_of
 
-__all__ = ["Leaf", "leaf_of", "named_leaves", "part_of"]
+__all__ = ["Leaf", "is_no_choice", "leaf_of", "named_leaves", "part_of"]
 
 LeafKind = Literal["vector", "image", "discrete"]
 
@@ -76,6 +76,18 @@ def leaf_of(
         f"the observation {name!r} of space {space} is not supported; "
         "expected Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of them"
     )
+
+
+def is_no_choice(space: spaces.Space[Any], batch: np.ndarray) -> bool:
+    """Whether one of `[*]` numbers is none of the choices of a space of choices."""
+    if isinstance(space, spaces.Discrete):
+        start, choices = np.asarray(space.start), np.asarray(space.n)
+    elif isinstance(space, spaces.MultiDiscrete):
+        start, choices = space.start, space.nvec
+    else:
+        return False
+    index = batch.astype(np.float64) - start
+    return bool(((index < 0) | (index >= choices) | (index % 1 != 0)).any())
 
 
 def _places(name: str, choices: np.ndarray, start: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from relax_rl.errors import SettingsError, TrainingDiverged
 from relax_rl.networks.images import SMALLEST_IMAGE_SIDE, looks_like_image
-from relax_rl.networks.leaves import Leaf, leaf_of, named_leaves, part_of
+from relax_rl.networks.leaves import Leaf, is_no_choice, leaf_of, named_leaves, part_of
 
 __all__ = ["ActionEncoder", "Leaf", "ObservationEncoder", "leaf_spaces"]
 
@@ -209,6 +209,8 @@ class ObservationEncoder:
                 raise self._misfit(f"the observation {name!r} has shape {array.shape}, not {shape}")
             if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and not _is_finite(array)):
                 raise self._misfit(f"the observation {name!r} holds what is not a finite number in float32")
+            if is_no_choice(encoder.space, array):
+                raise self._misfit(f"the observation {name!r} holds what is no choice of {encoder.space}")
             lengths.setdefault(-1 if array.shape == shape else len(array), name)
         if len(lengths) > 1:
             told = ", ".join(f"{name!r} {'a single one' if n < 0 else n}" for n, name in lengths.items())

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from relax_rl.envs import VectorEnvs
     from relax_rl.settings.config import EnvConfig
 
-__all__ = ["EVALUATION_STREAM", "Scores", "envs_of", "evaluate", "evaluation_envs", "now_and_then"]
+__all__ = ["EVALUATION_STREAM", "SELECTION_STREAM", "Scores", "envs_of", "evaluate", "evaluation_envs", "now_and_then"]
 
 EVALUATION_STREAM = 10**12
 """Second word of the seed of environments for evaluation; a step count, the second word on resuming, never gets there."""
+SELECTION_STREAM = EVALUATION_STREAM + 1
+"""In place of it for evaluations during training, by which the best agent is kept: one that is kept for its luck in them shall not
+have it again where it is scored."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Scores:
     @property
     def std(self) -> float:
         """Standard deviation of the returns (over the episodes themselves, divisor N)."""
-        return math.sqrt(math.fsum((r - self.mean) ** 2 for r in self.returns) / len(self.returns))
+        mean = self.mean
+        return math.sqrt(math.fsum((r - mean) ** 2 for r in self.returns) / len(self.returns))
 
     @property
     def length_mean(self) -> float:
@@ -111,7 +115,8 @@ def envs_of(config: EnvConfig, *, seed: int | Sequence[int], **changes: Any) -> 
 def evaluation_envs(config: EnvConfig, *, episodes: int, seed: int, **changes: Any) -> VectorEnvs:
     """Environments for an evaluation: those of training, but a lost life ends nothing.
 
-    No more of them than episodes. Their streams of random numbers are not those of training with the same seed.
+    No more of them than episodes. Their streams of random numbers are not those of training with the same seed, and `evaluate`
+    resets them by the stream that it is given.
 
     Raises:
         SettingsError: the environment cannot be made.
@@ -121,7 +126,7 @@ def evaluation_envs(config: EnvConfig, *, episodes: int, seed: int, **changes: A
 
 
 def _require_finite(agent: ActorCritic, envs: VectorEnvs, reward: np.ndarray) -> None:
-    """Raises EnvironmentFault if one of `[N]` rewards, or a number in the observations after them, is not finite."""
+    """Raises EnvironmentFault if one of `[N]` rewards, or of `[0]` of none, or a number in the observations after them, is not finite."""
     encoded = agent.encode(envs.obs)
     with np.errstate(over="ignore"):
         reward = reward.astype(np.float32)  # as training counts it
@@ -142,6 +147,7 @@ def evaluate(
     episodes: int,
     seed: int,
     deterministic: bool,
+    stream: int = EVALUATION_STREAM,
     step_limit: int = STEP_LIMIT,
     should_stop: Callable[[], bool] | None = None,
     after_step: Callable[[], None] | None = None,
@@ -158,6 +164,7 @@ def evaluate(
         episodes: how many in all.
         seed: of the environments and of the agent's actions.
         deterministic: take the mode of the policy instead of a sample.
+        stream: second word of the environments' seed.
         step_limit: steps after which an episode is cut off, and counts with what it has by then; 0 for none.
         should_stop: asked after every step; True breaks off.
         after_step: called after every step (to take a picture, say).
@@ -182,11 +189,13 @@ def evaluate(
         infos: list[Mapping[str, float]] = []
         stuck, cut_off, steps = np.zeros(envs.num_envs, dtype=bool), 0, 0
         state = None  # of a policy with a memory
-        envs.reset((seed, EVALUATION_STREAM))
+        envs.reset((seed, stream))
+        _require_finite(agent, envs, np.empty(0))
         envs.drain_episodes()
         while any(wanting := [len(done) < wanted for done, wanted in zip(finished, quota, strict=True)]):
             if stuck[wanting].all():  # only all environments can be reset together, whatever steps them
                 envs.reset()
+                _require_finite(agent, envs, np.empty(0))
                 stuck[:] = returns[:] = lengths[:] = 0
             starts = envs.steps_taken() == 0
             action, state = agent.act_from(

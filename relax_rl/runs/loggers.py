@@ -148,11 +148,12 @@ class CsvLogger:
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path, self.columns = path, tuple(columns)
-        self._header_written = path.exists() and path.stat().st_size > 0
+        with writing(path):
+            self._header_written = path.is_file() and b"\n" in read_regular(path, most=_LARGEST)
         if self._header_written:
             self.columns = tuple(read_csv(path))
-        with writing(path):
-            self._file: IO[str] = open(path, "a", encoding="utf-8", newline="")  # noqa: SIM115
+        with writing(path):  # one that was cut off within its first line is begun anew
+            self._file: IO[str] = open(path, "a" if self._header_written else "w", encoding="utf-8", newline="")  # noqa: SIM115
 
     def log(self, row: Mapping[str, float]) -> None:
         if not self._header_written:

@@ -29,6 +29,7 @@ class TrainingResult:
         best: the checkpoint of the agent with the highest mean return: of an evaluation, where there were any, else of 100
             training episodes; None if none has been kept.
         best_return, best_step: that mean, and the step of that agent.
+        best_evaluated: whether that mean is of an evaluation.
     """
 
     run_dir: Path
@@ -42,6 +43,7 @@ class TrainingResult:
     best: Path | None = None
     best_return: float | None = None
     best_step: int | None = None
+    best_evaluated: bool = False
 
     @property
     def interrupted(self) -> bool:

@@ -24,7 +24,7 @@ from relax_rl.runs.callbacks import (
     stop_at_return,
     stop_when_interrupted,
 )
-from relax_rl.runs.evaluation import Scores, envs_of, evaluate, evaluation_envs, now_and_then
+from relax_rl.runs.evaluation import SELECTION_STREAM, Scores, envs_of, evaluate, evaluation_envs, now_and_then
 from relax_rl.runs.folder import RunFolder, default_run_dir
 from relax_rl.runs.interruption import warn_script
 from relax_rl.runs.loggers import (
@@ -244,8 +244,7 @@ class _Training:
             log.write()
             if best is not None:
                 best.look()
-            checkpoint = save.save()
-            result = self._result(checkpoint)
+            result = self._result(save.save())
         if result.stopped_by == "return":
             process.display.done("solved")
         self._draw_curve()
@@ -277,6 +276,7 @@ class _Training:
             best=None if run.best is None else RunFolder(run_dir).checkpoints / self.session.checkpoints.best.name,
             best_return=run.best,
             best_step=run.best_step,
+            best_evaluated=run.best_evaluation is not None,
         )
 
     def _target(self) -> float | None:
@@ -301,16 +301,16 @@ class _Training:
 
     def _evaluation(self, loggers: list[Logger]) -> PeriodicEvaluation:
         config, settings, process = self.session.config, self.session.config.run, self.process
-        envs = evaluation_envs(config.env, episodes=settings.eval_episodes, seed=settings.seed)
-        process.stack.enter_context(envs)
+        asked: dict[str, Any] = {"episodes": settings.eval_episodes, "seed": settings.seed}
+        envs = process.stack.enter_context(evaluation_envs(config.env, **asked))
         table = self._table(self.session.folder.evaluations, EVALUATION_COLUMNS)
 
         def play() -> Scores | None:
             scores = evaluate(
                 self.run.agent,
                 envs,
-                episodes=settings.eval_episodes,
-                seed=settings.seed,
+                **asked,
+                stream=SELECTION_STREAM,
                 deterministic=not is_atari(config.env.env),  # the mode of a policy gets stuck in Atari games
                 step_limit=settings.eval_step_limit,
                 should_stop=lambda: bool(process.interruption),

@@ -146,7 +146,7 @@ class AgentConfig:
     """Arithmetic of the CNN: bfloat16 is faster where the processor has it, and rounds to three digits; weights and everything but the CNN stay float32."""
     policy_head_scale: float = setting(0.01, above=0.0, cap=1e3)
     """Scale of the orthogonal weights of the policy's last layer at the start: small ones begin close to uniform or centred actions."""
-    log_std_init: float = 0.0
+    log_std_init: float = setting(0.0, least=-20.0, most=20.0)
     """Continuous actions: initial log standard deviation."""
     ordinal_std_init: float = setting(math.inf, least=0.01, finite=False)
     """MultiDiscrete actions whose choices are in order, as those of --bins: initial standard deviation of each around the middle, the first choice standing for -1 and the last for 1; inf begins with all choices alike."""

@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from relax_rl.errors import SettingsError, shown
 from relax_rl.settings.dictionaries import pairs, plain
 from relax_rl.settings.synonyms import flag, meant
-from relax_rl.settings.unions import is_union, member
+from relax_rl.settings.unions import in_words, is_union, member
 
 __all__ = [
     "Setting",
@@ -118,8 +118,7 @@ def setting(default: T, **rule: Any) -> T:
             `expected`: the bounds in other words; `open=True`: names beside the choices are taken too; `resumable=True`:
             may differ when a run is gone on with; `of_the_call=True`: not taken over from it; `repeatable=True`: adds up.
     """
-    result: T = field(default=default, metadata={_RULE: Rule(**rule)})
-    return result
+    return field(default=default, metadata={_RULE: Rule(**rule)})
 
 
 @dataclass(frozen=True)
@@ -168,9 +167,8 @@ def check(config: Any) -> None:
         SettingsError: a value of the wrong type, or beyond its bounds.
     """
     for name, known in settings_of(type(config)).items():
-        if known.section is not type(config):  # that section has checked it
-            continue
-        object.__setattr__(config, name, allowed(known, getattr(config, name)))
+        if known.section is type(config):  # others have checked theirs
+            object.__setattr__(config, name, allowed(known, getattr(config, name)))
 
 
 def allowed(known: Setting, value: Any) -> Any:
@@ -209,8 +207,9 @@ def from_text(kind: Any, text: str) -> Any:
         return text if origin is Literal else kind(text)
     except (ValueError, KeyError, OverflowError):
         expected = {bool: "true or false", int: "a whole number", float: "a number", dict: "name=value, or JSON"}
-        several = "widths such as 64x64" if int in inner else "names joined by +"
-        raise ValueError(expected.get(origin or kind, several)) from None
+        raise ValueError(
+            expected.get(origin or kind, "widths such as 64x64" if int in inner else "names joined by +")
+        ) from None
 
 
 def whole(name: str, value: Any, *, least: int, below: int = 2**63) -> int:
@@ -306,13 +305,12 @@ def check_resumable(saved: T, wanted: T, *, what: str = "run to resume") -> T:
 
 def _replaced(config: T, settings: Mapping[str, Any]) -> T:
     own: dict[str, Any] = {}
-    for f in fields(config):  # type: ignore[arg-type]
-        value = getattr(config, f.name)
+    for name, value in ((f.name, getattr(config, f.name)) for f in fields(config)):  # type: ignore[arg-type]
         if is_dataclass(value):
-            inner = {name: settings[name] for name in flat(value) if name in settings}
-            own |= {f.name: _replaced(value, inner)} if inner else {}
-        elif f.name in settings:
-            own[f.name] = settings[f.name]
+            inner = {each: settings[each] for each in flat(value) if each in settings}
+            own |= {name: _replaced(value, inner)} if inner else {}
+        elif name in settings:
+            own[name] = settings[name]
     return replace(config, **own)  # type: ignore[type-var]
 
 
@@ -323,8 +321,10 @@ def _typed(name: str, kind: Any, value: Any, rule: Rule) -> Any:
         SettingsError: it is of another type.
     """
     origin, inner = get_origin(kind), get_args(kind)
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a number of NumPy or torch
+    if hasattr(value, "item") and getattr(value, "shape", None) == ():  # a number of NumPy or torch
         value = value.item()
+    elif getattr(value, "shape", ()):
+        raise SettingsError(f"{name} is an array of shape {tuple(value.shape)}, expected {in_words(kind)}")
     if is_union(kind):
         of = member(kind, value)
         return None if of is NoneType else _typed(name, of, value, rule)
@@ -333,8 +333,7 @@ def _typed(name: str, kind: Any, value: Any, rule: Rule) -> Any:
     if origin is Literal:
         if value in inner or (rule.open and isinstance(value, str)):
             return value
-        *rest, last = map(str, inner)
-        raise SettingsError(f"{name} is {shown(value)}, expected {', '.join(rest)} or {last}")
+        raise SettingsError(f"{name} is {shown(value)}, expected {in_words(kind)}")
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is int and number and value == value // 1:
         return int(value)
@@ -347,4 +346,4 @@ def _typed(name: str, kind: Any, value: Any, rule: Rule) -> Any:
         return os.fspath(value)
     if kind in (bool, str) and isinstance(value, kind):
         return value
-    raise SettingsError(f"{name} is {shown(value)}, expected {getattr(kind, '__name__', kind)}")
+    raise SettingsError(f"{name} is {shown(value)}, expected {in_words(kind)}")

@@ -13,7 +13,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
-from relax_rl.errors import SettingsError
+from relax_rl.errors import RelaxRLError, SettingsError
 from relax_rl.settings.fields import Setting, flat, from_text, settings_of, with_settings
 from relax_rl.settings.naming import is_own
 from relax_rl.settings.synonyms import flag, meant
@@ -76,7 +76,11 @@ def parse(
     if default is None and not missing:
         default = kind(**{option.name: given[option.name] for option in required})
     if default is not None and base is not None:
-        default = base(given)
+        try:
+            default = base(given)
+        except RelaxRLError:
+            if not helping:  # help is there for whoever has something wrong
+                raise
     if default is None or helping:
         shown = {} if default is None else flat(default)
         _parser(kind, options, prog, description, shown).parse_args(["--help"])

@@ -1,11 +1,11 @@
-"""Settings of one type or another: a number or nothing, a number or a word."""
+"""Types of settings: of one type or another, a number or nothing, a number or a word; what they are called."""
 
 from __future__ import annotations
 
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-__all__ = ["is_union", "member", "words"]
+__all__ = ["in_words", "is_union", "member", "words"]
 
 
 def is_union(kind: Any) -> bool:
@@ -26,3 +26,11 @@ def member(kind: Any, value: Any) -> Any:
         return NoneType
     others = (part for part in parts if part is not NoneType and get_origin(part) is not Literal)
     return next(others, parts[0])
+
+
+def in_words(kind: Any) -> str:
+    """What a type is called, or its choices: `a, b or c`."""
+    if get_origin(kind) is not Literal:
+        return str(getattr(kind, "__name__", kind))
+    *rest, last = map(str, get_args(kind))
+    return f"{', '.join(rest)} or {last}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from relax_rl.compute.host import set_threads
-from relax_rl.compute.serialization import write_bytes_atomic, write_json, write_text_atomic, writing
+from relax_rl.compute.serialization import write_bytes_atomic, write_json, write_text_atomic
 from relax_rl.experiments.toy import figures
 from relax_rl.experiments.toy.config import ToyConfig
 from relax_rl.experiments.toy.contestants import check_estimators
@@ -54,9 +56,9 @@ def run_toy(
     check_estimators(config.estimators, problem)
     given, names = config.run_dir, ("toy", f"t{config.target:g}", f"s{config.seed}")
     folder = RunFolder(Path(given) if given else default_run_dir(*names))
-    folder.check_unused(resumable=False)
     path = folder.path
-    with _made(path), ExitStack() as stack:
+    with _made(folder, ours=not given or not os.path.exists(path)), ExitStack() as stack:
+        folder.check_unused(resumable=False)
         folder.sweep()
         display = make_display("mean theta {:.3f}".format, quiet=config.quiet)
         stack.callback(display.end)
@@ -135,14 +137,12 @@ def _figures(
 
 
 @contextmanager
-def _made(path: Path) -> Iterator[None]:
-    """Make the folder, so that one that cannot be written is told of at once; on a failure take it away if empty."""
-    with writing(path):
-        existed = path.exists()
-        path.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        if not existed and not any(path.iterdir()):
-            path.rmdir()
-        raise
+def _made(folder: RunFolder, *, ours: bool) -> Iterator[None]:
+    """Make the folder and hold it; on a failure take it away, if it is `ours` and empty."""
+    with folder.locked():
+        try:
+            yield
+        except BaseException:
+            if ours and all(left.name == ".lock" for left in folder.path.iterdir()):
+                shutil.rmtree(folder.path, ignore_errors=True)
+            raise

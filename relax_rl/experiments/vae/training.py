@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from relax_rl.compute.serialization import part, write_json
-from relax_rl.errors import TrainingDiverged
+from relax_rl.errors import CheckpointError, TrainingDiverged
 from relax_rl.experiments.vae.config import VaeConfig
 from relax_rl.experiments.vae.evaluation import binary_images, bound
 from relax_rl.experiments.vae.figures import draw_curves, draw_images, image_rows, log_images, write_images
@@ -110,8 +111,9 @@ class _Loop:
 
     def _best_is_kept(self) -> bool:
         """Whether the model with the highest bound so far is on disk, as it is while early stopping is on."""
-        best = self.session.checkpoints.best
-        return best.exists() and Checkpoint.read(best).state["run"]["best_step"] == self.run.best_step
+        with suppress(CheckpointError, KeyError, TypeError):
+            return bool(Checkpoint.read(self.session.checkpoints.best).state["run"]["best_step"] == self.run.best_step)
+        return False
 
     def _theirs(self) -> list[Logger]:
         """Trackers, and loggers of the user's own."""

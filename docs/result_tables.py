@@ -57,6 +57,18 @@ def contests() -> str:
     return "\n".join(lines) + "\n"
 
 
+def five_minutes() -> str:
+    """A2C with the presets beside Stable-Baselines3's agents after five minutes; the best of a task in bold."""
+    heads = {"ours": "A2C of this package", "sb3-ppo": "SB3 PPO", "sb3-a2c": "SB3 A2C", "sb3-sac": "SB3 SAC"}
+    lines = [f"| task | {' | '.join(heads.values())} |", "|---" + "|---:" * len(heads) + "|"]
+    task = ""
+    for row in tables(RESULTS / "five_minutes.md")["After two minutes and after five"][0]:
+        task = row["task"] or task
+        if row["seconds"] == "300":
+            lines.append(f"| {task} | {' | '.join(row[label] for label in heads)} |")
+    return "\n".join(lines) + "\n"
+
+
 def against_ppo(tasks: Sequence[str], contestants: dict[str, str]) -> str:
     """Final scores with and without a surrogate; `contestants` are called so on the page, by their names in the results."""
     known = tables(RESULTS / "against_ppo.md")

@@ -66,7 +66,7 @@ def main() -> None:
 def documents() -> dict[Path, dict[str, str]]:
     """Tables by document and mark, as the code has them now."""
     return {
-        DOCUMENTS.parent / "README.md": {"contests": results.contests()},
+        DOCUMENTS.parent / "README.md": {"contests": results.contests(), "five minutes": results.five_minutes()},
         DOCUMENTS / "estimators.md": {"estimators": typeset(estimator_table())},
         DOCUMENTS / "choosing.md": {"decision": results.decision()},
         DOCUMENTS / "results.md": {"results": results.index()},

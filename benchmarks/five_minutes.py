@@ -169,8 +169,8 @@ def report(runs: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         "# After two minutes and after five",
         "",
-        f"Mean return of the last {WINDOW} training episodes, means over seeds with 95% intervals, from the start of a process on one "
-        "core. `python -m benchmarks.five_minutes` writes this file.",
+        f"Mean return of the last {WINDOW} training episodes, from the start of a process on one core; means over seeds with 95% "
+        "intervals where there are several. `python -m benchmarks.five_minutes` writes this file.",
         "",
         "| task | seconds | " + " | ".join((OURS, *ALGORITHMS)) + " |",
         "|---|---:|" + "---:|" * (1 + len(ALGORITHMS)),
@@ -252,7 +252,8 @@ def _cell(interval: tuple[float, float, float] | None, best: bool) -> str:
     if interval is None:
         return ""
     value, low, high = interval
-    return f"{f'**{value:,.1f}**' if best else f'{value:,.1f}'} [{low:,.1f}, {high:,.1f}]"
+    shown = f"**{value:,.1f}**" if best else f"{value:,.1f}"
+    return shown if low == high else f"{shown} [{low:,.1f}, {high:,.1f}]"
 
 
 def _on_a_core(cores: SimpleQueue[int], env: str, contestant: str, seed: int) -> dict[str, Any]:

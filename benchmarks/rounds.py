@@ -74,6 +74,43 @@ ROUNDS: dict[str, Round] = {
         steps=500_000,
         preset=False,
     ),
+    # PPO's published settings take five times as many steps on each row, and act with less noise.
+    "locomotion-fourth": Round(
+        finalists={
+            "V, 16 passes": walker(num_steps="64", epochs="16"),
+            "V, minibatches of 64": walker(num_steps="64", minibatch_size="64"),
+            "V, rates 0.0006": walker(num_steps="64", policy_lr="0.0006", value_lr="0.0006"),
+            "V, entropy -1": walker(num_steps="64", entropy_target="-1"),
+            "V, entropy -1, deviation 0.2": walker(num_steps="64", entropy_target="-1", log_std_init="-1.5"),
+            "V, deviation by state": walker(num_steps="64", state_dependent_std="true"),
+        },
+        tasks=("HalfCheetah-v5",),
+        steps=500_000,
+        preset=False,
+    ),
+    # Ant has the preset of the walkers untried; most of what it sees are forces that are 0 but at contacts.
+    "ant": Round(
+        finalists={
+            "V, rollouts of 64": walker(num_steps="64"),
+            "V, rollouts of 64, deviations of 0.1 at least": walker(num_steps="64", obs_std_floor="0.1"),
+            "V, rollouts of 64, entropy -1": walker(num_steps="64", entropy_target="-1"),
+            "V, advantages normalised": walker(normalize_advantage="true"),
+            "V, unbounded actions": walker(num_steps="64", squash=False),
+            "passes": recipe(
+                "locomotion",
+                PASSES,
+                num_envs="8",
+                num_steps="64",
+                log_std_init="-1",
+                gamma="0.99",
+                policy_lr="0.0003",
+                value_lr="0.0003",
+            ),
+        },
+        tasks=("Ant-v5",),
+        steps=500_000,
+        preset=False,
+    ),
     "double-pendulum": Round(
         finalists={
             "V": walker(),

@@ -178,14 +178,14 @@ def test_what_the_environment_needs_goes_along(run: Path, hub: Hub) -> None:
     )
     assert told["env_kwargs"] == {"map": "map.json", "kind": "a|b"} and "bins" not in told
     card = hub.files["me/cart"]["README.md"].decode()
-    assert "made with `env_kwargs`, `wrapper`, `frame_stack`, `drop_keys`, as the settings below have it" in card
+    assert "made with `env_kwargs`, `wrapper`, `frame_stack`, `drop_keys`, as the settings below list them" in card
     assert "| `frame_stack` | 3 |" in card and "a\\|b" in card and "/home" not in card
 
 
 def test_a_card_tells_whose_networks_and_estimator_they_are() -> None:
     run = RunConfig(estimator="mine:Half", networks="nets:Factories.wide")
     card = model_card(TrainConfig(run=run), "Half", repo_id="user/name", step=1, evaluation=None, files=())
-    assert "of its gradient nothing is claimed here" in card and "whatever was subtracted" not in card
+    assert "nothing is claimed of its gradient here" in card and "whatever is subtracted" not in card
     assert 'learn_of("mine:Half")' in card and "from nets import Factories" in card
     assert "factory = Factories.wide " in card and 'agent = load_from_hub("user/name", networks=factory)' in card
 
@@ -286,12 +286,12 @@ def test_the_library_is_not_needed_to_import(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("estimator", "settings", "told", "untold"),
     [
-        ("relax", {}, "whatever was subtracted", "deviation of the rows"),
-        ("relax", {"normalize_advantage": True}, "which biases it a little", "whatever was subtracted"),
+        ("relax", {}, "whatever is subtracted", "deviation of the rows"),
+        ("relax", {"normalize_advantage": True}, "which biases it a little", "whatever is subtracted"),
         (
             "lax",
             {"surrogate_loss": "critic", "residual_weight": 0.3},
-            "only the share 0.3 of what it leaves",
+            "only the share 0.3 of the critic's residual",
             "whatever",
         ),
         (
@@ -300,7 +300,7 @@ def test_the_library_is_not_needed_to_import(monkeypatch: pytest.MonkeyPatch) ->
             "a share that is learned",
             "whatever",
         ),
-        ("reinforce", {}, "the returns multiply the score as they are", "value function of the state"),
+        ("reinforce", {}, "multiplies the score by the returns as they are", "value function of the state"),
     ],
 )
 def test_the_card_claims_what_holds(estimator: str, settings: dict[str, Any], told: str, untold: str) -> None:

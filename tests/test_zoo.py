@@ -38,6 +38,7 @@ LEAST = {
     "LunarLander-v3": 200,
     "LunarLanderContinuous-v3": 200,
     "Hopper-v5": 2_600,
+    "Walker2d-v5": 4_000,
     "HalfCheetah-v5": 6_000,
 }
 """What comes with the package, and what each agent reaches at least."""

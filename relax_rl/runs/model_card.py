@@ -19,11 +19,11 @@ _ATARI = "frames of 84 x 84 in grey, one of four, stacked as the settings say"
 """What is done to an Atari game before the policy sees it."""
 _NAMED = re.compile(r"(\w+=)?(.*)", re.DOTALL)
 _UNBIASED = {
-    "relax": "a learned, action-dependent control variate is subtracted and put back by RELAX (Grathwohl et al. 2018)",
-    "lax": "a learned, action-dependent control variate is subtracted and put back by LAX (Grathwohl et al. 2018)",
-    "marginal": "a learned, action-dependent control variate is subtracted, and its exact mean over the actions added",
-    "a2c": "a value function of the state alone is subtracted from the returns",
-    "reinforce": "the returns multiply the score as they are",
+    "relax": "subtracts a learned, action-dependent control variate and adds it back by RELAX (Grathwohl et al. 2018)",
+    "lax": "subtracts a learned, action-dependent control variate and adds it back by LAX (Grathwohl et al. 2018)",
+    "marginal": "subtracts a learned, action-dependent control variate and adds its exact mean over the actions",
+    "a2c": "subtracts a value function of the state alone from the returns",
+    "reinforce": "multiplies the score by the returns as they are",
 }
 
 
@@ -56,8 +56,8 @@ def model_card(
     head += [] if licence is None else [f"license: {json.dumps(licence)}"]
     lines = ["---", *head, "---", "", f"# {estimator} on {env}", ""]
     lines += [
-        f"An agent of `relax_rl`, after {step:,} steps of `{config.env.env}`. It is one safetensors file: weights, statistics of "
-        "the observations, spaces and settings. Nothing in it is code.",
+        f"An agent of `relax_rl`, trained for {step:,} steps on `{config.env.env}`. It is one safetensors file of weights, statistics "
+        "of the observations, spaces and settings, and contains no code.",
         "",
         "```python",
         *load,
@@ -67,8 +67,8 @@ def model_card(
     ]
     if around := environment_of(config.env):
         lines += [
-            f"Its environments were made with {', '.join(f'`{name}`' for name in around)}, as the settings below have it: do the same "
-            "to yours. Observations and actions are those behind that.",
+            f"It was trained on environments made with {', '.join(f'`{name}`' for name in around)}, as the settings below list them: make "
+            "yours the same way. Its observations and actions are those of the environment with these changes.",
             "",
         ]
     lines += ["## Evaluation", "", _scores(evaluation), ""]
@@ -141,24 +141,25 @@ def _is_importable(module: str, name: str) -> bool:
 def _claim(agent: AgentConfig, estimator: str) -> str:
     """What of the gradient is unbiased, with these settings."""
     if estimator not in _UNBIASED:
-        return f"The estimator, {estimator}, is one of its user's own: of its gradient nothing is claimed here."
+        return f"The estimator, {estimator}, is its user's own: nothing is claimed of its gradient here."
     aims = (
-        "Given the states of a rollout the first step on it aims where that of advantage actor-critic aims, whatever was subtracted. "
-        "That is relative to this aim: V stands in for rewards beyond the rollout and, for lambda below 1, for later ones"
+        "Given the states of a rollout, the first step on it is unbiased for the gradient that advantage actor-critic follows, whatever is "
+        "subtracted. That gradient is itself approximate: the value function stands in for rewards beyond the rollout and, for lambda below "
+        "1, for later rewards within it"
     )
     weight, told = agent.residual_weight, _UNBIASED[estimator]
     if weight != 1.0 and estimator in ("relax", "lax", "marginal"):
         share = "a share that is learned" if weight == "adaptive" else f"the share {weight:g}"
-        told = f"a critic of actions stands in for the returns, and only {share} of what it leaves multiplies the score"
-        aims = "So it is biased where that critic is wrong, for less noise"
+        told = f"lets an action-value critic stand in for the returns, and only {share} of the critic's residual multiplies the score"
+        aims = "So it is biased where the critic is wrong, in exchange for less noise"
     elif agent.normalize_advantage:
         aims = (
-            "Advantages are then divided by the deviation of the rows of a step, which biases it a little: without that, the first "
-            "step on a rollout would aim where that of advantage actor-critic aims, given its states"
+            "Advantages are then divided by the standard deviation of the rows of a step, which biases it a little; without that division, "
+            "the first step on a rollout would be unbiased for the gradient of advantage actor-critic, given the rollout's states"
         )
     return (
-        f"In its gradient {told}. {aims}; later passes over the same rollout are biased as PPO's are; and of the steps that Adam and "
-        "clipping make of gradients nothing is claimed."
+        f"The policy gradient {told}. {aims}. Later passes over the same rollout are biased as PPO's are, and nothing is claimed of the "
+        "steps that Adam and gradient clipping make of gradients."
     )
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "UNBOUNDED",
     "Finalist",
     "Round",
+    "ant",
     "double",
     "early",
     "former",
@@ -124,6 +125,12 @@ def early(*, estimator: str = "", **changed: str) -> Finalist:
 def former(*, estimator: str = "relax", **changed: str) -> Finalist:
     """The lander's preset before its search."""
     return recipe("lander", FORMER, estimator=estimator, **changed)
+
+
+def ant(**changed: str) -> Finalist:
+    """PPO's passes, as the preset of locomotion had them before the bounded recipe, with networks of 64-64."""
+    of_bodies = {"num_envs": "8", "num_steps": "64", "log_std_init": "-1", "gamma": "0.99"}
+    return recipe("locomotion", {**PASSES, **of_bodies, "policy_lr": "0.0003", "value_lr": "0.0003"}, **changed)
 
 
 def double(**changed: str) -> Finalist:

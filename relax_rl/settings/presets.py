@@ -124,9 +124,10 @@ PRESETS: tuple[Preset, ...] = (
             ),
             *(
                 Override(env=f"{body}-v*", binned=False, settings=recipes.WALKER)
-                for body in ("Ant", "HalfCheetah", "Hopper", "Walker2d")
+                for body in ("HalfCheetah", "Hopper", "Walker2d")
             ),
             Override(env="Hopper-v*", binned=False, settings={"num_steps": 128, "normalize_advantage": True}),
+            Override(env="Ant-v*", binned=False, settings={"num_steps": 128}),
             Override(
                 env="HalfCheetah-v*",
                 binned=True,

@@ -130,12 +130,13 @@ def former(*, estimator: str = "relax", **changed: str) -> Finalist:
 def ant(**changed: str) -> Finalist:
     """PPO's passes, as the preset of locomotion had them before the bounded recipe, with networks of 64-64."""
     of_bodies = {"num_envs": "8", "num_steps": "64", "log_std_init": "-1", "gamma": "0.99"}
-    return recipe("locomotion", {**PASSES, **of_bodies, "policy_lr": "0.0003", "value_lr": "0.0003"}, **changed)
+    return recipe("locomotion", {**PASSES, **of_bodies, **SLOW}, **changed)
 
 
 def double(**changed: str) -> Finalist:
     """The preset of InvertedDoublePendulum."""
-    return recipe("locomotion", DOUBLE, **changed)
+    of_task = {"num_envs": "8", "num_steps": "128", "minibatch_size": "256", "gamma": "0.99"}
+    return recipe("locomotion", {**PASSES, **of_task, **SLOW}, **changed)
 
 
 def walker(contestant: str = "V", *, squash: bool = True, **changed: str) -> Finalist:
@@ -171,19 +172,8 @@ SURROGATE = {"surrogate_scale": "fitted", "surrogate_lr": "0.001"}
 """Of LAX with the settings of an A2C."""
 FAR = {"gamma": "0.999", "log_std_init": "0", "entropy_target": "0"}
 CENTRED = {"center_advantage": "true", "scale_advantage": "true"}
+SLOW = {"policy_lr": "0.0003", "value_lr": "0.0003"}
 FAST = {"policy_lr": "0.001", "value_lr": "0.001"}
-DOUBLE = {
-    "num_steps": "128",
-    "minibatch_size": "256",
-    "epochs": "10",
-    "clip_range": "0.2",
-    "gamma": "0.99",
-    "gae_lambda": "0.95",
-    "policy_lr": "0.0003",
-    "value_lr": "0.0003",
-    "lr_schedule": "linear",
-    "entropy_schedule": "constant",
-}
 FORMER = {
     "num_envs": "16",
     "num_steps": "128",

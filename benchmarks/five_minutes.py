@@ -35,7 +35,7 @@ import numpy as np
 
 from benchmarks.contests import CONTESTS, GROUP
 from benchmarks.matches import final, read_result
-from benchmarks.tasks import RESULTS, commit, write_text
+from benchmarks.tasks import RESULTS, at_least_one, commit, write_text
 from relax_rl.comparison.peers import ALGORITHMS
 from relax_rl.comparison.statistics import bootstrap, iqm, median
 
@@ -85,6 +85,8 @@ def fitting(env: str, *, core: int) -> int:
         start = time.perf_counter()
         with _process(command(env, OURS, TRIAL_SEED, ENOUGH, table.parent), Path(folder) / "cache", core) as process:
             _wait(process, start + TRIAL)
+        if _rows(table) == 0:
+            raise RuntimeError(f"{OURS} on {env} has not begun after {TRIAL:g} seconds")
         with table.open(encoding="utf-8") as rows:
             speeds = [float(row["steps_per_second"]) for row in csv.DictReader(rows)]
     return int(float(np.median(speeds[len(speeds) // 2 :])) * (TIMES[-1] - STARTING) // 10_000 * 10_000)
@@ -271,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tasks", nargs="+", choices=list(CONTESTS), default=list(CONTESTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="processes side by side (default: 1)")
+    parser.add_argument("--jobs", type=at_least_one, default=1, help="processes side by side (default: 1)")
     parser.add_argument("--report", action="store_true", help="sum up and train nothing")
     args = parser.parse_args(argv)
     runs = json.loads(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else []

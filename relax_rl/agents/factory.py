@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import combinations
 from numbers import Integral
@@ -241,21 +242,28 @@ def _own(
     return parts
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """A module and its parts in evaluation mode, and each in its own again on the way out."""
+    modes = {part: part.training for part in module.modules()}
+    try:
+        for part in modes:
+            part.training = False
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
 def _check_features(who: str, torso: Any, shape: tuple[int, ...]) -> None:
     """Raises SettingsError if a torso makes other features of encoded observations than it says; those of images are not tried."""
     if len(shape) != 1 or is_recurrent(torso):
         return
-    modes = {part: part.training for part in torso.modules()} if isinstance(torso, nn.Module) else {}
     try:
-        for part in modes:
-            part.training = False
-        with torch.no_grad():
+        with evaluating(torso) if isinstance(torso, nn.Module) else nullcontext(), torch.no_grad():
             features = torso(torch.zeros(2, *shape))
     except RuntimeError as error:
         raise SettingsError(f"{who} cannot read observations of {shape[0]} numbers: {in_one_line(error)}") from None
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
     if features.shape != (2, torso.num_features):
         raise SettingsError(
             f"{who} makes {tuple(features.shape)} of two observations, expected (2, {torso.num_features}), as num_features says"

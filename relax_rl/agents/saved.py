@@ -151,10 +151,8 @@ class SavedActor(Actor):
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         memo[id(self.networks_by)] = self.networks_by
-        own = {
-            **vars(self),
-            "_acted": None,
-        }  # what acting left for the next update holds graphs, and can be computed again
+        # What acting has left for the next update holds graphs, and is computed again.
+        own = {**vars(self), "_acted": None}
         vars(copied).update({name: deepcopy(value, memo) for name, value in own.items()})
         return copied
 

@@ -64,9 +64,7 @@ def leaf_of(
         size = int(np.prod(shape))
         return Leaf(name, "vector", size, (size,)), None
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-        count = space.n if isinstance(space, spaces.Discrete) else space.nvec
-        choices = np.reshape(count, -1).astype(np.int64)
-        start = np.broadcast_to(np.reshape(space.start, -1).astype(np.int64), choices.shape)
+        start, choices = _choices_of(space)
         size = int(choices.sum())
         place = _places(name, choices, start)
         if embed:
@@ -80,14 +78,18 @@ def leaf_of(
 
 def is_no_choice(space: spaces.Space[Any], batch: np.ndarray) -> bool:
     """Whether one of `[*]` numbers is none of the choices of a space of choices."""
-    if isinstance(space, spaces.Discrete):
-        start, choices = np.asarray(space.start), np.asarray(space.n)
-    elif isinstance(space, spaces.MultiDiscrete):
-        start, choices = space.start, space.nvec
-    else:
+    if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         return False
-    index = batch.astype(np.float64) - start
+    start, choices = _choices_of(space)
+    index = batch.reshape(-1, len(choices)).astype(np.float64) - start
     return bool(((index < 0) | (index >= choices) | (index % 1 != 0)).any())
+
+
+def _choices_of(space: spaces.Discrete | spaces.MultiDiscrete) -> tuple[np.ndarray, np.ndarray]:
+    """`[K]` the first choice of each number, and `[K]` how many it has."""
+    count = space.n if isinstance(space, spaces.Discrete) else space.nvec
+    choices = np.reshape(count, -1).astype(np.int64)
+    return np.broadcast_to(np.reshape(space.start, -1).astype(np.int64), choices.shape), choices
 
 
 def _places(name: str, choices: np.ndarray, start: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -126,7 +126,7 @@ def evaluation_envs(config: EnvConfig, *, episodes: int, seed: int, **changes: A
 
 
 def _require_finite(agent: ActorCritic, envs: VectorEnvs, reward: np.ndarray) -> None:
-    """Raises EnvironmentFault if one of `[N]` rewards, or of `[0]` of none, or a number in the observations after them, is not finite."""
+    """Raises EnvironmentFault if a reward, `[N]` or after a reset `[0]`, or a number in the observations is not finite."""
     encoded = agent.encode(envs.obs)
     with np.errstate(over="ignore"):
         reward = reward.astype(np.float32)  # as training counts it

@@ -55,22 +55,19 @@ def export_policy(
     import torch
 
     from relax_rl.agents.exported import ExportedPolicy
+    from relax_rl.agents.factory import evaluating
 
     policy = ExportedPolicy(agent)
     write = _onnx if form == "onnx" else _program
-    modes = {part: part.training for part in policy.modules()}
     try:
-        with _silent(), torch.no_grad():
-            data = write(policy.eval(), about or {})
+        with _silent(), torch.no_grad(), evaluating(policy):
+            data = write(policy, about or {})
     except SettingsError:
         raise
     except (RuntimeError, ValueError, TypeError) as error:
         raise RelaxRLError(
             f"the policy cannot be exported ({_reason(error)}); networks of your own must be ones that torch.export can trace"
         ) from error
-    finally:  # the networks are those of the agent, which may learn on
-        for part, mode in modes.items():
-            part.training = mode
     write_bytes_atomic(path, data)
     return policy
 

@@ -363,3 +363,12 @@ def test_a_line_about_an_error_is_a_line_whatever_stands_in_it(monkeypatch, refu
 
     monkeypatch.setattr(train, "train_command", fail)
     assert refused("--seed", "0") == "error: first second"
+
+
+def test_the_summary_says_what_the_best_return_is_of_when_evaluations_have_ended(capsys):
+    assert (
+        main([*SMALL, "--eval-interval", "50", "--eval-episodes", "1", "--total-steps", "200", "--run-dir", "r"]) == 0
+    )
+    assert "mean return in evaluation" in capsys.readouterr().out
+    assert main(["--resume", "r", "--eval-interval", "0", "--total-steps", "300"]) == 0
+    assert "mean return in evaluation" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from copy import deepcopy
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from relax_rl import A2C
 from relax_rl.agents import Callback, UpdateInfo
-from relax_rl.agents.listening import listening
+from relax_rl.agents.listening import Listeners, listening
 from relax_rl.envs import Step
 from relax_rl.errors import SettingsError
 from relax_rl.runs.listeners import EVALUATED, at_intervals, evaluating, on_new_best, stop_without_progress
@@ -254,3 +255,12 @@ def test_copies_of_an_agent_are_not_listened_to() -> None:
     copies: list[Any] = []
     agent.learn(envs, 20, [lambda agent, info: copies.append(deepcopy(agent)), lambda agent, info: pickle.dumps(agent)])
     assert copies[0].listeners is None and copies[0].steps == 20
+
+
+def test_a_rollout_without_a_valid_row_has_no_mean_reward() -> None:
+    envs, agent = small()
+    mine = Hears()
+    rollout = agent.collect(agent.collector(envs))
+    Listeners([mine]).rollout(agent, replace(rollout, valid=rollout.valid & False))
+    (info,) = mine.of("rollout")
+    assert info.metrics["rollout/steps"] == 0.0 and math.isnan(info.metrics["rollout/reward_mean"])

@@ -92,6 +92,12 @@ def test_help_is_there_for_whoever_names_what_is_not(capsys):
         assert "OPTIONS" in out and not err
 
 
+def test_help_fetches_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "zoo:CartPole-v1", "--help"]) == 0
+    assert "OPTIONS" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
 @dataclass(frozen=True)
 class Inner:
     """Inside."""

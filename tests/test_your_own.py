@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from relax_rl import A2C, ActorCritic, TrainConfig, estimators, train
 from relax_rl.agents import AGENTS, AgentEstimator, Experience, NetworkParts, register, resolve_estimator
 from relax_rl.commands.main import main
+from relax_rl.envs import make_envs
 from relax_rl.errors import CheckpointError, SettingsError
 from relax_rl.runs.training import resume_config
 from relax_rl.settings.fields import with_settings
@@ -244,3 +245,12 @@ def test_relax_learns_with_networks_of_any_kind(factory: Any, tmp_path: Path) ->
     assert before and agent.networks.shared_torso == (factory is with_surrogate)
     again = train(resume_config(tmp_path / "run", total_steps=500, quiet=True), networks=factory).agent
     assert any(not torch.equal(x, again.state_dict()[0][name]) for name, x in before.items())
+
+
+@pytest.mark.parametrize("given", [{"frame_stack": 2}, {"sticky_actions": 0.0}])
+def test_what_own_code_for_games_is_not_told_is_refused(given: dict[str, Any]) -> None:
+    pytest.importorskip("ale_py")
+    with pytest.raises(
+        SettingsError, match=f"{next(iter(given))} is given, but your own vector code makes ALE/Pong-v5"
+    ):
+        make_envs("ALE/Pong-v5", num_envs=2, vectorization=f"{HERE}:backend", **given)

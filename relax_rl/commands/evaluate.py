@@ -16,7 +16,7 @@ from relax_rl.runs.displays import describe_number, say
 from relax_rl.runs.folder import RunFolder
 from relax_rl.runs.own_code import own_networks
 from relax_rl.runs.record import known_env, read_config
-from relax_rl.runs.zoo import run_of
+from relax_rl.runs.zoo import env_of, run_of
 from relax_rl.settings.config import STEP_LIMIT
 from relax_rl.settings.fields import check, setting
 from relax_rl.settings.options import parse
@@ -171,8 +171,7 @@ def evaluate_config(args: Sequence[str], prog: str) -> EvaluateConfig:
     """The options; whether actions are sampled, if it is not given, goes by the run's environment."""
 
     def base(given: Mapping[str, Any]) -> EvaluateConfig:
-        env = read_config(RunFolder(Path(run_of(given["run"])))).env.env
-        return EvaluateConfig(run=given["run"], deterministic=not is_atari(env))
+        return EvaluateConfig(run=given["run"], deterministic=not is_atari(env_of(given["run"])))
 
     found = parse(EvaluateConfig, args, base=base, prog=prog)
     return replace(found, run=run_of(found.run))

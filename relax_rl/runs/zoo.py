@@ -24,7 +24,7 @@ from relax_rl.compute.serialization import read_regular, write_bytes_atomic, wri
 from relax_rl.errors import CheckpointError, SettingsError, did_you_mean, shown
 from relax_rl.runs.checkpoints import newest_first
 from relax_rl.runs.folder import RunFolder
-from relax_rl.runs.record import object_in
+from relax_rl.runs.record import object_in, read_config
 
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic
@@ -158,6 +158,18 @@ def fetch_agent(
 def run_of(text: str) -> str:
     """The folder of a run, as a command's argument names it: itself, or that of an agent that `zoo:NAME` asks for."""
     return str(fetch_agent(text.removeprefix(PREFIX))) if text.startswith(PREFIX) else text
+
+
+def env_of(text: str) -> str:
+    """The environment of a run that a command's argument names, as `run_of` takes it; no agent is fetched for that.
+
+    Raises:
+        CheckpointError: there is no such run, or no zoo.
+        SettingsError: the zoo has no such agent.
+    """
+    if text.startswith(PREFIX):
+        return _asked(text.removeprefix(PREFIX), _source(None)).env
+    return read_config(RunFolder(Path(text))).env.env
 
 
 def zoo_agents(source: str | os.PathLike[str] | None = None) -> dict[str, ZooAgent]:

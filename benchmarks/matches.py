@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.tasks import RESULTS, write_text
+from benchmarks.tasks import RESULTS, at_least_one, write_text
 from relax_rl.comparison.contestants import safe_name
 from relax_rl.comparison.task import OUTCOME
 from relax_rl.runs.displays import describe_number
@@ -120,7 +120,7 @@ def plan_parser(names: Collection[str], doc: str | None) -> argparse.ArgumentPar
     parser.add_argument(
         "--tasks", nargs="+", choices=list(names), default=list(names), metavar="TASK", help=f"of {', '.join(names)}"
     )
-    parser.add_argument("--seeds", type=int, help="runs of each contestant (default: the task's)")
+    parser.add_argument("--seeds", type=at_least_one, help="runs of each contestant (default: the task's)")
     parser.add_argument("--jobs", type=int, default=0, help="runs side by side (default: one per core)")
     parser.add_argument("--report", action="store_true", help="sum up and train nothing")
     return parser

@@ -379,3 +379,9 @@ def test_the_factorial_tells_what_a_frozen_gradient_is_made_of() -> None:
     lines = factorial._errors({"late": {"step": 4_000, "squared_gradient_norm": 0.1, "applied": applied}})
     assert "| late, 4,000 steps | 0.050 | 0.250 | 0.500 |" in lines
     assert "| agent | square of the gradient | lax, w = 0: variance | squared bias |" in lines
+
+
+def test_no_seeds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        contests.main(["--seeds", "0", "--report"])
+    assert left.value.code == 2 and "--seeds: '0', expected a whole number of at least 1" in capsys.readouterr().err

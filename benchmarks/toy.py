@@ -23,6 +23,7 @@ from benchmarks.tasks import RESULTS, write_json, write_text
 from relax_rl.experiments.toy.config import ToyConfig
 from relax_rl.experiments.toy.contestants import APPLICABLE
 from relax_rl.experiments.toy.run import run_toy
+from relax_rl.settings.synonyms import flag
 
 __all__ = ["STUDIES", "Study", "main"]
 
@@ -51,8 +52,7 @@ class Study:
         default = asdict(ToyConfig())
         given = {key: value for key, value in asdict(self.config).items() if value != default[key]}
         options = (
-            f" --{key.replace('_', '-')} {' '.join(value) if isinstance(value, tuple) else value}"
-            for key, value in given.items()
+            f" {flag(key)} {' '.join(value) if isinstance(value, tuple) else value}" for key, value in given.items()
         )
         return f"python train_agent.py toy{''.join(options)}"
 

@@ -161,6 +161,29 @@ def test_weights_alone_are_saved_to_act_and_say_what_is_missing(tmp_path: Path) 
             agent.save(path, optimizer=False)
 
 
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"entropy_target": 0.5},
+        {"kl_bound": 0.1},
+        {"value_replay": 2},
+        {"residual_weight": "adaptive", "surrogate_loss": "critic"},
+    ],
+)
+def test_weights_go_to_an_agent_with_another_loss(setting: dict[str, Any], there: bool) -> None:
+    """A new agent takes weights and statistics alone, whatever of either agent is there for learning."""
+    more = {"surrogate_loss": "critic"} if "residual_weight" in setting else {}
+    with cartpole() as envs:
+        old = of_cartpole(envs, **(setting if there else more)).learn(envs, 100)
+        new = of_cartpole(envs, seed=1, **(more if there else setting))
+        new.load_state_dict(*old.state_dict(), optimizer=False)
+        for name in ("policy", "value", "surrogate"):
+            ours, theirs = (getattr(agent.networks, name).state_dict() for agent in (new, old))
+            assert all(torch.equal(x, theirs[key]) for key, x in ours.items())
+        assert new.learn(envs, 40).steps >= old.steps + 40
+
+
 def test_weights_alone_have_to_fit_too(tmp_path: Path) -> None:
     agent, before = made(), made()
     tensors, state = made(seed=1).state_dict()

@@ -178,6 +178,10 @@ def test_returns_of_half_precision_and_with_flags_as_numbers() -> None:
                 torch.testing.assert_close(found.double(), expected, rtol=2e-2, atol=2e-2)
             target = vtrace(torch.zeros_like(value), value=value, **how, gamma=0.9).target
             assert target.dtype == dtype and target.isfinite().all()
+            each = torch.full_like(value, 0.9)  # a discount for each step, of any type
+            torch.testing.assert_close(vtrace(torch.zeros_like(value), value=value, **how, gamma=each).target, target)
+            mixed = {**how, "reward": how["reward"].double()}
+            assert vtrace(torch.zeros_like(value), value=value, **mixed, gamma=0.9).target.dtype == torch.float64
     with pytest.raises(ValueError, match=r"expected all of them \[T, N\]"):
         gae(*[torch.zeros(4, 2)] * 3, *[torch.zeros(4, 1, dtype=torch.bool)] * 3, gamma=0.9, gae_lambda=0.9)
     with pytest.raises(ValueError, match=r"expected all of them \[T, N\]"):

@@ -16,7 +16,7 @@ from relax_rl.cli import main
 from relax_rl.commands.evaluate import EvaluateConfig, evaluate_run
 from relax_rl.compute.serialization import save_state
 from relax_rl.envs import VectorEnvs, make_envs
-from relax_rl.errors import EnvironmentFault
+from relax_rl.errors import EnvironmentFault, SettingsError
 from relax_rl.runs.checkpoints import Checkpoint
 from relax_rl.runs.evaluation import (
     EVALUATION_STREAM,
@@ -49,6 +49,11 @@ def test_short_episodes_are_not_favoured(agent, mode):
     # Taking the first five to finish would give (2, 2, 2, 2, 2): the long environment would never be heard.
     scores = evaluate(agent, fixed_envs(2, 50, mode=mode), episodes=5, seed=0, deterministic=True)
     assert scores == Scores((2.0, 2.0, 2.0, 50.0, 50.0), (2, 2, 2, 50, 50))
+
+
+def test_no_episodes_are_refused(agent):
+    with pytest.raises(SettingsError, match="episodes is 0, expected a whole number from 1"):
+        evaluate(agent, fixed_envs(2), episodes=0, seed=0, deterministic=True)
 
 
 def test_fewer_episodes_than_environments(agent):

@@ -43,6 +43,23 @@ def test_what_comes_from_a_checkpoint_joins_rows_of_another_device() -> None:
     assert joined.past_obs is not None and joined.past_obs.device.type == "meta"
 
 
+@pytest.mark.parametrize("targets", ["kept", "anew"])
+def test_a_shorter_replay_takes_the_latest_rollouts(targets: str) -> None:
+    agent, shorter = (agent_for(value_replay=size, replay_targets=targets) for size in (3, 1))
+    for number in range(4):
+        agent.update(rollout(agent, number))
+    assert agent.value_replay is not None and shorter.value_replay is not None
+    kept = agent.value_replay.state_dict()
+    shorter.value_replay.load_state_dict(kept)
+    found = shorter.value_replay.state_dict()
+    assert found and all(torch.equal(x, kept[f"2{name.removeprefix('0')}"]) for name, x in found.items())
+    assert len(kept) == 3 * len(found)
+    longer = agent_for(value_replay=4, replay_targets=targets).value_replay
+    assert longer is not None
+    longer.load_state_dict(kept)
+    assert all(torch.equal(x, kept[name]) for name, x in longer.state_dict().items())
+
+
 def test_the_gradient_of_v_is_the_mean_over_the_last_rollouts() -> None:
     agent = agent_for(value_replay=2, normalize_reward=True)
     rows: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -26,9 +26,9 @@ from relax_rl.critics import OverBins, explained_variance, relative_to
 from relax_rl.distributions import Distribution
 from relax_rl.estimators import noise_behind, score_of, unclipped, variance_loss, weighted_moments
 
-__all__ = ["Gradients", "Objective", "finished", "flattened", "gradients"]
+__all__ = ["SMALLEST_VARIANCE", "Gradients", "Objective", "finished", "flattened", "gradients"]
 
-_SMALLEST_VARIANCE = 1e-8
+SMALLEST_VARIANCE = 1e-8
 """Where advantages vanish there is nothing to learn: below this mean squared norm a batch loses its weight."""
 
 
@@ -179,7 +179,7 @@ def finished(found: Gradients, objective: Objective) -> Gradients:
         of |= {"policy": of["policy"].mul_(kept), "value": of["value"].mul_(kept)}
         metrics["policy/grad_norm"] = norm
     if "surrogate" in of and objective.surrogate_loss == "variance":
-        unit = found.sums["plain"] + _SMALLEST_VARIANCE * found.sums["rows"]
+        unit = found.sums["plain"] + SMALLEST_VARIANCE * found.sums["rows"]
         of["surrogate"] = of["surrogate"] / unit.clamp(min=torch.finfo(unit.dtype).tiny)
     return Gradients(of, found.sums, metrics)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
@@ -71,10 +72,9 @@ class ValueReplay:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state_dict` gave; of a state that holds nothing, as older checkpoints do, begin anew."""
+        """Take back what `state_dict` gave, the latest of it that have a place; of a state that holds nothing, as older
+        checkpoints do, begin anew.
+        """
         self._rollouts.clear()
-        while f"{len(self._rollouts)}.{self._names[-1]}" in state and len(self._rollouts) < (
-            self._rollouts.maxlen or 0
-        ):
-            number = len(self._rollouts)
+        for number in itertools.takewhile(lambda k: f"{k}.{self._names[-1]}" in state, itertools.count()):
             self._rollouts.append(tuple(state[f"{number}.{name}"] for name in self._names))

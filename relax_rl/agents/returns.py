@@ -194,7 +194,8 @@ def vtrace(
     following[:-1] += np.where(ok & ~over & ~cut, 1.0, 0.0)[:-1] * error[1:]
     advantage = np.where(ok, np.minimum(clip_pg_rho, rho) * (r + discount * following - v), 0.0)
     worth = np.where(ok, r + discount * (bootstrap + gae_lambda * (following - bootstrap)), v)
-    return VTrace(*(torch.from_numpy(x).to(value) for x in (v + error, advantage, worth)))
+    kind = _type_of(reward, value)
+    return VTrace(*(torch.from_numpy(x).to(value.device, kind) for x in (v + error, advantage, worth)))
 
 
 def _accumulated(delta: np.ndarray, decay: np.ndarray) -> np.ndarray:
@@ -222,11 +223,15 @@ def _on_host(*tensors: Tensor) -> list[np.ndarray]:
     shapes = {tuple(x.shape) for x in tensors}
     if len(shapes) > 1 or len(next(iter(shapes))) != 2 or 0 in next(iter(shapes)):
         raise ValueError(f"tensors of shapes {sorted(shapes)}, expected all of them [T, N], steps of environments")
-    # NumPy has no bfloat16.
-    return [(x.float() if x.dtype == torch.bfloat16 else x).detach().cpu().numpy() for x in tensors]
+    return [_array(x) for x in tensors]
+
+
+def _array(x: Tensor) -> np.ndarray:
+    """A tensor without its graph; NumPy has no bfloat16."""
+    return (x.float() if x.dtype == torch.bfloat16 else x).detach().cpu().numpy()
 
 
 def _discounts(gamma: float | Tensor, like: np.ndarray) -> np.ndarray:
     """`[T, N]`"""
-    each = gamma.detach().cpu().numpy() if isinstance(gamma, Tensor) else gamma
+    each = _array(gamma) if isinstance(gamma, Tensor) else gamma
     return np.broadcast_to(np.asarray(each, dtype=like.dtype), like.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -128,12 +129,11 @@ class RolloutReplay:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state_dict` gave; of a state that holds nothing begin anew."""
-        found: list[_Kept] = []
-        while f"{len(found)}.obs" in state and len(found) < self._config.value_replay:
-            names = [f.name for f in fields(_Kept) if f.name != "mask" or f"{len(found)}.mask" in state]
-            found.append(_Kept(**{name: state[f"{len(found)}.{name}"] for name in names}))
-        self._rollouts = deque(found, maxlen=self._config.value_replay)
+        """Take back what `state_dict` gave, the latest of it that have a place; of a state that holds nothing begin anew."""
+        self._rollouts.clear()
+        for number in itertools.takewhile(lambda k: f"{k}.obs" in state, itertools.count()):
+            names = [f.name for f in fields(_Kept) if f.name != "mask" or f"{number}.mask" in state]
+            self._rollouts.append(_Kept(**{name: state[f"{number}.{name}"] for name in names}))
 
 
 def make_replay(

@@ -23,7 +23,7 @@ from relax_rl.agents.saving import (
     kind_of,
     misfit,
     obs_shift,
-    without,
+    to_act,
     without_temperature,
 )
 from relax_rl.compute.devices import set_generator_state
@@ -107,7 +107,7 @@ class SavedActor(Actor):
 
         Args:
             tensors, state: that.
-            optimizer: False leaves optimisers and the replay of V as they are, and need not find any.
+            optimizer: False leaves optimisers, learned weights of the loss and the replay of V as they are, and need not find any.
 
         Raises:
             CheckpointError: if it does not fit, or holds no optimisers.
@@ -122,7 +122,7 @@ class SavedActor(Actor):
                 "act, or to learn on with fresh ones"
             )
         if not optimizer:
-            tensors = without(tensors, components)
+            tensors = to_act(tensors)
             components = {name: part for name, part in components.items() if not for_learning(name)}
         try:
             counters = {name: whole(name, state[name], least=0) for name in _COUNTERS}
@@ -171,7 +171,7 @@ class SavedActor(Actor):
         tensors, state = self.state_dict()
         if not optimizer:
             state["left_out"] = sorted(name for name in self.components() if for_learning(name))
-            tensors = without(tensors, self.components())
+            tensors = to_act(tensors)
         save_state(path, tensors, {"agent": state})
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -32,7 +32,7 @@ __all__ = [
     "kind_of",
     "misfit",
     "obs_shift",
-    "without",
+    "to_act",
     "without_temperature",
 ]
 
@@ -206,10 +206,9 @@ def for_learning(component: str) -> bool:
     return component.endswith(("_optimizer", "_multiplier")) or component in ("value_replay", "residual_weight")
 
 
-def without(tensors: Mapping[str, Tensor], components: Iterable[str]) -> dict[str, Tensor]:
-    """The tensors of an agent without those of the components of these names that are for learning alone."""
-    left_out = tuple(f"{name}." for name in components if for_learning(name))
-    return {name: x for name, x in tensors.items() if not name.startswith(left_out)}
+def to_act(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an agent without those of components that are for learning alone."""
+    return {name: x for name, x in tensors.items() if not for_learning(name.partition(".")[0])}
 
 
 def without_temperature(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from relax_rl.backends.envpool import EnvPoolVectorEnv, faster_in_envpool, why_not_envpool
 from relax_rl.backends.frames import FrameStack
 from relax_rl.backends.own import Making, vector_env_made_elsewhere, wrapped_vector_env
-from relax_rl.backends.registry import find_spec, first_line, is_atari, told, without_version
+from relax_rl.backends.registry import find_spec, first_line, full_name, is_atari, told, without_version
 from relax_rl.backends.traits import Vectorization, declared_autoreset_mode
 from relax_rl.backends.workers import CannotFork, EnvironmentReport, shielded_from_signals
 from relax_rl.compute.host import usable_cores
@@ -67,7 +67,7 @@ def vector_env_of(
         masks = making.masks_of(isinstance(env, gym.Env))
         return made, env.unwrapped.spec, {"env_id": name, "vectorization": chosen, "action_masks": masks}
     spec = find_spec(env)
-    name = "".join([*env.rpartition(":")[:2], spec.id]) if isinstance(env, str) else spec.id
+    name = full_name(env, spec) if isinstance(env, str) else spec.id
     made, chosen = create_vector_env(spec, env_kwargs=env_kwargs, vectorization=vectorization, making=making, **how)
     masks = making.masks_of(chosen in ("sync", "async"))
     return made, spec, {"env_id": name, "vectorization": chosen, "action_masks": masks}

@@ -16,6 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from relax_rl.backends.registry import ATARI_FRAMES
 from relax_rl.compute.installation import install_line, typed
 from relax_rl.errors import SettingsError
 
@@ -71,9 +72,6 @@ NEVER = 2**30
 
 ATARI_STEPS = 27_000
 """Time limit of Atari games: 108,000 frames, as ale-py has it."""
-
-STACK = 4
-"""Frames that an Atari observation shows."""
 
 
 def why_not_envpool(
@@ -225,8 +223,8 @@ class EnvPoolVectorEnv(VectorEnv[Any, Any, Any]):
     def _seen(self, obs: np.ndarray) -> np.ndarray:
         """Observations as ale-py shows them: frames from before the start of a game are black, not repeated."""
         if self._atari:
-            for row in np.flatnonzero(self._elapsed < STACK - 1):
-                obs[row, : STACK - 1 - self._elapsed[row]] = 0
+            for row in np.flatnonzero(self._elapsed < ATARI_FRAMES - 1):
+                obs[row, : ATARI_FRAMES - 1 - self._elapsed[row]] = 0
         return obs
 
     def _infos(self, infos: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,7 +237,7 @@ def _spaces(spec: EnvSpec, task: str) -> tuple[Any, Any]:
         import envpool
 
         actions = envpool.make_spec(task).action_space
-        return gym.spaces.Box(0, 255, (STACK, 84, 84), np.uint8), gym.spaces.Discrete(int(actions.n))
+        return gym.spaces.Box(0, 255, (ATARI_FRAMES, 84, 84), np.uint8), gym.spaces.Discrete(int(actions.n))
     env = gym.make(spec)
     spaces = env.observation_space, env.action_space
     env.close()

@@ -14,7 +14,7 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv, VectorWrapper
 from relax_rl.backends.frames import FrameStack
 from relax_rl.backends.infos import require_names
 from relax_rl.backends.masks import AskedMasks
-from relax_rl.backends.registry import is_atari
+from relax_rl.backends.registry import ATARI_FRAMES, is_atari
 from relax_rl.backends.single import prepared
 from relax_rl.backends.traits import Vectorization, vectorization_of
 from relax_rl.errors import RelaxRLError, SettingsError
@@ -96,10 +96,6 @@ def own_wrappers(given: Sequence[Any]) -> tuple[list[OwnWrapper], list[OwnWrappe
                 f"wrapper {found[-1].name} is {type(found[-1].wrap).__name__}, expected a class or function"
             )
     return [each for each in found if not each.is_vector], [each for each in found if each.is_vector]
-
-
-ATARI_FRAMES = 4
-"""Frames that are stacked where nobody asks for another number."""
 
 
 @dataclass(frozen=True, kw_only=True)

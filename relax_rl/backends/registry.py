@@ -19,10 +19,23 @@ from relax_rl.errors import SettingsError, shown
 from relax_rl.settings.naming import find_here, instead_of_path, name_of
 from relax_rl.settings.presets import has_version
 
-__all__ = ["find_spec", "first_line", "is_atari", "spec_made_by", "told", "with_version", "without_version"]
+__all__ = [
+    "ATARI_FRAMES",
+    "find_spec",
+    "first_line",
+    "full_name",
+    "is_atari",
+    "spec_made_by",
+    "told",
+    "with_version",
+    "without_version",
+]
 
 _LONGEST = 300
 """Characters of somebody else's message."""
+
+ATARI_FRAMES = 4
+"""Frames of Atari games that are stacked where nobody asks for another number."""
 
 
 def find_spec(env_id: Any) -> EnvSpec:
@@ -100,11 +113,16 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:_LONGEST]
 
 
+def full_name(env: str, spec: EnvSpec) -> str:
+    """The id of `spec` behind the module that `env` names, if it names one."""
+    return "".join([*env.rpartition(":")[:2], spec.id])
+
+
 def with_version(env: str) -> str:
     """The id of an environment, with the newest version told where a user has named none; as it is if it has none."""
     if has_version(env):
         return env
-    full = "".join([*env.rpartition(":")[:2], find_spec(env).id])
+    full = full_name(env, find_spec(env))
     if full != env:
         warnings.warn(
             f"env {env!r} names no version; did you mean {full}? That is what is taken", UserWarning, stacklevel=2

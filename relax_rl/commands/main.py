@@ -76,7 +76,7 @@ DEFAULT_COMMAND = "train"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 after a mistake told in one line, 1 after an error in code of the
-    user's own, 130 or 143 after a signal.
+    user's own, 129, 130 or 143 after a signal.
 
     Args:
         argv: what stands behind the program's name; those of the process if left out.

@@ -16,8 +16,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from relax_rl.backends.actions import BinnedActions
 from relax_rl.backends.creation import single_env
 from relax_rl.backends.frames import FrameStack
-from relax_rl.backends.own import ATARI_FRAMES, Making
-from relax_rl.backends.registry import find_spec
+from relax_rl.backends.own import Making
+from relax_rl.backends.registry import ATARI_FRAMES, find_spec
 from relax_rl.backends.single import kept_space, prepared_env
 from relax_rl.comparison.peers import Peer
 

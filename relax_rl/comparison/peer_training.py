@@ -103,7 +103,7 @@ class PeerConfig:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Train; returns the exit code: 0, 2 after a mistake told in one line, 130 or 143 after a signal."""
+    """Train; returns the exit code: 0, 2 after a mistake told in one line, 129, 130 or 143 after a signal."""
     args = sys.argv[1:] if args is None else list(args)
     prog = "python -m relax_rl.comparison.peer_training"
     try:

@@ -18,6 +18,7 @@ from relax_rl.runs.folder import KeepingFolder, RunFolder, Within
 from relax_rl.runs.record import NAMING_CODE, read_config, read_record
 from relax_rl.settings.fields import flat
 from relax_rl.settings.naming import is_own
+from relax_rl.settings.synonyms import flag
 
 if TYPE_CHECKING:
     from relax_rl.settings.agent import AgentConfig
@@ -306,7 +307,7 @@ def options(settings: Mapping[str, Any]) -> list[str]:
     """Settings by name as options of a command."""
     found = []
     for name, value in settings.items():
-        option = f"--{name.replace('_', '-')}"
+        option = flag(name)
         if isinstance(value, bool):
             found.append(option if value else f"--no-{option[2:]}")
         elif isinstance(value, (tuple, list)):

@@ -189,7 +189,7 @@ def relax_gradient(
 
         g = w (f(b) - c(z~)) dlog p(b) + dc(z) - w dc(z~),    b = H(z),  z~ ~ p(z | b)
 
-    Unbiased for every c at w = 1, and differentiable in c's own parameters. Cost: one backward pass through c.
+    Unbiased for every c at w = 1, and differentiable in c's own parameters. Cost: one backward pass through both controls.
 
     Args:
         value: `[*]` f(b); no gradient flows into it.

@@ -99,8 +99,8 @@ def rodeo(
     values, score, flip = value.detach(), detached(dist).score(sample), 1 - 2 * sample
     at_sample, flipped = [], []
     for k in range(num_samples):
-        known, along = _others(values, k), _others(slope, k)
-        linear = (along * (sample[k] - _others(sample, k))).sum(-1)
+        known, along = _but(values, k), _but(slope, k)
+        linear = (along * (sample[k] - _but(sample, k))).sum(-1)
         at_sample.append(control(known, linear).mean(0))
         moved = linear.unsqueeze(-1) + along * flip[k]
         flipped.append(control(known.unsqueeze(-1).expand_as(moved), moved).mean(0))
@@ -144,7 +144,7 @@ def _draw_with_slope(
     return sample, values_for(here, value), slope
 
 
-def _others(x: Tensor, k: int) -> Tensor:
+def _but(x: Tensor, k: int) -> Tensor:
     """`[K, ...]` -> `[K - 1, ...]`: the entries but the k-th."""
     return torch.cat([x[:k], x[k + 1 :]])
 

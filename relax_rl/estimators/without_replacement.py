@@ -47,7 +47,7 @@ def unordered_set(
         ValueError: when the outcomes are not those of a `Categorical`, num_samples is below 2 or above P, or f does not
             give one number a row.
     """
-    sample, log_probs, _, _ = _draw(dist, "unordered_set", num_samples, generator)
+    sample, log_probs, _ = _draw(dist, "unordered_set", num_samples, generator)
     here = detached(dist)
     value = ask(f, here, sample, num_samples)
     ratios, second = (
@@ -86,11 +86,11 @@ def without_replacement(
     Raises:
         ValueError: as `unordered_set`.
     """
-    sample, log_probs, _, kappa = _draw(dist, "without_replacement", num_samples, generator)
+    sample, log_probs, kappa = _draw(dist, "without_replacement", num_samples, generator)
     here = detached(dist)
     value = ask(f, here, sample, num_samples)
     log_probs, value = log_probs[..., :num_samples], _of_possible(value, log_probs)
-    weight, probs = log_probs.exp(), log_probs.exp()
+    weight = probs = log_probs.exp()
     if kappa is not None:
         weight = weight / -torch.expm1(-torch.exp(log_probs.clamp(min=-FAR) - kappa))
     known = value.detach().movedim(0, -1)
@@ -101,8 +101,8 @@ def without_replacement(
 
 def _draw(
     dist: Categorical, name: str, num_samples: int, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Samples `[K, *, ...]`, `[*, P]` log-probabilities by falling z, their order, and `[*, 1]` the next z, if there is one."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Samples `[K, *, ...]`, `[*, P]` log-probabilities by falling z, and `[*, 1]` the next z, if there is one."""
     check_wrapped(dist)
     if not isinstance(dist, Categorical):
         raise ValueError(f"{name} is for Categorical outcomes, not for {type(dist).__name__}")
@@ -119,7 +119,7 @@ def _draw(
     sample = one_hot(index, count, here.params.dtype) if here.one_hot else index
     log_probs = here.log_probs.gather(-1, order)
     kappa = falling[..., num_samples : num_samples + 1] if num_samples < count else None
-    return sample, log_probs, order, kappa
+    return sample, log_probs, kappa
 
 
 def _of_possible(value: Tensor, log_probs: Tensor) -> Tensor:

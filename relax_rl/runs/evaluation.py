@@ -13,7 +13,7 @@ import numpy as np
 from relax_rl.backends.infos import info_means
 from relax_rl.errors import EnvironmentFault
 from relax_rl.settings.config import STEP_LIMIT
-from relax_rl.settings.fields import to_json
+from relax_rl.settings.fields import to_json, whole
 
 if TYPE_CHECKING:
     from relax_rl.agents import ActorCritic
@@ -174,10 +174,12 @@ def evaluate(
         The scores, ordered by environment; None if broken off.
 
     Raises:
+        SettingsError: `episodes` is below 1.
         EnvironmentFault: a reward or an observation is not a finite number, or a mask allows no action.
     """
     from relax_rl.agents.rollouts import require_envs
 
+    episodes = whole("episodes", episodes, least=1)
     envs = require_envs(envs, agent.observation_space, agent.action_space)
     saved = agent.generator.get_state()
     agent.generator.manual_seed(seed)

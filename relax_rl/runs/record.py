@@ -29,6 +29,7 @@ from relax_rl.settings.fields import (
 )
 from relax_rl.settings.naming import is_own, same_thing, warn_of_namesakes
 from relax_rl.settings.presets import same_env
+from relax_rl.settings.synonyms import flag
 
 __all__ = [
     "NAMING_CODE",
@@ -292,15 +293,15 @@ def known_env(
 def named_by_a_file(name: str, value: str | Sequence[str], what: str = "run") -> str:
     """What is said where only a file of a run or comparison names code of the user's own."""
     words = value if isinstance(value, str) else " ".join(value)
-    option = f"--{name.replace('_', '-')} {words}" if isinstance(value, str) else option_of(name, value)
     return (
-        f"{name} of this {what} is {words!r}, code that is not this package's; name it again if you trust it: {option}"
+        f"{name} of this {what} is {words!r}, code that is not this package's; name it again if you trust it: "
+        f"{option_of(name, value)}"
     )
 
 
 def option_of(name: str, value: str | Sequence[str]) -> str:
     """A setting as it is typed."""
-    return f"--{name.replace('_', '-')} {shlex.join([value] if isinstance(value, str) else value)}"
+    return f"{flag(name)} {shlex.join([value] if isinstance(value, str) else value)}"
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

@@ -38,6 +38,7 @@ from relax_rl.runs.record import (
     write_config,
 )
 from relax_rl.settings.fields import check_resumable, flat, to_json, with_settings
+from relax_rl.settings.synonyms import flag
 
 __all__ = ["Clock", "Opening", "Process", "Session", "open_run", "training_process"]
 
@@ -63,7 +64,7 @@ class Process:
     Attributes:
         device: where its networks go.
         workers: the processes that learn together.
-        interruption: notes the first SIGINT or SIGTERM.
+        interruption: notes the first SIGINT, SIGTERM or SIGHUP.
         display: shows how the run goes on, in the first worker.
         stack: puts back and closes what the run takes up.
     """
@@ -166,8 +167,7 @@ class Opening(Generic[C]):
                 with suppress(RelaxRLError), self.folder.locked():
                     self.folder.sweep()  # it may have been killed at its last figure
             raise SettingsError(
-                f"{self.folder.path} has already taken {steps} of {wanted} steps; "
-                f"raise --{total.replace('_', '-')} to go on"
+                f"{self.folder.path} has already taken {steps} of {wanted} steps; raise {flag(total)} to go on"
             )
 
     def start(

@@ -68,8 +68,8 @@ def train(
 ) -> TrainingResult:
     """Train an agent and leave a run folder; returns what came of it.
 
-    Ctrl-C and SIGTERM end the run, and nothing else, after the update at hand, with a checkpoint, when this runs in the main
-    thread; a loop over several runs has to look at `TrainingResult.interrupted`.
+    Ctrl-C, SIGTERM and SIGHUP end the run, and nothing else, after the update at hand, with a checkpoint, when this runs in
+    the main thread; a loop over several runs has to look at `TrainingResult.interrupted`.
 
     Processes that torchrun started learn together, each with `num_envs` environments; the first logs, evaluates and saves.
     Where torchrun starts them anew after a failure (`--max-restarts`), a run that is found in `run_dir` is gone on with.
@@ -326,9 +326,8 @@ class _Training:
                 if isinstance(logger, GroupLogger):
                     logger.log(row, group="evaluation")
             if (listeners := self.run.agent.listeners) is not None:
-                listeners.evaluation(
-                    self.run.agent, {name: x for name, x in row.items() if name not in ("step", "seconds")}
-                )
+                told = {name: x for name, x in row.items() if name not in ("step", "seconds", "episodes")}
+                listeners.evaluation(self.run.agent, told)
 
         return PeriodicEvaluation(
             self.run,

@@ -6,7 +6,7 @@ This module imports nothing heavy, so that `--help` is instant.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from relax_rl.errors import SettingsError
 from relax_rl.settings.agent import AgentConfig, Precision
@@ -16,7 +16,7 @@ __all__ = ["ESTIMATORS", "STEP_LIMIT", "AgentConfig", "EnvConfig", "Precision", 
 
 Estimator = Literal["auto", "relax", "lax", "marginal", "a2c", "reinforce"]
 TrackerName = Literal["wandb", "mlflow", "trackio"]
-ESTIMATORS: tuple[str, ...] = ("relax", "lax", "marginal", "a2c", "reinforce")
+ESTIMATORS: tuple[str, ...] = get_args(Estimator)[1:]
 
 
 STEP_LIMIT = 27_000

@@ -34,13 +34,11 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Override:
-    """`settings` by name, for the environments and the estimators that match."""
+    """`settings` by name, for the environments that match."""
 
     settings: Mapping[str, Any]
     env: str = "*"
     """Shell pattern of the ids."""
-    estimator: str = "*"
-    """Shell pattern of the names."""
     binned: bool | None = None
     """True: only where continuous actions are cut into bins; False: only where they are not."""
 
@@ -58,11 +56,10 @@ class Preset:
 
     def settings(self, env: str, estimator: str = "auto", *, bins: int = 0) -> dict[str, Any]:
         """Settings by name for one environment and estimator, and for that many bins of its actions."""
-        env_id, estimator = _without_module(env), _likely_estimator(env, estimator, bins)
+        env_id = _without_module(env)
         result: dict[str, Any] = {}
         for override in self.overrides:
-            fits = fnmatchcase(env_id, override.env) and fnmatchcase(estimator, override.estimator)
-            if fits and override.binned in (None, bool(bins)):
+            if fnmatchcase(env_id, override.env) and override.binned in (None, bool(bins)):
                 result.update(override.settings)
         if estimator == "reinforce":  # which has no advantages
             result.pop("normalize_advantage", None)
@@ -175,7 +172,6 @@ _DECIDE: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("soft_returns", bool, "normalize_advantage"),
 )
 """Settings that are given, at which of their values, and what of a preset goes with none of these and is left out."""
-_CONTINUOUS = ("*Continuous-v*", "Pendulum-v*", "BipedalWalker*", "CarRacing-v*")
 
 
 def find_preset(env: str, preset: str = "auto") -> Preset:
@@ -280,15 +276,3 @@ def same_env(one: str, other: str) -> bool:
     """Whether two ids can mean one environment: equal, or but for a version that only one of them names."""
     names = [re.sub(r"-v\d+$", "", env) for env in (one, other)]
     return one == other or (names[0] == names[1] and has_version(one) != has_version(other))
-
-
-def _likely_estimator(env: str, estimator: str, bins: int) -> str:
-    """What `auto` will turn out to be, as far as an id tells; the action space decides when the run starts."""
-    if estimator != "auto":
-        return estimator
-    if bins:
-        return "relax"
-    env_id = _without_module(env)
-    mujoco = next(preset for preset in PRESETS if preset.name == "mujoco")
-    continuous = any(fnmatchcase(env_id, pattern) for pattern in (*_CONTINUOUS, *mujoco.environments))
-    return "lax" if continuous else "relax"

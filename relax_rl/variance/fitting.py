@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from relax_rl.agents.estimates import Experience, a2c
+from relax_rl.agents.gradients import SMALLEST_VARIANCE
 from relax_rl.compute.optimizers import Adam, FlatParameters, learning
 from relax_rl.estimators import noise_behind, variance_loss
 from relax_rl.networks.policies import Policy
@@ -20,7 +21,6 @@ __all__ = ["MINIBATCH", "Fit", "fit_surrogate", "relative_variance", "some_rows"
 MINIBATCH = 512
 """Rows in each step."""
 _ROWS, _STEPS, _PASSES, _LR = 20_000, 10_000, 40, 3e-3
-_SMALLEST_VARIANCE = 1e-8
 
 
 def some_rows(rows: int, generator: torch.Generator) -> Tensor:
@@ -113,4 +113,4 @@ def relative_variance(estimate: Callable[[Experience, Any], Tensor]) -> Callable
 
 def variance_of_a2c(x: Experience, dist: Any) -> Tensor:
     """Mean squared norm of A2C's estimate, which no surrogate enters: the unit of the others'."""
-    return variance_loss(a2c(x, dist), x.weight) + _SMALLEST_VARIANCE
+    return variance_loss(a2c(x, dist), x.weight) + SMALLEST_VARIANCE

@@ -2,12 +2,12 @@
 
 Grathwohl et al. (2018, appendix) and Tucker et al. (2017) train with batches of 24, Adam with a second-moment decay of
 0.99999, and for 2,000,000 steps; learning rates were searched over {5e-3, 1e-3, 5e-4, 1e-4, 5e-5}, and RELAX took REBAR's
-best or the next larger one. Which rate won in each row was not published; those below were chosen as `docs/vae.md` says.
+best or the next larger one. Which rate won in each row was not published; here all rows have 1e-4.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from relax_rl.errors import SettingsError, did_you_mean
 from relax_rl.experiments.vae.config import ESTIMATOR_NAMES, VaeConfig
@@ -17,7 +17,7 @@ __all__ = ["MODELS", "preset_config", "preset_names"]
 MODELS = ("linear1", "linear2", "nonlinear", "nonlinear-wide")
 """Rows of the tables: one and two linear layers, and one layer behind two tanh layers, with 200 units or as in RELAX's code."""
 
-_DATA = ("mnist", "omniglot")
+_DATA: tuple[Literal["mnist", "omniglot"], ...] = ("mnist", "omniglot")
 _SURROGATES = ("relax", "dlax")
 
 _VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -50,14 +50,15 @@ def preset_config(name: str) -> VaeConfig:
             f"unknown preset {name!r}, expected DATA-MODEL-ESTIMATOR with DATA one of {', '.join(_DATA)}, MODEL one of "
             f"{', '.join(MODELS)} and an estimator, such as mnist-linear2-relax{did_you_mean(name, preset_names())}"
         )
-    data, _, rest = name.partition("-")
+    data = next(each for each in _DATA if name.startswith(f"{each}-"))
+    rest = name.removeprefix(f"{data}-")
     model = max((model for model in MODELS if rest.startswith(f"{model}-")), key=len)
     variant = rest[len(model) + 1 :]
     estimator, options = _VARIANTS.get(variant, (variant, {}))
     layers = 2 if model == "linear2" else 1
     return VaeConfig(
         preset=name,
-        data="mnist" if data == "mnist" else "omniglot",
+        data=data,
         layers=layers,
         nonlinear=model.startswith("nonlinear"),
         wide_decoder=model == "nonlinear-wide",

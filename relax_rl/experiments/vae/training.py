@@ -42,7 +42,7 @@ class VaeResult:
     Attributes:
         run_dir: its folder.
         steps: taken, over all resumptions.
-        stopped_by: "steps", "early stopping", "SIGINT" or "SIGTERM".
+        stopped_by: "steps", "early stopping", "SIGINT", "SIGTERM" or "SIGHUP".
         checkpoint: the last one.
         evaluation: the content of `evaluation.json`; None if none was made.
         seconds: spent, over all resumptions.
@@ -59,7 +59,7 @@ class VaeResult:
 def train_vae(config: VaeConfig, *, command: str = "") -> VaeResult:
     """Train a sigmoid belief network and leave a run folder; returns what came of it.
 
-    Ctrl-C and SIGTERM end the run after the step at hand, with a checkpoint, when this runs in the main thread.
+    Ctrl-C, SIGTERM and SIGHUP end the run after the step at hand, with a checkpoint, when this runs in the main thread.
 
     Processes that torchrun started learn together: every batch is shared out among them, and the first of them logs,
     evaluates and saves. Where torchrun starts them anew after a failure (`--max-restarts`), a run that is found in

@@ -22,6 +22,8 @@ __all__ = [
 
 _LONGEST = 1000
 """Characters of a line about an error."""
+_SHOWN = 80
+"""Of a value in it."""
 
 
 class RelaxRLError(Exception):
@@ -91,18 +93,18 @@ def notes_of(error: BaseException) -> list[str]:
     return list(getattr(error, "__notes__", []))
 
 
-def did_you_mean(word: str, known: Iterable[str], *, count: int = 3) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean A, B?` for near misses, or nothing."""
     import difflib
 
-    close = difflib.get_close_matches(word, list(known), n=count, cutoff=0.6)
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
     return f"; did you mean {', '.join(close)}?" if close else ""
 
 
-def shown(value: Any, *, longest: int = 80) -> str:
+def shown(value: Any) -> str:
     """A value in a message: of a long one its beginning."""
     try:
         text = repr(value)
     except ValueError:  # a number of more digits than Python writes
         text = f"{'-' if value < 0 else ''}{hex(abs(value))}"
-    return text if len(text) <= longest else f"{text[:longest]}..."
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

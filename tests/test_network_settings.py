@@ -19,7 +19,8 @@ from relax_rl.agents.networks import Networks
 from relax_rl.critics import ActionSurrogate, MLPSurrogate, surrogate_at
 from relax_rl.distributions import Categorical
 from relax_rl.errors import SettingsError
-from relax_rl.networks.torsos import CombinedTorso, ImageTorso, ImpalaCNN, NatureCNN, ResidualMLP
+from relax_rl.networks.cnns import ImpalaCNN, NatureCNN
+from relax_rl.networks.torsos import CombinedTorso, ImageTorso, ResidualMLP
 from relax_rl.settings.config import AgentConfig, TrainConfig
 from relax_rl.settings.fields import from_json, to_json
 from relax_rl.settings.options import parse

@@ -9,8 +9,10 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from relax_rl.networks.cnns import NatureCNN, after_last_layer, product
+from relax_rl.networks.layers import tanh
 from relax_rl.networks.spaces import ObservationEncoder
-from relax_rl.networks.torsos import MLP, CombinedTorso, NatureCNN, after_last_layer, make_torso, product, tanh
+from relax_rl.networks.torsos import MLP, CombinedTorso, make_torso
 
 
 def torso_for(space: spaces.Space) -> object:

@@ -20,9 +20,10 @@ from relax_rl.agents.compiled import CompiledGradients
 from relax_rl.compute.serialization import save_state
 from relax_rl.critics import ActionSurrogate
 from relax_rl.errors import CheckpointError, SettingsError
+from relax_rl.networks.cnns import NatureCNN
 from relax_rl.networks.memory import MemoryTorso
 from relax_rl.networks.spaces import ObservationEncoder
-from relax_rl.networks.torsos import MLP, CombinedTorso, NatureCNN, Selection
+from relax_rl.networks.torsos import MLP, CombinedTorso, Selection
 from tests.steps import DISCRETE, OBS, assert_alike, rollout_for, shake, target_envs, weights
 
 PIXELS = spaces.Box(0, 255, (40, 40, 1), np.uint8)

@@ -12,20 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from relax_rl.errors import SettingsError
+from relax_rl.networks.cnns import ImpalaCNN, NatureCNN, SmallCNN
 from relax_rl.networks.images import image_of
 from relax_rl.networks.spaces import ObservationEncoder
-from relax_rl.networks.torsos import (
-    MLP,
-    CombinedTorso,
-    ImageTorso,
-    ImpalaCNN,
-    NatureCNN,
-    ResidualMLP,
-    Selection,
-    SmallCNN,
-    make_torso,
-    mlp,
-)
+from relax_rl.networks.torsos import MLP, CombinedTorso, ImageTorso, ResidualMLP, Selection, make_torso, mlp
 
 INF = np.inf
 BY_ENTRY = np.arange(300.0).reshape(10, 10, 3)

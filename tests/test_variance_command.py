@@ -92,7 +92,7 @@ def test_games_have_no_parts(tmp_path, capsys):
         (["--batches", "1"], "batches is 1, expected at least 2"),
         (["--states", "1"], "states is 1, expected at least 2, or 0 to leave the parts out"),
         (["--actions", "2"], "actions is 2, expected at least 3"),
-        (["--fit-batches", "-1"], "fit_batches is -1, expected at least 0"),
+        (["--fit-batches", "-1"], "fit_batches is -1, expected 0 or above"),
         (["--batches", "100000000"], "use at most"),
         (["--checkpoint", "none.safetensors"], "none.safetensors does not exist"),
     ],

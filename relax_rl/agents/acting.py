@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from relax_rl.agents.normalization import ObservationNormalizer
 from relax_rl.compute.host import retire_threads
+from relax_rl.networks.cnns import NatureCNN, after_last_layer
 from relax_rl.networks.host_cells import MOST, gru_step, lstm_step, pays_on_host
 from relax_rl.networks.layers import ACTIVATIONS, is_exactly
 from relax_rl.networks.memory import MemoryTorso
 from relax_rl.networks.policies import Policy
-from relax_rl.networks.torsos import MLP, NatureCNN, Selection, Torso, after_last_layer
+from relax_rl.networks.torsos import MLP, Selection, Torso
 
 __all__ = [
     "HostMemoryNetwork",

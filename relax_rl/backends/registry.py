@@ -174,7 +174,7 @@ def _register_atari(name: str) -> None:
         gym.register_envs(ale_py)
 
 
-def _near_names(env_id: str, count: int = 3) -> list[str]:
+def _near_names(env_id: str) -> list[str]:
     """Registered ids like this one: the same name elsewhere or in other versions, then similar spellings."""
     namespace, _, wanted = without_version(env_id).casefold().rpartition("/")
 
@@ -185,8 +185,8 @@ def _near_names(env_id: str, count: int = 3) -> list[str]:
     known = sorted(gym.registry.values(), key=distance)
     same = [spec.id for spec in known if spec.name.casefold() == wanted]
     spelled = {spec.id.casefold(): spec.id for spec in known}
-    similar = difflib.get_close_matches(env_id.casefold(), list(spelled), n=count, cutoff=0.7)
-    return list(dict.fromkeys(same + [spelled[name] for name in similar]))[:count]
+    similar = difflib.get_close_matches(env_id.casefold(), list(spelled), n=3, cutoff=0.7)
+    return list(dict.fromkeys(same + [spelled[name] for name in similar]))[:3]
 
 
 def _near_names_of(module: str, name: str) -> list[str]:

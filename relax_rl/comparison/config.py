@@ -64,7 +64,7 @@ class CompareConfig:
     """Settings of all estimators, over their presets: name=value, as the options of train."""
     seeds: int = setting(10, least=0, resumable=True)
     """Runs of each contestant on each environment; 0 tunes and ends there, until the comparison is gone on with."""
-    first_seed: int = setting(0, least=0, expected="at least 0")
+    first_seed: int = setting(0, least=0)
     """The first seed; the others follow it."""
     total_steps: int | None = setting(None, least=1)
     """Environment steps of a run (default: those of the environment's preset)."""
@@ -72,13 +72,13 @@ class CompareConfig:
     """Mean return of 100 episodes that counts as solved: a number, or ENV=number each (default: as registered)."""
     stop_when_solved: bool = False
     """End a run once it has reached the threshold; final scores then say little."""
-    num_workers: int = setting(0, least=0, expected="at least 0", resumable=True)
+    num_workers: int = setting(0, least=0, resumable=True)
     """Runs side by side; 0 takes as many as there are cores."""
     ray_address: str | None = setting(
         None, fits=_ADDRESS.fullmatch, expected="auto, local, HOST:PORT or ray://HOST:PORT", resumable=True
     )
     """Ray cluster to train on: HOST:PORT, ray://HOST:PORT, auto (the one this machine belongs to) or local (started for it); needs the extra ray. Without it, processes of this machine train."""
-    tune: int = setting(0, least=0, expected="at least 0")
+    tune: int = setting(0, least=0)
     """Optuna trials of each contestant on each environment before the comparison; 0 tunes nothing."""
     tune_together: bool = False
     """Tune each contestant once over all environments, by the mean of its scores, each on the scale of its task."""
@@ -98,7 +98,7 @@ class CompareConfig:
     """JSON file of what is searched (default: search_space.json of relax_rl/comparison); the comparison keeps a copy."""
     tune_seeds: int = setting(1, least=1)
     """Runs per trial, from seeds that the comparison does not use."""
-    tune_first_seed: int = setting(1_000_000, least=0, expected="at least 0")
+    tune_first_seed: int = setting(1_000_000, least=0)
     """The first of these seeds; the others follow it."""
     tune_steps: int | None = setting(None, least=1)
     """Environment steps of a trial's run (default: as in the comparison)."""
@@ -110,7 +110,7 @@ class CompareConfig:
     """The contestant whose first run gives these agents (default: a2c, else the first estimator)."""
     variance_batches: int = setting(100, least=2)
     """Rollouts that the variance is taken over."""
-    variance_fit_batches: int = setting(300, least=0, expected="at least 0")
+    variance_fit_batches: int = setting(300, least=0)
     """Rollouts before them, on which surrogates are trained at the frozen policy."""
     run_dir: str | None = setting(None, of_the_call=True)
     """Folder of the comparison (default: runs/compare-TIME)."""

@@ -12,7 +12,8 @@ from torch.autograd.function import once_differentiable
 from relax_rl.critics.activations import DERIVATIVES
 from relax_rl.critics.closed_form import Layers, evaluate, forward, gradient
 from relax_rl.distributions import Distribution, SlopedDistribution
-from relax_rl.networks.torsos import ACTIVATIONS, MLP, mlp
+from relax_rl.networks.layers import ACTIVATIONS
+from relax_rl.networks.torsos import MLP, mlp
 
 __all__ = ["ActionSurrogate", "MLPSurrogate", "surrogate_at"]
 

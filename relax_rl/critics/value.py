@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from relax_rl.critics.bins import Bins
-from relax_rl.networks.torsos import Torso, orthogonal
+from relax_rl.networks.layers import orthogonal
+from relax_rl.networks.torsos import Torso
 
 __all__ = ["ValueFunction", "explained_variance"]
 

@@ -20,8 +20,9 @@ from relax_rl.distributions import (
 )
 from relax_rl.errors import SettingsError
 from relax_rl.networks.actions import num_continuous, ordered_choices
+from relax_rl.networks.layers import orthogonal
 from relax_rl.networks.spaces import ActionEncoder
-from relax_rl.networks.torsos import Torso, orthogonal
+from relax_rl.networks.torsos import Torso
 
 __all__ = ["Policy"]
 

@@ -12,28 +12,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from relax_rl.errors import SettingsError, did_you_mean
-from relax_rl.networks.cnns import ImpalaCNN, NatureCNN, SmallCNN, after_last_layer, product
-from relax_rl.networks.layers import ACTIVATIONS, orthogonal, tanh
+from relax_rl.networks.cnns import ImpalaCNN, NatureCNN, SmallCNN
+from relax_rl.networks.layers import ACTIVATIONS, orthogonal
 from relax_rl.networks.spaces import Leaf, ObservationEncoder
 from relax_rl.settings.config import Precision
 
 __all__ = [
-    "ACTIVATIONS",
     "MLP",
     "CombinedTorso",
     "ImageTorso",
-    "ImpalaCNN",
-    "NatureCNN",
     "ResidualMLP",
     "Selection",
-    "SmallCNN",
     "Torso",
-    "after_last_layer",
     "make_torso",
     "mlp",
-    "orthogonal",
-    "product",
-    "tanh",
 ]
 
 

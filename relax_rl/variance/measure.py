@@ -38,7 +38,7 @@ class VarianceConfig:
     """Folder of the run; zoo:NAME is a trained agent of the zoo, which goes to runs/zoo/NAME."""
     batches: int = setting(100, least=2)
     """Rollouts to take the variance over; each gives the gradient of one update."""
-    fit_batches: int = setting(300, least=0, expected="at least 0")
+    fit_batches: int = setting(300, least=0)
     """Rollouts before them, on which surrogates are trained at the frozen policy; 0 leaves those estimators out."""
     states: int = setting(200, fits=lambda n: n == 0 or n >= 2, expected="at least 2, or 0 to leave the parts out")
     """States in which the variance is split into its parts; 0 leaves that out."""

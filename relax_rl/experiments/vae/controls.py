@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from relax_rl.critics import closed_form
 from relax_rl.critics.activations import DERIVATIVES
 from relax_rl.experiments.vae.relaxed_loss import Place, RelaxedLoss, relaxed_loss
-from relax_rl.networks.torsos import ACTIVATIONS
+from relax_rl.networks.layers import ACTIVATIONS
 
 __all__ = ["Control", "ResidualNetwork", "relaxed_terms"]
 

@@ -116,6 +116,18 @@ ROUNDS: dict[str, Round] = {
         steps=500_000,
         preset=False,
     ),
+    # Far from ends of episodes, and with a discount that sees all of them: the recipes of the other bodies, for Swimmer.
+    "swimmer": Round(
+        finalists={
+            "V": walker(num_steps="64", gamma="0.9999"),
+            "V, rollouts of 128, advantages normalised": walker(
+                num_steps="128", gamma="0.9999", normalize_advantage="true"
+            ),
+            "passes, rollouts of 128": ant(num_steps="128", gamma="0.9999"),
+        },
+        tasks=("Swimmer-v5",),
+        steps=500_000,
+    ),
     "double-pendulum": Round(
         finalists={
             "V": walker(),

@@ -111,6 +111,7 @@ ANCHORS: dict[str, tuple[float, float]] = {
     "Hopper-v5": (20.0, 2600.0),
     "Walker2d-v5": (0.0, 4000.0),
     "Ant-v5": (-50.0, 3000.0),
+    "Swimmer-v5": (0.0, 350.0),
     "BipedalWalker-v3": (-100.0, 300.0),
     "minigrid:MiniGrid-LavaGapS7-v0": (0.0, 0.95),
     "minigrid:MiniGrid-SimpleCrossingS9N1-v0": (0.0, 0.95),

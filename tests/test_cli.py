@@ -124,6 +124,7 @@ def test_explicit_options_win_over_the_preset():
         (["--resume", "."], "holds no run"),
         (["evaluate"], "RUN is missing"),
         (["evaluate", "none"], "run none does not exist"),
+        (["evaluate", "file"], "run file is a file, expected the folder of a run"),
     ],
 )
 def test_mistakes_are_told_in_one_line(args, expected, refused):
@@ -302,9 +303,7 @@ def test_quiet_leaves_one_line(capsys):
 
 def test_an_id_without_a_version_is_told_and_gets_its_preset(capsys):
     assert main(["--env", "CartPole", *SMALL, "--total-steps", "20", "--run-dir", "r", "--quiet"]) == 0
-    assert capsys.readouterr().err == (
-        "warning: env 'CartPole' names no version; did you mean CartPole-v1? That is what is taken\n"
-    )
+    assert capsys.readouterr().err == ("warning: env 'CartPole' names no version: CartPole-v1 is taken\n")
     config = read_config(RunFolder(Path("r")))
     assert (config.env.env, config.run.preset, config.agent.gamma) == ("CartPole-v1", "classic-control", 0.98)
 

@@ -34,7 +34,9 @@ from relax_rl.estimators import (
     enumerated,
     lax,
     marginal,
+    muprop,
     nvil,
+    reinforce,
     relax,
     reparameterized,
     unordered_set,
@@ -188,6 +190,16 @@ def test_returns_of_half_precision_and_with_flags_as_numbers() -> None:
         gae(*[torch.zeros(0, 2)] * 3, *[torch.zeros(0, 2, dtype=torch.bool)] * 3, gamma=0.9, gae_lambda=0.9)
 
 
+@pytest.mark.parametrize("estimator", [reinforce, muprop])
+@pytest.mark.parametrize("shape", [(4, 1), (3,), (2, 4)])
+def test_a_baseline_has_a_number_for_each_row(estimator: Any, shape: tuple[int, ...]) -> None:
+    dist = Bernoulli(torch.zeros(4, 2))
+    with pytest.raises(ValueError, match=r"baseline has shape .*, expected a number or one for each row: \(4,\)"):
+        estimator(lambda b: b.sum(-1), dist, baseline=torch.zeros(shape))
+    for fits in (torch.zeros(()), torch.zeros(1), torch.zeros(4)):
+        assert estimator(lambda b: b.sum(-1), dist, baseline=fits).grad.shape == (4, 2)
+
+
 def test_rounding_is_no_bias() -> None:
     reference = torch.tensor([0.3, -1.7])
     found = bias(torch.nextafter(reference, torch.full((2,), math.inf)).expand(10, 2), reference)
@@ -202,7 +214,7 @@ def test_what_is_no_outcome_is_refused() -> None:
     matching = Matching(allowed)
     assert matching.threshold(matching.relax(matching.sample_noise(seeded(9)))).tolist() == [[0, 1]]
     for estimator in (arm, arms):
-        with pytest.raises(ValueError, match="of Bernoulli are nan, expected a number"):
+        with pytest.raises(ValueError, match="of Bernoulli is nan, expected a number"):
             estimator(lambda b: b.sum(-1), Bernoulli(torch.tensor([[0.0, math.nan]])))
     with pytest.raises(ValueError, match="a set of 2 different items, but one has an item twice"):
         Subset(torch.zeros(4), 2).log_prob(torch.tensor([0, 0]))

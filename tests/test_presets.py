@@ -165,6 +165,11 @@ def test_later_overrides_win_where_they_match():
     assert preset.settings("A-v0", "lax", bins=7)["gamma"] == 0.6
 
 
+def test_settings_that_no_agent_has_are_told():
+    with pytest.raises(SettingsError, match="unknown setting 'gama' of agents; did you mean gamma"):
+        settings_for("CartPole-v1", gama=0.9)
+
+
 def test_an_unknown_name_is_told_with_near_ones():
     with pytest.raises(SettingsError, match=r"unknown preset 'atar'.*did you mean atari"):
         find_preset("CartPole-v1", "atar")

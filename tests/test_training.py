@@ -133,7 +133,7 @@ def test_loggers_and_callbacks_of_the_caller_hear_of_evaluations_and_the_end(tmp
     assert result.stopped_by == "callback" and mine.closed
     rows, played = rows_of(tmp_path / "run" / "progress.csv"), rows_of(tmp_path / "run" / "evaluation.csv")
     assert len(played) == 2 and [step for step, _ in hears.heard] == [int(row["step"]) for row in played]
-    names = ("episodes", "return_mean", "return_std", "length_mean")
+    names = ("return_mean", "return_std", "length_mean")
     assert [tuple(hears.heard[0][1])] == [tuple(f"evaluation/{name}" for name in names)]
     assert hears.heard[0][1]["evaluation/return_mean"] == pytest.approx(float(played[0]["return_mean"]), rel=1e-5)
     told = [(step, metrics) for step, metrics in mine.heard if "losses/value" in metrics]
@@ -149,7 +149,9 @@ def test_loggers_and_callbacks_of_the_caller_hear_of_evaluations_and_the_end(tmp
 
 def test_what_is_no_logger_is_told_before_anything_is_made(tmp_path):
     for wrong in (object(), [], print):
-        with pytest.raises(SettingsError, match=r"is none, expected an object with log\(step, metrics\) and close"):
+        with pytest.raises(
+            SettingsError, match=r"is no logger, expected an object with log\(step, metrics\) and close"
+        ):
             train(small_run(tmp_path / "run"), loggers=[wrong])
     with pytest.raises(SettingsError, match="hears nothing"):
         train(small_run(tmp_path / "run"), callbacks=[3])

@@ -275,6 +275,9 @@ def test_an_agent_of_the_zoo_is_evaluated(
     assert Path("new/folder/policy.pt2").is_file()
     assert main(["push", "zoo:CartPole-v1", "me/cart", "--dry-run", "card"]) == 0
     assert Path("card/agent.safetensors").is_file()
+    assert "saved to act, without optimisers and the state of a run" in refused(
+        "--resume", "runs/zoo/CartPole-v1", "--total-steps", "1000000"
+    )
     run = fetch_agent("CartPole-v1")
     shutil.copyfile(next((run / "checkpoints").iterdir()), run / "checkpoints" / "step_999999999.safetensors")
     assert "holds another agent; remove or rename that folder" in refused("evaluate", "zoo:CartPole-v1")

@@ -124,9 +124,7 @@ def with_version(env: str) -> str:
         return env
     full = full_name(env, find_spec(env))
     if full != env:
-        warnings.warn(
-            f"env {env!r} names no version; did you mean {full}? That is what is taken", UserWarning, stacklevel=2
-        )
+        warnings.warn(f"env {env!r} names no version: {full} is taken", UserWarning, stacklevel=2)
     return full
 
 

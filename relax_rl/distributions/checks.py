@@ -49,8 +49,8 @@ def require_numbers(dist: Any, *, finite: bool = True) -> None:
     if not good.all():
         at = (~good).nonzero()[0].tolist()
         raise ValueError(
-            f"params{at} of {type(dist).__name__} are {float(params[tuple(at)])}, expected "
-            f"{'a finite number' if finite else 'a number'}; a logarithm of a negative scale is NaN, and so is what diverged"
+            f"params{at} of {type(dist).__name__} is {float(params[tuple(at)])}, expected "
+            f"{'a finite number' if finite else 'a number'}; was a logarithm taken of a negative number, or has training diverged?"
         )
 
 

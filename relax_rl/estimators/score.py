@@ -93,6 +93,7 @@ def reinforce(
     """
     drawn = draw(f, dist, noise=noise, generator=generator, sample=sample, score=score)
     value = drawn.value.detach()
+    _check_baseline(baseline, value)
     signal = value - baseline if isinstance(baseline, Tensor) or baseline else value
     grad = reinforce_gradient(signal, None, drawn.dist.params, score=drawn.score)
     return Estimate(drawn.sample, drawn.value, grad, dist.params)
@@ -288,6 +289,7 @@ def muprop(
         f_mean, derivative = f(mean), torch.zeros_like(mean)
     f_mean = values_for(here, f_mean)
     linear = (derivative * (sample - mean)).sum(-1)
+    _check_baseline(baseline, drawn.value)
     centred = drawn.value.detach() - eta * f_mean.detach() - slope * linear - baseline
     factor = slope.unsqueeze(-1) if isinstance(slope, Tensor) and slope.dim() else slope
     grad = reinforce_gradient(centred, None, here.params, score=drawn.score)
@@ -300,6 +302,17 @@ def mean_gradient(dist: FiniteDistribution, slope: Tensor) -> Tensor:
     """`[*, P]` slope . dmu / dparams, for a constant `slope` `[*, P]` at the mean mu of vectors."""
     _, gradient = value_and_gradient(lambda params: (dist.with_params(params).mean * slope).sum(-1), dist.params)
     return gradient
+
+
+def _check_baseline(baseline: Tensor | float, value: Tensor) -> None:
+    """Raises ValueError unless a baseline has a number for each of the `[*]` values, or one for several of them."""
+    if not isinstance(baseline, Tensor):
+        return
+    last = value.shape[max(value.dim() - baseline.dim(), 0) :]
+    if baseline.dim() > value.dim() or any(n not in (1, m) for n, m in zip(baseline.shape, last, strict=True)):
+        raise ValueError(
+            f"baseline has shape {tuple(baseline.shape)}, expected a number or one for each row: {tuple(value.shape)}"
+        )
 
 
 def check_num_samples(num_samples: int, least: int = 2) -> None:

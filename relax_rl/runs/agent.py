@@ -135,6 +135,12 @@ class AgentRun:
         Raises:
             CheckpointError: it does not fit.
         """
+        saved = state.get("agent")
+        if "run" not in state and isinstance(saved, Mapping) and saved.get("left_out"):
+            raise CheckpointError(
+                "the checkpoint was saved to act, without optimisers and the state of a run; load the agent and let it learn on "
+                "(agent.learn), or begin a new run"
+            )
         try:
             run = state["run"]
             seconds = float(run["seconds"])

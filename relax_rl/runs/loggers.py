@@ -116,7 +116,7 @@ def as_logger(theirs: TheirLogger | Logger) -> Logger:
     """
     log: Any = getattr(theirs, "log", None)
     if not callable(log) or not callable(getattr(theirs, "close", None)):
-        raise SettingsError(f"logger {shown(theirs)} is none, expected an object with log(step, metrics) and close()")
+        raise SettingsError(f"{shown(theirs)} is no logger, expected an object with log(step, metrics) and close()")
     if isinstance(theirs, GroupLogger):
         return theirs
     try:

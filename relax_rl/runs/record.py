@@ -116,6 +116,10 @@ def read_record(folder: RunFolder) -> dict[str, Any]:
     Raises:
         CheckpointError: the folder holds no run, or the file cannot be read.
     """
+    if os.path.isfile(folder.path):
+        raise CheckpointError(
+            f"run {str(folder.path)[:300]} is a file, expected the folder of a run (--checkpoint takes a file)"
+        )
     if not os.path.isdir(folder.path):
         raise CheckpointError(f"run {str(folder.path)[:300]} does not exist")
     return read_object(folder.config, "run")

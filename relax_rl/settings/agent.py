@@ -182,7 +182,8 @@ class AgentConfig:
                 raise SettingsError(f"{name} is {getattr(self, name)!r}, expected a finite kl_bound beside it")
         if self.epochs > 1 and not any(map(math.isfinite, (self.clip_range, self.target_kl, self.kl_bound))):
             raise SettingsError(
-                f"epochs is {self.epochs} and clip_range, target_kl and kl_bound are inf, expected a finite one of them, or epochs 1"
+                f"epochs is {self.epochs} and clip_range, target_kl and kl_bound are inf, expected one of them to bound what several "
+                "epochs change, such as clip_range 0.2, or epochs 1"
             )
         if self.entropy_target is not None and self.entropy_schedule != "constant":
             raise SettingsError(

@@ -56,6 +56,8 @@ def named(text: str, what: str) -> Any:
         line = (str(error).splitlines() or [""])[0]
         told = f"{what} {text!r} cannot be imported ({type(error).__name__}: {line}){instead_of_path(text)}"
         raise SettingsError(told) from error
+    if not name:
+        raise SettingsError(f"{what} {text!r} names a module alone, expected {module}:NAME")
     if not hasattr(home, name):
         raise SettingsError(f"{what} {text!r}: {module} has no {name!r}{did_you_mean(name, dir(home))}")
     return getattr(home, name)

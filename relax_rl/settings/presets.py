@@ -17,6 +17,7 @@ from relax_rl.errors import SettingsError, did_you_mean, shown
 from relax_rl.settings import recipes
 from relax_rl.settings.config import AgentConfig, TrainConfig
 from relax_rl.settings.fields import with_settings
+from relax_rl.settings.synonyms import meant
 
 __all__ = [
     "PRESETS",
@@ -221,9 +222,12 @@ def settings_for(
         Values by the names of fields of `AgentConfig`.
 
     Raises:
-        SettingsError: there is no preset of that name.
+        SettingsError: there is no preset of that name, or agents have no such setting.
     """
     known = {f.name for f in fields(AgentConfig)}
+    for name in settings:
+        if name not in known:
+            raise SettingsError(f"unknown setting {shown(name)} of agents{meant(name, known)}")
     of_preset = _beside(find_preset(env, preset).settings(env, estimator, bins=bins), settings)
     return {name: value for name, value in of_preset.items() if name in known} | settings
 

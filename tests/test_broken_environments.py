@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -11,11 +12,13 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from relax_rl import A2C, LAX, RELAX, ActorCritic
+from relax_rl.cli import main
 from relax_rl.envs import VectorEnvs
 from relax_rl.errors import EnvironmentFault, SettingsError
 from relax_rl.networks.spaces import ObservationEncoder
 
 MODES = list(AutoresetMode)
+LIMIT = "gymnasium.wrappers:TimeLimit"
 NAN, INF = float("nan"), float("inf")
 
 
@@ -170,6 +173,53 @@ def test_predict_takes_the_keyword_of_stable_baselines3_and_gives_arrays() -> No
     assert isinstance(action, np.ndarray) and action.shape == () and state == "kept"
     many, _ = agent.predict(np.array([1, 2]), deterministic=True)
     assert many.shape == (2,) and many[0] == action
+
+
+class Older(gym.Env):
+    """Keeps to the API of before Gymnasium.
+
+    Args:
+        what: `reset` or `step`, which of it.
+    """
+
+    observation_space, action_space = spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(2)
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def reset(self, **kwargs: Any) -> Any:
+        see = np.zeros(2, np.float32)  # unpacks into two
+        return see if self.what == "reset" else (see, {})
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(2, np.float32), 1.0, False, {}
+
+
+class Seedless(Older):
+    def reset(self) -> Any:  # type: ignore[override]
+        return super().reset()
+
+
+STEP = "step of Older returned 4 values, expected (obs, reward, terminated, truncated, info)"
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["Older", "--env-kwargs", "what=step"], STEP),
+        (["Older", "--env-kwargs", "what=step", "--wrapper", LIMIT, "max_episode_steps=9"], STEP),
+        (["Older", "--env-kwargs", "what=reset"], "reset of Older returned ndarray alone, expected (obs, info)"),
+        (["Seedless", "--env-kwargs", "what=none"], "reset of Seedless takes no seed, expected reset("),
+    ],
+)
+def test_an_older_api_is_told_in_one_line(
+    args: list[str], told: str, how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["--backend", how, "--num-envs", "2", "--run-dir", str(tmp_path / "run"), "--total-steps", "50", "--quiet"]
+    assert main(["--env", f"tests.test_broken_environments:{args[0]}", *args[1:], *run]) == 2
+    last = capsys.readouterr().err.splitlines()
+    assert len(last) == 1 and last[0].startswith(f"error: {told}") and "see Gymnasium's API" in last[0]
 
 
 @pytest.mark.parametrize("mode", MODES)

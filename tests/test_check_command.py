@@ -107,6 +107,35 @@ class Walked(TargetEnv):
         return super().step(action)
 
 
+class Faulty(TargetEnv):
+    """Has a fault by name, ends by itself after ten steps."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(spaces.Discrete(2))
+        here = spaces.Box(-np.inf, np.inf, (2,))
+        self.fault, self.observation_space = fault, spaces.Dict({"at": here, "there": here})
+
+    def _dict(self, obs: Any) -> dict[str, Any]:
+        number = {"inf": np.inf, "nan": np.nan}.get(self.fault, 0.0)
+        return {"at": obs, "there": np.full(2, number, np.float32)}
+
+    def reset(self, **kwargs: Any) -> Any:
+        obs = self._dict(super().reset(**kwargs)[0])
+        return obs["at"] if self.fault == "reset" else (obs, {})
+
+    def step(self, action: Any) -> Any:
+        obs, reward, _, over, _ = super().step(action)
+        obs, over = self._dict(obs), over and self.fault != "endless"
+        if self.fault == "error":
+            raise ZeroDivisionError("division by zero")
+        return (obs, reward, over, {}) if self.fault == "step" else (obs, reward, over, False, {})
+
+
+class Seedless(GoldenEnv):
+    def reset(self) -> Any:  # type: ignore[override]
+        return super().reset()
+
+
 def page(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> str:
     capsys.readouterr()
     assert main(["check", *args, "--steps", "200"]) == code
@@ -174,6 +203,47 @@ def test_what_a_known_one_is(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_no_agent_can_learn_in(env: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     told = page(capsys, "--env", env, code=2)
     assert f"{env} · not usable" in told and "what is wrong: - " in told and words in told
+
+
+def faulty(fault: str, *args: str) -> tuple[str, ...]:
+    return "--env", f"{HERE}:Faulty", "--env-kwargs", f"fault={fault}", *args
+
+
+@pytest.mark.parametrize("number", ["inf", "nan"])
+def test_observations_that_are_no_numbers(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    told = page(capsys, *faulty(number), code=2)
+    words = f"the observation 'there' is {number}, which is no finite number of 32 bits and ends a run (in step 0)"
+    assert "· not usable" in told and f"what is wrong: - {words}" in told
+    assert "ends a run" not in page(capsys, *faulty(number, "--drop-keys", "there"))
+
+
+def test_episodes_that_go_on_for_ever(capsys: pytest.CaptureFixture[str]) -> None:
+    told = page(capsys, *faulty("endless"))
+    assert "no episode ended in 200 random steps of all environments together, and there is no time limit" in told
+    limit = ("gymnasium.wrappers:TimeLimit", "max_episode_steps=500")
+    assert "add --wrapper gymnasium.wrappers:TimeLimit max_episode_steps=N" in told
+    assert "nothing is wrong" in page(capsys, *faulty("endless", "--wrapper", *limit))
+    assert "nothing is wrong" in page(capsys, *faulty("none"))
+
+
+def test_an_error_is_said_once_with_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    told = page(capsys, *faulty("error"), code=2)
+    assert told.count("ZeroDivisionError") == 1 and "division by zero (test_check_command.py:" in told
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (faulty("step"), "step of Faulty returned 4 values, expected (obs, reward, terminated, truncated, info): see"),
+        (faulty("reset"), "reset of Faulty returned ndarray alone, expected (obs, info): see"),
+        (("--env", f"{HERE}:Seedless"), "reset of Seedless takes no seed, expected reset(*, seed=None, options=None)"),
+    ],
+)
+def test_an_older_api_is_named_and_nothing_that_follows_from_it(
+    args: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = page(capsys, *args, code=2)
+    assert f"what is wrong: - {words}" in told and told.count(" - ") == 1
 
 
 def test_what_is_to_be_mended(capsys: pytest.CaptureFixture[str]) -> None:

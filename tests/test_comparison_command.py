@@ -193,6 +193,7 @@ def test_runs_without_an_episode_are_told(tmp_path, capsys):
     assert [failure["run"] for failure in failures] == ["MountainCar-v0-a2c-s0", "MountainCar-v0-a2c-s1"]
     assert {failure["error"] for failure in failures} == {"no episode has ended in 150 steps"}
     assert "No run has ended with a score." in (tmp_path / "run" / "report.md").read_text()
+    assert not (tmp_path / "run" / "variance").exists()
     said = capsys.readouterr().out
     assert "2 failed or without a score, told in the report" in said and "figures" not in said
 
@@ -203,7 +204,7 @@ def test_agents_in_wrapped_environments_that_name_no_version_are_measured(tmp_pa
     args += ["--seeds", "1", "--total-steps", "500", "--num-workers", "1", "--run-dir", "v", *SMALL[:-1]]
     args += ["num_steps=5", "--quiet", "--variance", "--variance-batches", "3", "--variance-fit-batches", "1"]
     assert main(["compare", *args]) == 0, capsys.readouterr()
-    assert "did you mean CartPole-v1" in capsys.readouterr().err
+    assert "names no version: CartPole-v1 is taken" in capsys.readouterr().err
     found = json.loads((tmp_path / "v" / "comparison.json").read_text())["variance"]["CartPole"]
     assert set(found) == {"early", "midway", "late"} and found["early"]["env"] == "CartPole-v1"
 
@@ -313,10 +314,20 @@ def test_a_run_that_diverges_is_told_and_does_not_stop_the_rest(tmp_path, capsys
 )
 def test_mistakes_are_told_in_one_line_before_anything_runs(args, expected, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["compare", *args]) == 2
+    env = [] if {"--env", "--resume"} & set(args) else ["--env", "CartPole-v1"]
+    assert main(["compare", *env, *args]) == 2
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1 and err.startswith("error: ") and expected in err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("args", [[], ["--seeds", "3", "--run-dir", "d"]])
+def test_environments_have_to_be_named(args, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", *args]) == 2
+    told = "error: env is missing, expected the environments to compare on, such as --env CartPole-v1\n"
+    assert capsys.readouterr() == ("", told) and not list(tmp_path.iterdir())
+    assert main(["compare", "--help"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -331,12 +342,12 @@ def test_a_missing_extra_is_named(module, args, expected, capsys, monkeypatch):
 
     for user in (peers, tuning):
         monkeypatch.setattr(user, "find_spec", lambda name: None if name == module else True)
-    assert main(["compare", *args]) == 2
+    assert main(["compare", "--env", "CartPole-v1", *args]) == 2
     assert expected + install_line("compare") in capsys.readouterr().err
 
 
 def test_a_folder_in_use_is_refused(finished, capsys):
-    assert main(["compare", "--run-dir", str(finished)]) == 2
+    assert main(["compare", "--env", "CartPole-v1", "--run-dir", str(finished)]) == 2
     assert "already holds a comparison; go on with it by --resume" in capsys.readouterr().err
     assert main(["compare", "--resume", str(finished), "--estimators", "a2c"]) == 2
     assert "start a new comparison instead" in capsys.readouterr().err

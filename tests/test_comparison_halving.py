@@ -447,7 +447,7 @@ def test_trials_alone_and_the_comparison_later(tmp_path, monkeypatch, capsys):
 )
 def test_mistakes_are_told_in_one_line(args, expected, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["compare", "--tune", "4", *args]) == 2
+    assert main(["compare", "--env", "CartPole-v1", "--tune", "4", *args]) == 2
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1 and err.startswith("error: ") and expected in err
     assert not (tmp_path / "runs").exists()

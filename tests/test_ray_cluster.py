@@ -46,7 +46,7 @@ def test_addresses(address):
 
 def test_missing_ray_is_told(capsys, monkeypatch):
     monkeypatch.setattr(ray_cluster, "find_spec", lambda name: None)
-    assert main(["compare", "--ray-address", "auto"]) == 2
+    assert main(["compare", "--env", "CartPole-v1", "--ray-address", "auto"]) == 2
     expected = f"error: --ray-address needs Ray, which is missing: {install_line('ray')}\n"
     assert capsys.readouterr().err == expected
 

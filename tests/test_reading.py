@@ -274,7 +274,7 @@ def test_an_environment_of_ones_own_is_named_again(tmp_path: Path) -> None:
         ["vae", "--data", "digits", "--steps", f"1{'0' * 30}"],
         ["toy", "--seeds", f"1{'0' * 30}"],
         ["toy", "--run-dir", "r" * 300],
-        ["compare", "--seeds", f"1{'0' * 30}"],
+        ["compare", "--env", "CartPole-v1", "--seeds", f"1{'0' * 30}"],
         ["evaluate", "r" * 300],
     ],
     ids=lambda words: " ".join(words)[:30],

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -12,6 +16,7 @@ from gymnasium import spaces
 from gymnasium.utils import env_checker
 from gymnasium.utils.env_checker import check_env as check_by_gymnasium
 
+from relax_rl.backends.api import MEND_API, called
 from relax_rl.backends.creation import one_line_errors
 from relax_rl.backends.masks import KEY, allowed_actions, with_mask_in_info
 from relax_rl.backends.registry import find_spec
@@ -20,7 +25,7 @@ from relax_rl.errors import SettingsError
 from relax_rl.networks.actions import action_encoder
 from relax_rl.networks.spaces import ObservationEncoder, leaf_spaces
 
-__all__ = ["FirstLook", "check_env"]
+__all__ = ["FirstLook", "check_env", "decisive"]
 
 LOOKS = 32
 """Batches that are compared with the bounds of their space."""
@@ -29,6 +34,9 @@ _NO_FAULTS = ("This is probably too", "is different from the unwrapped version",
 bounds of actions, which agents cut to or are rescaled to."""
 _ROUNDING = 1e-5
 """Of a bound's size that a number may lie beyond it."""
+_NO_NUMBER = "which is no finite number of 32 bits and ends a run"
+_NOT_THEIRS = {*sys.stdlib_module_names, "gymnasium", "numpy", "relax_rl"} - {"__main__"}
+"""Modules that are no environment's."""
 
 
 class FirstLook:
@@ -117,6 +125,8 @@ def check_env(
             made.close()
     found: list[str] = []
     masked = _with_masks(env, mask_key, found)
+    if line := _of_api(env if masked is None else masked, seed):
+        return [*found, line]
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
@@ -133,6 +143,30 @@ def check_env(
     except (Exception, SystemExit) as error:
         found.append(_line(error))
     return list(dict.fromkeys(found))
+
+
+def decisive(faults: Sequence[str], drop: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """The lines of `check_env` that end every run, and the others, without those of leaves that are dropped."""
+    end, others = list[str](), list[str]()
+    for line in faults:
+        named = re.match(rf"the observation '(.*)' is \S+, {_NO_NUMBER}", line)
+        if named and any(f"{named[1]}.".startswith(f"{name}.") for name in drop):
+            continue
+        (end if named or line.endswith(MEND_API) else others).append(line)
+    return end, others
+
+
+def _of_api(env: gym.Env[Any, Any], seed: int) -> str:
+    """What is said of a `reset` or a `step` that is none of Gymnasium's."""
+    name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+    try:
+        if line := called(env, "reset", name, seed=seed, options=None)[1]:
+            return line
+        draw = allowed_actions(env, seed)
+        obs, info = called(env, "reset", name)[0]
+        return called(env, "step", name, draw(obs, info))[1]
+    except (Exception, SystemExit):  # whatever an environment does; the checks that follow tell of it
+        return ""
 
 
 def _with_masks(env: gym.Env[Any, Any], key: str | None, found: list[str]) -> gym.Env[Any, Any] | None:
@@ -190,6 +224,7 @@ def _of_steps(env: gym.Env[Any, Any], steps: int, seed: int) -> Iterator[str]:
         wrong, fatal = misfit(space, obs)
         lines = {
             "space": wrong,
+            "number": "" if fatal else _of_numbers(space, obs),
             "bounds": "" if fatal else next(filter(None, (each.beyond(obs) for each in bounds)), ""),
             "reward": _of_reward(reward),
         }
@@ -201,7 +236,27 @@ def _of_steps(env: gym.Env[Any, Any], steps: int, seed: int) -> Iterator[str]:
             return
         obs, reward, terminated, truncated, info = env.step(draw(obs, info))
         if terminated or truncated:
+            last = "" if terminated or misfit(space, obs)[1] else _of_numbers(space, obs)
+            if last and "number" not in said:  # agents go on from the last observation of what is cut off
+                said.add("number")
+                yield f"{last} (in step {step + 1})"
             obs, info = env.reset()
+
+
+def _of_numbers(space: spaces.Space[Any], obs: Any) -> str:
+    """What is said of a number in an observation that ends a run, as it is none in float32."""
+    for path, leaf in leaf_spaces(space):
+        if not isinstance(leaf, spaces.Box):
+            continue
+        part = obs
+        for key in path:
+            part = part[key]
+        array = np.asarray(part)
+        with np.errstate(over="ignore", invalid="ignore"):
+            broken = ~np.isfinite(array.astype(np.float32)) if array.dtype.kind == "f" else np.zeros(())
+        if broken.any():
+            return f"the observation {'.'.join(map(str, path)) or 'obs'!r} is {array[broken][0]:g}, {_NO_NUMBER}"
+    return ""
 
 
 def _of_reward(reward: Any) -> str:
@@ -213,8 +268,13 @@ def _of_reward(reward: Any) -> str:
 
 
 def _line(error: BaseException) -> str:
+    """An error, and where code of the environment's own raised it."""
     first = _plain(str(error))
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    line = f"{type(error).__name__}: {first}" if first else type(error).__name__
+    for frame, number in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in _NOT_THEIRS:
+            return f"{line} ({Path(frame.f_code.co_filename).name}:{number})"
+    return line
 
 
 def _plain(text: str) -> str:

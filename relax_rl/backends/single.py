@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from relax_rl.backends.api import called, none_of_gymnasiums
 from relax_rl.backends.infos import SUCCESS, followed, number
 from relax_rl.backends.masks import AskedMasks, with_mask_in_info
 from relax_rl.errors import SettingsError
@@ -118,7 +119,10 @@ class SingleEnv(gym.Wrapper[Any, Any, Any, Any]):
             self.observation_space = space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        obs, info = self.env.reset(seed=seed, options=options)
+        given, wrong = called(self.env, "reset", self._id, seed=seed, options=options)
+        if wrong:
+            return self.observation_space.sample(), {REFUSAL: wrong}
+        obs, info = given
         obs = obs if self._project is None else self._project(obs)
         info = self._wanted(info) if info else {}
         if not self._seen:
@@ -130,8 +134,13 @@ class SingleEnv(gym.Wrapper[Any, Any, Any, Any]):
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        obs, given, terminated, truncated, info = self.env.step(action)
-        reward: Any = given
+        reward: Any
+        try:
+            obs, reward, terminated, truncated, info = self.env.step(action)
+        except (TypeError, ValueError) as error:
+            if wrong := none_of_gymnasiums(error, "step", self._id):
+                return self.observation_space.sample(), 0.0, False, False, {REFUSAL: wrong}
+            raise
         obs = obs if self._project is None else self._project(obs)
         info = self._wanted(info, over=terminated or truncated) if info else {}
         if not isinstance(reward, float | int) and np.ndim(reward):

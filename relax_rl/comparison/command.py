@@ -43,6 +43,10 @@ def _config(args: Sequence[str], prog: str) -> CompareConfig:
 
     def base(given: Mapping[str, Any]) -> CompareConfig:
         if given.get("resume") is None:
+            if given.get("env") is None:  # the default is a comparison of an hour
+                raise SettingsError(
+                    "env is missing, expected the environments to compare on, such as --env CartPole-v1"
+                )
             return CompareConfig()
         # The folder may have been moved since.
         saved = read_settings(Path(given["resume"]) / "settings.json")

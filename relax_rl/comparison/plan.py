@@ -85,7 +85,7 @@ class Folder(KeepingFolder):
     names: Mapping[tuple[str, ...], str] = field(default_factory=dict, compare=False)
 
     holds = "comparison"
-    folders = ("runs", "logs", "variance", "figures")
+    folders = ("runs", "logs", "figures")
     config = Within("settings.json")
     """Options, versions and command, as JSON."""
     space = Within("tuning/search_space.json")
@@ -101,6 +101,10 @@ class Folder(KeepingFolder):
         labels = [contestant.label for contestant in contestants]
         groups = [(env,) for env in environments], product(environments, labels), product([TOGETHER], labels)
         return cls(path, {texts: name for group in groups for texts, name in file_names(group).items()})
+
+    def sweep(self) -> None:
+        super().sweep()
+        KeepingFolder(self.path / "variance").sweep()  # made where something is measured
 
     def _name(self, *texts: str) -> str:
         return self.names.get(texts) or safe_name(*texts)

@@ -538,7 +538,7 @@ def test_an_id_without_a_version_is_that_of_its_run(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     config = CompareConfig(env=("versioned:Versioned",))
-    with pytest.warns(UserWarning, match="did you mean versioned:Versioned-v3"):
+    with pytest.warns(UserWarning, match="names no version: versioned:Versioned-v3 is taken"):
         (env,), _ = make_environments(config)
     assert (env.name, env.id) == ("versioned:Versioned", "versioned:Versioned-v3")
     task = run_task(config, env, read_contestant("a2c"), 0, "runs/x", name="x")

@@ -177,11 +177,11 @@ def test_the_cdf_grows_with_the_outcome(family: Any) -> None:
         (lambda: Categorical(torch.zeros(())), r"params of Categorical have shape \(\)"),
         (lambda: Bernoulli(torch.zeros(3, 0)), r"have shape \(3, 0\), expected a last dimension of at least 1"),
         (lambda: Categorical(torch.tensor([0.0, math.nan])).sample_noise(), "allow no outcome"),
-        (lambda: Bernoulli(torch.tensor([[0.0, math.nan]])).sample_noise(), r"params\[0, 1\] of Bernoulli are nan"),
-        (lambda: DiagGaussian(torch.tensor([0.0, INF])).sample_noise(), r"params\[1\] of DiagGaussian are inf"),
+        (lambda: Bernoulli(torch.tensor([[0.0, math.nan]])).sample_noise(), r"params\[0, 1\] of Bernoulli is nan"),
+        (lambda: DiagGaussian(torch.tensor([0.0, INF])).sample_noise(), r"params\[1\] of DiagGaussian is inf"),
         (
             lambda: TanhGaussian(torch.cat([torch.zeros(1), torch.tensor([-1.0]).log()])).sample_noise(),
-            r"params\[1\] of TanhGaussian are nan, .* a logarithm of a negative scale is NaN",
+            r"params\[1\] of TanhGaussian is nan, .* was a logarithm taken of a negative number",
         ),
     ],
 )

@@ -58,7 +58,7 @@ def test_nobody_at_the_address_is_told_in_one_line_and_leaves_no_folder(prefix, 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"{prefix}127.0.0.1:{probe.getsockname()[1]}"
-    args = ["--estimators", "a2c", "--seeds", "1", "--ray-address", address, "--run-dir", "it"]
+    args = ["--env", "CartPole-v1", "--estimators", "a2c", "--seeds", "1", "--ray-address", address, "--run-dir", "it"]
     assert main(["compare", *args]) == 2
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1

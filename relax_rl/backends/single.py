@@ -110,7 +110,8 @@ class SingleEnv(gym.Wrapper[Any, Any, Any, Any]):
         info_keys: Sequence[str] = (),
     ) -> None:
         super().__init__(env)
-        self._id, self._seen, self._keys = env_id, False, tuple(info_keys)
+        self._id, self._keys = env_id, tuple(info_keys)
+        self._seen = self._stepped = False
         self._masks, self._mask_fits = action_masks_for(env.action_space) if masks else None, False
         whole = env.observation_space
         space, self.unread = kept_space(whole, drop, env_id)
@@ -138,9 +139,11 @@ class SingleEnv(gym.Wrapper[Any, Any, Any, Any]):
         try:
             obs, reward, terminated, truncated, info = self.env.step(action)
         except (TypeError, ValueError) as error:
-            if wrong := none_of_gymnasiums(error, "step", self._id):
+            # Of one that has taken steps as it should, the run tells in which step it failed.
+            if not self._stepped and (wrong := none_of_gymnasiums(error, "step", self._id)):
                 return self.observation_space.sample(), 0.0, False, False, {REFUSAL: wrong}
             raise
+        self._stepped = True
         obs = obs if self._project is None else self._project(obs)
         info = self._wanted(info, over=terminated or truncated) if info else {}
         if not isinstance(reward, float | int) and np.ndim(reward):

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["CheckConfig", "check_command"]
 
 _WIDTH, _HEADING = 80, 14
-NO_LIMIT = "none of Gymnasium's"
-"""What an inspection says of the time limit of an environment without `TimeLimit`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,35 +47,8 @@ def check_command(args: Sequence[str], prog: str) -> int:
     from relax_rl.runs.inspection import inspect_env
 
     found = inspect_env(config.env, steps=config.steps, seed=config.seed)
-    _settle(found, config.env)
     print(_page(config.env.env, found))
     return 2 if found.unusable else 0
-
-
-def _settle(found: Inspection, env: EnvConfig) -> None:
-    """Say everything once, what ends every run first, and what lets an episode go on for ever."""
-    from relax_rl.backends.checks import decisive
-    from relax_rl.backends.registry import find_spec, is_atari
-
-    end, others = decisive(found.faults, env.drop_keys)
-    # An error is told with its place among the faults.
-    same = [line for line in others if line == found.unusable or line.startswith(f"{found.unusable} (")]
-    if end:
-        if any(line.startswith(("reset of", "step of")) for line in end):
-            same = []  # what follows from it says no more
-        elif found.unusable:
-            others.insert(0, found.unusable)
-        found.unusable = end.pop(0)
-    elif found.unusable and same:
-        found.unusable = same[0]
-    found.faults = [line for line in dict.fromkeys([*end, *others]) if line not in (found.unusable, *same)]
-    endless = found.facts.get("episodes") == "none ended" and found.facts.get("time limit") == NO_LIMIT
-    if endless and not is_atari(find_spec(env.env)):  # games have a limit of frames
-        steps = found.facts.get("rewards", "").rpartition(" over ")[2] or "random steps"
-        found.faults.append(
-            f"no episode ended in {steps} of all environments together, and there is no time limit; unless episodes are "
-            "that long, add --wrapper gymnasium.wrappers:TimeLimit max_episode_steps=N"
-        )
 
 
 def _page(name: str, found: Inspection) -> str:

@@ -14,13 +14,13 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from relax_rl.backends.checks import check_env
+from relax_rl.backends.checks import check_env, decisive
 from relax_rl.backends.creation import single_env
 from relax_rl.backends.envpool import why_not_envpool
 from relax_rl.backends.infos import ALL, SUCCESS, followed, number
 from relax_rl.backends.masks import KEY, allowed_actions, with_mask_in_info
 from relax_rl.backends.own import Making
-from relax_rl.backends.registry import find_spec
+from relax_rl.backends.registry import find_spec, is_atari
 from relax_rl.errors import RelaxRLError, in_one_line
 from relax_rl.networks.actions import action_encoder
 from relax_rl.networks.masks import action_masks_for
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from relax_rl.settings.config import EnvConfig
 
 __all__ = ["Inspection", "inspect_env"]
+
+_NO_LIMIT = "none of Gymnasium's"
+"""Said of the time limit of an environment without `TimeLimit`."""
 
 HEADINGS = (
     "observations",
@@ -100,8 +103,32 @@ def inspect_env(config: EnvConfig, *, steps: int, seed: int = 0) -> Inspection:
             found.facts["backend"] = f"{envs.vectorization}{why}, autoreset {envs.autoreset_mode.name}"
             _play(envs, found, steps, seed)
     found.facts = {heading: found.facts[heading] for heading in HEADINGS if heading in found.facts}
-    found.faults = list(dict.fromkeys(map(in_one_line, found.faults)))
+    found.faults = list(map(in_one_line, found.faults))
+    _settle(found, config)
     return found
+
+
+def _settle(found: Inspection, config: EnvConfig) -> None:
+    """Say everything once, what ends every run first, and what lets an episode go on for ever."""
+    end, others = decisive(found.faults, config.drop_keys)
+    # An error is told with its place among the faults.
+    same = [line for line in others if line == found.unusable or line.startswith(f"{found.unusable} (")]
+    if end:
+        if any(line.startswith(("reset of", "step of")) for line in end):
+            same = []  # what follows from it says no more
+        elif found.unusable:
+            others.insert(0, found.unusable)
+        found.unusable = end.pop(0)
+    elif found.unusable and same:
+        found.unusable = same[0]
+    found.faults = [line for line in dict.fromkeys([*end, *others]) if line not in (found.unusable, *same)]
+    endless = found.facts.get("episodes") == "none ended" and found.facts.get("time limit") == _NO_LIMIT
+    if endless and not is_atari(find_spec(config.env)):  # games have a limit of frames
+        steps = found.facts.get("rewards", "").rpartition(" over ")[2] or "random steps"
+        found.faults.append(
+            f"no episode ended in {steps} of all environments together, and there is no time limit; unless episodes are "
+            "that long, add --wrapper gymnasium.wrappers:TimeLimit max_episode_steps=N"
+        )
 
 
 @contextmanager
@@ -125,7 +152,7 @@ def _look_at(env: gym.Env[Any, Any], found: Inspection, seed: int, config: EnvCo
     while isinstance(inner, gym.Wrapper):
         limit = getattr(inner, "_max_episode_steps", None) if isinstance(inner, gym.wrappers.TimeLimit) else limit
         inner = inner.env
-    found.facts["time limit"] = "none of Gymnasium's" if limit is None else f"{limit:,} steps, then truncated"
+    found.facts["time limit"] = _NO_LIMIT if limit is None else f"{limit:,} steps, then truncated"
     masks = ["action_mask in the infos"] if "action_mask" in info else []
     masks += ["action_masks()"] if env.has_wrapper_attr("action_masks") else []
     masks += [f"the observation {name!r}" for name in _mask_leaves(env)]

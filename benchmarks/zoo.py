@@ -113,10 +113,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def is_made(task: ZooTask, out: Path) -> bool:
     """Whether the manifest tells of the agent, and the files are those that it means."""
     found = made_in(out).get(task.name)
-    files = [] if found is None else [(found.file, found.sha256), (found.config, found.config_sha256)]
-    return found is not None and all(
-        (out / file).is_file() and digest((out / file).read_bytes()) == sha256 for file, sha256 in files
-    )
+    if found is None:
+        return False
+    sums = {found.file: found.sha256, found.config: found.config_sha256, found.evaluation: found.evaluation_sha256}
+    return all((out / file).is_file() and digest((out / file).read_bytes()) == sum_ for file, sum_ in sums.items())
 
 
 def made_in(out: Path) -> dict[str, ZooAgent]:
@@ -204,7 +204,7 @@ def released(task: ZooTask, run: RunFolder, out: Path, checkpoint: Path, found: 
     kept = {name: x for name, x in found.items() if name not in ("checkpoint", "video", "video_return")}
     write_json(target.evaluation, kept)
     write_text_atomic(target.path / "README.md", card(task, config, agent.name, agent.steps, kept))
-    content, settings = file.read_bytes(), target.config.read_bytes()
+    content = file.read_bytes()
     return ZooAgent(
         name=task.name,
         env=task.env,
@@ -213,7 +213,9 @@ def released(task: ZooTask, run: RunFolder, out: Path, checkpoint: Path, found: 
         sha256=digest(content),
         bytes=len(content),
         config=target.config.relative_to(out).as_posix(),
-        config_sha256=digest(settings),
+        config_sha256=digest(target.config.read_bytes()),
+        evaluation=target.evaluation.relative_to(out).as_posix(),
+        evaluation_sha256=digest(target.evaluation.read_bytes()),
         return_mean=float(found["return_mean"]),
         return_std=float(found["return_std"]),
         episodes=int(found["episodes"]),

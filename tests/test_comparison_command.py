@@ -321,7 +321,7 @@ def test_mistakes_are_told_in_one_line_before_anything_runs(args, expected, tmp_
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("args", [[], ["--seeds", "3", "--run-dir", "d"]])
+@pytest.mark.parametrize("args", [[], ["--seeds", "3", "--run-dir", "d"], ["--env"]])
 def test_environments_have_to_be_named(args, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["compare", *args]) == 2

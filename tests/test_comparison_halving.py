@@ -308,7 +308,7 @@ def test_scores_do_not_depend_on_the_order_of_runs(tmp_path):
 )
 def test_anchors_that_are_none(text, expected):
     with pytest.raises(SettingsError, match=expected):
-        read_anchors(CompareConfig(tune_together=True, tune_anchors=(text,)))
+        read_anchors(CompareConfig(env=("CartPole-v1",), tune_together=True, tune_anchors=(text,)))
 
 
 # The table and the time

@@ -50,6 +50,7 @@ def test_what_is_given_wins_even_if_it_is_the_plain_default():
     [
         (["--num-env", "3"], "unknown option --num-env; did you mean --num-envs"),
         (["--zzz"], "unknown option --zzz"),
+        (["CartPole-v1"], "unrecognized arguments: CartPole-v1; did you mean --env CartPole-v1; see"),
         (["--num-envs", "0"], "num_envs is 0, expected at least 1"),
         (["--num-envs", "-3"], "num_envs is -3, expected at least 1"),
         (["--seed", "9223372036854775808"], "seed is 9223372036854775808, expected at most 9,223,372,036,854,775,807"),

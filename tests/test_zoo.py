@@ -95,6 +95,7 @@ def test_the_agents_of_the_package_are_small_and_whole() -> None:
         content = (OWN_ZOO / each.file).read_bytes()
         assert len(content) == each.bytes < 1_000_000 and digest(content) == each.sha256
         assert digest((OWN_ZOO / each.config).read_bytes()) == each.config_sha256
+        assert digest((OWN_ZOO / each.evaluation).read_bytes()) == each.evaluation_sha256
         assert each.licence == "MIT" and each.episodes >= 100 and each.deterministic
         card = (OWN_ZOO / each.name / "README.md").read_text()
         assert f'load_zoo("{each.name}")' in card and 'license: "mit"' in card
@@ -195,7 +196,7 @@ def test_what_is_larger_than_the_manifest_says_is_not_read(folder: Path, address
         "a?b",
     ],
 )
-@pytest.mark.parametrize("entry", ["file", "config", "name"])
+@pytest.mark.parametrize("entry", ["file", "config", "evaluation", "name"])
 def test_a_path_that_leads_out_is_refused(folder: Path, entry: str, file: str) -> None:
     changed(folder, **{entry: file})
     assert "expected a path within the zoo" in told(CheckpointError, folder)
@@ -291,6 +292,9 @@ def test_files_that_were_altered_are_fetched_again(tmp_path: Path, address: str)
         path.write_bytes(b"{}")
         fetch_agent("CartPole-v1", tmp_path / "run", source=address)
         assert path.read_bytes() == before
+    (run / "evaluation.json").write_bytes(b"{}")
+    fetch_agent("CartPole-v1", tmp_path / "run", source=address)
+    assert (run / "evaluation.json").read_bytes() == b"{}", "an evaluation of one's own stays"
 
 
 def test_an_agent_of_the_zoo_can_be_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +305,8 @@ def test_an_agent_of_the_zoo_can_be_pushed(tmp_path: Path, monkeypatch: pytest.M
     run = fetch_agent("CartPole-v1", tmp_path / "run")
     with running_hub() as hub:
         push_to_hub(run, "me/cart", endpoint=hub.url)
-        assert {"agent.safetensors", "config.json", "README.md"} <= set(hub.files["me/cart"])
+        assert {"agent.safetensors", "config.json", "evaluation.json", "README.md"} <= set(hub.files["me/cart"])
+        assert b"100 episodes with raw rewards" in hub.files["me/cart"]["README.md"]
 
 
 # Making one
@@ -348,7 +353,7 @@ def test_the_best_agent_of_a_contest_is_released_without_a_training(
 ) -> None:
     runs = [tmp_path / "contests" / "CartPole-v1" / "runs" / f"CartPole-v1-ours-s{seed}" for seed in range(3)]
     for run in runs:
-        fetch_agent("CartPole-v1", run)
+        (fetch_agent("CartPole-v1", run) / "evaluation.json").unlink()
     (trained,) = (runs[0] / "checkpoints").iterdir()
     agent = load_zoo("CartPole-v1")
     with torch.no_grad():

@@ -43,10 +43,6 @@ def _config(args: Sequence[str], prog: str) -> CompareConfig:
 
     def base(given: Mapping[str, Any]) -> CompareConfig:
         if given.get("resume") is None:
-            if given.get("env") is None:  # nobody means twenty runs of a default one
-                raise SettingsError(
-                    "env is missing, expected the environments to compare on, such as --env CartPole-v1"
-                )
             return CompareConfig()
         # The folder may have been moved since.
         saved = read_settings(Path(given["resume"]) / "settings.json")

@@ -48,7 +48,7 @@ class CompareConfig:
         "output": "run_dir resume quiet",
     }
 
-    env: tuple[str, ...] = setting(("CartPole-v1",), fits=bool, expected="the id of an environment")
+    env: tuple[str, ...] = ()
     """Gymnasium ids; ID,bins=7 cuts continuous actions into 7 values per dimension."""
     env_kwargs: dict[str, Any] | None = None
     """Settings of the environments themselves, for all contestants: name=value pairs, values in JSON, or one JSON object."""

@@ -130,12 +130,14 @@ def make_environments(config: CompareConfig) -> tuple[list[Environment], dict[st
     """The environments, each of which is made once to see that it can be, and their spaces by name, actions uncut.
 
     Raises:
-        SettingsError: one that cannot be made, or a threshold that cannot be understood.
+        SettingsError: none is given, or one that cannot be made, or a threshold that cannot be understood.
     """
     from relax_rl.backends.registry import with_version
     from relax_rl.envs import make_envs
     from relax_rl.settings.presets import preset_config
 
+    if not config.env:  # nobody means twenty runs of a default one
+        raise SettingsError("env is missing, expected the environments to compare on, such as --env CartPole-v1")
     given = config.thresholds()
     found, spaces = [], {}
     for name in config.env:

@@ -1,7 +1,7 @@
 """Trained agents ready for use: a zoo is a folder, or the address of one, with a manifest and a thin run for each agent.
 
 A run of a zoo holds `config.json`, one checkpoint without optimisers, `evaluation.json` and a card. The manifest has checksums
-of the first two, which are all that is read here.
+of the first three, which are all that is read here.
 """
 
 from __future__ import annotations
@@ -77,6 +77,10 @@ class ZooAgent:
     """`config.json` of its run, from the folder of the manifest."""
     config_sha256: str
     """Of that file."""
+    evaluation: str
+    """`evaluation.json` of its run, from the folder of the manifest."""
+    evaluation_sha256: str
+    """Of that file."""
     return_mean: float
     """Mean raw return of the evaluation."""
     return_std: float
@@ -124,7 +128,7 @@ def fetch_agent(
 ) -> Path:
     """Put an agent of a zoo into a run's folder, on which `evaluate`, `export`, `variance` and `push` work; returns the folder.
 
-    Files that are there already and are those of the zoo are left alone.
+    Files that are there already and are those of the zoo are left alone, as is an evaluation that has been made since.
 
     Args:
         name, source: as for `load_zoo`.
@@ -146,8 +150,9 @@ def fetch_agent(
     for path, file, sha256, size in (
         (checkpoint, found.file, found.sha256, found.bytes),
         (run.config, found.config, found.config_sha256, None),
+        (run.evaluation, found.evaluation, found.evaluation_sha256, None),
     ):
-        if not _is_there(path, sha256):
+        if not _is_there(path, sha256) and not (path == run.evaluation and path.exists()):
             content = _checked(place, file, sha256, size)
             with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -236,7 +241,7 @@ def _agent(entry: Any) -> ZooAgent:
             raise ValueError(f"{each.name} of {shown(entry.get('name'))} is {shown(value)}, expected {kind.__name__}")
         given[each.name] = value
     found = ZooAgent(**given)
-    for name in ("name", "file", "config"):
+    for name in ("name", "file", "config", "evaluation"):
         if not _PLACE.fullmatch(given[name]):
             raise ValueError(f"{name} of {shown(found.name)} is {shown(given[name])}, expected a path within the zoo")
     if not 0 <= found.bytes <= _AGENT_BYTES:

@@ -68,7 +68,12 @@ def parse(
     required = [option for option in options.values() if option.required]
     helping = not _HELP.isdisjoint(args)
     told = [_settled(token, options) for token in args if token not in _HELP]
-    given = vars(_parser(kind, options, prog, description).parse_args(told))
+    parser = _parser(kind, options, prog, description)
+    found, rest = parser.parse_known_args(told)
+    if rest:
+        bare = "env" in options and not required and not rest[0].startswith("-")
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{f'; did you mean --env {rest[0]}' if bare else ''}")
+    given = vars(found)
     missing = [option for option in required if given[option.name] is None]
     if missing and not helping:
         what = help_of(missing[0]).rstrip(".")
